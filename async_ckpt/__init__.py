@@ -1,0 +1,6 @@
+"""Checkpoints for Metaflow whose ``save()`` never waits for storage."""
+
+#: Puts this package into the code package of remote tasks, in every kind of install.
+METAFLOW_PACKAGE_POLICY = "include"
+
+__version__ = "0.1.0"

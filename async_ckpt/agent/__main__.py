@@ -1,0 +1,48 @@
+"""Entry point of both processes: ``agent <lock> <socket> <spool>`` and ``worker <socket> <spool>`` (see ``launch.py``)."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+
+
+def main(arguments: list[str]) -> None:
+    """Run what was asked for, with the descriptors that were handed over."""
+    role, *rest = arguments
+    if role == "worker":
+        from . import worker
+
+        worker.main(int(rest[0]), rest[1])
+        return
+    lock, listening, directory = int(rest[0]), int(rest[1]), rest[2]
+    _close_all_but({0, 1, 2, lock, listening})
+    # The worker must not keep the lock or the socket alive.
+    os.set_inheritable(lock, False)
+    os.set_inheritable(listening, False)
+
+    from ..config import Config
+    from ..errors import CheckpointError
+    from ..spool.spool import Spool
+    from . import launch
+    from .agent import Agent
+    from .handle import WorkerProcess
+
+    launch.ignore_terminal_signals()
+    launch.raise_descriptor_limit()
+    try:
+        spool, config = Spool.open(directory), Config.from_env()
+        command = launch.bootstrap(heavy=True)
+        Agent(spool, socket.socket(fileno=listening), lambda: WorkerProcess(spool, command), config, guarded=True).run()
+    except CheckpointError as error:
+        sys.exit(f"async_ckpt agent: {error}")
+
+
+def _close_all_but(keep: set[int]) -> None:
+    """Descriptors that the task's C libraries leave open across exec (devices, sockets) are not ours to hold."""
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) not in keep:
+            try:
+                os.close(int(name))
+            except OSError:
+                continue  # The listing's own descriptor.

@@ -1,0 +1,468 @@
+"""The control plane: one loop that admits, orders, journals and answers. It imports nothing heavy and never waits for a store.
+
+The agent holds the spool's lock (a descriptor it was given) for as long as it lives, so there is one per spool. It works for an
+*owner*, the task's process; when the owner is gone (its connection ends, or its process), the agent *drains*: it goes on until
+everything is committed or its deadline has passed, and exits. When all is committed it removes the spool.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import socket
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from ..config import Config
+from ..crash import crash_point
+from ..errors import IntegrityError, ProtocolError, SpoolError
+from ..ipc import protocol
+from ..ipc.protocol import Message
+from ..ipc.server import Connection, Server
+from ..snapshot.base import remove_tree
+from ..spool.journal import COMMITTED, FAILED, UPLOADED, Journal, Progress
+from ..spool.spool import Admitted, Spool, torn_file
+from .guard import Guard, Held
+from .queue import Queue
+
+#: The uploader may die so often in a row, without anything finished in between, before what it works on is given up.
+MAX_WORKER_DEATHS = 5
+_TICK_S = 0.2
+_RATE_WINDOW_S = 5.0
+_MAX_ERRORS = 20
+
+
+class Worker(Protocol):
+    """The agent's handle on its data plane."""
+
+    sock: socket.socket
+
+    @property
+    def pid(self) -> int: ...
+    def stop(self) -> None: ...
+
+
+class Agent:
+    """See the module's docstring.
+
+    Parameters
+    ----------
+    spool : Spool
+        Whose lock the caller holds.
+    listening : socket.socket
+        Bound and listening at ``agent.sock``.
+    start_worker : callable
+        Makes a data plane; called when there is work and there is none.
+    guarded : bool
+        Whether leases are held here (a process of its own) or not (a thread).
+    """
+
+    def __init__(
+        self, spool: Spool, listening: socket.socket, start_worker: Callable[[], Worker], config: Config, *, guarded: bool
+    ) -> None:
+        self._spool, self._config, self._start_worker = spool, config, start_worker
+        self._selector = selectors.DefaultSelector()
+        self._server = Server(listening, self._selector, self._on_message, self._on_close)
+        self._wake_read, self._wake_write = socket.socketpair()
+        self._wake_read.setblocking(False)
+        self._selector.register(self._wake_read, selectors.EVENT_READ, lambda _: self._on_wake())
+        self._guard = Guard(self._on_private) if guarded else None
+        self._private: deque[tuple[str, str, str]] = deque()
+        self._queue = Queue(config.max_uploads)
+        self._items: dict[str, Admitted] = {}
+        self._worker: Worker | None = None
+        self._worker_decoder = protocol.Decoder()
+        self._worker_deaths = 0
+        self._owners: dict[Connection, int] = {}
+        self._waiting: list[tuple[Connection, Message, float]] = []
+        self._unjournaled: deque[Message] = deque()
+        self._sent: deque[tuple[float, int]] = deque()
+        self._errors: deque[str] = deque(maxlen=_MAX_ERRORS)
+        self._hurried = False
+        self._drain_until = time.monotonic() + config.drain_timeout_s
+        self._grace_until = time.monotonic() + config.reply_timeout_s
+        self._next_scan = 0.0
+        self._journal = Journal(spool.path("journal"))
+        self._recover()
+
+    # -- life ------------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Work until there is nothing left to do for anybody."""
+        try:
+            while not self._is_over():
+                for key, mask in self._selector.select(_TICK_S):
+                    key.data(mask)
+                self._tick()
+        finally:
+            self._close()
+
+    def _is_over(self) -> bool:
+        now = time.monotonic()
+        if self._owners or now < self._grace_until:
+            return False
+        return (not self._queue.pending and not self._spool_has_news()) or now >= self._drain_until
+
+    def _close(self) -> None:
+        if self._worker is not None:
+            self._selector.unregister(self._worker.sock)
+            self._worker.stop()
+            self._worker = None
+        if self._guard is not None:
+            self._guard.make_all_private()
+            self._guard.stop()
+        all_done = not self._queue.pending and not self._queue.failed() and not self._spool.ready_ids()
+        self._journal.close()
+        # Removed before the socket closes: whoever connects from now on finds nobody, and makes a new spool.
+        if all_done:
+            self._spool.remove()
+        self._server.close()
+        self._selector.unregister(self._wake_read)
+        self._wake_read.close()
+        self._wake_write.close()
+        self._selector.close()
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        if now >= self._next_scan:
+            self._next_scan = now + self._config.rescan_s
+            self._scan()
+        while self._unjournaled:
+            try:
+                self._journal.append(self._unjournaled[0])
+            except SpoolError:
+                break
+            self._unjournaled.popleft()
+        for connection, pid in list(self._owners.items()):
+            if not _exists(pid):
+                connection.close()
+        self._start_work()
+        self._answer_waiting(now)
+
+    # -- recovery and admission ------------------------------------------------------------------------------------
+
+    def _recover(self) -> None:
+        """Take up what earlier agents and savers left on this disk."""
+        keep = set()
+        for item in self._spool.pending():
+            keep.add(item.data)
+            known = self._journal.progress.get(item.id, Progress())
+            if known.state == COMMITTED:
+                self._forget(item)
+                continue
+            if known.state != UPLOADED and (torn := torn_file(item, known.files)):
+                self._queue.admit(item.id, item.order, item.size)
+                self._fail(item.id, f"{torn} was written to, or removed, while nobody guarded the snapshot", lost=item)
+                continue
+            self._admit(item, uploaded=known.state == UPLOADED)
+        self._spool.sweep(keep)
+        for identity, known in self._journal.progress.items():
+            if identity not in self._queue.jobs:
+                self._queue.admit(identity, (0, 0), 0)
+                self._queue.end(identity, known.state if known.state in (COMMITTED, FAILED) else FAILED, known.why)
+
+    def _scan(self) -> None:
+        """Find what was admitted without a doorbell."""
+        for identity in self._spool.ready_ids():
+            if identity not in self._queue.jobs:
+                self._admit_by_id(identity)
+
+    def _spool_has_news(self) -> bool:
+        return any(identity not in self._queue.jobs for identity in self._spool.ready_ids())
+
+    def _admit_by_id(self, identity: str) -> Admitted | None:
+        try:
+            item = self._spool.read(identity)
+        except IntegrityError as error:
+            self._queue.admit(identity, (0, 0), 0)
+            self._fail(identity, str(error))
+            return None
+        if item is not None and identity not in self._queue.jobs:
+            self._admit(item)
+        return item
+
+    def _admit(self, item: Admitted, *, uploaded: bool = False) -> None:
+        self._items[item.id] = item
+        self._queue.admit(item.id, item.order, item.size, uploaded=uploaded)
+
+    # -- the data plane --------------------------------------------------------------------------------------------
+
+    def _start_work(self) -> None:
+        if not self._queue.pending:
+            return
+        if self._worker is None:
+            self._worker = self._start_worker()
+            self._worker_decoder = protocol.Decoder()
+            self._worker.sock.setblocking(False)
+            self._selector.register(self._worker.sock, selectors.EVENT_READ, lambda _: self._on_worker())
+            if self._hurried:
+                self._tell_worker({"op": "priority"})
+        for action in self._queue.next_actions():
+            message: Message = {"op": action.kind, "id": action.id}
+            if action.kind == "upload":
+                message["done"] = self._journal.progress.get(action.id, Progress()).files
+            self._tell_worker(message)
+
+    def _tell_worker(self, message: Message) -> None:
+        if self._worker is None:
+            return
+        try:
+            data = protocol.encode(message)
+        except ProtocolError:
+            # More finished files than a frame holds: some are sent to the store again.
+            data = protocol.encode({**message, "done": {}})
+        try:
+            # Small and few, and the worker reads all the time: the buffer of a socket pair always has room for them.
+            self._worker.sock.sendall(data)
+        except OSError:
+            self._worker_died()
+
+    def _on_worker(self) -> None:
+        assert self._worker is not None
+        try:
+            data, _ = protocol.receive(self._worker.sock)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._worker_died()
+            return
+        for message, _ in self._worker_decoder.feed(data, []):
+            self._on_worker_message(message)
+
+    def _worker_died(self) -> None:
+        if self._worker is None:
+            return
+        self._selector.unregister(self._worker.sock)
+        self._worker.stop()
+        self._worker = None
+        self._worker_deaths += 1
+        self._queue.restart()
+        if self._worker_deaths >= MAX_WORKER_DEATHS:
+            self._worker_deaths = 0
+            why = f"The uploader died {MAX_WORKER_DEATHS} times in a row; see {self._spool.path('agent.log')}"
+            for job in [job for job in self._queue.jobs.values() if job.state not in (COMMITTED, FAILED)]:
+                self._fail(job.id, why)
+
+    def _on_worker_message(self, message: Message) -> None:
+        identity, op = message["id"], message["op"]
+        item, job = self._items.get(identity), self._queue.jobs.get(identity)
+        if item is None or job is None:
+            return
+        if op == "progress":
+            job.sent += message["bytes"]
+            self._sent.append((time.monotonic(), message["bytes"]))
+            return
+        self._worker_deaths = 0
+        if op == "file":
+            if torn_file(item, self._all_but(item, message["path"])) is None:
+                self._note({"id": identity, "file": message["path"], "crc32": message["crc32"]})
+                self._let_go(identity, [message["path"]])
+        elif op == "uploaded":
+            # The last word on torn files: a link that lost its lease by force has another mtime by now.
+            torn = torn_file(item, self._journal.progress.get(identity, Progress()).files)
+            if torn:
+                self._fail(identity, f"{torn} was written to while it was uploaded; its lease was broken by force", lost=item)
+                return
+            crash_point("agent:before-uploaded")
+            self._note({"id": identity, "state": UPLOADED})
+            self._queue.uploaded(identity)
+            self._let_go(identity, None)
+        elif op == "committed":
+            crash_point("agent:before-committed")
+            self._note({"id": identity, "state": COMMITTED, "reference": item.reference})
+            self._queue.end(identity, COMMITTED)
+            self._forget(item)
+        elif op == "failed":
+            self._fail(identity, message["why"])
+
+    @staticmethod
+    def _all_but(item: Admitted, path: str) -> set[str]:
+        return {entry.path for entry in item.manifest.files} - {path}
+
+    def _fail(self, identity: str, why: str, *, lost: Admitted | None = None) -> None:
+        """A checkpoint will not be committed. Its snapshot stays for a later attempt, unless it is ``lost``."""
+        self._queue.end(identity, FAILED, why)
+        self._errors.append(f"{identity}: {why}")
+        self._note({"id": identity, "state": FAILED, "why": why})
+        if lost is not None:
+            self._let_go(identity, None)
+            self._forget(lost)
+
+    def _forget(self, item: Admitted) -> None:
+        """Give back a checkpoint's disk. The record goes last, so that a crash in between leaves nothing without an owner."""
+        self._items.pop(item.id, None)
+        with contextlib.suppress(OSError):
+            remove_tree(item.data)
+        self._spool.drop_record(item.id)
+
+    def _note(self, record: Message) -> None:
+        """Journal a record; on a full disk it is kept and written when there is room again."""
+        try:
+            self._journal.append(record)
+        except SpoolError as error:
+            self._errors.append(str(error))
+            self._unjournaled.append(record)
+
+    # -- leases ----------------------------------------------------------------------------------------------------
+
+    def _guard_files(self, item: Admitted | None, message: Message, fds: list[int]) -> None:
+        entries = {entry.path: entry for entry in item.manifest.files} if item else {}
+        for path, fd in zip(message.get("guard", []), fds, strict=False):
+            entry = entries.get(path)
+            if self._guard is None or entry is None or item is None:
+                os.close(fd)
+            else:
+                self._guard.add(item.id, path, Held(fd, item.file(path), entry.size, entry.mtime_ns))
+
+    def _let_go(self, identity: str, paths: list[str] | None) -> None:
+        if self._guard is not None:
+            self._tell_unguarded(identity, self._guard.let_go(identity, paths))
+
+    def _tell_unguarded(self, identity: str, paths: list[str]) -> None:
+        for start in range(0, len(paths), protocol.MAX_FDS):
+            push = {"push": "unguard", "id": identity, "paths": paths[start : start + protocol.MAX_FDS]}
+            for connection in list(self._server.connections):
+                connection.send(push)
+
+    def _on_private(self, identity: str, path: str, why: str) -> None:
+        """From the guard's thread."""
+        self._private.append((identity, path, why))
+        with contextlib.suppress(OSError):
+            self._wake_write.send(b"\0", socket.MSG_DONTWAIT)
+
+    def _on_wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self._wake_read.recv(4096)
+        while self._private:
+            identity, path, why = self._private.popleft()
+            self._tell_unguarded(identity, [path])
+            if why:
+                self._fail(identity, why, lost=self._items.get(identity))
+
+    # -- clients ---------------------------------------------------------------------------------------------------
+
+    def _on_message(self, connection: Connection, message: Message, fds: list[int]) -> None:
+        op = message.get("op")
+        if op == "admit":
+            # Read even if known: a scan may have found it before its leases came.
+            identity = str(message.get("id"))
+            item = self._items.get(identity) or self._admit_by_id(identity)
+            self._guard_files(item, message, fds)
+            self._start_work()
+            return
+        for fd in fds:
+            os.close(fd)
+        if op == "hello":
+            self._on_hello(connection, message)
+        elif op == "state":
+            connection.send({"seq": message.get("seq"), **self._state(str(message.get("id")))})
+        elif op == "status":
+            connection.send({"seq": message.get("seq"), **self._status()})
+        elif op == "bye":
+            self._owners.pop(connection, None)
+            self._grace_until, self._drain_until = 0.0, time.monotonic() + self._config.drain_timeout_s
+            connection.send({"seq": message.get("seq")})
+        elif op in ("wait", "flush"):
+            if op == "flush":
+                self._scan()
+                self._start_work()
+                self._hurry()
+            timeout = message.get("timeout_s")
+            limit = float(timeout) if isinstance(timeout, (int, float)) else self._config.reply_timeout_s
+            self._waiting.append((connection, message, time.monotonic() + limit))
+            self._answer_waiting(time.monotonic())
+        else:
+            connection.send({"seq": message.get("seq"), "error": f"The operation {op!r} is unknown"})
+
+    def _on_hello(self, connection: Connection, message: Message) -> None:
+        if message.get("v") != protocol.VERSION:
+            connection.send({"seq": message.get("seq"), "error": f"This agent speaks version {protocol.VERSION}"})
+            connection.close()
+            return
+        connection.greeted = True
+        if message.get("owner"):
+            self._owners[connection] = connection.pid
+            self._grace_until, self._hurried = 0.0, False
+            # A new attempt: what the store refused before gets another chance.
+            for job in self._queue.failed():
+                if job.id in self._items:
+                    self._queue.retry(job.id)
+        connection.send({"seq": message.get("seq"), "v": protocol.VERSION, "pid": os.getpid()})
+
+    def _on_close(self, connection: Connection) -> None:
+        self._waiting = [entry for entry in self._waiting if entry[0] is not connection]
+        if self._owners.pop(connection, None) is not None:
+            self._drain_until = time.monotonic() + self._config.drain_timeout_s
+            self._hurry()
+
+    def _hurry(self) -> None:
+        """Nobody trains any more: the data plane may use the machine."""
+        if not self._hurried:
+            self._hurried = True
+            self._tell_worker({"op": "priority"})
+
+    def _answer_waiting(self, now: float) -> None:
+        still = []
+        waiting, self._waiting = self._waiting, []
+        for connection, message, until in waiting:
+            if message["op"] == "flush":
+                done, answer = not self._queue.pending, self._flush_answer()
+            else:
+                answer = self._state(str(message.get("id")))
+                done = answer["state"] in (COMMITTED, FAILED)
+            if done or now >= until:
+                connection.send({"seq": message.get("seq"), **answer})
+            else:
+                still.append((connection, message, until))
+        self._waiting += still
+
+    def _state(self, identity: str) -> Message:
+        if identity not in self._queue.jobs:
+            self._admit_by_id(identity)
+        job = self._queue.jobs.get(identity)
+        return {"state": job.state, "why": job.why} if job else {"state": None, "why": "unknown to this agent"}
+
+    def _flush_answer(self) -> Message:
+        failed = self._queue.failed()
+        return {
+            "pending": self._queue.pending,
+            "pending_bytes": self._queue.pending_bytes,
+            "bytes_per_s": self._rate(),
+            "failed": [[job.id, job.why] for job in failed[-_MAX_ERRORS:]],
+            "failed_count": len(failed),
+        }
+
+    def _rate(self) -> float:
+        now = time.monotonic()
+        while self._sent and now - self._sent[0][0] > _RATE_WINDOW_S:
+            self._sent.popleft()
+        if not self._sent:
+            return 0.0
+        return max(sum(count for _, count in self._sent), 0) / max(now - self._sent[0][0], 0.2)
+
+    def _status(self) -> dict[str, Any]:
+        return {
+            **self._flush_answer(),
+            "pid": os.getpid(),
+            "worker_pid": self._worker.pid if self._worker else None,
+            "committed": self._queue.committed,
+            "last_committed": self._queue.last_committed,
+            "leases": self._guard.count() if self._guard else 0,
+            "errors": list(self._errors),
+            "warnings": self._journal.warnings,
+        }
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

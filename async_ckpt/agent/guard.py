@@ -1,0 +1,121 @@
+"""Answers the kernel when somebody wants to write to a hard-linked file; see ``snapshot/lease.py``.
+
+A thread of its own, because a trainer stands in ``open()`` until the answer comes. The signal is blocked in the whole process and
+fetched with ``sigwaitinfo``; which lease it means is asked of each one (a microsecond each), which also covers lost signals.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from ..errors import SnapshotError
+from ..snapshot import lease
+
+
+@dataclass
+class Held:
+    """A leased file: its descriptor, the link's path, size (bytes) and mtime (nanoseconds) as captured."""
+
+    fd: int
+    path: str
+    size: int
+    mtime_ns: int
+    busy: bool = False
+
+
+class Guard:
+    """Holds the leases of all snapshots.
+
+    Parameters
+    ----------
+    on_private : callable
+        ``(id, path, why)`` from the guard's thread after a file was made private and its lease let go; ``why`` is not empty if it
+        could not be (the snapshot is lost then).
+    """
+
+    def __init__(self, on_private: Callable[[str, str, str], None]) -> None:
+        self._on_private = on_private
+        self._lock = threading.Lock()
+        self._held: dict[tuple[str, str], Held] = {}
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="async_ckpt-guard", daemon=True)
+        self._thread.start()
+
+    def add(self, identity: str, path: str, held: Held) -> None:
+        """Take over a lease; its descriptor belongs to the guard from now on."""
+        with self._lock:
+            previous = self._held.get((identity, path))
+            if previous is not None:  # Sent again over a new connection: the same description, one descriptor is enough.
+                os.close(held.fd)
+                return
+            self._held[identity, path] = held
+        if lease.is_breaking(held.fd):
+            self._wake()
+
+    def let_go(self, identity: str, paths: Iterable[str] | None = None) -> list[str]:
+        """Release leases without a copy: the bytes are in the store. Returns the paths released."""
+        released = []
+        with self._lock:
+            keys = [key for key in self._held if key[0] == identity] if paths is None else [(identity, p) for p in paths]
+            for key in keys:
+                held = self._held.get(key)
+                if held is not None and not held.busy:
+                    del self._held[key]
+                    lease.release(held.fd)
+                    os.close(held.fd)
+                    released.append(key[1])
+        return released
+
+    def count(self) -> int:
+        return len(self._held)
+
+    def make_all_private(self) -> None:
+        """Before an agent retires with work left: every snapshot is made to stand on its own."""
+        with self._lock:
+            todo = [key for key, held in self._held.items() if not held.busy]
+            for key in todo:
+                self._held[key].busy = True
+        self._make_private(todo)
+
+    def stop(self) -> None:
+        self._stopping = True
+        self._wake()
+        self._thread.join(timeout=5)
+
+    def _wake(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(os.getpid(), lease.LEASE_SIGNAL)
+
+    def _run(self) -> None:
+        while not self._stopping:
+            # The time limit is for a signal lost with a full queue.
+            signal.sigtimedwait([lease.LEASE_SIGNAL], 1.0)
+            with self._lock:
+                todo = [key for key, held in self._held.items() if not held.busy and lease.is_breaking(held.fd)]
+                for key in todo:
+                    self._held[key].busy = True
+            self._make_private(todo)
+
+    def _make_private(self, keys: list[tuple[str, str]]) -> None:
+        # One inode may be in several snapshots: the first copy serves them all.
+        donors: dict[tuple[int, int, int], str] = {}
+        for key in keys:
+            held = self._held[key]
+            why = ""
+            inode = os.fstat(held.fd).st_ino
+            donor = donors.get((inode, held.size, held.mtime_ns))
+            try:
+                lease.make_private(held.path, held.fd, held.size, held.mtime_ns, donor=donor)
+                donors[inode, held.size, held.mtime_ns] = held.path
+            except SnapshotError as error:
+                why = str(error)
+            with self._lock:
+                del self._held[key]
+            lease.release(held.fd)
+            os.close(held.fd)
+            self._on_private(*key, why)

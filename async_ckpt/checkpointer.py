@@ -1,0 +1,450 @@
+"""Saving, listing, loading and flushing for one task; what the decorator, ``Checkpoint`` and the command line stand on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from typing import Any, TypeVar
+
+from anyio.from_thread import start_blocking_portal
+
+from . import catalog, layout, restore, snapshot
+from .agent.launch import Launcher
+from .config import ENV_ATTEMPT, ENV_SPOOL, Config
+from .errors import AgentError, CheckpointError, FlushError, IntegrityError, NotFound, StoreError, UsageError, WaitTimeout
+from .ipc.client import AgentClient, Lease
+from .spool import journal
+from .spool.journal import ADMITTED, COMMITTED, FAILED
+from .spool.spool import Admitted, Spool
+from .stores import open_store
+from .stores.base import Store, StoreSpec
+
+T = TypeVar("T")
+
+Report = Callable[[str], None]
+
+_WAIT_SLICE_S = 5.0
+_STARTS = 3
+
+
+class Reference(dict[str, Any]):
+    """A saved checkpoint: a plain dict with the fields of its metadata, which also knows how far it has come.
+
+    It pickles, copies and serializes as a ``dict`` that needs nothing of this package to be read.
+    """
+
+    _checkpointer: Checkpointer
+
+    def __init__(self, data: Mapping[str, Any], checkpointer: Checkpointer) -> None:
+        super().__init__(data)
+        self._checkpointer = checkpointer
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (dict(self),)
+
+    @property
+    def id(self) -> str:
+        return f"{self['attempt']}.{self['name']}.{self['version_id']}"
+
+    @property
+    def state(self) -> str:
+        """``ADMITTED``, ``UPLOADING``, ``UPLOADED``, ``COMMITTED``, ``FAILED`` or ``SUPERSEDED``."""
+        return self._checkpointer.state(self.id)[0]
+
+    @property
+    def error(self) -> str | None:
+        """Why it failed; None if it did not."""
+        state, why = self._checkpointer.state(self.id)
+        return why if state == FAILED else None
+
+    def done(self) -> bool:
+        """Whether it is in the store, or failed for good."""
+        return self.state in journal.FINAL
+
+    def wait(self, timeout: float | None = None) -> Reference:
+        """Wait until it is in the store.
+
+        Parameters
+        ----------
+        timeout : float or None
+            Seconds; None: as long as a flush may take (``METAFLOW_ASYNC_CKPT_FLUSH_TIMEOUT_S``).
+
+        Raises
+        ------
+        StoreError
+            It failed for good; says why.
+        WaitTimeout
+            It is still under way.
+        """
+        self._checkpointer.wait(self.id, timeout)
+        return self
+
+
+class Checkpointer:
+    """One process's access to the checkpoints of a task.
+
+    Parameters
+    ----------
+    spool : Spool
+        The task's; its ``task.attempt`` is the attempt saves belong to.
+    uploader : str
+        ``"process"`` or ``"thread"``: what is started where no agent runs.
+    owner : bool
+        True in the task's own process: the agent is started now and exits some time after this process.
+    """
+
+    def __init__(self, spool: Spool, config: Config, *, uploader: str = "process", owner: bool = False) -> None:
+        self.spool, self.config, self.task = spool, config, spool.task
+        self._launcher = Launcher(spool, config, uploader)
+        self._client = AgentClient(self._launcher.connect, owner=owner, config=config)
+        self._last_known: dict[str, tuple[str, str]] = {}
+        self._closed = False
+
+    @classmethod
+    def start(cls, root: str, task: layout.TaskInfo, store: StoreSpec, config: Config, *, uploader: str) -> Checkpointer:
+        """The checkpointer of a task's own process: makes the spool, or takes up an earlier attempt's, and starts the agent.
+
+        Raises
+        ------
+        SpoolError, AgentError
+            One of the two cannot be had.
+        """
+        for _ in range(_STARTS):
+            spool = Spool.create(root, task, store)
+            checkpointer = cls(spool, config, uploader=uploader, owner=True)
+            try:
+                checkpointer._client.attach()
+            except (AgentError, WaitTimeout):
+                # An agent that had drained an earlier attempt may have removed the spool in this moment; then there is nothing
+                # left to take up, and a new one is made.
+                if os.path.exists(spool.path("spool.json")):
+                    raise
+                continue
+            return checkpointer
+        raise AgentError("The spool is removed again and again", where=root, hint="See whether something cleans that directory")
+
+    @classmethod
+    def from_environment(cls) -> Checkpointer:
+        """The checkpointer of the task this process was started by.
+
+        Raises
+        ------
+        UsageError
+            No task's environment: it says what to do.
+        SpoolError
+            The task has ended.
+        """
+        directory, attempt = os.environ.get(ENV_SPOOL), os.environ.get(ENV_ATTEMPT)
+        if not directory:
+            raise UsageError(
+                f"This process does not belong to a step with @checkpoint ({ENV_SPOOL} is not set)",
+                hint="Save inside such a step or in a subprocess that inherits its environment; to read, name a task",
+            )
+        spool = Spool.open(directory, attempt=int(attempt) if attempt else None)
+        return cls(spool, Config.from_env())
+
+    # -- saving ----------------------------------------------------------------------------------------------------
+
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        name: str = layout.DEFAULT_NAME,
+        metadata: Mapping[str, Any] | None = None,
+        latest: bool = True,
+        storage_format: str = "files",
+        strategy: str = "auto",
+    ) -> Reference:
+        """Snapshot a file or directory and admit it; the upload happens later. See ``Checkpoint.save`` for the parameters.
+
+        Raises
+        ------
+        UsageError
+            An argument is not valid.
+        SnapshotError, SpoolError
+            The path cannot be captured, or the spool's disk is full; nothing was saved, and ``path`` is untouched.
+        """
+        layout.check_name(name)
+        plain = layout.check_metadata(metadata)
+        check_storage_format(storage_format)
+        if self._closed:
+            raise UsageError("The step has ended: nothing can be saved any more", hint="Save before the step returns")
+        source = os.path.abspath(os.fspath(path))
+        agent = self._client.agent_pid() or None
+        snapshot.check_strategy(strategy, leases=agent is not None)
+        data = self.spool.new_data_directory(source)
+        captured = snapshot.capture(
+            source, data, strategy, owner_pid=agent, config=self.config, lease_budget=self._lease_budget()
+        )
+        try:
+            reference = layout.reference(
+                self.task, name=name, version=self.spool.next_version(), url=self.spool.store.root, size=captured.manifest.size,
+                metadata=plain, storage_format=storage_format, latest=bool(latest),
+            )  # fmt: skip
+            admitted = self.spool.admit(reference, captured.manifest, data, source)
+        except BaseException:
+            captured.drop(data)
+            raise
+        entries = {entry.path: entry for entry in captured.manifest.files} if captured.leases else {}
+        self._client.admit(
+            admitted.id,
+            {p: Lease(fd, admitted.file(p), entries[p].size, entries[p].mtime_ns) for p, fd in captured.leases.items()},
+        )
+        return Reference(reference, self)
+
+    def _lease_budget(self) -> int:
+        """Leases are descriptors of the trainer: at most half of those it may have."""
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        limit = self.config.max_leases if soft == resource.RLIM_INFINITY else min(self.config.max_leases, soft // 2)
+        return max(limit - self._client.leases_held, 0)
+
+    # -- following -------------------------------------------------------------------------------------------------
+
+    def state(self, identity: str) -> tuple[str, str]:
+        """(state, why) of a checkpoint of this task."""
+        if not self._closed:
+            with contextlib.suppress(AgentError, WaitTimeout):
+                answer = self._client.request("state", self.config.reply_timeout_s, id=identity)
+                if answer["state"]:
+                    return answer["state"], answer["why"]
+        if identity in self._last_known:
+            return self._last_known[identity]
+        known = journal.read(self.spool.path("journal")).get(identity)
+        return (known.state, known.why) if known else (ADMITTED, "")
+
+    def wait(self, identity: str, timeout_s: float | None = None) -> None:
+        """See ``Reference.wait``."""
+        limit = self.config.flush_timeout_s if timeout_s is None else timeout_s
+        deadline = time.monotonic() + limit
+        while True:
+            left = deadline - time.monotonic()
+            if self._closed or left <= 0:
+                state, why = self.state(identity)
+            else:
+                piece = min(left, _WAIT_SLICE_S)
+                answer = self._client.request("wait", piece + self.config.reply_timeout_s, id=identity, timeout_s=piece)
+                state, why = answer["state"], answer["why"]
+            if state == COMMITTED:
+                return
+            if state == FAILED:
+                raise StoreError(f"Checkpoint {identity} is not in the store: {why}", hint="It is kept in the spool; save again")
+            if left <= 0:
+                raise WaitTimeout(f"Checkpoint {identity} is not in the store after {limit:g} s (it is {state})")
+
+    def status(self) -> dict[str, Any]:
+        """How far the store is behind: ``pending``, ``pending_bytes`` (bytes), ``bytes_per_s``, ``committed``,
+        ``last_committed``, ``failed``, ``errors``, ``warnings``, and the processes that work on it.
+
+        Raises
+        ------
+        AgentError, WaitTimeout
+            No agent can be had, or it does not answer.
+        """
+        answer = self._client.request("status", self.config.reply_timeout_s)
+        answer.pop("seq", None)
+        return {**answer, "spool": self.spool.directory}
+
+    def flush(self, timeout_s: float | None = None, report: Report | None = None) -> None:
+        """Wait until everything this task admitted is in the store. May be called again, also after it was interrupted.
+
+        Parameters
+        ----------
+        timeout_s : float or None
+            Limit in seconds; None: ``METAFLOW_ASYNC_CKPT_FLUSH_TIMEOUT_S``.
+        report : callable or None
+            Gets a line of progress now and then.
+
+        Raises
+        ------
+        FlushError
+            Some checkpoints of this attempt are not in the store; names them and says why.
+        """
+        limit = self.config.flush_timeout_s if timeout_s is None else timeout_s
+        deadline, next_report = time.monotonic() + limit, time.monotonic() + self.config.progress_s
+        while self.spool.ready_ids():
+            piece = max(min(self.config.progress_s, deadline - time.monotonic()), 0)
+            try:
+                answer = self._client.request("flush", piece + self.config.reply_timeout_s, timeout_s=piece)
+            except (AgentError, WaitTimeout) as error:
+                raise self._flush_error(str(error)) from error
+            if not answer["pending"]:
+                break
+            if time.monotonic() >= deadline:
+                raise self._flush_error(f"the limit of {limit:g} s is over")
+            if report is not None and time.monotonic() >= next_report:
+                next_report = time.monotonic() + self.config.progress_s
+                report(progress_line(answer))
+        failed = {
+            identity: known.why
+            for identity, known in journal.read(self.spool.path("journal")).items()
+            if known.state == FAILED and identity.startswith(f"{self.task.attempt}.")
+        }
+        if failed:
+            raise self._flush_error("", failed)
+
+    def _flush_error(self, why: str, failed: Mapping[str, str] | None = None) -> FlushError:
+        if failed is None:
+            failed = {item.id: "" for item in self.spool.pending()}
+        names = [f"{identity} ({reason})" if reason else identity for identity, reason in failed.items()]
+        shown = "; ".join(names[:5]) + (f"; and {len(names) - 5} more" if len(names) > 5 else "")
+        subject = f"{len(names)} checkpoint{'s are' if len(names) != 1 else ' is'} not in the store: {shown}"
+        return FlushError(
+            f"{subject}: {why}" if why else subject,
+            where=self.spool.directory,
+            hint="What was captured stays in the spool on this machine; a retry here uploads it again",
+        )
+
+    def committed(self) -> list[dict[str, Any]]:
+        """References of what this attempt has committed, oldest first, from the journal: no store is asked."""
+        known = journal.read(self.spool.path("journal")).values()
+        mine = [p.reference for p in known if p.state == COMMITTED and p.reference]
+        return sorted((r for r in mine if r["attempt"] == self.task.attempt), key=layout.order)
+
+    def close(self, *, clean: bool) -> None:
+        """Let go of the agent: it finishes what is left and exits. ``clean``: the step is over, the spool is not needed again."""
+        if self._closed:
+            return
+        known = journal.read(self.spool.path("journal"))
+        self._last_known = {identity: (item.state, item.why) for identity, item in known.items()}
+        self._closed = True
+        if clean:
+            with contextlib.suppress(CheckpointError):  # Without an agent there is nobody to say goodbye to.
+                self._client.request("bye", 1.0)
+        self._client.close()
+        self._launcher.join(self.config.reply_timeout_s)
+
+    # -- reading ---------------------------------------------------------------------------------------------------
+
+    def list(
+        self, *, name: str | None = None, attempt: int | None = None, within_task: bool = True
+    ) -> list[dict[str, Any]]:
+        """Checkpoints of this task (all attempts), or of its step in the namespace, newest first.
+
+        Each is its metadata and a ``state``: ``COMMITTED``, or how far one that is still on this machine has come.
+        """
+        folder = self.task.task_folder if within_task else self.task.scope_folder
+        on_disk = {item.id: item for item in self.spool.pending()}
+        known = journal.read(self.spool.path("journal")) if on_disk else {}
+        stored = self._run(lambda s: catalog.list_references(s, folder, self.config, name=name, attempt=attempt))
+        found = {data["key"]: {**data, "state": COMMITTED} for data in stored}
+        for item in on_disk.values():
+            data = item.reference
+            if (name is None or data["name"] == name) and (attempt is None or data["attempt"] == attempt):
+                state = known[item.id].state if item.id in known else ADMITTED
+                found.setdefault(data["key"], {**data, "state": state})
+        return sorted(found.values(), key=layout.order if within_task else layout.age, reverse=True)
+
+    def load(self, reference: Mapping[str, Any] | str, path: str) -> dict[str, Any]:
+        """Load a checkpoint into the directory ``path``, from this machine's disk if it is still there. Returns its metadata.
+
+        Raises
+        ------
+        UsageError, NotFound, IntegrityError, StoreError, SnapshotError
+            See ``restore``; ``path`` is as it was.
+        """
+        key = reference if isinstance(reference, str) else reference.get("key") if isinstance(reference, Mapping) else None
+        for item in self.spool.pending():
+            if item.reference["key"] == key:
+                with contextlib.suppress(FileNotFoundError):  # Committed and released in this moment: it is in the store.
+                    restore.load_from_spool(item, path)
+                    return item.reference
+
+        async def from_store(store: Store) -> dict[str, Any]:
+            data = await catalog.find(store, reference)
+            await restore.load_from_store(store, data, path, self.config)
+            return data
+
+        return self._run(from_store)
+
+    def load_newest(self, policy: str, path: str, report: Report) -> dict[str, Any] | None:
+        """Load what a load policy calls for.
+
+        Parameters
+        ----------
+        policy : str
+            ``"fresh"``: the newest of this task. ``"eager"``: else the newest of this step in the scope. ``"none"``.
+        report : callable
+            Hears of damaged checkpoints that were passed over.
+
+        Returns
+        -------
+        dict or None
+            The metadata of what was loaded.
+        """
+        if policy == "none":
+            return None
+        for candidate in self._candidates(policy):
+            try:
+                if isinstance(candidate, Admitted):
+                    restore.load_from_spool(candidate, path)
+                    return candidate.reference
+                return self.load(candidate, path)
+            except FileNotFoundError:
+                assert isinstance(candidate, Admitted)
+                return self.load(candidate.reference, path)
+            except (IntegrityError, NotFound) as error:
+                report(f"A checkpoint cannot be loaded, and the next older one is tried: {error}")
+        return None
+
+    def _candidates(self, policy: str) -> Iterator[Admitted | dict[str, Any]]:
+        """What to try, best first; the store's history is only listed when its newest cannot be loaded."""
+        spooled = [item for item in reversed(self.spool.pending()) if item.reference["latest"]]
+        folders = [(self.task.task_folder, False)] + ([(self.task.scope_folder, True)] if policy == "eager" else [])
+        for folder, by_age in folders:
+            order = layout.age if by_age else layout.order
+            stored = self._run(lambda s, f=folder, a=by_age: catalog.newest(s, f, self.config, by_age=a))
+            if not by_age:
+                for item in spooled:
+                    if stored is None or item.order > layout.order(stored):
+                        yield item
+            if stored is not None:
+                yield stored
+                older = self._run(lambda s, f=folder: catalog.list_references(s, f, self.config))
+                older = [data for data in older if data.get("latest", True) and data["key"] != stored["key"]]
+                yield from sorted(older, key=order, reverse=True)
+
+    def _run(self, function: Callable[[Store], Awaitable[T]]) -> T:
+        return run_with_store(self.spool.store, self.config, function)
+
+
+def run_with_store(spec: StoreSpec, config: Config, function: Callable[[Store], Awaitable[T]]) -> T:
+    """Open a store, call an asynchronous function with it, close it; in a thread, so that a caller's event loop does not matter."""
+
+    async def call() -> T:
+        store = open_store(spec, config)
+        try:
+            return await function(store)
+        finally:
+            await store.aclose()
+
+    with start_blocking_portal() as portal:
+        return portal.call(call)
+
+
+def check_storage_format(storage_format: str) -> str:
+    """Return the format if it exists; ``UsageError`` if not."""
+    if storage_format not in layout.STORAGE_FORMATS:
+        raise UsageError(
+            f"storage_format={storage_format!r} is unknown", hint=f"Use one of {', '.join(layout.STORAGE_FORMATS)}"
+        )
+    return storage_format
+
+
+def progress_line(answer: Mapping[str, Any]) -> str:
+    """``left: 3 checkpoints, 1.2 GiB, 310 MB/s, 4 s``."""
+    rate, left = float(answer["bytes_per_s"]), int(answer["pending_bytes"])
+    count = answer["pending"]
+    line = f"left: {count} checkpoint{'s' if count != 1 else ''}, {format_bytes(left)}"
+    return line + (f", {rate / 1e6:.0f} MB/s, {left / rate:.0f} s" if rate > 0 else ", waiting for the store")
+
+
+def format_bytes(count: float) -> str:
+    """``1.2 GiB``."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"

@@ -1,0 +1,184 @@
+"""``async-ckpt``: checkpoints from a shell.
+
+Inside a step with ``@checkpoint`` (and its subprocesses) every command works on the task, found through the environment. Outside,
+``list --task`` and ``load`` read from the datastore Metaflow is configured for, and ``--spool`` names the spool of a task that was
+killed. Exit status: 0 done, 1 it failed (the reason is on stderr), 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from . import __version__, catalog, layout, restore, snapshot
+from .checkpointer import Checkpointer, format_bytes, run_with_store
+from .config import ENV_SPOOL, Config
+from .errors import CheckpointError, UsageError
+from .spool.spool import Spool
+from .stores.base import Store, StoreSpec
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command; see the module's docstring for the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        result = options.command(options)
+    except CheckpointError as error:
+        if options.json:
+            print(json.dumps({"error": str(error), "kind": type(error).__name__}))
+        print(f"async-ckpt {options.name}: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, UsageError) else 1)
+    except BrokenPipeError:
+        # The reader (head, less) has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    print(json.dumps(result) if options.json else options.text(result))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="async-ckpt", description="Save, list and load checkpoints of a Metaflow task.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(dest="name", required=True)
+
+    save = _command(commands, "save", _save, _text_save, "save a file or directory as a checkpoint of this task")
+    save.add_argument("path")
+    save.add_argument("--name", dest="checkpoint", default=layout.DEFAULT_NAME)
+    save.add_argument("--metadata", default="{}", help="a JSON object")
+    save.add_argument("--no-latest", action="store_true", help="a retry does not load it by itself")
+    save.add_argument("--storage-format", default="files", choices=layout.STORAGE_FORMATS)
+    save.add_argument("--snapshot", default="auto", choices=snapshot.STRATEGIES)
+    save.add_argument("--wait", action="store_true", help="until it is in the store")
+
+    _command(commands, "status", _status, _text_status, "how far the store is behind")
+
+    flush = _command(commands, "flush", _flush, lambda _: "everything is in the store", "wait until everything is in the store")
+    flush.add_argument("--timeout", type=float, default=None, metavar="SECONDS")
+
+    listing = _command(commands, "list", _list, _text_list, "checkpoints of this task, newest first")
+    listing.add_argument("--name", dest="checkpoint", default=None)
+    listing.add_argument("--attempt", type=int, default=None)
+    listing.add_argument("--full-namespace", action="store_true", help="those of this step from all runs")
+    listing.add_argument("--task", metavar="FLOW/RUN/STEP/TASK", help="another task")
+
+    load = _command(commands, "load", _load, lambda r: f"loaded {r['key']}", "load a checkpoint into a directory")
+    load.add_argument("key", help="a key as 'list' shows it")
+    load.add_argument("path")
+    return parser
+
+
+def _command(commands: Any, name: str, run: Any, text: Any, help_text: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=help_text, description=help_text)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--spool", metavar="DIR", help=f"the task's spool (default: ${ENV_SPOOL})")
+    parser.set_defaults(command=run, text=text)
+    return parser
+
+
+def _checkpointer(options: argparse.Namespace) -> Checkpointer:
+    if options.spool:
+        return Checkpointer(Spool.open(options.spool), Config.from_env())
+    return Checkpointer.from_environment()
+
+
+def _inside(options: argparse.Namespace) -> bool:
+    return bool(options.spool or os.environ.get(ENV_SPOOL))
+
+
+# -- commands ----------------------------------------------------------------------------------------------------------
+
+
+def _save(options: argparse.Namespace) -> dict[str, Any]:
+    try:
+        metadata = json.loads(options.metadata)
+    except ValueError as error:
+        raise UsageError(f"--metadata is not JSON: {error}", hint="e.g. --metadata '{\"epoch\": 3}'") from None
+    checkpointer = _checkpointer(options)
+    reference = checkpointer.save(
+        options.path, name=options.checkpoint, metadata=metadata, latest=not options.no_latest,
+        storage_format=options.storage_format, strategy=options.snapshot,
+    )  # fmt: skip
+    if options.wait:
+        reference.wait()
+    return {**reference, "state": reference.state}
+
+
+def _status(options: argparse.Namespace) -> dict[str, Any]:
+    return _checkpointer(options).status()
+
+
+def _flush(options: argparse.Namespace) -> dict[str, Any]:
+    _checkpointer(options).flush(options.timeout, lambda line: print(line, file=sys.stderr, flush=True))
+    return {"pending": 0}
+
+
+def _list(options: argparse.Namespace) -> list[dict[str, Any]]:
+    if options.task is None:
+        return _checkpointer(options).list(
+            name=options.checkpoint, attempt=options.attempt, within_task=not options.full_namespace
+        )
+    if options.full_namespace:
+        raise UsageError("--task and --full-namespace exclude each other")
+    folder, config = layout.metadata_folder(options.task), Config.from_env()
+
+    async def listing(store: Store) -> list[dict[str, Any]]:
+        return await catalog.list_references(store, folder, config, name=options.checkpoint, attempt=options.attempt)
+
+    found = run_with_store(_default_store(), config, listing)
+    return sorted(({**data, "state": "COMMITTED"} for data in found), key=layout.order, reverse=True)
+
+
+def _load(options: argparse.Namespace) -> dict[str, Any]:
+    if _inside(options):
+        return _checkpointer(options).load(options.key, options.path)
+    config = Config.from_env()
+
+    async def load(store: Store) -> dict[str, Any]:
+        data = await catalog.find(store, options.key)
+        await restore.load_from_store(store, data, options.path, config)
+        return data
+
+    return run_with_store(_default_store(), config, load)
+
+
+def _default_store() -> StoreSpec:
+    from .stores.metaflow import default_spec
+
+    return default_spec()
+
+
+# -- what people read --------------------------------------------------------------------------------------------------
+
+
+def _text_save(reference: dict[str, Any]) -> str:
+    return f"{reference['state'].lower()}: {reference['key']} ({format_bytes(reference['size'])})"
+
+
+def _text_status(status: dict[str, Any]) -> str:
+    lines = [
+        f"pending         {status['pending']} ({format_bytes(status['pending_bytes'])})",
+        f"throughput      {status['bytes_per_s'] / 1e6:.0f} MB/s",
+        f"committed       {status['committed']} (last: {status['last_committed'] or '-'})",
+        f"failed          {status['failed_count']}",
+        f"leases          {status['leases']}",
+        f"agent           pid {status['pid']}, uploader pid {status['worker_pid'] or '-'}",
+        f"spool           {status['spool']}",
+    ]
+    lines += [f"error           {text}" for text in status["errors"]]
+    lines += [f"warning         {text}" for text in status["warnings"]]
+    return "\n".join(lines)
+
+
+def _text_list(found: list[dict[str, Any]]) -> str:
+    if not found:
+        return "no checkpoints"
+    rows = [("STATE", "ATTEMPT", "VERSION", "NAME", "SIZE", "CREATED", "KEY")]
+    for data in found:
+        created = str(data["created_on"])[:19]
+        size = format_bytes(int(data["size"]))
+        rows.append((data["state"], str(data["attempt"]), str(data["version_id"]), data["name"], size, created, data["key"]))
+    widths = [max(len(row[column]) for row in rows) for column in range(6)]
+    return "\n".join("  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[6]]) for row in rows)

@@ -1,0 +1,102 @@
+"""Every limit and every setting, in one place.
+
+A setting is read from the environment variable ``METAFLOW_ASYNC_CKPT_<NAME>``, so that it reaches the
+agent, subprocesses and remote pods without a file. Units stand in the names: ``_s`` seconds, ``_bytes`` bytes.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass, fields
+
+from .errors import UsageError
+
+ENV_PREFIX = "METAFLOW_ASYNC_CKPT_"
+
+#: Set in a task's environment: the directory of its spool and the attempt that runs.
+ENV_SPOOL = "ASYNC_CKPT_SPOOL"
+ENV_ATTEMPT = "ASYNC_CKPT_ATTEMPT"
+
+#: Size in bytes of the units in which content is digested and multipart uploads are cut.
+CHUNK_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class Config:
+    """Limits and settings of one process; immutable, read once."""
+
+    #: Directory under which spools are made; empty: beside what is saved (``temp_dir_root`` or the system's).
+    spool_dir: str = ""
+    #: Files smaller than this are copied at save time: cheaper than a link and a lease.
+    copy_below_bytes: int = 256 << 10
+    #: At most so many leases held by one process; files beyond are reflinked or copied.
+    max_leases: int = 2000
+    #: Checkpoints uploaded side by side by one agent.
+    max_uploads: int = 2
+    #: Parts or small objects in flight in the data plane.
+    parts_in_flight: int = 8
+    #: Smallest multipart part; grows with the file so that 10,000 parts suffice.
+    part_bytes: int = CHUNK_BYTES
+    #: Attempts at one store request, the first included, and their total deadline.
+    store_attempts: int = 8
+    store_deadline_s: float = 600.0
+    #: Limit of a task-end flush.
+    flush_timeout_s: float = 6 * 3600.0
+    #: Limit of the best-effort flush after a user's exception.
+    exception_flush_timeout_s: float = 300.0
+    #: How long an agent whose task is gone goes on uploading.
+    drain_timeout_s: float = 3600.0
+    #: Limit of one answer of the agent to a request that does not wait for uploads.
+    reply_timeout_s: float = 10.0
+    #: How often the spool is scanned for checkpoints whose doorbell was lost.
+    rescan_s: float = 1.0
+    #: How often a flush writes a progress line.
+    progress_s: float = 5.0
+    #: Send unsigned payloads over plain HTTP as well (TLS and loopback do without asking).
+    unsigned_payload: bool = False
+
+    @classmethod
+    def from_env(cls) -> Config:
+        """Read the settings from the environment.
+
+        Raises
+        ------
+        UsageError
+            A value cannot be read as the setting's type; the variable is named.
+        """
+        values: dict[str, object] = {}
+        for item in fields(cls):
+            name = ENV_PREFIX + item.name.upper()
+            text = os.environ.get(name)
+            if text is None:
+                continue
+            kind = type(item.default)
+            try:
+                values[item.name] = _parse(kind, text)
+            except ValueError:
+                raise UsageError(
+                    f"{name}={text!r} is not a valid {kind.__name__}", hint=f"Unset {name} or correct it"
+                ) from None
+        return cls(**values)  # type: ignore[arg-type]
+
+
+def _parse(kind: type, text: str) -> object:
+    if kind is bool:
+        if text.lower() in ("1", "true", "yes", "on"):
+            return True
+        if text.lower() in ("0", "false", "no", "off", ""):
+            return False
+        raise ValueError(text)
+    if kind in (int, float):
+        number: float = kind(text)
+        if number < 0:
+            raise ValueError(text)
+        return number
+    return text
+
+
+def spool_root(temp_dir_root: str | None, config: Config) -> str:
+    """The directory that holds this user's spools: ``<root>/async-ckpt-<uid>``."""
+    root = config.spool_dir or temp_dir_root or tempfile.gettempdir()
+    return os.path.join(os.path.abspath(root), f"async-ckpt-{os.getuid()}")

@@ -1,0 +1,157 @@
+"""Small operations on local files that several rooms need: clone, copy, write atomically, digest."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from .config import CHUNK_BYTES
+
+#: ``FICLONE`` of linux/fs.h: share the source's extents, copy on write.
+FICLONE = 0x40049409
+
+#: Errors of FICLONE and copy_file_range that mean "not here", as opposed to "failed".
+_NOT_HERE = {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS, errno.EPERM}
+
+_BUFFER = 1 << 20
+
+
+def clone(source_fd: int, target_fd: int) -> bool:
+    """Reflink a whole file; False where the file system cannot."""
+    try:
+        fcntl.ioctl(target_fd, FICLONE, source_fd)
+    except OSError as error:
+        if error.errno in _NOT_HERE:
+            return False
+        raise
+    return True
+
+
+def copy_range(source_fd: int, target_fd: int, count: int, offset: int = 0) -> int:
+    """Copy up to ``count`` bytes at ``offset`` to the same offset, inside the kernel where it can.
+
+    Returns
+    -------
+    int
+        Bytes copied; fewer than ``count`` only at the end of the source.
+    """
+    done = 0
+    in_kernel = True
+    while done < count:
+        if in_kernel:
+            try:
+                moved = os.copy_file_range(source_fd, target_fd, count - done, offset + done, offset + done)
+            except OSError as error:
+                if error.errno not in _NOT_HERE:
+                    raise
+                in_kernel = False
+                continue
+        else:
+            data = os.pread(source_fd, min(_BUFFER, count - done), offset + done)
+            moved = len(data)
+            pwrite_all(target_fd, data, offset + done)
+        if moved == 0:
+            break
+        done += moved
+    return done
+
+
+def pwrite_all(fd: int, data: bytes | bytearray | memoryview, offset: int) -> None:
+    """``os.pwrite`` until everything is written."""
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(fd, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def copy_content(source_fd: int, target_fd: int, size: int, *, reflink: bool = True) -> int:
+    """Give ``target_fd`` the first ``size`` bytes of the source: cloned if possible, copied if not."""
+    if reflink and size and clone(source_fd, target_fd):
+        return min(size, os.fstat(target_fd).st_size)
+    return copy_range(source_fd, target_fd, size)
+
+
+def digest_fd(fd: int, size: int) -> list[int]:
+    """CRC-32 of every ``CHUNK_BYTES`` of an open file."""
+    return [chunk_crc(fd, offset, min(CHUNK_BYTES, size - offset)) for offset in range(0, size, CHUNK_BYTES)]
+
+
+def chunk_crc(fd: int, offset: int, count: int) -> int:
+    """CRC-32 of ``count`` bytes at ``offset``; of fewer where the file ends before."""
+    crc, end = 0, offset + count
+    while offset < end:
+        data = os.pread(fd, min(_BUFFER, end - offset), offset)
+        if not data:
+            break
+        crc = zlib.crc32(data, crc)
+        offset += len(data)
+    return crc
+
+
+def write_atomically(path: str, data: bytes, *, mode: int = 0o600) -> None:
+    """Replace ``path`` with ``data``: readers see the old content or the new one."""
+    directory = os.path.dirname(path)
+    fd, temporary = tempfile.mkstemp(dir=directory, prefix=".tmp-")
+    try:
+        with os.fdopen(fd, "wb") as file:
+            os.fchmod(file.fileno(), mode)
+            file.write(data)
+        os.rename(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+
+
+@contextlib.contextmanager
+def locked(path: str, *, timeout_s: float | None = None) -> Iterator[int]:
+    """Hold ``flock`` on a lock file (made if missing) for the block; yields its descriptor.
+
+    Raises
+    ------
+    TimeoutError
+        Somebody else held the lock for the whole ``timeout_s`` (None: critical sections of microseconds, no limit needed).
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        if timeout_s is None:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        else:
+            wait_for(lambda: try_lock(fd), timeout_s, f"the lock {path}")
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def try_lock(fd: int) -> bool:
+    """Take ``flock`` without waiting; False where somebody else has it."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def wait_for(condition: Callable[[], Any], timeout_s: float, what: str) -> None:
+    """Poll something no event tells of (a lock of another process) until it is true.
+
+    Raises
+    ------
+    TimeoutError
+        It was not within ``timeout_s`` seconds.
+    """
+    import time
+
+    deadline = time.monotonic() + timeout_s
+    pause = 0.001
+    while not condition():
+        if time.monotonic() >= deadline:
+            raise TimeoutError(f"waited {timeout_s:g} s for {what}")
+        time.sleep(pause)
+        pause = min(pause * 1.5, 0.05)

@@ -1,0 +1,292 @@
+"""The saver's end of the socket, and the second keeper of its leases.
+
+A thread of its own, the *keeper*, reads answers, closes descriptors of leases that were let go, and sees at once when the
+agent dies. It then gets a new agent and hands it every lease that still stands; if none can be had, it makes the linked files
+private itself. So a trainer that waits for a lease is never left waiting for a dead agent.
+
+Doorbells are sent by the saving thread, without blocking. That matters: a trainer in C++ may hold the interpreter's lock
+while it waits for a lease, and the keeper could not run then.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ..config import Config
+from ..errors import AgentError, CheckpointError, ProtocolError, SnapshotError, WaitTimeout
+from ..snapshot import lease
+from . import protocol
+from .protocol import Message
+
+
+@dataclass
+class Link:
+    """A connection to a running agent. ``pid`` is 0 for one in a thread; ``fresh``: it was started for this connection."""
+
+    sock: socket.socket
+    pid: int
+    fresh: bool = False
+
+
+@dataclass(frozen=True)
+class Lease:
+    """One leased file of a snapshot: descriptor, absolute path of the link, size in bytes, mtime in nanoseconds."""
+
+    fd: int
+    path: str
+    size: int
+    mtime_ns: int
+
+
+class AgentClient:
+    """Talks to the agent of a spool; safe for threads and for forked children (which connect anew).
+
+    Parameters
+    ----------
+    connect : callable
+        Finds the agent, or starts one, and returns a connected ``Link``; raises ``AgentError``.
+    owner : bool
+        Whether the agent works for this process: it is restarted if it dies, and exits some time after this process.
+    """
+
+    def __init__(self, connect: Callable[[], Link], *, owner: bool, config: Config) -> None:
+        self._connect, self._owner, self._config = connect, owner, config
+        self._reset()
+
+    def _reset(self) -> None:
+        self._process = os.getpid()
+        self._lock = threading.RLock()
+        self._link: Link | None = None
+        self._closed = False
+        self._sequence = 0
+        self._answers: dict[int, Message | None] = {}
+        self._changed = threading.Condition(self._lock)
+        self._out: deque[tuple[bytes, list[int]]] = deque()
+        self._leases: dict[str, dict[str, Lease]] = {}
+        self._generation = 0
+
+    # -- for savers ------------------------------------------------------------------------------------------------
+
+    @property
+    def leases_held(self) -> int:
+        return sum(len(leases) for leases in self._leases.values())
+
+    def agent_pid(self) -> int | None:
+        """Who is to be signalled when a lease is broken; None where no agent can be had. Connects if need be."""
+        with self._lock:
+            self._check_fork()
+            try:
+                return self._ensure().pid
+            except CheckpointError:
+                return None
+
+    def attach(self) -> None:
+        """Connect now. An agent that ran already is waited for: it may have been about to exit.
+
+        Raises
+        ------
+        AgentError, WaitTimeout
+            None can be had.
+        """
+        with self._lock:
+            self._check_fork()
+            fresh = self._ensure().fresh
+        if not fresh:
+            self.request("status", self._config.reply_timeout_s)
+
+    def admit(self, identity: str, leases: dict[str, Lease]) -> None:
+        """Ring the doorbell for an admitted checkpoint and hand over its leases. Never waits and never fails:
+        the agent finds what was admitted by itself, and leases it did not get stay with this process.
+
+        ``leases`` maps relative paths.
+        """
+        with self._lock:
+            self._check_fork()
+            if leases:
+                self._leases[identity] = dict(leases)
+            if self._link is not None:
+                self._send_admit(self._link, identity, leases)
+
+    def _send_admit(self, link: Link, identity: str, leases: dict[str, Lease]) -> None:
+        paths = list(leases)
+        for start in range(0, max(len(paths), 1), protocol.MAX_FDS):
+            batch = paths[start : start + protocol.MAX_FDS]
+            fds = [leases[path].fd for path in batch]
+            self._send(link, {"op": "admit", "id": identity, "guard": batch, "fds": len(fds)}, fds)
+
+    def request(self, op: str, limit_s: float, **fields: Any) -> Message:
+        """Ask, and wait for the answer; across a restart of the agent the question is asked again.
+
+        Raises
+        ------
+        AgentError
+            No agent can be had, or it refused.
+        WaitTimeout
+            No answer within ``limit_s`` seconds.
+        """
+        deadline = time.monotonic() + limit_s
+        with self._lock:
+            self._check_fork()
+            while True:
+                link = self._ensure()
+                generation = self._generation
+                self._sequence += 1
+                sequence = self._sequence
+                self._answers[sequence] = None
+                try:
+                    self._send(link, {"op": op, "seq": sequence, **fields}, [])
+                    while self._answers[sequence] is None and self._generation == generation:
+                        left = deadline - time.monotonic()
+                        if left <= 0:
+                            raise WaitTimeout(f"The agent (pid {link.pid}) did not answer {op!r} within {limit_s:g} s")
+                        self._changed.wait(left)
+                    answer = self._answers[sequence]
+                finally:
+                    del self._answers[sequence]
+                if answer is not None:
+                    if "error" in answer:
+                        raise AgentError(f"The agent refused {op!r}: {answer['error']}")
+                    return answer
+
+    def close(self) -> None:
+        """Disconnect; leases stay with the agent."""
+        with self._lock:
+            self._check_fork()
+            self._closed = True
+            if self._link is not None:
+                self._link.sock.shutdown(socket.SHUT_RDWR)
+            for leases in self._leases.values():
+                for item in leases.values():
+                    os.close(item.fd)
+            self._leases.clear()
+
+    # -- connection ------------------------------------------------------------------------------------------------
+
+    def _check_fork(self) -> None:
+        """A forked child has copies of the descriptors but not of the keeper: it starts afresh.
+
+        The copies are left alone: closing them here changes nothing for the parent, and they go with the child.
+        """
+        if self._process != os.getpid():
+            self._reset()
+
+    def _ensure(self) -> Link:
+        if self._closed:
+            raise AgentError("The task's checkpoints are closed", hint="Save before the step ends")
+        if self._link is None:
+            link = self._connect()
+            link.sock.setblocking(False)
+            self._link = link
+            self._out.clear()
+            self._sequence += 1
+            hello = {"op": "hello", "v": protocol.VERSION, "pid": os.getpid(), "owner": self._owner}
+            self._send(link, {**hello, "seq": self._sequence}, [])
+            for identity, leases in self._leases.items():
+                for item in leases.values():
+                    lease.pass_to(item.fd, link.pid)
+                self._send_admit(link, identity, leases)
+            threading.Thread(target=self._keep, args=(link,), name="async_ckpt-keeper", daemon=True).start()
+        return self._link
+
+    def _send(self, link: Link, message: Message, fds: list[int]) -> None:
+        data = protocol.encode(message)
+        if not self._out:
+            try:
+                sent = protocol.send(link.sock, data, fds, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                return  # The keeper sees the same and acts on it.
+            if sent == len(data):
+                return
+            data, fds = data[sent:], [] if sent else fds
+        self._out.append((data, fds))
+
+    # -- the keeper ------------------------------------------------------------------------------------------------
+
+    def _keep(self, link: Link) -> None:
+        decoder = protocol.Decoder()
+        poll = select.poll()
+        try:
+            while True:
+                poll.register(link.sock, select.POLLIN | (select.POLLOUT if self._out else 0))
+                # A time limit, because a saver may queue a frame while we wait for input alone.
+                poll.poll(100 if self._out else 1000)
+                if not self._pump(link, decoder):
+                    break
+        except (OSError, ProtocolError):
+            pass  # The connection is of no more use, and what follows is the same as for its end.
+        finally:
+            decoder.close()
+            self._lost(link)
+
+    def _pump(self, link: Link, decoder: protocol.Decoder) -> bool:
+        with self._lock:
+            while self._out:
+                data, fds = self._out[0]
+                try:
+                    sent = protocol.send(link.sock, data, fds, socket.MSG_DONTWAIT)
+                except BlockingIOError:
+                    break
+                self._out.popleft()
+                if sent < len(data):
+                    self._out.appendleft((data[sent:], []))
+        try:
+            data, fds = protocol.receive(link.sock)
+        except BlockingIOError:
+            return True
+        for message, taken in decoder.feed(data, fds):
+            for fd in taken:
+                os.close(fd)
+            self._receive(message)
+        return bool(data)
+
+    def _receive(self, message: Message) -> None:
+        with self._lock:
+            if message.get("push") == "unguard":
+                leases = self._leases.get(str(message.get("id")), {})
+                for path in message.get("paths", []):
+                    if path in leases:
+                        os.close(leases.pop(path).fd)
+                if not leases:
+                    self._leases.pop(str(message.get("id")), None)
+            elif message.get("seq") in self._answers:
+                self._answers[message["seq"]] = message
+                self._changed.notify_all()
+
+    def _lost(self, link: Link) -> None:
+        with self._lock:
+            link.sock.close()
+            if self._link is not link:
+                return
+            self._link = None
+            self._generation += 1
+            self._changed.notify_all()
+            if self._closed or not (self._owner or self._leases):
+                return
+            try:
+                self._ensure()
+                return
+            except CheckpointError:
+                leases, self._leases = self._leases, {}
+        for held in leases.values():
+            for item in held.values():
+                _make_private_and_let_go(item)
+
+
+def _make_private_and_let_go(item: Lease) -> None:
+    try:
+        lease.make_private(item.path, item.fd, item.size, item.mtime_ns)
+    except SnapshotError:
+        pass  # The link is gone, so recovery reports the checkpoint as torn. There is nobody to tell here.
+    finally:
+        lease.release(item.fd)
+        os.close(item.fd)

@@ -1,0 +1,179 @@
+"""The agent's protocol: length-prefixed JSON frames over a Unix stream socket, in any language.
+
+A frame is 4 bytes of length (big endian, at most ``MAX_FRAME``) and that many bytes of JSON: one object. A frame may carry
+descriptors (SCM_RIGHTS, sent with its first byte); it then says how many in ``fds``.
+
+The first frame of a connection is ``{"op": "hello", "v": 1, "pid": <own pid>, "seq": 1}``. Frames with ``seq`` are answered by
+one frame with the same ``seq``; an answer with ``error`` means the request was refused. Frames without ``seq`` are doorbells.
+
+========  =========================================================  ==============================================
+op        fields                                                     answer
+========  =========================================================  ==============================================
+hello     v, pid, owner (bool: exit when this connection ends)       v, pid (the agent's)
+admit     id; guard: list of paths, fds: their leased descriptors    none
+state     id                                                         state, why
+wait      id, timeout_s                                              state, why (not final: the time is over)
+flush     timeout_s                                                  pending, failed: list of [id, why]
+status                                                               see ``agent.status``
+bye                                                                  {}; the agent exits when all is committed
+========  =========================================================  ==============================================
+
+The agent by itself sends ``{"push": "unguard", "id", "paths"}``: these leases are let go, close your descriptors.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import json
+import os
+import socket
+import struct
+from typing import Any
+
+from ..errors import ProtocolError
+
+VERSION = 1
+
+#: Longest frame in bytes, either way.
+MAX_FRAME = 1 << 20
+
+#: Most descriptors in one frame; the kernel allows 253.
+MAX_FDS = 200
+
+_LENGTH = struct.Struct(">I")
+
+Message = dict[str, Any]
+
+
+def encode(message: Message) -> bytes:
+    """One frame.
+
+    Raises
+    ------
+    ProtocolError
+        The message is longer than ``MAX_FRAME``.
+    """
+    body = json.dumps(message, separators=(",", ":")).encode()
+    if len(body) > MAX_FRAME:
+        raise ProtocolError(f"A frame of {len(body)} bytes is longer than the {MAX_FRAME} allowed")
+    return _LENGTH.pack(len(body)) + body
+
+
+class Decoder:
+    """Turns received bytes and descriptors into messages; bounded by one frame."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._fds: list[int] = []
+
+    def feed(self, data: bytes, fds: list[int]) -> list[tuple[Message, list[int]]]:
+        """All messages that are complete now, each with its descriptors.
+
+        Raises
+        ------
+        ProtocolError
+            Too long, not a JSON object, or fewer descriptors than announced. The connection cannot be used any more.
+        """
+        self._buffer += data
+        self._fds += fds
+        messages = []
+        while len(self._buffer) >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(self._buffer)
+            if length > MAX_FRAME:
+                raise ProtocolError(f"A frame of {length} bytes is longer than the {MAX_FRAME} allowed")
+            end = _LENGTH.size + length
+            if len(self._buffer) < end:
+                break
+            messages.append(self._message(bytes(self._buffer[_LENGTH.size : end])))
+            del self._buffer[:end]
+        if len(self._fds) > MAX_FDS:
+            raise ProtocolError(f"More than {MAX_FDS} descriptors were sent without a frame that takes them")
+        return messages
+
+    def _message(self, body: bytes) -> tuple[Message, list[int]]:
+        try:
+            message = json.loads(body)
+        except (ValueError, RecursionError) as error:
+            raise ProtocolError(f"A frame is not JSON: {error}") from None
+        if not isinstance(message, dict):
+            raise ProtocolError("A frame is not a JSON object")
+        count = message.get("fds", 0)
+        if not isinstance(count, int) or not 0 <= count <= len(self._fds):
+            raise ProtocolError(f"A frame announces {count!r} descriptors, {len(self._fds)} came")
+        taken, self._fds = self._fds[:count], self._fds[count:]
+        return message, taken
+
+    def close(self) -> None:
+        """Close descriptors that no message took."""
+        for fd in self._fds:
+            os.close(fd)
+        self._fds = []
+
+
+def send(sock: socket.socket, data: bytes, fds: list[int], flags: int = 0) -> int:
+    """Send bytes, with descriptors on the first of them; returns how many bytes went."""
+    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+    return sock.sendmsg([data], ancillary, flags | socket.MSG_NOSIGNAL)
+
+
+def receive(sock: socket.socket) -> tuple[bytes, list[int]]:
+    """Receive bytes and descriptors (close-on-exec); no bytes at the end of the connection."""
+    data, ancillary, _, _ = sock.recvmsg(64 << 10, socket.CMSG_SPACE(MAX_FDS * 4), socket.MSG_CMSG_CLOEXEC)
+    fds = array.array("i")
+    for level, kind, content in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
+    return data, list(fds)
+
+
+def connect(path: str, timeout_s: float) -> socket.socket:
+    """Connect to a Unix socket whatever the length of its path (sun_path holds 107 bytes).
+
+    Raises
+    ------
+    OSError
+        Nobody listens.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(timeout_s)
+        with _Short(path) as short:
+            sock.connect(short)
+        return sock
+    except BaseException:
+        sock.close()
+        raise
+
+
+def listen(path: str) -> socket.socket:
+    """Listen on a new socket at ``path``, mode 0600, replacing what is there."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        with _Short(path) as short:
+            sock.bind(short)
+        os.chmod(path, 0o600)
+        sock.listen(128)
+        return sock
+    except BaseException:
+        sock.close()
+        raise
+
+
+class _Short:
+    """A name for a socket that is short enough: through a descriptor of its directory."""
+
+    def __init__(self, path: str) -> None:
+        self._path, self._fd = path, -1
+
+    def __enter__(self) -> str:
+        if len(os.fsencode(self._path)) < 100:
+            return self._path
+        self._fd = os.open(os.path.dirname(self._path), os.O_PATH | os.O_CLOEXEC)
+        return f"/proc/self/fd/{self._fd}/{os.path.basename(self._path)}"
+
+    def __exit__(self, *_: object) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)

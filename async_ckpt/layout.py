@@ -1,0 +1,291 @@
+"""Where a checkpoint lies in the store, and what its metadata says.
+
+The layout is the one Metaflow's users have: metaflow-checkpoint 0.2.14 lists and loads what is written here, and
+the other way round (``tests/e2e/test_compatibility.py`` proves it). All keys are relative to the datastore's root::
+
+    mf.checkpoints/checkpoints/artifacts/<flow>/<step>/<scope>/<identifier>/<pathspec hash>.<attempt>.<name>.<version>[/<file>...]
+    mf.checkpoints/checkpoints/artifact_metadata/<flow>/<step>/<scope>/<identifier>/<the same>.metadata   and  latest
+    mf.checkpoints/checkpoints/metadata/<flow>/<run>/<step>/<task>/<attempt>.<name>.<version>.metadata    and  latest
+    mf.checkpoints/checkpoints/manifests/<flow>/<step>/<scope>/<identifier>/<the first>.json              ours alone
+
+The manifest stands in a folder of its own: the peer takes every name with four dots beside the metadata for metadata.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import UsageError
+
+ROOT = "mf.checkpoints/checkpoints"
+DEFAULT_NAME = "mfchckpt"
+TAG_PREFIX = "checkpoint:"
+LATEST = "latest"
+STORAGE_FORMATS = ("files", "tar")
+_SUFFIX = ".metadata"
+_NAME = re.compile(r"[^/.\\\x00-\x1f\x7f]+")
+_NAME_BYTES = 128
+_KEY = re.compile(
+    re.escape(ROOT) + r"/artifacts/(?P<flow>[^/]+)/(?P<step>[^/]+)/(?P<scope>[^/]+)/(?P<identifier>[^/]+)"
+    r"/(?P<hash>[^/.]+)\.(?P<attempt>\d+)\.(?P<name>[^/.]+)\.(?P<version>\d+)"
+)
+
+
+def short_hash(value: Any, length: int) -> str:
+    """First ``length`` hex digits of the SHA-256 over ``value`` as JSON with sorted keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:length]
+
+
+def scope_of(namespace_or_tag_value: str) -> str:
+    """The scope of a namespace, or of the value of a run tag ``checkpoint:<value>``: 12 hex digits."""
+    return hashlib.sha256(namespace_or_tag_value.encode()).hexdigest()[:12]
+
+
+def step_identifier(step: str) -> str:
+    """Task identifier of a task that is not in a foreach: the same for every run of the step."""
+    return short_hash(step, 12)
+
+
+def foreach_identifier(values: Sequence[Any], *, gang: bool = False) -> str:
+    """Task identifier of one split.
+
+    Parameters
+    ----------
+    values : sequence
+        The foreach values on the stack, outermost first. For a gang, the innermost is replaced by 0, the control
+        task's index, so that all its ranks have one identifier.
+    gang : bool
+        Whether the step is ``@parallel``.
+
+    Values that are not JSON cannot be hashed the peer's way (it refuses them); ``repr`` without addresses serves.
+    """
+    salt = "parallel-task-entropy" if gang else "foreach-task-entropy"
+    stack = [*list(values)[:-1], 0] if gang else list(values)
+    hashes = "".join(_value_hash(value) for value in [*stack, short_hash(salt, 64)])
+    return hashlib.sha256(hashes.encode()).hexdigest()[:12]
+
+
+def _value_hash(value: Any) -> str:
+    try:
+        return short_hash(value, 64)
+    except (TypeError, ValueError):
+        return short_hash(re.sub(r" at 0x[0-9a-f]+", "", repr(value)), 64)
+
+
+@dataclass(frozen=True)
+class TaskInfo:
+    """The task that checkpoints belong to.
+
+    Parameters
+    ----------
+    flow, run, step, task : str
+        The parts of the pathspec.
+    attempt : int
+        Counted from 0.
+    scope, identifier : str
+        12 hex digits each; see ``scope_of``, ``step_identifier``, ``foreach_identifier``.
+    """
+
+    flow: str
+    run: str
+    step: str
+    task: str
+    attempt: int
+    scope: str
+    identifier: str
+
+    @property
+    def pathspec(self) -> str:
+        return f"{self.flow}/{self.run}/{self.step}/{self.task}"
+
+    @property
+    def pathspec_hash(self) -> str:
+        return short_hash(self.pathspec, 8)
+
+    @property
+    def task_folder(self) -> str:
+        """Folder of the metadata of this task's checkpoints, and of its ``latest``."""
+        return metadata_folder(self.pathspec)
+
+    @property
+    def scope_folder(self) -> str:
+        """Folder of the metadata of this step's checkpoints in this scope, and of their ``latest``."""
+        return f"{ROOT}/artifact_metadata/{self.flow}/{self.step}/{self.scope}/{self.identifier}"
+
+    def key(self, name: str, version: int, *, attempt: int | None = None) -> str:
+        """Key of a checkpoint of this task."""
+        attempt = self.attempt if attempt is None else attempt
+        stem = f"{self.pathspec_hash}.{attempt}.{name}.{version}"
+        return f"{ROOT}/artifacts/{self.flow}/{self.step}/{self.scope}/{self.identifier}/{stem}"
+
+
+def metadata_folder(pathspec: str) -> str:
+    """Folder of the metadata of one task's checkpoints.
+
+    Raises
+    ------
+    UsageError
+        The pathspec has not four parts.
+    """
+    parts = pathspec.split("/")
+    if len(parts) != 4 or any(part in ("", ".", "..") for part in parts):
+        raise UsageError(f"{pathspec!r} is not the pathspec of a task", hint="It reads flow/run/step/task")
+    return f"{ROOT}/metadata/{pathspec}"
+
+
+@dataclass(frozen=True)
+class KeyParts:
+    """A checkpoint's key taken apart."""
+
+    key: str
+    flow: str
+    step: str
+    scope: str
+    identifier: str
+    pathspec_hash: str
+    attempt: int
+    name: str
+    version: int
+
+    @property
+    def stem(self) -> str:
+        return f"{self.pathspec_hash}.{self.attempt}.{self.name}.{self.version}"
+
+    @property
+    def scope_folder(self) -> str:
+        return f"{ROOT}/artifact_metadata/{self.flow}/{self.step}/{self.scope}/{self.identifier}"
+
+    @property
+    def metadata_key(self) -> str:
+        return f"{self.scope_folder}/{self.stem}{_SUFFIX}"
+
+    @property
+    def manifest_key(self) -> str:
+        return f"{ROOT}/manifests/{self.flow}/{self.step}/{self.scope}/{self.identifier}/{self.stem}.json"
+
+    def task_metadata_key(self, pathspec: str) -> str:
+        return f"{metadata_folder(pathspec)}/{self.attempt}.{self.name}.{self.version}{_SUFFIX}"
+
+
+def parse_key(key: str) -> KeyParts:
+    """Take a checkpoint's key apart.
+
+    Raises
+    ------
+    UsageError
+        It is not one: wrong shape, or parts such as ``..`` that would lead out of the store.
+    """
+    match = _KEY.fullmatch(key) if isinstance(key, str) else None
+    if match is None or any(part in (".", "..") for part in key.split("/")):
+        raise UsageError(
+            f"{key!r} is not the key of a checkpoint",
+            hint="Use reference['key'] as save() or list() returned it, or the whole reference",
+        )
+    part = match.groupdict()
+    return KeyParts(
+        key, part["flow"], part["step"], part["scope"], part["identifier"], part["hash"],
+        int(part["attempt"]), part["name"], int(part["version"]),
+    )  # fmt: skip
+
+
+def is_metadata(name: str) -> bool:
+    """Whether an object's name, without its folder, is that of a checkpoint's metadata."""
+    return name.endswith(_SUFFIX) and name.count(".") >= 3
+
+
+def metadata_name_parts(name: str) -> tuple[int, str, int] | None:
+    """(attempt, name, version) from a metadata object's name in either folder; None for anything else."""
+    match = re.fullmatch(r"(?:[^/.]+\.)?(\d+)\.([^/.]+)\.(\d+)" + re.escape(_SUFFIX), name)
+    return (int(match[1]), match[2], int(match[3])) if match else None
+
+
+def check_name(name: str) -> str:
+    """Return a checkpoint's name if a key can be made of it.
+
+    Raises
+    ------
+    UsageError
+        It is empty, longer than 128 bytes of UTF-8, or has ``/``, ``.``, a backslash or a control character, which
+        would break the key's pattern.
+    """
+    valid = isinstance(name, str) and _NAME.fullmatch(name) and name.isprintable()
+    if not valid or len(name.encode()) > _NAME_BYTES:
+        raise UsageError(
+            f"{name!r} cannot be the name of a checkpoint",
+            hint=f"Use 1 to {_NAME_BYTES} printable characters without '/', '.' and backslash; put the rest into metadata",
+        )
+    return name
+
+
+def check_metadata(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the user's metadata as plain JSON.
+
+    Raises
+    ------
+    UsageError
+        It is not a mapping, or a value is not JSON; the key is named.
+    """
+    if metadata is None:
+        return {}
+    if not isinstance(metadata, Mapping):
+        raise UsageError(f"metadata is a {type(metadata).__name__}, not a dict", hint='Pass e.g. {"epoch": 3}')
+    plain: dict[str, Any] = {}
+    for key, value in metadata.items():
+        if not isinstance(key, str):
+            raise UsageError(f"The metadata key {key!r} is not a string", hint="JSON objects have string keys")
+        try:
+            plain[key] = json.loads(json.dumps(value, allow_nan=True))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise UsageError(
+                f"metadata[{key!r}] is not JSON: {error}",
+                hint="Convert it, e.g. tensor.item(), str(path), array.tolist()",
+            ) from None
+    return plain
+
+
+def reference(
+    task: TaskInfo, *, name: str, version: int, url: str, size: int, metadata: Mapping[str, Any], storage_format: str,
+    latest: bool, created_on: str | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """The metadata of a checkpoint: what is stored, listed and handed out.
+
+    ``url`` is that of the store's root; ``size`` the sum of the files' sizes in bytes. All fields but ``latest`` and
+    ``manifest`` are those existing clients read.
+    """
+    key = task.key(name, version)
+    return {
+        "size": size,
+        "pathspec": task.pathspec,
+        "pathspec_hash": task.pathspec_hash,
+        "attempt": task.attempt,
+        "key": key,
+        "type": "checkpoint",
+        "url": f"{url.rstrip('/')}/{key}",
+        "name": name,
+        "created_on": created_on or datetime.datetime.now().isoformat(),
+        "metadata": dict(metadata),
+        "storage_format": storage_format,
+        "creation_context": "task",
+        "version_id": version,
+        "latest": latest,
+        "manifest": parse_key(key).manifest_key,
+    }
+
+
+def order(data: Mapping[str, Any]) -> tuple[int, int]:
+    """(attempt, version) of a reference, by which checkpoints of one task are ordered.
+
+    Clients of old wrote the attempt of a subprocess as a string.
+    """
+    return int(data.get("attempt") or 0), int(data.get("version_id") or 0)
+
+
+def age(data: Mapping[str, Any]) -> tuple[str, int, int]:
+    """(created on, attempt, version) of a reference, by which checkpoints of several runs are ordered."""
+    return (str(data.get("created_on") or ""), *order(data))

@@ -1,0 +1,130 @@
+"""What a snapshot holds: files with size, mode and digest, directories, symbolic links.
+
+One JSON object in two places. In the spool it also says how each file was captured (for recovery); in the store it
+lists the digests (for restores). Paths are relative, with ``/``; undecodable bytes travel as surrogates.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .errors import IntegrityError
+
+FORMAT = "async_ckpt.manifest/1"
+
+#: How a file came into the snapshot. Only ``LINK`` shares its inode with the trainer's file.
+COPY, REFLINK, LINK, MOVED = "copy", "reflink", "link", "moved"
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One regular file.
+
+    Parameters
+    ----------
+    path : str
+        Relative path.
+    size : int
+        Bytes.
+    mode : int
+        Permission bits.
+    how : str
+        ``COPY``, ``REFLINK``, ``LINK`` or ``MOVED``; only in the spool.
+    ino, mtime_ns : int
+        Inode and modification time (nanoseconds) when it was captured, by which recovery tells whether a link that lost
+        its lease was written to; only in the spool.
+    crc32 : list of int or None
+        CRC-32 of every 16 MiB; only in the store, and not for members of a tar.
+    """
+
+    path: str
+    size: int
+    mode: int
+    how: str = COPY
+    ino: int = 0
+    mtime_ns: int = 0
+    crc32: list[int] | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of one checkpoint, directories before what is in them."""
+
+    files: list[FileEntry] = field(default_factory=list)
+    dirs: list[tuple[str, int]] = field(default_factory=list)
+    links: list[tuple[str, str]] = field(default_factory=list)
+    #: For ``storage_format="tar"``, in the store: size in bytes and CRCs of the tar itself.
+    tar: dict[str, Any] | None = None
+
+    @property
+    def size(self) -> int:
+        """Sum of the files' sizes in bytes."""
+        return sum(entry.size for entry in self.files)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON."""
+        # vars(), not asdict(): this stands in save(), and asdict copies deeply.
+        files = [{k: v for k, v in vars(entry).items() if v is not None} for entry in self.files]
+        data: dict[str, Any] = {"format": FORMAT, "files": files, "dirs": self.dirs, "links": self.links}
+        return {**data, "tar": self.tar} if self.tar else data
+
+    @classmethod
+    def from_json(cls, data: Any, *, where: str) -> Manifest:
+        """Read and check a manifest.
+
+        Raises
+        ------
+        IntegrityError
+            It is none, of another format, or names a path outside of the checkpoint; ``where`` is named.
+        """
+        try:
+            if data["format"] != FORMAT:
+                raise ValueError(f"format {data['format']!r} is unknown to this version")
+            return cls(
+                files=[_entry(item) for item in data["files"]],
+                dirs=[(_inside(path), int(mode)) for path, mode in data["dirs"]],
+                links=[(_inside(path), str(target)) for path, target in data["links"]],
+                tar=data.get("tar"),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise IntegrityError(
+                f"The manifest cannot be read: {type(error).__name__}: {error}", where=where,
+                hint="The checkpoint is damaged or was written by another version; load an earlier one",
+            ) from None
+
+
+def _entry(item: Mapping[str, Any]) -> FileEntry:
+    entry = FileEntry(**item)
+    _inside(entry.path)
+    crcs = entry.crc32 if entry.crc32 is not None else []
+    if not all(isinstance(number, int) for number in (entry.size, entry.mode, *crcs)) or entry.size < 0:
+        raise ValueError(f"bad numbers for {entry.path!r}")
+    return entry
+
+
+def _inside(path: str) -> str:
+    if not isinstance(path, str) or "\0" in path or any(part in ("", ".", "..") for part in path.split("/")):
+        raise ValueError(f"path {path!r} leads out of the checkpoint")
+    return path
+
+
+def dump(data: Any) -> bytes:
+    """JSON as it is stored: compact, ASCII (surrogates escaped)."""
+    return json.dumps(data, separators=(",", ":")).encode()
+
+
+def load(data: bytes, *, where: str) -> Any:
+    """Parse stored JSON.
+
+    Raises
+    ------
+    IntegrityError
+        It is not JSON; ``where`` is named.
+    """
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise IntegrityError(f"Not JSON: {error}", where=where) from None

@@ -1,0 +1,228 @@
+"""Loading checkpoints: from the store, or from this machine's spool where they have not left it yet.
+
+Whatever is loaded arrives in a new directory beside the destination first and is then renamed into place, entry by entry. So a load
+that fails leaves the destination as it was. Paths come from manifests, keys and tars that somebody else may have written: none is
+ever followed out of the destination.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import tarfile
+from collections.abc import Mapping
+from typing import Any
+
+from . import layout
+from .concurrency import for_each
+from .config import Config
+from .errors import CheckpointError, IntegrityError, NotFound, SnapshotError, os_hint, os_reason
+from .files import copy_content
+from .manifest import FileEntry, Manifest, load
+from .snapshot.base import remove_tree
+from .spool.spool import Admitted, torn_file
+from .stores.base import Entry, Store
+
+async def load_from_store(store: Store, reference: Mapping[str, Any], destination: str, config: Config) -> None:
+    """Load a committed checkpoint into the directory ``destination`` (made if missing; what is there stays, same names are replaced).
+
+    Raises
+    ------
+    NotFound
+        It, or one of its files, is not in the store.
+    IntegrityError
+        A file is not what was saved, or a path leads out of the destination; names it.
+    """
+    key = layout.parse_key(reference["key"]).key
+    with _landing(destination) as staging:
+        manifest = await _read_manifest(store, reference)
+        if reference["storage_format"] == "tar":
+            await _load_tar(store, key, manifest, staging)
+        else:
+            await _load_files(store, key, manifest, staging, config)
+
+
+async def _read_manifest(store: Store, reference: Mapping[str, Any]) -> Manifest | None:
+    """Ours names its manifest; the peer's checkpoints have none and are loaded by listing, unverified."""
+    if not isinstance(reference.get("manifest"), str):
+        return None
+    key = layout.parse_key(reference["key"]).manifest_key
+    return Manifest.from_json(load(await store.get_bytes(key), where=key), where=key)
+
+
+async def _load_files(store: Store, key: str, manifest: Manifest | None, staging: str, config: Config) -> None:
+    if manifest is None:
+        files = [FileEntry(_inside(entry, key), entry.size, 0o644) async for entry in store.list(key)]
+        if not files:
+            raise NotFound("The checkpoint has no files in the store", where=store.url(key), hint="Load an earlier one")
+        manifest = Manifest(files)
+    _make_directories(manifest, staging)
+
+    async def fetch(entry: FileEntry) -> None:
+        target = os.path.join(staging, entry.path)
+        await store.get_file(f"{key}/{entry.path}", target, size=entry.size, crc32=entry.crc32)
+        os.chmod(target, entry.mode)
+
+    await for_each(manifest.files, config.parts_in_flight, fetch)
+    _finish(manifest, staging)
+
+
+def _inside(entry: Entry, key: str) -> str:
+    path = entry.key[len(key) + 1 :]
+    if any(part in ("", ".", "..") for part in path.split("/")):
+        raise IntegrityError("The store lists a file outside of the checkpoint", where=entry.key)
+    return path
+
+
+async def _load_tar(store: Store, key: str, manifest: Manifest | None, staging: str) -> None:
+    facts = (manifest.tar if manifest else None) or {}
+    archive = os.path.join(os.path.dirname(staging), f"{os.path.basename(staging)}.tar")
+    try:
+        await store.get_file(key, archive, size=facts.get("size"), crc32=facts.get("crc32"))
+        extract_tar(archive, staging, where=store.url(key))
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(archive)
+
+
+def extract_tar(archive: str, destination: str, *, where: str) -> None:
+    """Extract a tar that somebody else may have made.
+
+    Raises
+    ------
+    IntegrityError
+        It is damaged, or a member has an absolute path, a ``..``, stands behind a symbolic link, or is a device; names it.
+    """
+    links: list[tuple[str, str]] = []
+    try:
+        with tarfile.open(archive, "r:") as tar:
+            for member in tar:
+                name = os.path.normpath(member.name) if member.name else "."
+                if os.path.isabs(member.name) or ".." in member.name.split("/"):
+                    raise IntegrityError(f"The tar's member {member.name!r} leads out of the destination", where=where)
+                target = os.path.join(destination, name)
+                if member.isdir():
+                    os.makedirs(target, exist_ok=True)
+                elif member.issym():
+                    links.append((target, member.linkname))
+                elif member.isreg():
+                    os.makedirs(os.path.dirname(target), exist_ok=True)
+                    content = tar.extractfile(member)
+                    assert content is not None
+                    with content, open(target, "wb") as file:
+                        shutil.copyfileobj(content, file, 1 << 20)
+                    os.chmod(target, member.mode & 0o777)
+                else:
+                    raise IntegrityError(f"The tar's member {member.name!r} is neither file nor directory nor link", where=where)
+            # Last, so that no member was written through one.
+            for target, link in links:
+                os.makedirs(os.path.dirname(target), exist_ok=True)
+                os.symlink(link, target)
+    except (tarfile.TarError, EOFError, ValueError, FileExistsError) as error:
+        raise IntegrityError(f"The tar cannot be read: {error}", where=where, hint="Load an earlier one") from error
+
+
+def load_from_spool(item: Admitted, destination: str) -> None:
+    """Load a checkpoint that this machine still has on its disk: no network, and correct while its files are being made private.
+
+    Raises
+    ------
+    FileNotFoundError
+        It was released meanwhile: it is in the store now.
+    IntegrityError
+        It was written to while nobody guarded it.
+    """
+    with _landing(destination) as staging:
+        _make_directories(item.manifest, staging)
+        for entry in item.manifest.files:
+            target = os.path.join(staging, entry.path)
+            _copy_captured(item.file(entry.path), target, entry.size)
+            os.chmod(target, entry.mode)
+        # After the copies: whatever was clean then was clean while it was copied.
+        torn = torn_file(item, {})
+        if torn is not None:
+            if not os.path.isdir(item.data):
+                raise FileNotFoundError(item.data)
+            raise IntegrityError(f"The captured file {torn} was written to after the save", where=item.data, hint="Load an earlier one")
+        _finish(item.manifest, staging)
+
+
+def _copy_captured(path: str, target: str, size: int) -> None:
+    """Copy one captured file; again if it was made private under the copy (see ``source.py``)."""
+    for _ in range(3):
+        source_fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            target_fd = os.open(target, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            try:
+                copied = copy_content(source_fd, target_fd, size)
+            finally:
+                os.close(target_fd)
+            if os.fstat(source_fd).st_ino == os.stat(path).st_ino:
+                if copied == size:
+                    return
+                break
+        finally:
+            os.close(source_fd)
+    raise IntegrityError(f"The captured file has not its {size} bytes any more", where=path)
+
+
+def _make_directories(manifest: Manifest, staging: str) -> None:
+    for path, _ in manifest.dirs:
+        os.makedirs(os.path.join(staging, path), exist_ok=True)
+    paths = [entry.path for entry in manifest.files] + [path for path, _ in manifest.links]
+    for parent in {os.path.dirname(path) for path in paths}:
+        os.makedirs(os.path.join(staging, parent), exist_ok=True)
+
+
+def _finish(manifest: Manifest, staging: str) -> None:
+    """Links last, so that nothing is written through one; then the directories' modes, deepest first."""
+    for path, target in manifest.links:
+        os.symlink(target, os.path.join(staging, path))
+    for path, mode in reversed(manifest.dirs):
+        os.chmod(os.path.join(staging, path), mode | 0o700)
+
+
+class _landing:
+    """A new directory beside the destination, renamed into it at the end of the block, or removed."""
+
+    def __init__(self, destination: str) -> None:
+        self._destination = os.path.abspath(destination)
+
+    def __enter__(self) -> str:
+        try:
+            os.makedirs(self._destination, exist_ok=True)
+            # Inside of it: surely the same file system, whatever is mounted there.
+            self._staging = os.path.join(self._destination, f".async_ckpt-loading-{secrets.token_hex(4)}")
+            os.mkdir(self._staging, 0o700)
+        except OSError as error:
+            raise SnapshotError(
+                f"Cannot load into {self._destination}: {os_reason(error)}", where=self._destination, hint=os_hint(error)
+            ) from error
+        return self._staging
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        try:
+            if kind is None:
+                _move_into(self._staging, self._destination)
+            elif isinstance(error, OSError) and not isinstance(error, (FileNotFoundError, CheckpointError)):
+                raise SnapshotError(
+                    f"Cannot load into {self._destination}: {os_reason(error)}", where=self._destination, hint=os_hint(error)
+                ) from error
+        finally:
+            remove_tree(self._staging)
+
+
+def _move_into(source: str, destination: str) -> None:
+    for name in os.listdir(source):
+        old, new = os.path.join(source, name), os.path.join(destination, name)
+        is_folder = os.path.isdir(old) and not os.path.islink(old)
+        if is_folder and os.path.isdir(new) and not os.path.islink(new):
+            _move_into(old, new)
+            continue
+        if os.path.lexists(new) and (is_folder or os.path.isdir(new)) and not os.path.islink(new):
+            remove_tree(new) if os.path.isdir(new) else os.unlink(new)
+        elif is_folder and os.path.islink(new):
+            os.unlink(new)
+        os.rename(old, new)

@@ -1,0 +1,74 @@
+"""Capture a file or a directory as it is now, in a time that does not depend on its size.
+
+Where to add a strategy: one file here with a ``FileStrategy``, one line in ``STRATEGIES``, one subclass of the suite in
+``tests/contract/test_snapshot.py``.
+"""
+
+from __future__ import annotations
+
+from ..config import Config
+from ..errors import UsageError
+from .base import Captured, FileStrategy, capture_tree
+from .copying import Copy
+from .hardlink import Auto, HardLink
+from .moving import capture_by_move
+from .reflink import Reflink
+
+__all__ = ["STRATEGIES", "Captured", "capture", "check_strategy"]
+
+STRATEGIES = ("auto", "hardlink", "reflink", "copy", "move")
+
+
+def check_strategy(strategy: str, *, leases: bool = True) -> str:
+    """Return the strategy's name if it exists and can work here.
+
+    Raises
+    ------
+    UsageError
+        It is unknown, or needs leases where none can be held (``uploader="thread"``).
+    """
+    if strategy not in STRATEGIES:
+        raise UsageError(f"snapshot={strategy!r} is unknown", hint=f"Use one of {', '.join(STRATEGIES)}")
+    if strategy == "hardlink" and not leases:
+        raise UsageError(
+            "snapshot='hardlink' needs an agent in a process of its own to guard the links",
+            hint="Use @checkpoint(uploader='process'), or snapshot='auto'",
+        )
+    return strategy
+
+
+def capture(path: str, target: str, strategy: str, *, owner_pid: int | None, config: Config, lease_budget: int) -> Captured:
+    """Capture ``path`` into the new directory ``target``.
+
+    Parameters
+    ----------
+    path : str
+        A regular file or a directory; a symbolic link to one is followed.
+    target : str
+        Directory to make; on the same file system if the capture is to be quick.
+    strategy : str
+        One of ``STRATEGIES``.
+    owner_pid : int or None
+        Process that is signalled when somebody wants to write to a hard-linked file; None: no links are made.
+    lease_budget : int
+        How many leases may be taken now.
+
+    Raises
+    ------
+    SnapshotError
+        With the path and the reason; ``target`` is removed, and ``path`` is as it was.
+    """
+    if strategy == "move":
+        return capture_by_move(path, target)
+    files: FileStrategy
+    if strategy == "copy" or (strategy == "auto" and owner_pid is None):
+        files = Copy(reflink=strategy == "auto")
+    elif strategy == "reflink":
+        files = Reflink()
+    elif owner_pid is None:
+        raise UsageError("snapshot='hardlink' needs a running agent", hint="Use snapshot='auto'")
+    elif strategy == "hardlink":
+        files = HardLink(owner_pid, lease_budget)
+    else:
+        files = Auto(HardLink(owner_pid, lease_budget), config.copy_below_bytes)
+    return capture_tree(path, target, files)

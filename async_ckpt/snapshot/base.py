@@ -1,0 +1,164 @@
+"""The walk over what is captured, shared by all strategies.
+
+Kept: relative paths, modes, symbolic links (as links, never followed), empty directories. Refused by name: FIFOs,
+sockets, devices. A file that is missing when its turn comes is an error: a snapshot is whole or it is none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from ..errors import SnapshotError, os_hint, os_reason
+from ..manifest import FileEntry, Manifest
+
+#: Our own folders beside what is saved on another file system than the spool; never part of a checkpoint.
+ANNEX_PREFIX = ".async_ckpt-"
+
+
+@dataclass
+class Captured:
+    """A snapshot that is complete but not yet admitted.
+
+    ``leases`` maps the relative path of each hard-linked file to the descriptor that holds its lease.
+    """
+
+    manifest: Manifest
+    leases: dict[str, int] = field(default_factory=dict)
+    #: For ``move``: where the item stood, and where it stands now; it is put back if it cannot be admitted.
+    moved: tuple[str, str] | None = None
+
+    def drop(self, target: str) -> None:
+        """Undo the capture: give back what was moved, let go the leases, remove ``target``."""
+        if self.moved is not None:
+            original, now = self.moved
+            os.rename(now, original)
+        for fd in self.leases.values():
+            os.close(fd)
+        remove_tree(target)
+
+
+def remove_tree(path: str) -> None:
+    """Remove a snapshot's directory, read-only folders in it included; one that is gone is no error."""
+
+    def make_writable(function: Callable[[str], object], blocked: str, _: object) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.chmod(os.path.dirname(blocked), 0o700)
+            os.chmod(blocked, 0o700, follow_symlinks=False) if os.path.isdir(blocked) else None
+            function(blocked)
+
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(path, onerror=make_writable)
+
+
+class FileStrategy(Protocol):
+    """How one regular file gets into a snapshot."""
+
+    def capture_file(self, source: str, target: str, status: os.stat_result, entry_path: str) -> FileEntry:
+        """Make ``target`` hold what ``source`` holds now.
+
+        Raises
+        ------
+        OSError, SnapshotError
+            It could not; whatever was made is removed by the caller.
+        """
+
+    def leases(self) -> dict[str, int]:
+        """Leases taken so far: relative path → descriptor."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One entry of the walk: ``path`` is relative, ``full`` is where it stands."""
+
+    path: str
+    full: str
+    status: os.stat_result
+
+
+def walk(path: str) -> Iterator[Item]:
+    """Everything under ``path``, directories before what is in them; for a file, the file alone.
+
+    Raises
+    ------
+    SnapshotError
+        ``path`` is neither, or something under it cannot be captured.
+    """
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise failure(path, error) from error
+    if stat.S_ISREG(status.st_mode):
+        yield Item(os.path.basename(path), path, status)
+        return
+    if not stat.S_ISDIR(status.st_mode):
+        raise _refused(path, status.st_mode)
+    pending = [("", path)]
+    while pending:
+        relative, folder = pending.pop()
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.name.startswith(ANNEX_PREFIX):
+                        continue
+                    status = entry.stat(follow_symlinks=False)
+                    item = Item(relative + entry.name, entry.path, status)
+                    if stat.S_ISDIR(status.st_mode):
+                        pending.append((item.path + "/", item.full))
+                    elif not stat.S_ISREG(status.st_mode) and not stat.S_ISLNK(status.st_mode):
+                        raise _refused(item.full, status.st_mode)
+                    yield item
+        except OSError as error:
+            raise failure(error.filename or folder, error) from error
+
+
+def capture_tree(path: str, target: str, strategy: FileStrategy) -> Captured:
+    """Capture everything under ``path`` into the new directory ``target`` with one strategy for files."""
+    manifest = Manifest()
+    captured = Captured(manifest)
+    at = target
+    try:
+        os.mkdir(target, 0o700)
+        for item in walk(path):
+            at = item.full
+            copy = f"{target}/{item.path}"
+            if stat.S_ISREG(item.status.st_mode):
+                manifest.files.append(strategy.capture_file(item.full, copy, item.status, item.path))
+            elif stat.S_ISDIR(item.status.st_mode):
+                os.mkdir(copy, 0o700)
+                manifest.dirs.append((item.path, stat.S_IMODE(item.status.st_mode)))
+            else:
+                link = os.readlink(item.full)
+                os.symlink(link, copy)
+                manifest.links.append((item.path, link))
+        captured.leases = strategy.leases()
+        return captured
+    except BaseException as error:
+        captured.leases = strategy.leases()
+        captured.drop(target)
+        if isinstance(error, OSError):
+            raise failure(at, error) from error
+        raise
+
+
+def failure(path: str, error: OSError) -> SnapshotError:
+    """An OSError during a capture, in the user's words."""
+    if isinstance(error, FileNotFoundError):
+        return SnapshotError(
+            f"Cannot capture {path}: it does not exist, or vanished while it was captured",
+            where=path, hint="Save only what is complete; let nothing delete files there during save()",
+        )  # fmt: skip
+    return SnapshotError(f"Cannot capture {path}: {os_reason(error)}", where=path, hint=os_hint(error))
+
+
+def _refused(path: str, mode: int) -> SnapshotError:
+    kinds = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFBLK: "a block device", stat.S_IFCHR: "a device"}
+    kind = kinds.get(stat.S_IFMT(mode), "no regular file")
+    return SnapshotError(
+        f"Cannot capture {path}: it is {kind}", where=path, hint="Keep it outside of the directory you save"
+    )

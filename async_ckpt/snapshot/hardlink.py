@@ -1,0 +1,104 @@
+"""``hardlink`` guarded by leases, and ``auto``, which uses it where it pays.
+
+A link takes microseconds whatever the size. Files that cannot be leased now (open for writing, mapped, not ours) are
+cloned or copied instead: the trainer stands in ``save()`` and does not write meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+
+from ..errors import SnapshotError, os_reason
+from ..manifest import LINK, FileEntry
+from . import lease
+from .copying import copy_file
+
+#: Errors of link(2) that mean "not between these two": other file system, not permitted, too many links, unsupported.
+_NO_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES}
+
+
+class HardLink:
+    """Links every file and takes a lease on it.
+
+    Parameters
+    ----------
+    owner_pid : int
+        Who is signalled when a lease is broken: the agent.
+    budget : int
+        How many leases may be taken; files beyond it are copied.
+    """
+
+    def __init__(self, owner_pid: int, budget: int) -> None:
+        self._owner_pid, self._budget = owner_pid, budget
+        self._leases: dict[str, int] = {}
+
+    def capture_file(self, source: str, target: str, status: os.stat_result, entry_path: str) -> FileEntry:
+        entry, reason = self.try_link(source, target, entry_path)
+        if entry is None and reason:
+            raise SnapshotError(
+                f"Cannot capture {source} as a hard link: {reason}", where=source,
+                hint="Use snapshot='auto', or put the spool on the same file system",
+            )  # fmt: skip
+        return entry or copy_file(source, target, entry_path, reflink=True)
+
+    def try_link(self, source: str, target: str, entry_path: str) -> tuple[FileEntry | None, str]:
+        """Link and lease one file: (entry, ""), or (None, why no link can be made), or (None, "") for no lease now."""
+        if len(self._leases) >= self._budget:
+            return None, ""
+        try:
+            os.link(source, target, follow_symlinks=False)
+        except OSError as error:
+            if error.errno in _NO_LINK:
+                return None, os_reason(error)
+            raise
+        fd = -1
+        try:
+            fd = os.open(target, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
+            if lease.take(fd, self._owner_pid):
+                # Facts are read under the lease: nobody can have written between them and the capture.
+                status = os.fstat(fd)
+                entry = FileEntry(
+                    entry_path, status.st_size, stat.S_IMODE(status.st_mode), LINK, status.st_ino, status.st_mtime_ns
+                )
+                self._leases[entry_path], fd = fd, -1
+                return entry, ""
+        except OSError as error:
+            if error.errno != errno.EMFILE:
+                raise
+        finally:
+            if fd >= 0:
+                os.close(fd)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(target)
+        return None, ""
+
+    def leases(self) -> dict[str, int]:
+        return self._leases
+
+
+class Auto:
+    """Small files: copy. Others: hard link + lease, else reflink, else copy.
+
+    Parameters
+    ----------
+    links : HardLink
+        Used from ``copy_below_bytes`` on.
+    copy_below_bytes : int
+        Below this size a copy is cheaper than a link, a lease and its bookkeeping.
+    """
+
+    def __init__(self, links: HardLink, copy_below_bytes: int) -> None:
+        self._links, self._copy_below = links, copy_below_bytes
+
+    def capture_file(self, source: str, target: str, status: os.stat_result, entry_path: str) -> FileEntry:
+        if status.st_size >= self._copy_below:
+            entry, _ = self._links.try_link(source, target, entry_path)
+            if entry is not None:
+                return entry
+        return copy_file(source, target, entry_path, reflink=status.st_size >= self._copy_below)
+
+    def leases(self) -> dict[str, int]:
+        return self._links.leases()

@@ -1,0 +1,335 @@
+"""The spool: checkpoints on this machine's disk, from their capture until they are in the store.
+
+One directory per task (all attempts), 0700::
+
+    spool.json              which task, which store                     written by each attempt's start
+    versions.<attempt>      the next version, a decimal number          under flock, by every saver
+    data/<pid>-<random>/    snapshots: what ``save()`` captured         by savers
+    annexes                 further directories like data/, one a line  by savers, appended
+    staging/<random>.json   a record being written                      by savers
+    ready/<id>.json         ADMITTED. id = <attempt>.<name>.<version>   renamed here by savers, removed by the agent
+    journal                 what became of them                         by the agent alone (see journal.py)
+    work/<attempt>-<random>/  the task's ``current.checkpoint.directory``
+    agent.lock, agent.pid, agent.sock, agent.log, launch.lock           the agent's (see agent/)
+
+Admission is the rename of one record into ``ready/``: before it there is no checkpoint, after it there is one,
+whoever dies. The record is the truth and names everything needed: reference, manifest, where the data lies.
+
+Hard links need the data on the file system of what is saved. Where that is not the spool's, the data lies in an *annex*,
+``<parent of what is saved>/.async_ckpt-<uid>/<spool's name>/``, and only the record in the spool.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import stat
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .. import layout
+from ..errors import IntegrityError, SpoolError, os_hint, os_reason
+from ..files import locked, write_atomically
+from ..manifest import LINK, Manifest, dump
+from ..snapshot.base import ANNEX_PREFIX, remove_tree
+from ..stores.base import StoreSpec
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """One record of ``ready/``.
+
+    Parameters
+    ----------
+    id : str
+        ``<attempt>.<name>.<version>``.
+    reference : dict
+        What users get and what the store will hold (``layout.reference``).
+    manifest : Manifest
+        As captured.
+    data : str
+        Absolute directory of the snapshot.
+    source : str
+        Absolute path that was saved.
+    """
+
+    id: str
+    reference: dict[str, Any]
+    manifest: Manifest
+    data: str
+    source: str
+
+    @property
+    def order(self) -> tuple[int, int]:
+        return layout.order(self.reference)
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return int(self.reference["size"])
+
+    def file(self, path: str) -> str:
+        """Absolute path of one captured file."""
+        return os.path.join(self.data, path)
+
+
+class Spool:
+    """A task's spool; every process of the task has its own object over the same directory.
+
+    Use ``Spool.create`` in the task and ``Spool.open`` elsewhere.
+    """
+
+    def __init__(self, directory: str, task: layout.TaskInfo, store: StoreSpec) -> None:
+        self.directory, self.task, self.store = directory, task, store
+
+    # -- making and finding one ------------------------------------------------------------------------------------
+
+    @classmethod
+    def create(cls, root: str, task: layout.TaskInfo, store: StoreSpec) -> Spool:
+        """Make the spool of a task under ``root``, or take up the one an earlier attempt left.
+
+        Raises
+        ------
+        SpoolError
+            It cannot be made (permissions, full disk), or belongs to somebody else.
+        """
+        digest = layout.short_hash([task.pathspec, store.root], 16)
+        directory = os.path.join(root, digest)
+        try:
+            _private_directory(root)
+            _private_directory(directory)
+            for name in ("data", "staging", "ready"):
+                os.makedirs(os.path.join(directory, name), mode=0o700, exist_ok=True)
+            identity = {"format": FORMAT, "task": asdict(task), "store": store.to_json()}
+            write_atomically(os.path.join(directory, "spool.json"), dump(identity))
+        except OSError as error:
+            raise _spool_error("The spool cannot be made", directory, error) from error
+        return cls(directory, task, store)
+
+    @classmethod
+    def open(cls, directory: str, *, attempt: int | None = None) -> Spool:
+        """Open an existing spool.
+
+        Raises
+        ------
+        SpoolError
+            There is none, or it is of another version.
+        """
+        path = os.path.join(directory, "spool.json")
+        try:
+            with open(path, "rb") as file:
+                data = json.load(file)
+            if data["format"] != FORMAT:
+                raise ValueError(f"format {data['format']}")
+            task = layout.TaskInfo(**data["task"])
+            store = StoreSpec.from_json(data["store"])
+        except OSError as error:
+            hint = "The task that owned it has ended; its checkpoints are in the store"
+            raise SpoolError(f"There is no spool: {os_reason(error)}", where=path, hint=hint) from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise SpoolError(
+                f"Not a spool of this version of async_ckpt: {error}", where=path, hint="Remove the directory, or upgrade"
+            ) from error
+        if attempt is not None:
+            task = layout.TaskInfo(**{**asdict(task), "attempt": attempt})
+        return cls(directory, task, store)
+
+    def path(self, *parts: str) -> str:
+        return os.path.join(self.directory, *parts)
+
+    # -- saving ----------------------------------------------------------------------------------------------------
+
+    def new_data_directory(self, source: str) -> str:
+        """A path, not yet made, for the snapshot of ``source``: on its file system if that can be written to."""
+        name = f"{os.getpid()}-{secrets.token_hex(8)}"
+        parent = os.path.dirname(os.path.realpath(source))
+        with contextlib.suppress(OSError):
+            device = os.stat(source).st_dev
+            if device != os.stat(self.directory).st_dev and os.stat(parent).st_dev == device:
+                annex = os.path.join(parent, f"{ANNEX_PREFIX}{os.getuid()}", os.path.basename(self.directory))
+                if not os.path.isdir(annex):
+                    os.makedirs(annex, mode=0o700, exist_ok=True)
+                    with open(self.path("annexes"), "ab") as file:
+                        file.write(json.dumps(annex).encode() + b"\n")
+                return os.path.join(annex, name)
+        return self.path("data", name)
+
+    def new_work_directory(self) -> str:
+        """An empty directory for the task to write its checkpoints in; those of earlier attempts are removed."""
+        folder = self.path("work")
+        try:
+            os.makedirs(folder, mode=0o700, exist_ok=True)
+            for name in os.listdir(folder):
+                if not name.startswith(f"{self.task.attempt}-"):
+                    remove_tree(os.path.join(folder, name))
+            return tempfile.mkdtemp(dir=folder, prefix=f"{self.task.attempt}-")
+        except OSError as error:
+            raise _spool_error("The checkpoint directory cannot be made", folder, error) from error
+
+    def next_version(self) -> int:
+        """The next version number of this attempt: one counter for all processes of the task."""
+        try:
+            with locked(self.path(f"versions.{self.task.attempt}")) as fd:
+                version = int(os.pread(fd, 32, 0) or b"0")
+                os.pwrite(fd, b"%d" % (version + 1), 0)
+                return version
+        except OSError as error:
+            raise _spool_error("No version number can be taken", self.directory, error) from error
+
+    def admit(self, reference: Mapping[str, Any], manifest: Manifest, data: str, source: str) -> Admitted:
+        """Make a captured snapshot a checkpoint. After this returns it survives the death of any process.
+
+        Raises
+        ------
+        SpoolError
+            The record cannot be written; there is no checkpoint, and the snapshot is the caller's to drop.
+        """
+        identity = f"{reference['attempt']}.{reference['name']}.{reference['version_id']}"
+        admitted = Admitted(identity, dict(reference), manifest, data, os.path.abspath(source))
+        record = {**vars(admitted), "manifest": manifest.to_json()}
+        staged = self.path("staging", f"{secrets.token_hex(8)}.json")
+        try:
+            with open(staged, "wb") as file:
+                file.write(dump(record))
+            os.rename(staged, self.path("ready", f"{identity}.json"))
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.unlink(staged)
+            raise _spool_error("The checkpoint cannot be admitted", staged, error) from error
+        return admitted
+
+    # -- reading ---------------------------------------------------------------------------------------------------
+
+    def ready_ids(self) -> list[str]:
+        """Ids of what is admitted and not yet released, in no particular order."""
+        try:
+            names = os.listdir(self.path("ready"))
+        except FileNotFoundError:
+            return []
+        return [name[: -len(".json")] for name in names if name.endswith(".json")]
+
+    def read(self, identity: str) -> Admitted | None:
+        """One record; None if it is not (or no longer) there.
+
+        Raises
+        ------
+        IntegrityError
+            It is damaged.
+        """
+        path = self.path("ready", f"{identity}.json")
+        try:
+            with open(path, "rb") as file:
+                data = json.load(file)
+            manifest = Manifest.from_json(data["manifest"], where=path)
+            return Admitted(identity, data["reference"], manifest, data["data"], data["source"])
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise IntegrityError(
+                f"The spool's record of checkpoint {identity} cannot be read: {error}", where=path,
+                hint="It is left where it is; the checkpoint cannot be uploaded",
+            ) from error  # fmt: skip
+
+    def pending(self) -> list[Admitted]:
+        """All readable records, oldest first."""
+        found = []
+        for identity in self.ready_ids():
+            with contextlib.suppress(IntegrityError):
+                item = self.read(identity)
+                if item is not None:
+                    found.append(item)
+        return sorted(found, key=lambda item: item.order)
+
+    # -- the agent's part ------------------------------------------------------------------------------------------
+
+    def drop_record(self, identity: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.path("ready", f"{identity}.json"))
+
+    def sweep(self, keep: set[str]) -> None:
+        """Remove what savers that died in mid-save left: data directories and staged records nobody needs.
+
+        ``keep`` holds the data directories of admitted checkpoints. Processes that live may be saving just now: theirs stay.
+        """
+        for folder in (self.path("data"), *self._annexes()):
+            with contextlib.suppress(FileNotFoundError):
+                for name in os.listdir(folder):
+                    path = os.path.join(folder, name)
+                    if path not in keep and not _alive(name.partition("-")[0]):
+                        remove_tree(path)
+
+    def remove(self) -> None:
+        """Remove the whole spool: everything in it is committed.
+
+        It goes by one rename first, so that the task's next attempt finds all of it or nothing.
+        """
+        gone = f"{self.directory}.gone-{os.getpid()}"
+        os.rename(self.directory, gone)
+        for annex in self._annexes(gone):
+            remove_tree(annex)
+            with contextlib.suppress(OSError):  # Not empty: another task's annex is beside it.
+                os.rmdir(os.path.dirname(annex))
+        remove_tree(gone)
+
+    def _annexes(self, directory: str | None = None) -> list[str]:
+        try:
+            with open(os.path.join(directory or self.directory, "annexes"), "rb") as file:
+                return list(dict.fromkeys(json.loads(line) for line in file))
+        except (FileNotFoundError, ValueError):
+            return []
+
+
+def torn_file(item: Admitted, uploaded: Mapping[str, Any]) -> str | None:
+    """The first hard-linked file that was written to while no lease was held, or None.
+
+    A link that is still the trainer's inode must have the facts of its capture. Another inode is a private copy, made
+    under the lease and renamed over the link. Files in ``uploaded`` are in the store already and do not matter.
+    """
+    for entry in item.manifest.files:
+        if entry.path in uploaded:
+            continue
+        try:
+            status = os.stat(item.file(entry.path), follow_symlinks=False)
+        except FileNotFoundError:
+            return entry.path
+        linked = entry.how == LINK and status.st_ino == entry.ino
+        if status.st_size != entry.size or (linked and status.st_mtime_ns != entry.mtime_ns):
+            return entry.path
+    return None
+
+
+def _alive(pid: str) -> bool:
+    if not pid.isdecimal():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _private_directory(path: str) -> None:
+    """Make a directory only its owner can use; refuse one that somebody else prepared."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(path, 0o700)
+    status = os.lstat(path)
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+        raise SpoolError(
+            "The spool's directory belongs to somebody else", where=path,
+            hint="Remove it, or set METAFLOW_ASYNC_CKPT_SPOOL_DIR to a directory of your own",
+        )  # fmt: skip
+    if stat.S_IMODE(status.st_mode) & 0o077:
+        os.chmod(path, 0o700)
+
+
+def _spool_error(what: str, where: str, error: OSError) -> SpoolError:
+    return SpoolError(f"{what}: {os_reason(error)}", where=where, hint=os_hint(error))

@@ -1,0 +1,199 @@
+"""The contract of a store: objects under keys, written whole or not at all.
+
+What every implementation promises, and ``tests/contract/store_suite.py`` holds it to:
+
+- A key is a relative path of non-empty parts separated by ``/``, without ``.`` and ``..``.
+- ``put_*`` is atomic (nobody reads half an object), replaces what was there, and may be called several times
+  with the same bytes: it is idempotent, so a retry after an answer that was lost is safe.
+- ``get_*``, ``size`` raise ``NotFound`` for a key that is not there; ``delete`` of such a key succeeds.
+- A failed or cancelled call leaves nothing under the final key and releases what it holds (open parts, temporary files).
+- Errors are ``TransientStoreError`` where trying again may help, ``StoreError`` where it will not. No error of the
+  library underneath gets out. Implementations do not retry; ``RetryStore`` does.
+- Calls may run concurrently in one event loop. A store belongs to the loop it was first used in.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from ..errors import UsageError
+
+#: Called with the number of bytes that were just transferred; never with a running total.
+Progress = Callable[[int], None]
+
+
+def no_progress(count: int) -> None:
+    """The Progress of somebody who does not want to know."""
+
+
+class Source(Protocol):
+    """Content of a known size that can be read at any offset, several times, by several readers at once."""
+
+    @property
+    def name(self) -> str:
+        """What to call it in an error: usually its path."""
+
+    @property
+    def size(self) -> int:
+        """Length in bytes."""
+
+    @property
+    def path(self) -> str | None:
+        """A file whose whole content this is, for stores that can clone files; None where there is none."""
+
+    def pread(self, count: int, offset: int) -> bytes:
+        """Exactly ``min(count, size - offset)`` bytes at ``offset``.
+
+        Raises
+        ------
+        IntegrityError
+            The content is not what was captured any more (shorter, replaced).
+        """
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a store can do beyond the contract; asked, never guessed from a type."""
+
+    #: ``put`` can be made conditional on the object's absence or on its ETag.
+    conditional_put: bool = False
+    #: One object can be copied to another key without passing through this machine.
+    server_side_copy: bool = False
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One object in a listing."""
+
+    key: str
+    size: int
+
+
+@dataclass(frozen=True)
+class StoreSpec:
+    """How to open a store in another process: plain JSON, and never a credential.
+
+    Parameters
+    ----------
+    kind : str
+        ``"local"``, ``"s3"`` (settings from ``options`` and the AWS environment) or
+        ``"metaflow-s3"`` (settings from Metaflow's own S3 client).
+    root : str
+        Absolute directory or ``s3://bucket/prefix`` under which the keys lie.
+    options : mapping
+        JSON-able settings of that kind.
+    """
+
+    kind: str
+    root: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": self.kind, "root": self.root, "options": dict(self.options)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> StoreSpec:
+        return cls(str(data["kind"]), str(data["root"]), dict(data.get("options") or {}))
+
+
+@dataclass(frozen=True)
+class S3Settings:
+    """What an S3 client is made with, as taken from Metaflow or given by the user.
+
+    ``credentials`` returns a fresh botocore ``ReadOnlyCredentials``-like object (``access_key``, ``secret_key``,
+    ``token``); it may block (a refresh over the network) and is therefore called in a thread. None: the usual AWS chain.
+    """
+
+    client_params: Mapping[str, Any] = field(default_factory=dict)
+    credentials: Callable[[], Any] | None = None
+    server_side_encryption: str | None = None
+
+
+class Store(abc.ABC):
+    """See the module's docstring for the contract."""
+
+    root: str
+    capabilities: Capabilities = Capabilities()
+
+    def url(self, key: str) -> str:
+        """The address a person can find the object under."""
+        return f"{self.root.rstrip('/')}/{key}"
+
+    @abc.abstractmethod
+    async def put_source(self, key: str, source: Source, progress: Progress = no_progress) -> list[int]:
+        """Write a source under ``key``.
+
+        Returns
+        -------
+        list of int
+            CRC-32 of every ``CHUNK_BYTES`` of the content in order (the last may be shorter; empty for no bytes),
+            computed from the bytes that were sent.
+        """
+
+    @abc.abstractmethod
+    async def put_bytes(self, key: str, data: bytes) -> None:
+        """Write a small object (metadata, manifest)."""
+
+    @abc.abstractmethod
+    async def get_bytes(self, key: str) -> bytes:
+        """Read a small object whole."""
+
+    @abc.abstractmethod
+    async def get_file(
+        self,
+        key: str,
+        destination: str,
+        *,
+        size: int | None = None,
+        crc32: Sequence[int] | None = None,
+        progress: Progress = no_progress,
+    ) -> int:
+        """Read an object into a new file ``destination`` (its directory exists) and return its size in bytes.
+
+        ``size`` and ``crc32`` (as ``put_source`` returned) are checked while reading where they are given. The file
+        never shares its inode with the store. A failed call may leave a partial ``destination``: the caller's to remove.
+
+        Raises
+        ------
+        IntegrityError
+            Size or digest differ; names the key.
+        """
+
+    @abc.abstractmethod
+    async def size(self, key: str) -> int:
+        """Size of an object in bytes."""
+
+    @abc.abstractmethod
+    def list(self, prefix: str) -> AsyncIterator[Entry]:
+        """All objects below the folder ``prefix`` (recursively), in no particular order; nothing where there is none.
+
+        ``prefix`` is a key as above, without a trailing slash; ``a/b`` does not list ``a/bc``.
+        """
+
+    @abc.abstractmethod
+    async def delete(self, key: str) -> None:
+        """Remove one object; a missing one is no error."""
+
+    @abc.abstractmethod
+    async def aclose(self) -> None:
+        """Release connections and threads; idempotent."""
+
+
+def check_key(key: str) -> str:
+    """Return ``key`` if it is well formed.
+
+    Raises
+    ------
+    UsageError
+        An empty or absolute key, an empty part, ``.``, ``..``, or a NUL.
+    """
+    parts = key.split("/")
+    if not key or "\0" in key or any(part in ("", ".", "..") for part in parts):
+        raise UsageError(
+            f"The key {key!r} is not a relative path of plain parts",
+            hint="Use a key as list() or save() returned it",
+        )
+    return key

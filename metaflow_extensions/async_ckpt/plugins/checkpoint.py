@@ -1,0 +1,332 @@
+"""``from metaflow import Checkpoint`` and ``current.checkpoint``: Metaflow's words over ``async_ckpt.checkpointer``."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from async_ckpt import catalog, layout, restore
+from async_ckpt.checkpointer import Checkpointer, Reference, run_with_store
+from async_ckpt.config import ENV_SPOOL, Config
+from async_ckpt.errors import UsageError
+from async_ckpt.stores.base import Store, StoreSpec
+
+if TYPE_CHECKING:
+    from metaflow import Task
+
+TASK_CHECKPOINTS = "_task_checkpoints"
+TASK_LATEST_CHECKPOINT = "_task_latest_checkpoint"
+
+
+class CheckpointInfo(dict[str, Any]):
+    """The metadata of a loaded checkpoint; its fields are attributes as well."""
+
+    def __getattr__(self, field: str) -> Any:
+        try:
+            return self[field]
+        except KeyError:
+            raise AttributeError(field) from None
+
+    def to_dict(self) -> dict[str, Any]:
+        return dict(self)
+
+
+class _Checkpoints:
+    """What ``Checkpoint`` and ``current.checkpoint`` share."""
+
+    _checkpointer: Checkpointer | None = None
+
+    @property
+    def directory(self) -> str | None:
+        raise NotImplementedError
+
+    def _writer(self) -> Checkpointer:
+        if self._checkpointer is None:
+            self._checkpointer = Checkpointer.from_environment()
+        return self._checkpointer
+
+    def _save(self, path: str | os.PathLike[str] | None, **options: Any) -> Reference:
+        target = path if path is not None else self.directory
+        if target is None:
+            raise UsageError("There is nothing to save: no path was given", hint="Pass a path, or use Checkpoint(init_dir=True)")
+        return self._writer().save(target, **options)
+
+    def list(
+        self,
+        name: str | None = None,
+        task: Task | str | None = None,
+        attempt: int | str | None = None,
+        within_task: bool | None = None,
+        full_namespace: bool = False,
+    ) -> list[dict[str, Any]]:
+        """List checkpoints, newest first.
+
+        Parameters
+        ----------
+        name : str, optional
+            Only those of this name.
+        task : Task or str, optional
+            Another task, or its pathspec ``flow/run/step/task``; its last attempt, unless ``attempt`` says which. Without it, this
+            task's, all attempts.
+        attempt : int, optional
+            Only those of this attempt.
+        within_task, full_namespace : bool, optional
+            ``full_namespace=True`` (the same as ``within_task=False``): those of this step in the namespace, from all runs.
+
+        Returns
+        -------
+        list of dict
+            Each with a ``state``: ``COMMITTED``, or how far one that this task has saved and that is still on its way has come.
+
+        Raises
+        ------
+        UsageError
+            No task is given and this process belongs to none; or the arguments contradict each other.
+        """
+        if within_task is not None and within_task == full_namespace and (within_task or full_namespace):
+            raise UsageError(f"within_task={within_task} and full_namespace={full_namespace} contradict each other")
+        within = not full_namespace if within_task is None else within_task
+        number = _attempt_number(attempt)
+        if task is not None:
+            if not within:
+                raise UsageError("The namespace of another task cannot be listed", hint="Leave out task or full_namespace")
+            return _list_task(task, name, number)
+        if self._checkpointer is None and ENV_SPOOL not in os.environ:
+            raise UsageError(
+                "Outside of a step with @checkpoint, list() needs a task", hint="Checkpoint().list(task='Flow/run/step/task')"
+            )
+        return self._writer().list(name=name, attempt=number, within_task=within)
+
+    def _load(self, reference: Mapping[str, Any] | str, path: str) -> None:
+        if self._checkpointer is not None or ENV_SPOOL in os.environ:
+            self._writer().load(reference, path)
+            return
+
+        async def load(store: Store) -> None:
+            data = await catalog.find(store, reference)
+            await restore.load_from_store(store, data, path, config)
+
+        config = Config.from_env()
+        run_with_store(_store_of(reference), config, load)
+
+    def flush(self, timeout: float | None = None) -> None:
+        """Wait until everything this task saved is in the store.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Limit in seconds.
+
+        Raises
+        ------
+        FlushError
+            Some of it is not; names it and says why.
+        """
+        self._writer().flush(timeout)
+
+    def status(self) -> dict[str, Any]:
+        """How far the store is behind: see ``Checkpointer.status``."""
+        return self._writer().status()
+
+
+class Checkpoint(_Checkpoints):
+    """Checkpoints outside of a step's main process: in its subprocesses, in notebooks and scripts.
+
+    Parameters
+    ----------
+    temp_dir_root : str, optional
+        Where ``directory`` is made.
+    init_dir : bool, default False
+        Make ``directory`` now. As a context manager it is made in any case, and removed at the end.
+    """
+
+    def __init__(self, temp_dir_root: str | None = None, init_dir: bool = False) -> None:
+        self._temp_dir_root = temp_dir_root
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        if init_dir:
+            self._make_directory()
+
+    @property
+    def directory(self) -> str | None:
+        """What ``save()`` saves and ``load()`` fills where no path is given."""
+        return self._temporary.name if self._temporary else None
+
+    def _make_directory(self) -> None:
+        if self._temp_dir_root:
+            os.makedirs(self._temp_dir_root, exist_ok=True)
+        self._temporary = tempfile.TemporaryDirectory(prefix="metaflow_checkpoint_", dir=self._temp_dir_root)
+
+    def __enter__(self) -> Checkpoint:
+        if self._temporary is None:
+            self._make_directory()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._temporary is not None:
+            self._temporary.cleanup()
+            self._temporary = None
+
+    def save(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        latest: bool = True,
+        name: str = layout.DEFAULT_NAME,
+        storage_format: str = "files",
+        snapshot: str = "auto",
+    ) -> Reference:
+        """Save in the name of the task this process belongs to; see ``current.checkpoint.save``."""
+        return self._save(
+            path, name=name, metadata=metadata, latest=latest, storage_format=storage_format, strategy=snapshot
+        )
+
+    def load(self, reference: Mapping[str, Any] | str, path: str | None = None) -> None:
+        """Load a checkpoint into ``path``, or into ``directory``.
+
+        Parameters
+        ----------
+        reference : dict or str
+            What ``save()`` returned, an entry of ``list()``, or a key. A key alone is looked up in Metaflow's configured datastore.
+
+        Raises
+        ------
+        UsageError, NotFound, IntegrityError, StoreError
+            With the key and the reason; the directory is as it was.
+        """
+        target = path or self.directory
+        if target is None:
+            raise UsageError("There is no directory to load into", hint="Pass a path, or use Checkpoint(init_dir=True)")
+        self._load(reference, target)
+
+
+class CurrentCheckpoint(_Checkpoints):
+    """``current.checkpoint``.
+
+    Parameters
+    ----------
+    checkpointer : Checkpointer
+        The task's.
+    defaults : mapping
+        ``storage_format`` and ``snapshot`` as set on the decorator.
+    """
+
+    def __init__(self, checkpointer: Checkpointer, defaults: Mapping[str, str]) -> None:
+        self._checkpointer: Checkpointer = checkpointer
+        self._defaults = defaults
+        self._directory = checkpointer.spool.new_work_directory()
+        self._loaded: CheckpointInfo | None = None
+
+    @property
+    def directory(self) -> str:
+        """An empty directory, or one with what was loaded; ``save()`` saves it where no path is given."""
+        return self._directory
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the load policy loaded something at the start of this attempt."""
+        return self._loaded is not None
+
+    @property
+    def info(self) -> CheckpointInfo | None:
+        """What was loaded: ``pathspec``, ``attempt``, ``key``, ``name``, ``version_id``, ``metadata``, ``created_on``, ``size``, ``url``."""
+        return self._loaded
+
+    def load_newest(self, policy: str, report: Callable[[str], None]) -> CheckpointInfo | None:
+        """Apply a load policy; the decorator calls this once."""
+        data = self._checkpointer.load_newest(policy, self._directory, report)
+        self._loaded = CheckpointInfo(data) if data else None
+        return self._loaded
+
+    def save(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        name: str = layout.DEFAULT_NAME,
+        metadata: Mapping[str, Any] | None = None,
+        latest: bool = True,
+        storage_format: str | None = None,
+        snapshot: str | None = None,
+    ) -> Reference:
+        """Save a checkpoint. Returns at once; the upload happens in the background, and the end of the step waits for it.
+
+        Parameters
+        ----------
+        path : str or PathLike, optional
+            A directory, whose content is saved, or a file. Default: ``directory``.
+        name : str, default "mfchckpt"
+            Part of the key: no ``/`` and no ``.``.
+        metadata : dict, optional
+            JSON values to keep with it.
+        latest : bool, default True
+            Whether a retry may load it by itself.
+        storage_format : "files" or "tar", optional
+            One object per file, or one tar. Default: the decorator's.
+        snapshot : "auto", "hardlink", "reflink", "copy" or "move", optional
+            How the files are captured. ``"move"`` takes the directory away: for trainers that write each checkpoint to a new one.
+
+        Returns
+        -------
+        Reference
+            A dict that can be kept as an artifact, with ``wait()``, ``done()``, ``state`` and ``error``.
+
+        Raises
+        ------
+        UsageError, SnapshotError, SpoolError
+            With the path, the reason and the way out; nothing was saved and nothing is lost.
+        """
+        reference = self._save(
+            path, name=name, metadata=metadata, latest=latest,
+            storage_format=storage_format or self._defaults["storage_format"], strategy=snapshot or self._defaults["snapshot"],
+        )  # fmt: skip
+        os.makedirs(self._directory, exist_ok=True)  # After a move it is gone.
+        return reference
+
+    def load(self, reference: Mapping[str, Any] | str, path: str | None = None) -> None:
+        """Load a checkpoint into ``path``; without one, ``directory`` becomes a new directory with it."""
+        target = path or self._checkpointer.spool.new_work_directory()
+        self._load(reference, target)
+        if path is None:
+            self._directory = target
+
+
+def _attempt_number(attempt: int | str | None) -> int | None:
+    try:
+        return None if attempt is None else int(attempt)
+    except (TypeError, ValueError):
+        raise UsageError(f"attempt={attempt!r} is not a number") from None
+
+
+def _list_task(task: Task | str, name: str | None, attempt: int | None) -> list[dict[str, Any]]:
+    from async_ckpt.stores.metaflow import spec_for
+    from metaflow import Task
+    from metaflow.exception import MetaflowNotFound
+
+    pathspec = task if isinstance(task, str) else task.pathspec
+    folder = layout.metadata_folder(pathspec)
+    try:
+        found = Task(pathspec, attempt=attempt, _namespace_check=False)
+    except MetaflowNotFound as error:
+        raise UsageError(f"There is no task {pathspec!r}: {error}", hint="Check the pathspec and METAFLOW_DEFAULT_METADATA") from None
+    recorded = found[TASK_CHECKPOINTS].data if TASK_CHECKPOINTS in found else None
+    if recorded is None:
+        # It did not end (well): the store knows.
+        metadata = found.metadata_dict
+        spec = spec_for(metadata["ds-type"], metadata["ds-root"])
+        config, number = Config.from_env(), found.current_attempt if attempt is None else attempt
+        recorded = run_with_store(spec, config, lambda s: catalog.list_references(s, folder, config, attempt=number))
+    chosen = [dict(data) for data in recorded if name is None or data.get("name") == name]
+    return sorted(({**data, "state": "COMMITTED"} for data in chosen), key=layout.order, reverse=True)
+
+
+def _store_of(reference: Mapping[str, Any] | str) -> StoreSpec:
+    """The store a reference points to by its URL; for a key, the configured datastore."""
+    from async_ckpt.stores.metaflow import default_spec, spec_for
+
+    url = reference.get("url") if isinstance(reference, Mapping) else None
+    key = reference.get("key") if isinstance(reference, Mapping) else None
+    if isinstance(url, str) and isinstance(key, str) and url.endswith(f"/{key}"):
+        root = url[: -len(key) - 1]
+        kind = "local" if root.startswith("/") else root.partition("://")[0]
+        return spec_for(kind, root)
+    return default_spec()

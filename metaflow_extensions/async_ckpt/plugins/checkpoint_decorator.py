@@ -1,0 +1,263 @@
+"""``@checkpoint``: Metaflow's hooks, translated."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import signal
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from async_ckpt import layout
+from async_ckpt.agent.launch import UPLOADERS
+from async_ckpt.checkpointer import Checkpointer, check_storage_format
+from async_ckpt.config import ENV_ATTEMPT, ENV_SPOOL, Config, spool_root
+from async_ckpt.errors import CheckpointError, FlushError, UsageError
+from async_ckpt.snapshot import check_strategy
+from metaflow.decorators import StepDecorator
+from metaflow.exception import MetaflowException
+from metaflow.flowspec import INTERNAL_ARTIFACTS_SET
+from metaflow.metadata_provider import MetaDatum
+
+from .checkpoint import TASK_CHECKPOINTS, TASK_LATEST_CHECKPOINT, CheckpointInfo, CurrentCheckpoint
+
+LOAD_POLICIES = ("fresh", "eager", "none")
+_DATASTORES = ("local", "s3")
+
+#: After Ctrl-C Metaflow kills the task within 5 s; the agent goes on without it.
+_INTERRUPT_FLUSH_S = 2.0
+
+
+class CheckpointException(MetaflowException):
+    headline = "@checkpoint"
+
+
+class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
+    """
+    Saves the state of a step and resumes from it after a failure. `current.checkpoint.save()` returns at once: the files are
+    captured in about a millisecond and uploaded in the background; the end of the step waits until they are in the datastore.
+
+    Parameters
+    ----------
+    load_policy : str, default "fresh"
+        What is loaded when the task starts. "fresh": the newest checkpoint of this task (none in its first attempt). "eager": else
+        the newest of this step in the namespace, from whatever run. "none": nothing.
+    temp_dir_root : str, optional
+        Where `current.checkpoint.directory` and the spool are made. Best on the disk the trainer writes to.
+    show_card : bool, default True
+        Accepted for compatibility.
+    uploader : str, default "process"
+        "process": a process of its own uploads, and files are captured by hard links. "thread": a thread of the task does, and
+        files are cloned or copied.
+    storage_format : str, default "files"
+        Default of `save()`: "files" or "tar".
+    snapshot : str, default "auto"
+        Default of `save()`: "auto", "hardlink", "reflink", "copy" or "move".
+    flush_timeout : float, optional
+        How many seconds the end of the step waits for uploads at most.
+
+    MF Add To Current
+    -----------------
+    checkpoint -> metaflow_extensions.async_ckpt.plugins.checkpoint.CurrentCheckpoint
+        Saves, lists and loads checkpoints of the task.
+
+        @@ Returns
+        ----------
+        CurrentCheckpoint
+            The task's checkpoints.
+    """
+
+    name = "checkpoint"
+    defaults = {  # noqa: RUF012
+        "load_policy": "fresh",
+        "temp_dir_root": None,
+        "show_card": True,
+        "uploader": "process",
+        "storage_format": "files",
+        "snapshot": "auto",
+        "flush_timeout": None,
+    }
+
+    _warned = False
+    _checkpointer: Checkpointer | None = None
+    _flush_failed = False
+
+    # -- when the flow starts --------------------------------------------------------------------------------------
+
+    def step_init(
+        self, flow: Any, graph: Any, step_name: str, decorators: Any, environment: Any, flow_datastore: Any, logger: Any
+    ) -> None:
+        self._logger, self._flow_datastore = logger, flow_datastore
+        INTERNAL_ARTIFACTS_SET.update([TASK_CHECKPOINTS, TASK_LATEST_CHECKPOINT])
+        try:
+            self._check(flow_datastore.TYPE)
+        except CheckpointError as error:
+            raise CheckpointException(f"Step *{step_name}*: {error}") from error
+
+    def _check(self, datastore: str) -> None:
+        options = self.attributes
+        _one_of("load_policy", options["load_policy"], LOAD_POLICIES)
+        _one_of("uploader", options["uploader"], UPLOADERS)
+        check_storage_format(options["storage_format"])
+        check_strategy(options["snapshot"], leases=options["uploader"] == "process")
+        if not isinstance(options["show_card"], bool):
+            raise UsageError(f"show_card={options['show_card']!r} is not True or False")
+        timeout = options["flush_timeout"]
+        if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or timeout < 0):
+            raise UsageError(f"flush_timeout={timeout!r} is not a number of seconds")
+        if datastore not in _DATASTORES:
+            raise UsageError(
+                f"@checkpoint does not work with the datastore {datastore!r} yet", hint=f"Use one of {', '.join(_DATASTORES)}"
+            )
+        Config.from_env()
+
+    def runtime_init(self, flow: Any, graph: Any, package: Any, run_id: str) -> None:
+        if importlib.util.find_spec("metaflow_extensions.obcheckpoint") and not CheckpointDecorator._warned:
+            CheckpointDecorator._warned = True
+            self._log("metaflow-checkpoint is installed as well; @checkpoint is metaflow-async-ckpt's. Uninstall one of the two.")
+
+    # -- the life of a task ----------------------------------------------------------------------------------------
+
+    def task_pre_step(
+        self,
+        step_name: str,
+        task_datastore: Any,
+        metadata: Any,
+        run_id: str,
+        task_id: str,
+        flow: Any,
+        graph: Any,
+        retry_count: int,
+        max_user_code_retries: int,
+        ubf_context: Any,
+        inputs: Any,
+    ) -> None:
+        if retry_count > max_user_code_retries:
+            return  # @catch's fallback: the user's code does not run.
+        from async_ckpt.stores.metaflow import spec_for
+        from metaflow import current
+
+        values = [value for _, _, value in flow.foreach_stack() or []]
+        gang = graph[step_name].parallel_step
+        task = layout.TaskInfo(
+            flow.name, str(run_id), step_name, str(task_id), retry_count,
+            scope=self._scope(),
+            identifier=layout.foreach_identifier(values, gang=gang) if values or gang else layout.step_identifier(step_name),
+        )  # fmt: skip
+        try:
+            config = Config.from_env()
+            store = spec_for(self._flow_datastore.TYPE, self._flow_datastore.datastore_root)
+            root = spool_root(self.attributes["temp_dir_root"], config)
+            self._checkpointer = Checkpointer.start(root, task, store, config, uploader=self.attributes["uploader"])
+            self._config = config
+            checkpoint = CurrentCheckpoint(self._checkpointer, self.attributes)
+            loaded = checkpoint.load_newest(self.attributes["load_policy"], self._log)
+        except CheckpointError as error:
+            raise CheckpointException(str(error)) from error
+        os.environ[ENV_SPOOL], os.environ[ENV_ATTEMPT] = self._checkpointer.spool.directory, str(retry_count)
+        self._loaded = loaded
+        if loaded is not None:
+            self._log(
+                "Loading the following checkpoint:"
+                f"\n\t[pathspec] {loaded.pathspec}\n\t[key] {loaded.key}\n\t[created on] {loaded.created_on}\n\t[url] {loaded.url}"
+            )
+            metadata.register_metadata(run_id, step_name, task_id, _load_metadata(loaded, retry_count))
+        current._update_env({"checkpoint": checkpoint})
+
+    def _scope(self) -> str:
+        from metaflow import current, get_namespace
+
+        tags = sorted(tag for tag in current.tags or () if tag.startswith(layout.TAG_PREFIX))
+        if tags:
+            self._log(f"The run has the tag {tags[0]!r}: its checkpoints are kept under that")
+            return layout.scope_of(tags[0].split(":")[1])
+        return layout.scope_of(get_namespace() or "")
+
+    def task_decorate(
+        self,
+        step_func: Callable[[], Any],
+        flow: Any,
+        graph: Any,
+        retry_count: int,
+        max_user_code_retries: int,
+        ubf_context: Any,
+    ) -> Callable[[], Any]:
+        @functools.wraps(step_func)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return step_func(*args, **kwargs)
+            except Exception:
+                raise  # task_exception sees it.
+            except BaseException as error:
+                # No hook sees SystemExit and KeyboardInterrupt.
+                limit = _INTERRUPT_FLUSH_S if isinstance(error, KeyboardInterrupt) else self._config.exception_flush_timeout_s
+                self._flush_best_effort(limit)
+                raise
+
+        return wrapped if self._checkpointer is not None else step_func
+
+    def task_post_step(self, step_name: str, flow: Any, graph: Any, retry_count: int, max_user_code_retries: int) -> None:
+        if self._checkpointer is None:
+            return
+        try:
+            self._checkpointer.flush(self.attributes["flush_timeout"], self._log)
+        except FlushError as error:
+            self._flush_failed = True
+            raise CheckpointException(str(error)) from error
+        self._record(flow)
+
+    def task_exception(
+        self, exception: BaseException, step_name: str, flow: Any, graph: Any, retry_count: int, max_user_code_retries: int
+    ) -> bool:
+        if self._checkpointer is not None:
+            if threading.current_thread() is threading.main_thread():
+                signal.alarm(0)  # @timeout would hit our flush; it has its own limit.
+            if not self._flush_failed:
+                self._flush_best_effort(self._config.exception_flush_timeout_s)
+            self._record(flow)
+            self._checkpointer.close(clean=False)
+        return False
+
+    def task_finished(
+        self, step_name: str, flow: Any, graph: Any, is_task_ok: bool, retry_count: int, max_user_code_retries: int
+    ) -> None:
+        if self._checkpointer is not None:
+            self._checkpointer.close(clean=is_task_ok)
+
+    # -- parts -----------------------------------------------------------------------------------------------------
+
+    def _flush_best_effort(self, limit_s: float) -> None:
+        """Bring in what can be brought in; the user's own error comes first, so nothing is raised here."""
+        assert self._checkpointer is not None
+        try:
+            self._checkpointer.flush(limit_s, self._log)
+        except CheckpointError as error:
+            self._log(f"After the step's own error: {error}")
+
+    def _record(self, flow: Any) -> None:
+        """The artifacts existing clients read."""
+        assert self._checkpointer is not None
+        committed = self._checkpointer.committed()
+        setattr(flow, TASK_CHECKPOINTS, committed[::-1])
+        newest = next((data for data in reversed(committed) if data["latest"]), None)
+        if newest is None and self._loaded is not None and self._loaded.pathspec == self._checkpointer.task.pathspec:
+            newest = self._loaded.to_dict()
+        setattr(flow, TASK_LATEST_CHECKPOINT, newest)
+
+    def _log(self, message: str) -> None:
+        self._logger(f"[@checkpoint] {message}", timestamp=False, bad=False)
+
+
+def _one_of(option: str, value: Any, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise UsageError(f"{option}={value!r} is unknown", hint=f"Use one of {', '.join(allowed)}")
+
+
+def _load_metadata(loaded: CheckpointInfo, attempt: int) -> list[Any]:
+    fields = {"key": loaded.key, "pathspec": loaded.pathspec, "attempt": loaded.attempt, "name": loaded.name}
+    return [
+        MetaDatum(field=f"checkpoint-load-{field}", value=value, type="checkpoint", tags=[f"attempt_id:{attempt}"])
+        for field, value in fields.items()
+    ]
