@@ -12,6 +12,7 @@ from .errors import IntegrityError, NotFound, UsageError
 from .manifest import load
 from .stores.base import Store
 
+
 async def read_reference(store: Store, folder: str, name: str) -> dict[str, Any] | None:
     """One metadata object; None where it is missing (a listing may be stale) or is not a checkpoint's."""
     key = f"{folder}/{name}"
@@ -56,8 +57,8 @@ async def list_references(
 async def newest(store: Store, folder: str, config: Config, *, by_age: bool) -> dict[str, Any] | None:
     """The newest checkpoint of a folder that was saved with ``latest=True``.
 
-    ``latest`` is a hint: where it is missing or makes no sense, the metadata is listed. ``by_age``: order by time (several runs), not by
-    (attempt, version) (one task).
+    ``latest`` is a hint: where it is missing or makes no sense, the metadata is listed. ``by_age``: order by time
+    (several runs), not by (attempt, version) (one task).
     """
     hint = await read_reference(store, folder, layout.LATEST)
     if hint is not None:
@@ -79,7 +80,8 @@ async def find(store: Store, reference: Mapping[str, Any] | str) -> dict[str, An
     key = reference if isinstance(reference, str) else reference.get("key") if isinstance(reference, Mapping) else None
     if not isinstance(key, str):
         raise UsageError(
-            f"{reference!r} is no reference to a checkpoint", hint="Pass what save() returned, an entry of list(), or a key"
+            f"{reference!r} is no reference to a checkpoint",
+            hint="Pass what save() returned, an entry of list(), or a key",
         )
     parts = layout.parse_key(key)
     data = await read_reference(store, *parts.metadata_key.rsplit("/", 1))

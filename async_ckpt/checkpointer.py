@@ -1,8 +1,11 @@
-"""Saving, listing, loading and flushing for one task; what the decorator, ``Checkpoint`` and the command line stand on."""
+"""Saving, listing, loading and flushing for one task; what the decorator, ``Checkpoint`` and the command line stand
+on.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import resource
 import time
@@ -14,7 +17,16 @@ from anyio.from_thread import start_blocking_portal
 from . import catalog, layout, restore, snapshot
 from .agent.launch import Launcher
 from .config import ENV_ATTEMPT, ENV_SPOOL, Config
-from .errors import AgentError, CheckpointError, FlushError, IntegrityError, NotFound, StoreError, UsageError, WaitTimeout
+from .errors import (
+    AgentError,
+    CheckpointError,
+    FlushError,
+    IntegrityError,
+    NotFound,
+    StoreError,
+    UsageError,
+    WaitTimeout,
+)
 from .ipc.client import AgentClient, Lease
 from .spool import journal
 from .spool.journal import ADMITTED, COMMITTED, FAILED
@@ -104,8 +116,11 @@ class Checkpointer:
         self._closed = False
 
     @classmethod
-    def start(cls, root: str, task: layout.TaskInfo, store: StoreSpec, config: Config, *, uploader: str) -> Checkpointer:
-        """The checkpointer of a task's own process: makes the spool, or takes up an earlier attempt's, and starts the agent.
+    def start(
+        cls, root: str, task: layout.TaskInfo, store: StoreSpec, config: Config, *, uploader: str
+    ) -> Checkpointer:
+        """The checkpointer of a task's own process: makes the spool, or takes up an earlier attempt's, and starts the
+        agent.
 
         Raises
         ------
@@ -118,13 +133,16 @@ class Checkpointer:
             try:
                 checkpointer._client.attach()
             except (AgentError, WaitTimeout):
-                # An agent that had drained an earlier attempt may have removed the spool in this moment; then there is nothing
+                # An agent that had drained an earlier attempt may have removed the spool in this moment; then there
+                # is nothing
                 # left to take up, and a new one is made.
                 if os.path.exists(spool.path("spool.json")):
                     raise
                 continue
             return checkpointer
-        raise AgentError("The spool is removed again and again", where=root, hint="See whether something cleans that directory")
+        raise AgentError(
+            "The spool is removed again and again", where=root, hint="See whether something cleans that directory"
+        )
 
     @classmethod
     def from_environment(cls) -> Checkpointer:
@@ -158,7 +176,8 @@ class Checkpointer:
         storage_format: str = "files",
         strategy: str = "auto",
     ) -> Reference:
-        """Snapshot a file or directory and admit it; the upload happens later. See ``Checkpoint.save`` for the parameters.
+        """Snapshot a file or directory and admit it; the upload happens later. See ``Checkpoint.save`` for the
+        parameters.
 
         Raises
         ------
@@ -181,8 +200,8 @@ class Checkpointer:
         )
         try:
             reference = layout.reference(
-                self.task, name=name, version=self.spool.next_version(), url=self.spool.store.root, size=captured.manifest.size,
-                metadata=plain, storage_format=storage_format, latest=bool(latest),
+                self.task, name=name, version=self.spool.next_version(), url=self.spool.store.root,
+                size=captured.manifest.size, metadata=plain, storage_format=storage_format, latest=bool(latest),
             )  # fmt: skip
             admitted = self.spool.admit(reference, captured.manifest, data, source)
         except BaseException:
@@ -230,7 +249,9 @@ class Checkpointer:
             if state == COMMITTED:
                 return
             if state == FAILED:
-                raise StoreError(f"Checkpoint {identity} is not in the store: {why}", hint="It is kept in the spool; save again")
+                raise StoreError(
+                    f"Checkpoint {identity} is not in the store: {why}", hint="It is kept in the spool; save again"
+                )
             if left <= 0:
                 raise WaitTimeout(f"Checkpoint {identity} is not in the store after {limit:g} s (it is {state})")
 
@@ -304,7 +325,9 @@ class Checkpointer:
         return sorted((r for r in mine if r["attempt"] == self.task.attempt), key=layout.order)
 
     def close(self, *, clean: bool) -> None:
-        """Let go of the agent: it finishes what is left and exits. ``clean``: the step is over, the spool is not needed again."""
+        """Let go of the agent: it finishes what is left and exits. ``clean``: the step is over, the spool is not
+        needed again.
+        """
         if self._closed:
             return
         known = journal.read(self.spool.path("journal"))
@@ -338,17 +361,26 @@ class Checkpointer:
         return sorted(found.values(), key=layout.order if within_task else layout.age, reverse=True)
 
     def load(self, reference: Mapping[str, Any] | str, path: str) -> dict[str, Any]:
-        """Load a checkpoint into the directory ``path``, from this machine's disk if it is still there. Returns its metadata.
+        """Load a checkpoint into the directory ``path``, from this machine's disk if it is still there. Returns its
+        metadata.
 
         Raises
         ------
         UsageError, NotFound, IntegrityError, StoreError, SnapshotError
             See ``restore``; ``path`` is as it was.
         """
-        key = reference if isinstance(reference, str) else reference.get("key") if isinstance(reference, Mapping) else None
+        key = (
+            reference
+            if isinstance(reference, str)
+            else reference.get("key")
+            if isinstance(reference, Mapping)
+            else None
+        )
         for item in self.spool.pending():
             if item.reference["key"] == key:
-                with contextlib.suppress(FileNotFoundError):  # Committed and released in this moment: it is in the store.
+                with contextlib.suppress(
+                    FileNotFoundError
+                ):  # Committed and released in this moment: it is in the store.
                     restore.load_from_spool(item, path)
                     return item.reference
 
@@ -394,24 +426,25 @@ class Checkpointer:
         spooled = [item for item in reversed(self.spool.pending()) if item.reference["latest"]]
         folders = [(self.task.task_folder, False)] + ([(self.task.scope_folder, True)] if policy == "eager" else [])
         for folder, by_age in folders:
-            order = layout.age if by_age else layout.order
-            stored = self._run(lambda s, f=folder, a=by_age: catalog.newest(s, f, self.config, by_age=a))
+            stored = self._run(functools.partial(catalog.newest, folder=folder, config=self.config, by_age=by_age))
             if not by_age:
                 for item in spooled:
                     if stored is None or item.order > layout.order(stored):
                         yield item
             if stored is not None:
                 yield stored
-                older = self._run(lambda s, f=folder: catalog.list_references(s, f, self.config))
+                older = self._run(functools.partial(catalog.list_references, folder=folder, config=self.config))
                 older = [data for data in older if data.get("latest", True) and data["key"] != stored["key"]]
-                yield from sorted(older, key=order, reverse=True)
+                yield from sorted(older, key=layout.age if by_age else layout.order, reverse=True)
 
     def _run(self, function: Callable[[Store], Awaitable[T]]) -> T:
         return run_with_store(self.spool.store, self.config, function)
 
 
 def run_with_store(spec: StoreSpec, config: Config, function: Callable[[Store], Awaitable[T]]) -> T:
-    """Open a store, call an asynchronous function with it, close it; in a thread, so that a caller's event loop does not matter."""
+    """Open a store, call an asynchronous function with it, close it; in a thread, so that a caller's event loop does
+    not matter.
+    """
 
     async def call() -> T:
         store = open_store(spec, config)

@@ -1,8 +1,8 @@
 """``async-ckpt``: checkpoints from a shell.
 
-Inside a step with ``@checkpoint`` (and its subprocesses) every command works on the task, found through the environment. Outside,
-``list --task`` and ``load`` read from the datastore Metaflow is configured for, and ``--spool`` names the spool of a task that was
-killed. Exit status: 0 done, 1 it failed (the reason is on stderr), 2 wrong usage.
+Inside a step with ``@checkpoint`` (and its subprocesses) every command works on the task, found through the
+environment. Outside, ``list --task`` and ``load`` read from the datastore Metaflow is configured for, and ``--spool``
+names the spool of a task that was killed. Exit status: 0 done, 1 it failed (the reason is on stderr), 2 wrong usage.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="async-ckpt", description="Save, list and load checkpoints of a Metaflow task.")
+    parser = argparse.ArgumentParser(
+        prog="async-ckpt", description="Save, list and load checkpoints of a Metaflow task."
+    )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="name", required=True)
 
@@ -55,7 +57,9 @@ def _parser() -> argparse.ArgumentParser:
 
     _command(commands, "status", _status, _text_status, "how far the store is behind")
 
-    flush = _command(commands, "flush", _flush, lambda _: "everything is in the store", "wait until everything is in the store")
+    flush = _command(
+        commands, "flush", _flush, lambda _: "everything is in the store", "wait until everything is in the store"
+    )
     flush.add_argument("--timeout", type=float, default=None, metavar="SECONDS")
 
     listing = _command(commands, "list", _list, _text_list, "checkpoints of this task, newest first")
@@ -179,6 +183,8 @@ def _text_list(found: list[dict[str, Any]]) -> str:
     for data in found:
         created = str(data["created_on"])[:19]
         size = format_bytes(int(data["size"]))
-        rows.append((data["state"], str(data["attempt"]), str(data["version_id"]), data["name"], size, created, data["key"]))
+        rows.append(
+            (data["state"], str(data["attempt"]), str(data["version_id"]), data["name"], size, created, data["key"])
+        )
     widths = [max(len(row[column]) for row in rows) for column in range(6)]
     return "\n".join("  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[6]]) for row in rows)

@@ -1,6 +1,7 @@
 """Named points at which a process kills itself, for the crash tests.
 
-``METAFLOW_ASYNC_CKPT_CRASH_AT=<name>@<file>``: whoever reaches the point first makes the file and dies; later ones go on.
+``METAFLOW_ASYNC_CKPT_CRASH_AT=<name>@<file>``: whoever reaches the point first makes the file and dies; later ones go
+on.
 """
 
 from __future__ import annotations

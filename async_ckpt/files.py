@@ -116,7 +116,8 @@ def locked(path: str, *, timeout_s: float | None = None) -> Iterator[int]:
     Raises
     ------
     TimeoutError
-        Somebody else held the lock for the whole ``timeout_s`` (None: critical sections of microseconds, no limit needed).
+        Somebody else held the lock for the whole ``timeout_s`` (None: critical sections of microseconds, no limit
+        needed).
     """
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:

@@ -3,11 +3,12 @@
 The layout is the one Metaflow's users have: metaflow-checkpoint 0.2.14 lists and loads what is written here, and
 the other way round (``tests/e2e/test_compatibility.py`` proves it). All keys are relative to the datastore's root::
 
-    mf.checkpoints/checkpoints/artifacts/<flow>/<step>/<scope>/<identifier>/<pathspec hash>.<attempt>.<name>.<version>[/<file>...]
-    mf.checkpoints/checkpoints/artifact_metadata/<flow>/<step>/<scope>/<identifier>/<the same>.metadata   and  latest
+    mf.checkpoints/checkpoints/artifacts/<flow>/<step>/<scope>/<identifier>/<stem>[/<file>...]
+    mf.checkpoints/checkpoints/artifact_metadata/<flow>/<step>/<scope>/<identifier>/<stem>.metadata   and  latest
     mf.checkpoints/checkpoints/metadata/<flow>/<run>/<step>/<task>/<attempt>.<name>.<version>.metadata    and  latest
-    mf.checkpoints/checkpoints/manifests/<flow>/<step>/<scope>/<identifier>/<the first>.json              ours alone
+    mf.checkpoints/checkpoints/manifests/<flow>/<step>/<scope>/<identifier>/<stem>.json              ours alone
 
+``<stem>`` is ``<pathspec hash>.<attempt>.<name>.<version>``.
 The manifest stands in a folder of its own: the peer takes every name with four dots beside the metadata for metadata.
 """
 
@@ -218,7 +219,7 @@ def check_name(name: str) -> str:
     if not valid or len(name.encode()) > _NAME_BYTES:
         raise UsageError(
             f"{name!r} cannot be the name of a checkpoint",
-            hint=f"Use 1 to {_NAME_BYTES} printable characters without '/', '.' and backslash; put the rest into metadata",
+            hint=f"Use 1 to {_NAME_BYTES} printable characters, none of them / . or \\; use metadata for the rest",
         )
     return name
 

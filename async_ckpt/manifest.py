@@ -91,7 +91,8 @@ class Manifest:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise IntegrityError(
-                f"The manifest cannot be read: {type(error).__name__}: {error}", where=where,
+                f"The manifest cannot be read: {type(error).__name__}: {error}",
+                where=where,
                 hint="The checkpoint is damaged or was written by another version; load an earlier one",
             ) from None
 

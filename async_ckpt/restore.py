@@ -1,8 +1,8 @@
 """Loading checkpoints: from the store, or from this machine's spool where they have not left it yet.
 
-Whatever is loaded arrives in a new directory beside the destination first and is then renamed into place, entry by entry. So a load
-that fails leaves the destination as it was. Paths come from manifests, keys and tars that somebody else may have written: none is
-ever followed out of the destination.
+Whatever is loaded arrives in a new directory beside the destination first and is then renamed into place, entry by
+entry. So a load that fails leaves the destination as it was. Paths come from manifests, keys and tars that somebody
+else may have written: none is ever followed out of the destination.
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ from .snapshot.base import remove_tree
 from .spool.spool import Admitted, torn_file
 from .stores.base import Entry, Store
 
+
 async def load_from_store(store: Store, reference: Mapping[str, Any], destination: str, config: Config) -> None:
-    """Load a committed checkpoint into the directory ``destination`` (made if missing; what is there stays, same names are replaced).
+    """Load a committed checkpoint into the directory ``destination`` (made if missing; what is there stays, same
+    names are replaced).
 
     Raises
     ------
@@ -93,7 +95,8 @@ def extract_tar(archive: str, destination: str, *, where: str) -> None:
     Raises
     ------
     IntegrityError
-        It is damaged, or a member has an absolute path, a ``..``, stands behind a symbolic link, or is a device; names it.
+        It is damaged, or a member has an absolute path, a ``..``, stands behind a symbolic link, or is a device;
+        names it.
     """
     links: list[tuple[str, str]] = []
     try:
@@ -115,7 +118,9 @@ def extract_tar(archive: str, destination: str, *, where: str) -> None:
                         shutil.copyfileobj(content, file, 1 << 20)
                     os.chmod(target, member.mode & 0o777)
                 else:
-                    raise IntegrityError(f"The tar's member {member.name!r} is neither file nor directory nor link", where=where)
+                    raise IntegrityError(
+                        f"The tar's member {member.name!r} is neither file nor directory nor link", where=where
+                    )
             # Last, so that no member was written through one.
             for target, link in links:
                 os.makedirs(os.path.dirname(target), exist_ok=True)
@@ -125,7 +130,8 @@ def extract_tar(archive: str, destination: str, *, where: str) -> None:
 
 
 def load_from_spool(item: Admitted, destination: str) -> None:
-    """Load a checkpoint that this machine still has on its disk: no network, and correct while its files are being made private.
+    """Load a checkpoint that this machine still has on its disk: no network, and correct while its files are being
+    made private.
 
     Raises
     ------
@@ -145,7 +151,9 @@ def load_from_spool(item: Admitted, destination: str) -> None:
         if torn is not None:
             if not os.path.isdir(item.data):
                 raise FileNotFoundError(item.data)
-            raise IntegrityError(f"The captured file {torn} was written to after the save", where=item.data, hint="Load an earlier one")
+            raise IntegrityError(
+                f"The captured file {torn} was written to after the save", where=item.data, hint="Load an earlier one"
+            )
         _finish(item.manifest, staging)
 
 
@@ -198,7 +206,9 @@ class _landing:
             os.mkdir(self._staging, 0o700)
         except OSError as error:
             raise SnapshotError(
-                f"Cannot load into {self._destination}: {os_reason(error)}", where=self._destination, hint=os_hint(error)
+                f"Cannot load into {self._destination}: {os_reason(error)}",
+                where=self._destination,
+                hint=os_hint(error),
             ) from error
         return self._staging
 
@@ -208,7 +218,9 @@ class _landing:
                 _move_into(self._staging, self._destination)
             elif isinstance(error, OSError) and not isinstance(error, (FileNotFoundError, CheckpointError)):
                 raise SnapshotError(
-                    f"Cannot load into {self._destination}: {os_reason(error)}", where=self._destination, hint=os_hint(error)
+                    f"Cannot load into {self._destination}: {os_reason(error)}",
+                    where=self._destination,
+                    hint=os_hint(error),
                 ) from error
         finally:
             remove_tree(self._staging)

@@ -72,7 +72,8 @@ class FileSource:
         except OSError as error:
             raise IntegrityError(f"The captured file cannot be read: {os_reason(error)}", where=self._path) from error
         raise IntegrityError(
-            f"The captured file has not its {self._size} bytes any more", where=self._path,
+            f"The captured file has not its {self._size} bytes any more",
+            where=self._path,
             hint="Something outside the trainer changed the spool",
         )
 
@@ -137,10 +138,7 @@ class TarSource:
         index = bisect.bisect_right(self._offsets, offset) - 1
         while offset < end:
             part, start = self._parts[index], offset - self._offsets[index]
-            if isinstance(part, bytes):
-                piece = part[start : start + end - offset]
-            else:
-                piece = part.pread(end - offset, start)
+            piece = part[start : start + end - offset] if isinstance(part, bytes) else part.pread(end - offset, start)
             pieces.append(piece)
             offset += len(piece)
             index += 1

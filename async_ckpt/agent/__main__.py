@@ -1,4 +1,6 @@
-"""Entry point of both processes: ``agent <lock> <socket> <spool>`` and ``worker <socket> <spool>`` (see ``launch.py``)."""
+"""Entry point of both processes: ``agent <lock> <socket> <spool>`` and ``worker <socket> <spool>`` (see
+``launch.py``).
+"""
 
 from __future__ import annotations
 

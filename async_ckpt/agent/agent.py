@@ -1,8 +1,10 @@
-"""The control plane: one loop that admits, orders, journals and answers. It imports nothing heavy and never waits for a store.
+"""The control plane: one loop that admits, orders, journals and answers. It imports nothing heavy and never waits for
+a store.
 
-The agent holds the spool's lock (a descriptor it was given) for as long as it lives, so there is one per spool. It works for an
-*owner*, the task's process; when the owner is gone (its connection ends, or its process), the agent *drains*: it goes on until
-everything is committed or its deadline has passed, and exits. When all is committed it removes the spool.
+The agent holds the spool's lock (a descriptor it was given) for as long as it lives, so there is one per spool. It
+works for an *owner*, the task's process; when the owner is gone (its connection ends, or its process), the agent
+*drains*: it goes on until everything is committed or its deadline has passed, and exits. When all is committed it
+removes the spool.
 """
 
 from __future__ import annotations
@@ -61,7 +63,13 @@ class Agent:
     """
 
     def __init__(
-        self, spool: Spool, listening: socket.socket, start_worker: Callable[[], Worker], config: Config, *, guarded: bool
+        self,
+        spool: Spool,
+        listening: socket.socket,
+        start_worker: Callable[[], Worker],
+        config: Config,
+        *,
+        guarded: bool,
     ) -> None:
         self._spool, self._config, self._start_worker = spool, config, start_worker
         self._selector = selectors.DefaultSelector()
@@ -266,7 +274,9 @@ class Agent:
             # The last word on torn files: a link that lost its lease by force has another mtime by now.
             torn = torn_file(item, self._journal.progress.get(identity, Progress()).files)
             if torn:
-                self._fail(identity, f"{torn} was written to while it was uploaded; its lease was broken by force", lost=item)
+                self._fail(
+                    identity, f"{torn} was written to while it was uploaded; its lease was broken by force", lost=item
+                )
                 return
             crash_point("agent:before-uploaded")
             self._note({"id": identity, "state": UPLOADED})
@@ -294,7 +304,9 @@ class Agent:
             self._forget(lost)
 
     def _forget(self, item: Admitted) -> None:
-        """Give back a checkpoint's disk. The record goes last, so that a crash in between leaves nothing without an owner."""
+        """Give back a checkpoint's disk. The record goes last, so that a crash in between leaves nothing without an
+        owner.
+        """
         self._items.pop(item.id, None)
         with contextlib.suppress(OSError):
             remove_tree(item.data)

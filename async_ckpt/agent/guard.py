@@ -1,7 +1,8 @@
 """Answers the kernel when somebody wants to write to a hard-linked file; see ``snapshot/lease.py``.
 
-A thread of its own, because a trainer stands in ``open()`` until the answer comes. The signal is blocked in the whole process and
-fetched with ``sigwaitinfo``; which lease it means is asked of each one (a microsecond each), which also covers lost signals.
+A thread of its own, because a trainer stands in ``open()`` until the answer comes. The signal is blocked in the whole
+process and fetched with ``sigwaitinfo``; which lease it means is asked of each one (a microsecond each), which also
+covers lost signals.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ class Guard:
     Parameters
     ----------
     on_private : callable
-        ``(id, path, why)`` from the guard's thread after a file was made private and its lease let go; ``why`` is not empty if it
-        could not be (the snapshot is lost then).
+        ``(id, path, why)`` from the guard's thread after a file was made private and its lease let go; ``why`` is not
+        empty if it could not be (the snapshot is lost then).
     """
 
     def __init__(self, on_private: Callable[[str, str, str], None]) -> None:
@@ -50,7 +51,9 @@ class Guard:
         """Take over a lease; its descriptor belongs to the guard from now on."""
         with self._lock:
             previous = self._held.get((identity, path))
-            if previous is not None:  # Sent again over a new connection: the same description, one descriptor is enough.
+            if (
+                previous is not None
+            ):  # Sent again over a new connection: the same description, one descriptor is enough.
                 os.close(held.fd)
                 return
             self._held[identity, path] = held
@@ -61,7 +64,9 @@ class Guard:
         """Release leases without a copy: the bytes are in the store. Returns the paths released."""
         released = []
         with self._lock:
-            keys = [key for key in self._held if key[0] == identity] if paths is None else [(identity, p) for p in paths]
+            keys = (
+                [key for key in self._held if key[0] == identity] if paths is None else [(identity, p) for p in paths]
+            )
             for key in keys:
                 held = self._held.get(key)
                 if held is not None and not held.busy:

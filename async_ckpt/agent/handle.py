@@ -1,4 +1,6 @@
-"""The agent's handles on its data plane: how a worker is started, found dead, and stopped. Light: no store is imported here."""
+"""The agent's handles on its data plane: how a worker is started, found dead, and stopped. Light: no store is
+imported here.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,7 @@ import threading
 
 from ..config import Config
 from ..spool.spool import Spool
+
 
 class WorkerProcess:
     """A worker in a process of its own; ``sock`` is the agent's end."""

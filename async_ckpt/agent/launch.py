@@ -1,9 +1,9 @@
 """Finds the agent of a spool, or starts one, such that there are never two and nobody waits for the start.
 
-Whoever starts an agent makes its listening socket and takes its lock first, and hands both over: a client can connect, and queue
-frames and leases, before the agent has run its first instruction. The lease signal is blocked in it from the start, by
-inheritance. Order: lock, socket under a temporary name, process, ``agent.pid``, and last the socket's real name. So who
-finds the socket finds the right pid beside it.
+Whoever starts an agent makes its listening socket and takes its lock first, and hands both over: a client can
+connect, and queue frames and leases, before the agent has run its first instruction. The lease signal is blocked in
+it from the start, by inheritance. Order: lock, socket under a temporary name, process, ``agent.pid``, and last the
+socket's real name. So who finds the socket finds the right pid beside it.
 """
 
 from __future__ import annotations
@@ -198,7 +198,8 @@ def raise_descriptor_limit() -> None:
 
 
 def ignore_terminal_signals() -> None:
-    """Ctrl-C and a closed terminal concern the task; a SIGTERM is answered by going on until we are killed: every second of
-    it may bring one more checkpoint into the store."""
+    """Ctrl-C and a closed terminal concern the task; a SIGTERM is answered by going on until we are killed: every
+    second of it may bring one more checkpoint into the store.
+    """
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

@@ -1,7 +1,8 @@
 """What to do next, decided without clocks, files or sockets.
 
 Uploads run side by side up to a limit, oldest first. Commits happen one at a time and in the order of admission
-(attempt, version): a checkpoint is committed only when every older one has ended. One that failed no longer holds up others.
+(attempt, version): a checkpoint is committed only when every older one has ended. One that failed no longer holds up
+others.
 """
 
 from __future__ import annotations

@@ -38,7 +38,11 @@ class Uploader:
         self._newest: dict[str, tuple[int, int]] = {}
 
     async def upload(
-        self, item: Admitted, done: Mapping[str, list[int]], on_file: Callable[[str, list[int]], None], progress: Progress
+        self,
+        item: Admitted,
+        done: Mapping[str, list[int]],
+        on_file: Callable[[str, list[int]], None],
+        progress: Progress,
     ) -> None:
         """Write everything but the metadata: files or tar, and the manifest with their digests.
 
@@ -67,7 +71,11 @@ class Uploader:
         await self._store.put_bytes(parts.manifest_key, dump(manifest.to_json()))
 
     async def _upload_files(
-        self, item: Admitted, done: Mapping[str, list[int]], on_file: Callable[[str, list[int]], None], progress: Progress
+        self,
+        item: Admitted,
+        done: Mapping[str, list[int]],
+        on_file: Callable[[str, list[int]], None],
+        progress: Progress,
     ) -> Manifest:
         digests = dict(done)
 
@@ -78,7 +86,9 @@ class Uploader:
             crash_point("worker:before-file")
             source = FileSource(item.file(entry.path), entry.size)
             try:
-                digests[entry.path] = await self._store.put_source(f"{item.reference['key']}/{entry.path}", source, progress)
+                digests[entry.path] = await self._store.put_source(
+                    f"{item.reference['key']}/{entry.path}", source, progress
+                )
             finally:
                 source.close()
             if entry.how == LINK:

@@ -1,11 +1,11 @@
 """The data plane: a process (or, with ``uploader="thread"``, a thread) that the agent hands uploads and commits to.
 
-It imports what the control plane must not (aiobotocore, Metaflow), runs at idle priority, holds no state that matters, and may be
-killed at any time. The two speak the frames of ``ipc.protocol`` over a socket pair:
+It imports what the control plane must not (aiobotocore, Metaflow), runs at idle priority, holds no state that
+matters, and may be killed at any time. The two speak the frames of ``ipc.protocol`` over a socket pair:
 
-agent → worker: ``{"op": "upload", "id", "done"}`` · ``{"op": "commit", "id"}`` · ``{"op": "priority"}`` (the task only waits for us now)
-worker → agent: ``{"op": "file", "id", "path", "crc32"}`` · ``{"op": "progress", "id", "bytes"}`` ·
-``{"op": "uploaded" | "committed", "id"}`` · ``{"op": "failed", "id", "why"}``
+agent → worker: ``{"op": "upload", "id", "done"}`` · ``{"op": "commit", "id"}`` · ``{"op": "priority"}`` (the task
+only waits for us now) worker → agent: ``{"op": "file", "id", "path", "crc32"}`` · ``{"op": "progress", "id",
+"bytes"}`` · ``{"op": "uploaded" | "committed", "id"}`` · ``{"op": "failed", "id", "why"}``
 """
 
 from __future__ import annotations
@@ -161,5 +161,7 @@ def _idle_priority() -> None:
 
 
 def _normal_priority() -> None:
-    with contextlib.suppress(OSError, AttributeError):  # Not allowed to ordinary users; idle time is plenty then anyway.
+    with contextlib.suppress(
+        OSError, AttributeError
+    ):  # Not allowed to ordinary users; idle time is plenty then anyway.
         os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))

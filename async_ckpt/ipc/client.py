@@ -1,11 +1,11 @@
 """The saver's end of the socket, and the second keeper of its leases.
 
-A thread of its own, the *keeper*, reads answers, closes descriptors of leases that were let go, and sees at once when the
-agent dies. It then gets a new agent and hands it every lease that still stands; if none can be had, it makes the linked files
-private itself. So a trainer that waits for a lease is never left waiting for a dead agent.
+A thread of its own, the *keeper*, reads answers, closes descriptors of leases that were let go, and sees at once when
+the agent dies. It then gets a new agent and hands it every lease that still stands; if none can be had, it makes the
+linked files private itself. So a trainer that waits for a lease is never left waiting for a dead agent.
 
-Doorbells are sent by the saving thread, without blocking. That matters: a trainer in C++ may hold the interpreter's lock
-while it waits for a lease, and the keeper could not run then.
+Doorbells are sent by the saving thread, without blocking. That matters: a trainer in C++ may hold the interpreter's
+lock while it waits for a lease, and the keeper could not run then.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ from .protocol import Message
 
 @dataclass
 class Link:
-    """A connection to a running agent. ``pid`` is 0 for one in a thread; ``fresh``: it was started for this connection."""
+    """A connection to a running agent. ``pid`` is 0 for one in a thread; ``fresh``: it was started for this
+    connection.
+    """
 
     sock: socket.socket
     pid: int

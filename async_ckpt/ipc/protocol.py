@@ -1,10 +1,11 @@
 """The agent's protocol: length-prefixed JSON frames over a Unix stream socket, in any language.
 
-A frame is 4 bytes of length (big endian, at most ``MAX_FRAME``) and that many bytes of JSON: one object. A frame may carry
-descriptors (SCM_RIGHTS, sent with its first byte); it then says how many in ``fds``.
+A frame is 4 bytes of length (big endian, at most ``MAX_FRAME``) and that many bytes of JSON: one object. A frame may
+carry descriptors (SCM_RIGHTS, sent with its first byte); it then says how many in ``fds``.
 
-The first frame of a connection is ``{"op": "hello", "v": 1, "pid": <own pid>, "seq": 1}``. Frames with ``seq`` are answered by
-one frame with the same ``seq``; an answer with ``error`` means the request was refused. Frames without ``seq`` are doorbells.
+The first frame of a connection is ``{"op": "hello", "v": 1, "pid": <own pid>, "seq": 1}``. Frames with ``seq`` are
+answered by one frame with the same ``seq``; an answer with ``error`` means the request was refused. Frames without
+``seq`` are doorbells.
 
 ========  =========================================================  ==============================================
 op        fields                                                     answer

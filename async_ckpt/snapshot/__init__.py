@@ -37,7 +37,9 @@ def check_strategy(strategy: str, *, leases: bool = True) -> str:
     return strategy
 
 
-def capture(path: str, target: str, strategy: str, *, owner_pid: int | None, config: Config, lease_budget: int) -> Captured:
+def capture(
+    path: str, target: str, strategy: str, *, owner_pid: int | None, config: Config, lease_budget: int
+) -> Captured:
     """Capture ``path`` into the new directory ``target``.
 
     Parameters

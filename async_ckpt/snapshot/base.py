@@ -157,7 +157,12 @@ def failure(path: str, error: OSError) -> SnapshotError:
 
 
 def _refused(path: str, mode: int) -> SnapshotError:
-    kinds = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFBLK: "a block device", stat.S_IFCHR: "a device"}
+    kinds = {
+        stat.S_IFIFO: "a FIFO",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFBLK: "a block device",
+        stat.S_IFCHR: "a device",
+    }
     kind = kinds.get(stat.S_IFMT(mode), "no regular file")
     return SnapshotError(
         f"Cannot capture {path}: it is {kind}", where=path, hint="Keep it outside of the directory you save"

@@ -5,7 +5,8 @@ the holder lets go (or ``/proc/sys/fs/lease-break-time``, 45 s, has passed). The
 file, to rename the copy over its own link, and to release the lease. See fcntl(2), F_SETLEASE.
 
 The lease belongs to the open file description. It is taken by the saving process and shared with the agent by passing
-the descriptor over the socket, so it stands as long as either lives. The signal goes to the agent alone, which has it blocked.
+the descriptor over the socket, so it stands as long as either lives. The signal goes to the agent alone, which has it
+blocked.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ def take(fd: int, owner_pid: int) -> bool:
     Returns
     -------
     bool
-        False where it cannot be had: somebody has the file open for writing, or mapped shared and writable; the file belongs
-        to somebody else; the file system has no leases.
+        False where it cannot be had: somebody has the file open for writing, or mapped shared and writable; the file
+        belongs to somebody else; the file system has no leases.
     """
     try:
         # The owner comes first: without one the kernel would make us the owner, and the signal would kill the trainer.
@@ -71,13 +72,14 @@ def make_private(path: str, fd: int, size: int, mtime_ns: int, *, donor: str | N
     size, mtime_ns : int
         As captured (bytes, nanoseconds).
     donor : str or None
-        A private copy of the same inode that was made in this very moment for another snapshot: it is linked, not copied.
+        A private copy of the same inode that was made in this very moment for another snapshot: it is linked, not
+        copied.
 
     Raises
     ------
     SnapshotError
-        The copy failed, or the file had been written to (the kernel broke the lease by force). The link is removed, so that
-        torn bytes can never be taken for the snapshot.
+        The copy failed, or the file had been written to (the kernel broke the lease by force). The link is removed,
+        so that torn bytes can never be taken for the snapshot.
     """
     if os.fstat(fd).st_ino != _inode(path):
         return  # Somebody (the agent, or the saver for a dead agent) was here before.

@@ -6,7 +6,8 @@ Format. A text file; the first line is ``async_ckpt journal 1``. Every further l
 
 with ``id`` (the checkpoint's name in ``ready/``) and one of
 
-- ``state``: ``UPLOADED`` (all its objects are in the store), ``COMMITTED`` (with ``reference``), ``FAILED`` (with ``why``);
+- ``state``: ``UPLOADED`` (all its objects are in the store), ``COMMITTED`` (with ``reference``), ``FAILED`` (with
+  ``why``);
 - ``file``: a hard-linked file whose bytes are in the store (with ``crc32``), so that its lease could be let go.
 
 Who writes: the agent that holds the spool's lock, by appending whole lines. Anybody may read at any time.
@@ -15,7 +16,8 @@ Replay. A record counts if its line is complete and its CRC is right. At the fir
 crash or a full disk), reading stops; the writer cuts the file there and goes on. Nothing is lost by that: admission is
 a file in ``ready/``, every step after it may be repeated, and the journal only says which steps need not be.
 
-A file with another first line is not ours to change: it is set aside under ``journal.foreign-<n>``, and a warning says so.
+A file with another first line is not ours to change: it is set aside under ``journal.foreign-<n>``, and a warning
+says so.
 """
 
 from __future__ import annotations
@@ -70,7 +72,9 @@ class Journal:
         try:
             self.progress = self._open()
         except OSError as error:
-            raise SpoolError(f"The journal cannot be opened: {os_reason(error)}", where=path, hint=os_hint(error)) from error
+            raise SpoolError(
+                f"The journal cannot be opened: {os_reason(error)}", where=path, hint=os_hint(error)
+            ) from error
 
     def _open(self) -> dict[str, Progress]:
         try:
@@ -81,8 +85,8 @@ class Journal:
         if data and not data.startswith(HEADER) and not HEADER.startswith(data):
             aside = _set_aside(self.path)
             self.warnings.append(
-                f"The journal {self.path} was not written by this version of async_ckpt; it was set aside as {aside}, and "
-                f"what is in the spool is uploaded again"
+                f"The journal {self.path} was not written by this version of async_ckpt; it was set aside "
+                f"as {aside}, and what is in the spool is uploaded again"
             )
             data = b""
         records, good = parse(data)

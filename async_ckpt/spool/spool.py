@@ -15,8 +15,8 @@ One directory per task (all attempts), 0700::
 Admission is the rename of one record into ``ready/``: before it there is no checkpoint, after it there is one,
 whoever dies. The record is the truth and names everything needed: reference, manifest, where the data lies.
 
-Hard links need the data on the file system of what is saved. Where that is not the spool's, the data lies in an *annex*,
-``<parent of what is saved>/.async_ckpt-<uid>/<spool's name>/``, and only the record in the spool.
+Hard links need the data on the file system of what is saved. Where that is not the spool's, the data lies in an
+*annex*, ``<parent of what is saved>/.async_ckpt-<uid>/<spool's name>/``, and only the record in the spool.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import os
 import secrets
 import stat
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -134,7 +134,9 @@ class Spool:
             raise SpoolError(f"There is no spool: {os_reason(error)}", where=path, hint=hint) from error
         except (ValueError, KeyError, TypeError) as error:
             raise SpoolError(
-                f"Not a spool of this version of async_ckpt: {error}", where=path, hint="Remove the directory, or upgrade"
+                f"Not a spool of this version of async_ckpt: {error}",
+                where=path,
+                hint="Remove the directory, or upgrade",
             ) from error
         if attempt is not None:
             task = layout.TaskInfo(**{**asdict(task), "attempt": attempt})
@@ -255,7 +257,8 @@ class Spool:
     def sweep(self, keep: set[str]) -> None:
         """Remove what savers that died in mid-save left: data directories and staged records nobody needs.
 
-        ``keep`` holds the data directories of admitted checkpoints. Processes that live may be saving just now: theirs stay.
+        ``keep`` holds the data directories of admitted checkpoints. Processes that live may be saving just now:
+        theirs stay.
         """
         for folder in (self.path("data"), *self._annexes()):
             with contextlib.suppress(FileNotFoundError):
@@ -285,7 +288,7 @@ class Spool:
             return []
 
 
-def torn_file(item: Admitted, uploaded: Mapping[str, Any]) -> str | None:
+def torn_file(item: Admitted, uploaded: Container[str]) -> str | None:
     """The first hard-linked file that was written to while no lease was held, or None.
 
     A link that is still the trainer's inode must have the facts of its capture. Another inode is a private copy, made

@@ -42,7 +42,7 @@ class Counted:
 
 
 def pause_s(attempt: int) -> float:
-    """Seconds to wait after the failed ``attempt`` (from 1): exponential, with full jitter, so that clients spread out."""
+    """Seconds to wait after failed ``attempt`` (from 1): exponential, with full jitter so that clients spread out."""
     return random.uniform(0.0, min(CAP_S, BASE_S * 2.0 ** min(attempt - 1, 30)))
 
 

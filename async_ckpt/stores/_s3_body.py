@@ -1,11 +1,15 @@
-"""A range of a source as the body of an S3 request: read in small pieces, any number of times."""
+"""Both ends of a transfer on this side: a range of a source as a request's body, and the file answers are written to."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from ..config import CHUNK_BYTES
+from ..errors import StoreError, os_hint, os_reason
+from ..files import pwrite_all
 from .base import Source
 
 #: Bytes read and handed to the socket at a time.
@@ -15,7 +19,7 @@ PIECE_BYTES = 256 << 10
 class Body:
     """A request body that never exists as one ``bytes``.
 
-    aiohttp sends it as an asynchronous iterable; botocore, where it signs or digests payloads, reads it as a file first.
+    aiohttp sends it as an asynchronous iterable; botocore reads it as a file first where it signs or digests payloads.
     Either begins a new pass at the first byte, so a request that is repeated inside botocore (a redirect to the
     bucket's region) or inside aiohttp sends the whole range again, with digests that start anew.
 
@@ -116,3 +120,35 @@ class _Pass:
         if self._body._pass is self:
             self._body._report(len(data))
         return data
+
+
+class LocalFile:
+    """The file that ranges of ``size`` bytes in all are written to, and whose errors are not the network's.
+
+    Raises
+    ------
+    StoreError
+        The file cannot be made or written.
+    """
+
+    def __init__(self, path: str, size: int) -> None:
+        self.path, self.size = path, size
+        with self._mapped():
+            self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+            os.ftruncate(self._fd, size)
+
+    def write(self, data: bytes, offset: int) -> None:
+        with self._mapped():
+            pwrite_all(self._fd, data, offset)
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    @contextlib.contextmanager
+    def _mapped(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StoreError(
+                f"Cannot write {self.path}: {os_reason(error)}", where=self.path, hint=os_hint(error)
+            ) from error

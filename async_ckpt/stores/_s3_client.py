@@ -64,7 +64,7 @@ class ThreadCredentials(AioCredentials):  # type: ignore[misc]  # aiobotocore ha
 
 
 def make_config(given: Any, config: Config) -> AioConfig:
-    """The user's botocore ``Config`` (or a mapping of its options, or None), with only what it leaves open filled in."""
+    """The user's botocore ``Config`` (or a mapping of options, or None), with only what it leaves open filled in."""
     ours = AioConfig(
         # Two per part: what is downloaded, listed or committed must not wait for a connection of an upload.
         max_pool_connections=max(16, 2 * config.parts_in_flight),

@@ -46,8 +46,8 @@ _MISSING_CODES = frozenset({"NoSuchKey", "NotFound", "404"})
 _REGION = "Set AWS_DEFAULT_REGION, or region_name in METAFLOW_DATATOOLS_CLIENT_PARAMS, to the bucket's region"
 _KEYS = "Check the access key: environment, ~/.aws/credentials, or the role the task runs with"
 _ALLOW = (
-    "Allow s3:PutObject, s3:GetObject, s3:DeleteObject, s3:ListBucket and s3:AbortMultipartUpload on this prefix for the"
-    " role the task runs with"
+    "Allow s3:PutObject, s3:GetObject, s3:DeleteObject, s3:ListBucket and s3:AbortMultipartUpload on this prefix"
+    " for the role the task runs with"
 )
 _PROXY = "Check HTTPS_PROXY and NO_PROXY"
 _HINTS = {

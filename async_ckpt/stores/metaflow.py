@@ -26,8 +26,8 @@ def s3_settings() -> S3Settings:
     """Settings that make an asynchronous client the twin of Metaflow's own.
 
     Metaflow's client is built, so every way of configuring it counts: METAFLOW_S3_ENDPOINT_URL,
-    METAFLOW_DATATOOLS_CLIENT_PARAMS, METAFLOW_S3_SERVER_SIDE_ENCRYPTION, a client provider of one's own. Credentials stay
-    with it: they are asked for when a request is signed, and refresh the way it refreshes them.
+    METAFLOW_DATATOOLS_CLIENT_PARAMS, METAFLOW_S3_SERVER_SIDE_ENCRYPTION, a client provider of one's own. Credentials
+    stay with it: they are asked for when a request is signed, and refresh the way it refreshes them.
 
     Raises
     ------
@@ -68,7 +68,7 @@ def default_spec() -> StoreSpec:
     kind = metaflow_config.DEFAULT_DATASTORE
     root = None
     if kind in _KINDS:
-        storage = next(storage for storage in DATASTORES if storage.TYPE == kind)
+        storage = next(storage for storage in DATASTORES if kind == storage.TYPE)
         root = storage.get_datastore_root_from_config(lambda *_args, **_kwargs: None, create_on_absent=True)
     return spec_for(kind, root)
 

@@ -93,7 +93,5 @@ class RetryStore(Store):
     async def aclose(self) -> None:
         await self._store.aclose()
 
-    async def _try(
-        self, call: Callable[[Progress], Awaitable[T]], progress: Progress = no_progress
-    ) -> T:
+    async def _try(self, call: Callable[[Progress], Awaitable[T]], progress: Progress = no_progress) -> T:
         return await with_retries(call, self._config, progress)

@@ -50,7 +50,9 @@ class _Checkpoints:
     def _save(self, path: str | os.PathLike[str] | None, **options: Any) -> Reference:
         target = path if path is not None else self.directory
         if target is None:
-            raise UsageError("There is nothing to save: no path was given", hint="Pass a path, or use Checkpoint(init_dir=True)")
+            raise UsageError(
+                "There is nothing to save: no path was given", hint="Pass a path, or use Checkpoint(init_dir=True)"
+            )
         return self._writer().save(target, **options)
 
     def list(
@@ -68,17 +70,19 @@ class _Checkpoints:
         name : str, optional
             Only those of this name.
         task : Task or str, optional
-            Another task, or its pathspec ``flow/run/step/task``; its last attempt, unless ``attempt`` says which. Without it, this
-            task's, all attempts.
+            Another task, or its pathspec ``flow/run/step/task``; its last attempt, unless ``attempt`` says which.
+            Without it, this task's, all attempts.
         attempt : int, optional
             Only those of this attempt.
         within_task, full_namespace : bool, optional
-            ``full_namespace=True`` (the same as ``within_task=False``): those of this step in the namespace, from all runs.
+            ``full_namespace=True`` (the same as ``within_task=False``): those of this step in the namespace, from all
+            runs.
 
         Returns
         -------
         list of dict
-            Each with a ``state``: ``COMMITTED``, or how far one that this task has saved and that is still on its way has come.
+            Each with a ``state``: ``COMMITTED``, or how far one that this task has saved and that is still on its way
+            has come.
 
         Raises
         ------
@@ -91,11 +95,14 @@ class _Checkpoints:
         number = _attempt_number(attempt)
         if task is not None:
             if not within:
-                raise UsageError("The namespace of another task cannot be listed", hint="Leave out task or full_namespace")
+                raise UsageError(
+                    "The namespace of another task cannot be listed", hint="Leave out task or full_namespace"
+                )
             return _list_task(task, name, number)
         if self._checkpointer is None and ENV_SPOOL not in os.environ:
             raise UsageError(
-                "Outside of a step with @checkpoint, list() needs a task", hint="Checkpoint().list(task='Flow/run/step/task')"
+                "Outside of a step with @checkpoint, list() needs a task",
+                hint="Checkpoint().list(task='Flow/run/step/task')",
             )
         return self._writer().list(name=name, attempt=number, within_task=within)
 
@@ -188,7 +195,8 @@ class Checkpoint(_Checkpoints):
         Parameters
         ----------
         reference : dict or str
-            What ``save()`` returned, an entry of ``list()``, or a key. A key alone is looked up in Metaflow's configured datastore.
+            What ``save()`` returned, an entry of ``list()``, or a key. A key alone is looked up in Metaflow's
+            configured datastore.
 
         Raises
         ------
@@ -230,7 +238,9 @@ class CurrentCheckpoint(_Checkpoints):
 
     @property
     def info(self) -> CheckpointInfo | None:
-        """What was loaded: ``pathspec``, ``attempt``, ``key``, ``name``, ``version_id``, ``metadata``, ``created_on``, ``size``, ``url``."""
+        """What was loaded: ``pathspec``, ``attempt``, ``key``, ``name``, ``version_id``, ``metadata``,
+        ``created_on``, ``size``, ``url``.
+        """
         return self._loaded
 
     def load_newest(self, policy: str, report: Callable[[str], None]) -> CheckpointInfo | None:
@@ -248,7 +258,8 @@ class CurrentCheckpoint(_Checkpoints):
         storage_format: str | None = None,
         snapshot: str | None = None,
     ) -> Reference:
-        """Save a checkpoint. Returns at once; the upload happens in the background, and the end of the step waits for it.
+        """Save a checkpoint. Returns at once; the upload happens in the background, and the end of the step waits for
+        it.
 
         Parameters
         ----------
@@ -263,7 +274,8 @@ class CurrentCheckpoint(_Checkpoints):
         storage_format : "files" or "tar", optional
             One object per file, or one tar. Default: the decorator's.
         snapshot : "auto", "hardlink", "reflink", "copy" or "move", optional
-            How the files are captured. ``"move"`` takes the directory away: for trainers that write each checkpoint to a new one.
+            How the files are captured. ``"move"`` takes the directory away: for trainers that write each checkpoint
+            to a new one.
 
         Returns
         -------
@@ -277,7 +289,8 @@ class CurrentCheckpoint(_Checkpoints):
         """
         reference = self._save(
             path, name=name, metadata=metadata, latest=latest,
-            storage_format=storage_format or self._defaults["storage_format"], strategy=snapshot or self._defaults["snapshot"],
+            storage_format=storage_format or self._defaults["storage_format"],
+            strategy=snapshot or self._defaults["snapshot"],
         )  # fmt: skip
         os.makedirs(self._directory, exist_ok=True)  # After a move it is gone.
         return reference
@@ -298,16 +311,19 @@ def _attempt_number(attempt: int | str | None) -> int | None:
 
 
 def _list_task(task: Task | str, name: str | None, attempt: int | None) -> list[dict[str, Any]]:
-    from async_ckpt.stores.metaflow import spec_for
     from metaflow import Task
     from metaflow.exception import MetaflowNotFound
+
+    from async_ckpt.stores.metaflow import spec_for
 
     pathspec = task if isinstance(task, str) else task.pathspec
     folder = layout.metadata_folder(pathspec)
     try:
         found = Task(pathspec, attempt=attempt, _namespace_check=False)
     except MetaflowNotFound as error:
-        raise UsageError(f"There is no task {pathspec!r}: {error}", hint="Check the pathspec and METAFLOW_DEFAULT_METADATA") from None
+        raise UsageError(
+            f"There is no task {pathspec!r}: {error}", hint="Check the pathspec and METAFLOW_DEFAULT_METADATA"
+        ) from None
     recorded = found[TASK_CHECKPOINTS].data if TASK_CHECKPOINTS in found else None
     if recorded is None:
         # It did not end (well): the store knows.

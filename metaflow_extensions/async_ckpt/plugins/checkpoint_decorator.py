@@ -10,16 +10,17 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from metaflow.decorators import StepDecorator
+from metaflow.exception import MetaflowException
+from metaflow.flowspec import INTERNAL_ARTIFACTS_SET
+from metaflow.metadata_provider import MetaDatum
+
 from async_ckpt import layout
 from async_ckpt.agent.launch import UPLOADERS
 from async_ckpt.checkpointer import Checkpointer, check_storage_format
 from async_ckpt.config import ENV_ATTEMPT, ENV_SPOOL, Config, spool_root
 from async_ckpt.errors import CheckpointError, FlushError, UsageError
 from async_ckpt.snapshot import check_strategy
-from metaflow.decorators import StepDecorator
-from metaflow.exception import MetaflowException
-from metaflow.flowspec import INTERNAL_ARTIFACTS_SET
-from metaflow.metadata_provider import MetaDatum
 
 from .checkpoint import TASK_CHECKPOINTS, TASK_LATEST_CHECKPOINT, CheckpointInfo, CurrentCheckpoint
 
@@ -30,27 +31,28 @@ _DATASTORES = ("local", "s3")
 _INTERRUPT_FLUSH_S = 2.0
 
 
-class CheckpointException(MetaflowException):
+class CheckpointException(MetaflowException):  # type: ignore[misc]
     headline = "@checkpoint"
 
 
 class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
     """
-    Saves the state of a step and resumes from it after a failure. `current.checkpoint.save()` returns at once: the files are
-    captured in about a millisecond and uploaded in the background; the end of the step waits until they are in the datastore.
+    Saves the state of a step and resumes from it after a failure. `current.checkpoint.save()` returns at once: the
+    files are captured in about a millisecond and uploaded in the background; the end of the step waits until they are
+    in the datastore.
 
     Parameters
     ----------
     load_policy : str, default "fresh"
-        What is loaded when the task starts. "fresh": the newest checkpoint of this task (none in its first attempt). "eager": else
-        the newest of this step in the namespace, from whatever run. "none": nothing.
+        What is loaded when the task starts. "fresh": the newest checkpoint of this task (none in its first attempt).
+        "eager": else the newest of this step in the namespace, from whatever run. "none": nothing.
     temp_dir_root : str, optional
         Where `current.checkpoint.directory` and the spool are made. Best on the disk the trainer writes to.
     show_card : bool, default True
         Accepted for compatibility.
     uploader : str, default "process"
-        "process": a process of its own uploads, and files are captured by hard links. "thread": a thread of the task does, and
-        files are cloned or copied.
+        "process": a process of its own uploads, and files are captured by hard links. "thread": a thread of the task
+        does, and files are cloned or copied.
     storage_format : str, default "files"
         Default of `save()`: "files" or "tar".
     snapshot : str, default "auto"
@@ -109,14 +111,18 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
             raise UsageError(f"flush_timeout={timeout!r} is not a number of seconds")
         if datastore not in _DATASTORES:
             raise UsageError(
-                f"@checkpoint does not work with the datastore {datastore!r} yet", hint=f"Use one of {', '.join(_DATASTORES)}"
+                f"@checkpoint does not work with the datastore {datastore!r} yet",
+                hint=f"Use one of {', '.join(_DATASTORES)}",
             )
         Config.from_env()
 
     def runtime_init(self, flow: Any, graph: Any, package: Any, run_id: str) -> None:
         if importlib.util.find_spec("metaflow_extensions.obcheckpoint") and not CheckpointDecorator._warned:
             CheckpointDecorator._warned = True
-            self._log("metaflow-checkpoint is installed as well; @checkpoint is metaflow-async-ckpt's. Uninstall one of the two.")
+            self._log(
+                "metaflow-checkpoint is installed as well; @checkpoint is metaflow-async-ckpt's. "
+                "Uninstall one of the two."
+            )
 
     # -- the life of a task ----------------------------------------------------------------------------------------
 
@@ -136,15 +142,19 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
     ) -> None:
         if retry_count > max_user_code_retries:
             return  # @catch's fallback: the user's code does not run.
-        from async_ckpt.stores.metaflow import spec_for
         from metaflow import current
+
+        from async_ckpt.stores.metaflow import spec_for
 
         values = [value for _, _, value in flow.foreach_stack() or []]
         gang = graph[step_name].parallel_step
+        in_foreach = bool(values) or gang
         task = layout.TaskInfo(
             flow.name, str(run_id), step_name, str(task_id), retry_count,
             scope=self._scope(),
-            identifier=layout.foreach_identifier(values, gang=gang) if values or gang else layout.step_identifier(step_name),
+            identifier=(
+                layout.foreach_identifier(values, gang=gang) if in_foreach else layout.step_identifier(step_name)
+            ),
         )  # fmt: skip
         try:
             config = Config.from_env()
@@ -161,7 +171,8 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
         if loaded is not None:
             self._log(
                 "Loading the following checkpoint:"
-                f"\n\t[pathspec] {loaded.pathspec}\n\t[key] {loaded.key}\n\t[created on] {loaded.created_on}\n\t[url] {loaded.url}"
+                f"\n\t[pathspec] {loaded.pathspec}\n\t[key] {loaded.key}"
+                f"\n\t[created on] {loaded.created_on}\n\t[url] {loaded.url}"
             )
             metadata.register_metadata(run_id, step_name, task_id, _load_metadata(loaded, retry_count))
         current._update_env({"checkpoint": checkpoint})
@@ -192,13 +203,19 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
                 raise  # task_exception sees it.
             except BaseException as error:
                 # No hook sees SystemExit and KeyboardInterrupt.
-                limit = _INTERRUPT_FLUSH_S if isinstance(error, KeyboardInterrupt) else self._config.exception_flush_timeout_s
+                limit = (
+                    _INTERRUPT_FLUSH_S
+                    if isinstance(error, KeyboardInterrupt)
+                    else self._config.exception_flush_timeout_s
+                )
                 self._flush_best_effort(limit)
                 raise
 
         return wrapped if self._checkpointer is not None else step_func
 
-    def task_post_step(self, step_name: str, flow: Any, graph: Any, retry_count: int, max_user_code_retries: int) -> None:
+    def task_post_step(
+        self, step_name: str, flow: Any, graph: Any, retry_count: int, max_user_code_retries: int
+    ) -> None:
         if self._checkpointer is None:
             return
         try:
@@ -209,7 +226,13 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
         self._record(flow)
 
     def task_exception(
-        self, exception: BaseException, step_name: str, flow: Any, graph: Any, retry_count: int, max_user_code_retries: int
+        self,
+        exception: BaseException,
+        step_name: str,
+        flow: Any,
+        graph: Any,
+        retry_count: int,
+        max_user_code_retries: int,
     ) -> bool:
         if self._checkpointer is not None:
             if threading.current_thread() is threading.main_thread():
