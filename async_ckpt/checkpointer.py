@@ -301,10 +301,14 @@ class Checkpointer:
         failed = {
             identity: known.why
             for identity, known in journal.read(self.spool.path("journal")).items()
-            if known.state == FAILED and identity.startswith(f"{self.task.attempt}.")
+            if known.state == FAILED
         }
-        if failed:
-            raise self._flush_error("", failed)
+        mine = {identity: why for identity, why in failed.items() if identity.startswith(f"{self.task.attempt}.")}
+        if report is not None:
+            for identity in failed.keys() - mine.keys():
+                report(f"Checkpoint {identity} of an earlier attempt is not in the store: {failed[identity]}")
+        if mine:
+            raise self._flush_error("", mine)
 
     def _flush_error(self, why: str, failed: Mapping[str, str] | None = None) -> FlushError:
         if failed is None:

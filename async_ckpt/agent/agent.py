@@ -90,6 +90,7 @@ class Agent:
         self._sent: deque[tuple[float, int]] = deque()
         self._errors: deque[str] = deque(maxlen=_MAX_ERRORS)
         self._hurried = False
+        self._over = False
         self._drain_until = time.monotonic() + config.drain_timeout_s
         self._grace_until = time.monotonic() + config.reply_timeout_s
         self._next_scan = 0.0
@@ -122,7 +123,7 @@ class Agent:
         if self._guard is not None:
             self._guard.make_all_private()
             self._guard.stop()
-        all_done = not self._queue.pending and not self._queue.failed() and not self._spool.ready_ids()
+        all_done = not self._queue.pending and (self._over or not self._spool.ready_ids())
         self._journal.close()
         # Removed before the socket closes: whoever connects from now on finds nobody, and makes a new spool.
         if all_done:
@@ -204,10 +205,9 @@ class Agent:
         if self._worker is None:
             self._worker = self._start_worker()
             self._worker_decoder = protocol.Decoder()
-            self._worker.sock.setblocking(False)
+            self._worker.sock.settimeout(self._config.reply_timeout_s)
             self._selector.register(self._worker.sock, selectors.EVENT_READ, lambda _: self._on_worker())
-            if self._hurried:
-                self._tell_worker({"op": "priority"})
+            self._tell_worker({"op": "priority", "idle": not self._hurried})
         for action in self._queue.next_actions():
             message: Message = {"op": action.kind, "id": action.id}
             if action.kind == "upload":
@@ -223,7 +223,7 @@ class Agent:
             # More finished files than a frame holds: some are sent to the store again.
             data = protocol.encode({**message, "done": {}})
         try:
-            # Small and few, and the worker reads all the time: the buffer of a socket pair always has room for them.
+            # The worker reads all the time; one that does not for seconds is of no use.
             self._worker.sock.sendall(data)
         except OSError:
             self._worker_died()
@@ -232,8 +232,6 @@ class Agent:
         assert self._worker is not None
         try:
             data, _ = protocol.receive(self._worker.sock)
-        except BlockingIOError:
-            return
         except OSError:
             data = b""
         if not data:
@@ -329,7 +327,11 @@ class Agent:
             if self._guard is None or entry is None or item is None:
                 os.close(fd)
             else:
-                self._guard.add(item.id, path, Held(fd, item.file(path), entry.size, entry.mtime_ns))
+                self._guard.add(
+                    item.id,
+                    path,
+                    Held(fd, item.file(path), entry.size, entry.mtime_ns, origin=os.path.join(item.source, path)),
+                )
 
     def _let_go(self, identity: str, paths: list[str] | None) -> None:
         if self._guard is not None:
@@ -377,13 +379,15 @@ class Agent:
             connection.send({"seq": message.get("seq"), **self._status()})
         elif op == "bye":
             self._owners.pop(connection, None)
+            # The step ended well: what the store refused in earlier attempts is of no use to anybody any more.
+            self._over = True
             self._grace_until, self._drain_until = 0.0, time.monotonic() + self._config.drain_timeout_s
             connection.send({"seq": message.get("seq")})
         elif op in ("wait", "flush"):
             if op == "flush":
                 self._scan()
                 self._start_work()
-                self._hurry()
+                self._hurry(True)
             timeout = message.get("timeout_s")
             limit = float(timeout) if isinstance(timeout, (int, float)) else self._config.reply_timeout_s
             self._waiting.append((connection, message, time.monotonic() + limit))
@@ -399,7 +403,8 @@ class Agent:
         connection.greeted = True
         if message.get("owner"):
             self._owners[connection] = connection.pid
-            self._grace_until, self._hurried = 0.0, False
+            self._grace_until, self._over = 0.0, False
+            self._hurry(False)
             # A new attempt: what the store refused before gets another chance.
             for job in self._queue.failed():
                 if job.id in self._items:
@@ -410,13 +415,13 @@ class Agent:
         self._waiting = [entry for entry in self._waiting if entry[0] is not connection]
         if self._owners.pop(connection, None) is not None:
             self._drain_until = time.monotonic() + self._config.drain_timeout_s
-            self._hurry()
+            self._hurry(True)
 
-    def _hurry(self) -> None:
-        """Nobody trains any more: the data plane may use the machine."""
-        if not self._hurried:
-            self._hurried = True
-            self._tell_worker({"op": "priority"})
+    def _hurry(self, hurried: bool) -> None:
+        """While nobody trains (the task waits for a flush, or is gone) the data plane may use the machine."""
+        if hurried != self._hurried:
+            self._hurried = hurried
+            self._tell_worker({"op": "priority", "idle": not hurried})
 
     def _answer_waiting(self, now: float) -> None:
         still = []
@@ -428,6 +433,8 @@ class Agent:
                 answer = self._state(str(message.get("id")))
                 done = answer["state"] in (COMMITTED, FAILED)
             if done or now >= until:
+                if done and message["op"] == "flush" and self._owners:
+                    self._hurry(False)
                 connection.send({"seq": message.get("seq"), **answer})
             else:
                 still.append((connection, message, until))

@@ -3,6 +3,9 @@
 A thread of its own, because a trainer stands in ``open()`` until the answer comes. The signal is blocked in the whole
 process and fetched with ``sigwaitinfo``; which lease it means is asked of each one (a microsecond each), which also
 covers lost signals.
+
+A trainer that rewrites a file in place once will do so at every save. So from then on that file is copied away right
+after it was admitted, by a second thread, and the trainer need not wait when it comes back.
 """
 
 from __future__ import annotations
@@ -13,19 +16,26 @@ import signal
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from queue import SimpleQueue
 
 from ..errors import SnapshotError
 from ..snapshot import lease
 
+#: So many paths are remembered as rewritten in place; more than that is a pattern that remembering does not help.
+_MAX_REWRITTEN = 10_000
+
 
 @dataclass
 class Held:
-    """A leased file: its descriptor, the link's path, size (bytes) and mtime (nanoseconds) as captured."""
+    """A leased file: its descriptor, the link's path, size (bytes) and mtime (nanoseconds) as captured, and the
+    trainer's own path (``origin``).
+    """
 
     fd: int
     path: str
     size: int
     mtime_ns: int
+    origin: str
     busy: bool = False
 
 
@@ -44,6 +54,9 @@ class Guard:
         self._lock = threading.Lock()
         self._held: dict[tuple[str, str], Held] = {}
         self._stopping = False
+        self._rewritten: set[str] = set()
+        self._early: SimpleQueue[tuple[str, str] | None] = SimpleQueue()
+        threading.Thread(target=self._run_early, name="async_ckpt-guard-early", daemon=True).start()
         self._thread = threading.Thread(target=self._run, name="async_ckpt-guard", daemon=True)
         self._thread.start()
 
@@ -57,6 +70,8 @@ class Guard:
                 os.close(held.fd)
                 return
             self._held[identity, path] = held
+            if held.origin in self._rewritten:
+                self._early.put((identity, path))
         if lease.is_breaking(held.fd):
             self._wake()
 
@@ -89,6 +104,7 @@ class Guard:
 
     def stop(self) -> None:
         self._stopping = True
+        self._early.put(None)
         self._wake()
         self._thread.join(timeout=5)
 
@@ -104,7 +120,18 @@ class Guard:
                 todo = [key for key, held in self._held.items() if not held.busy and lease.is_breaking(held.fd)]
                 for key in todo:
                     self._held[key].busy = True
+                    if len(self._rewritten) < _MAX_REWRITTEN:
+                        self._rewritten.add(self._held[key].origin)
             self._make_private(todo)
+
+    def _run_early(self) -> None:
+        while (key := self._early.get()) is not None:
+            with self._lock:
+                held = self._held.get(key)
+                if held is None or held.busy:
+                    continue
+                held.busy = True
+            self._make_private([key])
 
     def _make_private(self, keys: list[tuple[str, str]]) -> None:
         # One inode may be in several snapshots: the first copy serves them all.

@@ -3,9 +3,9 @@
 It imports what the control plane must not (aiobotocore, Metaflow), runs at idle priority, holds no state that
 matters, and may be killed at any time. The two speak the frames of ``ipc.protocol`` over a socket pair:
 
-agent → worker: ``{"op": "upload", "id", "done"}`` · ``{"op": "commit", "id"}`` · ``{"op": "priority"}`` (the task
-only waits for us now) worker → agent: ``{"op": "file", "id", "path", "crc32"}`` · ``{"op": "progress", "id",
-"bytes"}`` · ``{"op": "uploaded" | "committed", "id"}`` · ``{"op": "failed", "id", "why"}``
+- agent → worker: ``{"op": "upload", "id", "done"}``, ``{"op": "commit", "id"}``, ``{"op": "priority", "idle"}``;
+- worker → agent: ``{"op": "file", "id", "path", "crc32"}``, ``{"op": "progress", "id", "bytes"}``,
+  ``{"op": "uploaded" | "committed", "id"}``, ``{"op": "failed", "id", "why"}``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import anyio
 
@@ -27,19 +27,25 @@ from ..spool.spool import Spool
 from ..stores import open_store
 from .uploader import Uploader
 
-#: Progress is reported at most this often, per checkpoint (seconds) ...
+#: How often an upload's progress is reported, in seconds.
 _REPORT_S = 0.1
 
 
-async def serve(sock: socket.socket, spool: Spool, config: Config) -> None:
-    """Work until the agent closes its end; then drop what is under way (the store cleans up after itself)."""
+async def serve(
+    sock: socket.socket, spool: Spool, config: Config, set_priority: Callable[[bool], None] | None = None
+) -> None:
+    """Work until the agent closes its end; then drop what is under way (the store cleans up after itself).
+
+    ``set_priority`` is called with whether this process should be idle; None in a thread of the task.
+    """
     sock.setblocking(False)
     worker = _Worker(sock, spool, config)
     try:
         async with anyio.create_task_group() as group:
             async for message in _messages(sock):
                 if message["op"] == "priority":
-                    _normal_priority()
+                    if set_priority is not None:
+                        set_priority(message["idle"])
                 else:
                     group.start_soon(worker.run, message)
             group.cancel_scope.cancel()
@@ -146,22 +152,21 @@ def main(fd: int, directory: str) -> None:
     """Entry point of the worker process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    _idle_priority()
+    _set_priority(idle=True)
     with socket.socket(fileno=fd) as sock:
         try:
-            anyio.run(serve, sock, Spool.open(directory), Config.from_env())
+            anyio.run(serve, sock, Spool.open(directory), Config.from_env(), lambda idle: _set_priority(idle=idle))
         except errors.CheckpointError as error:
             sys.exit(f"async_ckpt worker: {error}")
 
 
-def _idle_priority() -> None:
-    """Take only the CPU time nobody else wants: the training loop does not notice uploads."""
-    with contextlib.suppress(OSError, AttributeError):
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+def _set_priority(*, idle: bool) -> None:
+    """While somebody trains, take only the CPU time nobody else wants: the loop does not notice it.
 
-
-def _normal_priority() -> None:
-    with contextlib.suppress(
-        OSError, AttributeError
-    ):  # Not allowed to ordinary users; idle time is plenty then anyway.
-        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    Each thread has a policy of its own, so all are set.
+    """
+    policy = os.SCHED_IDLE if idle else os.SCHED_OTHER
+    for thread in os.listdir("/proc/self/task"):
+        # Ordinary users may not leave SCHED_IDLE again; nobody else wants the CPU then anyway.
+        with contextlib.suppress(PermissionError, ProcessLookupError):
+            os.sched_setscheduler(int(thread), policy, os.sched_param(0))

@@ -129,7 +129,8 @@ class Journal:
             raise SpoolError(
                 f"The journal cannot be written: {os_reason(error)}", where=self.path, hint=os_hint(error)
             ) from error
-        _apply(self.progress, record)
+        # References are for readers of the file; here they would only grow with the history.
+        _apply(self.progress, {**record, "reference": None})
 
     def close(self) -> None:
         if self._fd >= 0:

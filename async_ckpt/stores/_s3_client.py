@@ -91,6 +91,11 @@ def is_loopback(url: str) -> bool:
         return host == "localhost"
 
 
+def stream(body: Any) -> Any:
+    """The aiohttp stream under an answer's body; before aiobotocore 3 the body stands for the answer itself."""
+    return getattr(body, "raw_stream", body).content
+
+
 async def open_client(
     stack: AsyncExitStack, settings: S3Settings, config: Config
 ) -> tuple[Any, ThreadCredentials | None]:

@@ -49,6 +49,7 @@ _ALLOW = (
     "Allow s3:PutObject, s3:GetObject, s3:DeleteObject, s3:ListBucket and s3:AbortMultipartUpload on this prefix"
     " for the role the task runs with"
 )
+_ENDPOINT = "Check METAFLOW_S3_ENDPOINT_URL: is it an S3 endpoint?"
 _PROXY = "Check HTTPS_PROXY and NO_PROXY"
 _HINTS = {
     "AccessDenied": _ALLOW,
@@ -96,8 +97,10 @@ def mapped(what: str, where: str) -> Iterator[None]:
         raise map_error(error, what, where) from error
     except asyncio.TimeoutError as error:  # not an OSError before Python 3.11
         raise map_error(error, what, where) from error
+    except KeyError as error:
+        raise StoreError(f"{what}: the answer has no {error}", where=where, hint=_ENDPOINT) from error
     except ValueError as error:  # botocore's for an endpoint that is no URL, aiohttp's for headers it will not send
-        raise StoreError(f"{what}: {_clean(error)}", where=where, hint="Check METAFLOW_S3_ENDPOINT_URL") from error
+        raise StoreError(f"{what}: {_clean(error)}", where=where, hint=_ENDPOINT) from error
 
 
 def expired(error: BaseException | None) -> bool:

@@ -6,7 +6,8 @@ What every implementation promises, and ``tests/contract/store_suite.py`` holds 
 - ``put_*`` is atomic (nobody reads half an object), replaces what was there, and may be called several times
   with the same bytes: it is idempotent, so a retry after an answer that was lost is safe.
 - ``get_*``, ``size`` raise ``NotFound`` for a key that is not there; ``delete`` of such a key succeeds.
-- A failed or cancelled call leaves nothing under the final key and releases what it holds (open parts, temporary files).
+- A failed or cancelled call leaves nothing under the final key and releases what it holds (open parts, temporary
+  files).
 - Errors are ``TransientStoreError`` where trying again may help, ``StoreError`` where it will not. No error of the
   library underneath gets out. Implementations do not retry; ``RetryStore`` does.
 - Calls may run concurrently in one event loop. A store belongs to the loop it was first used in.
@@ -104,7 +105,8 @@ class S3Settings:
     """What an S3 client is made with, as taken from Metaflow or given by the user.
 
     ``credentials`` returns a fresh botocore ``ReadOnlyCredentials``-like object (``access_key``, ``secret_key``,
-    ``token``); it may block (a refresh over the network) and is therefore called in a thread. None: the usual AWS chain.
+    ``token``); it may block (a refresh over the network) and is therefore called in a thread. None: the usual AWS
+    chain.
     """
 
     client_params: Mapping[str, Any] = field(default_factory=dict)
@@ -154,7 +156,8 @@ class Store(abc.ABC):
         """Read an object into a new file ``destination`` (its directory exists) and return its size in bytes.
 
         ``size`` and ``crc32`` (as ``put_source`` returned) are checked while reading where they are given. The file
-        never shares its inode with the store. A failed call may leave a partial ``destination``: the caller's to remove.
+        never shares its inode with the store. A failed call may leave a partial ``destination``: the caller's to
+        remove.
 
         Raises
         ------

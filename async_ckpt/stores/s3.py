@@ -22,6 +22,7 @@ from ..config import CHUNK_BYTES, Config
 from ..errors import IntegrityError, NotFound, StoreError, TransientStoreError
 from ._backoff import with_retries
 from ._s3_body import Body, LocalFile
+from ._s3_client import stream
 from ._s3_connection import Connection
 from ._s3_errors import StartOver
 from .base import Entry, Progress, S3Settings, Source, Store, no_progress
@@ -89,7 +90,7 @@ class S3Store(Store):
             with self._connection.request("read", key) as alive:
                 answer = await client.get_object(**self._connection.name(key))
                 async with answer["Body"] as body:
-                    while data := await body.raw_stream.content.readany():
+                    while data := await stream(body).readany():
                         pieces.append(data)
                         alive()
         content = b"".join(pieces)
@@ -109,9 +110,7 @@ class S3Store(Store):
         total, tag = size, None
         if total is None or not 0 < total <= CHUNK_BYTES:
             # One request more, before all others can start side by side and be told apart from those of a successor.
-            with self._connection.request("read", key):
-                answer = await client.head_object(**self._connection.name(key))
-            total, tag = int(answer["ContentLength"]), answer.get("ETag")
+            total, tag = await self._head(key)
         self._check_size(key, total, size, crc32)
         file = LocalFile(destination, total)
         try:
@@ -129,10 +128,7 @@ class S3Store(Store):
         return total
 
     async def size(self, key: str) -> int:
-        client = await self._connection.client()
-        with self._connection.request("read", key):
-            answer = await client.head_object(**self._connection.name(key))
-        return int(answer["ContentLength"])
+        return (await self._head(key))[0]
 
     async def list(self, prefix: str) -> AsyncIterator[Entry]:
         client = await self._connection.client()
@@ -160,6 +156,13 @@ class S3Store(Store):
 
     async def aclose(self) -> None:
         await self._connection.aclose()
+
+    async def _head(self, key: str) -> tuple[int, str | None]:
+        """Size and ETag."""
+        client = await self._connection.client()
+        with self._connection.request("read", key):
+            answer = await client.head_object(**self._connection.name(key))
+            return int(answer["ContentLength"]), answer.get("ETag")
 
     async def _retried(self, call: Callable[[Progress], Awaitable[T]], progress: Progress = no_progress) -> T:
         return await with_retries(call, self._config, progress)
@@ -273,8 +276,8 @@ class S3Store(Store):
                     if ranged and "ContentRange" not in answer:
                         raise StoreError(f"The store answers a range of {where} with the whole object", where=where)
                     if not ranged:
-                        self._check_size(key, int(answer["ContentLength"]), file.size, None)
-                    while data := await body.raw_stream.content.readany():
+                        self._check_size(key, int(answer.get("ContentLength", file.size)), file.size, None)
+                    while data := await stream(body).readany():
                         if received + len(data) > count:
                             raise TransientStoreError(f"{where} answered with more than was asked for", where=where)
                         file.write(data, offset + received)
