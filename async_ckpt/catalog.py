@@ -20,17 +20,7 @@ async def read_reference(store: Store, folder: str, name: str) -> dict[str, Any]
         data = load(await store.get_bytes(key), where=key)
     except (NotFound, IntegrityError):
         return None
-    return data if is_reference(data) else None
-
-
-def is_reference(data: Any) -> bool:
-    """Whether stored metadata is that of a checkpoint."""
-    try:
-        layout.parse_key(data["key"])
-        layout.order(data)
-        return isinstance(data["pathspec"], str) and data.get("storage_format") in layout.STORAGE_FORMATS
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return False
+    return data if layout.is_reference(data) else None
 
 
 async def list_references(
@@ -85,7 +75,7 @@ async def find(store: Store, reference: Mapping[str, Any] | str) -> dict[str, An
         )
     parts = layout.parse_key(key)
     data = await read_reference(store, *parts.metadata_key.rsplit("/", 1))
-    if data is None and isinstance(reference, Mapping) and is_reference(reference):
+    if data is None and isinstance(reference, Mapping) and layout.is_reference(reference):
         data = dict(reference)  # Its metadata may be gone while its data is there; loading will tell.
     if data is None or data["key"] != key:
         raise NotFound(

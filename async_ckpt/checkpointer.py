@@ -29,8 +29,8 @@ from .errors import (
 )
 from .ipc.client import AgentClient, Lease
 from .spool import journal
-from .spool.journal import ADMITTED, COMMITTED, FAILED
-from .spool.spool import Admitted, Spool
+from .spool.journal import ADMITTED, COMMITTED, FAILED, UPLOADED
+from .spool.spool import Admitted, Spool, torn_file
 from .stores import open_store
 from .stores.base import Store, StoreSpec
 
@@ -382,11 +382,8 @@ class Checkpointer:
         )
         for item in self.spool.pending():
             if item.reference["key"] == key:
-                with contextlib.suppress(
-                    FileNotFoundError
-                ):  # Committed and released in this moment: it is in the store.
-                    restore.load_from_spool(item, path)
-                    return item.reference
+                self._load_admitted(item, path)
+                return item.reference
 
         async def from_store(store: Store) -> dict[str, Any]:
             data = await catalog.find(store, reference)
@@ -394,6 +391,22 @@ class Checkpointer:
             return data
 
         return self._run(from_store)
+
+    def _load_admitted(self, item: Admitted, path: str) -> None:
+        """Load a checkpoint that is on its way, from the disk; or from the store, as far as it has come there."""
+        try:
+            restore.load_from_spool(item, path)
+            return
+        except FileNotFoundError:
+            pass  # Committed and released in this moment: it is in the store.
+        except IntegrityError as error:
+            # A file whose bytes are in the store was let go, and the trainer may have rewritten it since.
+            known = journal.read(self.spool.path("journal")).get(item.id)
+            if known is None or known.state not in (UPLOADED, COMMITTED):
+                if known is None or torn_file(item, known.files) is not None:
+                    raise error
+                self.wait(item.id)
+        self._run(lambda store: restore.load_from_store(store, item.reference, path, self.config))
 
     def load_newest(self, policy: str, path: str, report: Report) -> dict[str, Any] | None:
         """Load what a load policy calls for.
@@ -415,12 +428,9 @@ class Checkpointer:
         for candidate in self._candidates(policy):
             try:
                 if isinstance(candidate, Admitted):
-                    restore.load_from_spool(candidate, path)
+                    self._load_admitted(candidate, path)
                     return candidate.reference
                 return self.load(candidate, path)
-            except FileNotFoundError:
-                assert isinstance(candidate, Admitted)
-                return self.load(candidate.reference, path)
             except (IntegrityError, NotFound) as error:
                 report(f"A checkpoint cannot be loaded, and the next older one is tried: {error}")
         return None

@@ -73,12 +73,26 @@ class Config:
                 continue
             kind = type(item.default)
             try:
-                values[item.name] = _parse(kind, text)
+                values[item.name] = value = _parse(kind, text)
+                if value == 0 and item.name in _POSITIVE:
+                    raise ValueError(text)
             except ValueError:
                 raise UsageError(
                     f"{name}={text!r} is not a valid {kind.__name__}", hint=f"Unset {name} or correct it"
                 ) from None
         return cls(**values)  # type: ignore[arg-type]
+
+
+#: Settings for which zero would mean that nothing is ever done.
+_POSITIVE = (
+    "max_uploads",
+    "parts_in_flight",
+    "part_bytes",
+    "store_attempts",
+    "reply_timeout_s",
+    "rescan_s",
+    "progress_s",
+)
 
 
 def _parse(kind: type, text: str) -> object:
@@ -90,7 +104,7 @@ def _parse(kind: type, text: str) -> object:
         raise ValueError(text)
     if kind in (int, float):
         number: float = kind(text)
-        if number < 0:
+        if not number >= 0:  # Also refuses nan.
             raise ValueError(text)
         return number
     return text

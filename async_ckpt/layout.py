@@ -279,6 +279,16 @@ def reference(
     }
 
 
+def is_reference(data: Any) -> bool:
+    """Whether stored metadata is that of a checkpoint."""
+    try:
+        parse_key(data["key"])
+        order(data)
+        return isinstance(data["pathspec"], str) and data.get("storage_format") in STORAGE_FORMATS
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return False
+
+
 def order(data: Mapping[str, Any]) -> tuple[int, int]:
     """(attempt, version) of a reference, by which checkpoints of one task are ordered.
 

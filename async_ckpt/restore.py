@@ -99,6 +99,7 @@ def extract_tar(archive: str, destination: str, *, where: str) -> None:
         names it.
     """
     links: list[tuple[str, str]] = []
+    modes: list[tuple[str, int]] = []
     try:
         with tarfile.open(archive, "r:") as tar:
             for member in tar:
@@ -108,6 +109,7 @@ def extract_tar(archive: str, destination: str, *, where: str) -> None:
                 target = os.path.join(destination, name)
                 if member.isdir():
                     os.makedirs(target, exist_ok=True)
+                    modes.append((target, member.mode & 0o777 | 0o700))
                 elif member.issym():
                     links.append((target, member.linkname))
                 elif member.isreg():
@@ -121,10 +123,13 @@ def extract_tar(archive: str, destination: str, *, where: str) -> None:
                     raise IntegrityError(
                         f"The tar's member {member.name!r} is neither file nor directory nor link", where=where
                     )
-            # Last, so that no member was written through one.
-            for target, link in links:
+            # Last, so that nothing is made through one: neither a file nor another link's parent.
+            for target, _ in links:
                 os.makedirs(os.path.dirname(target), exist_ok=True)
+            for target, link in links:
                 os.symlink(link, target)
+            for target, mode in reversed(modes):
+                os.chmod(target, mode)
     except (tarfile.TarError, EOFError, ValueError, FileExistsError) as error:
         raise IntegrityError(f"The tar cannot be read: {error}", where=where, hint="Load an earlier one") from error
 

@@ -20,13 +20,13 @@ from typing import Any, Protocol
 
 from ..config import Config
 from ..crash import crash_point
-from ..errors import IntegrityError, ProtocolError, SpoolError
+from ..errors import IntegrityError, SpoolError
 from ..ipc import protocol
 from ..ipc.protocol import Message
 from ..ipc.server import Connection, Server
 from ..snapshot.base import remove_tree
 from ..spool.journal import COMMITTED, FAILED, UPLOADED, Journal, Progress
-from ..spool.spool import Admitted, Spool, torn_file
+from ..spool.spool import Admitted, Spool, is_torn, torn_file
 from .guard import Guard, Held
 from .queue import Queue
 
@@ -91,6 +91,7 @@ class Agent:
         self._errors: deque[str] = deque(maxlen=_MAX_ERRORS)
         self._hurried = False
         self._over = False
+        self._gone: str | None = None
         self._drain_until = time.monotonic() + config.drain_timeout_s
         self._grace_until = time.monotonic() + config.reply_timeout_s
         self._next_scan = 0.0
@@ -102,7 +103,7 @@ class Agent:
     def run(self) -> None:
         """Work until there is nothing left to do for anybody."""
         try:
-            while not self._is_over():
+            while not (self._is_over() and self._leave()):
                 for key, mask in self._selector.select(_TICK_S):
                     key.data(mask)
                 self._tick()
@@ -115,6 +116,13 @@ class Agent:
             return False
         return (not self._queue.pending and not self._spool_has_news()) or now >= self._drain_until
 
+    def _leave(self) -> bool:
+        """Take the spool away if nothing in it is needed any more. False if something was admitted in this moment."""
+        if self._queue.pending or (self._spool.ready_ids() and not self._over):
+            return True
+        self._gone = self._spool.set_aside(unless_ready=not self._over)
+        return self._gone is not None
+
     def _close(self) -> None:
         if self._worker is not None:
             self._selector.unregister(self._worker.sock)
@@ -123,11 +131,9 @@ class Agent:
         if self._guard is not None:
             self._guard.make_all_private()
             self._guard.stop()
-        all_done = not self._queue.pending and (self._over or not self._spool.ready_ids())
         self._journal.close()
-        # Removed before the socket closes: whoever connects from now on finds nobody, and makes a new spool.
-        if all_done:
-            self._spool.remove()
+        if self._gone is not None:
+            self._spool.remove(self._gone)
         self._server.close()
         self._selector.unregister(self._wake_read)
         self._wake_read.close()
@@ -155,9 +161,10 @@ class Agent:
 
     def _recover(self) -> None:
         """Take up what earlier agents and savers left on this disk."""
-        keep = set()
+        # Listed before the records are read: a saver that ends in between has admitted what it captured.
+        leftovers = self._spool.leftovers()
         for item in self._spool.pending():
-            keep.add(item.data)
+            leftovers.discard(item.data)
             known = self._journal.progress.get(item.id, Progress())
             if known.state == COMMITTED:
                 self._forget(item)
@@ -167,7 +174,7 @@ class Agent:
                 self._fail(item.id, f"{torn} was written to, or removed, while nobody guarded the snapshot", lost=item)
                 continue
             self._admit(item, uploaded=known.state == UPLOADED)
-        self._spool.sweep(keep)
+        self._spool.sweep(leftovers)
         for identity, known in self._journal.progress.items():
             if identity not in self._queue.jobs:
                 self._queue.admit(identity, (0, 0), 0)
@@ -209,22 +216,14 @@ class Agent:
             self._selector.register(self._worker.sock, selectors.EVENT_READ, lambda _: self._on_worker())
             self._tell_worker({"op": "priority", "idle": not self._hurried})
         for action in self._queue.next_actions():
-            message: Message = {"op": action.kind, "id": action.id}
-            if action.kind == "upload":
-                message["done"] = self._journal.progress.get(action.id, Progress()).files
-            self._tell_worker(message)
+            self._tell_worker({"op": action.kind, "id": action.id})
 
     def _tell_worker(self, message: Message) -> None:
         if self._worker is None:
             return
         try:
-            data = protocol.encode(message)
-        except ProtocolError:
-            # More finished files than a frame holds: some are sent to the store again.
-            data = protocol.encode({**message, "done": {}})
-        try:
             # The worker reads all the time; one that does not for seconds is of no use.
-            self._worker.sock.sendall(data)
+            self._worker.sock.sendall(protocol.encode(message))
         except OSError:
             self._worker_died()
 
@@ -265,7 +264,7 @@ class Agent:
             return
         self._worker_deaths = 0
         if op == "file":
-            if torn_file(item, self._all_but(item, message["path"])) is None:
+            if not is_torn(item, item.entries[message["path"]]):
                 self._note({"id": identity, "file": message["path"], "crc32": message["crc32"]})
                 self._let_go(identity, [message["path"]])
         elif op == "uploaded":
@@ -287,10 +286,6 @@ class Agent:
             self._forget(item)
         elif op == "failed":
             self._fail(identity, message["why"])
-
-    @staticmethod
-    def _all_but(item: Admitted, path: str) -> set[str]:
-        return {entry.path for entry in item.manifest.files} - {path}
 
     def _fail(self, identity: str, why: str, *, lost: Admitted | None = None) -> None:
         """A checkpoint will not be committed. Its snapshot stays for a later attempt, unless it is ``lost``."""
@@ -321,9 +316,8 @@ class Agent:
     # -- leases ----------------------------------------------------------------------------------------------------
 
     def _guard_files(self, item: Admitted | None, message: Message, fds: list[int]) -> None:
-        entries = {entry.path: entry for entry in item.manifest.files} if item else {}
-        for path, fd in zip(message.get("guard", []), fds, strict=False):
-            entry = entries.get(path)
+        for path, fd in zip(message["guard"], fds, strict=True):
+            entry = item.entries.get(path) if item is not None else None
             if self._guard is None or entry is None or item is None:
                 os.close(fd)
             else:
@@ -362,7 +356,7 @@ class Agent:
 
     def _on_message(self, connection: Connection, message: Message, fds: list[int]) -> None:
         op = message.get("op")
-        if op == "admit":
+        if op == "admit" and _is_admit(message, fds):
             # Read even if known: a scan may have found it before its leases came.
             identity = str(message.get("id"))
             item = self._items.get(identity) or self._admit_by_id(identity)
@@ -393,7 +387,7 @@ class Agent:
             self._waiting.append((connection, message, time.monotonic() + limit))
             self._answer_waiting(time.monotonic())
         else:
-            connection.send({"seq": message.get("seq"), "error": f"The operation {op!r} is unknown"})
+            connection.send({"seq": message.get("seq"), "error": f"The operation {op!r} is unknown, or lacks a field"})
 
     def _on_hello(self, connection: Connection, message: Message) -> None:
         if message.get("v") != protocol.VERSION:
@@ -415,7 +409,7 @@ class Agent:
         self._waiting = [entry for entry in self._waiting if entry[0] is not connection]
         if self._owners.pop(connection, None) is not None:
             self._drain_until = time.monotonic() + self._config.drain_timeout_s
-            self._hurry(True)
+            self._hurry(not self._owners)
 
     def _hurry(self, hurried: bool) -> None:
         """While nobody trains (the task waits for a flush, or is gone) the data plane may use the machine."""
@@ -475,6 +469,11 @@ class Agent:
             "errors": list(self._errors),
             "warnings": self._journal.warnings,
         }
+
+
+def _is_admit(message: Message, fds: list[int]) -> bool:
+    guard = message.get("guard")
+    return isinstance(guard, list) and len(guard) == len(fds) and all(isinstance(path, str) for path in guard)
 
 
 def _exists(pid: int) -> bool:

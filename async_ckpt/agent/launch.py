@@ -47,6 +47,7 @@ class Launcher:
         self._spool, self._config, self._uploader = spool, config, uploader
         self._starts: deque[float] = deque(maxlen=_MAX_STARTS)
         self._thread: threading.Thread | None = None
+        self._children: set[int] = set()
 
     def connect(self) -> Link:
         """A connection to the agent.
@@ -90,6 +91,7 @@ class Launcher:
             if link is not None:
                 return link
             self._starts.append(now)
+            self.reap()
             lock = self._take_lock()
             if isinstance(lock, Link):
                 return lock
@@ -146,10 +148,12 @@ class Launcher:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         try:
             with listening:
-                return os.posix_spawn(
+                pid = os.posix_spawn(
                     sys.executable, [*bootstrap(heavy=False), *arguments], environment,
                     file_actions=actions, setsid=True, setsigmask=[LEASE_SIGNAL],
                 )  # fmt: skip
+                self._children.add(pid)
+                return pid
         finally:
             os.close(lock)
 
@@ -168,6 +172,16 @@ class Launcher:
         self._thread = threading.Thread(target=run, name="async_ckpt-agent", daemon=True)
         self._thread.start()
         return 0
+
+    def reap(self) -> None:
+        """Collect agents of ours that ended, so that they do not stay as zombies."""
+        for pid in list(self._children):
+            try:
+                ended, _ = os.waitpid(pid, os.WNOHANG)
+            except ChildProcessError:  # Somebody else's os.wait() got it.
+                ended = pid
+            if ended:
+                self._children.discard(pid)
 
     def join(self, timeout_s: float) -> None:
         """Wait for an agent in a thread to end; a process is not waited for."""

@@ -3,7 +3,7 @@
 It imports what the control plane must not (aiobotocore, Metaflow), runs at idle priority, holds no state that
 matters, and may be killed at any time. The two speak the frames of ``ipc.protocol`` over a socket pair:
 
-- agent → worker: ``{"op": "upload", "id", "done"}``, ``{"op": "commit", "id"}``, ``{"op": "priority", "idle"}``;
+- agent → worker: ``{"op": "upload", "id"}``, ``{"op": "commit", "id"}``, ``{"op": "priority", "idle"}``;
 - worker → agent: ``{"op": "file", "id", "path", "crc32"}``, ``{"op": "progress", "id", "bytes"}``,
   ``{"op": "uploaded" | "committed", "id"}``, ``{"op": "failed", "id", "why"}``.
 """
@@ -11,6 +11,7 @@ matters, and may be killed at any time. The two speak the frames of ``ipc.protoc
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import socket
@@ -21,14 +22,21 @@ import anyio
 
 from .. import errors
 from ..config import Config
+from ..files import locked
 from ..ipc import protocol
 from ..ipc.protocol import Message
+from ..spool import journal
 from ..spool.spool import Spool
 from ..stores import open_store
 from .uploader import Uploader
 
 #: How often an upload's progress is reported, in seconds.
 _REPORT_S = 0.1
+
+#: How long a worker waits for its predecessor to be gone.
+_LOCK_TIMEOUT_S = 30.0
+
+_PR_SET_PDEATHSIG = 1
 
 
 async def serve(
@@ -39,19 +47,22 @@ async def serve(
     ``set_priority`` is called with whether this process should be idle; None in a thread of the task.
     """
     sock.setblocking(False)
-    worker = _Worker(sock, spool, config)
-    try:
-        async with anyio.create_task_group() as group:
-            async for message in _messages(sock):
-                if message["op"] == "priority":
-                    if set_priority is not None:
-                        set_priority(message["idle"])
-                else:
-                    group.start_soon(worker.run, message)
-            group.cancel_scope.cancel()
-    finally:
-        with anyio.CancelScope(shield=True), anyio.move_on_after(5):
-            await worker.store.aclose()
+    # A worker whose agent was killed may live a moment longer: two at once could put a file's later content over the
+    # good one.
+    with locked(spool.path("worker.lock"), timeout_s=_LOCK_TIMEOUT_S):
+        worker = _Worker(sock, spool, config)
+        try:
+            async with anyio.create_task_group() as group:
+                async for message in _messages(sock):
+                    if message["op"] == "priority":
+                        if set_priority is not None:
+                            set_priority(message["idle"])
+                    else:
+                        group.start_soon(worker.run, message)
+                group.cancel_scope.cancel()
+        finally:
+            with anyio.CancelScope(shield=True), anyio.move_on_after(5):
+                await worker.store.aclose()
 
 
 async def _messages(sock: socket.socket) -> AsyncIterator[Message]:
@@ -87,8 +98,10 @@ class _Worker:
                 await self._uploader.commit(item.reference)
                 await self._send({"op": "committed", "id": identity})
                 return
+            known = await anyio.to_thread.run_sync(journal.read, self._spool.path("journal"))
+            done = known[identity].files if identity in known else {}
             async with _Reporter(self, identity) as reporter:
-                await self._uploader.upload(item, message["done"], reporter.file, reporter.progress)
+                await self._uploader.upload(item, done, reporter.file, reporter.progress)
             await self._send({"op": "uploaded", "id": identity})
         except errors.CheckpointError as error:
             await self._send({"op": "failed", "id": identity, "why": str(error)})
@@ -152,12 +165,21 @@ def main(fd: int, directory: str) -> None:
     """Entry point of the worker process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _die_with_parent()
     _set_priority(idle=True)
     with socket.socket(fileno=fd) as sock:
         try:
             anyio.run(serve, sock, Spool.open(directory), Config.from_env(), lambda idle: _set_priority(idle=idle))
         except errors.CheckpointError as error:
             sys.exit(f"async_ckpt worker: {error}")
+
+
+def _die_with_parent() -> None:
+    """Be killed when the agent is: an upload that nobody orders any more must not go on."""
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent or parent == 1:
+        sys.exit("async_ckpt worker: the agent is gone")
 
 
 def _set_priority(*, idle: bool) -> None:

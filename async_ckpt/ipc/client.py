@@ -83,8 +83,8 @@ class AgentClient:
 
     def agent_pid(self) -> int | None:
         """Who is to be signalled when a lease is broken; None where no agent can be had. Connects if need be."""
+        self._check_fork()
         with self._lock:
-            self._check_fork()
             try:
                 return self._ensure().pid
             except CheckpointError:
@@ -98,8 +98,8 @@ class AgentClient:
         AgentError, WaitTimeout
             None can be had.
         """
+        self._check_fork()
         with self._lock:
-            self._check_fork()
             fresh = self._ensure().fresh
         if not fresh:
             self.request("status", self._config.reply_timeout_s)
@@ -110,19 +110,25 @@ class AgentClient:
 
         ``leases`` maps relative paths.
         """
+        self._check_fork()
         with self._lock:
-            self._check_fork()
             if leases:
                 self._leases[identity] = dict(leases)
             if self._link is not None:
                 self._send_admit(self._link, identity, leases)
 
     def _send_admit(self, link: Link, identity: str, leases: dict[str, Lease]) -> None:
-        paths = list(leases)
-        for start in range(0, max(len(paths), 1), protocol.MAX_FDS):
-            batch = paths[start : start + protocol.MAX_FDS]
-            fds = [leases[path].fd for path in batch]
-            self._send(link, {"op": "admit", "id": identity, "guard": batch, "fds": len(fds)}, fds)
+        batch: list[str] = []
+        size = 0
+        for path in [*leases, None]:
+            # JSON may need 6 bytes for each character.
+            size += 6 * len(path) + 3 if path is not None else protocol.MAX_FRAME
+            if len(batch) == protocol.MAX_FDS or size > protocol.MAX_FRAME // 2:
+                fds = [leases[item].fd for item in batch]
+                self._send(link, {"op": "admit", "id": identity, "guard": batch, "fds": len(fds)}, fds)
+                batch, size = [], 0
+            if path is not None:
+                batch.append(path)
 
     def request(self, op: str, limit_s: float, **fields: Any) -> Message:
         """Ask, and wait for the answer; across a restart of the agent the question is asked again.
@@ -135,8 +141,8 @@ class AgentClient:
             No answer within ``limit_s`` seconds.
         """
         deadline = time.monotonic() + limit_s
+        self._check_fork()
         with self._lock:
-            self._check_fork()
             while True:
                 link = self._ensure()
                 generation = self._generation
@@ -160,8 +166,8 @@ class AgentClient:
 
     def close(self) -> None:
         """Disconnect; leases stay with the agent."""
+        self._check_fork()
         with self._lock:
-            self._check_fork()
             self._closed = True
             if self._link is not None:
                 self._link.sock.shutdown(socket.SHUT_RDWR)
@@ -173,7 +179,8 @@ class AgentClient:
     # -- connection ------------------------------------------------------------------------------------------------
 
     def _check_fork(self) -> None:
-        """A forked child has copies of the descriptors but not of the keeper: it starts afresh.
+        """A forked child has copies of the descriptors but not of the keeper: it starts afresh, with a lock of its
+        own, as the copied one may have been held by a thread that does not exist here.
 
         The copies are left alone: closing them here changes nothing for the parent, and they go with the child.
         """

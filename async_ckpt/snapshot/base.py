@@ -94,7 +94,7 @@ def walk(path: str) -> Iterator[Item]:
     except OSError as error:
         raise failure(path, error) from error
     if stat.S_ISREG(status.st_mode):
-        yield Item(os.path.basename(path), path, status)
+        yield Item(os.path.basename(path), os.path.realpath(path), status)
         return
     if not stat.S_ISDIR(status.st_mode):
         raise _refused(path, status.st_mode)

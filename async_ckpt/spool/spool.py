@@ -6,7 +6,7 @@ One directory per task (all attempts), 0700::
     versions.<attempt>      the next version, a decimal number          under flock, by every saver
     data/<pid>-<random>/    snapshots: what ``save()`` captured         by savers
     annexes                 further directories like data/, one a line  by savers, appended
-    staging/<random>.json   a record being written                      by savers
+    staging/<pid>-<random>.json  a record being written                 by savers
     ready/<id>.json         ADMITTED. id = <attempt>.<name>.<version>   renamed here by savers, removed by the agent
     journal                 what became of them                         by the agent alone (see journal.py)
     work/<attempt>-<random>/  the task's ``current.checkpoint.directory``
@@ -22,6 +22,7 @@ Hard links need the data on the file system of what is saved. Where that is not 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import secrets
@@ -34,7 +35,7 @@ from typing import Any
 from .. import layout
 from ..errors import IntegrityError, SpoolError, os_hint, os_reason
 from ..files import locked, write_atomically
-from ..manifest import LINK, Manifest, dump
+from ..manifest import LINK, FileEntry, Manifest, dump
 from ..snapshot.base import ANNEX_PREFIX, remove_tree
 from ..stores.base import StoreSpec
 
@@ -73,6 +74,11 @@ class Admitted:
     def size(self) -> int:
         """Bytes."""
         return int(self.reference["size"])
+
+    @functools.cached_property
+    def entries(self) -> dict[str, FileEntry]:
+        """The manifest's files by path."""
+        return {entry.path: entry for entry in self.manifest.files}
 
     def file(self, path: str) -> str:
         """Absolute path of one captured file."""
@@ -195,7 +201,7 @@ class Spool:
         identity = f"{reference['attempt']}.{reference['name']}.{reference['version_id']}"
         admitted = Admitted(identity, dict(reference), manifest, data, os.path.abspath(source))
         record = {**vars(admitted), "manifest": manifest.to_json()}
-        staged = self.path("staging", f"{secrets.token_hex(8)}.json")
+        staged = self.path("staging", f"{os.getpid()}-{secrets.token_hex(8)}.json")
         try:
             with open(staged, "wb") as file:
                 file.write(dump(record))
@@ -229,6 +235,8 @@ class Spool:
             with open(path, "rb") as file:
                 data = json.load(file)
             manifest = Manifest.from_json(data["manifest"], where=path)
+            if not layout.is_reference(data["reference"]) or not isinstance(data["reference"].get("size"), int):
+                raise ValueError("its reference is damaged")
             return Admitted(identity, data["reference"], manifest, data["data"], data["source"])
         except FileNotFoundError:
             return None
@@ -254,57 +262,80 @@ class Spool:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.path("ready", f"{identity}.json"))
 
-    def sweep(self, keep: set[str]) -> None:
-        """Remove what savers that died in mid-save left: data directories and staged records nobody needs.
-
-        ``keep`` holds the data directories of admitted checkpoints. Processes that live may be saving just now:
-        theirs stay.
+    def leftovers(self) -> set[str]:
+        """What savers that died in mid-save left: data directories and staged records. Those of processes that live
+        stay.
         """
-        for folder in (self.path("data"), *self._annexes()):
+        found = set()
+        for folder in (self.path("data"), self.path("staging"), *self._annexes(self.directory)):
             with contextlib.suppress(FileNotFoundError):
-                for name in os.listdir(folder):
-                    path = os.path.join(folder, name)
-                    if path not in keep and not _alive(name.partition("-")[0]):
-                        remove_tree(path)
+                found.update(
+                    os.path.join(folder, name) for name in os.listdir(folder) if not _alive(name.partition("-")[0])
+                )
+        return found
 
-    def remove(self) -> None:
-        """Remove the whole spool: everything in it is committed.
+    def sweep(self, leftovers: set[str]) -> None:
+        """Remove leftovers; nothing if some record cannot be read, as it may need one of them."""
+        if len(self.pending()) < len(self.ready_ids()):
+            return
+        for path in leftovers:
+            if os.path.isdir(path):
+                remove_tree(path)
+            else:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
 
-        It goes by one rename first, so that the task's next attempt finds all of it or nothing.
+    def set_aside(self, *, unless_ready: bool) -> str | None:
+        """Take the whole spool away by one rename, so that the task's next attempt finds all of it or nothing.
+
+        Returns
+        -------
+        str or None
+            Where it is now, for ``remove``; None if something was admitted meanwhile (with ``unless_ready``): it is
+            back.
         """
         gone = f"{self.directory}.gone-{os.getpid()}"
         os.rename(self.directory, gone)
+        if unless_ready and os.listdir(os.path.join(gone, "ready")):
+            os.rename(gone, self.directory)
+            return None
+        return gone
+
+    def remove(self, gone: str) -> None:
+        """Remove a spool that was set aside, and its annexes."""
         for annex in self._annexes(gone):
             remove_tree(annex)
             with contextlib.suppress(OSError):  # Not empty: another task's annex is beside it.
                 os.rmdir(os.path.dirname(annex))
         remove_tree(gone)
 
-    def _annexes(self, directory: str | None = None) -> list[str]:
+    def _annexes(self, directory: str) -> list[str]:
         try:
-            with open(os.path.join(directory or self.directory, "annexes"), "rb") as file:
+            with open(os.path.join(directory, "annexes"), "rb") as file:
                 return list(dict.fromkeys(json.loads(line) for line in file))
         except (FileNotFoundError, ValueError):
             return []
 
 
 def torn_file(item: Admitted, uploaded: Container[str]) -> str | None:
-    """The first hard-linked file that was written to while no lease was held, or None.
+    """The first file of a snapshot that is not what was captured, or None. Those ``uploaded`` are in the store
+    already and do not matter.
+    """
+    return next((e.path for e in item.manifest.files if e.path not in uploaded and is_torn(item, e)), None)
+
+
+def is_torn(item: Admitted, entry: FileEntry) -> bool:
+    """Whether a captured file was removed, or written to while no lease was held.
 
     A link that is still the trainer's inode must have the facts of its capture. Another inode is a private copy, made
-    under the lease and renamed over the link. Files in ``uploaded`` are in the store already and do not matter.
+    under the lease and renamed over the link.
     """
-    for entry in item.manifest.files:
-        if entry.path in uploaded:
-            continue
-        try:
-            status = os.stat(item.file(entry.path), follow_symlinks=False)
-        except FileNotFoundError:
-            return entry.path
-        linked = entry.how == LINK and status.st_ino == entry.ino
-        if status.st_size != entry.size or (linked and status.st_mtime_ns != entry.mtime_ns):
-            return entry.path
-    return None
+    try:
+        status = os.stat(item.file(entry.path), follow_symlinks=False)
+    except FileNotFoundError:
+        return True
+    linked = entry.how == LINK and status.st_ino == entry.ino
+    return status.st_size != entry.size or (linked and status.st_mtime_ns != entry.mtime_ns)
 
 
 def _alive(pid: str) -> bool:

@@ -1,4 +1,4 @@
-"""Both ends of a transfer on this side: a range of a source as a request's body, and the file answers are written to."""
+"""The two ends of a transfer on this side: a source's range as a request's body, and the file that answers fill."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ class Connection:
     """
 
     def __init__(self, root: str, settings: S3Settings, config: Config) -> None:
-        bucket, _, prefix = root.removeprefix("s3://").strip("/").partition("/")
+        bucket, _, prefix = root.removeprefix("s3://").rstrip("/").partition("/")
         if not root.startswith("s3://") or not bucket:
             raise UsageError(
                 f"{root!r} is not an S3 address", hint="Set METAFLOW_DATASTORE_SYSROOT_S3 to s3://bucket/prefix"
