@@ -266,7 +266,7 @@ class Spool:
         """What savers that died in mid-save left: data directories and staged records. Those of processes that live
         stay.
         """
-        found = set()
+        found: set[str] = set()
         for folder in (self.path("data"), self.path("staging"), *self._annexes(self.directory)):
             with contextlib.suppress(FileNotFoundError):
                 found.update(
