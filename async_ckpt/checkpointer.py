@@ -28,6 +28,7 @@ from .errors import (
     WaitTimeout,
 )
 from .ipc.client import AgentClient, Lease
+from .reference import Reference, progress_line
 from .spool import journal
 from .spool.journal import ADMITTED, COMMITTED, FAILED, UPLOADED
 from .spool.spool import Admitted, Spool, torn_file
@@ -40,59 +41,6 @@ Report = Callable[[str], None]
 
 _WAIT_SLICE_S = 5.0
 _STARTS = 3
-
-
-class Reference(dict[str, Any]):
-    """A saved checkpoint: a plain dict with the fields of its metadata, which also knows how far it has come.
-
-    It pickles, copies and serializes as a ``dict`` that needs nothing of this package to be read.
-    """
-
-    _checkpointer: Checkpointer
-
-    def __init__(self, data: Mapping[str, Any], checkpointer: Checkpointer) -> None:
-        super().__init__(data)
-        self._checkpointer = checkpointer
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return dict, (dict(self),)
-
-    @property
-    def id(self) -> str:
-        return f"{self['attempt']}.{self['name']}.{self['version_id']}"
-
-    @property
-    def state(self) -> str:
-        """``ADMITTED``, ``UPLOADING``, ``UPLOADED``, ``COMMITTED``, ``FAILED`` or ``SUPERSEDED``."""
-        return self._checkpointer.state(self.id)[0]
-
-    @property
-    def error(self) -> str | None:
-        """Why it failed; None if it did not."""
-        state, why = self._checkpointer.state(self.id)
-        return why if state == FAILED else None
-
-    def done(self) -> bool:
-        """Whether it is in the store, or failed for good."""
-        return self.state in journal.FINAL
-
-    def wait(self, timeout: float | None = None) -> Reference:
-        """Wait until it is in the store.
-
-        Parameters
-        ----------
-        timeout : float or None
-            Seconds; None: as long as a flush may take (``METAFLOW_ASYNC_CKPT_FLUSH_TIMEOUT_S``).
-
-        Raises
-        ------
-        StoreError
-            It failed for good; says why.
-        WaitTimeout
-            It is still under way.
-        """
-        self._checkpointer.wait(self.id, timeout)
-        return self
 
 
 class Checkpointer:
@@ -478,20 +426,3 @@ def check_storage_format(storage_format: str) -> str:
             f"storage_format={storage_format!r} is unknown", hint=f"Use one of {', '.join(layout.STORAGE_FORMATS)}"
         )
     return storage_format
-
-
-def progress_line(answer: Mapping[str, Any]) -> str:
-    """``left: 3 checkpoints, 1.2 GiB, 310 MB/s, 4 s``."""
-    rate, left = float(answer["bytes_per_s"]), int(answer["pending_bytes"])
-    count = answer["pending"]
-    line = f"left: {count} checkpoint{'s' if count != 1 else ''}, {format_bytes(left)}"
-    return line + (f", {rate / 1e6:.0f} MB/s, {left / rate:.0f} s" if rate > 0 else ", waiting for the store")
-
-
-def format_bytes(count: float) -> str:
-    """``1.2 GiB``."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"

@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from . import __version__, catalog, layout, restore, snapshot
-from .checkpointer import Checkpointer, format_bytes, run_with_store
+from .checkpointer import Checkpointer, run_with_store
 from .config import ENV_SPOOL, Config
 from .errors import CheckpointError, UsageError
+from .reference import format_bytes
 from .spool.spool import Spool
 from .stores.base import Store, StoreSpec
 

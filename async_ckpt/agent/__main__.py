@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> None:
     from ..spool.spool import Spool
     from . import launch
     from .agent import Agent
-    from .handle import WorkerProcess
+    from .plane import WorkerProcess
 
     launch.ignore_terminal_signals()
     launch.raise_descriptor_limit()

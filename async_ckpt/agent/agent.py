@@ -16,7 +16,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 from ..config import Config
 from ..crash import crash_point
@@ -28,23 +28,12 @@ from ..snapshot.base import remove_tree
 from ..spool.journal import COMMITTED, FAILED, UPLOADED, Journal, Progress
 from ..spool.spool import Admitted, Spool, is_torn, torn_file
 from .guard import Guard, Held
+from .plane import MAX_DEATHS, DataPlane, Worker
 from .queue import Queue
 
-#: The uploader may die so often in a row, without anything finished in between, before what it works on is given up.
-MAX_WORKER_DEATHS = 5
 _TICK_S = 0.2
 _RATE_WINDOW_S = 5.0
 _MAX_ERRORS = 20
-
-
-class Worker(Protocol):
-    """The agent's handle on its data plane."""
-
-    sock: socket.socket
-
-    @property
-    def pid(self) -> int: ...
-    def stop(self) -> None: ...
 
 
 class Agent:
@@ -71,7 +60,7 @@ class Agent:
         *,
         guarded: bool,
     ) -> None:
-        self._spool, self._config, self._start_worker = spool, config, start_worker
+        self._spool, self._config = spool, config
         self._selector = selectors.DefaultSelector()
         self._server = Server(listening, self._selector, self._on_message, self._on_close)
         self._wake_read, self._wake_write = socket.socketpair()
@@ -81,15 +70,14 @@ class Agent:
         self._private: deque[tuple[str, str, str]] = deque()
         self._queue = Queue(config.max_uploads)
         self._items: dict[str, Admitted] = {}
-        self._worker: Worker | None = None
-        self._worker_decoder = protocol.Decoder()
-        self._worker_deaths = 0
+        self._plane = DataPlane(
+            self._selector, start_worker, config.reply_timeout_s, self._on_worker_message, self._on_worker_death
+        )
         self._owners: dict[Connection, int] = {}
         self._waiting: list[tuple[Connection, Message, float]] = []
         self._unjournaled: deque[Message] = deque()
         self._sent: deque[tuple[float, int]] = deque()
         self._errors: deque[str] = deque(maxlen=_MAX_ERRORS)
-        self._hurried = False
         self._over = False
         self._gone: str | None = None
         self._drain_until = time.monotonic() + config.drain_timeout_s
@@ -124,10 +112,7 @@ class Agent:
         return self._gone is not None
 
     def _close(self) -> None:
-        if self._worker is not None:
-            self._selector.unregister(self._worker.sock)
-            self._worker.stop()
-            self._worker = None
+        self._plane.stop()
         if self._guard is not None:
             self._guard.make_all_private()
             self._guard.stop()
@@ -145,12 +130,8 @@ class Agent:
         if now >= self._next_scan:
             self._next_scan = now + self._config.rescan_s
             self._scan()
-        while self._unjournaled:
-            try:
-                self._journal.append(self._unjournaled[0])
-            except SpoolError:
-                break
-            self._unjournaled.popleft()
+        if self._unjournaled:
+            self._note(self._unjournaled.pop())
         for connection, pid in list(self._owners.items()):
             if not _exists(pid):
                 connection.close()
@@ -178,7 +159,10 @@ class Agent:
         for identity, known in self._journal.progress.items():
             if identity not in self._queue.jobs:
                 self._queue.admit(identity, (0, 0), 0)
-                self._queue.end(identity, known.state if known.state in (COMMITTED, FAILED) else FAILED, known.why)
+                if known.state == COMMITTED:
+                    self._queue.end(identity, COMMITTED)
+                else:
+                    self._queue.end(identity, FAILED, known.why or "its record vanished from the spool")
 
     def _scan(self) -> None:
         """Find what was admitted without a doorbell."""
@@ -207,51 +191,17 @@ class Agent:
     # -- the data plane --------------------------------------------------------------------------------------------
 
     def _start_work(self) -> None:
-        if not self._queue.pending:
-            return
-        if self._worker is None:
-            self._worker = self._start_worker()
-            self._worker_decoder = protocol.Decoder()
-            self._worker.sock.settimeout(self._config.reply_timeout_s)
-            self._selector.register(self._worker.sock, selectors.EVENT_READ, lambda _: self._on_worker())
-            self._tell_worker({"op": "priority", "idle": not self._hurried})
-        for action in self._queue.next_actions():
-            self._tell_worker({"op": action.kind, "id": action.id})
+        if self._queue.pending:
+            self._plane.ensure()
+            for action in self._queue.next_actions():
+                self._plane.tell({"op": action.kind, "id": action.id})
 
-    def _tell_worker(self, message: Message) -> None:
-        if self._worker is None:
-            return
-        try:
-            # The worker reads all the time; one that does not for seconds is of no use.
-            self._worker.sock.sendall(protocol.encode(message))
-        except OSError:
-            self._worker_died()
-
-    def _on_worker(self) -> None:
-        assert self._worker is not None
-        try:
-            data, _ = protocol.receive(self._worker.sock)
-        except OSError:
-            data = b""
-        if not data:
-            self._worker_died()
-            return
-        for message, _ in self._worker_decoder.feed(data, []):
-            self._on_worker_message(message)
-
-    def _worker_died(self) -> None:
-        if self._worker is None:
-            return
-        self._selector.unregister(self._worker.sock)
-        self._worker.stop()
-        self._worker = None
-        self._worker_deaths += 1
+    def _on_worker_death(self, hopeless: bool) -> None:
         self._queue.restart()
-        if self._worker_deaths >= MAX_WORKER_DEATHS:
-            self._worker_deaths = 0
-            why = f"The uploader died {MAX_WORKER_DEATHS} times in a row; see {self._spool.path('agent.log')}"
-            for job in [job for job in self._queue.jobs.values() if job.state not in (COMMITTED, FAILED)]:
-                self._fail(job.id, why)
+        if hopeless:
+            why = f"The uploader died {MAX_DEATHS} times in a row; see {self._spool.path('agent.log')}"
+            for identity in self._queue.open_ids():
+                self._fail(identity, why)
 
     def _on_worker_message(self, message: Message) -> None:
         identity, op = message["id"], message["op"]
@@ -262,10 +212,10 @@ class Agent:
             job.sent += message["bytes"]
             self._sent.append((time.monotonic(), message["bytes"]))
             return
-        self._worker_deaths = 0
+        self._plane.is_well()
         if op == "file":
-            if not is_torn(item, item.entries[message["path"]]):
-                self._note({"id": identity, "file": message["path"], "crc32": message["crc32"]})
+            torn_now = is_torn(item, item.entries[message["path"]])
+            if not torn_now and self._note({"id": identity, "file": message["path"], "crc32": message["crc32"]}):
                 self._let_go(identity, [message["path"]])
         elif op == "uploaded":
             # The last word on torn files: a link that lost its lease by force has another mtime by now.
@@ -276,13 +226,15 @@ class Agent:
                 )
                 return
             crash_point("agent:before-uploaded")
-            self._note({"id": identity, "state": UPLOADED})
             self._queue.uploaded(identity)
-            self._let_go(identity, None)
+            # Leases go only once the journal knows that the files are not needed any more.
+            if self._note({"id": identity, "state": UPLOADED}):
+                self._let_go(identity, None)
         elif op == "committed":
             crash_point("agent:before-committed")
             self._note({"id": identity, "state": COMMITTED, "reference": item.reference})
             self._queue.end(identity, COMMITTED)
+            self._let_go(identity, None)
             self._forget(item)
         elif op == "failed":
             self._fail(identity, message["why"])
@@ -305,13 +257,17 @@ class Agent:
             remove_tree(item.data)
         self._spool.drop_record(item.id)
 
-    def _note(self, record: Message) -> None:
-        """Journal a record; on a full disk it is kept and written when there is room again."""
+    def _note(self, record: Message) -> bool:
+        """Journal a record. On a full disk it is kept, in order, and written when there is room again; False then."""
+        self._unjournaled.append(record)
         try:
-            self._journal.append(record)
+            while self._unjournaled:
+                self._journal.append(self._unjournaled[0])
+                self._unjournaled.popleft()
         except SpoolError as error:
-            self._errors.append(str(error))
-            self._unjournaled.append(record)
+            if str(error) not in self._errors:
+                self._errors.append(str(error))
+        return not self._unjournaled
 
     # -- leases ----------------------------------------------------------------------------------------------------
 
@@ -413,9 +369,7 @@ class Agent:
 
     def _hurry(self, hurried: bool) -> None:
         """While nobody trains (the task waits for a flush, or is gone) the data plane may use the machine."""
-        if hurried != self._hurried:
-            self._hurried = hurried
-            self._tell_worker({"op": "priority", "idle": not hurried})
+        self._plane.set_priority(idle=not hurried)
 
     def _answer_waiting(self, now: float) -> None:
         still = []
@@ -462,7 +416,7 @@ class Agent:
         return {
             **self._flush_answer(),
             "pid": os.getpid(),
-            "worker_pid": self._worker.pid if self._worker else None,
+            "worker_pid": self._plane.pid,
             "committed": self._queue.committed,
             "last_committed": self._queue.last_committed,
             "leases": self._guard.count() if self._guard else 0,

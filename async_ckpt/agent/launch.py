@@ -159,7 +159,7 @@ class Launcher:
 
     def _start_thread(self, lock: int, listening: socket.socket) -> int:
         from .agent import Agent
-        from .handle import WorkerThread
+        from .plane import WorkerThread
 
         def run() -> None:
             try:

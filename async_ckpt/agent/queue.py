@@ -105,6 +105,10 @@ class Queue:
             job.state, job.why, job.sent = ADMITTED, "", 0
             self._open[identity] = job
 
+    def open_ids(self) -> list[str]:
+        """Ids of what has not ended."""
+        return list(self._open)
+
     @property
     def pending(self) -> int:
         return len(self._open)

@@ -1,0 +1,181 @@
+"""The agent's end of the data plane: starts a worker when there is work, talks to it, notices its death.
+
+Light: no store is imported here. What a worker does stands in ``worker.py``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import socket
+import subprocess
+import threading
+from collections.abc import Callable
+from typing import Protocol
+
+from ..config import Config
+from ..errors import ProtocolError
+from ..ipc import protocol
+from ..ipc.protocol import Message
+from ..spool.spool import Spool
+
+#: A worker may die so often in a row, without anything finished in between, before what it works on is given up.
+MAX_DEATHS = 5
+
+#: How long a worker may take to abort what it has under way, before it is killed.
+_STOP_S = 5.0
+
+
+class Worker(Protocol):
+    """A running worker: ``sock`` is the agent's end of the channel, ``pid`` its process."""
+
+    sock: socket.socket
+
+    @property
+    def pid(self) -> int: ...
+    def stop(self) -> None: ...
+
+
+class DataPlane:
+    """One worker at a time.
+
+    Parameters
+    ----------
+    selector : selectors.BaseSelector
+        The agent's; ``key.data(mask)`` is called when the channel is readable.
+    start : callable
+        Makes a worker.
+    timeout_s : float
+        A worker that takes no message for so many seconds is of no use.
+    on_message : callable
+        ``(message)``.
+    on_death : callable
+        ``(hopeless)``: the worker is gone and what it was told is to be told again; ``hopeless`` after ``MAX_DEATHS``
+        in a row.
+    """
+
+    def __init__(
+        self,
+        selector: selectors.BaseSelector,
+        start: Callable[[], Worker],
+        timeout_s: float,
+        on_message: Callable[[Message], None],
+        on_death: Callable[[bool], None],
+    ) -> None:
+        self._selector, self._start, self._timeout_s = selector, start, timeout_s
+        self._on_message, self._on_death = on_message, on_death
+        self._worker: Worker | None = None
+        self._decoder = protocol.Decoder()
+        self._deaths = 0
+        self._idle = True
+
+    @property
+    def pid(self) -> int | None:
+        return self._worker.pid if self._worker else None
+
+    def ensure(self) -> None:
+        """Start a worker if there is none."""
+        if self._worker is None:
+            self._worker = self._start()
+            self._decoder = protocol.Decoder()
+            self._worker.sock.settimeout(self._timeout_s)
+            self._selector.register(self._worker.sock, selectors.EVENT_READ, lambda _: self._read())
+            self.tell({"op": "priority", "idle": self._idle})
+
+    def tell(self, message: Message) -> None:
+        """Send a message; a worker that cannot take it is given up."""
+        if self._worker is None:
+            return
+        try:
+            self._worker.sock.sendall(protocol.encode(message))
+        except OSError:
+            self._died()
+
+    def set_priority(self, *, idle: bool) -> None:
+        """Whether the worker should take only the CPU time that nobody else wants."""
+        if idle != self._idle:
+            self._idle = idle
+            self.tell({"op": "priority", "idle": idle})
+
+    def is_well(self) -> None:
+        """Something was finished: earlier deaths do not count any more."""
+        self._deaths = 0
+
+    def _read(self) -> None:
+        assert self._worker is not None
+        try:
+            data, _ = protocol.receive(self._worker.sock)
+            messages = self._decoder.feed(data, [])
+        except (OSError, ProtocolError):
+            data, messages = b"", []
+        for message, _ in messages:
+            self._on_message(message)
+        if not data:
+            self._died()
+
+    def _died(self) -> None:
+        if self._worker is None:
+            return
+        self.stop()
+        self._deaths += 1
+        hopeless = self._deaths >= MAX_DEATHS
+        if hopeless:
+            self._deaths = 0
+        self._on_death(hopeless)
+
+    def stop(self) -> None:
+        """End the worker; it aborts what it has under way."""
+        if self._worker is not None:
+            self._selector.unregister(self._worker.sock)
+            self._worker.stop()
+            self._worker = None
+
+
+class WorkerProcess:
+    """A worker in a process of its own."""
+
+    def __init__(self, spool: Spool, bootstrap: list[str]) -> None:
+        self.sock, theirs = socket.socketpair()
+        with theirs, open(spool.path("agent.log"), "ab") as log:
+            self._process = subprocess.Popen(
+                [*bootstrap, "worker", str(theirs.fileno()), spool.directory],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=[theirs.fileno()],
+            )  # fmt: skip
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def stop(self) -> None:
+        self.sock.close()
+        try:
+            self._process.wait(timeout=_STOP_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+class WorkerThread:
+    """A worker in a thread of the task."""
+
+    def __init__(self, spool: Spool, config: Config) -> None:
+        self.sock, theirs = socket.socketpair()
+        self.pid = os.getpid()
+
+        def run() -> None:
+            import anyio
+
+            from .worker import serve
+
+            with theirs:
+                anyio.run(serve, theirs, spool, config)
+
+        self._thread = threading.Thread(target=run, name="async_ckpt-worker", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RDWR)
+        self.sock.close()
+        self._thread.join(timeout=_STOP_S)

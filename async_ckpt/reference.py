@@ -1,0 +1,86 @@
+"""What ``save()`` returns, and how numbers about it are written for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from .spool import journal
+from .spool.journal import FAILED
+
+
+class Tracker(Protocol):
+    """Knows how far the checkpoints of a task have come; a ``Checkpointer``."""
+
+    def state(self, identity: str) -> tuple[str, str]: ...
+    def wait(self, identity: str, timeout_s: float | None = None) -> None: ...
+
+
+class Reference(dict[str, Any]):
+    """A saved checkpoint: a plain dict with the fields of its metadata, which also knows how far it has come.
+
+    It pickles, copies and serializes as a ``dict`` that needs nothing of this package to be read.
+    """
+
+    _tracker: Tracker
+
+    def __init__(self, data: Mapping[str, Any], tracker: Tracker) -> None:
+        super().__init__(data)
+        self._tracker = tracker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (dict(self),)
+
+    @property
+    def id(self) -> str:
+        return f"{self['attempt']}.{self['name']}.{self['version_id']}"
+
+    @property
+    def state(self) -> str:
+        """``ADMITTED``, ``UPLOADING``, ``UPLOADED``, ``COMMITTED``, ``FAILED`` or ``SUPERSEDED``."""
+        return self._tracker.state(self.id)[0]
+
+    @property
+    def error(self) -> str | None:
+        """Why it failed; None if it did not."""
+        state, why = self._tracker.state(self.id)
+        return why if state == FAILED else None
+
+    def done(self) -> bool:
+        """Whether it is in the store, or failed for good."""
+        return self.state in journal.FINAL
+
+    def wait(self, timeout: float | None = None) -> Reference:
+        """Wait until it is in the store.
+
+        Parameters
+        ----------
+        timeout : float or None
+            Seconds; None: as long as a flush may take (``METAFLOW_ASYNC_CKPT_FLUSH_TIMEOUT_S``).
+
+        Raises
+        ------
+        StoreError
+            It failed for good; says why.
+        WaitTimeout
+            It is still under way.
+        """
+        self._tracker.wait(self.id, timeout)
+        return self
+
+
+def progress_line(answer: Mapping[str, Any]) -> str:
+    """``left: 3 checkpoints, 1.2 GiB, 310 MB/s, 4 s``."""
+    rate, left = float(answer["bytes_per_s"]), int(answer["pending_bytes"])
+    count = answer["pending"]
+    line = f"left: {count} checkpoint{'s' if count != 1 else ''}, {format_bytes(left)}"
+    return line + (f", {rate / 1e6:.0f} MB/s, {left / rate:.0f} s" if rate > 0 else ", waiting for the store")
+
+
+def format_bytes(count: float) -> str:
+    """``1.2 GiB``."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
