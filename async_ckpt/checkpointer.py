@@ -12,8 +12,6 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from anyio.from_thread import start_blocking_portal
-
 from . import catalog, layout, restore, snapshot
 from .agent.launch import Launcher
 from .config import ENV_ATTEMPT, ENV_SPOOL, Config
@@ -371,7 +369,8 @@ class Checkpointer:
         dict or None
             The metadata of what was loaded.
         """
-        if policy == "none":
+        # Nobody can have saved for a task that never ran: its start need not wait for a store.
+        if policy == "none" or (policy == "fresh" and self.task.attempt == 0):
             return None
         for candidate in self._candidates(policy):
             try:
@@ -414,6 +413,9 @@ def run_with_store(spec: StoreSpec, config: Config, function: Callable[[Store], 
             return await function(store)
         finally:
             await store.aclose()
+
+    # Late: every Metaflow process imports this module, few of them ask a store.
+    from anyio.from_thread import start_blocking_portal
 
     with start_blocking_portal() as portal:
         return portal.call(call)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import anyio
+if TYPE_CHECKING:
+    import anyio
 
 T = TypeVar("T")
 
@@ -18,6 +19,8 @@ async def for_each(items: Iterable[T], limit: int, function: Callable[[T], Await
     Exception
         The first error, as it is (not in a group); the others are cancelled.
     """
+    import anyio  # Late: every Metaflow process imports this module, few of them wait for a store.
+
     iterator = iter(items)
     errors: list[Exception] = []
 

@@ -21,6 +21,7 @@ from botocore.exceptions import (
     ResponseStreamingError,
     SSLError,
 )
+from botocore.exceptions import ConnectionError as BotoConnectionError
 from botocore.parsers import ResponseParserError
 
 from ..errors import CheckpointError, NotFound, StoreError, TransientStoreError
@@ -40,6 +41,8 @@ _TRANSIENT_CODES = frozenset({
     "TokenRefreshRequired", "TooManyRequestsException", "TransactionInProgressException",
     "XAmzContentSHA256Mismatch",
 })  # fmt: skip
+# Of botocore's own errors, those that speak of the network; all others speak of settings and arguments.
+_BROKEN = (BotoConnectionError, HTTPClientError, ResponseStreamingError, IncompleteReadError, ResponseParserError)
 _EXPIRED_CODES = frozenset({"400", "ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"})
 _MISSING_CODES = frozenset({"NoSuchKey", "NotFound", "404"})
 
@@ -127,9 +130,7 @@ def map_error(error: BaseException, what: str, where: str) -> StoreError:
             kind, hint = TransientStoreError, "Check that the endpoint speaks TLS, or use http:// in its URL"
     elif isinstance(error, ProxyConnectionError):
         kind, hint = TransientStoreError, _PROXY
-    elif isinstance(error, (HTTPClientError, ResponseStreamingError, IncompleteReadError, ResponseParserError)) or not (
-        isinstance(error, BotoCoreError)
-    ):
+    elif isinstance(error, _BROKEN) or not isinstance(error, BotoCoreError):
         kind, hint = TransientStoreError, "Check METAFLOW_S3_ENDPOINT_URL and the network if this goes on"
     return kind(f"{what}: {_clean(error)}", where=where, hint=hint)
 
