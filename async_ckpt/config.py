@@ -28,8 +28,8 @@ class Config:
 
     #: Directory under which spools are made; empty: beside what is saved (``temp_dir_root`` or the system's).
     spool_dir: str = ""
-    #: Files smaller than this are copied at save time: cheaper than a link and a lease.
-    copy_below_bytes: int = 256 << 10
+    #: Files smaller than this are copied at save time, into one file: cheaper than a link and a lease.
+    pack_below_bytes: int = 32 << 10
     #: At most so many leases held by one process; files beyond are reflinked or copied.
     max_leases: int = 2000
     #: Checkpoints uploaded side by side by one agent.

@@ -15,6 +15,7 @@ The manifest stands in a folder of its own: the peer takes every name with four 
 from __future__ import annotations
 
 import datetime
+import functools
 import hashlib
 import json
 import re
@@ -36,6 +37,11 @@ _KEY = re.compile(
     re.escape(ROOT) + r"/artifacts/(?P<flow>[^/]+)/(?P<step>[^/]+)/(?P<scope>[^/]+)/(?P<identifier>[^/]+)"
     r"/(?P<hash>[^/.]+)\.(?P<attempt>\d+)\.(?P<name>[^/.]+)\.(?P<version>\d+)"
 )
+
+
+@functools.lru_cache(maxsize=256)
+def _pathspec_hash(pathspec: str) -> str:
+    return short_hash(pathspec, 8)
 
 
 def short_hash(value: Any, length: int) -> str:
@@ -107,7 +113,7 @@ class TaskInfo:
 
     @property
     def pathspec_hash(self) -> str:
-        return short_hash(self.pathspec, 8)
+        return _pathspec_hash(self.pathspec)
 
     @property
     def task_folder(self) -> str:

@@ -16,7 +16,10 @@ from .errors import IntegrityError
 FORMAT = "async_ckpt.manifest/1"
 
 #: How a file came into the snapshot. Only ``LINK`` shares its inode with the trainer's file.
-COPY, REFLINK, LINK, MOVED = "copy", "reflink", "link", "moved"
+COPY, REFLINK, LINK, MOVED, PACKED = "copy", "reflink", "link", "moved", "packed"
+
+#: Fields of a file that are written even if they are zero.
+_ALWAYS = ("path", "size", "mode", "crc32")
 
 
 @dataclass(frozen=True)
@@ -32,10 +35,12 @@ class FileEntry:
     mode : int
         Permission bits.
     how : str
-        ``COPY``, ``REFLINK``, ``LINK`` or ``MOVED``; only in the spool.
+        ``COPY``, ``REFLINK``, ``LINK``, ``MOVED`` or ``PACKED``; only in the spool.
     ino, mtime_ns : int
         Inode and modification time (nanoseconds) when it was captured, by which recovery tells whether a link that lost
         its lease was written to; only in the spool.
+    offset : int
+        For ``PACKED``: where in the snapshot's pack its bytes begin; only in the spool.
     crc32 : list of int or None
         CRC-32 of every 16 MiB; only in the store, and not for members of a tar.
     """
@@ -46,6 +51,7 @@ class FileEntry:
     how: str = COPY
     ino: int = 0
     mtime_ns: int = 0
+    offset: int = 0
     crc32: list[int] | None = None
 
 
@@ -66,8 +72,10 @@ class Manifest:
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON."""
-        # vars(), not asdict(): this stands in save(), and asdict copies deeply.
-        files = [{k: v for k, v in vars(entry).items() if v is not None} for entry in self.files]
+        # By hand: this stands in save(), and dataclasses.asdict copies deeply.
+        files = [
+            {k: v for k, v in vars(entry).items() if v or (k in _ALWAYS and v is not None)} for entry in self.files
+        ]
         data: dict[str, Any] = {"format": FORMAT, "files": files, "dirs": self.dirs, "links": self.links}
         return {**data, "tar": self.tar} if self.tar else data
 

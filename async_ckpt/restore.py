@@ -20,8 +20,9 @@ from .concurrency import for_each
 from .config import Config
 from .errors import CheckpointError, IntegrityError, NotFound, SnapshotError, os_hint, os_reason
 from .files import copy_content
-from .manifest import FileEntry, Manifest, load
+from .manifest import PACKED, FileEntry, Manifest, load
 from .snapshot.base import remove_tree
+from .source import captured_source
 from .spool.spool import Admitted, torn_file
 from .stores.base import Entry, Store
 
@@ -149,7 +150,10 @@ def load_from_spool(item: Admitted, destination: str) -> None:
         _make_directories(item.manifest, staging)
         for entry in item.manifest.files:
             target = os.path.join(staging, entry.path)
-            _copy_captured(item.file(entry.path), target, entry.size)
+            if entry.how == PACKED:
+                _unpack(item, entry, target)
+            else:
+                _copy_captured(item.file(entry.path), target, entry.size)
             os.chmod(target, entry.mode)
         # After the copies: whatever was clean then was clean while it was copied.
         torn = torn_file(item, {})
@@ -160,6 +164,15 @@ def load_from_spool(item: Admitted, destination: str) -> None:
                 f"The captured file {torn} was written to after the save", where=item.data, hint="Load an earlier one"
             )
         _finish(item.manifest, staging)
+
+
+def _unpack(item: Admitted, entry: FileEntry, target: str) -> None:
+    source = captured_source(item.data, entry)
+    try:
+        with open(target, "wb") as file:
+            file.write(source.pread(entry.size, 0))
+    finally:
+        source.close()
 
 
 def _copy_captured(path: str, target: str, size: int) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .errors import IntegrityError, os_reason
+from .manifest import PACKED, FileEntry
 
 
 class FileSource:
@@ -28,10 +29,12 @@ class FileSource:
         The file inside the snapshot.
     size : int
         Its captured size in bytes; anything else found there is an ``IntegrityError``.
+    offset : int or None
+        Where its bytes begin, if ``path`` is a pack of many files.
     """
 
-    def __init__(self, path: str, size: int) -> None:
-        self._path, self._size = path, size
+    def __init__(self, path: str, size: int, offset: int | None = None) -> None:
+        self._path, self._size, self._offset = path, size, offset
         self._fd = -1
         self._lock = threading.Lock()
 
@@ -41,7 +44,7 @@ class FileSource:
 
     @property
     def path(self) -> str | None:
-        return self._path
+        return self._path if self._offset is None else None
 
     @property
     def size(self) -> int:
@@ -55,9 +58,10 @@ class FileSource:
             for _ in range(3):
                 fd = self._open()
                 try:
-                    data = os.pread(fd, count, offset)
+                    start = offset + (self._offset or 0)
+                    data = os.pread(fd, count, start)
                     while len(data) < count:
-                        more = os.pread(fd, count - len(data), offset + len(data))
+                        more = os.pread(fd, count - len(data), start + len(data))
                         if not more:
                             break
                         data += more
@@ -65,7 +69,7 @@ class FileSource:
                 finally:
                     os.close(fd)
                 if opened.st_ino == named.st_ino:
-                    if len(data) < count or opened.st_size != self._size:
+                    if len(data) < count or (self._offset is None and opened.st_size != self._size):
                         break
                     return data
                 self.close()
@@ -93,6 +97,18 @@ class FileSource:
     def __del__(self) -> None:
         with contextlib.suppress(OSError):
             self.close()
+
+
+def captured_source(data: str, entry: FileEntry) -> FileSource:
+    """The content of one file of the snapshot at ``data``, however it was captured."""
+    if entry.how == PACKED:
+        return FileSource(pack_path(data), entry.size, entry.offset)
+    return FileSource(os.path.join(data, entry.path), entry.size)
+
+
+def pack_path(data: str) -> str:
+    """Where a snapshot keeps its small files, one after the other."""
+    return f"{data}.pack"
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ from ..errors import IntegrityError, SpoolError
 from ..ipc import protocol
 from ..ipc.protocol import Message
 from ..ipc.server import Connection, Server
-from ..snapshot.base import remove_tree
+from ..snapshot.base import remove_snapshot
+from ..source import pack_path
 from ..spool.journal import COMMITTED, FAILED, UPLOADED, Journal, Progress
 from ..spool.spool import Admitted, Spool, is_torn, torn_file
 from .guard import Guard, Held
@@ -145,7 +146,7 @@ class Agent:
         # Listed before the records are read: a saver that ends in between has admitted what it captured.
         leftovers = self._spool.leftovers()
         for item in self._spool.pending():
-            leftovers.discard(item.data)
+            leftovers -= {item.data, pack_path(item.data)}
             known = self._journal.progress.get(item.id, Progress())
             if known.state == COMMITTED:
                 self._forget(item)
@@ -254,7 +255,7 @@ class Agent:
         """
         self._items.pop(item.id, None)
         with contextlib.suppress(OSError):
-            remove_tree(item.data)
+            remove_snapshot(item.data)
         self._spool.drop_record(item.id)
 
     def _note(self, record: Message) -> bool:

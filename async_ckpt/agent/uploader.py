@@ -5,7 +5,6 @@ Both steps may be repeated from the start at any time: the same keys get the sam
 
 from __future__ import annotations
 
-import os
 import tarfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -17,7 +16,7 @@ from ..concurrency import for_each
 from ..config import Config
 from ..crash import crash_point
 from ..manifest import LINK, FileEntry, Manifest, dump
-from ..source import FileSource, TarMember, TarSource
+from ..source import TarMember, TarSource, captured_source
 from ..spool.spool import Admitted
 from ..stores.base import Progress, Store
 
@@ -84,7 +83,7 @@ class Uploader:
                 progress(entry.size)
                 return
             crash_point("worker:before-file")
-            source = FileSource(item.file(entry.path), entry.size)
+            source = captured_source(item.data, entry)
             try:
                 digests[entry.path] = await self._store.put_source(
                     f"{item.reference['key']}/{entry.path}", source, progress
@@ -136,7 +135,7 @@ def tar_members(item: Admitted) -> list[TarMember]:
     manifest = item.manifest
     members = [TarMember(path, tarfile.DIRTYPE, mode) for path, mode in manifest.dirs]
     for entry in manifest.files:
-        source = FileSource(os.path.join(item.data, entry.path), entry.size)
+        source = captured_source(item.data, entry)
         members.append(TarMember(entry.path, tarfile.REGTYPE, entry.mode, source=source))
     members += [TarMember(path, tarfile.SYMTYPE, 0o777, target=target) for path, target in manifest.links]
     return members

@@ -12,6 +12,7 @@ from .base import Captured, FileStrategy, capture_tree
 from .copying import Copy
 from .hardlink import Auto, HardLink
 from .moving import capture_by_move
+from .packing import Pack
 from .reflink import Reflink
 
 __all__ = ["STRATEGIES", "Captured", "capture", "check_strategy"]
@@ -62,9 +63,11 @@ def capture(
     """
     if strategy == "move":
         return capture_by_move(path, target)
+    small = config.pack_below_bytes
+    copies = Copy(Pack(target), small, reflink=strategy == "auto")
     files: FileStrategy
     if strategy == "copy" or (strategy == "auto" and owner_pid is None):
-        files = Copy(reflink=strategy == "auto")
+        files = copies
     elif strategy == "reflink":
         files = Reflink()
     elif owner_pid is None:
@@ -72,5 +75,5 @@ def capture(
     elif strategy == "hardlink":
         files = HardLink(owner_pid, lease_budget)
     else:
-        files = Auto(HardLink(owner_pid, lease_budget), config.copy_below_bytes)
+        files = Auto(HardLink(owner_pid, lease_budget), copies, small)
     return capture_tree(path, target, files)

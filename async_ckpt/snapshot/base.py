@@ -16,6 +16,7 @@ from typing import Protocol
 
 from ..errors import SnapshotError, os_hint, os_reason
 from ..manifest import FileEntry, Manifest
+from ..source import pack_path
 
 #: Our own folders beside what is saved on another file system than the spool; never part of a checkpoint.
 ANNEX_PREFIX = ".async_ckpt-"
@@ -40,11 +41,18 @@ class Captured:
             os.rename(now, original)
         for fd in self.leases.values():
             os.close(fd)
-        remove_tree(target)
+        remove_snapshot(target)
+
+
+def remove_snapshot(target: str) -> None:
+    """Give back a snapshot's disk; one that is gone is no error."""
+    remove_tree(target)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(pack_path(target))
 
 
 def remove_tree(path: str) -> None:
-    """Remove a snapshot's directory, read-only folders in it included; one that is gone is no error."""
+    """Remove a directory, read-only folders in it included; one that is gone is no error."""
 
     def make_writable(function: Callable[[str], object], blocked: str, _: object) -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -67,6 +75,9 @@ class FileStrategy(Protocol):
         OSError, SnapshotError
             It could not; whatever was made is removed by the caller.
         """
+
+    def finish(self) -> None:
+        """All files were captured: write out what is still held back. Called in any case, before ``leases``."""
 
     def leases(self) -> dict[str, int]:
         """Leases taken so far: relative path → descriptor."""
@@ -136,6 +147,8 @@ def capture_tree(path: str, target: str, strategy: FileStrategy) -> Captured:
                 link = os.readlink(item.full)
                 os.symlink(link, copy)
                 manifest.links.append((item.path, link))
+        at = target
+        strategy.finish()
         captured.leases = strategy.leases()
         return captured
     except BaseException as error:

@@ -5,23 +5,34 @@ from __future__ import annotations
 import os
 import stat
 
-from ..errors import SnapshotError
 from ..files import copy_content
 from ..manifest import COPY, FileEntry
-
-#: A file whose content changes under the copy is copied again so often before it is refused.
-_TRIES = 3
-_SMALL = 1 << 20
+from .packing import TRIES, Pack, is_whole, restless
 
 
 class Copy:
-    """Copies; with ``reflink=True`` it clones first where the file system can."""
+    """Copies; small files into the pack.
 
-    def __init__(self, *, reflink: bool = False) -> None:
-        self._reflink = reflink
+    Parameters
+    ----------
+    pack : Pack
+        The snapshot's.
+    pack_below_bytes : int
+        Files smaller than this go there.
+    reflink : bool
+        Clone larger files where the file system can.
+    """
+
+    def __init__(self, pack: Pack, pack_below_bytes: int, *, reflink: bool = False) -> None:
+        self._pack, self._pack_below, self._reflink = pack, pack_below_bytes, reflink
 
     def capture_file(self, source: str, target: str, status: os.stat_result, entry_path: str) -> FileEntry:
+        if status.st_size < self._pack_below:
+            return self._pack.add(source, entry_path)
         return copy_file(source, target, entry_path, reflink=self._reflink)
+
+    def finish(self) -> None:
+        self._pack.close()
 
     def leases(self) -> dict[str, int]:
         return {}
@@ -30,9 +41,6 @@ class Copy:
 def copy_file(source: str, target: str, entry_path: str, *, reflink: bool) -> FileEntry:
     """Copy one file as it is at one moment.
 
-    A file that only grew meanwhile (a log somebody appends to) is taken at the length it had. One that was rewritten is
-    copied again.
-
     Raises
     ------
     OSError
@@ -40,31 +48,18 @@ def copy_file(source: str, target: str, entry_path: str, *, reflink: bool) -> Fi
     SnapshotError
         It was rewritten during each of the tries.
     """
-    # O_NONBLOCK: a FIFO that took the file's place meanwhile must not hold us up.
     source_fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
     target_fd = -1
     try:
         target_fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        for _ in range(_TRIES):
+        for _ in range(TRIES):
             before = os.fstat(source_fd)
-            size = _copy_now(source_fd, target_fd, before.st_size, reflink)
-            after = os.fstat(source_fd)
-            grew = after.st_size > before.st_size
-            if size == before.st_size and (grew or after.st_mtime_ns == before.st_mtime_ns):
+            size = copy_content(source_fd, target_fd, before.st_size, reflink=reflink)
+            if is_whole(before, os.fstat(source_fd), size):
                 return FileEntry(entry_path, size, stat.S_IMODE(before.st_mode), COPY)
             os.ftruncate(target_fd, 0)
-        raise SnapshotError(
-            f"Cannot capture {source}: something writes to it all the time", where=source,
-            hint="Save when the file is complete, or write to a temporary file and rename it",
-        )  # fmt: skip
+        raise restless(source)
     finally:
         os.close(source_fd)
         if target_fd >= 0:
             os.close(target_fd)
-
-
-def _copy_now(source_fd: int, target_fd: int, size: int, reflink: bool) -> int:
-    if size > _SMALL:
-        return copy_content(source_fd, target_fd, size, reflink=reflink)
-    data = os.pread(source_fd, size, 0)
-    return os.pwrite(target_fd, data, 0) if data else 0

@@ -14,7 +14,7 @@ import stat
 from ..errors import SnapshotError, os_reason
 from ..manifest import LINK, FileEntry
 from . import lease
-from .copying import copy_file
+from .copying import Copy, copy_file
 
 #: Errors of link(2) that mean "not between these two": other file system, not permitted, too many links, unsupported.
 _NO_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES}
@@ -75,30 +75,38 @@ class HardLink:
             os.unlink(target)
         return None, ""
 
+    def finish(self) -> None:
+        """Nothing is held back."""
+
     def leases(self) -> dict[str, int]:
         return self._leases
 
 
 class Auto:
-    """Small files: copy. Others: hard link + lease, else reflink, else copy.
+    """Small files: into the pack. Others: hard link + lease, else reflink, else copy.
 
     Parameters
     ----------
     links : HardLink
-        Used from ``copy_below_bytes`` on.
-    copy_below_bytes : int
-        Below this size a copy is cheaper than a link, a lease and its bookkeeping.
+        For what the pack does not take.
+    copies : Copy
+        For small files, and where no link can be made.
+    pack_below_bytes : int
+        Below this size the pack is cheaper than a link, a lease and its bookkeeping.
     """
 
-    def __init__(self, links: HardLink, copy_below_bytes: int) -> None:
-        self._links, self._copy_below = links, copy_below_bytes
+    def __init__(self, links: HardLink, copies: Copy, pack_below_bytes: int) -> None:
+        self._links, self._copies, self._pack_below = links, copies, pack_below_bytes
 
     def capture_file(self, source: str, target: str, status: os.stat_result, entry_path: str) -> FileEntry:
-        if status.st_size >= self._copy_below:
+        if status.st_size >= self._pack_below:
             entry, _ = self._links.try_link(source, target, entry_path)
             if entry is not None:
                 return entry
-        return copy_file(source, target, entry_path, reflink=status.st_size >= self._copy_below)
+        return self._copies.capture_file(source, target, status, entry_path)
+
+    def finish(self) -> None:
+        self._copies.finish()
 
     def leases(self) -> dict[str, int]:
         return self._links.leases()

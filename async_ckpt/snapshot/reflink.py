@@ -33,5 +33,8 @@ class Reflink:
             os.close(source_fd)
         return FileEntry(entry_path, size, stat.S_IMODE(status.st_mode), REFLINK)
 
+    def finish(self) -> None:
+        """Nothing is held back."""
+
     def leases(self) -> dict[str, int]:
         return {}

@@ -5,6 +5,7 @@ One directory per task (all attempts), 0700::
     spool.json              which task, which store                     written by each attempt's start
     versions.<attempt>      the next version, a decimal number          under flock, by every saver
     data/<pid>-<random>/    snapshots: what ``save()`` captured         by savers
+    data/<pid>-<random>.pack   its small files, one after the other     by savers
     annexes                 further directories like data/, one a line  by savers, appended
     staging/<pid>-<random>.json  a record being written                 by savers
     ready/<id>.json         ADMITTED. id = <attempt>.<name>.<version>   renamed here by savers, removed by the agent
@@ -35,8 +36,9 @@ from typing import Any
 from .. import layout
 from ..errors import IntegrityError, SpoolError, os_hint, os_reason
 from ..files import locked, write_atomically
-from ..manifest import LINK, FileEntry, Manifest, dump
+from ..manifest import LINK, PACKED, FileEntry, Manifest, dump
 from ..snapshot.base import ANNEX_PREFIX, remove_tree
+from ..source import pack_path
 from ..stores.base import StoreSpec
 
 FORMAT = 1
@@ -331,6 +333,8 @@ def is_torn(item: Admitted, entry: FileEntry) -> bool:
     under the lease and renamed over the link.
     """
     try:
+        if entry.how == PACKED:
+            return os.stat(pack_path(item.data)).st_size < entry.offset + entry.size
         status = os.stat(item.file(entry.path), follow_symlinks=False)
     except FileNotFoundError:
         return True

@@ -1,0 +1,96 @@
+"""Small files go into one file, the *pack*: making a file costs more than copying a few kilobytes into one that is there."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from ..errors import SnapshotError
+from ..manifest import PACKED, FileEntry
+from ..source import pack_path
+
+#: A file whose content changes under the copy is copied again so often before it is refused.
+TRIES = 3
+
+#: Bytes collected before they are written.
+_BUFFER = 1 << 20
+
+
+class Pack:
+    """The pack of one snapshot, made when the first file comes.
+
+    Parameters
+    ----------
+    target : str
+        The snapshot's directory.
+    """
+
+    def __init__(self, target: str) -> None:
+        self._path = pack_path(target)
+        self._fd = -1
+        self._buffer = bytearray()
+        self._written = 0
+
+    def add(self, source: str, entry_path: str) -> FileEntry:
+        """Copy one small file as it is at one moment.
+
+        Raises
+        ------
+        OSError
+            It cannot be read, or the pack not be written.
+        SnapshotError
+            It was rewritten during each of the tries.
+        """
+        # O_NONBLOCK: a FIFO that took the file's place meanwhile must not hold us up.
+        fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
+        try:
+            for _ in range(TRIES):
+                before = os.fstat(fd)
+                data = os.pread(fd, before.st_size, 0)
+                if is_whole(before, os.fstat(fd), len(data)):
+                    break
+            else:
+                raise restless(source)
+        finally:
+            os.close(fd)
+        offset = self._written + len(self._buffer)
+        self._buffer += data
+        if len(self._buffer) >= _BUFFER:
+            self._flush()
+        return FileEntry(entry_path, len(data), stat.S_IMODE(before.st_mode), PACKED, offset=offset)
+
+    def _flush(self) -> None:
+        if self._fd < 0:
+            self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        while self._buffer:
+            count = os.write(self._fd, self._buffer)
+            self._written += count
+            del self._buffer[:count]
+
+    def close(self) -> None:
+        """Write what is left; a pack of empty files is a file as well."""
+        try:
+            if self._buffer:
+                self._flush()
+        finally:
+            if self._fd >= 0:
+                os.close(self._fd)
+                self._fd = -1
+
+
+def is_whole(before: os.stat_result, after: os.stat_result, copied: int) -> bool:
+    """Whether a copy made between two looks at a file is the file as it was at one moment.
+
+    A file that only grew meanwhile (a log somebody appends to) counts as it was before.
+    """
+    grew = after.st_size > before.st_size
+    return copied == before.st_size and (grew or after.st_mtime_ns == before.st_mtime_ns)
+
+
+def restless(source: str) -> SnapshotError:
+    """The error for a file that never stands still."""
+    return SnapshotError(
+        f"Cannot capture {source}: something writes to it all the time",
+        where=source,
+        hint="Save when the file is complete, or write to a temporary file and rename it",
+    )
