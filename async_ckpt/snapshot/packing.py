@@ -1,4 +1,4 @@
-"""Small files go into one file, the *pack*: making a file costs more than copying a few kilobytes into one that is there."""
+"""Small files go into one file, the *pack*: making a file costs more than copying a few kilobytes into another."""
 
 from __future__ import annotations
 

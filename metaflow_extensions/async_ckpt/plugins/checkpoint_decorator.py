@@ -85,6 +85,7 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
     _warned = False
     _checkpointer: Checkpointer | None = None
     _flush_failed = False
+    _loaded: CheckpointInfo | None = None
 
     # -- when the flow starts --------------------------------------------------------------------------------------
 
