@@ -385,11 +385,17 @@ class Checkpointer:
     def _candidates(self, policy: str) -> Iterator[Admitted | dict[str, Any]]:
         """What to try, best first; the store's history is only listed when its newest cannot be loaded."""
         spooled = [item for item in reversed(self.spool.pending()) if item.reference["latest"]]
+        # What the attempt before this one left here is newer than all it committed: the store, which may be out of
+        # reach, need not be asked.
+        committed = [p.reference for p in journal.read(self.spool.path("journal")).values() if p.reference]
+        newest = max((layout.order(reference) for reference in committed), default=(-1, -1))
+        sure = [item for item in spooled if item.order[0] == self.task.attempt - 1 and item.order > newest]
+        yield from sure
         folders = [(self.task.task_folder, False)] + ([(self.task.scope_folder, True)] if policy == "eager" else [])
         for folder, by_age in folders:
             stored = self._run(functools.partial(catalog.newest, folder=folder, config=self.config, by_age=by_age))
             if not by_age:
-                for item in spooled:
+                for item in spooled[len(sure) :]:
                     if stored is None or item.order > layout.order(stored):
                         yield item
             if stored is not None:
