@@ -72,8 +72,9 @@ class Guard:
             self._held[identity, path] = held
             if held.origin in self._rewritten:
                 self._early.put((identity, path))
-        if lease.is_breaking(held.fd):
-            self._wake()
+            # Under the lock: a moment later another thread may have dealt with it and closed the descriptor.
+            if lease.is_breaking(held.fd):
+                self._wake()
 
     def let_go(self, identity: str, paths: Iterable[str] | None = None) -> list[str]:
         """Release leases without a copy: the bytes are in the store. Returns the paths released."""

@@ -325,12 +325,15 @@ def _list_task(task: Task | str, name: str | None, attempt: int | None) -> list[
         raise UsageError(
             f"There is no task {pathspec!r}: {error}", hint="Check the pathspec and METAFLOW_DEFAULT_METADATA"
         ) from None
-    recorded = found[TASK_CHECKPOINTS].data if TASK_CHECKPOINTS in found else None
-    if recorded is None:
-        # It did not end (well): the store knows.
+    if found.successful and TASK_CHECKPOINTS in found:
+        recorded = found[TASK_CHECKPOINTS].data
+    else:
+        # It runs, or failed, and later attempts may have brought in what it left: only the store knows.
         metadata = found.metadata_dict
-        spec = spec_for(metadata["ds-type"], metadata["ds-root"])
-        config, number = Config.from_env(), found.current_attempt if attempt is None else attempt
+        if "ds-root" not in metadata:
+            raise UsageError(f"The task {pathspec!r} has not begun", hint="Try again when it runs")
+        spec, config = spec_for(metadata["ds-type"], metadata["ds-root"]), Config.from_env()
+        number = found.current_attempt if attempt is None else attempt
         recorded = run_with_store(spec, config, lambda s: catalog.list_references(s, folder, config, attempt=number))
     chosen = [dict(data) for data in recorded if name is None or data.get("name") == name]
     return sorted(({**data, "state": "COMMITTED"} for data in chosen), key=layout.order, reverse=True)
