@@ -62,7 +62,8 @@ class Queue:
         actions = []
         # Open jobs are few: those admitted and not yet ended.
         waiting = sorted(self._open.values(), key=lambda job: job.order)
-        if waiting and waiting[0].state == UPLOADED and not waiting[0].committing:
+        # An older one may have been admitted since the commit that runs began: it waits for that.
+        if waiting and waiting[0].state == UPLOADED and not any(job.committing for job in waiting):
             waiting[0].committing = True
             actions.append(Action("commit", waiting[0].id))
         running = sum(job.state == UPLOADING for job in waiting)

@@ -9,7 +9,7 @@ What every implementation promises, and ``tests/contract/store_suite.py`` holds 
 - A failed or cancelled call leaves nothing under the final key and releases what it holds (open parts, temporary
   files).
 - Errors are ``TransientStoreError`` where trying again may help, ``StoreError`` where it will not. No error of the
-  library underneath gets out. Implementations do not retry; ``RetryStore`` does.
+  library underneath gets out. Implementations do not retry whole calls; ``RetryStore`` does.
 - Calls may run concurrently in one event loop. A store belongs to the loop it was first used in.
 """
 

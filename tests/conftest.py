@@ -1,0 +1,75 @@
+"""Fixtures of all tests: file systems, and the promise that no test leaves a process behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import agents, filesystems
+
+
+@pytest.fixture(scope="session")
+def _provide() -> Iterator[Callable[[str], Path]]:
+    """Makes each file system once per session, when the first test asks for it.
+
+    Not below pytest's own directory, which nobody but its owner may enter: some tests become somebody else.
+    """
+    with tempfile.TemporaryDirectory(prefix="async-ckpt-test-") as base, contextlib.ExitStack() as stack:
+        os.chmod(base, 0o711)
+        made: dict[str, Path | str] = {}
+
+        def provide(kind: str) -> Path:
+            if kind not in made:
+                reason = filesystems.why_not(kind)
+                try:
+                    made[kind] = reason or stack.enter_context(filesystems.provided(kind, Path(base)))
+                except filesystems.CannotMount as error:
+                    made[kind] = str(error)
+            found = made[kind]
+            if isinstance(found, str):
+                pytest.skip(found)
+            return found
+
+        yield provide
+
+
+@pytest.fixture
+def on_filesystem(_provide: Callable[[str], Path]) -> Iterator[Callable[[str], Path]]:
+    """``on_filesystem(kind)``: an empty directory of this test's own there; skips where it cannot be had."""
+    folders = []
+
+    def get(kind: str) -> Path:
+        folders.append(Path(tempfile.mkdtemp(dir=_provide(kind))))
+        folders[-1].chmod(0o711)
+        return folders[-1]
+
+    yield get
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(params=filesystems.FILESYSTEMS)
+def filesystem(request: pytest.FixtureRequest, on_filesystem: Callable[[str], Path]) -> Path:
+    """The same claim on every file system: an empty directory there."""
+    return on_filesystem(request.param)
+
+
+@pytest.fixture
+def task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_filesystem: Callable[[str], Path]
+) -> Iterator[agents.Task]:
+    """A task to save in, with a local store. Whatever processes it started must be gone soon after the test.
+
+    It ends before the file systems do that it may have been moved to.
+    """
+    del on_filesystem
+    made = agents.Task(tmp_path, monkeypatch)
+    yield made
+    left = made.close()
+    assert not left, f"processes were left behind: {left}"

@@ -1,0 +1,353 @@
+"""What every store must do. Subclass ``StoreSuite``, say how to make a store, and all of it is tested."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import anyio
+import pytest
+
+from async_ckpt.config import CHUNK_BYTES
+from async_ckpt.errors import IntegrityError, NotFound, StoreError, TransientStoreError, UsageError
+from async_ckpt.source import FileSource
+from async_ckpt.stores.base import Entry, Source, Store
+
+from ..support.faulty import BytesSource, crcs_of, pattern
+
+T = TypeVar("T")
+
+LARGE = 2 * CHUNK_BYTES + 1_000_003
+SIZES = [0, 1, 1_000_003, CHUNK_BYTES, LARGE]
+DAMAGED_KEYS = ["", "/a", "a/", "a//b", "../a", "a/../b", "./a", "a/.", "a\0b"]
+
+
+def run(function: Callable[[], Awaitable[T]], *, timeout_s: float = 60.0) -> T:
+    """Run a test's coroutine function in a new event loop."""
+
+    async def main() -> T:
+        with anyio.fail_after(timeout_s):
+            return await function()
+
+    return anyio.run(main)
+
+
+class FailingSource(BytesSource):
+    """Raises once it is read at or beyond ``fail_at``."""
+
+    def __init__(self, data: bytes, fail_at: int) -> None:
+        super().__init__(data)
+        self.fail_at = fail_at
+
+    def pread(self, count: int, offset: int) -> bytes:
+        if offset >= self.fail_at:
+            raise IntegrityError("The captured file was replaced", where="somewhere")
+        return super().pread(count, offset)
+
+
+class StoreSuite:
+    """Give it ``make_store``; each store it makes must see only its own objects."""
+
+    #: The server under test breaks off an answer whose object is replaced meanwhile; the store must notice.
+    server_breaks_off = False
+
+    def make_store(self) -> Store:
+        raise NotImplementedError
+
+    async def leftovers(self, store: Store) -> list[Any]:
+        """What failed or cancelled calls left behind, in whatever form the store has."""
+        raise NotImplementedError
+
+    @asynccontextmanager
+    async def store(self) -> AsyncIterator[Store]:
+        store = self.make_store()
+        try:
+            yield store
+        finally:
+            await store.aclose()
+
+    @pytest.mark.parametrize("size", SIZES)
+    @pytest.mark.parametrize("as_file", [True, False], ids=["file", "stream"])
+    def test_what_is_put_is_what_is_got(self, tmp_path: Path, size: int, as_file: bool) -> None:
+        data = pattern(size)
+        (tmp_path / "source").write_bytes(data)
+        source: Source = FileSource(str(tmp_path / "source"), size) if as_file else BytesSource(data)
+        target = tmp_path / "target"
+
+        async def check() -> None:
+            async with self.store() as store:
+                sent: list[int] = []
+                crcs = await store.put_source("a/b/c.bin", source, sent.append)
+                assert crcs == crcs_of(data)
+                assert sum(sent) == size
+                got: list[int] = []
+                assert (
+                    await store.get_file("a/b/c.bin", str(target), size=size, crc32=crcs, progress=got.append) == size
+                )
+                assert sum(got) == size
+                assert target.read_bytes() == data
+                assert await store.size("a/b/c.bin") == size
+                assert await store.get_file("a/b/c.bin", str(target)) == size
+                assert target.read_bytes() == data
+
+        run(check)
+
+    @pytest.mark.parametrize("data", [b"", b"x", pattern(100_000)], ids=len)
+    def test_small_objects_come_back_whole(self, data: bytes) -> None:
+        async def check() -> None:
+            async with self.store() as store:
+                await store.put_bytes("meta/one.json", data)
+                assert await store.get_bytes("meta/one.json") == data
+
+        run(check)
+
+    def test_a_put_replaces_what_was_there(self) -> None:
+        async def check() -> None:
+            async with self.store() as store:
+                await store.put_bytes("a/latest", b"a long first value")
+                await store.put_bytes("a/latest", b"second")
+                assert await store.get_bytes("a/latest") == b"second"
+                await store.put_source("a/latest", BytesSource(b"third"))
+                await store.put_source("a/latest", BytesSource(b"third"))
+                assert await store.get_bytes("a/latest") == b"third"
+
+        run(check)
+
+    def test_readers_never_see_half_an_object(self) -> None:
+        values = [bytes([number]) * (200_000 + number) for number in range(4)]
+
+        async def check() -> None:
+            async with self.store() as store:
+                await store.put_bytes("a/key", values[0])
+
+                async def write() -> None:
+                    for number in range(12):
+                        await store.put_source("a/key", BytesSource(values[number % 4]))
+                    group.cancel_scope.cancel()
+
+                async def read() -> None:
+                    while True:
+                        try:
+                            value = await store.get_bytes("a/key")
+                        except TransientStoreError:
+                            assert self.server_breaks_off
+                        else:
+                            assert value in values
+
+                async with anyio.create_task_group() as group:
+                    group.start_soon(write)
+                    group.start_soon(read)
+
+        run(check)
+
+    @pytest.mark.parametrize("method", ["get_bytes", "size", "get_file"])
+    def test_a_missing_object_is_not_found(self, tmp_path: Path, method: str) -> None:
+        async def check() -> None:
+            async with self.store() as store:
+                await store.put_bytes("a/there", b"1")
+                arguments = [str(tmp_path / "target")] if method == "get_file" else []
+                for key in ("a/missing", "missing", "b/c/missing"):
+                    with pytest.raises(NotFound) as caught:
+                        await getattr(store, method)(key, *arguments)
+                    assert key in str(caught.value)
+
+        run(check)
+
+    def test_delete_removes_one_object_and_a_missing_one_is_no_error(self) -> None:
+        async def check() -> None:
+            async with self.store() as store:
+                await store.put_bytes("a/b/one", b"1")
+                await store.put_bytes("a/b/two", b"2")
+                await store.delete("a/b/one")
+                await store.delete("a/b/one")
+                await store.delete("never/was")
+                assert [entry async for entry in store.list("a")] == [Entry("a/b/two", 1)]
+                await store.delete("a/b/two")
+                assert [entry async for entry in store.list("a")] == []
+                await store.put_bytes("a/b/two", b"again")
+                assert await store.get_bytes("a/b/two") == b"again"
+
+        run(check)
+
+    def test_list_is_recursive_and_keeps_to_the_folder(self) -> None:
+        keys = ["a/b/one", "a/b/c/two", "a/b/c/d/three", "a/bc/four", "a/b.txt", "e/five"]
+
+        async def check() -> None:
+            async with self.store() as store:
+                for key in keys:
+                    await store.put_bytes(key, key.encode())
+                found = {entry async for entry in store.list("a/b")}
+                assert found == {Entry(key, len(key)) for key in keys[:3]}
+                assert [entry async for entry in store.list("nothing/here")] == []
+                assert [entry async for entry in store.list("e/five")] == []
+
+        run(check)
+
+    def test_list_goes_past_the_first_page(self) -> None:
+        async def check() -> None:
+            async with self.store() as store:
+                keys = {f"many/{number:05d}" for number in range(1_050)}
+                for key in keys:
+                    await store.put_bytes(key, b"x")
+                found = [entry.key async for entry in store.list("many")]
+                assert len(found) == len(keys)
+                assert set(found) == keys
+
+        run(check)
+
+    @pytest.mark.parametrize(
+        "key", ["a/with space", "a/plus+percent%25", "a/ünïcode-文字", "a/q?x=1&y=2#z", "a/-=,;:@~"]
+    )
+    def test_any_plain_name_is_a_key(self, key: str) -> None:
+        async def check() -> None:
+            async with self.store() as store:
+                await store.put_bytes(key, b"1")
+                await store.put_source(key + ".2", BytesSource(b"22"))
+                assert await store.get_bytes(key) == b"1"
+                assert {entry async for entry in store.list("a")} == {Entry(key, 1), Entry(key + ".2", 2)}
+                await store.delete(key)
+                assert {entry.key async for entry in store.list("a")} == {key + ".2"}
+
+        run(check)
+
+    @pytest.mark.parametrize("key", DAMAGED_KEYS)
+    def test_a_key_that_is_no_path_is_refused(self, key: str) -> None:
+        async def check() -> None:
+            async with self.store() as store:
+                with pytest.raises(UsageError):
+                    await store.put_bytes(key, b"1")
+                with pytest.raises(UsageError):
+                    await store.get_bytes(key)
+                with pytest.raises(UsageError):
+                    await store.delete(key)
+                with pytest.raises(UsageError):
+                    [entry async for entry in store.list(key)]
+
+        run(check)
+
+    @pytest.mark.parametrize("size", [1_000, LARGE])
+    def test_damage_is_noticed_while_reading(self, tmp_path: Path, size: int) -> None:
+        data = pattern(size)
+        target = str(tmp_path / "target")
+
+        async def check() -> None:
+            async with self.store() as store:
+                crcs = await store.put_source("a/key", BytesSource(data))
+                wrong = [*crcs[:-1], crcs[-1] ^ 1]
+                with pytest.raises(IntegrityError, match="a/key"):
+                    await store.get_file("a/key", target, size=size, crc32=wrong)
+                with pytest.raises(IntegrityError, match="a/key"):
+                    await store.get_file("a/key", target, size=size + 1, crc32=crcs)
+                with pytest.raises(IntegrityError, match="a/key"):
+                    await store.get_file("a/key", target, crc32=[*crcs, 0])
+
+        run(check)
+
+    def test_an_object_that_should_be_empty_and_is_not_is_damaged(self, tmp_path: Path) -> None:
+        async def check() -> None:
+            async with self.store() as store:
+                await store.put_bytes("a/key", b"x")
+                with pytest.raises(IntegrityError):
+                    await store.get_file("a/key", str(tmp_path / "target"), size=0, crc32=[])
+
+        run(check)
+
+    def test_a_destination_that_cannot_be_written_is_an_error_of_ours(self, tmp_path: Path) -> None:
+        async def check() -> None:
+            async with self.store() as store:
+                await store.put_bytes("a/key", b"x")
+                with pytest.raises(StoreError) as caught:
+                    await store.get_file("a/key", str(tmp_path / "missing" / "target"))
+                assert str(tmp_path / "missing" / "target") in str(caught.value)
+
+        run(check)
+
+    def test_a_get_never_shares_the_inode_with_the_store(self, tmp_path: Path) -> None:
+        source, target = tmp_path / "source", tmp_path / "target"
+        source.write_bytes(b"first")
+
+        async def check() -> None:
+            async with self.store() as store:
+                await store.put_source("a/key", FileSource(str(source), 5))
+                await store.get_file("a/key", str(target))
+                with open(target, "r+b") as file:
+                    file.write(b"XXXXX")
+                with open(source, "r+b") as file:
+                    file.write(b"YYYYY")
+                assert await store.get_bytes("a/key") == b"first"
+
+        run(check)
+
+    @pytest.mark.parametrize("fail_at", [0, CHUNK_BYTES + 1])
+    def test_a_put_whose_source_fails_leaves_nothing(self, fail_at: int) -> None:
+        async def check() -> None:
+            async with self.store() as store:
+                with pytest.raises(IntegrityError, match="replaced"):
+                    await store.put_source("a/key", FailingSource(pattern(LARGE), fail_at))
+                assert await self.nothing_under(store, "a/key")
+
+        run(check)
+
+    def test_a_cancelled_put_leaves_nothing(self) -> None:
+        async def check() -> None:
+            async with self.store() as store:
+                with anyio.CancelScope() as scope:
+                    await store.put_source("a/key", BytesSource(pattern(LARGE)), lambda count: scope.cancel())
+                assert scope.cancelled_caught
+                assert await self.nothing_under(store, "a/key")
+                assert await store.put_source("a/key", BytesSource(b"later")) == crcs_of(b"later")
+
+        run(check)
+
+    def test_a_cancelled_get_ends_and_the_store_goes_on(self, tmp_path: Path) -> None:
+        async def check() -> None:
+            async with self.store() as store:
+                await store.put_source("a/key", BytesSource(pattern(LARGE)))
+                with anyio.CancelScope() as scope:
+                    await store.get_file("a/key", str(tmp_path / "target"), progress=lambda count: scope.cancel())
+                assert scope.cancelled_caught
+                assert await store.get_file("a/key", str(tmp_path / "target")) == LARGE
+                assert (tmp_path / "target").read_bytes() == pattern(LARGE)
+
+        run(check)
+
+    def test_many_calls_run_side_by_side(self, tmp_path: Path) -> None:
+        data = pattern(CHUNK_BYTES + 5)
+
+        async def check() -> None:
+            async with self.store() as store:
+
+                async def there_and_back(number: int) -> None:
+                    key = f"side/{number}"
+                    crcs = await store.put_source(key, BytesSource(data))
+                    await store.get_file(key, str(tmp_path / str(number)), size=len(data), crc32=crcs)
+                    await store.put_bytes(key + ".meta", b"m")
+
+                async with anyio.create_task_group() as group:
+                    for number in range(3):
+                        group.start_soon(there_and_back, number)
+                assert len([entry async for entry in store.list("side")]) == 6
+
+        run(check)
+
+    def test_aclose_may_be_called_twice_and_before_any_use(self) -> None:
+        async def check() -> None:
+            store = self.make_store()
+            await store.aclose()
+            await store.aclose()
+
+        run(check)
+
+    def test_url_names_the_object_below_the_root(self) -> None:
+        store = self.make_store()
+        assert store.url("a/b") == f"{store.root}/a/b"
+
+    async def nothing_under(self, store: Store, key: str) -> bool:
+        with pytest.raises(NotFound):
+            await store.get_bytes(key)
+        assert [entry async for entry in store.list(os.path.dirname(key))] == []
+        assert await self.leftovers(store) == []
+        return True

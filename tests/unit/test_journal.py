@@ -1,0 +1,160 @@
+"""The journal survives whatever happens to its file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from async_ckpt.errors import SpoolError
+from async_ckpt.spool import journal
+from async_ckpt.spool.journal import ADMITTED, COMMITTED, FAILED, HEADER, UPLOADED, Journal
+
+from ..support.filesystems import CannotMount, small_tmpfs
+
+RECORDS = [
+    {"id": "0.a.0", "file": "weights", "crc32": [1, 2]},
+    {"id": "0.a.0", "state": UPLOADED},
+    {"id": "0.a.1", "file": "über\nmodel", "crc32": []},
+    {"id": "0.a.0", "state": COMMITTED, "reference": {"key": "k", "attempt": 0}},
+    {"id": "0.a.1", "state": FAILED, "why": "the store refused"},
+]
+
+
+def written(path: Path, records: list[dict[str, object]] = RECORDS) -> bytes:
+    made = Journal(str(path))
+    for record in records:
+        made.append(record)
+    made.close()
+    return path.read_bytes()
+
+
+def states(path: Path) -> dict[str, str]:
+    return {identity: item.state for identity, item in journal.read(str(path)).items()}
+
+
+def test_what_was_appended_is_read_back_by_anybody(tmp_path: Path) -> None:
+    written(tmp_path / "journal")
+    known = journal.read(str(tmp_path / "journal"))
+    assert {identity: item.state for identity, item in known.items()} == {"0.a.0": COMMITTED, "0.a.1": FAILED}
+    assert known["0.a.0"].reference == {"key": "k", "attempt": 0}
+    assert known["0.a.1"].why == "the store refused"
+
+
+def test_a_journal_that_is_not_there_says_nothing(tmp_path: Path) -> None:
+    assert journal.read(str(tmp_path / "journal")) == {}
+
+
+def test_a_finished_file_is_known_until_its_checkpoint_is_uploaded(tmp_path: Path) -> None:
+    written(tmp_path / "journal", RECORDS[:1])
+    assert journal.read(str(tmp_path / "journal"))["0.a.0"].files == {"weights": [1, 2]}
+    reopened = Journal(str(tmp_path / "journal"))
+    assert reopened.progress["0.a.0"].files == {"weights": [1, 2]}
+    assert reopened.progress["0.a.0"].state == ADMITTED
+    reopened.append(RECORDS[1])
+    reopened.close()
+    assert journal.read(str(tmp_path / "journal"))["0.a.0"].files == {}
+
+
+def test_cut_at_every_byte_it_replays_the_records_before_the_cut_and_goes_on(tmp_path: Path) -> None:
+    data = written(tmp_path / "whole")
+    lines = data.splitlines(keepends=True)
+    path = tmp_path / "journal"
+    for cut in range(len(data) + 1):
+        path.write_bytes(data[:cut])
+        complete, end = [], len(HEADER)
+        for line, record in zip(lines[1:], RECORDS, strict=True):
+            end += len(line)
+            if end <= cut:
+                complete.append(record)
+        expected = {identity: item.state for identity, item in journal.replay(complete).items()}
+        assert states(path) == expected
+        reopened = Journal(str(path))
+        assert {identity: item.state for identity, item in reopened.progress.items()} == expected
+        reopened.append({"id": "0.a.9", "state": COMMITTED})
+        reopened.close()
+        assert states(path) == {**expected, "0.a.9": COMMITTED}
+        assert len(os.listdir(tmp_path)) == 2, "nothing was set aside"
+
+
+def test_a_torn_tail_is_cut_off_and_said(tmp_path: Path) -> None:
+    data = written(tmp_path / "journal")
+    (tmp_path / "journal").write_bytes(data + b"deadbeef {half a rec")
+    reopened = Journal(str(tmp_path / "journal"))
+    reopened.close()
+    assert len(reopened.warnings) == 1
+    assert "20 bytes" in reopened.warnings[0]
+    assert b"deadbeef" not in (tmp_path / "journal").read_bytes()
+
+
+@given(st.data())
+def test_one_changed_byte_never_invents_a_state(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    path = tmp_path_factory.mktemp("journal") / "journal"
+    content = bytearray(written(path))
+    at = data.draw(st.integers(len(HEADER), len(content) - 1))
+    content[at] ^= data.draw(st.integers(1, 255))
+    records, good = journal.parse(bytes(content))
+    assert good <= at + 1
+    assert records == RECORDS[: len(records)]
+
+
+@pytest.mark.parametrize("foreign", [b"\x7fELF\0\0", b"async_ckpt journal 2\n", b"{}\n", b"\n"])
+def test_a_foreign_file_is_set_aside_unchanged_with_a_warning(tmp_path: Path, foreign: bytes) -> None:
+    path = tmp_path / "journal"
+    path.write_bytes(foreign)
+    made = Journal(str(path))
+    made.append(RECORDS[4])
+    made.close()
+    assert (tmp_path / "journal.foreign-0").read_bytes() == foreign
+    assert len(made.warnings) == 1
+    assert "journal.foreign-0" in made.warnings[0]
+    assert states(path) == {"0.a.1": FAILED}
+
+
+def test_a_second_foreign_file_does_not_replace_the_first(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    for content in (b"one", b"two"):
+        path.write_bytes(content)
+        Journal(str(path)).close()
+    assert {p.name: p.read_bytes() for p in tmp_path.glob("*.foreign-*")} == {
+        "journal.foreign-0": b"one",
+        "journal.foreign-1": b"two",
+    }
+
+
+def test_opening_again_keeps_what_is_known_and_does_not_grow(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    written(path)
+    before = states(path)
+    Journal(str(path)).close()
+    size = path.stat().st_size
+    for _ in range(3):
+        Journal(str(path)).close()
+    assert states(path) == before
+    assert journal.read(str(path))["0.a.0"].reference == {"key": "k", "attempt": 0}
+    assert path.stat().st_size == size
+
+
+def test_a_record_that_does_not_fit_on_the_disk_leaves_the_journal_as_it_was(tmp_path: Path) -> None:
+    try:
+        with small_tmpfs(tmp_path, 64 << 10) as folder:
+            made = Journal(str(folder / "journal"))
+            made.append(RECORDS[1])
+            before = (folder / "journal").read_bytes()
+            with pytest.raises(SpoolError, match="No space left") as caught:
+                made.append({"id": "0.a.2", "state": FAILED, "why": "x" * (128 << 10)})
+            assert caught.value.where == str(folder / "journal")
+            assert (folder / "journal").read_bytes() == before
+            made.append(RECORDS[4])
+            made.close()
+            assert states(folder / "journal") == {"0.a.0": UPLOADED, "0.a.1": FAILED}
+    except CannotMount as error:
+        pytest.skip(str(error))
+
+
+def test_a_journal_in_a_directory_that_is_gone_is_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(SpoolError, match="journal cannot be opened"):
+        Journal(str(tmp_path / "gone" / "journal"))
