@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from .errors import IntegrityError
 
@@ -18,12 +18,8 @@ FORMAT = "async_ckpt.manifest/1"
 #: How a file came into the snapshot. Only ``LINK`` shares its inode with the trainer's file.
 COPY, REFLINK, LINK, MOVED, PACKED = "copy", "reflink", "link", "moved", "packed"
 
-#: Fields of a file that are written even if they are zero.
-_ALWAYS = ("path", "size", "mode", "crc32")
 
-
-@dataclass(frozen=True)
-class FileEntry:
+class FileEntry(NamedTuple):
     """One regular file.
 
     Parameters
@@ -72,11 +68,8 @@ class Manifest:
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON."""
-        # By hand: this stands in save(), and dataclasses.asdict copies deeply.
-        files = [
-            {k: v for k, v in vars(entry).items() if v or (k in _ALWAYS and v is not None)} for entry in self.files
-        ]
-        data: dict[str, Any] = {"format": FORMAT, "files": files, "dirs": self.dirs, "links": self.links}
+        data: dict[str, Any] = {"format": FORMAT, "files": [_file_json(entry) for entry in self.files]}
+        data |= {"dirs": self.dirs, "links": self.links}
         return {**data, "tar": self.tar} if self.tar else data
 
     @classmethod
@@ -103,6 +96,18 @@ class Manifest:
                 where=where,
                 hint="The checkpoint is damaged or was written by another version; load an earlier one",
             ) from None
+
+
+def _file_json(entry: FileEntry) -> dict[str, Any]:
+    # By hand and without what is not there: this stands in save(), once for each file.
+    data: dict[str, Any] = {"path": entry.path, "size": entry.size, "mode": entry.mode, "how": entry.how}
+    if entry.ino or entry.mtime_ns:
+        data["ino"], data["mtime_ns"] = entry.ino, entry.mtime_ns
+    if entry.offset:
+        data["offset"] = entry.offset
+    if entry.crc32 is not None:
+        data["crc32"] = entry.crc32
+    return data
 
 
 def _entry(item: Mapping[str, Any]) -> FileEntry:

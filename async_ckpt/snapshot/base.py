@@ -12,10 +12,10 @@ import shutil
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from ..errors import SnapshotError, os_hint, os_reason
-from ..manifest import FileEntry, Manifest
+from ..manifest import LINK, FileEntry, Manifest
 from ..source import pack_path
 
 #: Our own folders beside what is saved on another file system than the spool; never part of a checkpoint.
@@ -64,11 +64,27 @@ def remove_tree(path: str) -> None:
         shutil.rmtree(path, onerror=make_writable)
 
 
+#: O_NONBLOCK: a FIFO that took a file's place meanwhile must not hold us up.
+_OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
+
+
+class OpenFile(NamedTuple):
+    """A regular file to capture: open descriptor, where it stands, its relative path, and its status when it was
+    opened.
+    """
+
+    fd: int
+    source: str
+    path: str
+    status: os.stat_result
+
+
 class FileStrategy(Protocol):
     """How one regular file gets into a snapshot."""
 
-    def capture_file(self, source: str, target: str, status: os.stat_result, entry_path: str) -> FileEntry:
-        """Make ``target`` hold what ``source`` holds now.
+    def capture_file(self, file: OpenFile, target: str) -> FileEntry:
+        """Make ``target`` hold what ``file`` holds now. An entry with ``how=LINK`` keeps the descriptor; else it is
+        closed.
 
         Raises
         ------
@@ -77,19 +93,20 @@ class FileStrategy(Protocol):
         """
 
     def finish(self) -> None:
-        """All files were captured: write out what is still held back. Called in any case, before ``leases``."""
+        """All files were captured: write out what is still held back."""
 
     def leases(self) -> dict[str, int]:
         """Leases taken so far: relative path → descriptor."""
 
 
-@dataclass(frozen=True)
-class Item:
-    """One entry of the walk: ``path`` is relative, ``full`` is where it stands."""
+class Item(NamedTuple):
+    """One entry of the walk: ``path`` is relative, ``full`` is where it stands, ``kind`` one of ``stat.S_IFREG``,
+    ``S_IFDIR``, ``S_IFLNK``.
+    """
 
     path: str
     full: str
-    status: os.stat_result
+    kind: int
 
 
 def walk(path: str) -> Iterator[Item]:
@@ -101,29 +118,31 @@ def walk(path: str) -> Iterator[Item]:
         ``path`` is neither, or something under it cannot be captured.
     """
     try:
-        status = os.stat(path)
+        mode = os.stat(path).st_mode
     except OSError as error:
         raise failure(path, error) from error
-    if stat.S_ISREG(status.st_mode):
-        yield Item(os.path.basename(path), os.path.realpath(path), status)
+    if stat.S_ISREG(mode):
+        yield Item(os.path.basename(path), os.path.realpath(path), stat.S_IFREG)
         return
-    if not stat.S_ISDIR(status.st_mode):
-        raise _refused(path, status.st_mode)
+    if not stat.S_ISDIR(mode):
+        raise refused(path, mode)
     pending = [("", path)]
     while pending:
         relative, folder = pending.pop()
         try:
             with os.scandir(folder) as entries:
                 for entry in entries:
-                    if entry.name.startswith(ANNEX_PREFIX):
-                        continue
-                    status = entry.stat(follow_symlinks=False)
-                    item = Item(relative + entry.name, entry.path, status)
-                    if stat.S_ISDIR(status.st_mode):
-                        pending.append((item.path + "/", item.full))
-                    elif not stat.S_ISREG(status.st_mode) and not stat.S_ISLNK(status.st_mode):
-                        raise _refused(item.full, status.st_mode)
-                    yield item
+                    name = entry.name
+                    # The directory says what is what: no stat for each file.
+                    if entry.is_file(follow_symlinks=False):
+                        yield Item(relative + name, entry.path, stat.S_IFREG)
+                    elif entry.is_symlink():
+                        yield Item(relative + name, entry.path, stat.S_IFLNK)
+                    elif not entry.is_dir(follow_symlinks=False):
+                        raise refused(entry.path, entry.stat(follow_symlinks=False).st_mode)
+                    elif not name.startswith(ANNEX_PREFIX):
+                        pending.append((f"{relative}{name}/", entry.path))
+                        yield Item(relative + name, entry.path, stat.S_IFDIR)
         except OSError as error:
             raise failure(error.filename or folder, error) from error
 
@@ -138,11 +157,11 @@ def capture_tree(path: str, target: str, strategy: FileStrategy) -> Captured:
         for item in walk(path):
             at = item.full
             copy = f"{target}/{item.path}"
-            if stat.S_ISREG(item.status.st_mode):
-                manifest.files.append(strategy.capture_file(item.full, copy, item.status, item.path))
-            elif stat.S_ISDIR(item.status.st_mode):
+            if item.kind == stat.S_IFREG:
+                manifest.files.append(_capture_file(item, copy, strategy))
+            elif item.kind == stat.S_IFDIR:
                 os.mkdir(copy, 0o700)
-                manifest.dirs.append((item.path, stat.S_IMODE(item.status.st_mode)))
+                manifest.dirs.append((item.path, stat.S_IMODE(os.lstat(item.full).st_mode)))
             else:
                 link = os.readlink(item.full)
                 os.symlink(link, copy)
@@ -152,11 +171,28 @@ def capture_tree(path: str, target: str, strategy: FileStrategy) -> Captured:
         captured.leases = strategy.leases()
         return captured
     except BaseException as error:
+        with contextlib.suppress(OSError):  # What it would write out is removed.
+            strategy.finish()
         captured.leases = strategy.leases()
         captured.drop(target)
         if isinstance(error, OSError):
             raise failure(at, error) from error
         raise
+
+
+def _capture_file(item: Item, target: str, strategy: FileStrategy) -> FileEntry:
+    fd = os.open(item.full, _OPEN)
+    kept = False
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise refused(item.full, status.st_mode)
+        entry = strategy.capture_file(OpenFile(fd, item.full, item.path, status), target)
+        kept = entry.how == LINK
+        return entry
+    finally:
+        if not kept:
+            os.close(fd)
 
 
 def failure(path: str, error: OSError) -> SnapshotError:
@@ -169,7 +205,8 @@ def failure(path: str, error: OSError) -> SnapshotError:
     return SnapshotError(f"Cannot capture {path}: {os_reason(error)}", where=path, hint=os_hint(error))
 
 
-def _refused(path: str, mode: int) -> SnapshotError:
+def refused(path: str, mode: int) -> SnapshotError:
+    """The error for what is neither file nor directory nor link."""
     kinds = {
         stat.S_IFIFO: "a FIFO",
         stat.S_IFSOCK: "a socket",

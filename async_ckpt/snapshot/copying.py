@@ -7,6 +7,7 @@ import stat
 
 from ..files import copy_content
 from ..manifest import COPY, FileEntry
+from .base import OpenFile
 from .packing import TRIES, Pack, is_whole, restless
 
 
@@ -26,10 +27,10 @@ class Copy:
     def __init__(self, pack: Pack, pack_below_bytes: int, *, reflink: bool = False) -> None:
         self._pack, self._pack_below, self._reflink = pack, pack_below_bytes, reflink
 
-    def capture_file(self, source: str, target: str, status: os.stat_result, entry_path: str) -> FileEntry:
-        if status.st_size < self._pack_below:
-            return self._pack.add(source, entry_path)
-        return copy_file(source, target, entry_path, reflink=self._reflink)
+    def capture_file(self, file: OpenFile, target: str) -> FileEntry:
+        if file.status.st_size < self._pack_below:
+            return self._pack.add(file)
+        return copy_file(file, target, reflink=self._reflink)
 
     def finish(self) -> None:
         self._pack.close()
@@ -38,28 +39,26 @@ class Copy:
         return {}
 
 
-def copy_file(source: str, target: str, entry_path: str, *, reflink: bool) -> FileEntry:
+def copy_file(file: OpenFile, target: str, *, reflink: bool) -> FileEntry:
     """Copy one file as it is at one moment.
 
     Raises
     ------
     OSError
-        As ``open``, ``read`` and ``write`` do.
+        As ``read`` and ``write`` do.
     SnapshotError
         It was rewritten during each of the tries.
     """
-    source_fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
-    target_fd = -1
+    target_fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        target_fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        before = file.status
         for _ in range(TRIES):
-            before = os.fstat(source_fd)
-            size = copy_content(source_fd, target_fd, before.st_size, reflink=reflink)
-            if is_whole(before, os.fstat(source_fd), size):
-                return FileEntry(entry_path, size, stat.S_IMODE(before.st_mode), COPY)
+            size = copy_content(file.fd, target_fd, before.st_size, reflink=reflink)
+            after = os.fstat(file.fd)
+            if is_whole(before, after, size):
+                return FileEntry(file.path, size, stat.S_IMODE(before.st_mode), COPY)
+            before = after
             os.ftruncate(target_fd, 0)
-        raise restless(source)
+        raise restless(file.source)
     finally:
-        os.close(source_fd)
-        if target_fd >= 0:
-            os.close(target_fd)
+        os.close(target_fd)

@@ -6,7 +6,6 @@ cloned or copied instead: the trainer stands in ``save()`` and does not write me
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import stat
@@ -14,6 +13,7 @@ import stat
 from ..errors import SnapshotError, os_reason
 from ..manifest import LINK, FileEntry
 from . import lease
+from .base import OpenFile
 from .copying import Copy, copy_file
 
 #: Errors of link(2) that mean "not between these two": other file system, not permitted, too many links, unsupported.
@@ -35,45 +35,38 @@ class HardLink:
         self._owner_pid, self._budget = owner_pid, budget
         self._leases: dict[str, int] = {}
 
-    def capture_file(self, source: str, target: str, status: os.stat_result, entry_path: str) -> FileEntry:
-        entry, reason = self.try_link(source, target, entry_path)
+    def capture_file(self, file: OpenFile, target: str) -> FileEntry:
+        entry, reason = self.try_link(file, target)
         if entry is None and reason:
             raise SnapshotError(
-                f"Cannot capture {source} as a hard link: {reason}", where=source,
+                f"Cannot capture {file.source} as a hard link: {reason}", where=file.source,
                 hint="Use snapshot='auto', or put the spool on the same file system",
             )  # fmt: skip
-        return entry or copy_file(source, target, entry_path, reflink=True)
+        return entry or copy_file(file, target, reflink=True)
 
-    def try_link(self, source: str, target: str, entry_path: str) -> tuple[FileEntry | None, str]:
+    def try_link(self, file: OpenFile, target: str) -> tuple[FileEntry | None, str]:
         """Link and lease one file: (entry, ""), or (None, why no link can be made), or (None, "") for no lease now."""
         if len(self._leases) >= self._budget:
             return None, ""
         try:
-            os.link(source, target, follow_symlinks=False)
+            os.link(file.source, target, follow_symlinks=False)
         except OSError as error:
             if error.errno in _NO_LINK:
                 return None, os_reason(error)
             raise
-        fd = -1
-        try:
-            fd = os.open(target, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
-            if lease.take(fd, self._owner_pid):
-                # Facts are read under the lease: nobody can have written between them and the capture.
-                status = os.fstat(fd)
-                entry = FileEntry(
-                    entry_path, status.st_size, stat.S_IMODE(status.st_mode), LINK, status.st_ino, status.st_mtime_ns
-                )
-                self._leases[entry_path], fd = fd, -1
-                return entry, ""
-        except OSError as error:
-            if error.errno != errno.EMFILE:
-                raise
-        finally:
-            if fd >= 0:
-                os.close(fd)
-        with contextlib.suppress(FileNotFoundError):
+        if not lease.take(file.fd, self._owner_pid):
             os.unlink(target)
-        return None, ""
+            return None, ""
+        # Facts are read under the lease: nobody can have written between them and the capture.
+        status = os.stat(target, follow_symlinks=False)
+        if status.st_ino != file.status.st_ino:
+            # Another file was renamed to this path since it was opened: that one holds no lease.
+            lease.release(file.fd)
+            os.unlink(target)
+            return None, ""
+        self._leases[file.path] = file.fd
+        mode = stat.S_IMODE(status.st_mode)
+        return FileEntry(file.path, status.st_size, mode, LINK, status.st_ino, status.st_mtime_ns), ""
 
     def finish(self) -> None:
         """Nothing is held back."""
@@ -98,12 +91,12 @@ class Auto:
     def __init__(self, links: HardLink, copies: Copy, pack_below_bytes: int) -> None:
         self._links, self._copies, self._pack_below = links, copies, pack_below_bytes
 
-    def capture_file(self, source: str, target: str, status: os.stat_result, entry_path: str) -> FileEntry:
-        if status.st_size >= self._pack_below:
-            entry, _ = self._links.try_link(source, target, entry_path)
+    def capture_file(self, file: OpenFile, target: str) -> FileEntry:
+        if file.status.st_size >= self._pack_below:
+            entry, _ = self._links.try_link(file, target)
             if entry is not None:
                 return entry
-        return self._copies.capture_file(source, target, status, entry_path)
+        return self._copies.capture_file(file, target)
 
     def finish(self) -> None:
         self._copies.finish()

@@ -23,10 +23,11 @@ def capture_by_move(path: str, target: str) -> Captured:
     manifest = Manifest()
     # The whole tree is looked at first: what cannot be saved must not have been moved.
     for item in walk(path):
-        mode = stat.S_IMODE(item.status.st_mode)
-        if stat.S_ISREG(item.status.st_mode):
-            manifest.files.append(FileEntry(item.path, item.status.st_size, mode, MOVED))
-        elif stat.S_ISDIR(item.status.st_mode):
+        status = os.lstat(item.full)
+        mode = stat.S_IMODE(status.st_mode)
+        if item.kind == stat.S_IFREG:
+            manifest.files.append(FileEntry(item.path, status.st_size, mode, MOVED))
+        elif item.kind == stat.S_IFDIR:
             manifest.dirs.append((item.path, mode))
         else:
             manifest.links.append((item.path, os.readlink(item.full)))

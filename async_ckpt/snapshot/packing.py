@@ -8,6 +8,7 @@ import stat
 from ..errors import SnapshotError
 from ..manifest import PACKED, FileEntry
 from ..source import pack_path
+from .base import OpenFile
 
 #: A file whose content changes under the copy is copied again so often before it is refused.
 TRIES = 3
@@ -30,8 +31,9 @@ class Pack:
         self._fd = -1
         self._buffer = bytearray()
         self._written = 0
+        self._used = False
 
-    def add(self, source: str, entry_path: str) -> FileEntry:
+    def add(self, file: OpenFile) -> FileEntry:
         """Copy one small file as it is at one moment.
 
         Raises
@@ -41,23 +43,21 @@ class Pack:
         SnapshotError
             It was rewritten during each of the tries.
         """
-        # O_NONBLOCK: a FIFO that took the file's place meanwhile must not hold us up.
-        fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
-        try:
-            for _ in range(TRIES):
-                before = os.fstat(fd)
-                data = os.pread(fd, before.st_size, 0)
-                if is_whole(before, os.fstat(fd), len(data)):
-                    break
-            else:
-                raise restless(source)
-        finally:
-            os.close(fd)
+        before = file.status
+        for _ in range(TRIES):
+            data = os.pread(file.fd, before.st_size, 0)
+            after = os.fstat(file.fd)
+            if is_whole(before, after, len(data)):
+                break
+            before = after
+        else:
+            raise restless(file.source)
+        self._used = True
         offset = self._written + len(self._buffer)
         self._buffer += data
         if len(self._buffer) >= _BUFFER:
             self._flush()
-        return FileEntry(entry_path, len(data), stat.S_IMODE(before.st_mode), PACKED, offset=offset)
+        return FileEntry(file.path, len(data), stat.S_IMODE(before.st_mode), PACKED, offset=offset)
 
     def _flush(self) -> None:
         if self._fd < 0:
@@ -70,8 +70,9 @@ class Pack:
     def close(self) -> None:
         """Write what is left; a pack of empty files is a file as well."""
         try:
-            if self._buffer:
+            if self._used:
                 self._flush()
+                self._used = False
         finally:
             if self._fd >= 0:
                 os.close(self._fd)

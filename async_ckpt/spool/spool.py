@@ -150,6 +150,10 @@ class Spool:
             task = layout.TaskInfo(**{**asdict(task), "attempt": attempt})
         return cls(directory, task, store)
 
+    @functools.cached_property
+    def _device(self) -> int:
+        return os.stat(self.directory).st_dev
+
     def path(self, *parts: str) -> str:
         return os.path.join(self.directory, *parts)
 
@@ -158,10 +162,10 @@ class Spool:
     def new_data_directory(self, source: str) -> str:
         """A path, not yet made, for the snapshot of ``source``: on its file system if that can be written to."""
         name = f"{os.getpid()}-{secrets.token_hex(8)}"
-        parent = os.path.dirname(os.path.realpath(source))
         with contextlib.suppress(OSError):
             device = os.stat(source).st_dev
-            if device != os.stat(self.directory).st_dev and os.stat(parent).st_dev == device:
+            parent = os.path.dirname(os.path.realpath(source)) if device != self._device else ""
+            if parent and os.stat(parent).st_dev == device:
                 annex = os.path.join(parent, f"{ANNEX_PREFIX}{os.getuid()}", os.path.basename(self.directory))
                 if not os.path.isdir(annex):
                     os.makedirs(annex, mode=0o700, exist_ok=True)
