@@ -41,6 +41,9 @@ _WAIT_SLICE_S = 5.0
 _STARTS = 3
 
 
+_of_this_process: dict[tuple[int, str, str | None], Checkpointer] = {}
+
+
 class Checkpointer:
     """One process's access to the checkpoints of a task.
 
@@ -52,18 +55,38 @@ class Checkpointer:
         ``"process"`` or ``"thread"``: what is started where no agent runs.
     owner : bool
         True in the task's own process: the agent is started now and exits some time after this process.
+    on_failed : callable
+        ``(id, why)``, from another thread, when a checkpoint failed for good.
     """
 
-    def __init__(self, spool: Spool, config: Config, *, uploader: str = "process", owner: bool = False) -> None:
+    def __init__(
+        self,
+        spool: Spool,
+        config: Config,
+        *,
+        uploader: str = "process",
+        owner: bool = False,
+        on_failed: Callable[[str, str], None] = lambda identity, why: None,
+    ) -> None:
         self.spool, self.config, self.task = spool, config, spool.task
         self._launcher = Launcher(spool, config, uploader)
-        self._client = AgentClient(self._launcher.connect, owner=owner, config=config)
+        self._client = AgentClient(self._launcher.connect, owner=owner, config=config, on_failed=on_failed)
         self._last_known: dict[str, tuple[str, str]] = {}
         self._closed = False
+        #: What this process saved, by id, until it is known to be committed.
+        self._saved: dict[str, dict[str, Any]] = {}
+        self._unjournaled: list[dict[str, Any]] = []
 
     @classmethod
     def start(
-        cls, root: str, task: layout.TaskInfo, store: StoreSpec, config: Config, *, uploader: str
+        cls,
+        root: str,
+        task: layout.TaskInfo,
+        store: StoreSpec,
+        config: Config,
+        *,
+        uploader: str,
+        on_failed: Callable[[str, str], None] = lambda identity, why: None,
     ) -> Checkpointer:
         """The checkpointer of a task's own process: makes the spool, or takes up an earlier attempt's, and starts the
         agent.
@@ -75,7 +98,7 @@ class Checkpointer:
         """
         for _ in range(_STARTS):
             spool = Spool.create(root, task, store)
-            checkpointer = cls(spool, config, uploader=uploader, owner=True)
+            checkpointer = cls(spool, config, uploader=uploader, owner=True, on_failed=on_failed)
             try:
                 checkpointer._client.attach()
             except (AgentError, WaitTimeout):
@@ -107,8 +130,13 @@ class Checkpointer:
                 f"This process does not belong to a step with @checkpoint ({ENV_SPOOL} is not set)",
                 hint="Save inside such a step or in a subprocess that inherits its environment; to read, name a task",
             )
-        spool = Spool.open(directory, attempt=int(attempt) if attempt else None)
-        return cls(spool, Config.from_env())
+        found = _of_this_process.get((os.getpid(), directory, attempt))
+        if found is None:
+            spool = Spool.open(directory, attempt=int(attempt) if attempt else None)
+            # Kept: each has a thread and a connection, and people make a Checkpoint() for every save.
+            _of_this_process.clear()
+            found = _of_this_process[os.getpid(), directory, attempt] = cls(spool, Config.from_env())
+        return found
 
     # -- saving ----------------------------------------------------------------------------------------------------
 
@@ -158,6 +186,7 @@ class Checkpointer:
             admitted.id,
             {p: Lease(fd, admitted.file(p), entries[p].size, entries[p].mtime_ns) for p, fd in captured.leases.items()},
         )
+        self._saved[admitted.id] = reference
         return Reference(reference, self)
 
     def _lease_budget(self) -> int:
@@ -231,6 +260,7 @@ class Checkpointer:
         """
         limit = self.config.flush_timeout_s if timeout_s is None else timeout_s
         deadline, next_report = time.monotonic() + limit, time.monotonic() + self.config.progress_s
+        failed: dict[str, str] = {}
         while self.spool.ready_ids():
             piece = max(min(self.config.progress_s, deadline - time.monotonic()), 0)
             try:
@@ -238,23 +268,39 @@ class Checkpointer:
             except (AgentError, WaitTimeout) as error:
                 raise self._flush_error(str(error)) from error
             if not answer["pending"]:
+                failed.update(answer["failed"])
                 break
             if time.monotonic() >= deadline:
                 raise self._flush_error(f"the limit of {limit:g} s is over")
             if report is not None and time.monotonic() >= next_report:
                 next_report = time.monotonic() + self.config.progress_s
                 report(progress_line(answer))
-        failed = {
-            identity: known.why
-            for identity, known in journal.read(self.spool.path("journal")).items()
-            if known.state == FAILED
-        }
+        failed |= self._not_committed()
         mine = {identity: why for identity, why in failed.items() if identity.startswith(f"{self.task.attempt}.")}
         if report is not None:
             for identity in failed.keys() - mine.keys():
                 report(f"Checkpoint {identity} of an earlier attempt is not in the store: {failed[identity]}")
         if mine:
             raise self._flush_error("", mine)
+
+    def _not_committed(self) -> dict[str, str]:
+        """What failed, by id with the reason. An empty spool proves nothing: each save of this process must be known
+        to be committed.
+        """
+        known = journal.read(self.spool.path("journal"))
+        failed = {identity: item.why for identity, item in known.items() if item.state == FAILED}
+        if not os.path.exists(self.spool.path("spool.json")):
+            reason = "the spool was removed while the task ran, by something that cleans its directory"
+            return {identity: reason for identity in self._saved} or {f"{self.task.attempt}.?": reason}
+        for identity, reference in list(self._saved.items()):
+            state, why = (known[identity].state, "") if identity in known else self.state(identity)
+            if state == COMMITTED:
+                del self._saved[identity]
+                if identity not in known:  # The disk is too full for the journal.
+                    self._unjournaled.append(reference)
+            else:
+                failed.setdefault(identity, why or f"it is {state}")
+        return failed
 
     def _flush_error(self, why: str, failed: Mapping[str, str] | None = None) -> FlushError:
         if failed is None:
@@ -271,8 +317,8 @@ class Checkpointer:
     def committed(self) -> list[dict[str, Any]]:
         """References of what this attempt has committed, oldest first, from the journal: no store is asked."""
         known = journal.read(self.spool.path("journal")).values()
-        mine = [p.reference for p in known if p.state == COMMITTED and p.reference]
-        return sorted((r for r in mine if r["attempt"] == self.task.attempt), key=layout.order)
+        mine = [item.reference for item in known if item.state == COMMITTED and item.reference]
+        return sorted((r for r in mine + self._unjournaled if r["attempt"] == self.task.attempt), key=layout.order)
 
     def close(self, *, clean: bool) -> None:
         """Let go of the agent: it finishes what is left and exits. ``clean``: the step is over, the spool is not

@@ -41,6 +41,8 @@ class Config:
     #: Attempts at one store request, the first included, and their total deadline.
     store_attempts: int = 8
     store_deadline_s: float = 600.0
+    #: How long a checkpoint is tried again while the store is out of reach, before it has failed.
+    outage_s: float = 1800.0
     #: Limit of a task-end flush.
     flush_timeout_s: float = 6 * 3600.0
     #: Limit of the best-effort flush after a user's exception.

@@ -127,6 +127,8 @@ def locked(path: str, *, timeout_s: float | None = None) -> Iterator[int]:
             wait_for(lambda: try_lock(fd), timeout_s, f"the lock {path}")
         yield fd
     finally:
+        # Not by closing alone: a child forked meanwhile has a copy of the descriptor, and would keep the lock.
+        fcntl.flock(fd, fcntl.LOCK_UN)
         os.close(fd)
 
 

@@ -16,6 +16,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from ..config import Config
@@ -26,7 +27,7 @@ from ..ipc.protocol import Message
 from ..ipc.server import Connection, Server
 from ..snapshot.base import remove_snapshot
 from ..source import pack_path
-from ..spool.journal import COMMITTED, FAILED, UPLOADED, Journal, Progress
+from ..spool.journal import COMMITTED, FAILED, FINAL, UPLOADED, Journal, Progress
 from ..spool.spool import Admitted, Spool, is_torn, torn_file
 from .guard import Guard, Held
 from .plane import MAX_DEATHS, DataPlane, Worker
@@ -35,6 +36,16 @@ from .queue import Queue
 _TICK_S = 0.2
 _RATE_WINDOW_S = 5.0
 _MAX_ERRORS = 20
+_MAX_PAUSE_S = 60.0
+
+
+@dataclass
+class _Pause:
+    """An outage as one checkpoint sees it: since when, and until when it waits now (monotonic seconds)."""
+
+    since: float
+    length_s: float = 1.0
+    until: float = 0.0
 
 
 class Agent:
@@ -79,6 +90,7 @@ class Agent:
         self._unjournaled: deque[Message] = deque()
         self._sent: deque[tuple[float, int]] = deque()
         self._errors: deque[str] = deque(maxlen=_MAX_ERRORS)
+        self._pauses: dict[str, _Pause] = {}
         self._over = False
         self._gone: str | None = None
         self._drain_until = time.monotonic() + config.drain_timeout_s
@@ -133,6 +145,9 @@ class Agent:
             self._scan()
         if self._unjournaled:
             self._note(self._unjournaled.pop())
+        for identity, pause in self._pauses.items():
+            if now >= pause.until:
+                self._queue.resume(identity)
         for connection, pid in list(self._owners.items()):
             if not _exists(pid):
                 connection.close()
@@ -215,16 +230,17 @@ class Agent:
             return
         self._plane.is_well()
         if op == "file":
-            torn_now = is_torn(item, item.entries[message["path"]])
-            if not torn_now and self._note({"id": identity, "file": message["path"], "crc32": message["crc32"]}):
+            entry = item.entries[message["path"]]
+            clean = self._stands(item, entry.path) or not is_torn(item, entry)
+            if clean and self._note({"id": identity, "file": message["path"], "crc32": message["crc32"]}):
                 self._let_go(identity, [message["path"]])
         elif op == "uploaded":
             # The last word on torn files: a link that lost its lease by force has another mtime by now.
-            torn = torn_file(item, self._journal.progress.get(identity, Progress()).files)
-            if torn:
-                self._fail(
-                    identity, f"{torn} was written to while it was uploaded; its lease was broken by force", lost=item
-                )
+            known = self._journal.progress.get(identity, Progress()).files
+            standing = {path for path in item.entries if self._stands(item, path)}
+            if torn := torn_file(item, known.keys() | standing):
+                why = f"{torn} was written to while it was uploaded; its lease was broken by force"
+                self._fail(identity, why, lost=item)
                 return
             crash_point("agent:before-uploaded")
             self._queue.uploaded(identity)
@@ -235,19 +251,46 @@ class Agent:
             crash_point("agent:before-committed")
             self._note({"id": identity, "state": COMMITTED, "reference": item.reference})
             self._queue.end(identity, COMMITTED)
+            self._pauses.pop(identity, None)
             self._let_go(identity, None)
             self._forget(item)
+        elif op == "failed" and message["transient"]:
+            self._try_later(identity, message["why"])
         elif op == "failed":
             self._fail(identity, message["why"])
 
+    def _stands(self, item: Admitted, path: str) -> bool:
+        return self._guard is not None and self._guard.stands(item.id, path)
+
+    def _try_later(self, identity: str, why: str) -> None:
+        """The store is out of reach: pause and try again, until the outage has lasted too long."""
+        now = time.monotonic()
+        pause = self._pauses.setdefault(identity, _Pause(since=now))
+        if now - pause.since >= self._config.outage_s:
+            self._fail(identity, f"The store was out of reach for {self._config.outage_s:g} s: {why}")
+            return
+        self._remember(f"{identity}: {why}")
+        self._queue.hold(identity)
+        pause.length_s = min(2 * pause.length_s, _MAX_PAUSE_S)
+        pause.until = now + pause.length_s
+
     def _fail(self, identity: str, why: str, *, lost: Admitted | None = None) -> None:
         """A checkpoint will not be committed. Its snapshot stays for a later attempt, unless it is ``lost``."""
+        if self._queue.jobs[identity].state in FINAL:
+            return
         self._queue.end(identity, FAILED, why)
-        self._errors.append(f"{identity}: {why}")
-        self._note({"id": identity, "state": FAILED, "why": why})
-        if lost is not None:
+        self._pauses.pop(identity, None)
+        self._remember(f"{identity}: {why}")
+        # A loss nobody could read of later keeps its record, so that the next agent finds and reports it.
+        if self._note({"id": identity, "state": FAILED, "why": why}) and lost is not None:
             self._let_go(identity, None)
             self._forget(lost)
+        for connection in self._owners:
+            connection.send({"push": "failed", "id": identity, "why": why})
+
+    def _remember(self, error: str) -> None:
+        if error not in self._errors:
+            self._errors.append(error)
 
     def _forget(self, item: Admitted) -> None:
         """Give back a checkpoint's disk. The record goes last, so that a crash in between leaves nothing without an
@@ -266,8 +309,7 @@ class Agent:
                 self._journal.append(self._unjournaled[0])
                 self._unjournaled.popleft()
         except SpoolError as error:
-            if str(error) not in self._errors:
-                self._errors.append(str(error))
+            self._remember(str(error))
         return not self._unjournaled
 
     # -- leases ----------------------------------------------------------------------------------------------------
@@ -306,7 +348,9 @@ class Agent:
         while self._private:
             identity, path, why = self._private.popleft()
             self._tell_unguarded(identity, [path])
-            if why:
+            # A copy that failed does not matter for bytes that are in the store already.
+            stored = path in self._journal.progress.get(identity, Progress()).files
+            if why and not stored and self._queue.jobs[identity].state != UPLOADED:
                 self._fail(identity, why, lost=self._items.get(identity))
 
     # -- clients ---------------------------------------------------------------------------------------------------

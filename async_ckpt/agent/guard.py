@@ -14,12 +14,16 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from queue import SimpleQueue
 
 from ..errors import SnapshotError
 from ..snapshot import lease
+
+#: A lease that was seen to stand so many seconds ago still holds writers off (the kernel waits for 45).
+_IN_TIME_S = 30.0
 
 #: So many paths are remembered as rewritten in place; more than that is a pattern that remembering does not help.
 _MAX_REWRITTEN = 10_000
@@ -92,6 +96,14 @@ class Guard:
                     released.append(key[1])
         return released
 
+    def stands(self, identity: str, path: str) -> bool:
+        """Whether the lease of a file has held until now, so that nobody can have written to it whatever its times
+        say.
+        """
+        with self._lock:
+            held = self._held.get((identity, path))
+            return held is not None and not held.busy and not lease.is_breaking(held.fd)
+
     def count(self) -> int:
         return len(self._held)
 
@@ -114,16 +126,18 @@ class Guard:
             os.kill(os.getpid(), lease.LEASE_SIGNAL)
 
     def _run(self) -> None:
+        seen = time.monotonic()
         while not self._stopping:
             # The time limit is for a signal lost with a full queue.
             signal.sigtimedwait([lease.LEASE_SIGNAL], 1.0)
+            seen, before = time.monotonic(), seen
             with self._lock:
                 todo = [key for key, held in self._held.items() if not held.busy and lease.is_breaking(held.fd)]
                 for key in todo:
                     self._held[key].busy = True
                     if len(self._rewritten) < _MAX_REWRITTEN:
                         self._rewritten.add(self._held[key].origin)
-            self._make_private(todo)
+            self._make_private(todo, in_time=seen - before < _IN_TIME_S)
 
     def _run_early(self) -> None:
         while (key := self._early.get()) is not None:
@@ -134,13 +148,18 @@ class Guard:
                 held.busy = True
             self._make_private([key])
 
-    def _make_private(self, keys: list[tuple[str, str]]) -> None:
+    def _make_private(self, keys: list[tuple[str, str]], *, in_time: bool = False) -> None:
+        """``in_time``: the kernel cannot have broken these leases by force yet."""
         # One inode may be in several snapshots: the first copy serves them all.
         donors: dict[tuple[int, int, int], str] = {}
         for key in keys:
             held = self._held[key]
             why = ""
-            inode = os.fstat(held.fd).st_ino
+            status = os.fstat(held.fd)
+            inode = status.st_ino
+            if in_time or not lease.is_breaking(held.fd):
+                # Nobody wrote; another time than the captured one was set without writing (touch, copystat).
+                held.mtime_ns = status.st_mtime_ns
             donor = donors.get((inode, held.size, held.mtime_ns))
             try:
                 lease.make_private(held.path, held.fd, held.size, held.mtime_ns, donor=donor)

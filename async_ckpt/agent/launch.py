@@ -161,13 +161,23 @@ class Launcher:
         from .agent import Agent
         from .plane import WorkerThread
 
+        held = [lock]
+
+        def forget_in_child() -> None:
+            # A forked child must keep neither the lock nor the socket alive after the task's death.
+            if held:
+                os.close(held.pop())
+            listening.close()
+
+        os.register_at_fork(after_in_child=forget_in_child)
+
         def run() -> None:
             try:
                 Agent(
                     self._spool, listening, lambda: WorkerThread(self._spool, self._config), self._config, guarded=False
                 ).run()
             finally:
-                os.close(lock)
+                os.close(held.pop())
 
         self._thread = threading.Thread(target=run, name="async_ckpt-agent", daemon=True)
         self._thread.start()

@@ -24,7 +24,7 @@ class Action(NamedTuple):
 
 @dataclass
 class Job:
-    """One admitted checkpoint. ``sent`` counts the bytes of the current try."""
+    """One admitted checkpoint. ``sent`` counts the bytes of the current try; ``held``: it pauses."""
 
     id: str
     order: tuple[int, int]
@@ -33,6 +33,7 @@ class Job:
     why: str = ""
     sent: int = 0
     committing: bool = False
+    held: bool = False
 
 
 class Queue:
@@ -63,14 +64,19 @@ class Queue:
         # Open jobs are few: those admitted and not yet ended.
         waiting = sorted(self._open.values(), key=lambda job: job.order)
         # An older one may have been admitted since the commit that runs began: it waits for that.
-        if waiting and waiting[0].state == UPLOADED and not any(job.committing for job in waiting):
+        if (
+            waiting
+            and waiting[0].state == UPLOADED
+            and not waiting[0].held
+            and not any(job.committing for job in waiting)
+        ):
             waiting[0].committing = True
             actions.append(Action("commit", waiting[0].id))
         running = sum(job.state == UPLOADING for job in waiting)
         for job in waiting:
             if running >= self._max_uploads:
                 break
-            if job.state == ADMITTED:
+            if job.state == ADMITTED and not job.held:
                 job.state = UPLOADING
                 actions.append(Action("upload", job.id))
                 running += 1
@@ -98,6 +104,18 @@ class Queue:
             job.committing, job.sent = False, 0
             if job.state == UPLOADING:
                 job.state = ADMITTED
+
+    def hold(self, identity: str) -> None:
+        """What was under way for a checkpoint came to nothing; it is to be done again, but not before ``resume``."""
+        job = self._open[identity]
+        job.committing, job.held, job.sent = False, True, 0
+        if job.state == UPLOADING:
+            job.state = ADMITTED
+
+    def resume(self, identity: str) -> None:
+        """End the pause."""
+        if identity in self._open:
+            self._open[identity].held = False
 
     def retry(self, identity: str) -> None:
         """Take up a failed checkpoint again."""

@@ -5,24 +5,25 @@ matters, and may be killed at any time. The two speak the frames of ``ipc.protoc
 
 - agent → worker: ``{"op": "upload", "id"}``, ``{"op": "commit", "id"}``, ``{"op": "priority", "idle"}``;
 - worker → agent: ``{"op": "file", "id", "path", "crc32"}``, ``{"op": "progress", "id", "bytes"}``,
-  ``{"op": "uploaded" | "committed", "id"}``, ``{"op": "failed", "id", "why"}``.
+  ``{"op": "uploaded" | "committed", "id"}``, ``{"op": "failed", "id", "why", "transient"}``.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import anyio
 
 from .. import errors
 from ..config import Config
-from ..files import locked
+from ..files import wait_for
 from ..ipc import protocol
 from ..ipc.protocol import Message
 from ..spool import journal
@@ -49,7 +50,7 @@ async def serve(
     sock.setblocking(False)
     # A worker whose agent was killed may live a moment longer: two at once could put a file's later content over the
     # good one.
-    with locked(spool.path("worker.lock"), timeout_s=_LOCK_TIMEOUT_S):
+    with _only_one(spool.path("worker.lock")):
         worker = _Worker(sock, spool, config)
         try:
             async with anyio.create_task_group() as group:
@@ -63,6 +64,22 @@ async def serve(
         finally:
             with anyio.CancelScope(shield=True), anyio.move_on_after(5):
                 await worker.store.aclose()
+
+
+@contextlib.contextmanager
+def _only_one(path: str) -> Iterator[None]:
+    """Hold the worker's lock: a POSIX one, which children forked by the task do not inherit."""
+    with open(path, "ab") as file:
+
+        def free() -> bool:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            return True
+
+        wait_for(free, _LOCK_TIMEOUT_S, f"an earlier worker to end ({path})")
+        yield
 
 
 async def _messages(sock: socket.socket) -> AsyncIterator[Message]:
@@ -104,9 +121,12 @@ class _Worker:
                 await self._uploader.upload(item, done, reporter.file, reporter.progress)
             await self._send({"op": "uploaded", "id": identity})
         except errors.CheckpointError as error:
-            await self._send({"op": "failed", "id": identity, "why": str(error)})
+            transient = isinstance(error, errors.TransientStoreError)
+            await self._send({"op": "failed", "id": identity, "why": str(error), "transient": transient})
         except Exception as error:  # A bug of ours or of a library: the checkpoint fails, the worker goes on.
-            await self._send({"op": "failed", "id": identity, "why": f"{type(error).__name__}: {error}"})
+            await self._send(
+                {"op": "failed", "id": identity, "why": f"{type(error).__name__}: {error}", "transient": False}
+            )
 
     async def _send(self, message: Message) -> None:
         data = protocol.encode(message)

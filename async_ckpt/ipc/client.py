@@ -26,6 +26,12 @@ from ..snapshot import lease
 from . import protocol
 from .protocol import Message
 
+#: How long a save waits for an agent that ran already to say that it serves us; without it, files are copied (seconds).
+_CONFIRM_S = 1.0
+
+#: So many connections lost within so many seconds: the agent does not want us.
+_MAX_LOSSES, _LOSSES_S = 5, 10.0
+
 
 @dataclass
 class Link:
@@ -57,10 +63,19 @@ class AgentClient:
         Finds the agent, or starts one, and returns a connected ``Link``; raises ``AgentError``.
     owner : bool
         Whether the agent works for this process: it is restarted if it dies, and exits some time after this process.
+    on_failed : callable
+        ``(id, why)`` from the keeper's thread, when a checkpoint failed for good.
     """
 
-    def __init__(self, connect: Callable[[], Link], *, owner: bool, config: Config) -> None:
-        self._connect, self._owner, self._config = connect, owner, config
+    def __init__(
+        self,
+        connect: Callable[[], Link],
+        *,
+        owner: bool,
+        config: Config,
+        on_failed: Callable[[str, str], None] = lambda identity, why: None,
+    ) -> None:
+        self._connect, self._owner, self._config, self._on_failed = connect, owner, config, on_failed
         self._reset()
 
     def _reset(self) -> None:
@@ -74,21 +89,33 @@ class AgentClient:
         self._out: deque[tuple[bytes, list[int]]] = deque()
         self._leases: dict[str, dict[str, Lease]] = {}
         self._generation = 0
+        self._losses: deque[float] = deque(maxlen=_MAX_LOSSES)
 
     # -- for savers ------------------------------------------------------------------------------------------------
 
     @property
     def leases_held(self) -> int:
-        return sum(len(leases) for leases in self._leases.values())
+        with self._lock:
+            return sum(len(leases) for leases in self._leases.values())
 
     def agent_pid(self) -> int | None:
         """Who is to be signalled when a lease is broken; None where no agent can be had. Connects if need be."""
+        try:
+            return self._answering(_CONFIRM_S).pid
+        except CheckpointError:
+            return None
+
+    def _answering(self, limit_s: float) -> Link:
+        """The agent, once it is sure that it serves us: one that ran already may be about to exit, or have too many
+        clients, and would not guard leases.
+        """
         self._check_fork()
         with self._lock:
-            try:
-                return self._ensure().pid
-            except CheckpointError:
-                return None
+            link = self._ensure()
+        if not link.fresh:
+            self.request("state", limit_s, id="")
+            link.fresh = True
+        return link
 
     def attach(self) -> None:
         """Connect now. An agent that ran already is waited for: it may have been about to exit.
@@ -98,11 +125,7 @@ class AgentClient:
         AgentError, WaitTimeout
             None can be had.
         """
-        self._check_fork()
-        with self._lock:
-            fresh = self._ensure().fresh
-        if not fresh:
-            self.request("status", self._config.reply_timeout_s)
+        self._answering(self._config.reply_timeout_s)
 
     def admit(self, identity: str, leases: dict[str, Lease]) -> None:
         """Ring the doorbell for an admitted checkpoint and hand over its leases. Never waits and never fails:
@@ -259,6 +282,9 @@ class AgentClient:
         return bool(data)
 
     def _receive(self, message: Message) -> None:
+        if message.get("push") == "failed":
+            self._on_failed(str(message.get("id")), str(message.get("why")))
+            return
         with self._lock:
             if message.get("push") == "unguard":
                 leases = self._leases.get(str(message.get("id")), {})
@@ -281,7 +307,12 @@ class AgentClient:
             self._changed.notify_all()
             if self._closed or not (self._owner or self._leases):
                 return
+            now = time.monotonic()
+            turned_away = len(self._losses) == _MAX_LOSSES and now - self._losses[0] < _LOSSES_S
+            self._losses.append(now)
             try:
+                if turned_away:
+                    raise AgentError("The agent ends every connection")
                 self._ensure()
                 return
             except CheckpointError:

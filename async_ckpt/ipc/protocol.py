@@ -19,7 +19,8 @@ status                                                               see ``agent
 bye                                                                  {}; the agent exits when all is committed
 ========  =========================================================  ==============================================
 
-The agent by itself sends ``{"push": "unguard", "id", "paths"}``: these leases are let go, close your descriptors.
+The agent by itself sends ``{"push": "unguard", "id", "paths"}`` (these leases are let go, close your descriptors) and
+``{"push": "failed", "id", "why"}``.
 """
 
 from __future__ import annotations

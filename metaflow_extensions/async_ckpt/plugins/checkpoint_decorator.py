@@ -158,10 +158,13 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
             ),
         )  # fmt: skip
         try:
+            _check_installed(self._flow_datastore.TYPE)
             config = Config.from_env()
             store = spec_for(self._flow_datastore.TYPE, self._flow_datastore.datastore_root)
             root = spool_root(self.attributes["temp_dir_root"], config)
-            self._checkpointer = Checkpointer.start(root, task, store, config, uploader=self.attributes["uploader"])
+            self._checkpointer = Checkpointer.start(
+                root, task, store, config, uploader=self.attributes["uploader"], on_failed=self._log_failure
+            )
             self._config = config
             checkpoint = CurrentCheckpoint(self._checkpointer, self.attributes)
             loaded = checkpoint.load_newest(self.attributes["load_policy"], self._log)
@@ -270,6 +273,9 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
             newest = self._loaded.to_dict()
         setattr(flow, TASK_LATEST_CHECKPOINT, newest)
 
+    def _log_failure(self, identity: str, why: str) -> None:
+        self._log(f"Checkpoint {identity} is not in the store, and the step will fail at its end: {why}")
+
     def _log(self, message: str) -> None:
         self._logger(f"[@checkpoint] {message}", timestamp=False, bad=False)
 
@@ -277,6 +283,16 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
 def _one_of(option: str, value: Any, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise UsageError(f"{option}={value!r} is unknown", hint=f"Use one of {', '.join(allowed)}")
+
+
+def _check_installed(datastore: str) -> None:
+    """Notice at the start of an attempt, not after hours at its end, that nothing can be uploaded from here."""
+    for module in ("anyio", "aiobotocore") if datastore == "s3" else ("anyio",):
+        if importlib.util.find_spec(module) is None:
+            raise UsageError(
+                f"@checkpoint needs {module} where the task runs, and it is not installed there",
+                hint=f"Add it to the task's environment, e.g. @pypi(packages={{'{module}': '...'}})",
+            )
 
 
 def _load_metadata(loaded: CheckpointInfo, attempt: int) -> list[Any]:
