@@ -51,10 +51,26 @@ async def newest(store: Store, folder: str, config: Config, *, by_age: bool) -> 
     (several runs), not by (attempt, version) (one task).
     """
     hint = await read_reference(store, folder, layout.LATEST)
-    if hint is not None:
+    if hint is not None and by_age:
         return hint
-    found = [data for data in await list_references(store, folder, config) if data.get("latest", True)]
-    return max(found, key=layout.age if by_age else layout.order, default=None)
+    # A writer may have died between a commit and its ``latest``: names in the listing tell, and few are read.
+    known = layout.order(hint) if hint else (-1, -1)
+    newer: list[tuple[tuple[int, int], str]] = []
+    async for entry in store.list(folder):
+        name = entry.key[len(folder) + 1 :]
+        parts = layout.metadata_name_parts(name)
+        if parts and (by_age or (parts[0], parts[2]) > known):
+            newer.append(((parts[0], parts[2]), name))
+    best = hint
+    for _, name in sorted(newer, reverse=True):
+        data = await read_reference(store, folder, name)
+        if data is None or not data.get("latest", True):
+            continue
+        if not by_age:
+            return data
+        if best is None or layout.age(data) > layout.age(best):
+            best = data
+    return best
 
 
 async def find(store: Store, reference: Mapping[str, Any] | str) -> dict[str, Any]:

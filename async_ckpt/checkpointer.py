@@ -21,11 +21,13 @@ from .errors import (
     FlushError,
     IntegrityError,
     NotFound,
+    SnapshotError,
     StoreError,
     UsageError,
     WaitTimeout,
 )
 from .ipc.client import AgentClient, Lease
+from .manifest import Manifest
 from .reference import Reference, progress_line
 from .spool import journal
 from .spool.journal import ADMITTED, COMMITTED, FAILED, UPLOADED
@@ -177,6 +179,8 @@ class Checkpointer:
                 self.task, name=name, version=self.spool.next_version(), url=self.spool.store.root,
                 size=captured.manifest.size, metadata=plain, storage_format=storage_format, latest=bool(latest),
             )  # fmt: skip
+            if storage_format == "files" and self.spool.store.kind != "local":
+                _check_object_names(reference["url"], captured.manifest, source)
             admitted = self.spool.admit(reference, captured.manifest, data, source)
         except BaseException:
             captured.drop(data)
@@ -190,9 +194,9 @@ class Checkpointer:
         return Reference(reference, self)
 
     def _lease_budget(self) -> int:
-        """Leases are descriptors of the trainer: at most half of those it may have."""
+        """Leases are descriptors of the trainer: at most a quarter of those it may have."""
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        limit = self.config.max_leases if soft == resource.RLIM_INFINITY else min(self.config.max_leases, soft // 2)
+        limit = self.config.max_leases if soft == resource.RLIM_INFINITY else min(self.config.max_leases, soft // 4)
         return max(limit - self._client.leases_held, 0)
 
     # -- following -------------------------------------------------------------------------------------------------
@@ -311,7 +315,7 @@ class Checkpointer:
         return FlushError(
             f"{subject}: {why}" if why else subject,
             where=self.spool.directory,
-            hint="What was captured stays in the spool on this machine; a retry here uploads it again",
+            hint="What the spool still holds is uploaded again by a retry on this machine",
         )
 
     def committed(self) -> list[dict[str, Any]]:
@@ -471,6 +475,21 @@ def run_with_store(spec: StoreSpec, config: Config, function: Callable[[Store], 
 
     with start_blocking_portal() as portal:
         return portal.call(call)
+
+
+def _check_object_names(url: str, manifest: Manifest, source: str) -> None:
+    """S3 has names of at most 1024 bytes of UTF-8: noticed now, not at the upload."""
+    for entry in manifest.files:
+        try:
+            length = len(f"{url}/{entry.path}".encode())
+        except UnicodeEncodeError:
+            length = -1
+        if not 0 <= length <= 1024:
+            raise SnapshotError(
+                f"The store cannot have an object of the name of {entry.path!r}: it is too long, or no UTF-8",
+                where=os.path.join(source, os.fsdecode(os.fsencode(entry.path))),
+                hint="Use storage_format='tar'",
+            )
 
 
 def check_storage_format(storage_format: str) -> str:

@@ -18,6 +18,9 @@ ENV_PREFIX = "METAFLOW_ASYNC_CKPT_"
 ENV_SPOOL = "ASYNC_CKPT_SPOOL"
 ENV_ATTEMPT = "ASYNC_CKPT_ATTEMPT"
 
+#: Name of the directory that holds a user's spools, before the user's number.
+SPOOLS_PREFIX = "async-ckpt-"
+
 #: Size in bytes of the units in which content is digested and multipart uploads are cut.
 CHUNK_BYTES = 16 << 20
 
@@ -115,4 +118,4 @@ def _parse(kind: type, text: str) -> object:
 def spool_root(temp_dir_root: str | None, config: Config) -> str:
     """The directory that holds this user's spools: ``<root>/async-ckpt-<uid>``."""
     root = config.spool_dir or temp_dir_root or tempfile.gettempdir()
-    return os.path.join(os.path.abspath(root), f"async-ckpt-{os.getuid()}")
+    return os.path.join(os.path.abspath(root), f"{SPOOLS_PREFIX}{os.getuid()}")

@@ -91,7 +91,7 @@ _OS_HINTS = {
 
 def os_reason(error: OSError) -> str:
     """The reason of an OSError in words, without its path (which the caller names)."""
-    return error.strerror or type(error).__name__
+    return error.strerror or str(error) or type(error).__name__
 
 
 def os_hint(error: OSError) -> str:

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import tempfile
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -110,21 +111,17 @@ def write_atomically(path: str, data: bytes, *, mode: int = 0o600) -> None:
 
 
 @contextlib.contextmanager
-def locked(path: str, *, timeout_s: float | None = None) -> Iterator[int]:
+def locked(path: str, *, timeout_s: float) -> Iterator[int]:
     """Hold ``flock`` on a lock file (made if missing) for the block; yields its descriptor.
 
     Raises
     ------
     TimeoutError
-        Somebody else held the lock for the whole ``timeout_s`` (None: critical sections of microseconds, no limit
-        needed).
+        Somebody else held the lock for the whole ``timeout_s`` seconds.
     """
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        if timeout_s is None:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-        else:
-            wait_for(lambda: try_lock(fd), timeout_s, f"the lock {path}")
+        wait_for(lambda: try_lock(fd), timeout_s, f"the lock {path}")
         yield fd
     finally:
         # Not by closing alone: a child forked meanwhile has a copy of the descriptor, and would keep the lock.
@@ -149,8 +146,6 @@ def wait_for(condition: Callable[[], Any], timeout_s: float, what: str) -> None:
     TimeoutError
         It was not within ``timeout_s`` seconds.
     """
-    import time
-
     deadline = time.monotonic() + timeout_s
     pause = 0.001
     while not condition():

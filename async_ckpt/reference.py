@@ -37,7 +37,7 @@ class Reference(dict[str, Any]):
 
     @property
     def state(self) -> str:
-        """``ADMITTED``, ``UPLOADING``, ``UPLOADED``, ``COMMITTED``, ``FAILED`` or ``SUPERSEDED``."""
+        """``ADMITTED``, ``UPLOADING``, ``UPLOADED``, ``COMMITTED`` or ``FAILED``."""
         return self._tracker.state(self.id)[0]
 
     @property

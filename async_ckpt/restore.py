@@ -113,7 +113,7 @@ def extract_tar(archive: str, destination: str, *, where: str) -> None:
                     modes.append((target, member.mode & 0o777 | 0o700))
                 elif member.issym():
                     links.append((target, member.linkname))
-                elif member.isreg():
+                elif member.isreg() or member.islnk():  # A hard link's content is that of the member it names.
                     os.makedirs(os.path.dirname(target), exist_ok=True)
                     content = tar.extractfile(member)
                     assert content is not None

@@ -9,6 +9,7 @@ clean bytes. Otherwise the same range is read again from the new inode.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 import tarfile
@@ -16,8 +17,11 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .errors import IntegrityError, os_reason
+from .errors import IntegrityError, StoreError, TransientStoreError, os_hint, os_reason
 from .manifest import PACKED, FileEntry
+
+#: Errors of reading that may pass by themselves.
+_PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EIO)
 
 
 class FileSource:
@@ -73,8 +77,12 @@ class FileSource:
                         break
                     return data
                 self.close()
+        except FileNotFoundError as error:
+            raise IntegrityError("The captured file is gone", where=self._path) from error
         except OSError as error:
-            raise IntegrityError(f"The captured file cannot be read: {os_reason(error)}", where=self._path) from error
+            kind = TransientStoreError if error.errno in _PASSING else StoreError
+            what = f"The captured file cannot be read: {os_reason(error)}"
+            raise kind(what, where=self._path, hint=os_hint(error)) from error
         raise IntegrityError(
             f"The captured file has not its {self._size} bytes any more",
             where=self._path,
@@ -155,6 +163,8 @@ class TarSource:
         while offset < end:
             part, start = self._parts[index], offset - self._offsets[index]
             piece = part[start : start + end - offset] if isinstance(part, bytes) else part.pread(end - offset, start)
+            if isinstance(part, FileSource) and start + len(piece) == part.size:
+                part.close()  # A tar may have more members than a process may have open files.
             pieces.append(piece)
             offset += len(piece)
             index += 1

@@ -121,7 +121,10 @@ class Agent:
         """Take the spool away if nothing in it is needed any more. False if something was admitted in this moment."""
         if self._queue.pending or (self._spool.ready_ids() and not self._over):
             return True
-        self._gone = self._spool.set_aside(unless_ready=not self._over)
+        try:
+            self._gone = self._spool.set_aside(unless_ready=not self._over)
+        except FileNotFoundError:
+            return True  # Somebody removed it; there is nothing to take away.
         return self._gone is not None
 
     def _close(self) -> None:
@@ -151,6 +154,7 @@ class Agent:
         for connection, pid in list(self._owners.items()):
             if not _exists(pid):
                 connection.close()
+        self._server.resume()
         self._start_work()
         self._answer_waiting(now)
 
@@ -192,6 +196,9 @@ class Agent:
     def _admit_by_id(self, identity: str) -> Admitted | None:
         try:
             item = self._spool.read(identity)
+        except SpoolError as error:  # Not now; the next scan tries again.
+            self._remember(str(error))
+            return None
         except IntegrityError as error:
             self._queue.admit(identity, (0, 0), 0)
             self._fail(identity, str(error))
@@ -207,16 +214,15 @@ class Agent:
     # -- the data plane --------------------------------------------------------------------------------------------
 
     def _start_work(self) -> None:
-        if self._queue.pending:
-            self._plane.ensure()
+        if self._queue.pending and self._plane.ensure():
             for action in self._queue.next_actions():
                 self._plane.tell({"op": action.kind, "id": action.id})
 
     def _on_worker_death(self, hopeless: bool) -> None:
-        self._queue.restart()
+        under_way = self._queue.restart()
         if hopeless:
             why = f"The uploader died {MAX_DEATHS} times in a row; see {self._spool.path('agent.log')}"
-            for identity in self._queue.open_ids():
+            for identity in under_way:
                 self._fail(identity, why)
 
     def _on_worker_message(self, message: Message) -> None:
@@ -408,9 +414,13 @@ class Agent:
 
     def _on_close(self, connection: Connection) -> None:
         self._waiting = [entry for entry in self._waiting if entry[0] is not connection]
-        if self._owners.pop(connection, None) is not None:
+        pid = self._owners.pop(connection, None)
+        if pid is not None:
             self._drain_until = time.monotonic() + self._config.drain_timeout_s
             self._hurry(not self._owners)
+            # An owner that lives lost its connection, not its work: it is back in a moment.
+            if _exists(pid):
+                self._grace_until = time.monotonic() + self._config.reply_timeout_s
 
     def _hurry(self, hurried: bool) -> None:
         """While nobody trains (the task waits for a flush, or is gone) the data plane may use the machine."""

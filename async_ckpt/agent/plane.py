@@ -11,6 +11,7 @@ import selectors
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -25,6 +26,9 @@ MAX_DEATHS = 5
 
 #: How long a worker may take to abort what it has under way, before it is killed.
 _STOP_S = 5.0
+
+#: Unit of the pause before a worker is started again: none after the first death, then doubling (seconds).
+_PAUSE_S = 0.25
 
 
 class Worker(Protocol):
@@ -68,20 +72,23 @@ class DataPlane:
         self._worker: Worker | None = None
         self._decoder = protocol.Decoder()
         self._deaths = 0
+        self._not_before = 0.0
         self._idle = True
 
     @property
     def pid(self) -> int | None:
         return self._worker.pid if self._worker else None
 
-    def ensure(self) -> None:
-        """Start a worker if there is none."""
-        if self._worker is None:
-            self._worker = self._start()
+    def ensure(self) -> bool:
+        """Start a worker if there is none; False while it pauses after the last one's death."""
+        if self._worker is None and time.monotonic() >= self._not_before:
+            worker = self._worker = self._start()
             self._decoder = protocol.Decoder()
-            self._worker.sock.settimeout(self._timeout_s)
-            self._selector.register(self._worker.sock, selectors.EVENT_READ, lambda _: self._read())
+            worker.sock.settimeout(self._timeout_s)
+            # Bound to this worker: it may have been given up by an earlier event of the same round.
+            self._selector.register(worker.sock, selectors.EVENT_READ, lambda _: self._read(worker))
             self.tell({"op": "priority", "idle": self._idle})
+        return self._worker is not None
 
     def tell(self, message: Message) -> None:
         """Send a message; a worker that cannot take it is given up."""
@@ -102,10 +109,11 @@ class DataPlane:
         """Something was finished: earlier deaths do not count any more."""
         self._deaths = 0
 
-    def _read(self) -> None:
-        assert self._worker is not None
+    def _read(self, worker: Worker) -> None:
+        if worker is not self._worker:
+            return
         try:
-            data, _ = protocol.receive(self._worker.sock)
+            data, _ = protocol.receive(worker.sock)
             messages = self._decoder.feed(data, [])
         except (OSError, ProtocolError):
             data, messages = b"", []
@@ -119,6 +127,7 @@ class DataPlane:
             return
         self.stop()
         self._deaths += 1
+        self._not_before = time.monotonic() + _PAUSE_S * (2**self._deaths - 2)
         hopeless = self._deaths >= MAX_DEATHS
         if hopeless:
             self._deaths = 0
@@ -153,7 +162,9 @@ class WorkerProcess:
             self._process.wait(timeout=_STOP_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait()
+            # A process in an uninterruptible wait (a hung network file system) is left to its fate.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout=_STOP_S)
 
 
 class WorkerThread:

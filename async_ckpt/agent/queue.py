@@ -98,12 +98,14 @@ class Queue:
             self.committed += 1
             self.last_committed = identity
 
-    def restart(self) -> None:
-        """The uploader died: what was under way is to be done again."""
-        for job in self._open.values():
+    def restart(self) -> list[str]:
+        """The uploader died: what was under way is to be done again. Returns its ids."""
+        under_way = [job for job in self._open.values() if job.committing or job.state == UPLOADING]
+        for job in under_way:
             job.committing, job.sent = False, 0
             if job.state == UPLOADING:
                 job.state = ADMITTED
+        return [job.id for job in under_way]
 
     def hold(self, identity: str) -> None:
         """What was under way for a checkpoint came to nothing; it is to be done again, but not before ``resume``."""
@@ -123,10 +125,6 @@ class Queue:
         if job.state == FAILED:
             job.state, job.why, job.sent = ADMITTED, "", 0
             self._open[identity] = job
-
-    def open_ids(self) -> list[str]:
-        """Ids of what has not ended."""
-        return list(self._open)
 
     @property
     def pending(self) -> int:

@@ -34,7 +34,6 @@ class Uploader:
 
     def __init__(self, store: Store, config: Config) -> None:
         self._store, self._config = store, config
-        self._newest: dict[str, tuple[int, int]] = {}
 
     async def upload(
         self,
@@ -117,14 +116,10 @@ class Uploader:
         crash_point("worker:before-latest")
         if reference.get("latest"):
             task_folder = layout.metadata_folder(reference["pathspec"])
-            order = layout.order(reference)
-            if task_folder not in self._newest:
-                current = await read_reference(self._store, task_folder, layout.LATEST)
-                self._newest[task_folder] = layout.order(current) if current else (-1, -1)
-            if order >= self._newest[task_folder]:
+            # Read each time: an attempt on another machine, and other runs of the step, write there as well.
+            current = await read_reference(self._store, task_folder, layout.LATEST)
+            if current is None or layout.order(reference) >= layout.order(current):
                 await self._store.put_bytes(f"{task_folder}/{layout.LATEST}", data)
-                self._newest[task_folder] = order
-            # Other runs write here as well, so it is read each time.
             current = await read_reference(self._store, parts.scope_folder, layout.LATEST)
             if current is None or layout.age(reference) >= layout.age(current):
                 await self._store.put_bytes(f"{parts.scope_folder}/{layout.LATEST}", data)

@@ -10,6 +10,7 @@ lock while it waits for a lease, and the keeper could not run then.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import socket
@@ -89,6 +90,7 @@ class AgentClient:
         self._out: deque[tuple[bytes, list[int]]] = deque()
         self._leases: dict[str, dict[str, Lease]] = {}
         self._generation = 0
+        self._waited_for: set[tuple[str, str]] = set()
         self._losses: deque[float] = deque(maxlen=_MAX_LOSSES)
 
     # -- for savers ------------------------------------------------------------------------------------------------
@@ -218,14 +220,16 @@ class AgentClient:
             link.sock.setblocking(False)
             self._link = link
             self._out.clear()
+            # First of all: whatever fails below, somebody must see the connection end.
+            threading.Thread(target=self._keep, args=(link,), name="async_ckpt-keeper", daemon=True).start()
             self._sequence += 1
             hello = {"op": "hello", "v": protocol.VERSION, "pid": os.getpid(), "owner": self._owner}
             self._send(link, {**hello, "seq": self._sequence}, [])
             for identity, leases in self._leases.items():
                 for item in leases.values():
-                    lease.pass_to(item.fd, link.pid)
+                    with contextlib.suppress(ProcessLookupError):  # It died already; its successor gets them.
+                        lease.pass_to(item.fd, link.pid)
                 self._send_admit(link, identity, leases)
-            threading.Thread(target=self._keep, args=(link,), name="async_ckpt-keeper", daemon=True).start()
         return self._link
 
     def _send(self, link: Link, message: Message, fds: list[int]) -> None:
@@ -233,10 +237,10 @@ class AgentClient:
         if not self._out:
             try:
                 sent = protocol.send(link.sock, data, fds, socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                sent = 0
-            except OSError:
+            except ConnectionError:
                 return  # The keeper sees the same and acts on it.
+            except OSError:
+                sent = 0  # No room, or too many descriptors on their way: the keeper sends it as soon as it can.
             if sent == len(data):
                 return
             data, fds = data[sent:], [] if sent else fds
@@ -251,7 +255,8 @@ class AgentClient:
             while True:
                 poll.register(link.sock, select.POLLIN | (select.POLLOUT if self._out else 0))
                 # A time limit, because a saver may queue a frame while we wait for input alone.
-                poll.poll(100 if self._out else 1000)
+                if not poll.poll(100 if self._out else 1000):
+                    self._relieve()
                 if not self._pump(link, decoder):
                     break
         except (OSError, ProtocolError):
@@ -266,7 +271,9 @@ class AgentClient:
                 data, fds = self._out[0]
                 try:
                     sent = protocol.send(link.sock, data, fds, socket.MSG_DONTWAIT)
-                except BlockingIOError:
+                except ConnectionError:
+                    raise
+                except OSError:
                     break
                 self._out.popleft()
                 if sent < len(data):
@@ -296,6 +303,22 @@ class AgentClient:
             elif message.get("seq") in self._answers:
                 self._answers[message["seq"]] = message
                 self._changed.notify_all()
+
+    def _relieve(self) -> None:
+        """Answer for an agent that hangs: leases somebody has been waiting for since the last look are made private
+        here.
+        """
+        with self._lock:
+            breaking = {
+                (identity, path)
+                for identity, leases in self._leases.items()
+                for path, item in leases.items()
+                if lease.is_breaking(item.fd)
+            }
+            overdue = {key: self._leases[key[0]].pop(key[1]) for key in breaking & self._waited_for}
+            self._waited_for = breaking - overdue.keys()
+        for item in overdue.values():
+            _make_private_and_let_go(item)
 
     def _lost(self, link: Link) -> None:
         with self._lock:

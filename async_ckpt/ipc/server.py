@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import selectors
 import socket
@@ -102,13 +103,24 @@ class Server:
         self._listening, self._selector = listening, selector
         self._on_message, self._on_close = on_message, on_close
         self.connections: set[Connection] = set()
+        self._paused = True
         listening.setblocking(False)
-        selector.register(listening, selectors.EVENT_READ, lambda _: self._accept())
+        self.resume()
+
+    def resume(self) -> None:
+        """Accept connections (again)."""
+        if self._paused:
+            self._paused = False
+            self._selector.register(self._listening, selectors.EVENT_READ, lambda _: self._accept())
 
     def _accept(self) -> None:
         try:
             sock, _ = self._listening.accept()
-        except OSError:  # The peer is gone again, or no descriptor is free: the next round tries again.
+        except OSError as error:
+            # No descriptor is free: the listener is left alone until the agent's next round, or the loop would spin.
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                self._selector.unregister(self._listening)
+                self._paused = True
             return
         credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
         pid, uid, _ = struct.unpack("3i", credentials)
@@ -151,5 +163,6 @@ class Server:
     def close(self) -> None:
         for connection in list(self.connections):
             connection.close()
-        self._selector.unregister(self._listening)
+        if not self._paused:
+            self._selector.unregister(self._listening)
         self._listening.close()

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+from ..config import SPOOLS_PREFIX
 from ..errors import SnapshotError, os_hint, os_reason
 from ..manifest import LINK, FileEntry, Manifest
 from ..source import pack_path
@@ -127,6 +128,7 @@ def walk(path: str) -> Iterator[Item]:
     if not stat.S_ISDIR(mode):
         raise refused(path, mode)
     pending = [("", path)]
+    spools = f"{SPOOLS_PREFIX}{os.getuid()}"
     while pending:
         relative, folder = pending.pop()
         try:
@@ -140,7 +142,7 @@ def walk(path: str) -> Iterator[Item]:
                         yield Item(relative + name, entry.path, stat.S_IFLNK)
                     elif not entry.is_dir(follow_symlinks=False):
                         raise refused(entry.path, entry.stat(follow_symlinks=False).st_mode)
-                    elif not name.startswith(ANNEX_PREFIX):
+                    elif not name.startswith(ANNEX_PREFIX) and name != spools:
                         pending.append((f"{relative}{name}/", entry.path))
                         yield Item(relative + name, entry.path, stat.S_IFDIR)
         except OSError as error:

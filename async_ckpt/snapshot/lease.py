@@ -20,7 +20,7 @@ from ..errors import SnapshotError, os_reason
 from ..files import copy_content
 
 #: A real-time signal: blocked in the agent from its first instruction, queued, and no default action anybody relies on.
-LEASE_SIGNAL = signal.SIGRTMIN + 9
+LEASE_SIGNAL = getattr(signal, "SIGRTMIN", 0) + 9
 
 _F_SETSIG = 10
 

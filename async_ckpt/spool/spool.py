@@ -17,7 +17,7 @@ Admission is the rename of one record into ``ready/``: before it there is no che
 whoever dies. The record is the truth and names everything needed: reference, manifest, where the data lies.
 
 Hard links need the data on the file system of what is saved. Where that is not the spool's, the data lies in an
-*annex*, ``<parent of what is saved>/.async_ckpt-<uid>/<spool's name>/``, and only the record in the spool.
+*annex*, ``<parent of what is saved>/.async_ckpt-<uid>/<spool's name>-<its inode>/``, and only the record in the spool.
 """
 
 from __future__ import annotations
@@ -42,6 +42,9 @@ from ..source import pack_path
 from ..stores.base import StoreSpec
 
 FORMAT = 1
+
+#: Locks are held for microseconds; one that is not free for so long never will be.
+_LOCK_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,7 @@ class Spool:
 
     def __init__(self, directory: str, task: layout.TaskInfo, store: StoreSpec) -> None:
         self.directory, self.task, self.store = directory, task, store
+        self._annexes_known: set[str] = set()
 
     # -- making and finding one ------------------------------------------------------------------------------------
 
@@ -110,8 +114,8 @@ class Spool:
         digest = layout.short_hash([task.pathspec, store.root], 16)
         directory = os.path.join(root, digest)
         try:
-            _private_directory(root)
-            _private_directory(directory)
+            private_directory(root)
+            private_directory(directory)
             for name in ("data", "staging", "ready"):
                 os.makedirs(os.path.join(directory, name), mode=0o700, exist_ok=True)
             identity = {"format": FORMAT, "task": asdict(task), "store": store.to_json()}
@@ -150,6 +154,18 @@ class Spool:
             task = layout.TaskInfo(**{**asdict(task), "attempt": attempt})
         return cls(directory, task, store)
 
+    def _annex(self, parent: str) -> str:
+        """This spool's directory for data under ``parent``; one of an earlier spool of the task has another name."""
+        annexes = os.path.join(parent, f"{ANNEX_PREFIX}{os.getuid()}")
+        annex = os.path.join(annexes, f"{os.path.basename(self.directory)}-{os.stat(self.directory).st_ino}")
+        if annex not in self._annexes_known or not os.path.isdir(annex):
+            private_directory(annexes)
+            private_directory(annex)
+            with open(self.path("annexes"), "ab") as file:
+                file.write(json.dumps(annex).encode() + b"\n")
+            self._annexes_known.add(annex)
+        return annex
+
     @functools.cached_property
     def _device(self) -> int:
         return os.stat(self.directory).st_dev
@@ -162,16 +178,12 @@ class Spool:
     def new_data_directory(self, source: str) -> str:
         """A path, not yet made, for the snapshot of ``source``: on its file system if that can be written to."""
         name = f"{os.getpid()}-{secrets.token_hex(8)}"
-        with contextlib.suppress(OSError):
+        # Where no annex can be made, files are copied into the spool instead.
+        with contextlib.suppress(OSError, SpoolError):
             device = os.stat(source).st_dev
             parent = os.path.dirname(os.path.realpath(source)) if device != self._device else ""
             if parent and os.stat(parent).st_dev == device:
-                annex = os.path.join(parent, f"{ANNEX_PREFIX}{os.getuid()}", os.path.basename(self.directory))
-                if not os.path.isdir(annex):
-                    os.makedirs(annex, mode=0o700, exist_ok=True)
-                    with open(self.path("annexes"), "ab") as file:
-                        file.write(json.dumps(annex).encode() + b"\n")
-                return os.path.join(annex, name)
+                return os.path.join(self._annex(parent), name)
         return self.path("data", name)
 
     def new_work_directory(self) -> str:
@@ -189,7 +201,7 @@ class Spool:
     def next_version(self) -> int:
         """The next version number of this attempt: one counter for all processes of the task."""
         try:
-            with locked(self.path(f"versions.{self.task.attempt}")) as fd:
+            with locked(self.path(f"versions.{self.task.attempt}"), timeout_s=_LOCK_TIMEOUT_S) as fd:
                 version = int(os.pread(fd, 32, 0) or b"0")
                 os.pwrite(fd, b"%d" % (version + 1), 0)
                 return version
@@ -246,7 +258,9 @@ class Spool:
             return Admitted(identity, data["reference"], manifest, data["data"], data["source"])
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, TypeError, OSError) as error:
+        except OSError as error:
+            raise _spool_error(f"The record of checkpoint {identity} cannot be read", path, error) from error
+        except (ValueError, KeyError, TypeError) as error:
             raise IntegrityError(
                 f"The spool's record of checkpoint {identity} cannot be read: {error}", where=path,
                 hint="It is left where it is; the checkpoint cannot be uploaded",
@@ -256,7 +270,7 @@ class Spool:
         """All readable records, oldest first."""
         found = []
         for identity in self.ready_ids():
-            with contextlib.suppress(IntegrityError):
+            with contextlib.suppress(IntegrityError, SpoolError):
                 item = self.read(identity)
                 if item is not None:
                     found.append(item)
@@ -358,7 +372,7 @@ def _alive(pid: str) -> bool:
     return True
 
 
-def _private_directory(path: str) -> None:
+def private_directory(path: str) -> None:
     """Make a directory only its owner can use; refuse one that somebody else prepared."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with contextlib.suppress(FileExistsError):

@@ -1,6 +1,16 @@
-"""What conda and pypi environments need so that remote tasks can upload."""
+"""Settings that Metaflow hands on to remote tasks, and what their conda and pypi environments need."""
 
 from __future__ import annotations
+
+import dataclasses
+
+from metaflow.metaflow_config_funcs import from_conf
+
+from async_ckpt.config import Config
+
+# One option a setting: those that are not at their default travel in a remote task's environment.
+for _field in dataclasses.fields(Config):
+    globals()[f"ASYNC_CKPT_{_field.name.upper()}"] = from_conf(f"ASYNC_CKPT_{_field.name.upper()}", _field.default)
 
 
 def get_pinned_conda_libs(python_version: str, datastore_type: str) -> dict[str, str]:

@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -26,6 +27,7 @@ from .checkpoint import TASK_CHECKPOINTS, TASK_LATEST_CHECKPOINT, CheckpointInfo
 
 LOAD_POLICIES = ("fresh", "eager", "none")
 _DATASTORES = ("local", "s3")
+_ENV_UID = "METAFLOW_CHECKPOINT_UID"
 
 #: After Ctrl-C Metaflow kills the task within 5 s; the agent goes on without it.
 _INTERRUPT_FLUSH_S = 2.0
@@ -171,6 +173,8 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
         except CheckpointError as error:
             raise CheckpointException(str(error)) from error
         os.environ[ENV_SPOOL], os.environ[ENV_ATTEMPT] = self._checkpointer.spool.directory, str(retry_count)
+        # What existing flows hand on to their subprocesses.
+        os.environ[_ENV_UID] = f"{task.pathspec}/{task.identifier}/{task.scope}/{retry_count}"
         self._loaded = loaded
         if loaded is not None:
             self._log(
@@ -243,8 +247,11 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
                 signal.alarm(0)  # @timeout would hit our flush; it has its own limit.
             if not self._flush_failed:
                 self._flush_best_effort(self._config.exception_flush_timeout_s)
-            self._record(flow)
-            self._checkpointer.close(clean=False)
+            try:
+                self._record(flow)
+                self._checkpointer.close(clean=False)
+            except CheckpointError as error:
+                self._log(f"After the step's own error: {error}")
         return False
 
     def task_finished(
@@ -287,6 +294,8 @@ def _one_of(option: str, value: Any, allowed: tuple[str, ...]) -> None:
 
 def _check_installed(datastore: str) -> None:
     """Notice at the start of an attempt, not after hours at its end, that nothing can be uploaded from here."""
+    if not sys.platform.startswith("linux"):
+        raise UsageError("@checkpoint needs Linux where the task runs", hint="Run the step --with kubernetes or batch")
     for module in ("anyio", "aiobotocore") if datastore == "s3" else ("anyio",):
         if importlib.util.find_spec(module) is None:
             raise UsageError(
