@@ -265,6 +265,7 @@ class Checkpointer:
         limit = self.config.flush_timeout_s if timeout_s is None else timeout_s
         deadline, next_report = time.monotonic() + limit, time.monotonic() + self.config.progress_s
         failed: dict[str, str] = {}
+        saved = set(self._saved)
         while self.spool.ready_ids():
             piece = max(min(self.config.progress_s, deadline - time.monotonic()), 0)
             try:
@@ -279,7 +280,7 @@ class Checkpointer:
             if report is not None and time.monotonic() >= next_report:
                 next_report = time.monotonic() + self.config.progress_s
                 report(progress_line(answer))
-        failed |= self._not_committed()
+        failed |= self._not_committed(saved)
         mine = {identity: why for identity, why in failed.items() if identity.startswith(f"{self.task.attempt}.")}
         if report is not None:
             for identity in failed.keys() - mine.keys():
@@ -287,7 +288,7 @@ class Checkpointer:
         if mine:
             raise self._flush_error("", mine)
 
-    def _not_committed(self) -> dict[str, str]:
+    def _not_committed(self, saved: set[str]) -> dict[str, str]:
         """What failed, by id with the reason. An empty spool proves nothing: each save of this process must be known
         to be committed.
         """
@@ -296,11 +297,12 @@ class Checkpointer:
         if not os.path.exists(self.spool.path("spool.json")):
             reason = "the spool was removed while the task ran, by something that cleans its directory"
             return {identity: reason for identity in self._saved} or {f"{self.task.attempt}.?": reason}
-        for identity, reference in list(self._saved.items()):
-            state, why = (known[identity].state, "") if identity in known else self.state(identity)
+        for identity in saved & self._saved.keys():
+            journaled = identity in known and known[identity].state in journal.FINAL
+            state, why = (known[identity].state, "") if journaled else self.state(identity)
             if state == COMMITTED:
-                del self._saved[identity]
-                if identity not in known:  # The disk is too full for the journal.
+                reference = self._saved.pop(identity)
+                if not journaled:  # The disk is too full for the journal.
                     self._unjournaled.append(reference)
             else:
                 failed.setdefault(identity, why or f"it is {state}")

@@ -59,30 +59,33 @@ def step_identifier(step: str) -> str:
     return short_hash(step, 12)
 
 
-def foreach_identifier(values: Sequence[Any], *, gang: bool = False) -> str:
+def foreach_identifier(stack: Sequence[tuple[int, Any]], *, gang: bool = False) -> str:
     """Task identifier of one split.
 
     Parameters
     ----------
-    values : sequence
-        The foreach values on the stack, outermost first. For a gang, the innermost is replaced by 0, the control
+    stack : sequence of (int, Any)
+        Index and value of each foreach, outermost first. For a gang, the innermost value is replaced by 0, the control
         task's index, so that all its ranks have one identifier.
     gang : bool
         Whether the step is ``@parallel``.
-
-    Values that are not JSON cannot be hashed the peer's way (it refuses them); ``repr`` without addresses serves.
     """
     salt = "parallel-task-entropy" if gang else "foreach-task-entropy"
-    stack = [*list(values)[:-1], 0] if gang else list(values)
-    hashes = "".join(_value_hash(value) for value in [*stack, short_hash(salt, 64)])
-    return hashlib.sha256(hashes.encode()).hexdigest()[:12]
+    hashes = [_value_hash(index, value) for index, value in (stack[:-1] if gang else stack)]
+    hashes += [short_hash(0, 64)] if gang else []
+    return hashlib.sha256("".join([*hashes, short_hash(short_hash(salt, 64), 64)]).encode()).hexdigest()[:12]
 
 
-def _value_hash(value: Any) -> str:
+def _value_hash(index: int, value: Any) -> str:
+    """Values that are not JSON (the peer refuses them) are told apart by their ``repr``, or by their index where that
+    is not the same in every process.
+    """
     try:
         return short_hash(value, 64)
     except (TypeError, ValueError):
-        return short_hash(re.sub(r" at 0x[0-9a-f]+", "", repr(value)), 64)
+        text = repr(value)
+        varies = isinstance(value, (set, frozenset)) or re.search(r" at 0x[0-9a-f]+", text)
+        return short_hash(["index", index] if varies else text, 64)
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,8 @@ def progress_line(answer: Mapping[str, Any]) -> str:
     """``left: 3 checkpoints, 1.2 GiB, 310 MB/s, 4 s``."""
     rate, left = float(answer["bytes_per_s"]), int(answer["pending_bytes"])
     count = answer["pending"]
+    if not left:
+        return f"left: {count} checkpoint{'s' if count != 1 else ''} to commit"
     line = f"left: {count} checkpoint{'s' if count != 1 else ''}, {format_bytes(left)}"
     return line + (f", {rate / 1e6:.0f} MB/s, {left / rate:.0f} s" if rate > 0 else ", waiting for the store")
 

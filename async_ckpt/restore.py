@@ -131,7 +131,7 @@ def extract_tar(archive: str, destination: str, *, where: str) -> None:
                 os.symlink(link, target)
             for target, mode in reversed(modes):
                 os.chmod(target, mode)
-    except (tarfile.TarError, EOFError, ValueError, FileExistsError) as error:
+    except (tarfile.TarError, EOFError, KeyError, ValueError, FileExistsError) as error:
         raise IntegrityError(f"The tar cannot be read: {error}", where=where, hint="Load an earlier one") from error
 
 

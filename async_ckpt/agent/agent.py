@@ -153,7 +153,8 @@ class Agent:
                 self._queue.resume(identity)
         for connection, pid in list(self._owners.items()):
             if not _exists(pid):
-                connection.close()
+                # Its connection stays until it is read to its end: the leases of its last saves may still be in there.
+                self._owner_gone(connection)
         self._server.resume()
         self._start_work()
         self._answer_waiting(now)
@@ -232,6 +233,7 @@ class Agent:
             return
         if op == "progress":
             job.sent += message["bytes"]
+            self._pauses.pop(identity, None)  # The store is back.
             self._sent.append((time.monotonic(), message["bytes"]))
             return
         self._plane.is_well()
@@ -291,7 +293,7 @@ class Agent:
         if self._note({"id": identity, "state": FAILED, "why": why}) and lost is not None:
             self._let_go(identity, None)
             self._forget(lost)
-        for connection in self._owners:
+        for connection in list(self._owners):  # Sending may end a connection.
             connection.send({"push": "failed", "id": identity, "why": why})
 
     def _remember(self, error: str) -> None:
@@ -414,6 +416,9 @@ class Agent:
 
     def _on_close(self, connection: Connection) -> None:
         self._waiting = [entry for entry in self._waiting if entry[0] is not connection]
+        self._owner_gone(connection)
+
+    def _owner_gone(self, connection: Connection) -> None:
         pid = self._owners.pop(connection, None)
         if pid is not None:
             self._drain_until = time.monotonic() + self._config.drain_timeout_s

@@ -22,8 +22,8 @@ from queue import SimpleQueue
 from ..errors import SnapshotError
 from ..snapshot import lease
 
-#: A lease that was seen to stand so many seconds ago still holds writers off (the kernel waits for 45).
-_IN_TIME_S = 30.0
+#: How long the kernel waits for a lease before it breaks it by force, in seconds.
+_BREAK_TIME_S = lease.break_time_s()
 
 #: So many paths are remembered as rewritten in place; more than that is a pattern that remembering does not help.
 _MAX_REWRITTEN = 10_000
@@ -137,7 +137,7 @@ class Guard:
                     self._held[key].busy = True
                     if len(self._rewritten) < _MAX_REWRITTEN:
                         self._rewritten.add(self._held[key].origin)
-            self._make_private(todo, in_time=seen - before < _IN_TIME_S)
+            self._make_private(todo, held_until=before + _BREAK_TIME_S / 2)
 
     def _run_early(self) -> None:
         while (key := self._early.get()) is not None:
@@ -148,8 +148,8 @@ class Guard:
                 held.busy = True
             self._make_private([key])
 
-    def _make_private(self, keys: list[tuple[str, str]], *, in_time: bool = False) -> None:
-        """``in_time``: the kernel cannot have broken these leases by force yet."""
+    def _make_private(self, keys: list[tuple[str, str]], *, held_until: float = 0.0) -> None:
+        """``held_until``: before this monotonic time the kernel cannot have broken these leases by force."""
         # One inode may be in several snapshots: the first copy serves them all.
         donors: dict[tuple[int, int, int], str] = {}
         for key in keys:
@@ -157,7 +157,7 @@ class Guard:
             why = ""
             status = os.fstat(held.fd)
             inode = status.st_ino
-            if in_time or not lease.is_breaking(held.fd):
+            if time.monotonic() < held_until or not lease.is_breaking(held.fd):
                 # Nobody wrote; another time than the captured one was set without writing (touch, copystat).
                 held.mtime_ns = status.st_mtime_ns
             donor = donors.get((inode, held.size, held.mtime_ns))

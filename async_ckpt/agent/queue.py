@@ -109,7 +109,9 @@ class Queue:
 
     def hold(self, identity: str) -> None:
         """What was under way for a checkpoint came to nothing; it is to be done again, but not before ``resume``."""
-        job = self._open[identity]
+        job = self._open.get(identity)
+        if job is None:
+            return
         job.committing, job.held, job.sent = False, True, 0
         if job.state == UPLOADING:
             job.state = ADMITTED

@@ -39,6 +39,9 @@ _LOCK_TIMEOUT_S = 30.0
 
 _PR_SET_PDEATHSIG = 1
 
+#: Locks held by workers of this process.
+_working: set[str] = set()
+
 
 async def serve(
     sock: socket.socket, spool: Spool, config: Config, set_priority: Callable[[bool], None] | None = None
@@ -68,18 +71,30 @@ async def serve(
 
 @contextlib.contextmanager
 def _only_one(path: str) -> Iterator[None]:
-    """Hold the worker's lock: a POSIX one, which children forked by the task do not inherit."""
-    with open(path, "ab") as file:
+    """Hold the worker's lock: a POSIX one, which children forked by the task do not inherit, and which does not keep
+    two threads of one process apart.
+    """
 
-        def free() -> bool:
+    def free() -> bool:
+        if path in _working:
+            return False
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    try:
+        wait_for(lambda: path not in _working, _LOCK_TIMEOUT_S, "an earlier worker")
+        with open(path, "ab") as file:
+            wait_for(free, _LOCK_TIMEOUT_S, "an earlier worker")
+            _working.add(path)
             try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return False
-            return True
-
-        wait_for(free, _LOCK_TIMEOUT_S, f"an earlier worker to end ({path})")
-        yield
+                yield
+            finally:
+                _working.discard(path)
+    except TimeoutError as error:
+        raise errors.SpoolError(f"Another worker does not end: {error}", where=path) from error
 
 
 async def _messages(sock: socket.socket) -> AsyncIterator[Message]:

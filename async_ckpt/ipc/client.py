@@ -116,7 +116,9 @@ class AgentClient:
             link = self._ensure()
         if not link.fresh:
             self.request("state", limit_s, id="")
-            link.fresh = True
+            with self._lock:
+                link = self._ensure()
+                link.fresh = True
         return link
 
     def attach(self) -> None:

@@ -47,8 +47,8 @@ class Connection:
             self._server.watch(self, write=True)
             return
         except OSError:
-            self.close()
-            return
+            # Nobody reads any more. What the peer sent before it died is still there, with leases: reading ends it.
+            self._out.clear()
         self._server.watch(self, write=False)
 
     def read(self) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import stat
 
-from ..files import copy_content
+from ..files import copy_content, digest_fd
 from ..manifest import COPY, FileEntry
 from .base import OpenFile
-from .packing import TRIES, Pack, is_whole, restless
+from .packing import TRIES, Pack, is_still, restless
 
 
 class Copy:
@@ -49,13 +49,15 @@ def copy_file(file: OpenFile, target: str, *, reflink: bool) -> FileEntry:
     SnapshotError
         It was rewritten during each of the tries.
     """
-    target_fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    target_fd = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         before = file.status
         for _ in range(TRIES):
             size = copy_content(file.fd, target_fd, before.st_size, reflink=reflink)
             after = os.fstat(file.fd)
-            if is_whole(before, after, size):
+            # A file that only grew meanwhile (a log) is taken as it was: its beginning is read again to be sure.
+            grew = after.st_size > before.st_size == size
+            if is_still(before, after, size) or (grew and digest_fd(file.fd, size) == digest_fd(target_fd, size)):
                 return FileEntry(file.path, size, stat.S_IMODE(before.st_mode), COPY)
             before = after
             os.ftruncate(target_fd, 0)

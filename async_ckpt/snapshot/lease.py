@@ -25,6 +25,15 @@ LEASE_SIGNAL = getattr(signal, "SIGRTMIN", 0) + 9
 _F_SETSIG = 10
 
 
+def break_time_s() -> float:
+    """How long the kernel holds a writer before it breaks a lease by force, in seconds."""
+    try:
+        with open("/proc/sys/fs/lease-break-time", encoding="ascii") as file:
+            return float(file.read())
+    except (OSError, ValueError):
+        return 45.0
+
+
 def take(fd: int, owner_pid: int) -> bool:
     """Take a read lease on an open file whose break is signalled to ``owner_pid``.
 

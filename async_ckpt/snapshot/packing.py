@@ -43,13 +43,16 @@ class Pack:
         SnapshotError
             It was rewritten during each of the tries.
         """
-        before = file.status
+        before, previous = file.status, None
         for _ in range(TRIES):
             data = os.pread(file.fd, before.st_size, 0)
             after = os.fstat(file.fd)
-            if is_whole(before, after, len(data)):
+            if is_still(before, after, len(data)):
                 break
-            before = after
+            if previous is not None and data.startswith(previous):
+                data = previous  # It only grew, a log perhaps: what it was at the first look.
+                break
+            before, previous = after, data
         else:
             raise restless(file.source)
         self._used = True
@@ -79,13 +82,9 @@ class Pack:
                 self._fd = -1
 
 
-def is_whole(before: os.stat_result, after: os.stat_result, copied: int) -> bool:
-    """Whether a copy made between two looks at a file is the file as it was at one moment.
-
-    A file that only grew meanwhile (a log somebody appends to) counts as it was before.
-    """
-    grew = after.st_size > before.st_size
-    return copied == before.st_size and (grew or after.st_mtime_ns == before.st_mtime_ns)
+def is_still(before: os.stat_result, after: os.stat_result, copied: int) -> bool:
+    """Whether nothing was written to a file between two looks at it, and all of it was copied."""
+    return copied == before.st_size == after.st_size and after.st_mtime_ns == before.st_mtime_ns
 
 
 def restless(source: str) -> SnapshotError:

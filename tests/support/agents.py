@@ -53,6 +53,7 @@ class Task:
         self.info = TASK
         self._mark = secrets.token_hex(8)
         self._started: list[Checkpointer] = []
+        self._gate: Gate | None = None
         monkeypatch.setenv(_MARK, self._mark)
         for name in (ENV_SPOOL, ENV_ATTEMPT):
             monkeypatch.delenv(name, raising=False)
@@ -94,7 +95,8 @@ class Task:
 
     def gate(self) -> Gate:
         """A store whose uploads can be held; for agents that are started from now on."""
-        return Gate(self.base / "gate", self._monkeypatch)
+        self._gate = Gate(self.base / "gate", self._monkeypatch)
+        return self._gate
 
     # -- what there is ---------------------------------------------------------------------------------------------
 
@@ -146,6 +148,8 @@ class Task:
 
     def close(self) -> list[str]:
         """Close every checkpointer; returns the command lines of processes that were left, and kills them."""
+        if self._gate is not None:
+            self._gate.open_all()
         for checkpointer in self._started:
             with contextlib.suppress(CheckpointError, OSError):
                 checkpointer.close(clean=True)
@@ -214,6 +218,10 @@ class Gate:
     def open(self, part: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             (self._held / part).unlink()
+
+    def open_all(self) -> None:
+        for part in os.listdir(self._held):
+            self.open(part)
 
     def waiting(self, part: str) -> bool:
         """Whether an upload stands before this part of the gate."""

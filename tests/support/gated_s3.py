@@ -1,4 +1,4 @@
-"""An S3 server (moto) whose answers to requests for checkpoints can be spoiled, while Metaflow's own requests go through.
+"""An S3 server (moto) whose answers to requests for checkpoints can be spoiled; Metaflow's own requests go through.
 
 The gate is a file, so that a flow's step can open and close it as well: its content is a rule
 ``<methods>:<what happens>``, e.g. ``PUT:hang`` or ``PUT,POST,GET:refuse``.
@@ -42,7 +42,8 @@ class GatedS3:
             )  # fmt: skip
         until = time.monotonic() + START_S
         while not self._address.exists():
-            assert self._process.poll() is None and time.monotonic() < until, self._log.read_text()
+            assert self._process.poll() is None, self._log.read_text()
+            assert time.monotonic() < until, self._log.read_text()
             time.sleep(0.05)
         self.url = self._address.read_text()
         return self

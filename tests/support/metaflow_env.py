@@ -156,8 +156,8 @@ class Workspace:
         check: bool = True,
     ) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            command, env=self.environment(python, env), cwd=self.cwd, text=True, capture_output=True, timeout=PATIENCE_S * 2,
-            check=False,
+            command, env=self.environment(python, env), cwd=self.cwd, text=True, capture_output=True,
+            timeout=PATIENCE_S * 2, check=False,
         )  # fmt: skip
         assert not check or done.returncode == 0, done.stdout + done.stderr
         return done
@@ -226,6 +226,10 @@ class RunningFlow:
             raise AssertionError(f"The flow did not end within {deadline_s:g} s:\n{self.output}") from None
         run_id = self._identity.read_text() if self._identity.exists() else ""
         return FlowRun(self.process.returncode, self.output, f"{self._class_name()}/{run_id}", self._env)
+
+    def interrupt(self) -> None:
+        """Ctrl-C, as a terminal sends it: to the runtime and its tasks alike."""
+        os.killpg(self.process.pid, signal.SIGINT)
 
     def kill(self) -> None:
         """SIGKILL to the runtime and its tasks; agents are in sessions of their own."""

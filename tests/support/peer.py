@@ -1,6 +1,7 @@
 """metaflow-checkpoint 0.2.14 in a virtual environment of its own: made once, then found again.
 
-``ASYNC_CKPT_PEER_VENV`` names one that exists; without it, ``.venv-peer`` is made at the repository's root (pip needs the network).
+``ASYNC_CKPT_PEER_VENV`` names one that exists; without it, ``.venv-peer`` is made at the repository's root, for which
+pip needs the network.
 """
 
 from __future__ import annotations
@@ -41,4 +42,6 @@ def copy_peer_to(python: str, directory: Path) -> None:
     """Lay metaflow-checkpoint alone into ``directory``, as ``pip install --target --no-deps`` would."""
     (found,) = Path(python).parents[1].glob("lib/python3*/site-packages/metaflow_checkpoint-*.dist-info")
     shutil.copytree(found, directory / found.name)
-    shutil.copytree(found.parent / "metaflow_extensions" / "obcheckpoint", directory / "metaflow_extensions" / "obcheckpoint")
+    shutil.copytree(
+        found.parent / "metaflow_extensions" / "obcheckpoint", directory / "metaflow_extensions" / "obcheckpoint"
+    )

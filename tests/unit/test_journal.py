@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from async_ckpt.errors import SpoolError
@@ -90,6 +90,7 @@ def test_a_torn_tail_is_cut_off_and_said(tmp_path: Path) -> None:
     assert b"deadbeef" not in (tmp_path / "journal").read_bytes()
 
 
+@settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_one_changed_byte_never_invents_a_state(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     path = tmp_path_factory.mktemp("journal") / "journal"

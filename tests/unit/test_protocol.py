@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from async_ckpt.errors import ProtocolError
@@ -37,6 +37,7 @@ def open_descriptors() -> set[str]:
     return set(os.listdir("/proc/self/fd"))
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.lists(MESSAGES, max_size=5), st.lists(st.integers(1, 50), min_size=1))
 def test_messages_come_out_as_they_went_in_however_the_bytes_are_cut(
     messages: list[protocol.Message], cuts: list[int]
@@ -50,6 +51,7 @@ def test_messages_come_out_as_they_went_in_however_the_bytes_are_cut(
     assert found == messages
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_garbage_is_refused_or_waits_for_more_and_never_breaks_the_decoder(garbage: bytes) -> None:
     try:

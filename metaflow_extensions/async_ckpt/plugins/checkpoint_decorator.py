@@ -149,14 +149,14 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
 
         from async_ckpt.stores.metaflow import spec_for
 
-        values = [value for _, _, value in flow.foreach_stack() or []]
+        stack = [(index, value) for index, _, value in flow.foreach_stack() or []]
         gang = graph[step_name].parallel_step
-        in_foreach = bool(values) or gang
+        in_foreach = bool(stack) or gang
         task = layout.TaskInfo(
             flow.name, str(run_id), step_name, str(task_id), retry_count,
             scope=self._scope(),
             identifier=(
-                layout.foreach_identifier(values, gang=gang) if in_foreach else layout.step_identifier(step_name)
+                layout.foreach_identifier(stack, gang=gang) if in_foreach else layout.step_identifier(step_name)
             ),
         )  # fmt: skip
         try:
@@ -281,7 +281,10 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
         setattr(flow, TASK_LATEST_CHECKPOINT, newest)
 
     def _log_failure(self, identity: str, why: str) -> None:
-        self._log(f"Checkpoint {identity} is not in the store, and the step will fail at its end: {why}")
+        assert self._checkpointer is not None
+        mine = identity.startswith(f"{self._checkpointer.task.attempt}.")
+        end = ", and the step will fail at its end" if mine else ""
+        self._log(f"Checkpoint {identity} is not in the store{end}: {why}")
 
     def _log(self, message: str) -> None:
         self._logger(f"[@checkpoint] {message}", timestamp=False, bad=False)

@@ -1,4 +1,4 @@
-"""Every split of a foreach, and of a foreach in a foreach over values that are not JSON, fails once and resumes from its own."""
+"""Every split of a foreach, and of one in it over values that are not JSON, fails once and resumes from its own."""
 
 import json
 import os

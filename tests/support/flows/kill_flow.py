@@ -1,4 +1,4 @@
-"""Saves three times while the store is closed to it, and is killed; a retry tells what it found and opens the store again."""
+"""Saves three times while the store is closed, and is killed; a retry tells what it found and opens the store again."""
 
 import os
 import signal

@@ -37,7 +37,8 @@ class PeerFlow(FlowSpec):
     @checkpoint(load_policy="eager", show_card=False)
     @step
     def outer(self):
-        self.text = f"outer {self.input}"
+        self.letter = self.input
+        self.text = f"outer {self.letter}"
         self.loaded, self.saved = train(self.text)
         self.numbers = [7]
         self.next(self.inner, foreach="numbers")
@@ -45,7 +46,7 @@ class PeerFlow(FlowSpec):
     @checkpoint(load_policy="eager", show_card=False)
     @step
     def inner(self):
-        self.text = f"inner {self.input}"
+        self.text = f"inner {self.letter} {self.input}"
         self.loaded, self.saved = train(self.text)
         self.next(self.join_inner)
 

@@ -30,11 +30,16 @@ class SaveFlow(FlowSpec):
             with open(state) as file:
                 self.loaded = file.read()
         print(f"Loaded: {self.loaded}")
-        with open(state, "w") as file:
+        # Never in place: metaflow-checkpoint loads hard links into a local datastore, and writing to one would damage
+        # what it loaded.
+        with open(f"{state}.new", "w") as file:
             file.write(f"{current.run_id}, attempt {current.retry_count}")
+        os.replace(f"{state}.new", state)
         os.makedirs(os.path.join(current.checkpoint.directory, "deep", "er"), exist_ok=True)
-        with open(os.path.join(current.checkpoint.directory, "deep", "er", "file"), "w") as file:
-            file.write("nested")
+        nested = os.path.join(current.checkpoint.directory, "deep", "er", "file")
+        if not os.path.exists(nested):
+            with open(nested, "w") as file:
+                file.write("nested")
         self.reference = current.checkpoint.save(name="model", metadata={"attempt": current.retry_count})
         if RAISES == "always" or (RAISES == "once" and current.retry_count == 0):
             raise ValueError("The user's own error")

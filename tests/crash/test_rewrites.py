@@ -1,0 +1,88 @@
+"""No snapshot is torn by a trainer that writes over its files as soon as ``save()`` has returned."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from ..support.agents import Task, content, wait_until
+from ..support.rewriting import MODES, Rewriting
+from ..support.writers import WAYS
+
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize("writer", ["same process", "other process"])
+@pytest.mark.parametrize("mode", MODES)
+def test_every_checkpoint_is_what_was_there_at_its_save(task: Task, filesystem: Path, mode: str, writer: str) -> None:
+    task.move_to(filesystem)
+    checkpointer = task.start(uploader="thread" if mode == "thread" else "process")
+    kills = iter(random.sample(WAYS, 2)) if mode == "killed" else iter(())
+    size = 3 * MIB + 77
+    with Rewriting(checkpointer, task.work, remote=writer == "other process", size=lambda: size) as rewriting:
+        for _ in range(2):
+            rewriting.round(kill_at=next(kills, ""))
+        rewriting.finish()
+    tallies = rewriting.tally.values()
+    assert [tally.torn for tally in tallies if tally.torn] == []
+    assert [tally.failed for tally in tallies if tally.failed] == []
+    assert sum(tally.committed for tally in tallies) == 2 * len(WAYS)
+    assert rewriting.kills == (2 if mode == "killed" else 0)
+
+
+def test_the_proof_notices_a_torn_file(task: Task) -> None:
+    """What was moved is the one thing a trainer can tear: it promised not to touch it."""
+    checkpointer = task.start()
+    with Rewriting(checkpointer, task.work, remote=False, size=lambda: MIB, ways=("truncate",)) as rewriting:
+        rewriting.round()
+        reference = rewriting._saved[0][1].wait(60)
+        task.stored(reference, "weights").write_bytes(content(9, MIB))
+        rewriting.finish()
+    assert len(rewriting.tally["truncate"].torn) == 1
+
+
+def test_a_directory_on_another_file_system_than_the_spool_is_not_torn_either(task: Task, filesystem: Path) -> None:
+    """The snapshots lie in an annex beside what is saved."""
+    checkpointer = task.start()
+    with Rewriting(checkpointer, filesystem, remote=False, size=lambda: MIB) as rewriting:
+        rewriting.round()
+        rewriting.round()
+        rewriting.finish()
+    for tally in rewriting.tally.values():
+        assert (tally.torn, tally.failed, tally.committed) == ([], [], 2)
+    task.close()
+    assert sorted(path.name for path in filesystem.iterdir()) == sorted(WAYS)
+
+
+def test_one_inode_in_many_pending_snapshots_is_copied_once_for_all_of_them(task: Task) -> None:
+    gate = task.gate()
+    gate.hold("weights")
+    checkpointer = task.start()
+    (task.work / "weights").write_bytes(content(0, 2 * MIB))
+    references = [checkpointer.save(task.work) for _ in range(5)]
+    wait_until(lambda: checkpointer.status()["leases"] == 5, "the agent has all leases")
+    (task.work / "weights").write_bytes(content(1, 2 * MIB))
+    inodes = {Path(item.file("weights")).stat().st_ino for item in checkpointer.spool.pending()}
+    assert len(inodes) == 1
+    assert (task.work / "weights").stat().st_ino not in inodes
+    gate.open("weights")
+    checkpointer.flush(60)
+    for reference in references:
+        assert task.stored(reference, "weights").read_bytes() == content(0, 2 * MIB)
+
+
+def test_a_file_already_in_the_store_may_be_rewritten_while_the_rest_is_uploaded(task: Task) -> None:
+    gate = task.gate()
+    gate.hold("slow")
+    checkpointer = task.start()
+    (task.work / "slow").write_bytes(content(0, MIB))
+    (task.work / "quick").write_bytes(content(1, MIB))
+    reference = checkpointer.save(task.work)
+    stored = task.stored(reference, "quick")
+    wait_until(lambda: stored.exists() and checkpointer.status()["leases"] == 1, "the first file's lease was let go")
+    (task.work / "quick").write_bytes(content(2, MIB))
+    gate.open("slow")
+    reference.wait(60)
+    assert stored.read_bytes() == content(1, MIB)

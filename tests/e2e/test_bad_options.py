@@ -1,0 +1,40 @@
+"""Mistakes in the decorator's options are told when the flow starts, before any task has run."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.support.metaflow_env import Workspace
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"load_policy": "frehs"}, ["load_policy='frehs'", "fresh, eager, none"]),
+        ({"uploader": "fork"}, ["uploader='fork'", "process, thread"]),
+        ({"snapshot": "hardlinks"}, ["'hardlinks'", "auto, hardlink, reflink, copy, move"]),
+        ({"snapshot": "hardlink", "uploader": "thread"}, ["hardlink", "uploader='process'"]),
+        ({"storage_format": "zip"}, ["storage_format='zip'", "files, tar"]),
+        ({"show_card": "no"}, ["show_card='no'", "True or False"]),
+        ({"flush_timeout": "1h"}, ["flush_timeout='1h'", "seconds"]),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_a_wrong_option_refuses_the_flow_before_any_task(
+    local: Workspace, options: dict[str, object], says: list[str]
+) -> None:
+    run = local.run_flow("save_flow", succeeds=False, env={"CKPT_OPTIONS": json.dumps(options)})
+    assert "Step start:" in run.output
+    for text in says:
+        assert text in run.output
+    assert "Traceback" not in run.output
+    assert "Task is starting" not in run.output
+    assert not list(local.store.rglob("start")), "Something of the step was registered"
+
+
+def test_a_wrong_setting_in_the_environment_refuses_the_flow_and_names_the_variable(local: Workspace) -> None:
+    run = local.run_flow("save_flow", succeeds=False, env={"METAFLOW_ASYNC_CKPT_MAX_UPLOADS": "two"})
+    assert "METAFLOW_ASYNC_CKPT_MAX_UPLOADS='two'" in run.output
+    assert "Task is starting" not in run.output

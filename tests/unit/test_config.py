@@ -1,0 +1,68 @@
+"""Settings from the environment."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+
+from async_ckpt.config import ENV_PREFIX, Config, spool_root
+from async_ckpt.errors import UsageError
+
+
+def test_every_setting_can_be_given_by_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    for item in fields(Config):
+        text = {bool: "true", int: "7", float: "7.5", str: "/x"}[type(item.default)]
+        monkeypatch.setenv(ENV_PREFIX + item.name.upper(), text)
+    config = Config.from_env()
+    for item in fields(Config):
+        assert getattr(config, item.name) == {bool: True, int: 7, float: 7.5, str: "/x"}[type(item.default)]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("MAX_UPLOADS", "many"),
+        ("MAX_UPLOADS", "1.5"),
+        ("MAX_UPLOADS", "-1"),
+        ("MAX_UPLOADS", "0"),
+        ("MAX_UPLOADS", ""),
+        ("PARTS_IN_FLIGHT", "0"),
+        ("PART_BYTES", "0"),
+        ("STORE_ATTEMPTS", "0"),
+        ("MAX_LEASES", "1k"),
+        ("RESCAN_S", "nan"),
+        ("RESCAN_S", "0"),
+        ("REPLY_TIMEOUT_S", "0"),
+        ("DRAIN_TIMEOUT_S", "-1"),
+        ("DRAIN_TIMEOUT_S", "1h"),
+        ("UNSIGNED_PAYLOAD", "maybe"),
+    ],
+)
+def test_a_bad_value_names_its_variable(monkeypatch: pytest.MonkeyPatch, name: str, text: str) -> None:
+    monkeypatch.setenv(ENV_PREFIX + name, text)
+    with pytest.raises(UsageError) as caught:
+        Config.from_env()
+    assert f"{ENV_PREFIX}{name}={text!r}" in str(caught.value)
+    assert ENV_PREFIX + name in caught.value.hint
+
+
+@pytest.mark.parametrize("name", [item.name for item in fields(Config) if isinstance(item.default, float)])
+def test_no_time_is_not_a_number(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(ENV_PREFIX + name.upper(), "nan")
+    with pytest.raises(UsageError):
+        Config.from_env()
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("1", True), ("YES", True), ("on", True), ("0", False), ("No", False), ("", False)]
+)
+def test_switches_are_read_as_people_write_them(monkeypatch: pytest.MonkeyPatch, text: str, value: bool) -> None:
+    monkeypatch.setenv(f"{ENV_PREFIX}UNSIGNED_PAYLOAD", text)
+    assert Config.from_env().unsigned_payload is value
+
+
+def test_the_setting_comes_before_the_argument_and_the_systems_directory() -> None:
+    assert spool_root("/argument", Config(spool_dir="/setting")).startswith("/setting/async-ckpt-")
+    assert spool_root("/argument", Config()).startswith("/argument/async-ckpt-")
+    assert spool_root(None, Config()).startswith("/")

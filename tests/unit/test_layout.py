@@ -1,0 +1,182 @@
+"""Names, keys and metadata: what is accepted, what is refused and how the refusal reads."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from async_ckpt import layout
+from async_ckpt.errors import UsageError
+
+from ..support.agents import TASK
+
+GOOD_NAMES = st.text(min_size=1, max_size=40).filter(
+    lambda text: text.isprintable() and not set(text) & set("/.\\") and len(text.encode()) <= 128
+)
+
+
+@settings(deadline=None)
+@given(GOOD_NAMES, st.integers(0, 10**9), st.integers(0, 99))
+def test_a_key_comes_apart_into_what_it_was_made_of(name: str, version: int, attempt: int) -> None:
+    assert layout.check_name(name) == name
+    key = TASK.key(name, version, attempt=attempt)
+    parts = layout.parse_key(key)
+    assert (parts.flow, parts.step, parts.name, parts.version, parts.attempt) == (
+        "Flow",
+        "train",
+        name,
+        version,
+        attempt,
+    )
+    assert (parts.pathspec_hash, parts.scope, parts.identifier) == (TASK.pathspec_hash, TASK.scope, TASK.identifier)
+    for metadata in (parts.metadata_key, parts.task_metadata_key(TASK.pathspec)):
+        file = metadata.rpartition("/")[2]
+        assert layout.is_metadata(file)
+        assert layout.metadata_name_parts(file) == (attempt, name, version)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "a/b",
+        "/",
+        ".",
+        "..",
+        "a.b",
+        "a\\b",
+        "a\nb",
+        "a\0b",
+        "\x7f",
+        "a\u2028b",
+        "x" * 129,
+        "ü" * 65,
+        "\udcff",
+        None,
+        3,
+        b"x",
+    ],
+)
+def test_a_name_that_would_break_the_key_is_refused(name: Any) -> None:
+    with pytest.raises(UsageError, match="cannot be the name") as caught:
+        layout.check_name(name)
+    assert "metadata" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["mfchckpt", "epoch 3", "über-模型", "a,b:c=d", "x" * 128])
+def test_other_names_are_fine(name: str) -> None:
+    assert layout.check_name(name) == name
+
+
+GOOD_KEY = TASK.key("mfchckpt", 0)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "",
+        "/",
+        "..",
+        "/" + GOOD_KEY,
+        GOOD_KEY + "/file",
+        GOOD_KEY + "/",
+        GOOD_KEY + "\n",
+        GOOD_KEY.replace("/Flow/", "/../"),
+        GOOD_KEY.replace("/Flow/", "/./"),
+        GOOD_KEY.replace("/train/", "/../"),
+        GOOD_KEY.replace(TASK.scope, ".."),
+        GOOD_KEY.replace("/Flow/", "//"),
+        GOOD_KEY.replace("artifacts", "metadata"),
+        GOOD_KEY.replace(".0.mfchckpt", ".x.mfchckpt"),
+        GOOD_KEY.replace("mfchckpt.0", "mfchckpt"),
+        GOOD_KEY.replace("mfchckpt.0", "mfchckpt.-1"),
+        "s3://bucket/" + GOOD_KEY,
+        None,
+        3,
+        GOOD_KEY.encode(),
+    ],
+)
+def test_what_is_no_key_is_refused_and_shown(key: Any) -> None:
+    with pytest.raises(UsageError, match="not the key of a checkpoint") as caught:
+        layout.parse_key(key)
+    assert repr(key) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "pathspec", ["", "Flow", "Flow/1/train", "Flow/1/train/2/3", "Flow/../train/2", "Flow//train/2"]
+)
+def test_what_is_no_pathspec_of_a_task_is_refused(pathspec: str) -> None:
+    with pytest.raises(UsageError, match="flow/run/step/task"):
+        layout.metadata_folder(pathspec)
+
+
+@pytest.mark.parametrize("value", [{1, 2}, object(), b"x", 1j, [object()], {"a": {"b": object()}}, {1: {2: {3}}}])
+def test_metadata_that_is_not_json_names_the_key(value: object) -> None:
+    with pytest.raises(UsageError, match="'loss'") as caught:
+        layout.check_metadata({"epoch": 1, "loss": value})
+    assert ".item()" in caught.value.hint
+
+
+def test_metadata_that_contains_itself_names_the_key() -> None:
+    loop: list[Any] = []
+    loop.append(loop)
+    with pytest.raises(UsageError, match="'loop'"):
+        layout.check_metadata({"loop": loop})
+
+
+@pytest.mark.parametrize("key", [1, None, (1, 2), b"x"])
+def test_metadata_keys_are_strings(key: Any) -> None:
+    with pytest.raises(UsageError, match="is not a string"):
+        layout.check_metadata({key: 1})
+
+
+@pytest.mark.parametrize("metadata", [[], "x", 3, [("a", 1)]])
+def test_metadata_is_a_mapping(metadata: Any) -> None:
+    with pytest.raises(UsageError, match="not a dict"):
+        layout.check_metadata(metadata)
+
+
+def test_metadata_is_copied_as_plain_json() -> None:
+    given_ = {"t": (1, 2), "n": {"x": None}, "f": math.inf}
+    plain = layout.check_metadata(given_)
+    assert plain == {"t": [1, 2], "n": {"x": None}, "f": math.inf}
+    given_["n"]["x"] = 9  # type: ignore[index]
+    assert plain["n"] == {"x": None}
+    assert layout.check_metadata(None) == {}
+
+
+@pytest.mark.parametrize(
+    "name", ["latest", ".metadata", "a.b.metadata", "0.x.1.json", "x.0.n.1.2.metadata", "0.x.a.metadata"]
+)
+def test_other_objects_beside_the_metadata_are_not_taken_for_it(name: str) -> None:
+    assert layout.metadata_name_parts(name) is None
+
+
+def test_foreach_values_that_are_not_json_give_the_same_identifier_every_time() -> None:
+    class Value:
+        pass
+
+    assert layout.foreach_identifier([(0, Value())]) == layout.foreach_identifier([(0, Value())])
+    assert layout.foreach_identifier([(0, Value())]) != layout.foreach_identifier([(1, Value())])
+    assert layout.foreach_identifier([(0, 1)]) != layout.foreach_identifier([(0, 2)])
+    assert layout.foreach_identifier([(0, 1), (0, 2)]) != layout.foreach_identifier([(0, 2), (0, 1)])
+
+
+def test_all_ranks_of_a_gang_have_one_identifier() -> None:
+    identifiers = {layout.foreach_identifier([(0, "a"), (rank, rank)], gang=True) for rank in range(4)}
+    assert len(identifiers) == 1
+    assert identifiers != {layout.foreach_identifier([(0, "b"), (0, 0)], gang=True)}
+
+
+def test_checkpoints_of_a_task_are_ordered_by_attempt_then_version_as_numbers() -> None:
+    references = [
+        {"attempt": "1", "version_id": 2},
+        {"attempt": 0, "version_id": 10},
+        {"attempt": 1, "version_id": 10},
+        {},
+    ]
+    assert sorted(map(layout.order, references)) == [(0, 0), (0, 10), (1, 2), (1, 10)]

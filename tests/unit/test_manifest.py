@@ -1,0 +1,106 @@
+"""Manifests that somebody else may have written."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from async_ckpt import manifest
+from async_ckpt.errors import IntegrityError
+from async_ckpt.manifest import FORMAT, FileEntry, Manifest
+
+HOSTILE = [
+    "",
+    "/",
+    "/etc/passwd",
+    "..",
+    "../x",
+    "a/../../x",
+    "a/..",
+    "./a",
+    "a/./b",
+    "a//b",
+    "a/",
+    "a\0b",
+    3,
+    None,
+    ["a"],
+]
+PARTS = st.text(st.characters(blacklist_characters="/\0"), min_size=1).filter(lambda part: part not in (".", ".."))
+PATHS = st.lists(PARTS, min_size=1, max_size=3).map("/".join)
+
+
+def with_(**fields: Any) -> dict[str, Any]:
+    return {"format": FORMAT, "files": [], "dirs": [], "links": [], **fields}
+
+
+def file(**fields: Any) -> dict[str, Any]:
+    return {"path": "a", "size": 1, "mode": 0o644, **fields}
+
+
+@given(
+    st.lists(st.builds(FileEntry, PATHS, st.integers(0, 2**62), st.integers(0, 0o7777)), max_size=4), st.lists(PATHS)
+)
+def test_it_comes_back_as_it_was_stored(files: list[FileEntry], folders: list[str]) -> None:
+    made = Manifest(files, [(path, 0o755) for path in folders], [(path, "../anywhere") for path in folders])
+    assert Manifest.from_json(manifest.load(manifest.dump(made.to_json()), where="x"), where="x") == made
+
+
+@pytest.mark.parametrize("path", HOSTILE)
+@pytest.mark.parametrize("kind", ["file", "dir", "link"])
+def test_a_path_that_leads_out_is_refused(path: Any, kind: str) -> None:
+    data = {
+        "file": with_(files=[file(path=path)]),
+        "dir": with_(dirs=[[path, 0o755]]),
+        "link": with_(links=[[path, "target"]]),
+    }[kind]
+    with pytest.raises(IntegrityError) as caught:
+        Manifest.from_json(data, where="the/key")
+    assert caught.value.where == "the/key"
+    assert "earlier" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        None,
+        [],
+        "x",
+        {},
+        with_(format="async_ckpt.manifest/2"),
+        with_(files=[{"path": "a"}]),
+        with_(files=[file(size=-1)]),
+        with_(files=[file(size="1")]),
+        with_(files=[file(mode=None)]),
+        with_(files=[file(crc32=["x"])]),
+        with_(files=[file(surprise=1)]),
+        with_(files=5),
+        with_(dirs=[["a"]]),
+        with_(links=[["a", "b", "c"]]),
+    ],
+)
+def test_what_is_no_manifest_is_refused(data: Any) -> None:
+    with pytest.raises(IntegrityError):
+        Manifest.from_json(data, where="x")
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"\xff\xfe", b"[" * 100_000])
+def test_what_is_no_json_is_refused(data: bytes) -> None:
+    with pytest.raises(IntegrityError, match="Not JSON") as caught:
+        manifest.load(data, where="the/key")
+    assert caught.value.where == "the/key"
+
+
+def test_names_that_are_no_text_are_stored_as_ascii() -> None:
+    made = Manifest([FileEntry("odd-\udcff", 1, 0o644)])
+    data = manifest.dump(made.to_json())
+    assert data.isascii()
+    assert Manifest.from_json(json.loads(data), where="x") == made
+
+
+def test_its_size_is_that_of_its_files() -> None:
+    assert Manifest([FileEntry("a", 3, 0), FileEntry("b", 4, 0)]).size == 7

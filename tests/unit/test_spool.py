@@ -1,0 +1,316 @@
+"""The spool: one counter, admission by rename, and what it does about damage."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from async_ckpt import layout
+from async_ckpt.errors import IntegrityError, SpoolError
+from async_ckpt.manifest import COPY, LINK, FileEntry, Manifest
+from async_ckpt.spool.spool import Admitted, Spool, torn_file
+from async_ckpt.stores.base import StoreSpec
+
+from ..support.agents import TASK
+from ..support.filesystems import CannotMount, small_tmpfs
+
+STORE = StoreSpec("local", "/nowhere")
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Spool:
+    return Spool.create(str(tmp_path / "root"), TASK, STORE)
+
+
+def reference(version: int, **fields: Any) -> dict[str, Any]:
+    made = layout.reference(
+        TASK, name="mfchckpt", version=version, url="/nowhere", size=3, metadata={}, storage_format="files", latest=True
+    )
+    return {**made, **fields}
+
+
+def admit(spool: Spool, version: int, content: bytes = b"abc") -> Admitted:
+    data = spool.new_data_directory(spool.directory)
+    os.mkdir(data)
+    Path(data, "file").write_bytes(content)
+    return spool.admit(reference(version), Manifest([FileEntry("file", len(content), 0o644)]), data, "/source")
+
+
+def test_only_its_owner_can_enter_it(spool: Spool) -> None:
+    for path in (spool.directory, os.path.dirname(spool.directory), spool.path("ready"), spool.path("data")):
+        assert stat.S_IMODE(os.stat(path).st_mode) == 0o700
+
+
+def test_a_directory_others_could_write_to_is_closed(tmp_path: Path) -> None:
+    (tmp_path / "root").mkdir(mode=0o777)
+    (tmp_path / "root").chmod(0o777)
+    Spool.create(str(tmp_path / "root"), TASK, STORE)
+    assert stat.S_IMODE((tmp_path / "root").stat().st_mode) == 0o700
+
+
+def test_a_directory_that_somebody_else_prepared_is_refused(tmp_path: Path) -> None:
+    if os.getuid() != 0:
+        pytest.skip("needs root, to give a directory away")
+    (tmp_path / "root").mkdir()
+    os.chown(tmp_path / "root", 65534, 65534)
+    with pytest.raises(SpoolError, match="belongs to somebody else") as caught:
+        Spool.create(str(tmp_path / "root"), TASK, STORE)
+    assert "SPOOL_DIR" in caught.value.hint
+
+
+def test_a_symbolic_link_in_its_place_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "root").symlink_to("elsewhere")
+    with pytest.raises(SpoolError, match="belongs to somebody else"):
+        Spool.create(str(tmp_path / "root"), TASK, STORE)
+
+
+def test_two_stores_of_one_task_have_two_spools(tmp_path: Path) -> None:
+    one = Spool.create(str(tmp_path), TASK, STORE)
+    other = Spool.create(str(tmp_path), TASK, StoreSpec("local", "/elsewhere"))
+    assert one.directory != other.directory
+
+
+def test_a_subprocess_opens_it_with_task_store_and_its_attempt(spool: Spool) -> None:
+    opened = Spool.open(spool.directory, attempt=3)
+    assert opened.task == layout.TaskInfo(**{**vars(TASK), "attempt": 3})
+    assert opened.store == STORE
+
+
+def test_a_spool_that_is_gone_is_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(SpoolError, match="no spool") as caught:
+        Spool.open(str(tmp_path / "gone"))
+    assert "has ended" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", '{"format": 2, "task": {}, "store": {}}', '{"format": 1, "task": {"flow": "x"}}']
+)
+def test_a_spool_of_another_format_is_a_clear_error(spool: Spool, text: str) -> None:
+    Path(spool.path("spool.json")).write_text(text)
+    with pytest.raises(SpoolError, match="Not a spool of this version"):
+        Spool.open(spool.directory)
+
+
+def _take(directory: str, count: int, queue: Any) -> None:
+    spool = Spool.open(directory)
+    queue.put([spool.next_version() for _ in range(count)])
+
+
+def test_versions_from_many_processes_are_unique_and_without_gaps(spool: Spool) -> None:
+    context = multiprocessing.get_context("spawn")
+    queue = context.SimpleQueue()
+    processes = [context.Process(target=_take, args=(spool.directory, 50, queue)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    own = [spool.next_version() for _ in range(50)]
+    taken = [queue.get() for _ in processes]
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    assert all(versions == sorted(versions) for versions in [own, *taken])
+    assert sorted(own + [version for versions in taken for version in versions]) == list(range(200))
+    queue.close()
+
+
+def test_every_attempt_counts_from_zero(spool: Spool) -> None:
+    assert [spool.next_version(), spool.next_version()] == [0, 1]
+    assert Spool.open(spool.directory, attempt=1).next_version() == 0
+
+
+def test_a_record_comes_back_as_it_was_admitted(spool: Spool) -> None:
+    name = os.fsdecode(b"odd-\xff\n name")
+    manifest = Manifest(
+        [FileEntry(name, 5, 0o640, LINK, 7, 123456789012345678), FileEntry("a/b", 0, 0o755)],
+        [("a", 0o750)],
+        [("l", "a/b")],
+    )
+    made = spool.admit(reference(0, metadata={"x": [1, None]}), manifest, spool.path("data", "1-x"), "/some/where")
+    assert spool.read(made.id) == made
+    assert spool.ready_ids() == [made.id]
+    assert os.listdir(spool.path("staging")) == []
+
+
+def test_pending_is_ordered_by_attempt_and_version(spool: Spool) -> None:
+    for version in (10, 2, 9):
+        admit(spool, version)
+    assert [item.order for item in spool.pending()] == [(0, 2), (0, 9), (0, 10)]
+
+
+def test_a_record_that_is_gone_is_no_error(spool: Spool) -> None:
+    assert spool.read("0.x.0") is None
+    spool.drop_record("0.x.0")
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", "3", '{"reference": 1}', "truncated", "no key", "path outside"])
+def test_a_damaged_record_is_named_and_does_not_hide_the_others(spool: Spool, damage: str) -> None:
+    whole, broken = admit(spool, 0), admit(spool, 1)
+    path = Path(spool.path("ready", f"{broken.id}.json"))
+    record = json.loads(path.read_text())
+    if damage == "truncated":
+        path.write_text(path.read_text()[:-20])
+    elif damage == "no key":
+        del record["reference"]["key"]
+        path.write_text(json.dumps(record))
+    elif damage == "path outside":
+        record["manifest"]["files"][0]["path"] = "../../etc/passwd"
+        path.write_text(json.dumps(record))
+    else:
+        path.write_text(damage)
+    with pytest.raises(IntegrityError) as caught:
+        spool.read(broken.id)
+    assert caught.value.where == str(path)
+    assert [item.id for item in spool.pending()] == [whole.id]
+    assert path.exists()
+
+
+def fill(path: Path) -> None:
+    """Leave no space on a file system."""
+    with open(path, "wb", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(b"\0" * 4096):
+            pass
+
+
+def test_a_full_disk_admits_nothing_and_says_what_to_do(tmp_path: Path) -> None:
+    try:
+        with small_tmpfs(tmp_path, 256 << 10) as folder:
+            spool = Spool.create(str(folder / "root"), TASK, STORE)
+            fill(folder / "filler")
+            with pytest.raises(SpoolError, match="No space left") as caught:
+                spool.admit(reference(0), Manifest(), spool.path("data", "1-x"), "/x")
+            assert "METAFLOW_ASYNC_CKPT_SPOOL_DIR" in caught.value.hint
+            assert spool.ready_ids() == []
+            assert os.listdir(spool.path("staging")) == []
+            with pytest.raises(SpoolError, match="No space left"):
+                Spool.create(str(folder / "another"), TASK, STORE)
+            (folder / "filler").unlink()
+            spool.admit(reference(0), Manifest(), spool.path("data", "1-x"), "/x")
+            assert len(spool.ready_ids()) == 1
+    except CannotMount as error:
+        pytest.skip(str(error))
+
+
+# -- what savers that died left ----------------------------------------------------------------------------------------
+
+
+def dead_pid() -> int:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_leftovers_of_dead_savers_are_swept_and_those_of_living_ones_stay(spool: Spool) -> None:
+    dead, alive = spool.path("data", f"{dead_pid()}-aa"), spool.path("data", f"{os.getpid()}-bb")
+    staged = spool.path("staging", f"{dead_pid()}-cc.json")
+    for folder in (dead, alive):
+        os.makedirs(os.path.join(folder, "sub"))
+    Path(staged).write_text("{")
+    spool.sweep(spool.leftovers())
+    assert not os.path.exists(dead)
+    assert not os.path.exists(staged)
+    assert os.path.isdir(alive)
+
+
+_ADMIT = """
+import sys
+from tests.unit.test_spool import Spool, admit
+admit(Spool.open(sys.argv[1]), 5)
+"""
+
+
+def test_a_saver_that_admits_and_ends_while_leftovers_are_looked_for_loses_nothing(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from async_ckpt.agent.agent import Agent
+    from async_ckpt.config import Config
+    from async_ckpt.ipc import protocol
+
+    pending, done = Spool.pending, []
+
+    def pending_then_save(self: Spool) -> list[Admitted]:
+        found = pending(self)
+        if not done:
+            done.append(True)
+            environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+            subprocess.run([sys.executable, "-c", _ADMIT, self.directory], check=True, env=environment)
+        return found
+
+    monkeypatch.setattr(Spool, "pending", pending_then_save)
+    listening = protocol.listen(str(tmp_path / "sock"))
+    agent = Agent(spool, listening, lambda: None, Config(), guarded=False)  # type: ignore[arg-type, return-value]
+    agent._close()
+    (item,) = pending(spool)
+    assert Path(item.file("file")).read_bytes() == b"abc"
+
+
+def test_a_spool_that_got_a_checkpoint_in_this_moment_is_not_taken_away(spool: Spool) -> None:
+    item = admit(spool, 0)
+    assert spool.set_aside(unless_ready=True) is None
+    assert spool.pending() == [item]
+    assert Path(item.file("file")).read_bytes() == b"abc"
+
+
+def test_an_empty_spool_is_taken_away_whole(spool: Spool) -> None:
+    root = os.path.dirname(spool.directory)
+    gone = spool.set_aside(unless_ready=True)
+    assert gone is not None
+    assert not os.path.exists(spool.directory)
+    spool.remove(gone)
+    assert os.listdir(root) == []
+
+
+def test_the_work_directory_of_an_attempt_is_empty_and_removes_those_before_it(spool: Spool) -> None:
+    first = spool.new_work_directory()
+    Path(first, "old").touch()
+    second = Spool.open(spool.directory, attempt=1).new_work_directory()
+    assert os.listdir(second) == []
+    assert not os.path.exists(first)
+
+
+# -- torn files --------------------------------------------------------------------------------------------------------
+
+
+def captured(tmp_path: Path, how: str) -> tuple[Admitted, Path]:
+    path = tmp_path / "file"
+    path.write_bytes(b"abc")
+    status = path.stat()
+    entry = FileEntry("file", 3, 0o644, how, status.st_ino, status.st_mtime_ns)
+    return Admitted("0.x.0", {}, Manifest([entry]), str(tmp_path), ""), path
+
+
+def test_an_untouched_link_is_not_torn(tmp_path: Path) -> None:
+    item, _ = captured(tmp_path, LINK)
+    assert torn_file(item, ()) is None
+
+
+def test_a_link_with_another_time_is_torn_even_with_the_same_size(tmp_path: Path) -> None:
+    item, path = captured(tmp_path, LINK)
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
+    assert torn_file(item, ()) == "file"
+    assert torn_file(item, {"file"}) is None
+
+
+def test_a_private_copy_in_place_of_the_link_is_not_torn(tmp_path: Path) -> None:
+    item, path = captured(tmp_path, LINK)
+    (tmp_path / "copy").write_bytes(b"abc")
+    os.utime(tmp_path / "copy", ns=(0, 0))
+    os.rename(tmp_path / "copy", path)
+    assert torn_file(item, ()) is None
+
+
+@pytest.mark.parametrize("how", [LINK, COPY])
+def test_a_missing_or_shorter_file_is_torn(tmp_path: Path, how: str) -> None:
+    item, path = captured(tmp_path, how)
+    os.truncate(path, 2)
+    assert torn_file(item, ()) == "file"
+    path.unlink()
+    assert torn_file(item, ()) == "file"
