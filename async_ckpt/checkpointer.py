@@ -17,7 +17,6 @@ from .agent.launch import Launcher
 from .config import ENV_ATTEMPT, ENV_SPOOL, Config
 from .errors import (
     AgentError,
-    CheckpointError,
     FlushError,
     IntegrityError,
     NotFound,
@@ -336,8 +335,7 @@ class Checkpointer:
         self._last_known = {identity: (item.state, item.why) for identity, item in known.items()}
         self._closed = True
         if clean:
-            with contextlib.suppress(CheckpointError):  # Without an agent there is nobody to say goodbye to.
-                self._client.request("bye", 1.0)
+            self._client.say_goodbye()
         self._client.close()
         self._launcher.join(self.config.reply_timeout_s)
 

@@ -35,7 +35,11 @@ def main(arguments: list[str]) -> None:
     try:
         spool, config = Spool.open(directory), Config.from_env()
         command = launch.bootstrap(heavy=True)
-        Agent(spool, socket.socket(fileno=listening), lambda: WorkerProcess(spool, command), config, guarded=True).run()
+        listener = socket.socket(fileno=listening)
+        agent = Agent(spool, listener, lambda: WorkerProcess(spool, command), config, guarded=True)
+        # A saver's doorbell must not take the saver's CPU away at once. This thread only: the guard's started before.
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+        agent.run()
     except CheckpointError as error:
         sys.exit(f"async_ckpt agent: {error}")
 

@@ -122,7 +122,7 @@ class Agent:
         if self._queue.pending or (self._spool.ready_ids() and not self._over):
             return True
         try:
-            self._gone = self._spool.set_aside(unless_ready=not self._over)
+            self._gone = self._spool.set_aside({job.id for job in self._queue.failed()} if self._over else set())
         except FileNotFoundError:
             return True  # Somebody removed it; there is nothing to take away.
         return self._gone is not None
@@ -385,7 +385,6 @@ class Agent:
             # The step ended well: what the store refused in earlier attempts is of no use to anybody any more.
             self._over = True
             self._grace_until, self._drain_until = 0.0, time.monotonic() + self._config.drain_timeout_s
-            connection.send({"seq": message.get("seq")})
         elif op in ("wait", "flush"):
             if op == "flush":
                 self._scan()

@@ -191,6 +191,13 @@ class AgentClient:
                         raise AgentError(f"The agent refused {op!r}: {answer['error']}")
                     return answer
 
+    def say_goodbye(self) -> None:
+        """Tell the agent that the task is over. No answer is waited for: an agent that still starts will read it."""
+        self._check_fork()
+        with self._lock:
+            if self._link is not None:
+                self._send(self._link, {"op": "bye"}, [])
+
     def close(self) -> None:
         """Disconnect; leases stay with the agent."""
         self._check_fork()

@@ -16,7 +16,7 @@ state     id                                                         state, why
 wait      id, timeout_s                                              state, why (not final: the time is over)
 flush     timeout_s                                                  pending, failed: list of [id, why]
 status                                                               see ``agent.status``
-bye                                                                  {}; the agent exits when all is committed
+bye                                                                  none; the agent exits when all is committed
 ========  =========================================================  ==============================================
 
 The agent by itself sends ``{"push": "unguard", "id", "paths"}`` (these leases are let go, close your descriptors) and

@@ -305,18 +305,23 @@ class Spool:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(path)
 
-    def set_aside(self, *, unless_ready: bool) -> str | None:
+    def set_aside(self, dispensable: Container[str]) -> str | None:
         """Take the whole spool away by one rename, so that the task's next attempt finds all of it or nothing.
+
+        Parameters
+        ----------
+        dispensable : container of str
+            Ids of records that may go with it.
 
         Returns
         -------
         str or None
-            Where it is now, for ``remove``; None if something was admitted meanwhile (with ``unless_ready``): it is
-            back.
+            Where it is now, for ``remove``; None if something else was admitted meanwhile: it is back.
         """
         gone = f"{self.directory}.gone-{os.getpid()}"
         os.rename(self.directory, gone)
-        if unless_ready and os.listdir(os.path.join(gone, "ready")):
+        names = os.listdir(os.path.join(gone, "ready"))
+        if any(name.removesuffix(".json") not in dispensable for name in names):
             os.rename(gone, self.directory)
             return None
         return gone
