@@ -254,14 +254,14 @@ def test_a_saver_that_admits_and_ends_while_leftovers_are_looked_for_loses_nothi
 
 def test_a_spool_that_got_a_checkpoint_in_this_moment_is_not_taken_away(spool: Spool) -> None:
     item = admit(spool, 0)
-    assert spool.set_aside(unless_ready=True) is None
+    assert spool.set_aside(set()) is None
     assert spool.pending() == [item]
     assert Path(item.file("file")).read_bytes() == b"abc"
 
 
 def test_an_empty_spool_is_taken_away_whole(spool: Spool) -> None:
     root = os.path.dirname(spool.directory)
-    gone = spool.set_aside(unless_ready=True)
+    gone = spool.set_aside(set())
     assert gone is not None
     assert not os.path.exists(spool.directory)
     spool.remove(gone)
