@@ -25,6 +25,7 @@ from ..errors import IntegrityError, SpoolError
 from ..ipc import protocol
 from ..ipc.protocol import Message
 from ..ipc.server import Connection, Server
+from ..snapshot import lease
 from ..snapshot.base import remove_snapshot
 from ..source import pack_path
 from ..spool.journal import COMMITTED, FAILED, FINAL, UPLOADED, Journal, Progress
@@ -322,17 +323,27 @@ class Agent:
 
     # -- leases ----------------------------------------------------------------------------------------------------
 
-    def _guard_files(self, item: Admitted | None, message: Message, fds: list[int]) -> None:
+    def _guard_files(self, item: Admitted | None, connection: Connection, message: Message, fds: list[int]) -> None:
+        identity = str(message.get("id"))
+        known = self._journal.progress.get(identity, Progress())
+        needless = []
         for path, fd in zip(message["guard"], fds, strict=True):
             entry = item.entries.get(path) if item is not None else None
-            if self._guard is None or entry is None or item is None:
+            if known.state in (UPLOADED, COMMITTED) or path in known.files:
+                # In the store: an earlier agent may have let it go without a copy, and died before it said so.
+                lease.release(fd)
+                os.close(fd)
+                needless.append(path)
+            elif self._guard is None or entry is None or item is None:
                 os.close(fd)
             else:
                 self._guard.add(
-                    item.id,
+                    identity,
                     path,
                     Held(fd, item.file(path), entry.size, entry.mtime_ns, origin=os.path.join(item.source, path)),
                 )
+        if needless:
+            connection.send({"push": "unguard", "id": identity, "paths": needless})
 
     def _let_go(self, identity: str, paths: list[str] | None) -> None:
         if self._guard is not None:
@@ -369,7 +380,7 @@ class Agent:
             # Read even if known: a scan may have found it before its leases came.
             identity = str(message.get("id"))
             item = self._items.get(identity) or self._admit_by_id(identity)
-            self._guard_files(item, message, fds)
+            self._guard_files(item, connection, message, fds)
             self._start_work()
             return
         for fd in fds:

@@ -41,6 +41,8 @@ class Held:
     mtime_ns: int
     origin: str
     busy: bool = False
+    #: Monotonic time when the lease was last seen to stand; 0: never by us (another agent may have lost it before).
+    stood: float = 0.0
 
 
 class Guard:
@@ -79,6 +81,8 @@ class Guard:
             # Under the lock: a moment later another thread may have dealt with it and closed the descriptor.
             if lease.is_breaking(held.fd):
                 self._wake()
+            else:
+                held.stood = time.monotonic()
 
     def let_go(self, identity: str, paths: Iterable[str] | None = None) -> list[str]:
         """Release leases without a copy: the bytes are in the store. Returns the paths released."""
@@ -126,18 +130,23 @@ class Guard:
             os.kill(os.getpid(), lease.LEASE_SIGNAL)
 
     def _run(self) -> None:
-        seen = time.monotonic()
         while not self._stopping:
             # The time limit is for a signal lost with a full queue.
             signal.sigtimedwait([lease.LEASE_SIGNAL], 1.0)
-            seen, before = time.monotonic(), seen
             with self._lock:
-                todo = [key for key, held in self._held.items() if not held.busy and lease.is_breaking(held.fd)]
+                now, todo = time.monotonic(), []
+                for key, held in self._held.items():
+                    if held.busy:
+                        continue
+                    if lease.is_breaking(held.fd):
+                        todo.append(key)
+                    else:
+                        held.stood = now
                 for key in todo:
                     self._held[key].busy = True
                     if len(self._rewritten) < _MAX_REWRITTEN:
                         self._rewritten.add(self._held[key].origin)
-            self._make_private(todo, held_until=before + _BREAK_TIME_S / 2)
+            self._make_private(todo)
 
     def _run_early(self) -> None:
         while (key := self._early.get()) is not None:
@@ -148,8 +157,7 @@ class Guard:
                 held.busy = True
             self._make_private([key])
 
-    def _make_private(self, keys: list[tuple[str, str]], *, held_until: float = 0.0) -> None:
-        """``held_until``: before this monotonic time the kernel cannot have broken these leases by force."""
+    def _make_private(self, keys: list[tuple[str, str]]) -> None:
         # One inode may be in several snapshots: the first copy serves them all.
         donors: dict[tuple[int, int, int], str] = {}
         for key in keys:
@@ -157,13 +165,13 @@ class Guard:
             why = ""
             status = os.fstat(held.fd)
             inode = status.st_ino
-            if time.monotonic() < held_until or not lease.is_breaking(held.fd):
+            if time.monotonic() < held.stood + _BREAK_TIME_S / 2 or not lease.is_breaking(held.fd):
                 # Nobody wrote; another time than the captured one was set without writing (touch, copystat).
                 held.mtime_ns = status.st_mtime_ns
             donor = donors.get((inode, held.size, held.mtime_ns))
             try:
-                lease.make_private(held.path, held.fd, held.size, held.mtime_ns, donor=donor)
-                donors[inode, held.size, held.mtime_ns] = held.path
+                if lease.make_private(held.path, held.fd, held.size, held.mtime_ns, donor=donor):
+                    donors[inode, held.size, held.mtime_ns] = held.path
             except SnapshotError as error:
                 why = str(error)
             with self._lock:

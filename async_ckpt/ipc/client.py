@@ -30,6 +30,9 @@ from .protocol import Message
 #: How long a save waits for an agent that ran already to say that it serves us; without it, files are copied (seconds).
 _CONFIRM_S = 1.0
 
+#: An agent that leaves a question unanswered for so many seconds hangs.
+_HUNG_S = 2.0
+
 #: So many connections lost within so many seconds: the agent does not want us.
 _MAX_LOSSES, _LOSSES_S = 5, 10.0
 
@@ -90,7 +93,7 @@ class AgentClient:
         self._out: deque[tuple[bytes, list[int]]] = deque()
         self._leases: dict[str, dict[str, Lease]] = {}
         self._generation = 0
-        self._waited_for: set[tuple[str, str]] = set()
+        self._asked: tuple[int, float] | None = None
         self._losses: deque[float] = deque(maxlen=_MAX_LOSSES)
 
     # -- for savers ------------------------------------------------------------------------------------------------
@@ -227,7 +230,7 @@ class AgentClient:
         if self._link is None:
             link = self._connect()
             link.sock.setblocking(False)
-            self._link = link
+            self._link, self._asked = link, None
             self._out.clear()
             # First of all: whatever fails below, somebody must see the connection end.
             threading.Thread(target=self._keep, args=(link,), name="async_ckpt-keeper", daemon=True).start()
@@ -265,7 +268,7 @@ class AgentClient:
                 poll.register(link.sock, select.POLLIN | (select.POLLOUT if self._out else 0))
                 # A time limit, because a saver may queue a frame while we wait for input alone.
                 if not poll.poll(100 if self._out else 1000):
-                    self._relieve()
+                    self._relieve(link)
                 if not self._pump(link, decoder):
                     break
         except (OSError, ProtocolError):
@@ -313,20 +316,29 @@ class AgentClient:
                 self._answers[message["seq"]] = message
                 self._changed.notify_all()
 
-    def _relieve(self) -> None:
-        """Answer for an agent that hangs: leases somebody has been waiting for since the last look are made private
-        here.
+    def _relieve(self, link: Link) -> None:
+        """Answer for an agent that hangs: where somebody waits for a lease and the agent does not even answer a
+        question, the file is made private here.
         """
         with self._lock:
-            breaking = {
+            waited_for = [
                 (identity, path)
                 for identity, leases in self._leases.items()
                 for path, item in leases.items()
                 if lease.is_breaking(item.fd)
-            }
-            overdue = {key: self._leases[key[0]].pop(key[1]) for key in breaking & self._waited_for}
-            self._waited_for = breaking - overdue.keys()
-        for item in overdue.values():
+            ]
+            if not waited_for or (self._asked and self._answers.get(self._asked[0]) is not None):
+                self._answers.pop(self._asked[0] if self._asked else -1, None)
+                self._asked = None
+            if waited_for and self._asked is None:
+                self._sequence += 1
+                self._asked = (self._sequence, time.monotonic())
+                self._answers[self._sequence] = None
+                self._send(link, {"op": "state", "seq": self._sequence, "id": ""}, [])
+            if self._asked is None or time.monotonic() - self._asked[1] < _HUNG_S:
+                return
+            overdue = [self._leases[identity].pop(path) for identity, path in waited_for]
+        for item in overdue:
             _make_private_and_let_go(item)
 
     def _lost(self, link: Link) -> None:

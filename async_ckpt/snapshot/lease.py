@@ -69,7 +69,7 @@ def release(fd: int) -> None:
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
 
 
-def make_private(path: str, fd: int, size: int, mtime_ns: int, *, donor: str | None = None) -> None:
+def make_private(path: str, fd: int, size: int, mtime_ns: int, *, donor: str | None = None) -> bool:
     """Replace the snapshot's link ``path`` by a copy of its own, while the lease on ``fd`` still holds writers off.
 
     Parameters
@@ -84,6 +84,12 @@ def make_private(path: str, fd: int, size: int, mtime_ns: int, *, donor: str | N
         A private copy of the same inode that was made in this very moment for another snapshot: it is linked, not
         copied.
 
+    Returns
+    -------
+    bool
+        False if somebody (the agent, or the saver for a dead agent) was here before: what is there may be older than
+        the inode's content, and must not be anybody's donor.
+
     Raises
     ------
     SnapshotError
@@ -91,7 +97,7 @@ def make_private(path: str, fd: int, size: int, mtime_ns: int, *, donor: str | N
         so that torn bytes can never be taken for the snapshot.
     """
     if os.fstat(fd).st_ino != _inode(path):
-        return  # Somebody (the agent, or the saver for a dead agent) was here before.
+        return False
     temporary = f"{path}.private-{os.getpid()}"
     try:
         if donor is not None:
@@ -99,10 +105,14 @@ def make_private(path: str, fd: int, size: int, mtime_ns: int, *, donor: str | N
         else:
             _copy_unchanged(temporary, fd, size, mtime_ns, path)
         os.rename(temporary, path)
+        return True
     except (OSError, SnapshotError) as error:
-        for leftover in (temporary, path):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(leftover)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        if os.fstat(fd).st_ino != _inode(path):
+            return False  # Somebody else was quicker, and let the lease go under our copy: theirs is good.
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
         if isinstance(error, OSError):
             raise SnapshotError(f"A file could not be made private: {os_reason(error)}", where=path) from error
         raise

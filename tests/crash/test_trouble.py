@@ -200,3 +200,41 @@ def test_a_damaged_record_fails_alone_and_says_so(task: Task) -> None:
         checkpointer.flush(60)
     assert task.committed_versions() == [0, 1]
     assert checkpointer.status()["failed_count"] == 3
+
+
+def test_what_an_earlier_agent_made_private_is_no_donor_for_the_next_snapshot(task: Task) -> None:
+    """It died before the saver heard of it; its successor gets the leases of both, on one inode."""
+    gate = task.gate()
+    gate.hold("weights")
+    checkpointer = task.start()
+    references = [save(checkpointer, task, 0)]
+    agent = agent_pid(checkpointer)
+    # The saver does not hear what happens to its leases: as if the agent had died right after each step.
+    checkpointer._client._receive = lambda message: None  # type: ignore[method-assign]
+    references.append(save(checkpointer, task, 1))
+    kill(agent)
+    wait_until(lambda: agent_pid(checkpointer) != agent, "there is another agent")
+    references.append(save(checkpointer, task, 2))
+    del checkpointer._client._receive
+    gate.open("weights")
+    checkpointer.flush(60)
+    assert_all_in_order(task, references)
+
+
+def test_a_file_in_the_store_is_not_guarded_again_by_the_next_agent(task: Task) -> None:
+    gate = task.gate()
+    gate.hold("slow")
+    checkpointer = task.start()
+    (task.work / "slow").write_bytes(content(0, BIG))
+    checkpointer._client._receive = lambda message: None  # type: ignore[method-assign]
+    reference = save(checkpointer, task, 1)
+    wait_until(task.stored(reference, "weights").exists, "the first file is in the store")
+    del checkpointer._client._receive
+    wait_until(lambda: checkpointer.status()["leases"] == 1, "the first file was let go")
+    (task.work / "weights").write_bytes(content(2, BIG))
+    kill(agent_pid(checkpointer))
+    wait_until(lambda: checkpointer._client.leases_held == 1, "the saver heard that nothing is to be guarded")
+    gate.open("slow")
+    checkpointer.flush(60)
+    assert task.stored(reference, "weights").read_bytes() == content(1, BIG)
+    assert checkpointer.state(reference.id)[0] == "COMMITTED"

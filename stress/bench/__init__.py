@@ -1,0 +1,1 @@
+"""Benchmarks, run by hand: ``python -m stress.bench`` (see ``stress/README.md``). Never tests."""

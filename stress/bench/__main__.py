@@ -1,0 +1,27 @@
+"""Everything, and ``BENCHMARKS.md``: ``python -m stress.bench [--quick]``."""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+from . import environment, overhead, report, results, save, threshold
+
+COMMAND = "python -m stress.bench"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="few repetitions: to try the tools, not for figures")
+    quick = ["--quick"] if parser.parse_args().quick else []
+    began = time.monotonic()
+    with environment.work_directory() as work:
+        results.record("machine", COMMAND, environment.machine_facts(work, environment.peer().python))
+    overhead.main(quick)
+    threshold.main(quick)
+    save.main(quick)
+    print(f"{report.write()} after {(time.monotonic() - began) / 60:.0f} minutes")
+
+
+if __name__ == "__main__":
+    main()

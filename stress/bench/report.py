@@ -1,0 +1,138 @@
+"""Writes ``BENCHMARKS.md`` from what was recorded: ``python -m stress.bench.report``.
+
+Every section is a function from its recorded rows to Markdown; what nobody has measured yet is said to be missing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from . import aims, results
+from .environment import PEER, PEER_VERSION, REPOSITORY
+
+Rows = list[dict[str, Any]]
+
+_INTRO = f"""# Benchmarks
+
+Written by `python -m stress.bench`; how to run it, and each part alone, stands in [stress/README.md](stress/README.md).
+The incumbent ("peer") is {PEER} {PEER_VERSION}, the release that Metaflow's users have today. Percentiles are
+nearest-rank, so with fewer than 100 samples p99 is the maximum. Figures are of one run on one machine; ratios carry
+over better than milliseconds.
+"""
+
+
+def table(rows: Rows) -> str:
+    """A Markdown table; the keys of the first row are the columns."""
+    columns = list(rows[0])
+    lines = ["| " + " | ".join(_heading(column) for column in columns) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(_cell(row.get(column, "")) for column in columns) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def _heading(column: str) -> str:
+    return column.removesuffix("_ms").replace("_", " ") + (", ms" if column.endswith("_ms") else "")
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if value >= 100 else f"{value:.3g}" if value < 10 else f"{value:.1f}"
+    return str(value).replace("|", "\\|").replace("\n", " ")
+
+
+def save_table(rows: Rows) -> str:
+    """One line a store and case, both packages in it."""
+    lines: Rows = []
+    for mine in (row for row in rows if row["package"] == "ours"):
+        case = mine["store"], mine["case"]
+        theirs = next(row for row in rows if row["package"] == "peer" and (row["store"], row["case"]) == case)
+        lines.append({
+            "store": mine["store"], "files x size": mine["case"],
+            "ours p50_ms": mine["p50_ms"], "ours p99_ms": mine["p99_ms"], "ours max_ms": mine["max_ms"],
+            "ours first_ms": mine["first_ms"], "ours n": mine["n"],
+            "peer p50_ms": theirs["p50_ms"], "peer p99_ms": theirs["p99_ms"], "peer n": theirs["n"],
+            "peer / ours (p50)": f"{theirs['p50_ms'] / mine['p50_ms']:,.0f} x",
+        })  # fmt: skip
+    return table(lines)
+
+
+def in_place_table(rows: Rows) -> str:
+    lines: Rows = []
+    for row in rows:
+        lines.append({
+            "store": row["store"], "files x size": row["case"],
+            "save p50_ms": row["p50_ms"], "save p99_ms": row["p99_ms"], "n": row["n"],
+            "open without a save_ms": row["open_alone_ms"], "open after a save, p50_ms": row["open_p50_ms"],
+            "p99_ms": row["open_p99_ms"], "max_ms": row["open_max_ms"],
+        })  # fmt: skip
+    return table(lines)
+
+
+def threshold_table(rows: Rows) -> str:
+    return table([{**row, "bytes": f"{row['bytes'] >> 10:,} KiB"} for row in rows])
+
+
+SAVE = """How long the caller is blocked in `save()`, in a Metaflow task of each package, in turns, on the same store.
+Before every save the trainer has written its files (of many files: 100 of them) anew to a temporary name and renamed
+them. Small checkpoints are saved without a pause, so that uploads of the earlier ones go on meanwhile; from 1 GiB and
+from 10,000 files on, each save waits until the store has the one before. *first* is the first save of the task. S3 is
+a server on loopback: the incumbent's figures are what it reaches without a network."""
+IN_PLACE = """The price of a constant-time save, for trainers that write over their files instead of renaming:
+`open(path, "wb")` right after `save()` is held until the snapshot has a copy of its own of that file. Figures are for
+all opens of one checkpoint's files (at most 100) together; *without a save* is what truncating them costs in any
+case. Who writes to a temporary name and renames never pays this."""
+OVERHEAD = """Medians for a task that saves nothing. *to code*: from the task's start to the user's first line, the
+agent's start included; *pre step*: the decorator's hook in it; *flush*: the hook at the step's end; *after code*:
+from the user's last line to the end of the task, artifacts included; *flow*: wall time of the whole run of two
+steps."""
+THRESHOLD = """100 files: all packed (copied into one file) against all hard-linked and leased, without Metaflow, on
+the local store, medians. *save*: the call; *open*: `open("wb")` of all files right after it, together."""
+TORN = "A trainer rewrites right after `save()`, in every way and on every file system; every checkpoint is read back."
+KILL = "The agent is killed with SIGKILL at random moments while 50 saves go through."
+WRITERS = "Four subprocesses and the task save at the same time."
+
+Render = Callable[[Rows], str]
+Judge = Callable[[Rows], list[aims.Aim]]
+
+#: name, title, text, table, aims
+SECTIONS: tuple[tuple[str, str, str, Render, Judge | None], ...] = (
+    ("machine", "Machine", "", table, None),
+    ("save", "Time blocked in save()", SAVE, save_table, aims.of_save),
+    ("in_place", "Writing in place after save()", IN_PLACE, in_place_table, None),
+    ("overhead", "What @checkpoint adds to a task", OVERHEAD, table, aims.of_overhead),
+    ("threshold", "Copy or link", THRESHOLD, threshold_table, None),
+    ("torn", "Torn snapshots", TORN, table, None),
+    ("many_writers", "Many writers", WRITERS, table, None),
+    ("kill_agent", "Killing the agent", KILL, table, None),
+)
+
+
+def section(name: str, title: str, text: str, render: Render = table, judge: Judge | None = None) -> str:
+    """One section of the page."""
+    data = results.read(name)
+    if data is None or not data["rows"]:
+        return "\n\n".join(part for part in (f"## {title}", text, "Not measured yet.") if part)
+    verdicts = "\n".join(str(aim) for aim in judge(data["rows"])) if judge else ""
+    notes = [f"*{note}*" for note in data["notes"]]
+    parts = [f"## {title}", text, f"`{data['command']}`", render(data["rows"]), verdicts, *notes]
+    return "\n\n".join(part for part in parts if part)
+
+
+def write(path: str | None = None) -> str:
+    """Write the page and return its path."""
+    path = path or os.path.join(REPOSITORY, "BENCHMARKS.md")
+    known = [name for name, *_ in SECTIONS]
+    more = [(name, name.replace("_", " ").capitalize(), "") for name in results.recorded() if name not in known]
+    sections = [section(*item) for item in SECTIONS] + [section(*item) for item in more]
+    with open(path, "w") as file:
+        file.write("\n\n".join([_INTRO.rstrip(), *sections]) + "\n")
+    return path
+
+
+if __name__ == "__main__":
+    print(write())
