@@ -41,6 +41,9 @@ Report = Callable[[str], None]
 _WAIT_SLICE_S = 5.0
 _STARTS = 3
 
+#: How long an agent may leave a flush without an answer, in seconds.
+_SILENCE_S = 60.0
+
 
 _of_this_process: dict[tuple[int, str, str | None], Checkpointer] = {}
 
@@ -104,8 +107,7 @@ class Checkpointer:
                 checkpointer._client.attach()
             except (AgentError, WaitTimeout):
                 # An agent that had drained an earlier attempt may have removed the spool in this moment; then there
-                # is nothing
-                # left to take up, and a new one is made.
+                # is nothing left to take up, and a new one is made.
                 if os.path.exists(spool.path("spool.json")):
                     raise
                 continue
@@ -264,13 +266,19 @@ class Checkpointer:
         limit = self.config.flush_timeout_s if timeout_s is None else timeout_s
         deadline, next_report = time.monotonic() + limit, time.monotonic() + self.config.progress_s
         failed: dict[str, str] = {}
-        saved = set(self._saved)
+        saved, heard = set(self._saved), time.monotonic()
         while self.spool.ready_ids():
             piece = max(min(self.config.progress_s, deadline - time.monotonic()), 0)
             try:
                 answer = self._client.request("flush", piece + self.config.reply_timeout_s, timeout_s=piece)
-            except (AgentError, WaitTimeout) as error:
+            except WaitTimeout as error:
+                # A machine that is busy to the brim answers late; an agent that is silent for a minute hangs.
+                if time.monotonic() >= min(heard + _SILENCE_S, deadline):
+                    raise self._flush_error(str(error)) from error
+                continue
+            except AgentError as error:
                 raise self._flush_error(str(error)) from error
+            heard = time.monotonic()
             if not answer["pending"]:
                 failed.update(answer["failed"])
                 break

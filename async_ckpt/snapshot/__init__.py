@@ -1,7 +1,7 @@
 """Capture a file or a directory as it is now, in a time that does not depend on its size.
 
-Where to add a strategy: one file here with a ``FileStrategy``, one line in ``STRATEGIES``, one subclass of the suite in
-``tests/contract/test_snapshot.py``.
+Where to add a strategy: one file here with a ``FileStrategy``, one line in ``STRATEGIES`` and in ``capture``; the suite
+in ``tests/contract/test_snapshot.py`` then runs on it.
 """
 
 from __future__ import annotations
