@@ -120,6 +120,11 @@ def walk(path: str) -> Iterator[Item]:
     """
     try:
         mode = os.stat(path).st_mode
+    except FileNotFoundError as error:
+        what = f"Cannot save {path}: it does not exist"
+        raise SnapshotError(
+            what, where=path, hint="Check the path; a relative one counts from the working directory"
+        ) from error
     except OSError as error:
         raise failure(path, error) from error
     if stat.S_ISREG(mode):
@@ -201,7 +206,7 @@ def failure(path: str, error: OSError) -> SnapshotError:
     """An OSError during a capture, in the user's words."""
     if isinstance(error, FileNotFoundError):
         return SnapshotError(
-            f"Cannot capture {path}: it does not exist, or vanished while it was captured",
+            f"Cannot capture {path}: it vanished while it was captured",
             where=path, hint="Save only what is complete; let nothing delete files there during save()",
         )  # fmt: skip
     return SnapshotError(f"Cannot capture {path}: {os_reason(error)}", where=path, hint=os_hint(error))
