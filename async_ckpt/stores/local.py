@@ -33,6 +33,9 @@ _PIECE = 1 << 20
 _PAGE = 1000
 _TRIES = 5
 
+#: The same for making a folder that others remove when it is empty: each try takes microseconds.
+_FOLDER_TRIES = 500
+
 #: No such object: the path, or a folder on the way to it, is missing, or something else lies there.
 _MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 #: May pass by itself: network file systems that lost a handle or a server, a busy mount, a table that is full just now.
@@ -232,7 +235,7 @@ class LocalStore(Store):
             self._swept = True
             self._sweep()
         temporary = os.path.join(self._temporary, uuid.uuid4().hex)
-        for _ in range(_TRIES):
+        for _ in range(_FOLDER_TRIES):
             with contextlib.suppress(FileNotFoundError):  # somebody removed the folder again
                 os.makedirs(self._temporary, exist_ok=True)
                 return os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), temporary
@@ -240,7 +243,7 @@ class LocalStore(Store):
 
     def _publish(self, temporary: str, path: str) -> None:
         """Give a finished file its name; folders on the way may be removed by others (``delete`` prunes them)."""
-        for _ in range(100):
+        for _ in range(_FOLDER_TRIES):
             try:
                 os.makedirs(os.path.dirname(path), exist_ok=True)
                 return os.rename(temporary, path)

@@ -8,9 +8,10 @@ from metaflow.metaflow_config_funcs import from_conf
 
 from async_ckpt.config import Config
 
-# One option a setting: those that are not at their default travel in a remote task's environment.
+# One option a setting: those that are set travel in a remote task's environment. They have no default here, and so no
+# type: a wrong value is refused when a flow starts (Config.from_env), and must not break every ``import metaflow``.
 for _field in dataclasses.fields(Config):
-    globals()[f"ASYNC_CKPT_{_field.name.upper()}"] = from_conf(f"ASYNC_CKPT_{_field.name.upper()}", _field.default)
+    globals()[f"ASYNC_CKPT_{_field.name.upper()}"] = from_conf(f"ASYNC_CKPT_{_field.name.upper()}")
 
 
 def get_pinned_conda_libs(python_version: str, datastore_type: str) -> dict[str, str]:
