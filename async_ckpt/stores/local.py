@@ -236,10 +236,13 @@ class LocalStore(Store):
             self._sweep()
         temporary = os.path.join(self._temporary, uuid.uuid4().hex)
         for _ in range(_FOLDER_TRIES):
-            with contextlib.suppress(FileNotFoundError):  # somebody removed the folder again
+            # Somebody removed the folder again; FileExistsError, if between makedirs' mkdir and its isdir.
+            with contextlib.suppress(FileNotFoundError, FileExistsError):
                 os.makedirs(self._temporary, exist_ok=True)
                 return os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), temporary
-        raise FileNotFoundError(errno.ENOENT, "The folder for temporary files is removed again and again")
+        raise FileNotFoundError(
+            errno.ENOENT, "The folder for temporary files cannot be made, or is removed again and again"
+        )
 
     def _publish(self, temporary: str, path: str) -> None:
         """Give a finished file its name; folders on the way may be removed by others (``delete`` prunes them)."""
