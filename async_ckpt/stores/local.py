@@ -240,9 +240,7 @@ class LocalStore(Store):
             with contextlib.suppress(FileNotFoundError, FileExistsError):
                 os.makedirs(self._temporary, exist_ok=True)
                 return os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), temporary
-        raise FileNotFoundError(
-            errno.ENOENT, "The folder for temporary files cannot be made, or is removed again and again"
-        )
+        raise FileNotFoundError(errno.ENOENT, "The folder for temporary files cannot be made")
 
     def _publish(self, temporary: str, path: str) -> None:
         """Give a finished file its name; folders on the way may be removed by others (``delete`` prunes them)."""
