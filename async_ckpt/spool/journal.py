@@ -164,7 +164,7 @@ def parse(data: bytes) -> tuple[list[dict[str, Any]], int]:
     for line in _complete_lines(data, good):
         try:
             crc, text = line[:8], line[9:-1]
-            if int(crc, 16) != zlib.crc32(text) or line[8:9] != b" ":
+            if crc != b"%08x" % zlib.crc32(text) or line[8:9] != b" ":
                 break
             record = json.loads(text)
             if not isinstance(record, dict) or not isinstance(record.get("id"), str):
