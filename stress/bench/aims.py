@@ -33,8 +33,8 @@ _WHY_FILES = (
     "lease, below that an open and a read), so the time grows with their number, not with their bytes."
 )
 _WHY_SLOW = (
-    "In profiles of such saves the time went to waiting for a processor, which trainer, agent, upload and the store's "
-    "server share here."
+    "Not traced call by call. Trainer, agent, upload and the store's server share two cores here, and a link or a "
+    "rename waits for the file system's journal while gigabytes are being written back."
 )
 
 

@@ -8,6 +8,8 @@ until the store has everything before the next save; small ones are saved as fas
 from __future__ import annotations
 
 import argparse
+import shlex
+import sys
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -134,11 +136,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="few repetitions")
     parser.add_argument("--store", choices=STORES, help="only this one")
     labels = ", ".join(case.label for case in CASES)
-    parser.add_argument("--case", default="", help=f"only those whose label contains this, of {labels}")
+    parser.add_argument("--case", action="append", default=[], help=f"only this one (may be repeated), of {labels}")
+    parser.add_argument("--record", action="store_true", help="record for the report although cases are left out")
     parser.add_argument("--limit", type=float, default=40.0, help="seconds for one package in one case (default 40)")
     parser.add_argument("--pause", type=float, default=0.0, help="seconds the trainer sleeps before a save (default 0)")
     options = parser.parse_args(arguments)
-    cases = [case.quick() if options.quick else case for case in CASES if options.case in case.label]
+    cases = [
+        case.quick() if options.quick else case for case in CASES if not options.case or case.label in options.case
+    ]
     notes = caveats(quick=options.quick)
     if options.pause:
         notes.append(f"The trainer slept {options.pause * 1000:g} ms before each save.")
@@ -157,10 +162,10 @@ def main(arguments: list[str] | None = None) -> None:
                     f"{time.monotonic() - began:4.0f} s",
                     flush=True,
                 )
-    if options.store or options.case:
-        print("Not recorded: the report shows whole runs.")
+    if (options.store or options.case) and not options.record:
+        print("Not recorded: the report shows whole runs, unless --record is given.")
         return
-    command = COMMAND + (" --quick" if options.quick else "")
+    command = shlex.join([*COMMAND.split(), *(sys.argv[1:] if arguments is None else arguments)])
     results.record("save", command, saves, notes)
     results.record("in_place", command, writes, notes)
 
