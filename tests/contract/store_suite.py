@@ -291,8 +291,6 @@ class StoreSuite:
 
         run(check)
 
-    # aiohttp lets the connection of a cancelled request flush beyond the end of its session, and of this test's loop.
-    @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
     def test_a_cancelled_put_leaves_nothing(self) -> None:
         async def check() -> None:
             async with self.store() as store:
@@ -304,7 +302,6 @@ class StoreSuite:
 
         run(check)
 
-    @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
     def test_a_cancelled_get_ends_and_the_store_goes_on(self, tmp_path: Path) -> None:
         async def check() -> None:
             async with self.store() as store:

@@ -111,7 +111,6 @@ class S3Suite(StoreSuite):
 
         run(check)
 
-    @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
     def test_a_put_that_is_cancelled_while_the_multipart_begins_leaves_none_open(self) -> None:
         async def check() -> None:
             async with self.store() as store:
