@@ -389,12 +389,7 @@ class Checkpointer:
                 self._load_admitted(item, path)
                 return item.reference
 
-        async def from_store(store: Store) -> dict[str, Any]:
-            data = await catalog.find(store, reference)
-            await restore.load_from_store(store, data, path, self.config)
-            return data
-
-        return self._run(from_store)
+        return self._run(lambda store: restore.find_and_load(store, reference, path, self.config))
 
     def _load_admitted(self, item: Admitted, path: str) -> None:
         """Load a checkpoint that is on its way, from the disk; or from the store, as far as it has come there."""

@@ -141,12 +141,9 @@ def _load(options: argparse.Namespace) -> dict[str, Any]:
         return _checkpointer(options).load(options.key, options.path)
     config = Config.from_env()
 
-    async def load(store: Store) -> dict[str, Any]:
-        data = await catalog.find(store, options.key)
-        await restore.load_from_store(store, data, options.path, config)
-        return data
-
-    return run_with_store(_default_store(), config, load)
+    return run_with_store(
+        _default_store(), config, lambda store: restore.find_and_load(store, options.key, options.path, config)
+    )
 
 
 def _default_store() -> StoreSpec:

@@ -138,6 +138,17 @@ def try_lock(fd: int) -> bool:
     return True
 
 
+def process_exists(pid: int) -> bool:
+    """Whether there is a process of this number, whoever owns it."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 def wait_for(condition: Callable[[], Any], timeout_s: float, what: str) -> None:
     """Poll something no event tells of (a lock of another process) until it is true.
 

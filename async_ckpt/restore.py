@@ -15,7 +15,7 @@ import tarfile
 from collections.abc import Mapping
 from typing import Any
 
-from . import layout
+from . import catalog, layout
 from .concurrency import for_each
 from .config import Config
 from .errors import CheckpointError, IntegrityError, NotFound, SnapshotError, os_hint, os_reason
@@ -25,6 +25,17 @@ from .snapshot.base import remove_tree
 from .source import captured_source
 from .spool.spool import Admitted, torn_file
 from .stores.base import Entry, Store
+
+
+async def find_and_load(
+    store: Store, reference: Mapping[str, Any] | str, destination: str, config: Config
+) -> dict[str, Any]:
+    """Load what a reference, a plain dict or a key names, and return its stored metadata; raises what
+    ``catalog.find`` and ``load_from_store`` do.
+    """
+    data = await catalog.find(store, reference)
+    await load_from_store(store, data, destination, config)
+    return data
 
 
 async def load_from_store(store: Store, reference: Mapping[str, Any], destination: str, config: Config) -> None:

@@ -22,6 +22,7 @@ from typing import Any
 from ..config import Config
 from ..crash import crash_point
 from ..errors import IntegrityError, SpoolError
+from ..files import process_exists
 from ..ipc import protocol
 from ..ipc.protocol import Message
 from ..ipc.server import Connection, Server
@@ -153,7 +154,7 @@ class Agent:
             if now >= pause.until:
                 self._queue.resume(identity)
         for connection, pid in list(self._owners.items()):
-            if not _exists(pid):
+            if not process_exists(pid):
                 # Its connection stays until it is read to its end: the leases of its last saves may still be in there.
                 self._owner_gone(connection)
         self._server.resume()
@@ -434,7 +435,7 @@ class Agent:
             self._drain_until = time.monotonic() + self._config.drain_timeout_s
             self._hurry(not self._owners)
             # An owner that lives lost its connection, not its work: it is back in a moment.
-            if _exists(pid):
+            if process_exists(pid):
                 self._grace_until = time.monotonic() + self._config.reply_timeout_s
 
     def _hurry(self, hurried: bool) -> None:
@@ -498,13 +499,3 @@ class Agent:
 def _is_admit(message: Message, fds: list[int]) -> bool:
     guard = message.get("guard")
     return isinstance(guard, list) and len(guard) == len(fds) and all(isinstance(path, str) for path in guard)
-
-
-def _exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

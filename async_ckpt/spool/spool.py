@@ -35,7 +35,7 @@ from typing import Any
 
 from .. import layout
 from ..errors import IntegrityError, SpoolError, os_hint, os_reason
-from ..files import locked, write_atomically
+from ..files import locked, process_exists, write_atomically
 from ..manifest import LINK, PACKED, FileEntry, Manifest, dump
 from ..snapshot.base import ANNEX_PREFIX, remove_tree
 from ..source import pack_path
@@ -366,15 +366,7 @@ def is_torn(item: Admitted, entry: FileEntry) -> bool:
 
 
 def _alive(pid: str) -> bool:
-    if not pid.isdecimal():
-        return False
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    return pid.isdecimal() and process_exists(int(pid))
 
 
 def private_directory(path: str) -> None:

@@ -12,7 +12,7 @@ from async_ckpt.checkpointer import Checkpointer, run_with_store
 from async_ckpt.config import ENV_SPOOL, Config
 from async_ckpt.errors import UsageError
 from async_ckpt.reference import Reference
-from async_ckpt.stores.base import Store, StoreSpec
+from async_ckpt.stores.base import StoreSpec
 
 if TYPE_CHECKING:
     from metaflow import Task
@@ -112,12 +112,10 @@ class _Checkpoints:
             self._writer().load(reference, path)
             return
 
-        async def load(store: Store) -> None:
-            data = await catalog.find(store, reference)
-            await restore.load_from_store(store, data, path, config)
-
         config = Config.from_env()
-        run_with_store(_store_of(reference), config, load)
+        run_with_store(
+            _store_of(reference), config, lambda store: restore.find_and_load(store, reference, path, config)
+        )
 
     def flush(self, timeout: float | None = None) -> None:
         """Wait until everything this task saved is in the store.
