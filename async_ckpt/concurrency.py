@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    import anyio
+    import anyio.abc
 
 T = TypeVar("T")
 
@@ -23,18 +23,23 @@ async def for_each(items: Iterable[T], limit: int, function: Callable[[T], Await
 
     iterator = iter(items)
     errors: list[Exception] = []
+    running = 0
 
-    async def work(scope: anyio.CancelScope) -> None:
+    async def work(group: anyio.abc.TaskGroup) -> None:
+        nonlocal running
         for item in iterator:
+            if running < limit:  # The next one, if there is still something to do for it.
+                running += 1
+                group.start_soon(work, group)
             try:
                 await function(item)
             except Exception as error:
                 errors.append(error)
-                scope.cancel()
+                group.cancel_scope.cancel()
                 return
 
     async with anyio.create_task_group() as group:
-        for _ in range(limit):
-            group.start_soon(work, group.cancel_scope)
+        running = 1
+        group.start_soon(work, group)
     if errors:
         raise errors[0]

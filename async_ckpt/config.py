@@ -37,8 +37,15 @@ class Config:
     max_leases: int = 2000
     #: Checkpoints uploaded side by side by one agent.
     max_uploads: int = 2
-    #: Parts or small objects in flight in the data plane.
+    #: Parts in flight in the data plane, to begin with: more are tried, up to the second, while they bring more.
     parts_in_flight: int = 8
+    max_parts_in_flight: int = 64
+    #: Files of a checkpoint, and small objects, under way side by side.
+    files_in_flight: int = 32
+    #: Bytes a second that the agent's uploads to S3 may take; 0: as many as there are.
+    max_bandwidth_bytes_s: int = 0
+    #: Send the CRC-32 of what is uploaded to S3, for the store to verify.
+    checksums: bool = True
     #: Smallest multipart part; grows with the file so that 10,000 parts suffice.
     part_bytes: int = CHUNK_BYTES
     #: Attempts at one store request, the first included, and their total deadline.
@@ -92,6 +99,8 @@ class Config:
 _POSITIVE = (
     "max_uploads",
     "parts_in_flight",
+    "max_parts_in_flight",
+    "files_in_flight",
     "part_bytes",
     "store_attempts",
     "reply_timeout_s",

@@ -5,14 +5,20 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import mmap
 import os
 import tempfile
+import threading
 import time
-import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from .config import CHUNK_BYTES
+
+try:  # Four times faster; a pod may be without it, and the agent's control plane does without.
+    from zlib_ng.zlib_ng import crc32 as crc32
+except ImportError:
+    from zlib import crc32 as crc32
 
 #: ``FICLONE`` of linux/fs.h: share the source's extents, copy on write.
 FICLONE = 0x40049409
@@ -21,6 +27,23 @@ FICLONE = 0x40049409
 _NOT_HERE = {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS, errno.EPERM}
 
 _BUFFER = 1 << 20
+
+#: Of a read that is only digested: it stays in the processor's cache.
+_DIGEST_BUFFER = 256 << 10
+
+
+class _Buffers(threading.local):
+    """One buffer a thread, on a page of its own: reading into memory that is not aligned takes several times as long.
+
+    Private, as anonymous maps of Python are not: a forked child would write into its parent's.
+    """
+
+    def __init__(self) -> None:
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        self.view = memoryview(mmap.mmap(-1, _DIGEST_BUFFER, flags=flags))
+
+
+_buffers = _Buffers()
 
 
 def clone(source_fd: int, target_fd: int) -> bool:
@@ -85,13 +108,13 @@ def digest_fd(fd: int, size: int) -> list[int]:
 
 def chunk_crc(fd: int, offset: int, count: int) -> int:
     """CRC-32 of ``count`` bytes at ``offset``; of fewer where the file ends before."""
-    crc, end = 0, offset + count
+    crc, end, buffer = 0, offset + count, _buffers.view
     while offset < end:
-        data = os.pread(fd, min(_BUFFER, end - offset), offset)
-        if not data:
+        got = os.preadv(fd, [buffer[: end - offset]], offset)
+        if not got:
             break
-        crc = zlib.crc32(data, crc)
-        offset += len(data)
+        crc = crc32(buffer[:got], crc)
+        offset += got
     return crc
 
 

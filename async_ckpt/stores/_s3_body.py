@@ -1,50 +1,101 @@
-"""The two ends of a transfer on this side: a source's range as a request's body, and the file that answers fill."""
+"""The ends of a transfer on this side: a source's range, its digests, and the file that answers fill."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
-import zlib
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import anyio
 
 from ..config import CHUNK_BYTES
 from ..errors import StoreError, os_hint, os_reason
-from ..files import pwrite_all
+from ..files import crc32, pwrite_all
+from ._s3_pace import Throttle
 from .base import Source
 
-#: Bytes read and handed to the socket at a time.
-PIECE_BYTES = 256 << 10
+#: Bytes read at a time: few enough system calls, and little memory with many threads. Chunks are a multiple of it.
+PIECE_BYTES = 1 << 20
+
+
+class Digest(NamedTuple):
+    """Of a range: the CRC-32 of every chunk in it and of the whole, SHA-256 in hex digits (None: not asked for), and
+    the content itself where it is no longer than a piece.
+    """
+
+    crcs: list[int]
+    crc: int
+    sha256: str | None
+    data: bytes | None
+
+
+def digest(
+    source: Source, offset: int, length: int, *, sha256: bool = False, check: Callable[[], None] = lambda: None
+) -> Digest:
+    """Read a range that begins at a chunk; ``check`` is called now and then, and may raise."""
+    sha = hashlib.sha256() if sha256 else None
+    crcs: list[int] = []
+    whole = chunk = done = 0
+    data = b""
+    while done < length:
+        check()
+        data = source.pread(min(PIECE_BYTES, length - done), offset + done)
+        done += len(data)
+        chunk = crc32(data, chunk)
+        if length > CHUNK_BYTES:
+            whole = crc32(data, whole)
+        if sha is not None:
+            sha.update(data)
+        if done == length or done % CHUNK_BYTES == 0:
+            crcs.append(chunk)
+            chunk = 0
+    if length <= CHUNK_BYTES:
+        whole = crcs[0] if crcs else 0
+    return Digest(crcs, whole, sha.hexdigest() if sha else None, data if length <= PIECE_BYTES else None)
+
+
+class Bytes:
+    """A ``Source`` in memory."""
+
+    path = None
+
+    def __init__(self, name: str, data: bytes) -> None:
+        self.name, self.size, self._data = name, len(data), data
+
+    def pread(self, count: int, offset: int) -> bytes:
+        return self._data[offset : offset + count]
 
 
 class Body:
-    """A request body that never exists as one ``bytes``.
+    """A request body for botocore that never exists as one ``bytes``.
 
-    aiohttp sends it as an asynchronous iterable; botocore reads it as a file first where it signs or digests payloads.
-    Either begins a new pass at the first byte, so a request that is repeated inside botocore (a redirect to the
-    bucket's region) or inside aiohttp sends the whole range again, with digests that start anew.
+    aiohttp sends it as an asynchronous iterable; botocore reads it as a file first where it signs payloads. Either
+    begins a new pass at the first byte, so a request that is repeated inside botocore (a redirect to the bucket's
+    region) or inside aiohttp sends the whole range again.
 
     Parameters
     ----------
     source : Source
         What to send.
     offset, length : int
-        The range in bytes; the offset is a multiple of ``CHUNK_BYTES``.
+        The range in bytes.
+    throttle : Throttle
+        What sending is slowed down by.
     sending : callable
         Called with the number of bytes that are about to be sent; negative when a pass starts over.
     """
 
-    def __init__(self, source: Source, offset: int, length: int, sending: Callable[[int], None]) -> None:
+    def __init__(
+        self, source: Source, offset: int, length: int, throttle: Throttle, sending: Callable[[int], None]
+    ) -> None:
         self._source, self._offset, self._length = source, offset, length
-        self._sending = sending
+        self._throttle, self._sending = throttle, sending
         self._sent = 0
         self._pass = _Pass(self)
         #: What the source raised, if it did: the HTTP client reports that as a broken connection.
         self.error: Exception | None = None
-
-    @property
-    def crcs(self) -> list[int]:
-        """CRC-32 of every chunk that the last pass read."""
-        return self._pass.crcs
 
     def settle(self) -> None:
         """Report what was sent but not seen as pieces: a wrapper around this body reads it as a file."""
@@ -87,36 +138,29 @@ class _Pass:
 
     def __init__(self, body: Body) -> None:
         self._body = body
-        self._crc = 0
         self.position = 0
-        self.crcs: list[int] = []
 
     def read(self, count: int) -> bytes:
         body = self._body
-        start = body._offset + self.position
-        # Never across the end of a chunk, where a digest ends too.
-        count = min(count, body._length - self.position, CHUNK_BYTES - start % CHUNK_BYTES)
+        count = min(count, body._length - self.position)
         if count <= 0:
             return b""
         try:
-            data = body._source.pread(count, start)
+            data = body._source.pread(count, body._offset + self.position)
         except Exception as error:
             body.error = error
             raise
-        self._crc = zlib.crc32(data, self._crc)
         self.position += len(data)
-        if self.position == body._length or (body._offset + self.position) % CHUNK_BYTES == 0:
-            self.crcs.append(self._crc)
-            self._crc = 0
         return data
 
     def __aiter__(self) -> _Pass:
         return self
 
     async def __anext__(self) -> bytes:
-        data = self.read(PIECE_BYTES)
+        data = self.read(PIECE_BYTES // 4)
         if not data:
             raise StopAsyncIteration
+        await anyio.sleep(self._body._throttle.reserve(len(data)))
         if self._body._pass is self:
             self._body._report(len(data))
         return data
@@ -137,7 +181,7 @@ class LocalFile:
             self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
             os.ftruncate(self._fd, size)
 
-    def write(self, data: bytes, offset: int) -> None:
+    def write(self, data: bytes | memoryview, offset: int) -> None:
         with self._mapped():
             pwrite_all(self._fd, data, offset)
 

@@ -8,7 +8,7 @@ import ipaddress
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from aiobotocore.config import AioConfig
@@ -66,8 +66,8 @@ class ThreadCredentials(AioCredentials):  # type: ignore[misc]  # aiobotocore ha
 def make_config(given: Any, config: Config) -> AioConfig:
     """The user's botocore ``Config`` (or a mapping of options, or None), with only what it leaves open filled in."""
     ours = AioConfig(
-        # Two per part: what is downloaded, listed or committed must not wait for a connection of an upload.
-        max_pool_connections=max(16, 2 * config.parts_in_flight),
+        # As many as there are requests: none waits for another's connection.
+        max_pool_connections=config.max_parts_in_flight + config.files_in_flight,
         connect_timeout=10,
         read_timeout=60,
         tcp_keepalive=True,
@@ -96,9 +96,15 @@ def stream(body: Any) -> Any:
     return getattr(body, "raw_stream", body).content
 
 
-async def open_client(
-    stack: AsyncExitStack, settings: S3Settings, config: Config
-) -> tuple[Any, ThreadCredentials | None]:
+class Opened(NamedTuple):
+    """A client, the credentials it asks for (None: its own affair), and how it verifies certificates."""
+
+    client: Any
+    credentials: ThreadCredentials | None
+    verify: Any
+
+
+async def open_client(stack: AsyncExitStack, settings: S3Settings, config: Config) -> Opened:
     """Make a client in the running loop; ``stack`` closes it.
 
     Raises
@@ -127,4 +133,5 @@ async def open_client(
     if url.startswith("https:") or is_loopback(url) or config.unsigned_payload:
         # Elsewhere the signature is all that guards the content, and costs a second reading of it.
         client.meta.config.s3 = {"payload_signing_enabled": False, **s3}
-    return client, credentials
+    verify = params.get("verify")
+    return Opened(client, credentials, session.get_config_variable("ca_bundle") if verify is None else verify)

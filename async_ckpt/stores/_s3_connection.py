@@ -1,23 +1,29 @@
-"""One client in one event loop, and what surrounds every request it makes."""
+"""One client in one event loop, the bulk requests beside it, and what surrounds every request."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 from collections.abc import Callable, Iterator
-from contextlib import AsyncExitStack
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any
 
 import anyio
 
 from ..config import Config
 from ..errors import StoreError, TransientStoreError, UsageError
+from ._s3_bulk import Bulk
 from ._s3_client import ThreadCredentials, open_client
-from ._s3_errors import expired, mapped
+from ._s3_endpoint import learn
+from ._s3_errors import asks_to_slow_down, expired, mapped
+from ._s3_pace import Climber, Lane, Throttle
 from .base import S3Settings, check_key
 
 #: A request of which nothing moved for so long after the read time-out is given up; aiohttp has no limit for sending.
 STALL_S = 60.0
+#: Up to here a request is small.
+SMALL_BYTES = 1 << 20
 
 
 class Connection:
@@ -51,9 +57,16 @@ class Connection:
         self._stack: AsyncExitStack | None = None
         self._client: Any = None
         self._credentials: ThreadCredentials | None = None
+        self._verify: Any = None
         self._stall_s = STALL_S
-        #: Transfers in flight over all calls of the store; there once ``client`` returned.
-        self.limiter: anyio.CapacityLimiter
+        self._bulk: Bulk | None = None
+        self._bulk_known = False
+        self._threads: ThreadPoolExecutor | None = None
+        self.throttle = Throttle(config.max_bandwidth_bytes_s)
+        #: Requests in flight over all calls of the store, there once ``client`` returned. Small ones have a lane of
+        #: their own, so that a commit, or a thousand small files, do not stand behind the parts of a big one.
+        self.small: anyio.CapacityLimiter
+        self.large: Lane
 
     def name(self, key: str) -> dict[str, str]:
         """The parameters that name the object of a key."""
@@ -71,15 +84,62 @@ class Connection:
         StoreError
             It cannot be made: a wrong endpoint, no credentials, no region.
         """
+        if self._client is not None:
+            return self._client
         async with self._opening:
             if self._client is None:
                 async with AsyncExitStack() as stack:
                     with mapped(f"Cannot make a client for {self.root}", self.root):
-                        client, self._credentials = await open_client(stack, self._settings, self._config)
-                    self.limiter = anyio.CapacityLimiter(self._config.parts_in_flight or 1)
-                    self._stall_s = STALL_S + float(client.meta.config.read_timeout or 0)
-                    self._stack, self._client = stack.pop_all(), client
+                        opened = await open_client(stack, self._settings, self._config)
+                    self._credentials, self._verify = opened.credentials, opened.verify
+                    self.small = anyio.CapacityLimiter(self._config.files_in_flight)
+                    self.large = Lane(Climber(self._config.parts_in_flight, self._config.max_parts_in_flight))
+                    self._stall_s = STALL_S + float(opened.client.meta.config.read_timeout or 0)
+                    self._stack, self._client = stack.pop_all(), opened.client
             return self._client
+
+    async def bulk(self) -> Bulk | None:
+        """The bulk requests; None where everything has to go through the client. Raises as ``client``."""
+        if self._bulk_known:
+            return self._bulk
+        client = await self.client()
+        async with self._opening:
+            if not self._bulk_known:
+                with mapped(f"Cannot make requests for {self.root}", self.root):
+                    endpoint = await learn(client, self._bucket, self._verify)
+                if endpoint is not None:
+                    # Threads are started as they are needed.
+                    self._threads = self._threads or ThreadPoolExecutor(
+                        self._config.max_parts_in_flight + self._config.files_in_flight,
+                        thread_name_prefix="async_ckpt-s3",
+                    )
+                    self._bulk = Bulk(
+                        endpoint,
+                        client._request_signer._credentials if endpoint.signer else None,
+                        threads=self._threads,
+                        throttle=self.throttle,
+                        checksums=self._config.checksums,
+                        connect_s=float(client.meta.config.connect_timeout or STALL_S),
+                        stall_s=self._stall_s,
+                    )
+                self._bulk_known = True
+            return self._bulk
+
+    async def moved(self) -> None:
+        """The bucket is not where the bulk requests went; from the next one on they go where the client went."""
+        async with self._opening:
+            bulk, self._bulk, self._bulk_known = self._bulk, None, False
+        if bulk is not None:
+            bulk.close()
+
+    def lane(self, size: int) -> AbstractAsyncContextManager[object]:
+        """Where a request of ``size`` bytes waits for its turn."""
+        return self.small if size <= SMALL_BYTES else self.large
+
+    def count(self, moved: int, *, of: int) -> None:
+        """Bytes that moved in a request of ``of`` bytes in all."""
+        if of > SMALL_BYTES:
+            self.large.moved(moved)
 
     @contextlib.contextmanager
     def request(self, verb: str, key: str) -> Iterator[Callable[[], None]]:
@@ -101,6 +161,8 @@ class Connection:
                 with mapped(what, where):
                     yield alive
             except StoreError as error:
+                if asks_to_slow_down(error.__cause__):
+                    self.large.slow_down()
                 if self._credentials is not None and expired(error.__cause__):
                     self._credentials.forget()
                 raise
@@ -112,5 +174,9 @@ class Connection:
     async def aclose(self) -> None:
         """Close the client; the next call would make another."""
         stack, self._stack, self._client = self._stack, None, None
+        await self.moved()
+        if self._threads is not None:
+            self._threads.shutdown(wait=False)
+            self._threads = None
         if stack is not None:
             await stack.aclose()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import ssl
 from collections.abc import Iterator
 
 import aiohttp
@@ -76,6 +77,7 @@ _HINTS = {
     "XMinioStorageFull": "Free some space in the store",
 }
 _START_OVER = {
+    "InvalidPart": "Something else writes to the same upload",
     "NoSuchUpload": "Check that no lifecycle rule aborts uploads that are not old",
     "InvalidRange": "Something replaced the object while it was read",
 }
@@ -111,6 +113,11 @@ def expired(error: BaseException | None) -> bool:
     return isinstance(error, ClientError) and _code(error)[0] in _EXPIRED_CODES
 
 
+def asks_to_slow_down(error: BaseException | None) -> bool:
+    """Whether the store has more requests than it likes."""
+    return isinstance(error, ClientError) and (_code(error)[0] == "SlowDown" or _code(error)[1] in (429, 503))
+
+
 def map_error(error: BaseException, what: str, where: str) -> StoreError:
     """The StoreError that stands for ``error``; see ``mapped``."""
     if isinstance(error, ClientError):
@@ -123,7 +130,7 @@ def map_error(error: BaseException, what: str, where: str) -> StoreError:
         hint = _REGION
     elif isinstance(error, CredentialRetrievalError):
         kind, hint = TransientStoreError, _KEYS
-    elif isinstance(error, (SSLError, aiohttp.ClientSSLError)):
+    elif isinstance(error, (SSLError, aiohttp.ClientSSLError, ssl.SSLError)):
         if "CERTIFICATE_VERIFY_FAILED" in str(error):
             hint = "Set METAFLOW_S3_VERIFY_CERTIFICATE or AWS_CA_BUNDLE to the certificate authority's file"
         else:

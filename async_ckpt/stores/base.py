@@ -20,7 +20,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from ..errors import UsageError
+from ..errors import StoreError, UsageError
 
 #: Called with the number of bytes that were just transferred; never with a running total.
 Progress = Callable[[int], None]
@@ -28,6 +28,42 @@ Progress = Callable[[int], None]
 
 def no_progress(count: int) -> None:
     """The Progress of somebody who does not want to know."""
+
+
+@dataclass
+class Multipart:
+    """A multipart upload that was begun: all that a later try needs to go on with it.
+
+    Parameters
+    ----------
+    upload : str
+        The store's id of it.
+    part_bytes : int
+        Size of its parts but the last, in bytes.
+    parts : dict
+        What is in the store already: number of the part (from 1) → (ETag, CRC-32 of every ``CHUNK_BYTES``).
+    """
+
+    upload: str
+    part_bytes: int
+    parts: dict[int, tuple[str, list[int]]] = field(default_factory=dict)
+
+
+class PartsLog(Protocol):
+    """Remembers what of one object a multipart upload has brought into the store, beyond the death of this process.
+
+    A store that is handed one leaves the upload open when it is interrupted or fails in a way that may pass, and goes
+    on with ``known`` at the next call. It is called from the event loop.
+    """
+
+    #: The upload that an earlier call began and did not end; None: begin a new one.
+    known: Multipart | None
+
+    def began(self, upload: str, part_bytes: int) -> None:
+        """A new upload was begun; what was ``known`` is void."""
+
+    def sent(self, number: int, etag: str, crc32: list[int]) -> None:
+        """A part is in the store."""
 
 
 class Source(Protocol):
@@ -61,8 +97,8 @@ class Capabilities:
 
     #: ``put`` can be made conditional on the object's absence or on its ETag.
     conditional_put: bool = False
-    #: One object can be copied to another key without passing through this machine.
-    server_side_copy: bool = False
+    #: ``copy`` works: one object becomes another without passing through this machine.
+    copy: bool = False
 
 
 @dataclass(frozen=True)
@@ -125,8 +161,12 @@ class Store(abc.ABC):
         return f"{self.root.rstrip('/')}/{key}"
 
     @abc.abstractmethod
-    async def put_source(self, key: str, source: Source, progress: Progress = no_progress) -> list[int]:
+    async def put_source(
+        self, key: str, source: Source, progress: Progress = no_progress, log: PartsLog | None = None
+    ) -> list[int]:
         """Write a source under ``key``.
+
+        ``log``: where the store uploads in parts, it goes on with those of an earlier call that are in the log.
 
         Returns
         -------
@@ -134,6 +174,21 @@ class Store(abc.ABC):
             CRC-32 of every ``CHUNK_BYTES`` of the content in order (the last may be shorter; empty for no bytes),
             computed from the bytes that were sent.
         """
+
+    async def copy(self, source_key: str, key: str, size: int) -> None:
+        """Make an object of ``size`` bytes the content of ``key`` as well, inside the store. Only where
+        ``capabilities.copy`` is set.
+
+        Raises
+        ------
+        NotFound
+            There is no ``source_key``.
+        IntegrityError
+            It has another size.
+        StoreError
+            This one cannot be copied; writing it anew may work.
+        """
+        raise StoreError(f"{self.root} cannot copy objects", where=self.url(source_key))
 
     @abc.abstractmethod
     async def put_bytes(self, key: str, data: bytes) -> None:

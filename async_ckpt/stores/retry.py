@@ -8,7 +8,7 @@ from typing import TypeVar
 from ..config import Config
 from ..errors import TransientStoreError
 from ._backoff import GaveUp, with_retries
-from .base import Capabilities, Entry, Progress, Source, Store, no_progress
+from .base import Capabilities, Entry, PartsLog, Progress, Source, Store, no_progress
 
 T = TypeVar("T")
 
@@ -42,8 +42,13 @@ class RetryStore(Store):
     def url(self, key: str) -> str:
         return self._store.url(key)
 
-    async def put_source(self, key: str, source: Source, progress: Progress = no_progress) -> list[int]:
-        return await self._try(lambda counted: self._store.put_source(key, source, counted), progress)
+    async def put_source(
+        self, key: str, source: Source, progress: Progress = no_progress, log: PartsLog | None = None
+    ) -> list[int]:
+        return await self._try(lambda counted: self._store.put_source(key, source, counted, log), progress)
+
+    async def copy(self, source_key: str, key: str, size: int) -> None:
+        await self._try(lambda _: self._store.copy(source_key, key, size))
 
     async def put_bytes(self, key: str, data: bytes) -> None:
         await self._try(lambda _: self._store.put_bytes(key, data))

@@ -11,29 +11,43 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any, TypeVar
+import hashlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import anyio
 
 from ..concurrency import for_each
 from ..config import CHUNK_BYTES, Config
-from ..errors import IntegrityError, NotFound, StoreError, TransientStoreError
-from ._backoff import with_retries
-from ._s3_body import Body, LocalFile
+from ..errors import CheckpointError, IntegrityError, NotFound, StoreError, TransientStoreError
+from ..files import crc32
+from ._backoff import Counted, with_retries
+from ._s3_body import Body, Bytes, LocalFile, digest
+from ._s3_bulk import Elsewhere, Sent, base64_crc
 from ._s3_client import stream
 from ._s3_connection import Connection
+from ._s3_copy import copy_object
 from ._s3_errors import StartOver
-from .base import Entry, Progress, S3Settings, Source, Store, no_progress
+from .base import Capabilities, Entry, Multipart, PartsLog, Progress, S3Settings, Source, Store, no_progress
 
 T = TypeVar("T")
 Crcs = list[int]  # inside the class, ``list`` is its method
+#: Parts that are in the store: number → (receipt, CRC-32 of each chunk).
+Parts = dict[int, tuple[str, Crcs]]
 
 #: S3's limit of parts in one upload.
 MAX_PARTS = 10_000
+#: What is read into memory (metadata, manifests) is at most so long.
+MAX_BYTES = 256 << 20
 #: How long a cancelled or failed call may take to tidy up, seconds.
 ABORT_S = 10.0
+
+
+class Part(NamedTuple):
+    """One part of a multipart upload."""
+
+    upload: str
+    number: int
 
 
 class S3Store(Store):
@@ -54,41 +68,44 @@ class S3Store(Store):
         ``root`` is not such an address.
     """
 
+    capabilities = Capabilities(copy=True)
+
     def __init__(self, root: str, settings: S3Settings = S3Settings(), config: Config = Config()) -> None:  # noqa: B008
         self._connection = Connection(root, settings, config)
         self.root = self._connection.root
         self._config = config
-        self._encryption = (
-            {"ServerSideEncryption": settings.server_side_encryption} if settings.server_side_encryption else {}
-        )
+        encryption = settings.server_side_encryption
+        self._encryption = {"ServerSideEncryption": encryption} if encryption else {}
+        self._encryption_headers = {"x-amz-server-side-encryption": encryption} if encryption else {}
 
-    async def put_source(self, key: str, source: Source, progress: Progress = no_progress) -> list[int]:
-        client = await self._connection.client()
+    async def put_source(
+        self, key: str, source: Source, progress: Progress = no_progress, log: PartsLog | None = None
+    ) -> Crcs:
         try:
             if source.size > part_size(source.size, self._config.part_bytes):
-                return await self._put_parts(client, key, source, progress)
-            if source.size == 0:
-                await self.put_bytes(key, b"")
-                return []
-            _, crcs = await self._send(client.put_object, key, source, 0, source.size, progress, **self._encryption)
-            return crcs
+                return await self._put_parts(key, source, progress, log)
+            return (await self._send(key, source, 0, source.size, progress)).crcs
         except StartOver as error:
             raise TransientStoreError(error.what, where=error.where, hint=error.hint) from error
 
+    async def copy(self, source_key: str, key: str, size: int) -> None:
+        await copy_object(self._connection, self._config, self._encryption, source_key, key, size)
+
     async def put_bytes(self, key: str, data: bytes) -> None:
-        client = await self._connection.client()
-        async with self._connection.limiter:
-            with self._connection.request("write", key):
-                await client.put_object(
-                    **self._connection.name(key), Body=data, ContentLength=len(data), **self._encryption
-                )
+        await self._send(key, Bytes(key, data), 0, len(data), no_progress)
 
     async def get_bytes(self, key: str) -> bytes:
-        client = await self._connection.client()
-        pieces: list[bytes] = []
-        async with self._connection.limiter:
-            with self._connection.request("read", key) as alive:
-                answer = await client.get_object(**self._connection.name(key))
+        connection, name = self._connection, self._connection.name(key)
+        client, bulk = await connection.client(), await connection.bulk()
+        async with connection.small:
+            with connection.request("read", key) as alive:
+                if bulk is not None:
+                    try:
+                        return await bulk.get_bytes(name["Key"], MAX_BYTES)
+                    except Elsewhere:
+                        await connection.moved()
+                pieces: list[bytes] = []
+                answer = await client.get_object(**name)
                 async with answer["Body"] as body:
                     while data := await stream(body).readany():
                         pieces.append(data)
@@ -106,7 +123,6 @@ class S3Store(Store):
         crc32: Sequence[int] | None = None,
         progress: Progress = no_progress,
     ) -> int:
-        client = await self._connection.client()
         total, tag = size, None
         if total is None or not 0 < total <= CHUNK_BYTES:
             # One request more, before all others can start side by side and be told apart from those of a successor.
@@ -116,9 +132,9 @@ class S3Store(Store):
         try:
             await for_each(
                 range(0, total, CHUNK_BYTES),
-                self._config.parts_in_flight or 1,
+                self._config.max_parts_in_flight,
                 lambda offset: self._retried(
-                    lambda counted: self._fetch(client, key, file, offset, tag, crc32, counted), progress
+                    lambda counted: self._fetch(key, file, offset, tag, crc32, counted), progress
                 ),
             )
         except StartOver as error:
@@ -168,71 +184,142 @@ class S3Store(Store):
         return await with_retries(call, self._config, progress)
 
     async def _send(
-        self,
-        operation: Callable[..., Awaitable[Any]],
-        key: str,
-        source: Source,
-        offset: int,
-        length: int,
-        progress: Progress,
-        **params: Any,
-    ) -> tuple[Any, Crcs]:
-        """Send a range of a source with one request; its answer, and the CRC of every chunk."""
-        async with self._connection.limiter:
-            with self._connection.request("write", key) as alive:
+        self, key: str, source: Source, offset: int, length: int, progress: Progress, part: Part | None = None
+    ) -> Sent:
+        """Send a range of a source with one request: as the object, or as a part of it."""
+        connection, name = self._connection, self._connection.name(key)
+        client, bulk = await connection.client(), await connection.bulk()
+        async with connection.lane(length):
+            with connection.request("write", key) as alive:
 
                 def sending(count: int) -> None:
                     alive()
+                    connection.count(count, of=length)
                     progress(count)
 
-                body = Body(source, offset, length, sending)
-                try:
-                    answer = await operation(**self._connection.name(key), Body=body, ContentLength=length, **params)
-                except Exception:
-                    if body.error is not None:
-                        raise body.error from None
-                    raise
-        body.settle()
-        return answer, body.crcs
+                if bulk is not None:
+                    query = {"partNumber": str(part.number), "uploadId": part.upload} if part else {}
+                    try:
+                        return await bulk.put(
+                            name["Key"], source, offset, length, sending, query=query,
+                            headers={} if part else self._encryption_headers,
+                        )  # fmt: skip
+                    except Elsewhere:
+                        await connection.moved()
+                return await self._send_slowly(client, name, source, offset, length, sending, part)
 
-    async def _put_parts(self, client: Any, key: str, source: Source, progress: Progress) -> Crcs:
-        part = part_size(source.size, self._config.part_bytes)
-        upload = await self._retried(lambda _: self._begin(client, key))
-        tags: dict[int, str] = {}
-        crcs: dict[int, Crcs] = {}
+    async def _send_slowly(
+        self, client: Any, name: dict[str, str], source: Source, offset: int, length: int, sending: Progress,
+        part: Part | None,
+    ) -> Sent:  # fmt: skip
+        """The same through botocore, which knows proxies, client certificates and buckets that moved."""
+        facts = await anyio.to_thread.run_sync(digest, source, offset, length)
+        sent = Sent("", base64_crc(facts.crc), facts.crcs)
+        body: Body | bytes = Body(source, offset, length, self._connection.throttle, sending) if length else b""
+        params = {**name, "Body": body, "ContentLength": length}
+        if self._config.checksums:
+            params["ChecksumCRC32"] = sent.checksum
+        try:
+            if part is not None:
+                answer = await client.upload_part(**params, PartNumber=part.number, UploadId=part.upload)
+            else:
+                answer = await client.put_object(**params, **self._encryption)
+        except Exception:
+            if isinstance(body, Body) and body.error is not None:
+                raise body.error from None
+            raise
+        if isinstance(body, Body):
+            body.settle()
+        return sent._replace(etag=answer["ETag"])
+
+    async def _put_parts(self, key: str, source: Source, progress: Progress, log: PartsLog | None) -> Crcs:
+        known = log.known if log is not None else None
+        if known is not None:
+            # Where it was aborted meanwhile, by a lifecycle rule perhaps, it is begun anew.
+            with contextlib.suppress(StartOver):
+                return await self._put_missing(key, source, known, progress, log)
+        upload = await self._retried(lambda _: self._begin(key))
+        multipart = Multipart(upload, part_size(source.size, self._config.part_bytes))
+        if log is not None:
+            log.began(multipart.upload, multipart.part_bytes)
+        return await self._put_missing(key, source, multipart, progress, log)
+
+    async def _put_missing(
+        self, key: str, source: Source, multipart: Multipart, progress: Progress, log: PartsLog | None
+    ) -> Crcs:
+        """Send the parts that are not there yet, and make them an object."""
+        size, part_bytes = source.size, multipart.part_bytes
+        counted = Counted(progress)
+        parts = dict(multipart.parts)
+        for number in parts:
+            counted(min(part_bytes, size - (number - 1) * part_bytes))
 
         async def send(number: int) -> None:
-            offset = (number - 1) * part
-            answer, crcs[number] = await self._retried(
-                lambda counted: self._send(
-                    client.upload_part, key, source, offset, min(part, source.size - offset), counted,
-                    UploadId=upload, PartNumber=number,
-                ),
-                progress,
-            )  # fmt: skip
-            tags[number] = answer["ETag"]
-
-        async def complete(_: Progress) -> None:
-            parts = [{"PartNumber": number, "ETag": tags[number]} for number in sorted(tags)]
-            with self._connection.request("write", key):
-                await client.complete_multipart_upload(
-                    **self._connection.name(key), UploadId=upload, MultipartUpload={"Parts": parts}
-                )
+            offset = (number - 1) * part_bytes
+            part, length = Part(multipart.upload, number), min(part_bytes, size - offset)
+            sent = await self._retried(lambda again: self._send(key, source, offset, length, again, part), counted)
+            parts[number] = _receipt(sent), sent.crcs
+            if log is not None:
+                log.sent(number, *parts[number])
 
         try:
-            await for_each(range(1, -(-source.size // part) + 1), self._config.parts_in_flight or 1, send)
-            await self._retried(complete)
-        except BaseException:
-            await self._abort(client, key, upload)
+            if parts:
+                await self._retried(lambda _: self._find_upload(key, multipart.upload))
+            numbers = (number for number in range(1, -(-size // part_bytes) + 1) if number not in parts)
+            await for_each(numbers, self._config.max_parts_in_flight, send)
+            await self._retried(lambda _: self._complete(key, multipart.upload, parts))
+        except StartOver:
+            if await self._is_complete(key, parts):
+                # It was completed, and the answer was lost, perhaps with the one who asked.
+                return [crc for number in sorted(parts) for crc in parts[number][1]]
+            counted.take_back()
+            await self._abort(key, multipart.upload)
             raise
-        return [crc for number in sorted(crcs) for crc in crcs[number]]
+        except BaseException as error:
+            # Where it is remembered, a later try goes on with what is there.
+            lasting = isinstance(error, CheckpointError) and not isinstance(error, TransientStoreError)
+            if log is None or lasting:
+                await self._abort(key, multipart.upload)
+            raise
+        return [crc for number in sorted(parts) for crc in parts[number][1]]
 
-    async def _begin(self, client: Any, key: str) -> str:
-        """The id of a new multipart upload; one that the store began while we were cancelled is aborted."""
+    async def _find_upload(self, key: str, upload: str) -> None:
+        """``StartOver`` if there is no such upload any more: asked once, since stores answer a part of none variously."""
+        client = await self._connection.client()
+        with self._connection.request("find the upload of", key):
+            await client.list_parts(**self._connection.name(key), UploadId=upload, MaxParts=1)
+
+    async def _complete(self, key: str, upload: str, parts: Parts) -> None:
+        listed = []
+        for number in sorted(parts):
+            checksum, etag = parts[number][0].split(":", 1)
+            listed.append({"PartNumber": number, "ETag": etag})
+            if self._config.checksums:
+                listed[-1]["ChecksumCRC32"] = checksum
+        client = await self._connection.client()
         with self._connection.request("write", key):
-            request = asyncio.ensure_future(
-                client.create_multipart_upload(**self._connection.name(key), **self._encryption)
+            await client.complete_multipart_upload(
+                **self._connection.name(key), UploadId=upload, MultipartUpload={"Parts": listed}
             )
+
+    async def _is_complete(self, key: str, parts: Parts) -> bool:
+        """Whether the object is the one that these parts make, by its ETag."""
+        try:
+            digests = [bytes.fromhex(parts[number][0].split(":", 1)[1].strip('"')) for number in sorted(parts)]
+            _, tag = await self._head(key)
+        except (ValueError, StoreError):  # ETags that are no MD5 (encrypted objects) prove nothing.
+            return False
+        whole = hashlib.md5(b"".join(digests), usedforsecurity=False).hexdigest()
+        return tag is not None and tag.strip('"') == f"{whole}-{len(digests)}"
+
+    async def _begin(self, key: str) -> str:
+        """The id of a new multipart upload; one that the store began while we were cancelled is aborted."""
+        client = await self._connection.client()
+        params = {**self._connection.name(key), **self._encryption}
+        if self._config.checksums:
+            params["ChecksumAlgorithm"] = "CRC32"
+        with self._connection.request("write", key):
+            request = asyncio.ensure_future(client.create_multipart_upload(**params))
             try:
                 return str((await asyncio.shield(request))["UploadId"])
             except asyncio.CancelledError:
@@ -241,10 +328,12 @@ class S3Store(Store):
                 if not request.done():
                     request.cancel()
                 elif request.exception() is None:
-                    await self._abort(client, key, request.result()["UploadId"])
+                    await self._abort(key, request.result()["UploadId"])
                 raise
 
-    async def _abort(self, client: Any, key: str, upload: str) -> None:
+    async def _abort(self, key: str, upload: str) -> None:
+        client = await self._connection.client()
+
         async def abort(_: Progress) -> None:
             with self._connection.request("abort the upload of", key):
                 await client.abort_multipart_upload(**self._connection.name(key), UploadId=upload)
@@ -254,38 +343,39 @@ class S3Store(Store):
             await self._retried(abort)
 
     async def _fetch(
-        self,
-        client: Any,
-        key: str,
-        file: LocalFile,
-        offset: int,
-        tag: str | None,
-        crc32: Sequence[int] | None,
-        progress: Progress,
+        self, key: str, file: LocalFile, offset: int, tag: str | None, crc32: Sequence[int] | None, progress: Progress
     ) -> None:
         """Read one chunk of an object into its place and check it."""
-        where, count = self.url(key), min(CHUNK_BYTES, file.size - offset)
-        ranged = {"Range": f"bytes={offset}-{offset + count - 1}"} if count < file.size else {}
-        crc = received = 0
-        async with self._connection.limiter:
-            with self._connection.request("read", key) as alive:
-                answer = await client.get_object(**self._connection.name(key), **ranged)
-                async with answer["Body"] as body:
-                    if tag is not None and answer.get("ETag") != tag:
-                        raise StartOver(f"{where} was replaced while it was read", where=where)
-                    if ranged and "ContentRange" not in answer:
-                        raise StoreError(f"The store answers a range of {where} with the whole object", where=where)
-                    if not ranged:
-                        self._check_size(key, int(answer.get("ContentLength", file.size)), file.size, None)
-                    while data := await stream(body).readany():
-                        if received + len(data) > count:
-                            raise TransientStoreError(f"{where} answered with more than was asked for", where=where)
-                        file.write(data, offset + received)
-                        crc = zlib.crc32(data, crc)
-                        received += len(data)
-                        progress(len(data))
-                        alive()
-        _check_length({"ContentLength": count}, received, where)
+        connection, name, where = self._connection, self._connection.name(key), self.url(key)
+        client, bulk = await connection.client(), await connection.bulk()
+        count = min(CHUNK_BYTES, file.size - offset)
+        ranged = count < file.size
+
+        def check(headers: Mapping[str, Any]) -> None:
+            if tag is not None and headers.get("etag") != tag:
+                raise StartOver(f"{where} was replaced while it was read", where=where)
+            if ranged and not headers.get("content-range"):
+                raise StoreError(f"The store answers a range of {where} with the whole object", where=where)
+            if not ranged:
+                self._check_size(key, int(headers.get("content-length") or file.size), file.size, None)
+
+        async with connection.lane(count):
+            with connection.request("read", key) as alive:
+
+                def moved(received: int) -> None:
+                    alive()
+                    connection.count(received, of=count)
+                    progress(received)
+
+                async def fetch() -> int:
+                    if bulk is not None:
+                        try:
+                            return await bulk.get(name["Key"], file, offset, count, moved, ranged=ranged, check=check)
+                        except Elsewhere:
+                            await connection.moved()
+                    return await _fetch_slowly(client, name, file, offset, count, moved, ranged, check)
+
+                crc = await fetch()
         if crc32 is not None and crc != crc32[offset // CHUNK_BYTES]:
             raise IntegrityError(f"{key} is damaged at byte {offset}", where=where)
 
@@ -294,6 +384,33 @@ class S3Store(Store):
             raise IntegrityError(f"{key} has {found} bytes instead of {size}", where=self.url(key))
         if crc32 is not None and len(crc32) != -(-found // CHUNK_BYTES):
             raise IntegrityError(f"{key} has {found} bytes, which are not those of its digest", where=self.url(key))
+
+
+async def _fetch_slowly(
+    client: Any, name: Mapping[str, str], file: LocalFile, offset: int, count: int, moved: Progress, ranged: bool,
+    check: Callable[[Mapping[str, Any]], None],
+) -> int:  # fmt: skip
+    """``Bulk.get`` through botocore."""
+    params = {"Range": f"bytes={offset}-{offset + count - 1}"} if ranged else {}
+    crc = received = 0
+    answer = await client.get_object(**name, **params)
+    async with answer["Body"] as body:
+        check(answer["ResponseMetadata"]["HTTPHeaders"])
+        while data := await stream(body).readany():
+            if received + len(data) > count:
+                raise ConnectionError(f"{count} bytes were asked for and more came")
+            file.write(data, offset + received)
+            crc = crc32(data, crc)
+            received += len(data)
+            moved(len(data))
+    if received < count:
+        raise ConnectionError(f"{count} bytes were asked for and {received} came")
+    return crc
+
+
+def _receipt(sent: Sent) -> str:
+    """What is needed to name a part that was sent."""
+    return f"{sent.checksum}:{sent.etag}"
 
 
 def part_size(size: int, part_bytes: int) -> int:

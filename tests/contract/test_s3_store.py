@@ -13,6 +13,7 @@ from typing import Any
 import anyio
 import pytest
 from anyio.abc import SocketAttribute, SocketStream
+from botocore.exceptions import ClientError
 
 from async_ckpt.config import CHUNK_BYTES, Config
 from async_ckpt.errors import CheckpointError, NotFound, StoreError, TransientStoreError, UsageError
@@ -98,13 +99,13 @@ class S3Suite(StoreSuite):
         async def check() -> None:
             async with self.store() as store:
                 assert isinstance(store, S3Store)
-                client = await store._connection.client()
+                bulk = await store._connection.bulk()
 
-                async def refuse(**_: Any) -> None:
-                    raise client.exceptions.ClientError({"Error": {"Code": "AccessDenied"}}, "UploadPart")
+                async def refuse(*_: Any, **__: Any) -> None:
+                    raise ClientError({"Error": {"Code": "AccessDenied"}}, "UploadPart")
 
                 with pytest.MonkeyPatch.context() as patch:
-                    patch.setattr(client, "upload_part", refuse)
+                    patch.setattr(bulk, "put", refuse)
                     with pytest.raises(StoreError, match="AccessDenied"):
                         await store.put_source("a/key", BytesSource(pattern(LARGE)))
                 assert await self.nothing_under(store, "a/key")
@@ -135,19 +136,20 @@ class S3Suite(StoreSuite):
             async with self.store() as store:
                 assert isinstance(store, S3Store)
                 await store.put_source("a/key", BytesSource(b"a" * LARGE))
-                client = await store._connection.client()
-                get = client.get_object
+                bulk = await store._connection.bulk()
+                assert bulk is not None
+                get = bulk.get
                 replaced = False
 
-                async def replace_and_get(**params: Any) -> Any:
+                async def replace_and_get(*args: Any, **params: Any) -> Any:
                     nonlocal replaced
                     if not replaced:
                         replaced = True
                         await store.put_source("a/key", BytesSource(b"b" * LARGE))
-                    return await get(**params)
+                    return await get(*args, **params)
 
                 with pytest.MonkeyPatch.context() as patch:
-                    patch.setattr(client, "get_object", replace_and_get)
+                    patch.setattr(bulk, "get", replace_and_get)
                     with pytest.raises(TransientStoreError, match="replaced while it was read"):
                         await store.get_file("a/key", str(tmp_path / "target"))
 

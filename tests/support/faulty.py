@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 
 from async_ckpt.config import CHUNK_BYTES
 from async_ckpt.errors import NotFound
-from async_ckpt.stores.base import Entry, Progress, Source, Store, no_progress
+from async_ckpt.stores.base import Entry, PartsLog, Progress, Source, Store, no_progress
 
 
 class BytesSource:
@@ -54,7 +54,9 @@ class FaultyStore(Store):
         if self.faults:
             raise self.faults.pop(0)
 
-    async def put_source(self, key: str, source: Source, progress: Progress = no_progress) -> list[int]:
+    async def put_source(
+        self, key: str, source: Source, progress: Progress = no_progress, log: PartsLog | None = None
+    ) -> list[int]:
         half = source.size // 2
         progress(half)
         self._call("put_source")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
+import ipaddress
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -17,6 +20,10 @@ from pathlib import Path
 from typing import IO
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 ACCESS_KEY, SECRET_KEY = "access-key-for-tests", "secret-key-for-tests"
 BUCKET = "bucket"
@@ -48,14 +55,15 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def serve(command: Callable[[int], list[str]], log: IO[bytes]) -> Iterator[S3Server]:
+def serve(command: Callable[[int], list[str]], log: IO[bytes], tls: ssl.SSLContext | None = None) -> Iterator[S3Server]:
     """Run a server until the block ends; on another port where somebody took the first one meanwhile."""
     for _ in range(5):
         port = free_port()
         process = subprocess.Popen(command(port), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         try:
-            if _answers(process, port):
-                yield S3Server(f"http://127.0.0.1:{port}", process.pid)
+            url = f"{'https' if tls else 'http'}://127.0.0.1:{port}"
+            if _answers(process, url, tls):
+                yield S3Server(url, process.pid)
                 return
         finally:
             process.kill()
@@ -64,11 +72,11 @@ def serve(command: Callable[[int], list[str]], log: IO[bytes]) -> Iterator[S3Ser
     raise RuntimeError(f"{command(0)[:4]} does not start: {log.read().decode(errors='replace')[-2000:]}")
 
 
-def _answers(process: subprocess.Popen[bytes], port: int) -> bool:
+def _answers(process: subprocess.Popen[bytes], url: str, tls: ssl.SSLContext | None) -> bool:
     deadline = time.monotonic() + _START_S
     while process.poll() is None and time.monotonic() < deadline:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5):
+            with urllib.request.urlopen(f"{url}/", timeout=5, context=tls):
                 break
         except urllib.error.HTTPError as error:  # refuses us, but it speaks HTTP
             error.close()
@@ -92,6 +100,48 @@ def moto_server() -> Iterator[S3Server]:
         with urllib.request.urlopen(request, timeout=30):
             pass
         yield server
+
+
+@pytest.fixture(scope="session")
+def moto_tls_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[S3Server, str]]:
+    """moto over TLS, and the file of the certificate it shows."""
+    folder = tmp_path_factory.mktemp("tls")
+    certificate, key = folder / "certificate.pem", folder / "key.pem"
+    _self_signed(certificate, key)
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-s", "-c", str(certificate), "-k", str(key)]
+    trusting = ssl.create_default_context(cafile=str(certificate))
+    with (
+        tempfile.TemporaryFile() as log,
+        serve(lambda port: [*command, "-p", str(port)], log, trusting) as server,
+    ):
+        request = urllib.request.Request(f"{server.url}/{BUCKET}", method="PUT")
+        with urllib.request.urlopen(request, timeout=30, context=trusting):
+            pass
+        yield server, str(certificate)
+
+
+def _self_signed(certificate: Path, key: Path) -> None:
+    """A certificate for 127.0.0.1, and its key."""
+    private = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.datetime.now(datetime.timezone.utc)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(private.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False)
+        .sign(private, hashes.SHA256())
+    )
+    certificate.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    key.write_bytes(
+        private.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+    )
 
 
 @pytest.fixture(scope="session")

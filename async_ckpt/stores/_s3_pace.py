@@ -1,0 +1,152 @@
+"""How much at a time: a limit on requests that finds its own height, and a limit on bytes a second."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+#: How long a limit is watched before it is judged, in seconds.
+_WINDOW_S = 1.0
+#: A higher limit is kept if it brought so much more.
+_GAIN = 1.08
+#: After a limit that brought nothing, so many windows pass before the next is tried; more each time.
+_HOLD, _MAX_HOLD = 4, 64
+#: The same after a store that asked us to slow down.
+_HOLD_SLOW = 30
+
+#: The longest sleep of a throttled thread between two looks at whether it is still wanted, in seconds.
+_NAP_S = 0.2
+
+
+class Climber:
+    """Finds the number of requests in flight beyond which more bring nothing; decides, and knows no clock.
+
+    One request fills what a connection gives, which differs by a factor of a hundred between a loopback and a store
+    far away. So the limit is raised by half for a window; if throughput did not follow, it is taken back.
+
+    Parameters
+    ----------
+    start, most : int
+        The first limit, and the highest.
+    """
+
+    def __init__(self, start: int, most: int) -> None:
+        self.limit, self._most = min(start, most), most
+        self._rate = 0.0
+        self._before = 0  # the limit to go back to; 0: nothing is being tried
+        self._hold, self._next_hold = 1, _HOLD
+
+    def judge(self, rate: float, *, full: bool) -> None:
+        """A window ended: bytes a second in it, and whether more requests were waiting all the time."""
+        if self._hold == _HOLD_SLOW:
+            self._hold -= 1
+            return
+        if not full:
+            # Nothing is known of a limit that was not reached.
+            if self._before:
+                self.limit, self._before = self._before, 0
+            return
+        if self._before:
+            if rate < self._rate * _GAIN:
+                self.limit, self._before = self._before, 0
+                self._hold, self._next_hold = self._next_hold, min(2 * self._next_hold, _MAX_HOLD)
+                return
+            self._before, self._next_hold, self._hold = 0, _HOLD, 0
+        self._rate = rate
+        self._hold -= 1
+        if self._hold <= 0 and self.limit < self._most:
+            self._before = self.limit
+            self.limit = min(math.ceil(self.limit * 1.5), self._most)
+
+    def slow_down(self) -> None:
+        """The store asked for less; once for all requests that were under way then."""
+        if self._hold == _HOLD_SLOW:
+            return
+        self.limit = max((self._before or self.limit) // 2, 1)
+        self._before, self._hold = 0, _HOLD_SLOW
+
+
+class Lane:
+    """A limit on requests in flight that follows a ``Climber``; first come, first served.
+
+    Use ``async with lane:`` around a request, in one event loop.
+    """
+
+    def __init__(self, climber: Climber, clock: Callable[[], float] = time.monotonic) -> None:
+        self._climber, self._clock = climber, clock
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._running = 0
+        self._began, self._bytes, self._full = clock(), 0, True
+
+    @property
+    def limit(self) -> int:
+        return self._climber.limit
+
+    def moved(self, count: int) -> None:
+        """Bytes that were transferred; takes back what a failed try had reported."""
+        self._bytes += count
+        now = self._clock()
+        self._full = self._full and bool(self._waiting)
+        if now - self._began >= _WINDOW_S:
+            self._climber.judge(self._bytes / (now - self._began), full=self._full)
+            self._began, self._bytes, self._full = now, 0, True
+            self._wake()
+
+    def slow_down(self) -> None:
+        self._climber.slow_down()
+
+    async def __aenter__(self) -> None:
+        if self._running < self.limit and not self._waiting:
+            self._running += 1
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self._release()
+            raise  # A turn that was cancelled is passed over when it comes.
+
+    async def __aexit__(self, *_: object) -> None:
+        self._release()
+
+    def _release(self) -> None:
+        self._running -= 1
+        self._wake()
+
+    def _wake(self) -> None:
+        while self._waiting and self._running < self.limit:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                self._running += 1
+                turn.set_result(None)
+
+
+class Throttle:
+    """At most so many bytes a second, over all threads; 0: as many as there are."""
+
+    def __init__(self, bytes_per_s: float) -> None:
+        self._rate = bytes_per_s
+        self._lock = threading.Lock()
+        self._free_at = 0.0
+
+    def reserve(self, count: int) -> float:
+        """Seconds to wait before ``count`` bytes may be sent."""
+        if not self._rate:
+            return 0.0
+        with self._lock:
+            now = time.monotonic()
+            self._free_at = max(self._free_at, now) + count / self._rate
+            return self._free_at - now - count / self._rate
+
+    def take(self, count: int, check: Callable[[], None]) -> None:
+        """Wait in this thread until ``count`` bytes may be sent; ``check`` is called meanwhile, and may raise."""
+        until = time.monotonic() + self.reserve(count)
+        while (left := until - time.monotonic()) > 0:
+            check()
+            time.sleep(min(left, _NAP_S))
