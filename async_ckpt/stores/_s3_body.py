@@ -21,10 +21,11 @@ PIECE_BYTES = 1 << 20
 
 
 class Digest(NamedTuple):
-    """Of a range: the CRC-32 of every chunk in it and of the whole, SHA-256 in hex digits (None: not asked for), and
-    the content itself where it is no longer than a piece.
+    """Of a range: its length in bytes, the CRC-32 of every chunk in it and of the whole, SHA-256 in hex digits (None:
+    not asked for), and the content itself where it is no longer than a piece.
     """
 
+    length: int
     crcs: list[int]
     crc: int
     sha256: str | None
@@ -53,7 +54,7 @@ def digest(
             chunk = 0
     if length <= CHUNK_BYTES:
         whole = crcs[0] if crcs else 0
-    return Digest(crcs, whole, sha.hexdigest() if sha else None, data if length <= PIECE_BYTES else None)
+    return Digest(length, crcs, whole, sha.hexdigest() if sha else None, data if length <= PIECE_BYTES else None)
 
 
 class Bytes:

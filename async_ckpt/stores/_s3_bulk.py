@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
+import anyio
 from botocore.exceptions import ClientError
 from botocore.parsers import create_parser
 
@@ -80,7 +81,6 @@ class Bulk:
     ) -> None:  # fmt: skip
         self._endpoint, self._credentials, self._throttle = endpoint, credentials, throttle
         self._checksums, self._threads = checksums, threads
-        self._stall_s = stall_s
         self._pool = Pool(endpoint.address, connect_s, stall_s)
 
     async def put(
@@ -163,7 +163,7 @@ class Bulk:
                     raise ConnectionError(f"{count} bytes were asked for and {'more' if done == count else done} came")
                 return crc
 
-            return self._exchange(job, lambda wire: wire.send(head), take)
+            return self._exchange(job, lambda wire: wire.send(head), take, exact=count > PIECE_BYTES)
 
         return await self._run(receive, count, moved)
 
@@ -197,21 +197,21 @@ class Bulk:
             done += len(data)
             job.moved = done
 
-    def _exchange(self, job: Job, ask: Callable[[Wire], None], take: Callable[[Wire, Answer], T]) -> T:
+    def _exchange(
+        self, job: Job, ask: Callable[[Wire], None], take: Callable[[Wire, Answer], T], *, exact: bool = False
+    ) -> T:
         """A request and its answer; once more on a new connection, where a kept one turns out to be closed."""
         while True:
             with self._pool.wire(job) as wire:
                 try:
                     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                         ask(wire)  # A store that refuses a body may close before it has all of it: its answer counts.
-                    answer = wire.answer()
+                    answer = wire.answer(exact=exact)
                 except Closed:
                     if not wire.kept:
                         raise
                     wire.reusable = False
                     continue
-                except TimeoutError as error:
-                    raise TimeoutError(f"nothing moved for {self._stall_s:g} s") from error
                 except OSError:
                     job.check()  # It was us who ended it.
                     raise
@@ -233,10 +233,10 @@ class Bulk:
         except asyncio.CancelledError:
             job.abort()
             # What it uses (the source, the file) stays valid until it has ended, which is at once.
-            while not future.done():
+            with anyio.CancelScope(shield=True):
                 await asyncio.wait({future})
             if not future.cancelled():
-                future.exception()
+                future.exception()  # Nobody wants to know.
             raise
         if seen != size:
             moved(size - seen)  # An answer that was not read piece by piece counts at its end.

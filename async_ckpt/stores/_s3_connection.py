@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AsyncExitStack
 from typing import Any
 
 import anyio
@@ -65,7 +65,7 @@ class Connection:
         self.throttle = Throttle(config.max_bandwidth_bytes_s)
         #: Requests in flight over all calls of the store, there once ``client`` returned. Small ones have a lane of
         #: their own, so that a commit, or a thousand small files, do not stand behind the parts of a big one.
-        self.small: anyio.CapacityLimiter
+        self.small: Lane
         self.large: Lane
 
     def name(self, key: str) -> dict[str, str]:
@@ -92,7 +92,7 @@ class Connection:
                     with mapped(f"Cannot make a client for {self.root}", self.root):
                         opened = await open_client(stack, self._settings, self._config)
                     self._credentials, self._verify = opened.credentials, opened.verify
-                    self.small = anyio.CapacityLimiter(self._config.files_in_flight)
+                    self.small = Lane(Climber(self._config.files_in_flight, self._config.files_in_flight))
                     self.large = Lane(Climber(self._config.parts_in_flight, self._config.max_parts_in_flight))
                     self._stall_s = STALL_S + float(opened.client.meta.config.read_timeout or 0)
                     self._stack, self._client = stack.pop_all(), opened.client
@@ -132,7 +132,7 @@ class Connection:
         if bulk is not None:
             bulk.close()
 
-    def lane(self, size: int) -> AbstractAsyncContextManager[object]:
+    def lane(self, size: int) -> Lane:
         """Where a request of ``size`` bytes waits for its turn."""
         return self.small if size <= SMALL_BYTES else self.large
 
@@ -142,34 +142,48 @@ class Connection:
             self.large.moved(moved)
 
     @contextlib.contextmanager
+    def mapping(self, verb: str, key: str) -> Iterator[None]:
+        """Around one request that knows its own time limit (bulk): maps its errors, and learns from them.
+
+        Raises
+        ------
+        StoreError
+            As ``mapped``.
+        """
+        where = f"{self.root}/{key}"
+        try:
+            with mapped(f"Cannot {verb} {where}", where):
+                yield
+        except StoreError as error:
+            if asks_to_slow_down(error.__cause__):
+                self.large.slow_down()
+            if self._credentials is not None and expired(error.__cause__):
+                self._credentials.forget()
+            raise
+
+    @contextlib.contextmanager
     def request(self, verb: str, key: str) -> Iterator[Callable[[], None]]:
-        """Around one request: maps its errors, and ends it when nothing moves. Call what it yields when something did.
+        """Around one request through the client: as ``mapping``, and ends it when nothing moves. Call what it yields
+        when something did.
 
         Raises
         ------
         StoreError
             As ``mapped``; ``TransientStoreError`` when nothing moved for ``STALL_S`` after the read time-out.
         """
-        where = f"{self.root}/{key}"
-        what = f"Cannot {verb} {where}"
         with anyio.CancelScope(deadline=anyio.current_time() + self._stall_s) as scope:
 
             def alive() -> None:
                 scope.deadline = anyio.current_time() + self._stall_s
 
-            try:
-                with mapped(what, where):
-                    yield alive
-            except StoreError as error:
-                if asks_to_slow_down(error.__cause__):
-                    self.large.slow_down()
-                if self._credentials is not None and expired(error.__cause__):
-                    self._credentials.forget()
-                raise
+            with self.mapping(verb, key):
+                yield alive
         if scope.cancelled_caught:
+            where = f"{self.root}/{key}"
             raise TransientStoreError(
-                f"{what}: nothing moved for {self._stall_s:g} s", where=where, hint="Check the network and the store"
-            )
+                f"Cannot {verb} {where}: nothing moved for {self._stall_s:g} s", where=where,
+                hint="Check the network and the store",
+            )  # fmt: skip
 
     async def aclose(self) -> None:
         """Close the client; the next call would make another."""

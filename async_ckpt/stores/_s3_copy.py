@@ -36,6 +36,8 @@ async def copy_object(
             f"{source_key} has {answer['ContentLength']} bytes instead of {size}",
             where=f"{connection.root}/{source_key}",
         )
+    if source_key == key:
+        return
     # What somebody replaces meanwhile is not copied.
     origin = {"CopySource": source, "CopySourceIfMatch": answer["ETag"]}
     if size > ONE_REQUEST_BYTES:

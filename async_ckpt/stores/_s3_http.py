@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
+import struct
 import threading
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -27,7 +28,7 @@ _MAX_LINE = 1 << 10
 #: Statuses whose answers have no body.
 _EMPTY = (204, 304)
 
-_PEEK_BYTES = 4096
+_READ_BYTES = 4096
 
 
 class Address(NamedTuple):
@@ -71,16 +72,20 @@ class Wire:
         except OSError as error:
             reason = f"cannot connect to {address.host}:{address.port}: {error.strerror or error}"
             raise ConnectionError(reason) from error
+        self._tls, self._stall_s = address.tls is not None, stall_s
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            self._tls = address.tls is not None
-            self._sock = address.tls.wrap_socket(sock, server_hostname=address.host) if address.tls else sock
+            # The kernel's own time limits: Python's cost a poll for each call.
+            sock.settimeout(None)
+            limit = struct.pack("ll", int(stall_s), int(stall_s % 1 * 1e6))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+            with self._limited():
+                self._sock = address.tls.wrap_socket(sock, server_hostname=address.host) if address.tls else sock
         except BaseException:
             sock.close()
             raise
-        self._stall_s = stall_s
-        self._sock.settimeout(stall_s)
         self._rest = b""  # read, and not yet asked for
         self._left: int | None = 0  # of the body: bytes; None: until the end of the connection
         self._chunked = False
@@ -92,13 +97,24 @@ class Wire:
     def send(self, data: bytes | bytearray | memoryview) -> None:
         """Send all of it; the limit is for each step forward, not for the whole."""
         view = memoryview(data)
-        while view:
-            view = view[self._sock.send(view) :]
+        with self._limited():
+            while view:
+                view = view[self._sock.send(view) :]
 
-    def answer(self, *, body: bool = True) -> Answer:
-        """Read an answer's head. ``body``: False after a HEAD request."""
+    def answer(self, *, body: bool = True, exact: bool = False) -> Answer:
+        """Read an answer's head.
+
+        Parameters
+        ----------
+        body : bool
+            False after a HEAD request.
+        exact : bool
+            Read nothing beyond the head, where that can be had: a long body is then read straight to where it is to be,
+            in whole pages, which copies several times faster.
+        """
         while True:
-            status, headers = self._head()
+            with self._limited():
+                status, headers = self._head(exact and not self._tls)
             if status >= 200:
                 break
         self.reusable = headers.get("connection", "").lower() != "close"
@@ -107,7 +123,8 @@ class Wire:
         if not body or status in _EMPTY:
             self._left, self._chunked = 0, False
         elif self._chunked:
-            self._left = self._chunk_size()
+            with self._limited():
+                self._left = self._chunk_size()
         elif length is not None and length.isdecimal():
             self._left = int(length)
         else:
@@ -116,6 +133,10 @@ class Wire:
 
     def read_into(self, view: memoryview) -> int:
         """Fill ``view`` with the next bytes of the body; fewer only at its end."""
+        with self._limited():
+            return self._fill(view)
+
+    def _fill(self, view: memoryview) -> int:
         done = 0
         while done < len(view) and self._left != 0:
             room = len(view) - done if self._left is None else min(len(view) - done, self._left)
@@ -153,17 +174,13 @@ class Wire:
 
     def is_stale(self) -> bool:
         """Whether the server has closed the connection, or said something nobody asked for, since the last answer."""
-        self._sock.setblocking(False)
         try:
             # Below TLS: whatever lies there is a goodbye.
-            socket.socket.recv(self._sock, 1, socket.MSG_PEEK)
-        except (BlockingIOError, ssl.SSLWantReadError):
+            socket.socket.recv(self._sock, 1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
             return bool(self._rest)
         except OSError:
             return True
-        finally:
-            with contextlib.suppress(OSError):
-                self._sock.settimeout(self._stall_s)
         return True
 
     def abort(self) -> None:
@@ -183,9 +200,17 @@ class Wire:
             return count
         return self._sock.recv_into(view)
 
-    def _head(self) -> tuple[int, dict[str, str]]:
+    @contextlib.contextmanager
+    def _limited(self) -> Iterator[None]:
+        """``TimeoutError`` where the kernel's time limit ended a call."""
+        try:
+            yield
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
+            raise TimeoutError(f"nothing moved for {self._stall_s:g} s") from error
+
+    def _head(self, exact: bool) -> tuple[int, dict[str, str]]:
         """Status and headers of the next head."""
-        head = self._until(b"\r\n\r\n", _MAX_HEAD)
+        head = self._until(b"\r\n\r\n", _MAX_HEAD, exact)
         first, *lines = head.decode("latin-1").split("\r\n")
         version, _, rest = first.partition(" ")
         if not version.startswith("HTTP/1.") or not rest[:3].isdecimal():
@@ -198,25 +223,24 @@ class Wire:
             headers[name.lower()] = value.strip()
         return int(rest[:3]), headers
 
-    def _until(self, end: bytes, limit: int) -> bytes:
+    def _until(self, end: bytes, limit: int, exact: bool = False) -> bytes:
         """Everything before ``end``, which is consumed as well."""
         while (found := self._rest.find(end)) < 0:
             if len(self._rest) > limit:
                 raise ConnectionError(f"the answer's head is longer than {limit} bytes")
-            data = self._more(end)
+            try:
+                data = self._peeked(end) if exact else self._sock.recv(_READ_BYTES)
+            except (ConnectionResetError, ssl.SSLEOFError) as error:
+                raise (ConnectionResetError if self._rest else Closed)(f"the connection broke: {error}") from error
             if not data:
                 raise (ConnectionResetError if self._rest else Closed)("the connection was closed without an answer")
             self._rest += data
         head, self._rest = self._rest[:found], self._rest[found + len(end) :]
         return head
 
-    def _more(self, end: bytes) -> bytes:
-        """The next bytes; not beyond ``end`` where that can be helped: content is then read straight to where it is to
-        be, in whole pages, which copies several times faster.
-        """
-        if self._tls:
-            return self._sock.recv(_PEEK_BYTES)
-        ahead = self._sock.recv(_PEEK_BYTES, socket.MSG_PEEK)
+    def _peeked(self, end: bytes) -> bytes:
+        """The next bytes, not beyond ``end``."""
+        ahead = self._sock.recv(_READ_BYTES, socket.MSG_PEEK)
         found = ahead.find(end)
         return self._sock.recv(found + len(end) if found >= 0 else len(ahead)) if ahead else b""
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import hmac
+import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -51,8 +52,8 @@ class Signer:
         now : datetime or None
             UTC; None: now.
         """
-        now = now or datetime.datetime.now(datetime.timezone.utc)
-        stamp, day = now.strftime("%Y%m%dT%H%M%SZ"), now.strftime("%Y%m%d")
+        stamp = time.strftime("%Y%m%dT%H%M%SZ", now.utctimetuple() if now else time.gmtime())
+        day = stamp[:8]
         added = {"x-amz-date": stamp, "x-amz-content-sha256": payload}
         if credentials.token:
             added["x-amz-security-token"] = credentials.token

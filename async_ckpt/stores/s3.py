@@ -22,7 +22,7 @@ from ..config import CHUNK_BYTES, Config
 from ..errors import CheckpointError, IntegrityError, NotFound, StoreError, TransientStoreError
 from ..files import crc32
 from ._backoff import Counted, with_retries
-from ._s3_body import Body, Bytes, LocalFile, digest
+from ._s3_body import Body, Bytes, Digest, LocalFile, digest
 from ._s3_bulk import Elsewhere, Sent, base64_crc
 from ._s3_client import stream
 from ._s3_connection import Connection
@@ -98,12 +98,13 @@ class S3Store(Store):
         connection, name = self._connection, self._connection.name(key)
         client, bulk = await connection.client(), await connection.bulk()
         async with connection.small:
-            with connection.request("read", key) as alive:
-                if bulk is not None:
-                    try:
+            if bulk is not None:
+                try:
+                    with connection.mapping("read", key):
                         return await bulk.get_bytes(name["Key"], MAX_BYTES)
-                    except Elsewhere:
-                        await connection.moved()
+                except Elsewhere:
+                    await connection.moved()
+            with connection.request("read", key) as alive:
                 pieces: list[bytes] = []
                 answer = await client.get_object(**name)
                 async with answer["Body"] as body:
@@ -189,48 +190,52 @@ class S3Store(Store):
         """Send a range of a source with one request: as the object, or as a part of it."""
         connection, name = self._connection, self._connection.name(key)
         client, bulk = await connection.client(), await connection.bulk()
+
+        def sending(count: int) -> None:
+            connection.count(count, of=length)
+            progress(count)
+
         async with connection.lane(length):
+            if bulk is not None:
+                query = {"partNumber": str(part.number), "uploadId": part.upload} if part else {}
+                headers = {} if part else self._encryption_headers
+                try:
+                    with connection.mapping("write", key):
+                        return await bulk.put(
+                            name["Key"], source, offset, length, sending, query=query, headers=headers
+                        )
+                except Elsewhere:
+                    await connection.moved()
+            facts = await anyio.to_thread.run_sync(digest, source, offset, length)
             with connection.request("write", key) as alive:
 
-                def sending(count: int) -> None:
+                def moving(count: int) -> None:
                     alive()
-                    connection.count(count, of=length)
-                    progress(count)
+                    sending(count)
 
-                if bulk is not None:
-                    query = {"partNumber": str(part.number), "uploadId": part.upload} if part else {}
-                    try:
-                        return await bulk.put(
-                            name["Key"], source, offset, length, sending, query=query,
-                            headers={} if part else self._encryption_headers,
-                        )  # fmt: skip
-                    except Elsewhere:
-                        await connection.moved()
-                return await self._send_slowly(client, name, source, offset, length, sending, part)
+                etag = await self._send_slowly(client, name, source, offset, facts, moving, part)
+            return Sent(etag, base64_crc(facts.crc), facts.crcs)
 
     async def _send_slowly(
-        self, client: Any, name: dict[str, str], source: Source, offset: int, length: int, sending: Progress,
+        self, client: Any, name: dict[str, str], source: Source, offset: int, facts: Digest, sending: Progress,
         part: Part | None,
-    ) -> Sent:  # fmt: skip
-        """The same through botocore, which knows proxies, client certificates and buckets that moved."""
-        facts = await anyio.to_thread.run_sync(digest, source, offset, length)
-        sent = Sent("", base64_crc(facts.crc), facts.crcs)
-        body: Body | bytes = Body(source, offset, length, self._connection.throttle, sending) if length else b""
-        params = {**name, "Body": body, "ContentLength": length}
+    ) -> str:  # fmt: skip
+        """The same through botocore, which knows proxies, client certificates and buckets that moved: its ETag."""
+        body = Body(source, offset, facts.length, self._connection.throttle, sending)
+        params = {**name, "Body": body if facts.length else b"", "ContentLength": facts.length}
         if self._config.checksums:
-            params["ChecksumCRC32"] = sent.checksum
+            params["ChecksumCRC32"] = base64_crc(facts.crc)
         try:
             if part is not None:
                 answer = await client.upload_part(**params, PartNumber=part.number, UploadId=part.upload)
             else:
                 answer = await client.put_object(**params, **self._encryption)
         except Exception:
-            if isinstance(body, Body) and body.error is not None:
+            if body.error is not None:
                 raise body.error from None
             raise
-        if isinstance(body, Body):
-            body.settle()
-        return sent._replace(etag=answer["ETag"])
+        body.settle()
+        return str(answer["ETag"])
 
     async def _put_parts(self, key: str, source: Source, progress: Progress, log: PartsLog | None) -> Crcs:
         known = log.known if log is not None else None
@@ -284,7 +289,7 @@ class S3Store(Store):
         return [crc for number in sorted(parts) for crc in parts[number][1]]
 
     async def _find_upload(self, key: str, upload: str) -> None:
-        """``StartOver`` if there is no such upload any more: asked once, since stores answer a part of none variously."""
+        """``StartOver`` if the upload is gone. Asked first, since stores answer a part for none in many ways."""
         client = await self._connection.client()
         with self._connection.request("find the upload of", key):
             await client.list_parts(**self._connection.name(key), UploadId=upload, MaxParts=1)
@@ -359,23 +364,27 @@ class S3Store(Store):
             if not ranged:
                 self._check_size(key, int(headers.get("content-length") or file.size), file.size, None)
 
-        async with connection.lane(count):
+        def moved(received: int) -> None:
+            connection.count(received, of=count)
+            progress(received)
+
+        async def fetch() -> int:
+            if bulk is not None:
+                try:
+                    with connection.mapping("read", key):
+                        return await bulk.get(name["Key"], file, offset, count, moved, ranged=ranged, check=check)
+                except Elsewhere:
+                    await connection.moved()
             with connection.request("read", key) as alive:
 
-                def moved(received: int) -> None:
+                def moving(received: int) -> None:
                     alive()
-                    connection.count(received, of=count)
-                    progress(received)
+                    moved(received)
 
-                async def fetch() -> int:
-                    if bulk is not None:
-                        try:
-                            return await bulk.get(name["Key"], file, offset, count, moved, ranged=ranged, check=check)
-                        except Elsewhere:
-                            await connection.moved()
-                    return await _fetch_slowly(client, name, file, offset, count, moved, ranged, check)
+                return await _fetch_slowly(client, name, file, offset, count, moving, ranged, check)
 
-                crc = await fetch()
+        async with connection.lane(count):
+            crc = await fetch()
         if crc32 is not None and crc != crc32[offset // CHUNK_BYTES]:
             raise IntegrityError(f"{key} is damaged at byte {offset}", where=where)
 

@@ -1,7 +1,8 @@
 """An S3 server (moto) whose answers to requests for checkpoints can be spoiled; Metaflow's own requests go through.
 
 The gate is a file, so that a flow's step can open and close it as well: its content is a rule
-``<methods>:<what happens>``, e.g. ``PUT:hang`` or ``PUT,POST,GET:refuse``.
+``<methods>:<what happens>``, e.g. ``PUT:hang`` or ``PUT,POST,GET:refuse``; a further ``:<text>`` confines it to
+addresses with this text in them.
 
 hang     no answer until the gate opens
 refuse   403 AccessDenied: for good
@@ -31,13 +32,13 @@ class GatedS3:
 
     def __init__(self, root: Path) -> None:
         self.gate_file, self._address = root / "gate", root / "address"
-        self._log = root / "server.log"
+        self._log, self._answered = root / "server.log", root / "answered"
 
     def __enter__(self) -> GatedS3:
         # A server must outlive no test run: it ends when its standard input does.
         with open(self._log, "wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, __file__, str(self._address), str(self.gate_file)],
+                [sys.executable, __file__, str(self._address), str(self.gate_file), str(self._answered)],
                 stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT,
             )  # fmt: skip
         until = time.monotonic() + START_S
@@ -63,6 +64,11 @@ class GatedS3:
     def open_gate(self) -> None:
         self.gate_file.unlink(missing_ok=True)
 
+    def answered(self, method: str) -> list[str]:
+        """Addresses of all requests that came through, oldest first."""
+        lines = self._answered.read_text().splitlines() if self._answered.exists() else []
+        return [line.partition(" ")[2] for line in lines if line.startswith(f"{method} ")]
+
     def new_bucket(self) -> dict[str, str]:
         """Make a bucket; returns Metaflow's settings for it. ``GATE`` names the gate's file to steps."""
         bucket = f"test-{uuid.uuid4().hex[:12]}"
@@ -83,7 +89,7 @@ class GatedS3:
         }
 
 
-def _serve(address: str, gate: str) -> None:
+def _serve(address: str, gate: str, answered: str) -> None:
     import signal
     import threading
 
@@ -95,10 +101,11 @@ def _serve(address: str, gate: str) -> None:
     def rule(method: str, path: str) -> str:
         try:
             with open(gate) as file:
-                methods, _, what = file.read().partition(":")
+                methods, what, *text = file.read().split(":", 2)
         except FileNotFoundError:
             return ""
-        return what if method in methods.split(",") and "mf.checkpoints" in path else ""
+        concerned = method in methods.split(",") and "mf.checkpoints" in path and all(part in path for part in text)
+        return what if concerned else ""
 
     def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"] + "?" + environ.get("QUERY_STRING", "")
@@ -111,6 +118,8 @@ def _serve(address: str, gate: str) -> None:
             start_response(status, [("Content-Type", "application/xml")])
             return [_ERROR.format(code).encode()]
         answer: Iterable[bytes] = moto(environ, start_response)
+        with open(answered, "a") as file:
+            file.write(f"{method} {path}\n")
         return answer
 
     server = make_server("127.0.0.1", 0, application, threaded=True)

@@ -62,7 +62,7 @@ def test_payloads_are_signed_where_nothing_else_guards_them(
     async def check() -> None:
         async with AsyncExitStack() as stack:
             settings = S3Settings({**KEYS, "endpoint_url": url, "config": {"s3": given}})
-            client, _ = await open_client(stack, settings, Config(unsigned_payload=unsigned_payload))
+            client = (await open_client(stack, settings, Config(unsigned_payload=unsigned_payload))).client
             assert (client.meta.config.s3 or {}).get("payload_signing_enabled") is signed
 
     anyio.run(check)
