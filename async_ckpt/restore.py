@@ -12,7 +12,7 @@ import os
 import secrets
 import shutil
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from . import catalog, layout
@@ -22,7 +22,8 @@ from .errors import CheckpointError, IntegrityError, NotFound, SnapshotError, os
 from .files import copy_content
 from .manifest import PACKED, FileEntry, Manifest, load
 from .snapshot.base import remove_tree
-from .source import captured_source
+from .snapshot.lending import Lender
+from .source import FileSource, pack_path
 from .spool.spool import Admitted, torn_file
 from .stores.base import Entry, Store
 
@@ -146,9 +147,22 @@ def extract_tar(archive: str, destination: str, *, where: str) -> None:
         raise IntegrityError(f"The tar cannot be read: {error}", where=where, hint="Load an earlier one") from error
 
 
-def load_from_spool(item: Admitted, destination: str) -> None:
+def load_from_spool(
+    item: Admitted,
+    destination: str,
+    lender: Lender | None = None,
+    guard: Callable[[dict[str, int]], None] = lambda leases: None,
+) -> None:
     """Load a checkpoint that this machine still has on its disk: no network, and correct while its files are being
     made private.
+
+    Parameters
+    ----------
+    lender : Lender or None
+        Makes hard links of files where that is safe; None, and for all others: they are cloned or copied.
+    guard : callable
+        Gets the lender's leases (path → descriptor) before the first file has its final name, to hold them until the
+        checkpoint is in the store.
 
     Raises
     ------
@@ -157,12 +171,21 @@ def load_from_spool(item: Admitted, destination: str) -> None:
     IntegrityError
         It was written to while nobody guarded it.
     """
-    with _landing(destination) as staging:
+    with contextlib.ExitStack() as stack:
+        if lender is not None:
+            stack.callback(lender.close)
+        staging = stack.enter_context(_landing(destination))
         _make_directories(item.manifest, staging)
+        pack = _pack(item)
+        if pack is not None:
+            stack.callback(pack.close)
         for entry in item.manifest.files:
             target = os.path.join(staging, entry.path)
-            if entry.how == PACKED:
-                _unpack(item, entry, target)
+            if lender is not None and lender.lend(entry, item.file(entry.path), target):
+                continue
+            if pack is not None and entry.how == PACKED:
+                with open(target, "wb") as file:
+                    file.write(pack.pread(entry.size, entry.offset))
             else:
                 _copy_captured(item.file(entry.path), target, entry.size)
             os.chmod(target, entry.mode)
@@ -174,16 +197,17 @@ def load_from_spool(item: Admitted, destination: str) -> None:
             raise IntegrityError(
                 f"The captured file {torn} was written to after the save", where=item.data, hint="Load an earlier one"
             )
+        if lender is not None:
+            guard(lender.hand_over())
         _finish(item.manifest, staging)
 
 
-def _unpack(item: Admitted, entry: FileEntry, target: str) -> None:
-    source = captured_source(item.data, entry)
-    try:
-        with open(target, "wb") as file:
-            file.write(source.pread(entry.size, 0))
-    finally:
-        source.close()
+def _pack(item: Admitted) -> FileSource | None:
+    """All small files of a snapshot, opened once; None where it has none."""
+    packed = [entry for entry in item.manifest.files if entry.how == PACKED]
+    if not packed:
+        return None
+    return FileSource(pack_path(item.data), max(entry.offset + entry.size for entry in packed), 0)
 
 
 def _copy_captured(path: str, target: str, size: int) -> None:

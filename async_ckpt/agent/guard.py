@@ -70,11 +70,19 @@ class Guard:
         """Take over a lease; its descriptor belongs to the guard from now on."""
         with self._lock:
             previous = self._held.get((identity, path))
-            if (
-                previous is not None
-            ):  # Sent again over a new connection: the same description, one descriptor is enough.
-                os.close(held.fd)
-                return
+            if previous is not None:
+                if lease.is_same(previous.fd, held.fd):  # Sent again over a new connection: one descriptor is enough.
+                    os.close(held.fd)
+                    return
+                # A load has linked the file and took a lease of its own: one is enough, and a writer waits for all.
+                # The new one, whose process lives; unless the file is about to be nobody else's.
+                if previous.busy:
+                    lease.release(held.fd)
+                    os.close(held.fd)
+                    return
+                held.stood = previous.stood
+                lease.release(previous.fd)
+                os.close(previous.fd)
             self._held[identity, path] = held
             if held.origin in self._rewritten:
                 self._early.put((identity, path))

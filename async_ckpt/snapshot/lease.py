@@ -69,6 +69,17 @@ def release(fd: int) -> None:
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
 
 
+def is_same(fd: int, other: int) -> bool:
+    """Whether two descriptors are of one open file description, and so of one lease."""
+    before, flags = fcntl.fcntl(other, fcntl.F_GETFL), fcntl.fcntl(fd, fcntl.F_GETFL)
+    # Means nothing for a regular file, and is seen through every descriptor of the description.
+    fcntl.fcntl(fd, fcntl.F_SETFL, flags ^ os.O_NONBLOCK)
+    try:
+        return fcntl.fcntl(other, fcntl.F_GETFL) != before
+    finally:
+        fcntl.fcntl(fd, fcntl.F_SETFL, flags)
+
+
 def make_private(path: str, fd: int, size: int, mtime_ns: int, *, donor: str | None = None) -> bool:
     """Replace the snapshot's link ``path`` by a copy of its own, while the lease on ``fd`` still holds writers off.
 

@@ -2,6 +2,12 @@
 
 Objects are written under a temporary name in ``<root>/.async-ckpt-tmp`` (out of the way of everybody who lists the
 datastore) and renamed. What a killed process left there is removed a day later.
+
+An object is on the disk when its ``put`` or ``copy`` returns, before the snapshot it came from is given up: its bytes
+are synced before the rename, its folder after it. Else a machine that loses power would be left with empty files
+under final names. That lasts as long as the disk takes to write them: on an ext4 of 0.8 GB/s, 1 GiB 1.4 s instead of
+0.5, 100 files of 1 MiB 0.14 s instead of 0.03. One syncfs(2) before a commit would last as long, wait for everybody
+else's bytes as well, and not say which object is safe. ``Config.local_fsync`` turns it off.
 """
 
 from __future__ import annotations
@@ -10,20 +16,20 @@ import contextlib
 import errno
 import itertools
 import os
+import secrets
 import stat
 import time
-import uuid
-import zlib
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import TypeVar
 
-from anyio import to_thread
+from anyio import from_thread, to_thread
 
 from ..config import CHUNK_BYTES, Config
 from ..errors import IntegrityError, NotFound, StoreError, TransientStoreError, UsageError, os_hint, os_reason
-from ..files import chunk_crc, clone, copy_range, pwrite_all
+from ..files import clone, copy_range, crc32, pwrite_all
 from ._backoff import Counted
-from .base import Entry, Progress, Source, Store, check_key, no_progress
+from ._local_copy import copied_chunks, sync_file, sync_folder
+from .base import Capabilities, Entry, PartsLog, Progress, Source, Store, check_key, no_progress
 
 T = TypeVar("T")
 
@@ -35,6 +41,14 @@ _TRIES = 5
 
 #: The same for making a folder that others remove when it is empty: each try takes microseconds.
 _FOLDER_TRIES = 500
+
+_NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+
+#: Errors of link(2) that mean "not this file": too many links, not ours, another file system, unsupported; or the
+#: folder or the file was removed in this moment.
+_NO_LINK = (
+    errno.EMLINK, errno.EPERM, errno.EACCES, errno.EXDEV, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOENT,
+)  # fmt: skip
 
 #: No such object: the path, or a folder on the way to it, is missing, or something else lies there.
 _MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
@@ -53,44 +67,39 @@ class LocalStore(Store):
     root : str
         Absolute directory; made when the first object is written.
     config : Config
-        For symmetry with other stores.
+        ``local_fsync``: whether a ``put`` waits for the disk.
     """
+
+    capabilities = Capabilities(copy=True)
 
     def __init__(self, root: str, config: Config = Config()) -> None:  # noqa: B008 - immutable
         self.root = os.path.abspath(root)
         self._temporary = os.path.join(self.root, _TEMPORARY)
+        self._durable: bool = getattr(config, "local_fsync", True)
         self._swept = False
 
-    async def put_source(self, key: str, source: Source, progress: Progress = no_progress) -> list[int]:
+    async def put_source(
+        self, key: str, source: Source, progress: Progress = no_progress, log: PartsLog | None = None
+    ) -> list[int]:
         path = self._path(key)
         with _mapped("write", path):
-            fd, temporary = await self._thread(self._new_file)
-            try:
-                if source.path is None:
-                    crcs = []
-                    for offset in range(0, source.size, CHUNK_BYTES):
-                        crcs.append(await self._thread(_write_chunk, source, fd, offset))
-                        progress(min(CHUNK_BYTES, source.size - offset))
-                else:
-                    crcs = list(await self._copy(source.path, source.size, fd, progress))
-                await self._thread(self._publish, temporary, path)
-                return crcs
-            finally:
-                _discard(fd, temporary)
+            return list(await self._job(lambda tell: self._write(path, source, tell), source.size, progress))
+
+    async def copy(self, source_key: str, key: str, size: int) -> None:
+        source, path = self._path(source_key), self._path(key)
+        with _mapped("write", path):
+            await to_thread.run_sync(self._copy_object, source_key, source, path, size)
 
     async def put_bytes(self, key: str, data: bytes) -> None:
         path = self._path(key)
 
         def write() -> None:
-            fd, temporary = self._new_file()
-            try:
+            with self._new_file() as (fd, temporary):
                 pwrite_all(fd, data, 0)
-                self._publish(temporary, path)
-            finally:
-                _discard(fd, temporary)
+                self._publish(temporary, path, fd)
 
         with _mapped("write", path):
-            await self._thread(write)
+            await to_thread.run_sync(write)
 
     async def get_bytes(self, key: str) -> bytes:
         path = self._path(key)
@@ -100,7 +109,7 @@ class LocalStore(Store):
                 return file.read()
 
         with _mapped("read", path):
-            return await self._thread(read)
+            return await to_thread.run_sync(read)
 
     async def get_file(
         self,
@@ -113,30 +122,17 @@ class LocalStore(Store):
     ) -> int:
         path = self._path(key)
         with _mapped("read", path):
-            source_fd = await self._thread(_open_object, path)
+            source_fd = await to_thread.run_sync(_open_object, path)
         try:
             found = os.fstat(source_fd).st_size
             if size is not None and found != size:
                 raise IntegrityError(f"{key} has {found} bytes instead of {size}", where=path)
-            with _mapped("write", destination):
-                flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-                target_fd = await self._thread(os.open, destination, flags, 0o666)
-            try:
-                with _mapped("write", destination):
-                    cloned = await self._thread(_clone, source_fd, target_fd, found)
-                    for index, offset in enumerate(range(0, found, CHUNK_BYTES)):
-                        count = min(CHUNK_BYTES, found - offset)
-                        if not cloned and await self._thread(copy_range, source_fd, target_fd, count, offset) != count:
-                            raise IntegrityError(f"{key} became shorter while it was read", where=path)
-                        if crc32 is not None:
-                            crc = await self._thread(chunk_crc, target_fd, offset, count)
-                            if index >= len(crc32) or crc != crc32[index]:
-                                raise IntegrityError(f"{key} is damaged at byte {offset}", where=path)
-                        progress(count)
-            finally:
-                os.close(target_fd)
             if crc32 is not None and len(crc32) != -(-found // CHUNK_BYTES):
                 raise IntegrityError(f"{key} has {found} bytes, which are not those of its digest", where=path)
+            with _mapped("write", destination):
+                await self._job(
+                    lambda tell: _read(key, path, source_fd, destination, found, crc32, tell), found, progress
+                )
             return found
         finally:
             os.close(source_fd)
@@ -151,13 +147,13 @@ class LocalStore(Store):
             return status.st_size
 
         with _mapped("read", path):
-            return await self._thread(measure)
+            return await to_thread.run_sync(measure)
 
     async def list(self, prefix: str) -> AsyncIterator[Entry]:
         path = self._path(prefix)
         entries = self._walk(path)
         with _mapped("list", path):
-            while page := await self._thread(lambda: list(itertools.islice(entries, _PAGE))):
+            while page := await to_thread.run_sync(lambda: list(itertools.islice(entries, _PAGE))):
                 for entry in page:
                     yield entry
 
@@ -179,7 +175,7 @@ class LocalStore(Store):
                     folder = os.path.dirname(folder)
 
         with _mapped("remove", path):
-            await self._thread(remove)
+            await to_thread.run_sync(remove)
 
     async def aclose(self) -> None:
         """Nothing is held between calls."""
@@ -190,18 +186,38 @@ class LocalStore(Store):
         return os.path.join(self.root, key)
 
     @staticmethod
-    async def _thread(function: Callable[..., T], *args: object) -> T:
-        # Not abandoned on cancellation: descriptors stay valid until the piece of work that uses them is over.
-        return await to_thread.run_sync(function, *args)
+    async def _job(function: Callable[[Progress], T], size: int, progress: Progress) -> T:
+        """Call ``function(tell)`` in a thread; ``tell(count)`` is ``progress``, and ends the job if the caller
+        was cancelled. One thread for a whole object: each change of threads takes as long as copying 64 KiB.
+        """
 
-    async def _copy(self, source: str, size: int, fd: int, progress: Progress) -> Sequence[int]:
+        def tell(count: int) -> None:
+            from_thread.run_sync(progress, count)
+            from_thread.check_cancelled()
+
+        if size > CHUNK_BYTES:
+            return await to_thread.run_sync(function, tell)
+        result = await to_thread.run_sync(function, no_progress)
+        progress(size)
+        return result
+
+    def _write(self, path: str, source: Source, tell: Progress) -> Sequence[int]:
+        with self._new_file() as (fd, temporary):
+            if source.path is not None:
+                crcs = self._copy_captured(source.path, source.size, fd, tell)
+            else:
+                crcs = tuple(_write_chunk(source, fd, offset, tell) for offset in range(0, source.size, CHUNK_BYTES))
+            self._publish(temporary, path, fd)
+            return crcs
+
+    def _copy_captured(self, source: str, size: int, fd: int, tell: Progress) -> Sequence[int]:
         """Copy a snapshot's file, again if it was made private meanwhile (see ``async_ckpt.source``)."""
-        counted = Counted(progress)
         for _ in range(_TRIES):
-            source_fd = await self._thread(_open_captured, source)
+            counted = Counted(tell)
+            source_fd = _open_captured(source)
             try:
-                crcs = await self._copy_once(source_fd, size, fd, counted)
-                still_named = await self._thread(_names, source, source_fd)
+                crcs = self._copy_once(source_fd, size, fd, counted)
+                still_named = _names(source, source_fd)
             finally:
                 os.close(source_fd)
             if still_named:
@@ -209,52 +225,95 @@ class LocalStore(Store):
                     break
                 return crcs
             counted.take_back()
-            await self._thread(os.ftruncate, fd, 0)
+            os.ftruncate(fd, 0)
         raise IntegrityError(
             f"The captured file has not its {size} bytes any more", where=source,
             hint="Something outside the trainer changed the spool",
         )  # fmt: skip
 
-    async def _copy_once(self, source_fd: int, size: int, fd: int, progress: Progress) -> Sequence[int] | None:
+    def _copy_once(self, source_fd: int, size: int, fd: int, tell: Progress) -> Sequence[int] | None:
         """CRCs of the chunks, read back from the copy; None if the source has not ``size`` bytes."""
         if os.fstat(source_fd).st_size != size:
             return None
-        cloned = await self._thread(_clone, source_fd, fd, size)
-        crcs = []
-        for offset in range(0, size, CHUNK_BYTES):
-            count = min(CHUNK_BYTES, size - offset)
-            if not cloned and await self._thread(copy_range, source_fd, fd, count, offset) != count:
-                return None
-            crcs.append(await self._thread(chunk_crc, fd, offset, count))
-            progress(count)
-        return crcs if os.fstat(fd).st_size == size else None
+        crcs, total = [], 0
+        with contextlib.closing(copied_chunks(source_fd, fd, size, durable=self._durable)) as chunks:
+            for _, count, crc in chunks:
+                crcs.append(crc)
+                total += count
+                tell(count)
+        return crcs if total == size == os.fstat(fd).st_size else None
 
-    def _new_file(self) -> tuple[int, str]:
-        """A new temporary file: its descriptor and path."""
+    def _copy_object(self, source_key: str, source: str, path: str, size: int) -> None:
+        with _mapped("read", source):
+            source_fd = _open_object(source)
+        try:
+            if os.fstat(source_fd).st_size != size:
+                raise IntegrityError(
+                    f"{source_key} has {os.fstat(source_fd).st_size} bytes instead of {size}", where=source
+                )
+            if source == path:
+                return
+            with self._new_file() as (fd, temporary):
+                if size and not clone(source_fd, fd):
+                    if self._link_object(source, path, source_fd):
+                        return
+                    if copy_range(source_fd, fd, size) != size:
+                        raise IntegrityError(f"{source_key} became shorter while it was read", where=source)
+                self._publish(temporary, path, fd)
+        finally:
+            os.close(source_fd)
+
+    def _link_object(self, source: str, path: str, source_fd: int) -> bool:
+        """Give an object a second name; False where it cannot have one. Objects are replaced, never written to, so
+        two may share an inode.
+        """
+        temporary = self._temporary_path()
+        try:
+            os.link(os.path.realpath(source), temporary)
+        except OSError as error:
+            if error.errno in _NO_LINK:
+                return False
+            raise
+        try:
+            if not os.path.samestat(os.stat(temporary), os.fstat(source_fd)):
+                return False  # It was replaced since it was opened.
+            self._publish(temporary, path, source_fd)
+            return True
+        finally:
+            # It is still there where both were one file before: rename(2) does nothing then.
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+
+    @contextlib.contextmanager
+    def _new_file(self) -> Iterator[tuple[int, str]]:
+        """A new temporary file: its descriptor and path. What has that name at the end of the block is removed."""
         if not self._swept:
             self._swept = True
             self._sweep()
-        temporary = os.path.join(self._temporary, uuid.uuid4().hex)
-        for _ in range(_FOLDER_TRIES):
-            # Somebody removed the folder again; FileExistsError, if between makedirs' mkdir and its isdir.
-            with contextlib.suppress(FileNotFoundError, FileExistsError):
-                os.makedirs(self._temporary, exist_ok=True)
-                return os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), temporary
-        raise FileNotFoundError(errno.ENOENT, "The folder for temporary files cannot be made")
+        temporary = self._temporary_path()
+        fd = _in_folder(self._temporary, lambda: os.open(temporary, _NEW, 0o666))
+        try:
+            yield fd, temporary
+        finally:
+            os.close(fd)
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
 
-    def _publish(self, temporary: str, path: str) -> None:
-        """Give a finished file its name; folders on the way may be removed by others (``delete`` prunes them)."""
-        for _ in range(_FOLDER_TRIES):
-            try:
-                os.makedirs(os.path.dirname(path), exist_ok=True)
-                return os.rename(temporary, path)
-            except FileNotFoundError:
-                if not os.path.lexists(temporary):
-                    break
-            except FileExistsError:  # of makedirs: removed between its mkdir and its isdir, or a file is in the way
-                if os.path.lexists(os.path.dirname(path)):
-                    raise
-        raise TransientStoreError(f"Cannot write {path}: others remove its folder or its temporary file", where=path)
+    def _temporary_path(self) -> str:
+        return os.path.join(self._temporary, secrets.token_hex(16))
+
+    def _publish(self, temporary: str, path: str, fd: int) -> None:
+        """Give a finished file its name. ``fd``: where its bytes are."""
+        if self._durable:
+            sync_file(fd)
+        folder = os.path.dirname(path)
+        try:
+            _in_folder(folder, lambda: os.rename(temporary, path))
+        except FileNotFoundError as error:
+            what = f"Cannot write {path}: others remove its folder or its temporary file"
+            raise TransientStoreError(what, where=path) from error
+        if self._durable:
+            sync_folder(folder)
 
     def _sweep(self) -> None:
         """Remove what killed processes left; whatever cannot be removed is left to the next one."""
@@ -292,25 +351,60 @@ def _mapped(verb: str, path: str) -> Iterator[None]:
         raise kind(what, where=path, hint=os_hint(error)) from error
 
 
-def _discard(fd: int, temporary: str) -> None:
-    """Close and remove a temporary file; it is gone already where it was published."""
-    os.close(fd)
-    with contextlib.suppress(OSError):
-        os.unlink(temporary)
+def _in_folder(folder: str, function: Callable[[], T]) -> T:
+    """Call what makes a name in a folder, and make the folder where it is missing: others remove it when it is empty.
+
+    Raises
+    ------
+    FileNotFoundError
+        It is removed again and again, or something else is missing.
+    """
+    for _ in range(_FOLDER_TRIES):
+        try:
+            return function()
+        except FileNotFoundError:
+            try:
+                os.makedirs(folder, exist_ok=True)
+            except FileNotFoundError:
+                pass
+            except FileExistsError:  # Removed between makedirs' mkdir and its isdir; or a file is in the way.
+                if os.path.lexists(folder) and not os.path.isdir(folder):
+                    raise
+    return function()
 
 
-def _write_chunk(source: Source, fd: int, offset: int) -> int:
-    crc, end = 0, min(offset + CHUNK_BYTES, source.size)
+def _write_chunk(source: Source, fd: int, offset: int, tell: Progress) -> int:
+    crc, start, end = 0, offset, min(offset + CHUNK_BYTES, source.size)
     while offset < end:
         data = source.pread(min(_PIECE, end - offset), offset)
         pwrite_all(fd, data, offset)
-        crc = zlib.crc32(data, crc)
+        crc = crc32(data, crc)
         offset += len(data)
+    tell(end - start)
     return crc
 
 
-def _clone(source_fd: int, target_fd: int, size: int) -> bool:
-    return size > 0 and clone(source_fd, target_fd)
+def _read(
+    key: str,
+    path: str,
+    source_fd: int,
+    destination: str,
+    size: int,
+    crc32: Sequence[int] | None,
+    tell: Progress,
+) -> None:
+    """Copy an object's ``size`` bytes out of the store, and check them."""
+    target_fd = os.open(destination, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+    try:
+        with contextlib.closing(copied_chunks(source_fd, target_fd, size, digest=crc32 is not None)) as chunks:
+            for index, (offset, count, crc) in enumerate(chunks):
+                if count != min(CHUNK_BYTES, size - offset):
+                    raise IntegrityError(f"{key} became shorter while it was read", where=path)
+                if crc32 is not None and crc != crc32[index]:
+                    raise IntegrityError(f"{key} is damaged at byte {offset}", where=path)
+                tell(count)
+    finally:
+        os.close(target_fd)
 
 
 def _open_object(path: str) -> int:

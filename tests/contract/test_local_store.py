@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from async_ckpt.stores.base import Entry, Store, StoreSpec
 from async_ckpt.stores.local import LocalStore
 
 from ..support.faulty import BytesSource, crcs_of, pattern
+from ..support.filesystems import CLONING
 from .store_suite import StoreSuite, run
 
 
@@ -164,6 +166,75 @@ class TestLocalStore(StoreSuite):
             assert await store.get_bytes("a") == b"file"
 
         run(check)
+
+    def test_a_copy_is_a_second_name_where_files_cannot_be_cloned(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(local, "clone", lambda source, target: False)
+
+        async def check() -> None:
+            store = self.make_store()
+            await store.put_bytes("a/one", b"content")
+            for _ in range(2):  # The second time, both are one file already: rename(2) does nothing then.
+                await store.copy("a/one", "a/two", 7)
+            assert os.path.samefile(self.root / "a/one", self.root / "a/two")
+            assert sorted(os.path.basename(path) for path in await self.leftovers(store)) == ["one", "two"]
+
+        run(check)
+
+    @pytest.mark.parametrize("kind", CLONING)
+    def test_a_copy_is_a_clone_where_files_can_be_cloned(self, on_filesystem: Callable[[str], Path], kind: str) -> None:
+        self.root = on_filesystem(kind) / "store"
+
+        async def check() -> None:
+            store = self.make_store()
+            await store.put_source("a/one", BytesSource(pattern(CHUNK_BYTES + 1)))
+            await store.copy("a/one", "a/two", CHUNK_BYTES + 1)
+            assert not os.path.samefile(self.root / "a/one", self.root / "a/two")
+            assert await store.get_bytes("a/two") == pattern(CHUNK_BYTES + 1)
+
+        run(check)
+
+    @pytest.mark.parametrize("number", [errno.EMLINK, errno.EPERM, errno.EXDEV, errno.ENOENT])
+    def test_a_copy_copies_where_no_link_can_be_made(self, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+        def refuse(*_: object, **__: object) -> None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(local, "clone", lambda source, target: False)
+        monkeypatch.setattr(os, "link", refuse)
+
+        async def check() -> None:
+            store = self.make_store()
+            await store.put_bytes("a/one", b"content")
+            await store.copy("a/one", "a/two", 7)
+            assert not os.path.samefile(self.root / "a/one", self.root / "a/two")
+            assert await store.get_bytes("a/two") == b"content"
+
+        run(check)
+
+    @pytest.mark.parametrize("fsync", [True, False])
+    @pytest.mark.parametrize("way", ["put_source", "put_bytes", "copy"])
+    def test_an_object_is_on_the_disk_before_it_has_its_name(
+        self, monkeypatch: pytest.MonkeyPatch, way: str, fsync: bool
+    ) -> None:
+        done: list[str] = []
+        rename = os.rename
+
+        def renamed(old: str, new: str) -> None:
+            rename(old, new)
+            done.append("name")
+
+        store = self.make_store()
+        store._durable = fsync
+        run(lambda: store.put_bytes("a/source", b"content"))
+        monkeypatch.setattr(os, "rename", renamed)
+        monkeypatch.setattr(local, "sync_file", lambda fd: done.append("file"))
+        monkeypatch.setattr(local, "sync_folder", lambda path: done.append(f"folder {os.path.basename(path)}"))
+        calls: dict[str, Callable[[], Awaitable[object]]] = {
+            "put_source": lambda: store.put_source("b/key", BytesSource(b"content")),
+            "put_bytes": lambda: store.put_bytes("b/key", b"content"),
+            "copy": lambda: store.copy("a/source", "b/key", 7),
+        }
+        run(calls[way])
+        assert done == (["file", "name", "folder b"] if fsync else ["name"])
 
     def test_what_a_killed_process_left_is_removed_a_day_later(self) -> None:
         temporary = self.root / ".async-ckpt-tmp"

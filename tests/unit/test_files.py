@@ -1,0 +1,71 @@
+"""Digests, whoever computes them, and however many at once."""
+
+from __future__ import annotations
+
+import os
+import threading
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from async_ckpt.config import CHUNK_BYTES
+from async_ckpt.files import chunk_crc, crc32, digest_fd
+
+from ..support.faulty import crcs_of, pattern
+
+SIZE = CHUNK_BYTES + 1_000_003
+
+
+@pytest.fixture
+def fd(tmp_path: Path) -> int:
+    (tmp_path / "file").write_bytes(pattern(SIZE))
+    return os.open(tmp_path / "file", os.O_RDONLY)
+
+
+@pytest.fixture(autouse=True)
+def _closed(fd: int) -> object:
+    yield
+    os.close(fd)
+
+
+def test_a_file_has_a_digest_for_each_chunk(fd: int) -> None:
+    assert digest_fd(fd, SIZE) == crcs_of(pattern(SIZE))
+    assert digest_fd(fd, 0) == []
+
+
+@pytest.mark.parametrize(("offset", "count"), [(0, 0), (0, 1), (5, 300_000), (SIZE - 10, 10)])
+def test_any_range_has_a_digest(fd: int, offset: int, count: int) -> None:
+    assert chunk_crc(fd, offset, count) == zlib.crc32(pattern(SIZE)[offset : offset + count])
+
+
+def test_a_digest_ends_with_the_file(fd: int) -> None:
+    assert chunk_crc(fd, SIZE - 10, 1000) == zlib.crc32(pattern(SIZE)[-10:])
+
+
+def test_whatever_computes_it_it_is_the_crc_of_zlib() -> None:
+    for size in (0, 1, 7, 64, 4097, 1 << 20):
+        assert crc32(pattern(size), 12345) == zlib.crc32(pattern(size), 12345)
+
+
+def test_threads_do_not_share_a_buffer(fd: int) -> None:
+    offsets = range(0, CHUNK_BYTES, 1 << 20)
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda offset: chunk_crc(fd, offset, 1 << 20), offsets))
+    data = pattern(SIZE)
+    assert found == [zlib.crc32(data[offset : offset + (1 << 20)]) for offset in offsets]
+
+
+def test_a_forked_child_does_not_write_into_its_parents_buffer(fd: int, tmp_path: Path) -> None:
+    from async_ckpt import files
+
+    assert threading.active_count() == 1, "forking beside threads is not what this is about"
+    chunk_crc(fd, 0, 1000)
+    before = bytes(files._buffers.view)
+    child = os.fork()
+    if not child:
+        files._buffers.view[:] = bytes(len(before))
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert bytes(files._buffers.view) == before
