@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from . import layout
@@ -33,44 +33,88 @@ async def list_references(
         parts = layout.metadata_name_parts(file)
         if parts and (name is None or parts[1] == name) and (attempt is None or parts[0] == attempt):
             wanted.append(file)
+    return await _read_all(store, folder, wanted, config)
+
+
+async def _read_all(store: Store, folder: str, names: Iterable[str], config: Config) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
 
-    async def read(file: str) -> None:
-        data = await read_reference(store, folder, file)
+    async def read(name: str) -> None:
+        data = await read_reference(store, folder, name)
         if data is not None:
             found.append(data)
 
-    await for_each(wanted, config.parts_in_flight, read)
+    await for_each(names, config.files_in_flight, read)
     return found
 
 
-async def newest(store: Store, folder: str, config: Config, *, by_age: bool) -> dict[str, Any] | None:
-    """The newest checkpoint of a folder that was saved with ``latest=True``.
+async def newest_of_task(store: Store, task: layout.TaskInfo, config: Config) -> dict[str, Any] | None:
+    """The newest checkpoint of a task, up to this attempt, that was saved with ``latest=True``.
 
-    ``latest`` is a hint: where it is missing or makes no sense, the metadata is listed. ``by_age``: order by time
-    (several runs), not by (attempt, version) (one task).
+    ``latest`` may be behind, where a writer died between a commit and it. What was about to be committed tells
+    (``layout`` says why); the folder is listed only where that does not help, as for checkpoints of other clients.
+    """
+    folder = task.task_folder
+    hint: list[dict[str, Any] | None] = []
+    begun: list[list[str]] = []
+
+    async def ask(attempt: int | None) -> None:
+        if attempt is None:
+            hint.append(await read_reference(store, folder, layout.LATEST))
+            return
+        keys = await _read_begun(store, layout.begun_key(task.pathspec, attempt))
+        if keys is not None:
+            begun.append(keys)
+
+    await for_each([None, *range(task.attempt + 1)], config.files_in_flight, ask)
+    known = layout.order(hint[0]) if hint[0] else (-1, -1)
+    parts = [layout.parse_key(key) for keys in begun for key in keys]
+    newer = [part for part in parts if (part.attempt, part.version) > known]
+    if begun and not newer:
+        return hint[0]
+    last = max((part.attempt for part in newer), default=-1)
+    names = [part.task_metadata_key(task.pathspec)[len(folder) + 1 :] for part in newer if part.attempt == last]
+    found = await _read_all(store, folder, names, config)
+    if found:
+        return max(found, key=layout.order)
+    return await _newest_listed(store, folder, known) or hint[0]
+
+
+async def newest_of_step(store: Store, folder: str, config: Config) -> dict[str, Any] | None:
+    """The newest checkpoint of a step in a scope, of all runs, by time: ``latest``, or where it is missing or makes no
+    sense, the newest of those listed that was saved with ``latest=True``.
     """
     hint = await read_reference(store, folder, layout.LATEST)
-    if hint is not None and by_age:
+    if hint is not None:
         return hint
-    # A writer may have died between a commit and its ``latest``: names in the listing tell, and few are read.
-    known = layout.order(hint) if hint else (-1, -1)
+    found = await list_references(store, folder, config)
+    return max((data for data in found if data.get("latest", True)), key=layout.age, default=None)
+
+
+async def _read_begun(store: Store, key: str) -> list[str] | None:
+    """Keys of what an attempt was last about to commit; None where it did not say, or cannot be understood."""
+    try:
+        keys = load(await store.get_bytes(key), where=key)["keys"]
+        for item in keys:
+            layout.parse_key(item)
+        return list(keys)
+    except (NotFound, IntegrityError, UsageError, KeyError, TypeError):
+        return None
+
+
+async def _newest_listed(store: Store, folder: str, known: tuple[int, int]) -> dict[str, Any] | None:
+    """The newest that is newer than ``known``: names in the listing tell, and few are read."""
     newer: list[tuple[tuple[int, int], str]] = []
     async for entry in store.list(folder):
         name = entry.key[len(folder) + 1 :]
         parts = layout.metadata_name_parts(name)
-        if parts and (by_age or (parts[0], parts[2]) > known):
+        if parts and (parts[0], parts[2]) > known:
             newer.append(((parts[0], parts[2]), name))
-    best = hint
     for _, name in sorted(newer, reverse=True):
         data = await read_reference(store, folder, name)
-        if data is None or not data.get("latest", True):
-            continue
-        if not by_age:
+        if data is not None and data.get("latest", True):
             return data
-        if best is None or layout.age(data) > layout.age(best):
-            best = data
-    return best
+    return None
 
 
 async def find(store: Store, reference: Mapping[str, Any] | str) -> dict[str, Any]:

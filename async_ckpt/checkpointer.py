@@ -8,6 +8,7 @@ import contextlib
 import functools
 import os
 import resource
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any, TypeVar
@@ -28,8 +29,9 @@ from .errors import (
 from .ipc.client import AgentClient, Lease
 from .manifest import Manifest
 from .reference import Reference, progress_line
+from .snapshot.lending import Lender
 from .spool import journal
-from .spool.journal import ADMITTED, COMMITTED, FAILED, UPLOADED
+from .spool.journal import ADMITTED, COMMITTED, FAILED, UPLOADED, Progress
 from .spool.spool import Admitted, Spool, torn_file
 from .stores import open_store
 from .stores.base import Store, StoreSpec
@@ -75,7 +77,8 @@ class Checkpointer:
         self.spool, self.config, self.task = spool, config, spool.task
         self._launcher = Launcher(spool, config, uploader)
         self._client = AgentClient(self._launcher.connect, owner=owner, config=config, on_failed=on_failed)
-        self._last_known: dict[str, tuple[str, str]] = {}
+        self._known: dict[str, Progress] = {}
+        self._read_anew()
         self._closed = False
         #: What this process saved, by id, until it is known to be committed.
         self._saved: dict[str, dict[str, Any]] = {}
@@ -171,7 +174,7 @@ class Checkpointer:
         source = os.path.abspath(os.fspath(path))
         agent = self._client.agent_pid() or None
         snapshot.check_strategy(strategy, leases=agent is not None)
-        data = self.spool.new_data_directory(source)
+        data, captured_ns = self.spool.new_data_directory(source), time.time_ns()
         captured = snapshot.capture(
             source, data, strategy, owner_pid=agent, config=self.config, lease_budget=self._lease_budget()
         )
@@ -182,17 +185,20 @@ class Checkpointer:
             )  # fmt: skip
             if storage_format == "files" and self.spool.store.kind != "local":
                 _check_object_names(reference["url"], captured.manifest, source)
-            admitted = self.spool.admit(reference, captured.manifest, data, source)
+            admitted = self.spool.admit(reference, captured.manifest, data, source, captured_ns)
         except BaseException:
             captured.drop(data)
             raise
-        entries = {entry.path: entry for entry in captured.manifest.files} if captured.leases else {}
-        self._client.admit(
-            admitted.id,
-            {p: Lease(fd, admitted.file(p), entries[p].size, entries[p].mtime_ns) for p, fd in captured.leases.items()},
-        )
+        self._guard(admitted, captured.leases)
         self._saved[admitted.id] = reference
         return Reference(reference, self)
+
+    def _guard(self, item: Admitted, leases: Mapping[str, int]) -> None:
+        """Ring the doorbell, and have the leases (path → descriptor) of a checkpoint's files held."""
+        entries = item.entries if leases else {}
+        self._client.admit(
+            item.id, {p: Lease(fd, item.file(p), entries[p].size, entries[p].mtime_ns) for p, fd in leases.items()}
+        )
 
     def _lease_budget(self) -> int:
         """Leases are descriptors of the trainer: at most a quarter of those it may have."""
@@ -209,10 +215,22 @@ class Checkpointer:
                 answer = self._client.request("state", self.config.reply_timeout_s, id=identity)
                 if answer["state"]:
                     return answer["state"], answer["why"]
-        if identity in self._last_known:
-            return self._last_known[identity]
-        known = journal.read(self.spool.path("journal")).get(identity)
+        known = self._look().get(identity)
         return (known.state, known.why) if known else (ADMITTED, "")
+
+    def _look(self) -> dict[str, Progress]:
+        """What the journal says; after the end, what it said then, as it may be gone with the spool."""
+        if self._process != os.getpid():
+            self._read_anew()
+        with self._reading:
+            if not self._closed:
+                self._known = dict(self._journal.look())
+            return self._known
+
+    def _read_anew(self) -> None:
+        """For a forked child as well: the lock may have been held by a thread that does not exist there."""
+        self._process, self._reading = os.getpid(), threading.Lock()
+        self._journal = journal.Reader(self.spool.path("journal"))
 
     def wait(self, identity: str, timeout_s: float | None = None) -> None:
         """See ``Reference.wait``."""
@@ -299,7 +317,7 @@ class Checkpointer:
         """What failed, by id with the reason. An empty spool proves nothing: each save of this process must be known
         to be committed.
         """
-        known = journal.read(self.spool.path("journal"))
+        known = self._look()
         failed = {identity: item.why for identity, item in known.items() if item.state == FAILED}
         if not os.path.exists(self.spool.path("spool.json")):
             reason = "the spool was removed while the task ran, by something that cleans its directory"
@@ -329,9 +347,9 @@ class Checkpointer:
 
     def committed(self) -> list[dict[str, Any]]:
         """References of what this attempt has committed, oldest first, from the journal: no store is asked."""
-        known = journal.read(self.spool.path("journal")).values()
-        mine = [item.reference for item in known if item.state == COMMITTED and item.reference]
-        return sorted((r for r in mine + self._unjournaled if r["attempt"] == self.task.attempt), key=layout.order)
+        known = [item for identity, item in self._look().items() if journal.order(identity)[0] == self.task.attempt]
+        mine = [reference for item in known if item.state == COMMITTED and (reference := item.reference)]
+        return sorted(mine + self._unjournaled, key=layout.order)
 
     def close(self, *, clean: bool) -> None:
         """Let go of the agent: it finishes what is left and exits. ``clean``: the step is over, the spool is not
@@ -339,8 +357,7 @@ class Checkpointer:
         """
         if self._closed:
             return
-        known = journal.read(self.spool.path("journal"))
-        self._last_known = {identity: (item.state, item.why) for identity, item in known.items()}
+        self._look()
         self._closed = True
         if clean:
             self._client.say_goodbye()
@@ -358,7 +375,7 @@ class Checkpointer:
         """
         folder = self.task.task_folder if within_task else self.task.scope_folder
         on_disk = {item.id: item for item in self.spool.pending()}
-        known = journal.read(self.spool.path("journal")) if on_disk else {}
+        known = self._look() if on_disk else {}
         stored = self._run(lambda s: catalog.list_references(s, folder, self.config, name=name, attempt=attempt))
         found = {data["key"]: {**data, "state": COMMITTED} for data in stored}
         for item in on_disk.values():
@@ -393,14 +410,16 @@ class Checkpointer:
 
     def _load_admitted(self, item: Admitted, path: str) -> None:
         """Load a checkpoint that is on its way, from the disk; or from the store, as far as it has come there."""
+        agent = self._client.agent_pid()
+        lender = Lender(agent, self._lease_budget()) if agent else None
         try:
-            restore.load_from_spool(item, path)
+            restore.load_from_spool(item, path, lender, functools.partial(self._guard, item))
             return
         except FileNotFoundError:
             pass  # Committed and released in this moment: it is in the store.
         except IntegrityError as error:
             # A file whose bytes are in the store was let go, and the trainer may have rewritten it since.
-            known = journal.read(self.spool.path("journal")).get(item.id)
+            known = self._look().get(item.id)
             if known is None or known.state not in (UPLOADED, COMMITTED):
                 if known is None or torn_file(item, known.files) is not None:
                     raise error
@@ -440,13 +459,13 @@ class Checkpointer:
         spooled = [item for item in reversed(self.spool.pending()) if item.reference["latest"]]
         # What the attempt before this one left here is newer than all it committed: the store, which may be out of
         # reach, need not be asked.
-        committed = [p.reference for p in journal.read(self.spool.path("journal")).values() if p.reference]
-        newest = max((layout.order(reference) for reference in committed), default=(-1, -1))
+        committed = (identity for identity, known in self._look().items() if known.state == COMMITTED)
+        newest = max((journal.order(identity) for identity in committed), default=(-1, -1))
         sure = [item for item in spooled if item.order[0] == self.task.attempt - 1 and item.order > newest]
         yield from sure
         folders = [(self.task.task_folder, False)] + ([(self.task.scope_folder, True)] if policy == "eager" else [])
         for folder, by_age in folders:
-            stored = self._run(functools.partial(catalog.newest, folder=folder, config=self.config, by_age=by_age))
+            stored = self._run(functools.partial(self._newest, folder))
             if not by_age:
                 for item in spooled[len(sure) :]:
                     if stored is None or item.order > layout.order(stored):
@@ -456,6 +475,11 @@ class Checkpointer:
                 older = self._run(functools.partial(catalog.list_references, folder=folder, config=self.config))
                 older = [data for data in older if data.get("latest", True) and data["key"] != stored["key"]]
                 yield from sorted(older, key=layout.age if by_age else layout.order, reverse=True)
+
+    async def _newest(self, folder: str, store: Store) -> dict[str, Any] | None:
+        if folder == self.task.task_folder:
+            return await catalog.newest_of_task(store, self.task, self.config)
+        return await catalog.newest_of_step(store, folder, self.config)
 
     def _run(self, function: Callable[[Store], Awaitable[T]]) -> T:
         return run_with_store(self.spool.store, self.config, function)

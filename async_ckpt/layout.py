@@ -7,9 +7,14 @@ the other way round (``tests/e2e/test_compatibility.py`` proves it). All keys ar
     mf.checkpoints/checkpoints/artifact_metadata/<flow>/<step>/<scope>/<identifier>/<stem>.metadata   and  latest
     mf.checkpoints/checkpoints/metadata/<flow>/<run>/<step>/<task>/<attempt>.<name>.<version>.metadata    and  latest
     mf.checkpoints/checkpoints/manifests/<flow>/<step>/<scope>/<identifier>/<stem>.json              ours alone
+    mf.checkpoints/checkpoints/begun/<flow>/<run>/<step>/<task>/<attempt>                            ours alone
 
 ``<stem>`` is ``<pathspec hash>.<attempt>.<name>.<version>``.
 The manifest stands in a folder of its own: the peer takes every name with four dots beside the metadata for metadata.
+
+``begun`` names what an attempt was last about to commit, ``{"keys": [...]}``, newest first, of those saved with
+``latest=True``. It is written before the first of them is committed, and ``latest`` before the next ``begun``: so what
+is newer than ``latest`` stands in there, and a task's newest checkpoint is found without listing its history.
 """
 
 from __future__ import annotations
@@ -147,6 +152,11 @@ def metadata_folder(pathspec: str) -> str:
     if len(parts) != 4 or any(part in ("", ".", "..") for part in parts):
         raise UsageError(f"{pathspec!r} is not the pathspec of a task", hint="It reads flow/run/step/task")
     return f"{ROOT}/metadata/{pathspec}"
+
+
+def begun_key(pathspec: str, attempt: int) -> str:
+    """Key of the object that says what an attempt of a task was last about to commit."""
+    return f"{ROOT}/begun/{pathspec}/{attempt}"
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from ..config import Config
@@ -31,23 +30,17 @@ from ..snapshot.base import remove_snapshot
 from ..source import pack_path
 from ..spool.journal import COMMITTED, FAILED, FINAL, UPLOADED, Journal, Progress
 from ..spool.spool import Admitted, Spool, is_torn, torn_file
+from ..spool.stored import Inode
+from . import handover
 from .guard import Guard, Held
+from .outage import Outages
 from .plane import MAX_DEATHS, DataPlane, Worker
-from .queue import Queue
+from .queue import Job, Queue
+from .throughput import Throughput
+from .unchanged import is_settled, recognizable, unchanged
 
 _TICK_S = 0.2
-_RATE_WINDOW_S = 5.0
 _MAX_ERRORS = 20
-_MAX_PAUSE_S = 60.0
-
-
-@dataclass
-class _Pause:
-    """An outage as one checkpoint sees it: since when, and until when it waits now (monotonic seconds)."""
-
-    since: float
-    length_s: float = 1.0
-    until: float = 0.0
 
 
 class Agent:
@@ -90,15 +83,18 @@ class Agent:
         self._owners: dict[Connection, int] = {}
         self._waiting: list[tuple[Connection, Message, float]] = []
         self._unjournaled: deque[Message] = deque()
-        self._sent: deque[tuple[float, int]] = deque()
+        self._throughput = Throughput()
+        self._bytes_copied = 0
+        #: Of checkpoints under way: which of their files a later one may find unchanged.
+        self._inodes: dict[str, dict[str, Inode]] = {}
         self._errors: deque[str] = deque(maxlen=_MAX_ERRORS)
-        self._pauses: dict[str, _Pause] = {}
+        self._outages = Outages(config.outage_s)
         self._over = False
         self._gone: str | None = None
         self._drain_until = time.monotonic() + config.drain_timeout_s
         self._grace_until = time.monotonic() + config.reply_timeout_s
         self._next_scan = 0.0
-        self._journal = Journal(spool.path("journal"))
+        self._journal = Journal(spool.path("journal"), spool.task.attempt)
         self._recover()
 
     # -- life ------------------------------------------------------------------------------------------------------
@@ -150,14 +146,14 @@ class Agent:
             self._scan()
         if self._unjournaled:
             self._note(self._unjournaled.pop())
-        for identity, pause in self._pauses.items():
-            if now >= pause.until:
-                self._queue.resume(identity)
+        for identity in self._outages.rested():
+            self._queue.resume(identity)
         for connection, pid in list(self._owners.items()):
             if not process_exists(pid):
                 # Its connection stays until it is read to its end: the leases of its last saves may still be in there.
                 self._owner_gone(connection)
         self._server.resume()
+        self._plane.tick()
         self._start_work()
         self._answer_waiting(now)
 
@@ -219,7 +215,17 @@ class Agent:
     def _start_work(self) -> None:
         if self._queue.pending and self._plane.ensure():
             for action in self._queue.next_actions():
-                self._plane.tell({"op": action.kind, "id": action.id})
+                if action.kind == "upload":
+                    self._start_upload(self._items[action.ids[0]])
+                else:
+                    self._plane.tell({"op": "commit", "ids": action.ids})
+
+    def _start_upload(self, item: Admitted) -> None:
+        known = self._journal.progress.get(item.id, Progress())
+        inodes = self._inodes[item.id] = recognizable(item)
+        copies = unchanged(inodes, self._journal.stored)
+        self._queue.jobs[item.id].sent = sum(item.entries[path].size for path in known.files if path in item.entries)
+        self._plane.tell(*handover.messages(item.id, known, copies), {"op": "upload", "id": item.id})
 
     def _on_worker_death(self, hopeless: bool) -> None:
         under_way = self._queue.restart()
@@ -235,15 +241,18 @@ class Agent:
             return
         if op == "progress":
             job.sent += message["bytes"]
-            self._pauses.pop(identity, None)  # The store is back.
-            self._sent.append((time.monotonic(), message["bytes"]))
+            self._outages.end(identity)  # The store is back.
+            self._throughput.add(message["bytes"])
             return
         self._plane.is_well()
         if op == "file":
-            entry = item.entries[message["path"]]
-            clean = self._stands(item, entry.path) or not is_torn(item, entry)
-            if clean and self._note({"id": identity, "file": message["path"], "crc32": message["crc32"]}):
-                self._let_go(identity, [message["path"]])
+            self._on_file(item, job, message)
+        elif op == "parts":
+            begun = {"upload": message["upload"], "part_bytes": message["part_bytes"]}
+            self._note({"id": identity, "parts": message["path"], **begun})
+        elif op == "part":
+            part = {"part": message["number"], "etag": message["etag"], "crc32": message["crc32"]}
+            self._note({"id": identity, "of": message["path"], **part})
         elif op == "uploaded":
             # The last word on torn files: a link that lost its lease by force has another mtime by now.
             known = self._journal.progress.get(identity, Progress()).files
@@ -254,6 +263,7 @@ class Agent:
                 return
             crash_point("agent:before-uploaded")
             self._queue.uploaded(identity)
+            self._inodes.pop(identity, None)
             # Leases go only once the journal knows that the files are not needed any more.
             if self._note({"id": identity, "state": UPLOADED}):
                 self._let_go(identity, None)
@@ -261,7 +271,7 @@ class Agent:
             crash_point("agent:before-committed")
             self._note({"id": identity, "state": COMMITTED, "reference": item.reference})
             self._queue.end(identity, COMMITTED)
-            self._pauses.pop(identity, None)
+            self._outages.end(identity)
             self._let_go(identity, None)
             self._forget(item)
         elif op == "failed" and message["transient"]:
@@ -269,27 +279,37 @@ class Agent:
         elif op == "failed":
             self._fail(identity, message["why"])
 
+    def _on_file(self, item: Admitted, job: Job, message: Message) -> None:
+        path, entry = message["path"], item.entries.get(message["path"])
+        if entry is not None and message["copied"]:
+            job.sent += entry.size
+            self._bytes_copied += entry.size
+        if entry is not None and not self._stands(item, path) and is_torn(item, entry):
+            return  # What was sent may be torn as well: the checkpoint will fail.
+        record: Message = {"id": item.id, "file": path, "crc32": message["crc32"]}
+        inode = self._inodes.get(item.id, {}).get(path)
+        if inode is not None and is_settled(inode, item.captured_ns):
+            record["inode"] = inode
+        if self._note(record):
+            self._let_go(item.id, [path])
+
     def _stands(self, item: Admitted, path: str) -> bool:
         return self._guard is not None and self._guard.stands(item.id, path)
 
     def _try_later(self, identity: str, why: str) -> None:
         """The store is out of reach: pause and try again, until the outage has lasted too long."""
-        now = time.monotonic()
-        pause = self._pauses.setdefault(identity, _Pause(since=now))
-        if now - pause.since >= self._config.outage_s:
+        if not self._outages.pause(identity):
             self._fail(identity, f"The store was out of reach for {self._config.outage_s:g} s: {why}")
             return
         self._remember(f"{identity}: {why}")
         self._queue.hold(identity)
-        pause.length_s = min(2 * pause.length_s, _MAX_PAUSE_S)
-        pause.until = now + pause.length_s
 
     def _fail(self, identity: str, why: str, *, lost: Admitted | None = None) -> None:
         """A checkpoint will not be committed. Its snapshot stays for a later attempt, unless it is ``lost``."""
         if self._queue.jobs[identity].state in FINAL:
             return
         self._queue.end(identity, FAILED, why)
-        self._pauses.pop(identity, None)
+        self._outages.end(identity)
         self._remember(f"{identity}: {why}")
         # A loss nobody could read of later keeps its record, so that the next agent finds and reports it.
         if self._note({"id": identity, "state": FAILED, "why": why}) and lost is not None:
@@ -307,6 +327,7 @@ class Agent:
         owner.
         """
         self._items.pop(item.id, None)
+        self._inodes.pop(item.id, None)
         with contextlib.suppress(OSError):
             remove_snapshot(item.data)
         self._spool.drop_record(item.id)
@@ -327,10 +348,12 @@ class Agent:
     def _guard_files(self, item: Admitted | None, connection: Connection, message: Message, fds: list[int]) -> None:
         identity = str(message.get("id"))
         known = self._journal.progress.get(identity, Progress())
+        # Committed in an attempt that the journal has forgotten.
+        gone = item is None and not self._spool.is_ready(identity)
         needless = []
         for path, fd in zip(message["guard"], fds, strict=True):
             entry = item.entries.get(path) if item is not None else None
-            if known.state in (UPLOADED, COMMITTED) or path in known.files:
+            if gone or known.state in (UPLOADED, COMMITTED) or path in known.files:
                 # In the store: an earlier agent may have let it go without a copy, and died before it said so.
                 lease.release(fd)
                 os.close(fd)
@@ -470,18 +493,10 @@ class Agent:
         return {
             "pending": self._queue.pending,
             "pending_bytes": self._queue.pending_bytes,
-            "bytes_per_s": self._rate(),
+            "bytes_per_s": self._throughput.bytes_per_s(),
             "failed": [[job.id, job.why] for job in failed[-_MAX_ERRORS:]],
             "failed_count": len(failed),
         }
-
-    def _rate(self) -> float:
-        now = time.monotonic()
-        while self._sent and now - self._sent[0][0] > _RATE_WINDOW_S:
-            self._sent.popleft()
-        if not self._sent:
-            return 0.0
-        return max(sum(count for _, count in self._sent), 0) / max(now - self._sent[0][0], 0.2)
 
     def _status(self) -> dict[str, Any]:
         return {
@@ -490,6 +505,7 @@ class Agent:
             "worker_pid": self._plane.pid,
             "committed": self._queue.committed,
             "last_committed": self._queue.last_committed,
+            "bytes_copied": self._bytes_copied,
             "leases": self._guard.count() if self._guard else 0,
             "errors": list(self._errors),
             "warnings": self._journal.warnings,

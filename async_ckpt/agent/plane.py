@@ -71,6 +71,9 @@ class DataPlane:
         self._on_message, self._on_death = on_message, on_death
         self._worker: Worker | None = None
         self._decoder = protocol.Decoder()
+        self._out = bytearray()
+        self._taken = 0.0
+        self._on_event: Callable[[int], None] = lambda mask: None
         self._deaths = 0
         self._not_before = 0.0
         self._idle = True
@@ -84,20 +87,41 @@ class DataPlane:
         if self._worker is None and time.monotonic() >= self._not_before:
             worker = self._worker = self._start()
             self._decoder = protocol.Decoder()
-            worker.sock.settimeout(self._timeout_s)
+            worker.sock.setblocking(False)
             # Bound to this worker: it may have been given up by an earlier event of the same round.
-            self._selector.register(worker.sock, selectors.EVENT_READ, lambda _: self._read(worker))
+            self._on_event = lambda mask: self._pump(worker, mask)
+            self._selector.register(worker.sock, selectors.EVENT_READ, self._on_event)
             self.tell({"op": "priority", "idle": self._idle})
         return self._worker is not None
 
-    def tell(self, message: Message) -> None:
-        """Send a message; a worker that cannot take it is given up."""
-        if self._worker is None:
-            return
+    def tell(self, *messages: Message) -> None:
+        """Send messages, as soon as the worker takes them: one that still starts takes none, and is not waited for."""
+        if self._worker is not None:
+            if not self._out:
+                self._taken = time.monotonic()
+            for message in messages:
+                self._out += protocol.encode(message)
+            self._send(self._worker)
+
+    def tick(self) -> None:
+        """Give up a worker that takes no messages."""
+        if self._out and time.monotonic() - self._taken > self._timeout_s:
+            self._died()
+
+    def _send(self, worker: Worker) -> None:
         try:
-            self._worker.sock.sendall(protocol.encode(message))
+            sent = worker.sock.send(self._out, socket.MSG_NOSIGNAL)
+        except BlockingIOError:
+            sent = 0
         except OSError:
             self._died()
+            return
+        if sent:
+            self._taken = time.monotonic()
+            del self._out[:sent]
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._out else 0)
+        if self._selector.get_key(worker.sock).events != events:
+            self._selector.modify(worker.sock, events, self._on_event)
 
     def set_priority(self, *, idle: bool) -> None:
         """Whether the worker should take only the CPU time that nobody else wants."""
@@ -109,12 +133,18 @@ class DataPlane:
         """Something was finished: earlier deaths do not count any more."""
         self._deaths = 0
 
+    def _pump(self, worker: Worker, mask: int) -> None:
+        if worker is self._worker and mask & selectors.EVENT_WRITE:
+            self._send(worker)
+        if worker is self._worker and mask & selectors.EVENT_READ:
+            self._read(worker)
+
     def _read(self, worker: Worker) -> None:
-        if worker is not self._worker:
-            return
         try:
             data, _ = protocol.receive(worker.sock)
             messages = self._decoder.feed(data, [])
+        except BlockingIOError:
+            return
         except (OSError, ProtocolError):
             data, messages = b"", []
         for message, _ in messages:
@@ -139,6 +169,7 @@ class DataPlane:
             self._selector.unregister(self._worker.sock)
             self._worker.stop()
             self._worker = None
+            self._out.clear()
 
 
 class WorkerProcess:

@@ -1,25 +1,27 @@
 """What to do next, decided without clocks, files or sockets.
 
-Uploads run side by side up to a limit, oldest first. Commits happen one at a time and in the order of admission
-(attempt, version): a checkpoint is committed only when every older one has ended. One that failed no longer holds up
-others.
+Uploads run side by side up to a limit, oldest first. Commits happen in the order of admission (attempt, version): a
+checkpoint is committed only when every older one has ended. Those that are uploaded and next to each other at the head
+of the queue are committed as one *batch*; there is one batch at a time. One that failed no longer holds up others.
 """
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ..spool.journal import ADMITTED, COMMITTED, FAILED, FINAL, UPLOADED, UPLOADING
+from ..spool.journal import ADMITTED, COMMITTED, FINAL, UPLOADED, UPLOADING
 
-COMMITTING = "COMMITTING"
+#: Most checkpoints in a batch: it shares the round trips of all but its commits, and is done again after a death.
+MAX_BATCH = 16
 
 
 class Action(NamedTuple):
-    """``kind`` is ``"upload"`` or ``"commit"``."""
+    """``kind`` is ``"upload"``, of one checkpoint, or ``"commit"``, of a batch, oldest first."""
 
     kind: str
-    id: str
+    ids: tuple[str, ...]
 
 
 @dataclass
@@ -49,6 +51,7 @@ class Queue:
         self._max_uploads = max_uploads
         self.jobs: dict[str, Job] = {}
         self._open: dict[str, Job] = {}
+        self._failed: dict[str, Job] = {}
         self.committed = 0
         self.last_committed: str | None = None
 
@@ -63,22 +66,20 @@ class Queue:
         actions = []
         # Open jobs are few: those admitted and not yet ended.
         waiting = sorted(self._open.values(), key=lambda job: job.order)
-        # An older one may have been admitted since the commit that runs began: it waits for that.
-        if (
-            waiting
-            and waiting[0].state == UPLOADED
-            and not waiting[0].held
-            and not any(job.committing for job in waiting)
-        ):
-            waiting[0].committing = True
-            actions.append(Action("commit", waiting[0].id))
+        # An older one may have been admitted since the commits that run began: it waits for their end.
+        if not any(job.committing for job in waiting):
+            batch = list(itertools.takewhile(lambda job: job.state == UPLOADED and not job.held, waiting[:MAX_BATCH]))
+            for job in batch:
+                job.committing = True
+            if batch:
+                actions.append(Action("commit", tuple(job.id for job in batch)))
         running = sum(job.state == UPLOADING for job in waiting)
         for job in waiting:
             if running >= self._max_uploads:
                 break
             if job.state == ADMITTED and not job.held:
                 job.state = UPLOADING
-                actions.append(Action("upload", job.id))
+                actions.append(Action("upload", (job.id,)))
                 running += 1
         return actions
 
@@ -93,26 +94,38 @@ class Queue:
         job = self._open.pop(identity, None)
         if job is None:
             return
-        job.state, job.why, job.committing = state, why, False
         if state == COMMITTED:
             self.committed += 1
             self.last_committed = identity
+            job.committing = False
+        else:
+            self._failed[identity] = job
+            self._end_batch_at(job)
+        job.state, job.why = state, why
+
+    def _end_batch_at(self, job: Job) -> None:
+        """A commit that comes to nothing ends its batch: those after it are handed out again."""
+        if job.committing:
+            for other in (job, *self._open.values()):
+                other.committing = False
 
     def restart(self) -> list[str]:
-        """The uploader died: what was under way is to be done again. Returns its ids."""
-        under_way = [job for job in self._open.values() if job.committing or job.state == UPLOADING]
+        """The uploader died: what was under way is to be done again. Returns its ids; of a batch, the oldest one's."""
+        under_way = [job for job in self._open.values() if job.state == UPLOADING]
+        batch = [job for job in self._open.values() if job.committing]
         for job in under_way:
-            job.committing, job.sent = False, 0
-            if job.state == UPLOADING:
-                job.state = ADMITTED
-        return [job.id for job in under_way]
+            job.state, job.sent = ADMITTED, 0
+        for job in batch:
+            job.committing = False
+        return [job.id for job in [*under_way, *sorted(batch, key=lambda job: job.order)[:1]]]
 
     def hold(self, identity: str) -> None:
         """What was under way for a checkpoint came to nothing; it is to be done again, but not before ``resume``."""
         job = self._open.get(identity)
         if job is None:
             return
-        job.committing, job.held, job.sent = False, True, 0
+        self._end_batch_at(job)
+        job.held, job.sent = True, 0
         if job.state == UPLOADING:
             job.state = ADMITTED
 
@@ -123,8 +136,8 @@ class Queue:
 
     def retry(self, identity: str) -> None:
         """Take up a failed checkpoint again."""
-        job = self.jobs[identity]
-        if job.state == FAILED:
+        job = self._failed.pop(identity, None)
+        if job is not None:
             job.state, job.why, job.sent = ADMITTED, "", 0
             self._open[identity] = job
 
@@ -138,4 +151,4 @@ class Queue:
         return sum(max(job.size - job.sent, 0) for job in self._open.values() if job.state != UPLOADED)
 
     def failed(self) -> list[Job]:
-        return [job for job in self.jobs.values() if job.state == FAILED]
+        return list(self._failed.values())

@@ -6,19 +6,66 @@ Both steps may be repeated from the start at any time: the same keys get the sam
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 from .. import layout
 from ..catalog import read_reference
 from ..concurrency import for_each
 from ..config import Config
 from ..crash import crash_point
+from ..errors import CheckpointError, StoreError, TransientStoreError
 from ..manifest import LINK, FileEntry, Manifest, dump
 from ..source import TarMember, TarSource, captured_source
 from ..spool.spool import Admitted
-from ..stores.base import Progress, Store
+from ..stores.base import Multipart, Source, Store
+from .handover import TAR, Handover
+
+#: Smallest file without a lease that is worth a record of its own, so that it is not sent again.
+_REMEMBERED_BYTES = 1 << 20
+
+Reference = dict[str, Any]
+
+
+class Events(Protocol):
+    """Hears how an upload goes on; called from the event loop. ``path`` is a file's, or ``TAR``."""
+
+    def progress(self, count: int) -> None:
+        """So many bytes were sent; a negative number takes some back."""
+
+    def stored(self, path: str, crc32: list[int], *, copied: bool) -> None:
+        """The bytes of a file are in the store: they were sent, or copied there from an earlier checkpoint. Not said of
+        small files whose lease nobody holds.
+        """
+
+    def began(self, path: str, upload: str, part_bytes: int) -> None:
+        """See ``PartsLog``."""
+
+    def sent(self, path: str, number: int, etag: str, crc32: list[int]) -> None:
+        """See ``PartsLog``."""
+
+
+class _Content(Source, Protocol):
+    """A source that holds descriptors."""
+
+    def close(self) -> None: ...
+
+
+class _Log:
+    """The PartsLog of one object; the store looks at it again after a failure that passed."""
+
+    def __init__(self, path: str, known: Multipart | None, events: Events) -> None:
+        self._path, self.known, self._events = path, known, events
+
+    def began(self, upload: str, part_bytes: int) -> None:
+        self.known = Multipart(upload, part_bytes)
+        self._events.began(self._path, upload, part_bytes)
+
+    def sent(self, number: int, etag: str, crc32: list[int]) -> None:
+        assert self.known is not None, "a part of no upload"
+        self.known.parts[number] = etag, crc32
+        self._events.sent(self._path, number, etag, crc32)
 
 
 class Uploader:
@@ -35,25 +82,17 @@ class Uploader:
     def __init__(self, store: Store, config: Config) -> None:
         self._store, self._config = store, config
 
-    async def upload(
-        self,
-        item: Admitted,
-        done: Mapping[str, list[int]],
-        on_file: Callable[[str, list[int]], None],
-        progress: Progress,
-    ) -> None:
+    async def upload(self, item: Admitted, known: Handover, events: Events) -> None:
         """Write everything but the metadata: files or tar, and the manifest with their digests.
 
         Parameters
         ----------
         item : Admitted
             What to upload.
-        done : mapping
-            Files that an earlier try brought into the store: path → CRCs.
-        on_file : callable
-            ``(path, crc32)`` for each hard-linked file that is in the store now: its lease may be let go.
-        progress : callable
-            Bytes sent.
+        known : Handover
+            What need not be sent.
+        events : Events
+            Hears what is in the store now.
 
         Raises
         ------
@@ -62,67 +101,138 @@ class Uploader:
         """
         parts = layout.parse_key(item.reference["key"])
         if item.reference["storage_format"] == "tar":
-            manifest = await self._upload_tar(item, progress)
+            manifest = await self._upload_tar(item, known, events)
         else:
-            manifest = await self._upload_files(item, done, on_file, progress)
+            manifest = await self._upload_files(item, known, events)
         crash_point("worker:before-manifest")
         await self._store.put_bytes(parts.manifest_key, dump(manifest.to_json()))
 
-    async def _upload_files(
-        self,
-        item: Admitted,
-        done: Mapping[str, list[int]],
-        on_file: Callable[[str, list[int]], None],
-        progress: Progress,
-    ) -> Manifest:
-        digests = dict(done)
+    async def _upload_files(self, item: Admitted, known: Handover, events: Events) -> Manifest:
+        digests = dict(known.done)
 
         async def put(entry: FileEntry) -> None:
             if entry.path in digests:
-                progress(entry.size)
                 return
             crash_point("worker:before-file")
-            source = captured_source(item.data, entry)
-            try:
-                digests[entry.path] = await self._store.put_source(
-                    f"{item.reference['key']}/{entry.path}", source, progress
-                )
-            finally:
-                source.close()
-            if entry.how == LINK:
-                on_file(entry.path, digests[entry.path])
+            key = f"{item.reference['key']}/{entry.path}"
+            earlier = known.unchanged.get(entry.path)
+            copied = earlier is not None and await self._copy(earlier.key, key, entry.size)
+            if earlier is not None and copied:
+                digests[entry.path] = earlier.crc32
+            else:
+                source = captured_source(item.data, entry)
+                digests[entry.path] = await self._send(key, entry.path, source, known, events)
+            if entry.how == LINK or entry.size >= _REMEMBERED_BYTES:
+                events.stored(entry.path, digests[entry.path], copied=copied)
 
-        await for_each(item.manifest.files, self._config.parts_in_flight, put)
+        await for_each(item.manifest.files, self._config.files_in_flight, put)
         files = [FileEntry(e.path, e.size, e.mode, crc32=digests[e.path]) for e in item.manifest.files]
         return replace(item.manifest, files=files)
 
-    async def _upload_tar(self, item: Admitted, progress: Progress) -> Manifest:
-        source = TarSource(item.reference["key"], tar_members(item))
+    async def _copy(self, source_key: str, key: str, size: int) -> bool:
+        """Copy an object inside the store; False where that cannot be done, and the bytes are to be sent."""
+        if not self._store.capabilities.copy:
+            return False
         try:
-            crc32 = await self._store.put_source(item.reference["key"], source, progress)
-        finally:
-            source.close()
+            await self._store.copy(source_key, key, size)
+        except TransientStoreError:
+            raise
+        except StoreError:  # The earlier checkpoint was deleted or damaged, or this store copies no such object.
+            return False
+        return True
+
+    async def _upload_tar(self, item: Admitted, known: Handover, events: Events) -> Manifest:
+        source = TarSource(item.reference["key"], tar_members(item))
+        crc32 = known.done.get(TAR)
+        if crc32 is None:
+            crc32 = await self._send(item.reference["key"], TAR, source, known, events)
+            events.stored(TAR, crc32, copied=False)
         files = [FileEntry(e.path, e.size, e.mode) for e in item.manifest.files]
         return replace(item.manifest, files=files, tar={"size": source.size, "crc32": crc32})
 
-    async def commit(self, reference: dict[str, Any]) -> None:
-        """Make an uploaded checkpoint visible, and move ``latest`` on to it unless it is on a newer one."""
-        parts = layout.parse_key(reference["key"])
-        data = dump(reference)
-        crash_point("worker:before-commit")
-        await self._store.put_bytes(parts.metadata_key, data)
-        # The commit: what lists a task's checkpoints reads this folder.
-        await self._store.put_bytes(parts.task_metadata_key(reference["pathspec"]), data)
+    async def _send(self, key: str, path: str, source: _Content, known: Handover, events: Events) -> list[int]:
+        log = _Log(path, known.parts.get(path), events)
+        try:
+            return await self._store.put_source(key, source, events.progress, log)
+        finally:
+            source.close()
+
+    async def commit(self, batch: Sequence[Reference]) -> tuple[int, CheckpointError | None]:
+        """Make uploaded checkpoints of one task visible, in order, and move ``latest`` on to the newest of them unless
+        it is on a newer one.
+
+        Returns
+        -------
+        int
+            How many are committed, ``latest`` included. Others may be visible as well; they are to be committed again.
+        CheckpointError or None
+            Why the next one is not.
+        """
+        begun = _begun(batch)
+        described = {layout.parse_key(reference["key"]).metadata_key: dump(reference) for reference in batch}
+        failed = await self._put_all({**begun, **described})
+        for key in begun.keys() & failed.keys():
+            return 0, failed[key]
+        committed: list[Reference] = []
+        error: CheckpointError | None = None
+        for reference in batch:
+            crash_point("worker:before-commit")
+            if committed:
+                crash_point("worker:in-batch")
+            parts = layout.parse_key(reference["key"])
+            error = failed.get(parts.metadata_key)
+            if error is None:
+                # The commit: what lists a task's checkpoints reads this folder, and finds no gap in it.
+                task_key = parts.task_metadata_key(reference["pathspec"])
+                error = (await self._put_all({task_key: dump(reference)})).get(task_key)
+            if error is not None:
+                break
+            committed.append(reference)
         crash_point("worker:before-latest")
-        if reference.get("latest"):
-            task_folder = layout.metadata_folder(reference["pathspec"])
+        try:
+            await self._move_latest([reference for reference in committed if reference.get("latest")])
+        except CheckpointError as latest_error:
+            return 0, latest_error
+        return len(committed), error
+
+    async def _put_all(self, objects: Mapping[str, bytes]) -> dict[str, CheckpointError]:
+        """Write small objects side by side. Returns what could not be written, by key."""
+        failed: dict[str, CheckpointError] = {}
+
+        async def put(key: str) -> None:
+            try:
+                await self._store.put_bytes(key, objects[key])
+            except CheckpointError as error:
+                failed[key] = error
+
+        await for_each(objects, self._config.files_in_flight, put)
+        return failed
+
+    async def _move_latest(self, references: Sequence[Reference]) -> None:
+        newest: dict[str, tuple[Reference, Callable[[Reference], Any]]] = {}
+        for reference in sorted(references, key=layout.order):
+            newest[layout.metadata_folder(reference["pathspec"])] = reference, layout.order
+        for reference in sorted(references, key=layout.age):
+            newest[layout.parse_key(reference["key"]).scope_folder] = reference, layout.age
+
+        async def move(folder: str) -> None:
+            reference, rank = newest[folder]
             # Read each time: an attempt on another machine, and other runs of the step, write there as well.
-            current = await read_reference(self._store, task_folder, layout.LATEST)
-            if current is None or layout.order(reference) >= layout.order(current):
-                await self._store.put_bytes(f"{task_folder}/{layout.LATEST}", data)
-            current = await read_reference(self._store, parts.scope_folder, layout.LATEST)
-            if current is None or layout.age(reference) >= layout.age(current):
-                await self._store.put_bytes(f"{parts.scope_folder}/{layout.LATEST}", data)
+            current = await read_reference(self._store, folder, layout.LATEST)
+            if current is None or rank(reference) >= rank(current):
+                await self._store.put_bytes(f"{folder}/{layout.LATEST}", dump(reference))
+
+        await for_each(newest, self._config.files_in_flight, move)
+
+
+def _begun(batch: Sequence[Reference]) -> dict[str, bytes]:
+    """What is written before a batch is committed (``layout`` says why), by key: one object for each attempt."""
+    keys: dict[str, list[str]] = {}
+    for reference in sorted(batch, key=layout.order, reverse=True):
+        if reference.get("latest"):
+            attempt, _ = layout.order(reference)
+            keys.setdefault(layout.begun_key(reference["pathspec"], attempt), []).append(reference["key"])
+    return {key: dump({"keys": found}) for key, found in keys.items()}
 
 
 def tar_members(item: Admitted) -> list[TarMember]:

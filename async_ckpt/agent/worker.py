@@ -3,9 +3,12 @@
 It imports what the control plane must not (aiobotocore, Metaflow), runs at idle priority, holds no state that
 matters, and may be killed at any time. The two speak the frames of ``ipc.protocol`` over a socket pair:
 
-- agent → worker: ``{"op": "upload", "id"}``, ``{"op": "commit", "id"}``, ``{"op": "priority", "idle"}``;
-- worker → agent: ``{"op": "file", "id", "path", "crc32"}``, ``{"op": "progress", "id", "bytes"}``,
-  ``{"op": "uploaded" | "committed", "id"}``, ``{"op": "failed", "id", "why", "transient"}``.
+- agent → worker: ``{"op": "upload", "id"}``, before it what is known of the checkpoint (``handover.py``);
+  ``{"op": "commit", "ids"}``; ``{"op": "priority", "idle"}``;
+- worker → agent: ``{"op": "progress", "id", "bytes"}``, ``{"op": "file", "id", "path", "crc32", "copied"}``,
+  ``{"op": "parts", "id", "path", "upload", "part_bytes"}``, ``{"op": "part", "id", "path", "number", "etag",
+  "crc32"}``, ``{"op": "uploaded" | "committed", "id"}``, ``{"op": "failed", "id", "why", "transient"}``. In a batch,
+  the first that fails ends it.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
 
 import anyio
 
@@ -26,13 +30,17 @@ from ..config import Config
 from ..files import wait_for
 from ..ipc import protocol
 from ..ipc.protocol import Message
-from ..spool import journal
-from ..spool.spool import Spool
+from ..spool.spool import Admitted, Spool
 from ..stores import open_store
+from .handover import Handover
+from .priority import set_priority
 from .uploader import Uploader
 
 #: How often an upload's progress is reported, in seconds.
 _REPORT_S = 0.1
+
+#: Digests of larger files (beyond 1 TiB) do not fit into a frame: nothing is told of those until all is uploaded.
+_MAX_CRCS = 1 << 16
 
 #: How long a worker waits for its predecessor to be gone.
 _LOCK_TIMEOUT_S = 30.0
@@ -44,25 +52,30 @@ _working: set[str] = set()
 
 
 async def serve(
-    sock: socket.socket, spool: Spool, config: Config, set_priority: Callable[[bool], None] | None = None
+    sock: socket.socket, spool: Spool, config: Config, on_priority: Callable[[bool], None] | None = None
 ) -> None:
     """Work until the agent closes its end; then drop what is under way (the store cleans up after itself).
 
-    ``set_priority`` is called with whether this process should be idle; None in a thread of the task.
+    ``on_priority`` is called with whether this process should be idle; None in a thread of the task.
     """
     sock.setblocking(False)
     # A worker whose agent was killed may live a moment longer: two at once could put a file's later content over the
     # good one.
     with _only_one(spool.path("worker.lock")):
         worker = _Worker(sock, spool, config)
+        known: dict[str, Handover] = {}
         try:
             async with anyio.create_task_group() as group:
                 async for message in _messages(sock):
                     if message["op"] == "priority":
-                        if set_priority is not None:
-                            set_priority(message["idle"])
+                        if on_priority is not None:
+                            on_priority(message["idle"])
+                    elif message["op"] == "commit":
+                        group.start_soon(worker.commit, message["ids"])
+                    elif message["op"] == "upload":
+                        group.start_soon(worker.upload, message["id"], known.pop(message["id"], Handover()))
                     else:
-                        group.start_soon(worker.run, message)
+                        known.setdefault(message["id"], Handover()).take(message)
                 group.cancel_scope.cancel()
         finally:
             with anyio.CancelScope(shield=True), anyio.move_on_after(5):
@@ -120,28 +133,42 @@ class _Worker:
         self._uploader = Uploader(self.store, config)
         self._sending = anyio.Lock()
 
-    async def run(self, message: Message) -> None:
-        identity = message["id"]
+    async def upload(self, identity: str, known: Handover) -> None:
         try:
-            item = await anyio.to_thread.run_sync(self._spool.read, identity)
-            if item is None:
-                raise errors.SpoolError(f"The record of checkpoint {identity} is gone", where=self._spool.directory)
-            if message["op"] == "commit":
-                await self._uploader.commit(item.reference)
-                await self._send({"op": "committed", "id": identity})
-                return
-            known = await anyio.to_thread.run_sync(journal.read, self._spool.path("journal"))
-            done = known[identity].files if identity in known else {}
+            item = await self._read(identity)
             async with _Reporter(self, identity) as reporter:
-                await self._uploader.upload(item, done, reporter.file, reporter.progress)
-            await self._send({"op": "uploaded", "id": identity})
-        except errors.CheckpointError as error:
-            transient = isinstance(error, errors.TransientStoreError)
-            await self._send({"op": "failed", "id": identity, "why": str(error), "transient": transient})
-        except Exception as error:  # A bug of ours or of a library: the checkpoint fails, the worker goes on.
-            await self._send(
-                {"op": "failed", "id": identity, "why": f"{type(error).__name__}: {error}", "transient": False}
-            )
+                await self._uploader.upload(item, known, reporter)
+            answer: Message = {"op": "uploaded", "id": identity}
+        except Exception as error:
+            answer = _failed(identity, error)
+        await self._send(answer)
+
+    async def commit(self, batch: list[str]) -> None:
+        references: list[dict[str, Any]] = []
+        error: Exception | None = None
+        committed = 0
+        for identity in batch:
+            try:
+                item = await self._read(identity)
+            except Exception as unread:
+                error = unread  # Those before it can be committed.
+                break
+            references.append(item.reference)
+        try:
+            committed, refused = await self._uploader.commit(references)
+            error = refused or error
+        except Exception as unexpected:
+            error = unexpected
+        for identity in batch[:committed]:
+            await self._send({"op": "committed", "id": identity})
+        if error is not None:
+            await self._send(_failed(batch[committed], error))
+
+    async def _read(self, identity: str) -> Admitted:
+        item = await anyio.to_thread.run_sync(self._spool.read, identity)
+        if item is None:
+            raise errors.SpoolError(f"The record of checkpoint {identity} is gone", where=self._spool.directory)
+        return item
 
     async def _send(self, message: Message) -> None:
         data = protocol.encode(message)
@@ -155,19 +182,37 @@ class _Worker:
                     return  # The agent is gone; reading sees it and ends the worker.
 
 
+def _failed(identity: str, error: Exception) -> Message:
+    if isinstance(error, errors.CheckpointError):
+        why, transient = str(error), isinstance(error, errors.TransientStoreError)
+    else:  # A bug of ours or of a library: the checkpoint fails, the worker goes on.
+        why, transient = f"{type(error).__name__}: {error}", False
+    return {"op": "failed", "id": identity, "why": why, "transient": transient}
+
+
 class _Reporter:
-    """Collects what one upload tells and sends it on now and then."""
+    """Collects what one upload tells and sends it on now and then; its Events."""
 
     def __init__(self, worker: _Worker, identity: str) -> None:
         self._worker, self._identity = worker, identity
         self._bytes = 0
-        self._files: list[Message] = []
+        self._out: list[Message] = []
 
     def progress(self, count: int) -> None:
         self._bytes += count
 
-    def file(self, path: str, crc32: list[int]) -> None:
-        self._files.append({"op": "file", "id": self._identity, "path": path, "crc32": crc32})
+    def stored(self, path: str, crc32: list[int], *, copied: bool) -> None:
+        self._say("file", path=path, crc32=crc32, copied=copied)
+
+    def began(self, path: str, upload: str, part_bytes: int) -> None:
+        self._say("parts", path=path, upload=upload, part_bytes=part_bytes)
+
+    def sent(self, path: str, number: int, etag: str, crc32: list[int]) -> None:
+        self._say("part", path=path, number=number, etag=etag, crc32=crc32)
+
+    def _say(self, op: str, **fields: Any) -> None:
+        if len(fields.get("crc32", ())) <= _MAX_CRCS:
+            self._out.append({"op": op, "id": self._identity, **fields})
 
     async def __aenter__(self) -> _Reporter:
         self._group = anyio.create_task_group()
@@ -188,9 +233,9 @@ class _Reporter:
 
     async def _report(self) -> None:
         count, self._bytes = self._bytes, 0
-        files, self._files = self._files, []
+        messages, self._out = self._out, []
         with anyio.CancelScope(shield=True):
-            for message in files:
+            for message in messages:
                 await self._worker._send(message)
             if count:
                 await self._worker._send({"op": "progress", "id": self._identity, "bytes": count})
@@ -201,10 +246,10 @@ def main(fd: int, directory: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _die_with_parent()
-    _set_priority(idle=True)
+    set_priority(idle=True)
     with socket.socket(fileno=fd) as sock:
         try:
-            anyio.run(serve, sock, Spool.open(directory), Config.from_env(), lambda idle: _set_priority(idle=idle))
+            anyio.run(serve, sock, Spool.open(directory), Config.from_env(), lambda idle: set_priority(idle=idle))
         except errors.CheckpointError as error:
             sys.exit(f"async_ckpt worker: {error}")
 
@@ -215,15 +260,3 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent or parent == 1:
         sys.exit("async_ckpt worker: the agent is gone")
-
-
-def _set_priority(*, idle: bool) -> None:
-    """While somebody trains, take only the CPU time nobody else wants: the loop does not notice it.
-
-    Each thread has a policy of its own, so all are set.
-    """
-    policy = os.SCHED_IDLE if idle else os.SCHED_OTHER
-    for thread in os.listdir("/proc/self/task"):
-        # Ordinary users may not leave SCHED_IDLE again; nobody else wants the CPU then anyway.
-        with contextlib.suppress(PermissionError, ProcessLookupError):
-            os.sched_setscheduler(int(thread), policy, os.sched_param(0))

@@ -138,12 +138,16 @@ class AgentClient:
         """Ring the doorbell for an admitted checkpoint and hand over its leases. Never waits and never fails:
         the agent finds what was admitted by itself, and leases it did not get stay with this process.
 
-        ``leases`` maps relative paths.
+        ``leases`` maps relative paths. One for a file that is guarded already is let go: the other serves both.
         """
         self._check_fork()
         with self._lock:
+            held = self._leases.get(identity, {})
+            for item in (item for path, item in leases.items() if path in held):
+                os.close(item.fd)
+            leases = {path: item for path, item in leases.items() if path not in held}
             if leases:
-                self._leases[identity] = dict(leases)
+                self._leases[identity] = held | leases
             if self._link is not None:
                 self._send_admit(self._link, identity, leases)
 

@@ -8,13 +8,23 @@ with ``id`` (the checkpoint's name in ``ready/``) and one of
 
 - ``state``: ``UPLOADED`` (all its objects are in the store), ``COMMITTED`` (with ``reference``), ``FAILED`` (with
   ``why``);
-- ``file``: a hard-linked file whose bytes are in the store (with ``crc32``), so that its lease could be let go.
+- ``file``: a file whose bytes are in the store (with ``crc32``), so that its lease could be let go; ``""`` is the tar.
+  Where the same file may be saved again unchanged, ``inode`` says which it is (``Inode``, as a list). Void once the
+  checkpoint is uploaded or has failed, but for the inodes of one that is committed;
+- ``parts``: a file whose multipart upload was begun (with ``upload``, the store's id, and ``part_bytes``), and
+  ``part``: its part of that number is in the store (with ``of``, the file, ``etag``, ``crc32``). Void once the file,
+  or the checkpoint, is uploaded or has failed;
+- ``stored``: the key of a file of a committed checkpoint that may be saved again (with ``inode``, ``crc32``): what the
+  records above come to. Written when the journal is compacted.
 
 Who writes: the agent that holds the spool's lock, by appending whole lines. Anybody may read at any time.
 
 Replay. A record counts if its line is complete and its CRC is right. At the first one that is not (a torn tail after a
 crash or a full disk), reading stops; the writer cuts the file there and goes on. Nothing is lost by that: admission is
 a file in ``ready/``, every step after it may be repeated, and the journal only says which steps need not be.
+
+Compaction. A new agent writes the file anew, without what is void, and without the commits of earlier attempts but the
+newest.
 
 A file with another first line is not ours to change: it is set aside under ``journal.foreign-<n>``, and a warning
 says so.
@@ -25,6 +35,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -32,6 +43,8 @@ from typing import Any
 
 from ..errors import SpoolError, os_hint, os_reason
 from ..files import write_atomically
+from ..stores.base import Multipart
+from .stored import Inode, StoredFile, StoredFiles
 
 HEADER = b"async_ckpt journal 1\n"
 
@@ -40,14 +53,90 @@ ADMITTED, UPLOADING, UPLOADED, COMMITTED, FAILED = "ADMITTED", "UPLOADING", "UPL
 FINAL = (COMMITTED, FAILED)
 
 
+#: Most of a long journal: the record of a commit, as it is written here. Its reference is read when it is asked for.
+_COMMIT = re.compile(rb'\{"id":"([^"\\]+)","state":"COMMITTED",(?:"why":"",)?"reference":(\{.*\})\}')
+
+Record = dict[str, Any]
+
+
 @dataclass
 class Progress:
-    """What the journal knows of one checkpoint."""
+    """What the journal knows of one checkpoint.
+
+    Parameters
+    ----------
+    files : dict
+        Files whose bytes are in the store: path → CRCs. Of those in ``inodes`` it is known what they are on this disk.
+    parts : dict
+        Multipart uploads that were begun: path → what is known.
+    commit : bytes or None
+        The JSON of its reference, once it is committed.
+    """
 
     state: str = ADMITTED
     why: str = ""
     files: dict[str, list[int]] = field(default_factory=dict)
-    reference: dict[str, Any] | None = None
+    inodes: dict[str, Inode] = field(default_factory=dict)
+    parts: dict[str, Multipart] = field(default_factory=dict)
+    commit: bytes | None = None
+
+    @property
+    def reference(self) -> dict[str, Any] | None:
+        """The reference of a committed checkpoint; parsed each time."""
+        return json.loads(self.commit) if self.commit is not None else None
+
+
+class Known:
+    """What the records of a journal come to: ``progress`` by id, in order of first mention, and ``stored``."""
+
+    def __init__(self) -> None:
+        self.progress: dict[str, Progress] = {}
+        self.stored = StoredFiles()
+
+    def apply(self, record: Record) -> None:
+        """Take in the next record."""
+        if "stored" in record:
+            self.stored.add(Inode(*record["inode"]), StoredFile(record["stored"], record["crc32"]))
+            return
+        item = self._item(record["id"])
+        if "file" in record:
+            path = record["file"]
+            item.files[path] = record["crc32"]
+            item.parts.pop(path, None)
+            item.inodes.pop(path, None)
+            if "inode" in record:
+                item.inodes[path] = Inode(*record["inode"])
+        elif "parts" in record:
+            item.parts[record["parts"]] = Multipart(record["upload"], record["part_bytes"])
+        elif "part" in record and record["of"] in item.parts:
+            item.parts[record["of"]].parts[record["part"]] = record["etag"], record["crc32"]
+        elif isinstance(record.get("state"), str):
+            reference = record.get("reference")
+            item.commit = json.dumps(reference, separators=(",", ":")).encode() if reference else item.commit
+            self._enter(item, record["state"], str(record.get("why") or ""))
+
+    def apply_commit(self, identity: str, reference: bytes) -> None:
+        """The same for the record of a commit, whose reference is JSON that was not parsed."""
+        item = self._item(identity)
+        item.commit = reference
+        self._enter(item, COMMITTED, "")
+
+    def _item(self, identity: str) -> Progress:
+        item = self.progress.get(identity)
+        if item is None:
+            item = self.progress[identity] = Progress()
+        return item
+
+    def _enter(self, item: Progress, state: str, why: str) -> None:
+        item.state, item.why = state, why
+        if state == COMMITTED and item.inodes and (reference := item.reference):
+            for path, inode in item.inodes.items():
+                self.stored.add(inode, StoredFile(f"{reference['key']}/{path}", item.files[path]))
+        if state == UPLOADED:  # What the commit will want to know.
+            item.files = {path: item.files[path] for path in item.inodes}
+            item.parts = {}
+        elif state in FINAL:
+            item.files, item.inodes, item.parts = {}, {}, {}
 
 
 class Journal:
@@ -57,6 +146,8 @@ class Journal:
     ----------
     path : str
         The file; made if it is not there.
+    attempt : int
+        The one that runs; of earlier ones only the newest commit is kept.
 
     Raises
     ------
@@ -64,18 +155,27 @@ class Journal:
         It cannot be read or written.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, attempt: int = 0) -> None:
         self.path = path
         self.warnings: list[str] = []
         self._fd = -1
         try:
-            self.progress = self._open()
+            self._known = self._open(attempt)
         except OSError as error:
             raise SpoolError(
                 f"The journal cannot be opened: {os_reason(error)}", where=path, hint=os_hint(error)
             ) from error
 
-    def _open(self) -> dict[str, Progress]:
+    @property
+    def progress(self) -> dict[str, Progress]:
+        return self._known.progress
+
+    @property
+    def stored(self) -> StoredFiles:
+        """Files of committed checkpoints that may be saved again."""
+        return self._known.stored
+
+    def _open(self, attempt: int) -> Known:
         try:
             with open(self.path, "rb") as file:
                 data = file.read()
@@ -88,28 +188,20 @@ class Journal:
                 f"as {aside}, and what is in the spool is uploaded again"
             )
             data = b""
-        records, good = parse(data)
+        known = Known()
+        good = replay(data, known)
         if good < len(data) and len(data) > len(HEADER):
             self.warnings.append(
                 f"The journal {self.path} ended in a torn record: its last {len(data) - good} bytes were cut off"
             )
-        progress = replay(records)
-        self._compact(progress)
-        return progress
-
-    def _compact(self, progress: dict[str, Progress]) -> None:
-        """Rewrite what replay made of it, whole and atomically: also cuts a torn tail."""
-        lines = [HEADER]
-        for identity, item in progress.items():
-            lines += [encode({"id": identity, "file": path, "crc32": crc}) for path, crc in item.files.items()]
-            record: dict[str, Any] = {"id": identity, "state": item.state, "why": item.why}
-            if item.reference is not None:
-                record["reference"] = item.reference
-            lines.append(encode(record))
-        write_atomically(self.path, b"".join(lines))
+        _drop_commits_before(attempt, known.progress)
+        write_atomically(self.path, HEADER + b"".join(_lines(known)))
         self._fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        for item in known.progress.values():
+            item.commit = None  # References are for readers of the file; here they would only grow with the history.
+        return known
 
-    def append(self, record: dict[str, Any]) -> None:
+    def append(self, record: Record) -> None:
         """Add one record, or none of it.
 
         Raises
@@ -128,8 +220,8 @@ class Journal:
             raise SpoolError(
                 f"The journal cannot be written: {os_reason(error)}", where=self.path, hint=os_hint(error)
             ) from error
-        # References are for readers of the file; here they would only grow with the history.
-        _apply(self.progress, {**record, "reference": None})
+        self._known.apply(record)
+        self._known.progress[record["id"]].commit = None
 
     def close(self) -> None:
         if self._fd >= 0:
@@ -137,70 +229,133 @@ class Journal:
             self._fd = -1
 
 
+class Reader:
+    """For those who do not write the journal: each look reads only what is new.
+
+    Parameters
+    ----------
+    path : str
+        The file; it need not be there.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._start_anew()
+
+    def _start_anew(self) -> None:
+        self._known, self._inode, self._end, self._last = Known(), -1, 0, b""
+
+    def look(self) -> dict[str, Progress]:
+        """What the journal says now; nothing where there is none.
+
+        Raises
+        ------
+        SpoolError
+            It cannot be read.
+        """
+        try:
+            with open(self._path, "rb") as file:
+                inode = os.fstat(file.fileno()).st_ino
+                # An agent that was started since has written it anew.
+                file.seek(self._end - len(self._last))
+                if inode != self._inode or file.read(len(self._last)) != self._last:
+                    self._start_anew()
+                    self._inode = inode
+                file.seek(self._end)
+                data = file.read()
+        except FileNotFoundError:
+            self._start_anew()
+            return {}
+        except OSError as error:
+            raise SpoolError(
+                f"The journal cannot be read: {os_reason(error)}", where=self._path, hint=os_hint(error)
+            ) from error
+        good = replay(data, self._known, begun=self._end > 0)
+        if good:
+            self._end += good
+            self._last = data[data.rfind(b"\n", 0, good - 1) + 1 : good]
+        return self._known.progress
+
+
 def read(path: str) -> dict[str, Progress]:
-    """What the journal at ``path`` says now, for those who do not write it; nothing where there is none."""
-    try:
-        with open(path, "rb") as file:
-            records, _ = parse(file.read())
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        raise SpoolError(f"The journal cannot be read: {os_reason(error)}", where=path, hint=os_hint(error)) from error
-    return replay(records)
+    """What the journal at ``path`` says now, for those who look once; see ``Reader``."""
+    return Reader(path).look()
 
 
-def encode(record: dict[str, Any]) -> bytes:
+def encode(record: Record) -> bytes:
     """One line."""
-    text = json.dumps(record, separators=(",", ":")).encode()
+    return _line(json.dumps(record, separators=(",", ":")).encode())
+
+
+def _line(text: bytes) -> bytes:
     return b"%08x %s\n" % (zlib.crc32(text), text)
 
 
-def parse(data: bytes) -> tuple[list[dict[str, Any]], int]:
-    """All records up to the first bad one, and the offset in bytes where the good part ends."""
-    if not data.startswith(HEADER):
-        return [], 0
-    records: list[dict[str, Any]] = []
-    good = len(HEADER)
-    for line in _complete_lines(data, good):
-        try:
-            crc, text = line[:8], line[9:-1]
-            if crc != b"%08x" % zlib.crc32(text) or line[8:9] != b" ":
-                break
-            record = json.loads(text)
-            if not isinstance(record, dict) or not isinstance(record.get("id"), str):
-                break
-        except ValueError:
-            break
-        records.append(record)
-        good += len(line)
-    return records, good
+def replay(data: bytes, known: Known, *, begun: bool = False) -> int:
+    """Fold the records in ``data`` into ``known``, up to the first bad one.
 
-
-def _complete_lines(data: bytes, start: int) -> Iterator[bytes]:
+    ``begun``: it goes on where earlier data ended, without a first line. Returns the offset in bytes where the good
+    part ends.
+    """
+    if not begun and not data.startswith(HEADER):
+        return 0
+    start = good = 0 if begun else len(HEADER)
     while (end := data.find(b"\n", start)) >= 0:
-        yield data[start : end + 1]
-        start = end + 1
+        text = data[start + 9 : end]
+        if data[start : start + 9] != b"%08x " % zlib.crc32(text):
+            break
+        try:
+            commit = _COMMIT.fullmatch(text)
+            if commit is not None:
+                known.apply_commit(commit[1].decode(), commit[2])
+            else:
+                known.apply(_record(text))
+        except (ValueError, KeyError, TypeError):
+            break
+        start = good = end + 1
+    return good
 
 
-def replay(records: list[dict[str, Any]]) -> dict[str, Progress]:
-    """Fold records into what is known of each checkpoint, in order of first mention."""
-    progress: dict[str, Progress] = {}
-    for record in records:
-        _apply(progress, record)
-    return progress
+def _record(text: bytes) -> Record:
+    record = json.loads(text)
+    if not isinstance(record, dict) or not isinstance(record.get("id"), str):
+        raise ValueError("no record")
+    return record
 
 
-def _apply(progress: dict[str, Progress], record: dict[str, Any]) -> None:
-    item = progress.setdefault(record["id"], Progress())
-    if "file" in record:
-        item.files[record["file"]] = record["crc32"]
-        return
-    state = record.get("state")
-    if isinstance(state, str):
-        item.state, item.why = state, str(record.get("why") or "")
-        item.reference = record.get("reference", item.reference)
-    if item.state in (UPLOADED, *FINAL):
-        item.files = {}
+def _lines(known: Known) -> Iterator[bytes]:
+    """What replay made of a journal, as a journal."""
+    for inode, file in known.stored:
+        yield encode({"id": "", "stored": file.key, "inode": inode, "crc32": file.crc32})
+    for identity, item in known.progress.items():
+        if item.state == COMMITTED and item.commit is not None:
+            yield _line(b'{"id":%s,"state":"COMMITTED","reference":%s}' % (json.dumps(identity).encode(), item.commit))
+            continue
+        for path, crc32 in item.files.items():
+            inode_of = {"inode": item.inodes[path]} if path in item.inodes else {}
+            yield encode({"id": identity, "file": path, "crc32": crc32, **inode_of})
+        for path, multipart in item.parts.items():
+            yield encode(
+                {"id": identity, "parts": path, "upload": multipart.upload, "part_bytes": multipart.part_bytes}
+            )
+            for number, (etag, crc32) in multipart.parts.items():
+                yield encode({"id": identity, "part": number, "of": path, "etag": etag, "crc32": crc32})
+        yield encode({"id": identity, "state": item.state, "why": item.why})
+
+
+def order(identity: str) -> tuple[int, int]:
+    """(attempt, version) of a checkpoint, by its id; (-1, -1) of what is none."""
+    parts = identity.split(".")
+    return (int(parts[0]), int(parts[-1])) if parts[0].isdecimal() and parts[-1].isdecimal() else (-1, -1)
+
+
+def _drop_commits_before(attempt: int, progress: dict[str, Progress]) -> None:
+    """Forget the commits of earlier attempts but the newest: nobody asks for them, and they would only grow."""
+    earlier = [
+        identity for identity, item in progress.items() if item.state == COMMITTED and order(identity)[0] < attempt
+    ]
+    for identity in set(earlier) - {max(earlier, key=order, default="")}:
+        del progress[identity]
 
 
 def _set_aside(path: str) -> str:

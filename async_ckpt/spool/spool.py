@@ -63,6 +63,8 @@ class Admitted:
         Absolute directory of the snapshot.
     source : str
         Absolute path that was saved.
+    captured_ns : int
+        Wall time when its capture began, in nanoseconds.
     """
 
     id: str
@@ -70,6 +72,7 @@ class Admitted:
     manifest: Manifest
     data: str
     source: str
+    captured_ns: int = 0
 
     @property
     def order(self) -> tuple[int, int]:
@@ -208,8 +211,12 @@ class Spool:
         except OSError as error:
             raise _spool_error("No version number can be taken", self.directory, error) from error
 
-    def admit(self, reference: Mapping[str, Any], manifest: Manifest, data: str, source: str) -> Admitted:
+    def admit(
+        self, reference: Mapping[str, Any], manifest: Manifest, data: str, source: str, captured_ns: int = 0
+    ) -> Admitted:
         """Make a captured snapshot a checkpoint. After this returns it survives the death of any process.
+
+        The parameters are those of ``Admitted``.
 
         Raises
         ------
@@ -217,7 +224,7 @@ class Spool:
             The record cannot be written; there is no checkpoint, and the snapshot is the caller's to drop.
         """
         identity = f"{reference['attempt']}.{reference['name']}.{reference['version_id']}"
-        admitted = Admitted(identity, dict(reference), manifest, data, os.path.abspath(source))
+        admitted = Admitted(identity, dict(reference), manifest, data, os.path.abspath(source), captured_ns)
         record = {**vars(admitted), "manifest": manifest.to_json()}
         staged = self.path("staging", f"{os.getpid()}-{secrets.token_hex(8)}.json")
         try:
@@ -240,6 +247,10 @@ class Spool:
             return []
         return [name[: -len(".json")] for name in names if name.endswith(".json")]
 
+    def is_ready(self, identity: str) -> bool:
+        """Whether a checkpoint is admitted and not yet released."""
+        return os.path.exists(self.path("ready", f"{identity}.json"))
+
     def read(self, identity: str) -> Admitted | None:
         """One record; None if it is not (or no longer) there.
 
@@ -255,7 +266,8 @@ class Spool:
             manifest = Manifest.from_json(data["manifest"], where=path)
             if not layout.is_reference(data["reference"]) or not isinstance(data["reference"].get("size"), int):
                 raise ValueError("its reference is damaged")
-            return Admitted(identity, data["reference"], manifest, data["data"], data["source"])
+            captured_ns = int(data.get("captured_ns", 0))  # Records of earlier versions do not say.
+            return Admitted(identity, data["reference"], manifest, data["data"], data["source"], captured_ns)
         except FileNotFoundError:
             return None
         except OSError as error:

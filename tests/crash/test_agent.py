@@ -11,7 +11,7 @@ import pytest
 from async_ckpt.spool import journal
 from async_ckpt.spool.journal import COMMITTED
 
-from ..support.agents import Task, agent_pid, content, is_alive, kill, wait_until, worker_pid
+from ..support.agents import Task, agent_pid, content, is_alive, kill, records, wait_until, worker_pid
 from ..support.scenes import BIG, assert_all_in_order, assert_prefix, save, save_and_die
 
 SAVES = 50
@@ -22,6 +22,7 @@ CRASH_POINTS = (
     "worker:before-file",
     "worker:before-manifest",
     "worker:before-commit",
+    "worker:in-batch",
     "worker:before-latest",
 )
 
@@ -50,8 +51,16 @@ def test_fifty_saves_survive_kills_at_random_moments(task: Task, victims: str) -
 @pytest.mark.parametrize("point", CRASH_POINTS)
 def test_saves_survive_a_kill_at(task: Task, point: str) -> None:
     marker = task.crash_at(point)
+    gate = task.gate()
+    gate.hold("first")
     checkpointer = task.start()
-    references = [save(checkpointer, task, number) for number in range(10)]
+    (task.work / "first").write_bytes(content(0, BIG))
+    references = [save(checkpointer, task, 0)]
+    (task.work / "first").unlink()
+    references += [save(checkpointer, task, number) for number in range(1, 10)]
+    if point == "worker:in-batch":  # There is a batch once others have overtaken the first.
+        wait_until(lambda: checkpointer.state("0.mfchckpt.9")[0] == "UPLOADED", "all but the first are uploaded")
+    gate.open("first")
     checkpointer.flush(120)
     assert marker.exists(), "nothing came by that point"
     assert_all_in_order(task, references)
@@ -80,8 +89,7 @@ def test_a_journal_in_order_of_commits_is_written_while_uploads_overtake_each_ot
     assert task.committed_versions() == []
     gate.open("first")
     checkpointer.flush(60)
-    records, _ = journal.parse(Path(checkpointer.spool.path("journal")).read_bytes())
-    committed = [record["id"] for record in records if record.get("state") == COMMITTED]
+    committed = [record["id"] for record in records(checkpointer) if record.get("state") == COMMITTED]
     assert committed == [f"0.mfchckpt.{version}" for version in range(4)]
 
 

@@ -25,7 +25,7 @@ from async_ckpt.spool.spool import Spool
 from async_ckpt.stores.base import StoreSpec
 from tests.support.writers import content
 
-__all__ = ["TASK", "Gate", "Task", "agent_pid", "content", "is_alive", "kill", "wait_until", "worker_pid"]
+__all__ = ["TASK", "Gate", "Task", "agent_pid", "content", "is_alive", "kill", "records", "wait_until", "worker_pid"]
 
 TASK = TaskInfo("Flow", "1", "train", "2", 0, layout.scope_of("user:tester"), layout.step_identifier("train"))
 
@@ -172,6 +172,13 @@ def agent_pid(checkpointer: Checkpointer) -> int:
 def worker_pid(checkpointer: Checkpointer) -> int:
     """The process that uploads now; waits until there is one."""
     return int(wait_until(lambda: checkpointer.status()["worker_pid"], "there is an uploader"))
+
+
+def records(checkpointer: Checkpointer) -> list[dict[str, Any]]:
+    """What the journal says, record by record."""
+    path = Path(checkpointer.spool.path("journal"))
+    lines = path.read_bytes().splitlines(keepends=True)[1:] if path.exists() else []
+    return [json.loads(line[9:]) for line in lines if line.endswith(b"\n")]
 
 
 def kill(pid: int, number: signal.Signals = signal.SIGKILL) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -11,20 +12,25 @@ from hypothesis import strategies as st
 
 from async_ckpt.errors import SpoolError
 from async_ckpt.spool import journal
-from async_ckpt.spool.journal import ADMITTED, COMMITTED, FAILED, HEADER, UPLOADED, Journal
+from async_ckpt.spool.journal import ADMITTED, COMMITTED, FAILED, HEADER, UPLOADED, Journal, Known, Reader
+from async_ckpt.spool.stored import Inode, StoredFile
+from async_ckpt.stores.base import Multipart
 
 from ..support.filesystems import CannotMount, small_tmpfs
 
-RECORDS = [
-    {"id": "0.a.0", "file": "weights", "crc32": [1, 2]},
+INODE = Inode(1, 2, 3, 4, 5)
+RECORDS: list[dict[str, Any]] = [
+    {"id": "0.a.0", "file": "weights", "crc32": [1, 2], "inode": INODE},
     {"id": "0.a.0", "state": UPLOADED},
     {"id": "0.a.1", "file": "über\nmodel", "crc32": []},
     {"id": "0.a.0", "state": COMMITTED, "reference": {"key": "k", "attempt": 0}},
+    {"id": "0.a.1", "parts": "other", "upload": "u", "part_bytes": 5},
+    {"id": "0.a.1", "part": 2, "of": "other", "etag": "e", "crc32": [7]},
     {"id": "0.a.1", "state": FAILED, "why": "the store refused"},
 ]
 
 
-def written(path: Path, records: list[dict[str, object]] = RECORDS) -> bytes:
+def written(path: Path, records: list[dict[str, Any]] = RECORDS) -> bytes:
     made = Journal(str(path))
     for record in records:
         made.append(record)
@@ -55,8 +61,92 @@ def test_a_finished_file_is_known_until_its_checkpoint_is_uploaded(tmp_path: Pat
     assert reopened.progress["0.a.0"].files == {"weights": [1, 2]}
     assert reopened.progress["0.a.0"].state == ADMITTED
     reopened.append(RECORDS[1])
+    reopened.append(RECORDS[3])
     reopened.close()
     assert journal.read(str(tmp_path / "journal"))["0.a.0"].files == {}
+
+
+def test_a_file_of_a_committed_checkpoint_is_known_by_its_inode_across_restarts(tmp_path: Path) -> None:
+    made = Journal(str(tmp_path / "journal"))
+    for record in RECORDS[:2]:
+        made.append(record)
+        assert made.stored.find(INODE) is None, "it is not committed yet"
+        made.close()
+        made = Journal(str(tmp_path / "journal"))
+    made.append(RECORDS[3])
+    for attempt in (0, 0, 1, 2):
+        assert made.stored.find(INODE) == StoredFile("k/weights", [1, 2])
+        made.close()
+        made = Journal(str(tmp_path / "journal"), attempt)
+    made.close()
+
+
+def test_what_failed_is_nobodys_source(tmp_path: Path) -> None:
+    written(tmp_path / "journal", [RECORDS[0], {"id": "0.a.0", "state": FAILED, "why": "no"}])
+    reopened = Journal(str(tmp_path / "journal"))
+    reopened.append(RECORDS[3])
+    reopened.close()
+    assert reopened.stored.find(INODE) is None
+
+
+def test_parts_are_known_across_restarts_until_their_file_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    written(path, RECORDS[4:6])
+    for _ in range(2):
+        reopened = Journal(str(path))
+        reopened.close()
+        assert reopened.progress["0.a.1"].parts == {"other": Multipart("u", 5, {2: ("e", [7])})}
+    again = Journal(str(path))
+    again.append({"id": "0.a.1", "parts": "other", "upload": "new", "part_bytes": 6})
+    assert again.progress["0.a.1"].parts == {"other": Multipart("new", 6)}
+    again.append({"id": "0.a.1", "file": "other", "crc32": [7]})
+    again.close()
+    assert journal.read(str(path))["0.a.1"].parts == {}
+
+
+@pytest.mark.parametrize("state", [UPLOADED, FAILED, COMMITTED])
+def test_parts_are_forgotten_with_their_checkpoint(tmp_path: Path, state: str) -> None:
+    written(tmp_path / "journal", [*RECORDS[4:6], {"id": "0.a.1", "state": state, "reference": {"key": "k"}}])
+    assert journal.read(str(tmp_path / "journal"))["0.a.1"].parts == {}
+    assert b"parts" not in written(tmp_path / "journal", [])
+
+
+def test_of_earlier_attempts_only_the_newest_commit_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    for attempt in range(2):
+        for version in range(3):
+            commit = {"id": f"{attempt}.a.{version}", "state": COMMITTED, "reference": {"key": f"{attempt}{version}"}}
+            written(path, [commit])
+    Journal(str(path), 1).close()
+    assert list(states(path)) == ["0.a.2", "1.a.0", "1.a.1", "1.a.2"]
+    Journal(str(path), 2).close()
+    assert list(states(path)) == ["1.a.2"]
+    assert journal.read(str(path))["1.a.2"].reference == {"key": "12"}
+
+
+def test_a_reader_sees_what_is_new_and_what_was_written_anew(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    reader = Reader(str(path))
+    assert reader.look() == {}
+    made = Journal(str(path))
+    for count, record in enumerate(RECORDS, 1):
+        made.append(record)
+        seen = reader.look()
+        whole = Known()
+        for earlier in RECORDS[:count]:
+            whole.apply(earlier)
+        assert seen == whole.progress
+    with path.open("ab") as file:
+        file.write(b"deadbeef {half a rec")
+        file.flush()
+        assert reader.look() == whole.progress
+    made.close()
+    written(path, [{"id": "0.a.9", "state": UPLOADED}])
+    assert {identity: item.state for identity, item in reader.look().items()} == {
+        "0.a.0": COMMITTED, "0.a.1": FAILED, "0.a.9": UPLOADED,
+    }  # fmt: skip
+    path.unlink()
+    assert reader.look() == {}
 
 
 def test_cut_at_every_byte_it_replays_the_records_before_the_cut_and_goes_on(tmp_path: Path) -> None:
@@ -70,7 +160,10 @@ def test_cut_at_every_byte_it_replays_the_records_before_the_cut_and_goes_on(tmp
             end += len(line)
             if end <= cut:
                 complete.append(record)
-        expected = {identity: item.state for identity, item in journal.replay(complete).items()}
+        known = Known()
+        for record in complete:
+            known.apply(record)
+        expected = {identity: item.state for identity, item in known.progress.items()}
         assert states(path) == expected
         reopened = Journal(str(path))
         assert {identity: item.state for identity, item in reopened.progress.items()} == expected
@@ -97,9 +190,13 @@ def test_one_changed_byte_never_invents_a_state(tmp_path_factory: pytest.TempPat
     content = bytearray(written(path))
     at = data.draw(st.integers(len(HEADER), len(content) - 1))
     content[at] ^= data.draw(st.integers(1, 255))
-    records, good = journal.parse(bytes(content))
+    found = Known()
+    good = journal.replay(bytes(content), found)
     assert good <= at + 1
-    assert records == RECORDS[: len(records)]
+    expected = Known()
+    for record in RECORDS[: bytes(content[:good]).count(b"\n") - 1]:
+        expected.apply(record)
+    assert found.progress == expected.progress
 
 
 @pytest.mark.parametrize("foreign", [b"\x7fELF\0\0", b"async_ckpt journal 2\n", b"{}\n", b"\n"])
@@ -107,7 +204,7 @@ def test_a_foreign_file_is_set_aside_unchanged_with_a_warning(tmp_path: Path, fo
     path = tmp_path / "journal"
     path.write_bytes(foreign)
     made = Journal(str(path))
-    made.append(RECORDS[4])
+    made.append(RECORDS[6])
     made.close()
     assert (tmp_path / "journal.foreign-0").read_bytes() == foreign
     assert len(made.warnings) == 1
@@ -149,7 +246,7 @@ def test_a_record_that_does_not_fit_on_the_disk_leaves_the_journal_as_it_was(tmp
                 made.append({"id": "0.a.2", "state": FAILED, "why": "x" * (128 << 10)})
             assert caught.value.where == str(folder / "journal")
             assert (folder / "journal").read_bytes() == before
-            made.append(RECORDS[4])
+            made.append(RECORDS[6])
             made.close()
             assert states(folder / "journal") == {"0.a.0": UPLOADED, "0.a.1": FAILED}
     except CannotMount as error:

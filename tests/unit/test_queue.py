@@ -6,7 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
-from async_ckpt.agent.queue import Action, Queue
+from async_ckpt.agent.queue import MAX_BATCH, Action, Queue
 from async_ckpt.spool.journal import COMMITTED, FAILED
 
 
@@ -19,7 +19,7 @@ def admitted(count: int, *, max_uploads: int = 2) -> Queue:
 
 def test_the_oldest_are_uploaded_first_up_to_the_limit() -> None:
     queue = admitted(5)
-    assert queue.next_actions() == [Action("upload", "0"), Action("upload", "1")]
+    assert queue.next_actions() == [Action("upload", ("0",)), Action("upload", ("1",))]
     assert queue.next_actions() == []
 
 
@@ -27,7 +27,7 @@ def test_an_earlier_save_that_is_admitted_late_goes_first() -> None:
     queue = Queue(1)
     queue.admit("late", (0, 7), 1)
     queue.admit("early", (0, 3), 1)
-    assert queue.next_actions() == [Action("upload", "early")]
+    assert queue.next_actions() == [Action("upload", ("early",))]
 
 
 def test_an_upload_that_overtakes_is_not_committed_before_its_turn() -> None:
@@ -36,9 +36,7 @@ def test_an_upload_that_overtakes_is_not_committed_before_its_turn() -> None:
     queue.uploaded("1")
     assert queue.next_actions() == []
     queue.uploaded("0")
-    assert queue.next_actions() == [Action("commit", "0")]
-    queue.end("0", COMMITTED)
-    assert queue.next_actions() == [Action("commit", "1")]
+    assert queue.next_actions() == [Action("commit", ("0", "1"))]
 
 
 def test_a_failed_checkpoint_does_not_hold_up_the_next() -> None:
@@ -46,7 +44,7 @@ def test_a_failed_checkpoint_does_not_hold_up_the_next() -> None:
     queue.next_actions()
     queue.uploaded("1")
     queue.end("0", FAILED, "refused")
-    assert queue.next_actions() == [Action("commit", "1")]
+    assert queue.next_actions() == [Action("commit", ("1",))]
     assert [job.why for job in queue.failed()] == ["refused"]
 
 
@@ -54,27 +52,76 @@ def test_attempts_are_older_than_their_successors_whatever_their_versions() -> N
     queue = Queue(1)
     queue.admit("1.x.0", (1, 0), 1)
     queue.admit("0.x.9", (0, 9), 1)
-    assert queue.next_actions() == [Action("upload", "0.x.9")]
+    assert queue.next_actions() == [Action("upload", ("0.x.9",))]
 
 
 def test_after_the_uploader_died_everything_under_way_is_handed_out_again() -> None:
     queue = admitted(2)
     queue.next_actions()
     queue.uploaded("0")
-    assert queue.next_actions() == [Action("commit", "0")]
+    assert queue.next_actions() == [Action("commit", ("0",))]
     queue.restart()
-    assert queue.next_actions() == [Action("commit", "0"), Action("upload", "1")]
+    assert queue.next_actions() == [Action("commit", ("0",)), Action("upload", ("1",))]
+
+
+def uploaded(count: int) -> Queue:
+    queue = Queue(2)
+    for version in range(count):
+        queue.admit(str(version), (0, version), 10, uploaded=True)
+    return queue
+
+
+def test_what_is_uploaded_at_the_head_is_committed_as_one_batch() -> None:
+    queue = uploaded(3)
+    queue.admit("3", (0, 3), 10)
+    queue.admit("4", (0, 4), 10, uploaded=True)
+    assert queue.next_actions() == [Action("commit", ("0", "1", "2")), Action("upload", ("3",))]
+    for version in "012":
+        queue.end(version, COMMITTED)
+        queue.uploaded("3") if version == "0" else None
+        assert queue.next_actions() == ([Action("commit", ("3", "4"))] if version == "2" else [])
+
+
+def test_a_batch_is_bounded() -> None:
+    queue = uploaded(MAX_BATCH + 2)
+    (action,) = queue.next_actions()
+    assert action.ids == tuple(str(version) for version in range(MAX_BATCH))
+
+
+def test_a_commit_that_fails_for_good_ends_its_batch_and_the_rest_is_handed_out_again() -> None:
+    queue = uploaded(4)
+    queue.next_actions()
+    queue.end("0", COMMITTED)
+    queue.end("1", FAILED, "refused")
+    assert queue.next_actions() == [Action("commit", ("2", "3"))]
+
+
+def test_a_commit_that_pauses_holds_up_those_after_it() -> None:
+    queue = uploaded(3)
+    queue.next_actions()
+    queue.end("0", COMMITTED)
+    queue.hold("1")
+    assert queue.next_actions() == []
+    queue.resume("1")
+    assert queue.next_actions() == [Action("commit", ("1", "2"))]
+
+
+def test_of_a_batch_that_an_uploader_died_in_only_the_oldest_is_to_blame() -> None:
+    queue = uploaded(3)
+    queue.admit("3", (0, 3), 10)
+    queue.next_actions()
+    assert queue.restart() == ["3", "0"]
 
 
 def test_an_older_one_that_is_admitted_during_a_commit_waits_for_its_end() -> None:
     """Two at once could leave the older one as the latest."""
     queue = Queue(1)
     queue.admit("newer", (0, 1), 1, uploaded=True)
-    assert queue.next_actions() == [Action("commit", "newer")]
+    assert queue.next_actions() == [Action("commit", ("newer",))]
     queue.admit("older", (0, 0), 1, uploaded=True)
     assert queue.next_actions() == []
     queue.end("newer", COMMITTED)
-    assert queue.next_actions() == [Action("commit", "older")]
+    assert queue.next_actions() == [Action("commit", ("older",))]
 
 
 def test_a_failed_checkpoint_can_be_taken_up_again() -> None:
@@ -83,7 +130,7 @@ def test_a_failed_checkpoint_can_be_taken_up_again() -> None:
     queue.end("0", FAILED, "refused")
     assert queue.pending == 0
     queue.retry("0")
-    assert queue.next_actions() == [Action("upload", "0")]
+    assert queue.next_actions() == [Action("upload", ("0",))]
     assert queue.jobs["0"].why == ""
 
 
@@ -106,6 +153,7 @@ class Model(RuleBasedStateMachine):
         super().__init__()
         self.queue = Queue(2)
         self.handed_out: dict[str, str] = {}
+        self.committing: list[str] = []
         self.committed: list[str] = []
 
     @rule(target=jobs, order=st.tuples(st.integers(0, 2), st.integers(0, 50)), uploaded=st.booleans())
@@ -115,28 +163,52 @@ class Model(RuleBasedStateMachine):
             self.queue.admit(identity, order, 1, uploaded=uploaded)
         return identity
 
+    def take(self) -> None:
+        for action in self.queue.next_actions():
+            for identity in action.ids:
+                assert identity not in self.handed_out, "handed out twice"
+                self.handed_out[identity] = action.kind
+            if action.kind == "commit":
+                assert self.committing == [], "two batches at once"
+                open_jobs = [job for job in self.queue.jobs.values() if job.state not in (COMMITTED, FAILED)]
+                oldest = sorted(job.order for job in open_jobs)[: len(action.ids)]
+                assert [self.queue.jobs[identity].order for identity in action.ids] == oldest
+                self.committing = list(action.ids)
+
     @rule()
     def start(self) -> None:
-        for action in self.queue.next_actions():
-            assert action.id not in self.handed_out, "handed out twice"
-            self.handed_out[action.id] = action.kind
+        self.take()
 
     @rule(identity=jobs, fails=st.booleans())
-    def finish(self, identity: str, fails: bool) -> None:
-        kind = self.handed_out.pop(identity, None)
-        if kind is None:
+    def finish_upload(self, identity: str, fails: bool) -> None:
+        if self.handed_out.get(identity) == "upload":
+            del self.handed_out[identity]
+            self.queue.end(identity, FAILED, "no") if fails else self.queue.uploaded(identity)
+
+    @rule(how=st.sampled_from([COMMITTED, FAILED, "pause"]))
+    def finish_commit(self, how: str) -> None:
+        """A worker answers for a batch in its order; what fails ends it."""
+        if not self.committing:
             return
-        if fails:
-            self.queue.end(identity, FAILED, "no")
-        elif kind == "upload":
-            self.queue.uploaded(identity)
-        else:
+        identity = self.committing.pop(0)
+        del self.handed_out[identity]
+        if how == COMMITTED:
             self.queue.end(identity, COMMITTED)
             self.committed.append(identity)
+            return
+        for other in self.committing:
+            del self.handed_out[other]
+        self.committing = []
+        self.queue.end(identity, FAILED, "no") if how == FAILED else self.queue.hold(identity)
+
+    @rule(identity=jobs)
+    def resume(self, identity: str) -> None:
+        self.queue.resume(identity)
 
     @rule()
     def uploader_dies(self) -> None:
         self.handed_out.clear()
+        self.committing = []
         self.queue.restart()
 
     @rule(identity=jobs)
@@ -144,21 +216,12 @@ class Model(RuleBasedStateMachine):
         self.queue.retry(identity)
 
     @invariant()
-    def only_one_commit_at_a_time(self) -> None:
-        assert list(self.handed_out.values()).count("commit") <= 1
-
-    @invariant()
     def uploads_are_bounded(self) -> None:
         assert list(self.handed_out.values()).count("upload") <= 2
 
     @invariant()
-    def a_commit_was_the_oldest_when_it_began(self) -> None:
-        for action in self.queue.next_actions():
-            self.handed_out[action.id] = action.kind
-            if action.kind == "commit":
-                assert list(self.handed_out.values()).count("commit") == 1
-                open_jobs = [job for job in self.queue.jobs.values() if job.state not in (COMMITTED, FAILED)]
-                assert self.queue.jobs[action.id].order == min(job.order for job in open_jobs)
+    def a_batch_is_what_was_oldest_when_it_began(self) -> None:
+        self.take()
 
     @invariant()
     def counts_are_right(self) -> None:
@@ -170,11 +233,12 @@ class Model(RuleBasedStateMachine):
         for _ in range(1000):
             if not self.queue.pending:
                 return
-            for action in self.queue.next_actions():
-                self.handed_out[action.id] = action.kind
-            for identity, kind in list(self.handed_out.items()):
-                del self.handed_out[identity]
-                self.queue.uploaded(identity) if kind == "upload" else self.queue.end(identity, COMMITTED)
+            for identity in self.queue.jobs:
+                self.queue.resume(identity)
+            self.take()
+            for identity in list(self.handed_out):
+                self.finish_upload(identity, False)
+            self.finish_commit(COMMITTED)
         raise AssertionError("it never ends")
 
 

@@ -1,0 +1,30 @@
+"""How fast the store takes what is sent."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+
+_WINDOW_S = 5.0
+
+#: A rate over less time than this says nothing.
+_SHORTEST_S = 0.2
+
+
+class Throughput:
+    """Bytes sent, over the last seconds."""
+
+    def __init__(self) -> None:
+        self._sent: deque[tuple[float, int]] = deque()
+
+    def add(self, count: int) -> None:
+        """So many bytes were sent; a negative number takes some back."""
+        self._sent.append((time.monotonic(), count))
+
+    def bytes_per_s(self) -> float:
+        now = time.monotonic()
+        while self._sent and now - self._sent[0][0] > _WINDOW_S:
+            self._sent.popleft()
+        if not self._sent:
+            return 0.0
+        return max(sum(count for _, count in self._sent), 0) / max(now - self._sent[0][0], _SHORTEST_S)

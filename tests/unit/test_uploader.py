@@ -1,0 +1,312 @@
+"""What an upload sends, copies and leaves out, and in which order a batch is committed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from async_ckpt import catalog, layout
+from async_ckpt.agent.handover import TAR, Handover, messages
+from async_ckpt.agent.uploader import Uploader
+from async_ckpt.config import Config
+from async_ckpt.errors import CheckpointError, IntegrityError, NotFound, StoreError, TransientStoreError
+from async_ckpt.manifest import COPY, LINK, FileEntry, Manifest
+from async_ckpt.spool.journal import Known, Progress
+from async_ckpt.spool.spool import Admitted
+from async_ckpt.spool.stored import StoredFile
+
+from ..support.agents import TASK
+from ..support.faulty import crcs_of, pattern
+from ..support.memory import MemoryStore
+
+FOLDER = TASK.task_folder
+SIZE = 3 << 20
+
+
+def reference(version: int, *, attempt: int = 0, latest: bool = True, storage_format: str = "files") -> dict[str, Any]:
+    task = layout.TaskInfo(**{**vars(TASK), "attempt": attempt})
+    return layout.reference(
+        task, name="a", version=version, url="memory://", size=SIZE, metadata={}, storage_format=storage_format,
+        latest=latest, created_on=f"2026-01-{attempt + 1:02}T00:00:{version:02}",
+    )  # fmt: skip
+
+
+class Heard:
+    """Events as journal records would keep them."""
+
+    def __init__(self) -> None:
+        self.known = Known()
+        self.bytes = 0
+        self.copied: list[str] = []
+
+    @property
+    def progress_known(self) -> Progress:
+        return self.known.progress.get("0.a.1", Progress())
+
+    def progress(self, count: int) -> None:
+        self.bytes += count
+
+    def stored(self, path: str, crc32: list[int], *, copied: bool) -> None:
+        self.known.apply({"id": "0.a.1", "file": path, "crc32": crc32})
+        if copied:
+            self.copied.append(path)
+
+    def began(self, path: str, upload: str, part_bytes: int) -> None:
+        self.known.apply({"id": "0.a.1", "parts": path, "upload": upload, "part_bytes": part_bytes})
+
+    def sent(self, path: str, number: int, etag: str, crc32: list[int]) -> None:
+        self.known.apply({"id": "0.a.1", "part": number, "of": path, "etag": etag, "crc32": crc32})
+
+    def handover(self, unchanged: dict[str, StoredFile]) -> Handover:
+        told = Handover()
+        for message in messages("0.a.1", self.progress_known, unchanged):
+            told.take(json.loads(json.dumps(message)))
+        return told
+
+
+@pytest.fixture
+def item(tmp_path: Path) -> Admitted:
+    (tmp_path / "weights").write_bytes(pattern(SIZE))
+    (tmp_path / "small").write_bytes(b"s")
+    files = [FileEntry("weights", SIZE, 0o644, LINK), FileEntry("small", 1, 0o644, COPY)]
+    return Admitted("0.a.1", reference(1), Manifest(files), str(tmp_path), "/source")
+
+
+def upload(store: MemoryStore, item: Admitted, heard: Heard, unchanged: dict[str, StoredFile] | None = None) -> None:
+    anyio.run(Uploader(store, Config()).upload, item, heard.handover(unchanged or {}), heard)
+
+
+OLD = {"weights": StoredFile("old", [1])}
+
+
+def test_an_unchanged_file_is_copied_and_its_digests_are_taken_over(item: Admitted) -> None:
+    store, heard = MemoryStore(), Heard()
+    store.objects["old"] = pattern(SIZE)
+    upload(store, item, heard, OLD)
+    assert store.objects[f"{item.reference['key']}/weights"] == pattern(SIZE)
+    assert heard.copied == ["weights"]
+    assert heard.bytes == 1
+    manifest = json.loads(store.objects[item.reference["manifest"]])
+    assert manifest["files"][0]["crc32"] == [1]
+    assert list(heard.progress_known.files) == ["weights"], "small files without a lease are not worth a record"
+
+
+@pytest.mark.parametrize("error", [NotFound("gone"), StoreError("not possible"), IntegrityError("damaged")])
+def test_what_cannot_be_copied_is_sent(item: Admitted, error: Exception) -> None:
+    store, heard = MemoryStore(), Heard()
+
+    def refuse(operation: str, key: str) -> None:
+        if operation == "copy":
+            raise error
+
+    store.before = refuse
+    upload(store, item, heard, OLD)
+    assert heard.copied == []
+    assert heard.progress_known.files["weights"] == crcs_of(pattern(SIZE))
+
+
+def test_an_outage_during_a_copy_is_one_of_the_upload(item: Admitted) -> None:
+    store = MemoryStore()
+
+    def fail(operation: str, key: str) -> None:
+        raise TransientStoreError("busy")
+
+    store.before = fail
+    with pytest.raises(TransientStoreError):
+        upload(store, item, Heard(), OLD)
+    assert [operation for operation, _ in store.asked if operation == "put"] in ([], ["put"])
+
+
+def test_a_store_that_cannot_copy_is_not_asked_to(item: Admitted, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, heard = MemoryStore(), Heard()
+    monkeypatch.setattr(store, "capabilities", type(store.capabilities)())
+    upload(store, item, heard, OLD)
+    assert store.keys("copy") == []
+
+
+@pytest.mark.parametrize("storage_format", ["files", "tar"])
+def test_parts_that_are_in_the_store_are_not_sent_again(item: Admitted, storage_format: str) -> None:
+    item.reference["storage_format"] = storage_format
+    store, heard = MemoryStore(part_bytes=1 << 20), Heard()
+
+    def fail(operation: str, key: str) -> None:
+        if key.endswith("#3"):
+            raise TransientStoreError("busy")
+
+    store.before = fail
+    for _ in range(2):
+        with pytest.raises(TransientStoreError):
+            upload(store, item, heard)
+    store.before = lambda operation, key: None
+    upload(store, item, heard)
+    parts = [key.rpartition("#")[2] for key in store.keys("part")]
+    assert parts == ["1", "2", "3", "3", "3", *(["4"] if storage_format == "tar" else [])]
+    assert store.uploads == 1
+    assert heard.progress_known.parts == {}
+    again = MemoryStore()
+    upload(again, item, heard)
+    path = TAR if storage_format == "tar" else "weights"
+    assert path in heard.progress_known.files
+    assert not [key for key in again.keys("put") if key.endswith(("weights", item.reference["key"]))], "sent again"
+
+
+# -- commits -----------------------------------------------------------------------------------------------------------
+
+
+def commit(store: MemoryStore, batch: list[dict[str, Any]]) -> tuple[int, CheckpointError | None]:
+    return anyio.run(Uploader(store, Config()).commit, batch)
+
+
+def newest(store: MemoryStore, attempt: int = 1) -> dict[str, Any] | None:
+    task = layout.TaskInfo(**{**vars(TASK), "attempt": attempt})
+    return anyio.run(catalog.newest_of_task, store, task, Config())
+
+
+def listed(store: MemoryStore) -> dict[str, Any] | None:
+    """What a look at all metadata finds: the truth."""
+    found = [json.loads(data) for key, data in store.objects.items() if key.startswith(f"{FOLDER}/0.")]
+    found += [json.loads(data) for key, data in store.objects.items() if key.startswith(f"{FOLDER}/1.")]
+    return max((data for data in found if data["latest"]), key=layout.order, default=None)
+
+
+def test_a_batch_is_described_first_then_committed_in_order_then_latest_moves_once() -> None:
+    store, batch = MemoryStore(), [reference(version) for version in range(4)]
+    assert commit(store, batch) == (4, None)
+    puts = [key.removeprefix(f"{layout.ROOT}/") for key in store.keys("put")]
+    assert sorted(key.split("/")[0] for key in puts[:5]) == ["artifact_metadata"] * 4 + ["begun"]
+    assert [key.rpartition("/")[2] for key in puts[5:9]] == [f"0.a.{version}.metadata" for version in range(4)]
+    assert sorted(key.split("/")[0] for key in puts[9:]) == ["artifact_metadata", "metadata"]
+    assert json.loads(store.objects[f"{FOLDER}/latest"])["version_id"] == 3
+    assert json.loads(store.objects[f"{TASK.scope_folder}/latest"])["version_id"] == 3
+
+
+def test_latest_is_the_newest_of_the_batch_that_wants_to_be() -> None:
+    store = MemoryStore()
+    assert commit(store, [reference(0), reference(1), reference(2, latest=False)]) == (3, None)
+    assert json.loads(store.objects[f"{FOLDER}/latest"])["version_id"] == 1
+    assert commit(store, [reference(3, latest=False)]) == (1, None)
+    assert json.loads(store.objects[f"{FOLDER}/latest"])["version_id"] == 1
+
+
+def test_latest_never_moves_backwards() -> None:
+    store = MemoryStore()
+    commit(store, [reference(0, attempt=1)])
+    commit(store, [reference(7)])
+    assert json.loads(store.objects[f"{FOLDER}/latest"])["attempt"] == 1
+    assert newest(store) == reference(0, attempt=1)
+
+
+@pytest.mark.parametrize("refused", [f"{FOLDER}/0.a.2.metadata", layout.parse_key(reference(2)["key"]).metadata_key])
+def test_a_batch_ends_at_the_first_that_the_store_refuses(refused: str) -> None:
+    store = MemoryStore()
+
+    def refuse(operation: str, key: str) -> None:
+        if operation == "put" and key == refused:
+            raise StoreError("no", where=key)
+
+    store.before = refuse
+    committed, error = commit(store, [reference(version) for version in range(4)])
+    assert committed == 2
+    assert error is not None
+    assert error.where == refused
+    assert json.loads(store.objects[f"{FOLDER}/latest"])["version_id"] == 1
+    assert newest(store) == listed(store) == reference(1)
+
+
+def test_nothing_is_committed_that_latest_or_begun_could_not_follow() -> None:
+    for name in ("latest", "begun/"):
+        store = MemoryStore()
+
+        def refuse(operation: str, key: str, name: str = name) -> None:
+            if operation == "put" and name in key:
+                raise TransientStoreError("no", where=key)
+
+        store.before = refuse
+        committed, error = commit(store, [reference(0), reference(1)])
+        assert committed == 0
+        assert isinstance(error, TransientStoreError)
+        assert newest(store) == listed(store)
+
+
+class Death(BaseException):
+    """The uploader is killed."""
+
+
+def dying(after: int) -> Callable[[str, str], None]:
+    left = after
+
+    def die(operation: str, key: str) -> None:
+        nonlocal left
+        if operation == "put":
+            if left == 0:
+                raise Death
+            left -= 1
+
+    return die
+
+
+def histories() -> list[list[list[dict[str, Any]]]]:
+    return [
+        [[reference(0)], [reference(1), reference(2), reference(3)]],
+        [[reference(0), reference(1)], [reference(2, latest=False)], [reference(3, latest=False), reference(4)]],
+        [[reference(8)], [reference(9), reference(0, attempt=1)], [reference(1, attempt=1)]],
+        [[reference(0, attempt=1)], [reference(5), reference(6)], [reference(1, attempt=1, latest=False)]],
+    ]
+
+
+@pytest.mark.parametrize("history", histories())
+def test_the_newest_is_found_without_listing_wherever_the_writer_died(history: list[list[dict[str, Any]]]) -> None:
+    for puts in range(40):
+        store = MemoryStore()
+        store.before = dying(puts)
+        try:
+            for batch in history:
+                commit(store, batch)
+        except BaseException as death:
+            if not _is_death(death):
+                raise
+        store.before = lambda operation, key: None
+        assert newest(store) == listed(store), f"died before write {puts}"
+        # Only where nothing of what was begun was committed is there need to list.
+        anyio.run(_commit_all, store, history)
+        store.calls.clear()
+        assert newest(store) == listed(store)
+        assert "list" not in store.calls
+
+
+async def _commit_all(store: MemoryStore, history: list[list[dict[str, Any]]]) -> None:
+    for batch in history:
+        assert await Uploader(store, Config()).commit(batch) == (len(batch), None)
+
+
+def _is_death(error: BaseException) -> bool:
+    return isinstance(error, Death) or any(map(_is_death, getattr(error, "exceptions", ())))
+
+
+def test_checkpoints_of_other_clients_are_found_by_listing() -> None:
+    store = MemoryStore()
+    commit(store, [reference(0), reference(1)])
+    for key in [key for key in store.objects if "/begun/" in key]:
+        del store.objects[key]
+    store.objects[f"{FOLDER}/0.a.2.metadata"] = json.dumps(reference(2)).encode()
+    assert newest(store) == reference(2)
+    del store.objects[f"{FOLDER}/latest"]
+    assert newest(store) == reference(2)
+
+
+@pytest.mark.parametrize("damage", [b"{", b"[]", b"{}", b'{"keys": 5}', b'{"keys": ["../x"]}', b'{"keys": [5]}'])
+def test_a_damaged_begun_says_nothing(damage: bytes) -> None:
+    store = MemoryStore()
+    commit(store, [reference(0)])
+    store.objects[layout.begun_key(TASK.pathspec, 0)] = damage
+    store.objects[f"{FOLDER}/0.a.2.metadata"] = json.dumps(reference(2)).encode()
+    assert newest(store) == reference(2)
+
+
+def test_a_task_without_checkpoints_has_no_newest() -> None:
+    assert newest(MemoryStore()) is None
