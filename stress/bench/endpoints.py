@@ -1,0 +1,121 @@
+"""S3 servers for engines to transfer to: what points them there, what arrived, and how to be rid of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import subprocess
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from .environment import memory_directory, ours
+from .servers import PLAIN_BODIES, Sink, await_port, free_port, rclone, s3_environment, sink, trusting
+
+NAMES = ("rclone", "sink", "sink-tls", "moto")
+BUCKET = "bench"
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A running server.
+
+    Parameters
+    ----------
+    root : str or None
+        The directory that has a folder for each bucket, where there is one.
+    sink : Sink or None
+        It, if it is one.
+    """
+
+    name: str
+    url: str
+    ca: str | None = None
+    root: str | None = None
+    sink: Sink | None = None
+    settings: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """For engines that take their settings from there."""
+        trust = {"AWS_CA_BUNDLE": self.ca, "METAFLOW_S3_VERIFY_CERTIFICATE": self.ca} if self.ca else {}
+        return s3_environment(self.url) | trust | self.settings
+
+    @property
+    def keeps(self) -> bool:
+        """Whether it needs memory for what it gets."""
+        return self.sink is None
+
+    def sizes(self, prefix: str) -> dict[str, int]:
+        """Last part of each name below the prefix → bytes."""
+        if self.root is not None:
+            folder = os.path.join(self.root, BUCKET, prefix)
+            return {
+                name: os.path.getsize(os.path.join(where, name))
+                for where, _, names in os.walk(folder)
+                for name in names
+            }
+        return {key.rpartition("/")[2]: size for key, size in self._listed(prefix)}
+
+    def remove(self, prefix: str) -> None:
+        """Forget the objects below the prefix."""
+        if self.root is not None:
+            # Folders stay: the server remembers them.
+            for where, _, names in os.walk(os.path.join(self.root, BUCKET, prefix)):
+                for name in names:
+                    os.unlink(os.path.join(where, name))
+        elif self.keeps:
+            for key, _ in list(self._listed(prefix)):
+                self._ask("DELETE", f"/{BUCKET}/{urllib.parse.quote(key)}")
+
+    def _listed(self, prefix: str) -> Iterator[tuple[str, int]]:
+        query = {"list-type": "2", "prefix": f"{prefix}/"}
+        while True:
+            text = self._ask("GET", f"/{BUCKET}?{urllib.parse.urlencode(query)}").decode()
+            for item in re.findall(r"<Contents>.*?</Contents>", text, re.DOTALL):
+                key, size = (re.search(f"<{tag}>(.*?)</{tag}>", item) for tag in ("Key", "Size"))
+                assert key is not None
+                assert size is not None
+                yield key[1], int(size[1])
+            more = re.search(r"<NextContinuationToken>(.*?)</NextContinuationToken>", text)
+            if more is None:
+                return
+            query["continuation-token"] = more[1]
+
+    def _ask(self, method: str, path: str) -> bytes:
+        request = urllib.request.Request(self.url + path, method=method)
+        with urllib.request.urlopen(request, context=trusting(self.ca)) as answer:
+            data: bytes = answer.read()
+            return data
+
+
+@contextlib.contextmanager
+def endpoint(name: str) -> Iterator[Endpoint]:
+    """Start one of ``NAMES``, with the bucket ``BUCKET``; what it keeps lies in memory."""
+    if name.startswith("sink"):
+        with sink(*(["--tls"] if name == "sink-tls" else [])) as server:
+            yield Endpoint(name, server.url, server.ca, sink=server)
+    elif name == "moto":
+        with _moto() as url:
+            found = Endpoint(name, url)
+            found._ask("PUT", f"/{BUCKET}")
+            yield found
+    else:
+        with memory_directory() as directory, rclone(directory) as url:
+            os.mkdir(os.path.join(directory, BUCKET))
+            yield Endpoint(name, url, root=directory, settings=PLAIN_BODIES)
+
+
+@contextlib.contextmanager
+def _moto() -> Iterator[str]:
+    port = free_port()
+    program = os.path.join(ours().bin, "moto_server")
+    process = subprocess.Popen([program, "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        await_port(process, port)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait()

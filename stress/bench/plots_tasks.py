@@ -1,0 +1,148 @@
+"""Plots of what was recorded of tasks: ``python -m stress.bench.plots_tasks`` (needs matplotlib).
+
+One function a section: it takes the recorded rows and the PNG's path.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from . import results
+from .environment import REPOSITORY
+
+Rows = list[dict[str, Any]]
+
+DIRECTORY = os.path.join(REPOSITORY, "docs", "benchmarks")
+_OURS, _OTHER, _LIMITED = "#1f77b4", "#ff7f0e", "#2ca02c"
+
+
+def interference(rows: Rows, path: str) -> None:
+    """Bars of p50 and p99 for each uploader, one panel a loop and situation; the incumbent's p99 hides its saves, so
+    the longest step stands beside each bar.
+    """
+    panels = list(dict.fromkeys((row["loop"], row["situation"]) for row in rows))
+    figure, axes = _figure(len(panels), height=3.6)
+    for axis, panel in zip(axes, panels, strict=True):
+        lines = [row for row in rows if (row["loop"], row["situation"]) == panel][::-1]
+        positions = range(len(lines))
+        axis.barh([p + 0.2 for p in positions], [row["p50_ms"] for row in lines], 0.4, color=_OURS, label="p50")
+        axis.barh([p - 0.2 for p in positions], [row["p99_ms"] for row in lines], 0.4, color=_OTHER, label="p99")
+        for position, row in zip(positions, lines, strict=True):
+            text = f" longest {row['max_ms']:,.0f} ms; {row['upload MB/s']:,.0f} MB/s"
+            axis.text(row["p99_ms"], position - 0.2, text, va="center", fontsize=8)
+        axis.set_yticks(list(positions), [row["uploader"] for row in lines])
+        axis.set_xlim(0, 1.8 * max(row["p99_ms"] for row in lines))
+        axis.set(title=f"{panel[0]}, {panel[1]}", xlabel="milliseconds a step")
+        axis.legend(loc="upper right")
+    _save(figure, path)
+
+
+def history(rows: Rows, path: str) -> None:
+    """Both packages over the number of earlier checkpoints, both axes logarithmic; one row of panels a history."""
+    shown = {"save_ms": "save()", "pre_step_ms": "hook before the step", "latest_ms": "latest",
+             "post_step_ms": "hook after the step"}  # fmt: skip
+    cases = list(dict.fromkeys((row["store"], row["history"]) for row in rows))
+    figure, axes = _figure(len(cases) * len(shown), columns=len(shown), width=3.4)
+    panels = [(case, key) for case in cases for key in shown]
+    figures = [row[key] for row in rows for key in shown]
+    for axis, ((store, where), key) in zip(axes, panels, strict=True):
+        for package, colour in (("ours", _OURS), ("peer", _OTHER)):
+            lines = [r for r in rows if (r["store"], r["history"], r["package"]) == (store, where, package)]
+            counts = [row["checkpoints"] for row in lines]
+            axis.loglog(counts, [row[key] for row in lines], "o-", color=colour, label=package)
+        axis.set_title(f"{shown[key]} ({store}, {where})", fontsize=9)
+        axis.set(xlabel="earlier checkpoints", ylabel="ms", ylim=(min(figures) / 2, 2 * max(figures)))
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+    _save(figure, path)
+
+
+def backlog(rows: Rows, path: str) -> None:
+    """Checkpoints in the store over time, one line a saver and one panel a store; dotted: when ``save()`` returned."""
+    stores = list(dict.fromkeys(row["store"] for row in rows))
+    figure, axes = _figure(len(stores), height=3.6)
+    for axis, store in zip(axes, stores, strict=True):
+        lines = [row for row in rows if row["store"] == store]
+        for row, colour in zip(lines, (_LIMITED, _OURS, _OTHER), strict=True):
+            numbers = range(1, row["saves"] + 1)
+            axis.step(
+                row["curve"]["durable"], numbers, where="post", color=colour, label=f"{row['saver']}: in the store"
+            )
+            if row["saver"] == "ours":
+                axis.step(
+                    row["curve"]["returned"], numbers, ":", where="post", color=colour, label="ours: save() returned"
+                )
+            if row["saver"].endswith("limited"):
+                axis.axvline(row["bound s"], color=colour, linestyle="--", linewidth=1, label="bytes / limit")
+        axis.set(title=store, xlabel="seconds since the first save", ylabel="checkpoints")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8, loc="lower right")
+    _save(figure, path)
+
+
+def dedup(rows: Rows, path: str) -> None:
+    """Bars: megabytes and seconds of all checkpoints, both packages, one pair of panels a store."""
+    stores = list(dict.fromkeys(row["store"] for row in rows))
+    keys = ("all, MB", "all, s")
+    figure, axes = _figure(2 * len(stores), columns=2, width=4.5, height=2.4)
+    for axis, (store, key) in zip(axes, [(store, key) for store in stores for key in keys], strict=True):
+        lines = [row for row in rows if row["store"] == store]
+        bars = axis.barh([row["package"] for row in lines], [row[key] for row in lines], color=[_OURS, _OTHER])
+        axis.bar_label(bars, fmt="{:,.1f}", padding=2)
+        axis.margins(x=0.2)
+        axis.set_title(f"{store}: {lines[0]['checkpoints']} checkpoints, {key.split(', ')[1]}")
+    _save(figure, path)
+
+
+def restore(rows: Rows, path: str) -> None:
+    """Bars: milliseconds of one restore, one panel a store and checkpoint."""
+    keys = ("ours from the spool_ms", "ours from the store_ms", "peer_ms")
+    figure, axes = _figure(len(rows), columns=2, width=5, height=2.2)
+    for axis, row in zip(axes, rows, strict=True):
+        labels = [key.removesuffix("_ms") for key in keys]
+        bars = axis.barh(labels[::-1], [row[key] for key in keys][::-1], color=[_OTHER, _OURS, _LIMITED])
+        axis.bar_label(bars, fmt="{:,.0f}", padding=2)
+        axis.margins(x=0.2)
+        axis.set_title(f"{row['store']}, {row['files x size']}: ms", fontsize=10)
+    _save(figure, path)
+
+
+def _figure(count: int, *, columns: int = 1, width: float = 8.0, height: float = 2.8) -> tuple[Any, list[Any]]:
+    """A figure of so many panels; sizes in inches, of one."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    lines = -(-count // columns)
+    figure, axes = pyplot.subplots(lines, columns, squeeze=False, figsize=(width * columns, height * lines))
+    for axis in axes.flat[count:]:
+        axis.set_visible(False)
+    return figure, list(axes.flat[:count])
+
+
+def _save(figure: Any, path: str) -> None:
+    from matplotlib import pyplot
+
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+PLOTS: dict[str, Callable[[Rows, str], None]] = {
+    "interference": interference, "history": history, "backlog": backlog, "dedup": dedup, "restore": restore,
+}  # fmt: skip
+
+
+def main(directory: str = DIRECTORY) -> None:
+    for name, plot in PLOTS.items():
+        data = results.read(name)
+        if data is not None:
+            plot(data["rows"], os.path.join(directory, f"{name}.png"))
+
+
+if __name__ == "__main__":
+    main()
