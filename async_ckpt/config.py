@@ -46,6 +46,8 @@ class Config:
     max_bandwidth_bytes_s: int = 0
     #: Send the CRC-32 of what is uploaded to S3, for the store to verify.
     checksums: bool = True
+    #: Wait for the disk before an object of the local store counts as written.
+    local_fsync: bool = True
     #: Smallest multipart part; grows with the file so that 10,000 parts suffice.
     part_bytes: int = CHUNK_BYTES
     #: Attempts at one store request, the first included, and their total deadline.

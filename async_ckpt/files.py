@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import mmap
@@ -25,6 +26,8 @@ FICLONE = 0x40049409
 
 #: Errors of FICLONE and copy_file_range that mean "not here", as opposed to "failed".
 _NOT_HERE = {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS, errno.EPERM}
+
+_fallocate = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)
 
 _BUFFER = 1 << 20
 
@@ -92,6 +95,18 @@ def pwrite_all(fd: int, data: bytes | bytearray | memoryview, offset: int) -> No
     while view:
         written = os.pwrite(fd, view, offset)
         view, offset = view[written:], offset + written
+
+
+def preallocate(fd: int, size: int) -> None:
+    """Give an empty file its size, and the blocks for it where the file system can: writes are faster then, and a disk
+    without room for it says so at once (``OSError``).
+    """
+    # Not os.posix_fallocate, which writes to every block where the file system cannot.
+    if _fallocate is None or _fallocate(fd, 0, ctypes.c_int64(0), ctypes.c_int64(size)) != 0:
+        number = ctypes.get_errno() if _fallocate is not None else errno.ENOSYS
+        if number not in _NOT_HERE:
+            raise OSError(number, os.strerror(number))
+        os.ftruncate(fd, size)
 
 
 def copy_content(source_fd: int, target_fd: int, size: int, *, reflink: bool = True) -> int:

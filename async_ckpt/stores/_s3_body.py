@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import threading
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ import anyio
 
 from ..config import CHUNK_BYTES
 from ..errors import StoreError, os_hint, os_reason
-from ..files import crc32, pwrite_all
+from ..files import crc32, preallocate, pwrite_all
 from ._s3_pace import Throttle
 from .base import Source
 
@@ -170,6 +171,10 @@ class _Pass:
 class LocalFile:
     """The file that ranges of ``size`` bytes in all are written to, and whose errors are not the network's.
 
+    It is made when the first of them arrives, in the thread that writes it: with thousands of small files, making them
+    takes as long as filling them. A file of several ranges gets its blocks at once, so that a full disk is known before
+    hours of transfer.
+
     Raises
     ------
     StoreError
@@ -178,16 +183,42 @@ class LocalFile:
 
     def __init__(self, path: str, size: int) -> None:
         self.path, self.size = path, size
-        with self._mapped():
-            self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
-            os.ftruncate(self._fd, size)
+        self._fd: int | None = None
+        self._lock = threading.Lock()
+        self._made = False
 
     def write(self, data: bytes | memoryview, offset: int) -> None:
         with self._mapped():
+            if len(data) == self.size:  # Closing takes time as well: not the loop's.
+                fd = self._make()
+                try:
+                    pwrite_all(fd, data, offset)
+                finally:
+                    os.close(fd)
+                return
+            with self._lock:
+                if self._fd is None:
+                    self._fd = self._make()
             pwrite_all(self._fd, data, offset)
 
-    def close(self) -> None:
-        os.close(self._fd)
+    def close(self, *, whole: bool) -> None:
+        """Close it; ``whole``: all was written, so the file has to be there, if only an empty one."""
+        with self._mapped():
+            if whole and not self._made:
+                self._fd = self._make()
+            if self._fd is not None:
+                os.close(self._fd)
+
+    def _make(self) -> int:
+        fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+        try:
+            if self.size > CHUNK_BYTES:
+                preallocate(fd, self.size)
+        except BaseException:
+            os.close(fd)
+            raise
+        self._made = True
+        return fd
 
     @contextlib.contextmanager
     def _mapped(self) -> Iterator[None]:

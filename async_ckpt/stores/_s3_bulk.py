@@ -12,8 +12,8 @@ import base64
 import contextlib
 import mmap
 import threading
+import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
 import anyio
@@ -25,14 +25,13 @@ from ._s3_body import PIECE_BYTES, LocalFile, digest
 from ._s3_endpoint import Endpoint
 from ._s3_http import Answer, Closed, Job, Pool, Wire
 from ._s3_pace import Throttle
+from ._s3_threads import Threads
 from .base import Progress, Source, no_progress
 
 T = TypeVar("T")
 
 #: How often a transfer's progress is looked at, in seconds.
 _LOOK_S = 0.1
-#: What is smaller is over before anybody looks.
-_SMALL_BYTES = PIECE_BYTES
 
 _MAX_ERROR_BYTES = 256 << 10
 _REDIRECTS = (301, 302, 307, 308)
@@ -65,8 +64,10 @@ class Bulk:
         How requests look.
     credentials : object or None
         Of aiobotocore, with ``get_frozen_credentials``; None: requests are not signed.
-    threads : ThreadPoolExecutor
-        Where requests run; as many as may be under way.
+    small, large : Threads
+        Where requests run, those of up to ``PIECE_BYTES`` and the others: neither waits for the other kind.
+    answered : callable
+        Called in a thread with the seconds between a small request and its answer.
     checksums : bool
         Whether the CRC-32 of what is sent goes with it.
     throttle : Throttle
@@ -76,11 +77,12 @@ class Bulk:
     """
 
     def __init__(
-        self, endpoint: Endpoint, credentials: Any, *, threads: ThreadPoolExecutor, throttle: Throttle,
-        checksums: bool, connect_s: float, stall_s: float,
+        self, endpoint: Endpoint, credentials: Any, *, small: Threads, large: Threads, throttle: Throttle,
+        answered: Callable[[float], None], checksums: bool, connect_s: float, stall_s: float,
     ) -> None:  # fmt: skip
         self._endpoint, self._credentials, self._throttle = endpoint, credentials, throttle
-        self._checksums, self._threads = checksums, threads
+        self._small, self._large, self._answered = small, large, answered
+        self._checksums = checksums
         self._pool = Pool(endpoint.address, connect_s, stall_s)
 
     async def put(
@@ -206,7 +208,10 @@ class Bulk:
                 try:
                     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                         ask(wire)  # A store that refuses a body may close before it has all of it: its answer counts.
+                    asked = time.monotonic()
                     answer = wire.answer(exact=exact)
+                    if not exact and not job.moved:
+                        self._answered(time.monotonic() - asked)
                 except Closed:
                     if not wire.kept:
                         raise
@@ -220,9 +225,10 @@ class Bulk:
     async def _run(self, function: Callable[[Job], T], size: int, moved: Progress) -> T:
         """Run a request in a thread, report what moves, and end it when nobody waits for it any more."""
         job, seen = Job(), 0
-        future = asyncio.get_running_loop().run_in_executor(self._threads, function, job)
+        large = size > PIECE_BYTES
+        future = (self._large if large else self._small).run(lambda: function(job))
         try:
-            if size > _SMALL_BYTES:
+            if large:  # What is smaller is over before anybody looks.
                 while not future.done():
                     await asyncio.wait({future}, timeout=_LOOK_S)
                     now = job.moved

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -13,17 +12,19 @@ import anyio
 
 from ..config import Config
 from ..errors import StoreError, TransientStoreError, UsageError
+from ._s3_body import PIECE_BYTES
 from ._s3_bulk import Bulk
 from ._s3_client import ThreadCredentials, open_client
 from ._s3_endpoint import learn
 from ._s3_errors import asks_to_slow_down, expired, mapped
-from ._s3_pace import Climber, Lane, Throttle
+from ._s3_pace import Climber, ClimbingLane, Fixed, Lane, RoundTrips, Throttle
+from ._s3_threads import Threads
 from .base import S3Settings, check_key
 
 #: A request of which nothing moved for so long after the read time-out is given up; aiohttp has no limit for sending.
 STALL_S = 60.0
 #: Up to here a request is small.
-SMALL_BYTES = 1 << 20
+SMALL_BYTES = PIECE_BYTES
 
 
 class Connection:
@@ -61,12 +62,12 @@ class Connection:
         self._stall_s = STALL_S
         self._bulk: Bulk | None = None
         self._bulk_known = False
-        self._threads: ThreadPoolExecutor | None = None
+        self._threads: tuple[Threads, Threads] | None = None
         self.throttle = Throttle(config.max_bandwidth_bytes_s)
         #: Requests in flight over all calls of the store, there once ``client`` returned. Small ones have a lane of
         #: their own, so that a commit, or a thousand small files, do not stand behind the parts of a big one.
         self.small: Lane
-        self.large: Lane
+        self.large: ClimbingLane
 
     def name(self, key: str) -> dict[str, str]:
         """The parameters that name the object of a key."""
@@ -92,8 +93,8 @@ class Connection:
                     with mapped(f"Cannot make a client for {self.root}", self.root):
                         opened = await open_client(stack, self._settings, self._config)
                     self._credentials, self._verify = opened.credentials, opened.verify
-                    self.small = Lane(Climber(self._config.files_in_flight, self._config.files_in_flight))
-                    self.large = Lane(Climber(self._config.parts_in_flight, self._config.max_parts_in_flight))
+                    self.small = Lane(Fixed(self._config.files_in_flight))
+                    self.large = ClimbingLane(Climber(self._config.parts_in_flight, self._config.max_parts_in_flight))
                     self._stall_s = STALL_S + float(opened.client.meta.config.read_timeout or 0)
                     self._stack, self._client = stack.pop_all(), opened.client
             return self._client
@@ -108,16 +109,17 @@ class Connection:
                 with mapped(f"Cannot make requests for {self.root}", self.root):
                     endpoint = await learn(client, self._bucket, self._verify)
                 if endpoint is not None:
-                    # Threads are started as they are needed.
-                    self._threads = self._threads or ThreadPoolExecutor(
-                        self._config.max_parts_in_flight + self._config.files_in_flight,
-                        thread_name_prefix="async_ckpt-s3",
-                    )
+                    if self._threads is None:
+                        round_trips = RoundTrips(self._config.files_in_flight)
+                        self._threads = Threads(round_trips), Threads(Fixed(self._config.max_parts_in_flight))
+                        self._answered = round_trips.observe
                     self._bulk = Bulk(
                         endpoint,
                         client._request_signer._credentials if endpoint.signer else None,
-                        threads=self._threads,
+                        small=self._threads[0],
+                        large=self._threads[1],
                         throttle=self.throttle,
+                        answered=self._answered,
                         checksums=self._config.checksums,
                         connect_s=float(client.meta.config.connect_timeout or STALL_S),
                         stall_s=self._stall_s,
@@ -189,8 +191,8 @@ class Connection:
         """Close the client; the next call would make another."""
         stack, self._stack, self._client = self._stack, None, None
         await self.moved()
-        if self._threads is not None:
-            self._threads.shutdown(wait=False)
-            self._threads = None
+        for threads in self._threads or ():
+            threads.close()
+        self._threads = None
         if stack is not None:
             await stack.aclose()

@@ -8,6 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import Protocol
 
 #: How long a limit is watched before it is judged, in seconds.
 _WINDOW_S = 1.0
@@ -18,8 +19,24 @@ _HOLD, _MAX_HOLD = 4, 64
 #: The same after a store that asked us to slow down.
 _HOLD_SLOW = 30
 
+#: What a small request takes the interpreter, in seconds; the fewest requests at a time; how many are looked back at.
+_WORK_S, _FEW, _ROUND_TRIPS = 0.3e-3, 2, 64
+
 #: The longest sleep of a throttled thread between two looks at whether it is still wanted, in seconds.
 _NAP_S = 0.2
+
+
+class Limit(Protocol):
+    """How many at a time; it may change its mind."""
+
+    limit: int
+
+
+class Fixed:
+    """A ``Limit`` that stays what it is."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
 
 
 class Climber:
@@ -70,34 +87,49 @@ class Climber:
         self._before, self._hold = 0, _HOLD_SLOW
 
 
-class Lane:
-    """A limit on requests in flight that follows a ``Climber``; first come, first served.
+class RoundTrips:
+    """How many small requests at a time: as many as can be made while the answer to one is under way.
 
-    Use ``async with lane:`` around a request, in one event loop.
+    Making one takes the interpreter about ``_WORK_S``, and threads beyond that only wait for its lock, which costs more
+    than it brings. So a store on this machine gets a few at a time, and one that is 20 ms away all there may be, from
+    the first answer on.
+
+    Parameters
+    ----------
+    most : int
+        The highest limit.
     """
 
-    def __init__(self, climber: Climber, clock: Callable[[], float] = time.monotonic) -> None:
-        self._climber, self._clock = climber, clock
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._recent: deque[float] = deque(maxlen=_ROUND_TRIPS)
+        self.limit = min(_FEW, most)
+
+    def observe(self, seconds: float) -> None:
+        """A request was answered so long after it was sent; called from threads."""
+        self._recent.append(seconds)
+        # The shortest: what is longer waited, here or there.
+        wanted = math.ceil(min(list(self._recent)) / _WORK_S) + 1
+        self.limit = min(max(wanted, _FEW), self._most)
+
+
+class Lane:
+    """A limit on requests in flight; first come, first served. Use ``async with lane:`` around a request, in one loop.
+
+    Parameters
+    ----------
+    policy : Limit
+        Says how many.
+    """
+
+    def __init__(self, policy: Limit) -> None:
+        self._policy = policy
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._running = 0
-        self._began, self._bytes, self._full = clock(), 0, True
 
     @property
     def limit(self) -> int:
-        return self._climber.limit
-
-    def moved(self, count: int) -> None:
-        """Bytes that were transferred; takes back what a failed try had reported."""
-        self._bytes += count
-        now = self._clock()
-        self._full = self._full and bool(self._waiting)
-        if now - self._began >= _WINDOW_S:
-            self._climber.judge(self._bytes / (now - self._began), full=self._full)
-            self._began, self._bytes, self._full = now, 0, True
-            self._wake()
-
-    def slow_down(self) -> None:
-        self._climber.slow_down()
+        return self._policy.limit
 
     async def __aenter__(self) -> None:
         if self._running < self.limit and not self._waiting:
@@ -125,6 +157,28 @@ class Lane:
             if not turn.done():
                 self._running += 1
                 turn.set_result(None)
+
+
+class ClimbingLane(Lane):
+    """A lane that tells a ``Climber`` what it moves."""
+
+    def __init__(self, climber: Climber, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(climber)
+        self._climber, self._clock = climber, clock
+        self._began, self._bytes, self._full = clock(), 0, True
+
+    def moved(self, count: int) -> None:
+        """Bytes that were transferred; takes back what a failed try had reported."""
+        self._bytes += count
+        now = self._clock()
+        self._full = self._full and bool(self._waiting)
+        if now - self._began >= _WINDOW_S:
+            self._climber.judge(self._bytes / (now - self._began), full=self._full)
+            self._began, self._bytes, self._full = now, 0, True
+            self._wake()
+
+    def slow_down(self) -> None:
+        self._climber.slow_down()
 
 
 class Throttle:

@@ -75,7 +75,7 @@ class LocalStore(Store):
     def __init__(self, root: str, config: Config = Config()) -> None:  # noqa: B008 - immutable
         self.root = os.path.abspath(root)
         self._temporary = os.path.join(self.root, _TEMPORARY)
-        self._durable: bool = getattr(config, "local_fsync", True)
+        self._durable = config.local_fsync
         self._swept = False
 
     async def put_source(

@@ -129,19 +129,23 @@ class S3Store(Store):
             # One request more, before all others can start side by side and be told apart from those of a successor.
             total, tag = await self._head(key)
         self._check_size(key, total, size, crc32)
-        file = LocalFile(destination, total)
+        file, whole = LocalFile(destination, total), False
+
+        async def fetch(offset: int, counted: Progress) -> None:
+            await self._fetch(key, file, offset, tag, crc32, counted)
+
         try:
-            await for_each(
-                range(0, total, CHUNK_BYTES),
-                self._config.max_parts_in_flight,
-                lambda offset: self._retried(
-                    lambda counted: self._fetch(key, file, offset, tag, crc32, counted), progress
-                ),
-            )
+            if 0 < total <= CHUNK_BYTES:
+                await fetch(0, progress)
+            else:
+                offsets = range(0, total, CHUNK_BYTES)
+                at_once = self._config.max_parts_in_flight
+                await for_each(offsets, at_once, lambda at: self._retried(lambda counted: fetch(at, counted), progress))
+            whole = True
         except StartOver as error:
             raise TransientStoreError(error.what, where=error.where, hint=error.hint) from error
         finally:
-            file.close()
+            file.close(whole=whole)
         return total
 
     async def size(self, key: str) -> int:

@@ -31,6 +31,7 @@ _KIB, _MIB, _GIB = 1 << 10, 1 << 20, 1 << 30
 _QUICK_SHARE = 16
 
 NOTES = (
+    "Before each run as much memory as it needs is touched, so that nobody pays for pages that a hypervisor took back.",
     "Medians; *x ours*: an engine's seconds divided by ours. *cpu*: user and system time of the client and its "
     "children, not the server's; *peak*: resident memory.",
     f"Tuned engines (boto3 tuned, CRT, obstore, s5cmd, rclone) have parts of {PART_BYTES >> 20} MiB and {IN_FLIGHT} in "
@@ -97,8 +98,10 @@ def measure(
             series = [Series(name) for name in names]
             if direction == "down":
                 bench.run("ours", "up", case.sizes, source, seed)
-            for _ in range(rounds):
-                for one in (one for one in series if not one.failure):
+            for number in range(rounds):
+                # Each is the first once: what the one before it leaves behind is everybody's in turn.
+                turn = series[number % len(series) :] + series[: number % len(series)]
+                for one in (one for one in turn if not one.failure):
                     try:
                         if direction == "up":
                             one.runs.append(bench.up(one.engine, case, source))
@@ -115,6 +118,7 @@ def measure(
         return rows, notes
     finally:
         shutil.rmtree(source)
+        bench.remove_downloads()
         bench.server.remove(seed)
 
 

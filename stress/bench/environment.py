@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import mmap
 import os
 import platform
 import shutil
@@ -130,19 +131,14 @@ def _remove(path: str) -> None:
         time.sleep(0.05)
 
 
-def touch_memory(share: float = 0.7) -> None:
-    """Use most of the free memory once.
+def touch_memory(count: int) -> None:
+    """Use ``count`` bytes of the free memory once; less where there is not so much.
 
-    A virtual machine gets its pages from the host at their first use, which is several times slower than any later one;
-    without this the first cases would look slower than the others.
+    A virtual machine gets its pages from the host at their first use, and gives those back that lie idle; that is
+    several times slower than any later use. Without this some cases and engines would look slower than others.
     """
-    count = int(_meminfo("MemAvailable") * share) >> 20
-    piece = os.urandom(1 << 20)
-    with memory_directory() as directory, open(os.path.join(directory, "fill"), "wb", buffering=0) as file:
-        for _ in range(count):
-            if shutil.disk_usage(directory).free < 1 << 30:
-                break
-            file.write(piece)
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
+    mmap.mmap(-1, max(min(count, available_memory() * 7 // 10), mmap.PAGESIZE), flags=flags).close()
 
 
 def caveats(*, quick: bool) -> list[str]:

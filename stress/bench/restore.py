@@ -11,7 +11,7 @@ import argparse
 from typing import Any
 
 from . import results
-from .environment import caveats, ours, peer, touch_memory, work_directory
+from .environment import available_memory, caveats, ours, peer, touch_memory, work_directory
 from .servers import Target, target
 from .tasks import Task, task
 
@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--store", choices=STORES, action="append", help="default: both")
     options = parser.parse_args(arguments)
     rows, notes = [], caveats(quick=options.quick)
-    touch_memory(0.2)
+    touch_memory(available_memory() // 5)
     for name in options.store or STORES:
         with work_directory() as work, target(name, work) as store:
             rows += measure(store, work, QUICK if options.quick else CASES, 1 if options.quick else 7)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from . import results
-from .environment import caveats, ours, peer, touch_memory, work_directory
+from .environment import available_memory, caveats, ours, peer, touch_memory, work_directory
 from .remote_task import RemoteTask, remote_task
 from .servers import Target, target
 
@@ -149,7 +149,7 @@ def main(arguments: list[str] | None = None) -> None:
         notes.append(f"The trainer slept {options.pause * 1000:g} ms before each save.")
     saves: Rows = []
     writes: Rows = []
-    touch_memory(0.2 if options.quick else 0.7)
+    touch_memory(available_memory() // 5 if options.quick else available_memory())
     for name in [options.store] if options.store else STORES:
         with work_directory() as work, target(name, work) as store:
             for case in cases:

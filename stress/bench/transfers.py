@@ -7,17 +7,18 @@ import os
 import shutil
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from . import pattern
 from .clients import ENGINES
 from .clients.job import WARM_BYTES, Job, Measured
 from .endpoints import BUCKET, Endpoint
-from .environment import REPOSITORY, Package, flow_environment
+from .environment import REPOSITORY, Package, flow_environment, touch_memory
 from .processes import ChildrenPeak
 from .servers import KEY, SECRET
 
 _LIMIT_S = 900.0
+_MANY_FILES = 100
 
 
 class Failed(Exception):
@@ -44,6 +45,7 @@ class Bench:
     work: str
     packages: Mapping[str, Package]
     runs: int = 0
+    downloads: list[str] = field(default_factory=list)
 
     def run(self, engine: str, direction: str, sizes: Mapping[str, int], directory: str, prefix: str) -> Measured:
         """One process of an engine.
@@ -60,6 +62,7 @@ class Bench:
             directory=directory, sizes=sizes, warm=warm, key=KEY, secret=SECRET,
         )  # fmt: skip
         command = [package.python, "-m", "stress.bench.clients", job.to_json()]
+        touch_memory(2 * sum(sizes.values()))
         process = subprocess.Popen(
             command, cwd=REPOSITORY, env=flow_environment(package, self.work, server.environment),
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -115,6 +118,13 @@ class Bench:
                 if not os.path.exists(path) or not pattern.is_pattern(path, size):
                     raise Failed(f"{name} is not what is in the store")
         finally:
-            for path in (directory, f"{directory}-warm"):
-                shutil.rmtree(path, ignore_errors=True)
+            self.downloads += [directory, f"{directory}-warm"]
+            if len(case.sizes) < _MANY_FILES:
+                self.remove_downloads()
         return found
+
+    def remove_downloads(self) -> None:
+        """Many files are removed when a case is done: ext4 takes longer to make new ones while it remembers them."""
+        for path in self.downloads:
+            shutil.rmtree(path, ignore_errors=True)
+        self.downloads.clear()

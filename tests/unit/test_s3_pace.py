@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from async_ckpt.stores._s3_pace import Climber, Lane, Throttle
+from async_ckpt.stores._s3_pace import Climber, ClimbingLane, Fixed, Lane, RoundTrips, Throttle
 
 
 def climb(climber: Climber, rate_of: dict[str, float], windows: int) -> None:
@@ -69,7 +69,7 @@ def test_whatever_is_measured_the_limit_stays_within_its_bounds(
 class TestLane:
     def test_no_more_than_the_limit_run_and_they_run_in_turn(self) -> None:
         async def check() -> None:
-            lane = Lane(Climber(2, 2))
+            lane = Lane(Fixed(2))
             running, most, order = 0, 0, []
 
             async def request(number: int) -> None:
@@ -91,7 +91,7 @@ class TestLane:
 
     def test_a_turn_given_to_somebody_who_was_cancelled_is_not_lost(self) -> None:
         async def check() -> None:
-            lane = Lane(Climber(1, 1))
+            lane = Lane(Fixed(1))
             entered = anyio.Event()
 
             async def wait(scope: anyio.CancelScope) -> None:
@@ -118,7 +118,7 @@ class TestLane:
     def test_a_higher_limit_lets_the_waiting_in(self) -> None:
         async def check() -> None:
             now = 0.0
-            lane = Lane(Climber(1, 8), clock=lambda: now)
+            lane = ClimbingLane(Climber(1, 8), clock=lambda: now)
             entered = 0
 
             async def request() -> None:
@@ -168,3 +168,28 @@ class TestThrottle:
 
         with pytest.raises(InterruptedError):
             throttle.take(1, check)
+
+
+class TestRoundTrips:
+    def test_a_store_nearby_gets_few_and_one_far_away_all_there_may_be(self) -> None:
+        for seconds, limit in ((0.0001, 2), (0.0028, 11), (0.02, 32)):
+            trips = RoundTrips(32)
+            assert trips.limit == 2
+            trips.observe(seconds)
+            assert trips.limit == limit
+
+    def test_answers_that_waited_do_not_count(self) -> None:
+        trips = RoundTrips(32)
+        for seconds in (0.02, 0.0002, 1.0, 0.5):
+            trips.observe(seconds)
+        assert trips.limit == 2
+
+    def test_a_store_that_has_become_slow_is_noticed(self) -> None:
+        trips = RoundTrips(32)
+        trips.observe(0.0001)
+        for _ in range(64):
+            trips.observe(0.02)
+        assert trips.limit == 32
+
+    def test_there_are_never_more_than_allowed(self) -> None:
+        assert RoundTrips(1).limit == 1
