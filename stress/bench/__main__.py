@@ -3,9 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import subprocess
 import time
 
-from . import environment, overhead, report, results, save, threshold
+from . import (
+    backlog,
+    dedup,
+    engines,
+    environment,
+    history,
+    interference,
+    memory,
+    overhead,
+    report,
+    restore,
+    results,
+    save,
+    threshold,
+)
 
 COMMAND = "python -m stress.bench"
 
@@ -17,9 +32,9 @@ def main() -> None:
     began = time.monotonic()
     with environment.work_directory() as work:
         results.record("machine", COMMAND, environment.machine_facts(work, environment.peer().python))
-    overhead.main(quick)
-    threshold.main(quick)
-    save.main(quick)
+    for part in (overhead, threshold, save, engines, memory, interference, dedup, history, restore, backlog):
+        part.main(quick)
+    subprocess.run([environment.tools().python, "-m", "stress.bench.plots"], check=True)
     print(f"{report.write()} after {(time.monotonic() - began) / 60:.0f} minutes")
 
 

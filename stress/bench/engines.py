@@ -30,6 +30,9 @@ SERVERS = ("rclone", "sink", "sink-tls")
 _KIB, _MIB, _GIB = 1 << 10, 1 << 20, 1 << 30
 _QUICK_SHARE = 16
 
+#: An engine whose first run takes longer is run once.
+_SLOW_S = 8.0
+
 NOTES = (
     "Before each run as much memory as it needs is touched, so that nobody pays for pages that a hypervisor took back.",
     "Medians; *x ours*: an engine's seconds divided by ours. *cpu*: user and system time of the client and its "
@@ -39,6 +42,7 @@ NOTES = (
     "their process.",
     "Ours sends a CRC-32 with what it uploads and checks one of what it downloads; of the others only boto3 and "
     "aiobotocore as they come, CRT and Metaflow's client send a checksum, and none has one to check downloads with.",
+    f"An engine that took more than {_SLOW_S:g} s in the first round is not run again.",
     "Metaflow's client has up to 64 processes, as it comes: with many files most of its time is theirs to start.",
 )
 SERVER_NOTES = {
@@ -71,6 +75,11 @@ class Series:
     runs: list[Measured] = field(default_factory=list)
     failure: str = ""
 
+    @property
+    def is_slow(self) -> bool:
+        """Whether one run says enough."""
+        return self.runs[0].seconds > _SLOW_S
+
     def row(self, facts: Mapping[str, Any], reference: float) -> dict[str, Any]:
         seconds = results.median([run.seconds for run in self.runs])
         return {
@@ -101,7 +110,7 @@ def measure(
             for number in range(rounds):
                 # Each is the first once: what the one before it leaves behind is everybody's in turn.
                 turn = series[number % len(series) :] + series[: number % len(series)]
-                for one in (one for one in turn if not one.failure):
+                for one in (one for one in turn if not one.failure and (number == 0 or not one.is_slow)):
                     try:
                         if direction == "up":
                             one.runs.append(bench.up(one.engine, case, source))

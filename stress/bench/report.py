@@ -1,6 +1,6 @@
 """Writes ``BENCHMARKS.md`` from what was recorded: ``python -m stress.bench.report``.
 
-Every section is a function from its recorded rows to Markdown; what nobody has measured yet is said to be missing.
+Every section is a function from its recorded rows to Markdown; what was not recorded here is kept as the page has it.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from . import aims, results
-from .environment import PEER, PEER_VERSION, REPOSITORY
+from . import aims, data_plane, results
+from .environment import PEER, PEER_VERSION, PLOTS, REPOSITORY
 
 Rows = list[dict[str, Any]]
 
@@ -24,8 +24,8 @@ over better than milliseconds.
 
 
 def table(rows: Rows) -> str:
-    """A Markdown table; the keys of the first row are the columns."""
-    columns = list(rows[0])
+    """A Markdown table; the keys of the rows are the columns."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
     lines = ["| " + " | ".join(_heading(column) for column in columns) + " |", "|" + "---|" * len(columns)]
     lines += ["| " + " | ".join(_cell(row.get(column, "")) for column in columns) + " |" for row in rows]
     return "\n".join(lines)
@@ -96,6 +96,13 @@ TORN = "A trainer rewrites right after `save()`, in every way and on every file 
 KILL = "The agent is killed with SIGKILL at random moments while 50 saves go through."
 WRITERS = "Four subprocesses and the task save at the same time."
 
+ENGINES_TABLE = data_plane.engines_table
+
+
+def backlog_table(rows: Rows) -> str:
+    return table(data_plane.without(rows, "curve"))
+
+
 Render = Callable[[Rows], str]
 Judge = Callable[[Rows], list[aims.Aim]]
 
@@ -106,21 +113,44 @@ SECTIONS: tuple[tuple[str, str, str, Render, Judge | None], ...] = (
     ("in_place", "Writing in place after save()", IN_PLACE, in_place_table, None),
     ("overhead", "What @checkpoint adds to a task", OVERHEAD, table, aims.of_overhead),
     ("threshold", "Copy or link", THRESHOLD, threshold_table, None),
+    ("engines_sink", "Engines: a server that discards", data_plane.ENGINES, ENGINES_TABLE, data_plane.of_engines),
+    ("engines_sink_tls", "Engines: the same over TLS", data_plane.ENGINES, ENGINES_TABLE, data_plane.of_engines),
+    ("engines_rclone", "Engines: rclone's server", data_plane.ENGINES, ENGINES_TABLE, data_plane.of_engines),
+    ("memory", "Memory of the agent", data_plane.MEMORY, table, data_plane.of_memory),
+    ("interference", "The training loop beside an upload", data_plane.INTERFERENCE, table, None),
+    ("dedup", "Unchanged files", data_plane.DEDUP, table, None),
+    ("history", "A long history", data_plane.HISTORY, table, data_plane.of_history),
+    ("restore", "Restores", data_plane.RESTORE, table, None),
+    ("backlog", "Time to durable", data_plane.BACKLOG, backlog_table, None),
     ("torn", "Torn snapshots", TORN, table, None),
     ("many_writers", "Many writers", WRITERS, table, None),
     ("kill_agent", "Killing the agent", KILL, table, None),
 )
 
 
-def section(name: str, title: str, text: str, render: Render = table, judge: Judge | None = None) -> str:
-    """One section of the page."""
+def section(
+    name: str, title: str, text: str, render: Render = table, judge: Judge | None = None, *, earlier: str = ""
+) -> str:
+    """One section of the page; ``earlier``: what the page says, kept where nothing was recorded since."""
     data = results.read(name)
     if data is None or not data["rows"]:
-        return "\n\n".join(part for part in (f"## {title}", text, "Not measured yet.") if part)
+        return earlier
     verdicts = "\n".join(str(aim) for aim in judge(data["rows"])) if judge else ""
-    notes = [f"*{note}*" for note in data["notes"]]
-    parts = [f"## {title}", text, f"`{data['command']}`", render(data["rows"]), verdicts, *notes]
+    notes = [f"> {note}" for note in data["notes"]]
+    plot = os.path.join(PLOTS, f"{name}.png")
+    picture = f"![{title}]({os.path.relpath(plot, REPOSITORY)})" if os.path.exists(plot) else ""
+    parts = [f"## {title}", text, f"`{data['command']}`", render(data["rows"]), picture, verdicts, *notes]
     return "\n\n".join(part for part in parts if part)
+
+
+def sections_of(path: str) -> dict[str, str]:
+    """Sections of a page that was written earlier, by title."""
+    try:
+        with open(path) as file:
+            parts = file.read().split("\n## ")[1:]
+    except FileNotFoundError:
+        return {}
+    return {part.partition("\n")[0]: f"## {part.strip()}" for part in parts}
 
 
 def write(path: str | None = None) -> str:
@@ -128,9 +158,12 @@ def write(path: str | None = None) -> str:
     path = path or os.path.join(REPOSITORY, "BENCHMARKS.md")
     known = [name for name, *_ in SECTIONS]
     more = [(name, name.replace("_", " ").capitalize(), "") for name in results.recorded() if name not in known]
-    sections = [section(*item) for item in SECTIONS] + [section(*item) for item in more]
+    before = sections_of(path)
+    sections = [section(*item, earlier=before.pop(item[1], "")) for item in SECTIONS]
+    sections += [section(*item, earlier=before.pop(item[1], "")) for item in more]
+    sections += before.values()
     with open(path, "w") as file:
-        file.write("\n\n".join([_INTRO.rstrip(), *sections]) + "\n")
+        file.write("\n\n".join(filter(None, [_INTRO.rstrip(), *sections])) + "\n")
     return path
 
 

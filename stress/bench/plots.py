@@ -1,4 +1,4 @@
-"""Plots of what was recorded of tasks: ``python -m stress.bench.plots_tasks`` (needs matplotlib).
+"""Plots of what was recorded: ``python -m stress.bench.plots`` (needs matplotlib).
 
 One function a section: it takes the recorded rows and the PNG's path.
 """
@@ -10,11 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 from . import results
-from .environment import REPOSITORY
+from .environment import PLOTS
 
 Rows = list[dict[str, Any]]
 
-DIRECTORY = os.path.join(REPOSITORY, "docs", "benchmarks")
 _OURS, _OTHER, _LIMITED = "#1f77b4", "#ff7f0e", "#2ca02c"
 
 
@@ -132,13 +131,45 @@ def _save(figure: Any, path: str) -> None:
     pyplot.close(figure)
 
 
-PLOTS: dict[str, Callable[[Rows, str], None]] = {
+def engines(rows: Rows, path: str) -> None:
+    """Bars of seconds, one line of panels a direction; what takes far longer than the others is cut off."""
+    panels = list(dict.fromkeys((row["direction"], row["case"]) for row in rows))
+    figure, axes = _figure(len(panels), columns=len(panels) // 2 or 1, width=4.2, height=3.0)
+    for axis, (direction, case) in zip(axes, panels, strict=True):
+        lines = [row for row in rows if (row["direction"], row["case"]) == (direction, case)][::-1]
+        seconds = [row["seconds"] for row in lines]
+        longest = 2.2 * sorted(seconds)[len(seconds) // 2]
+        colours = [_OURS if row["engine"] == "ours" else _OTHER for row in lines]
+        axis.barh([row["engine"] for row in lines], [min(value, longest) for value in seconds], color=colours)
+        for position, value in enumerate(seconds):
+            axis.text(min(value, longest), position, f" {value:.2f}", va="center", fontsize=8)
+        axis.set_xlim(0, 1.2 * longest)
+        axis.tick_params(labelsize=8)
+        axis.set_title(f"{direction}: {case}, seconds", fontsize=10)
+    _save(figure, path)
+
+
+def memory(rows: Rows, path: str) -> None:
+    """Peak memory over the size of the checkpoint."""
+    figure, (axis,) = _figure(1, width=5)
+    sizes = [row["GiB"] for row in rows]
+    axis.plot(sizes, [row["workers' peak MiB"] for row in rows], "o-", color=_OURS, label="worker")
+    axis.plot(sizes, [row["agent's peak MiB"] for row in rows], "o-", color=_LIMITED, label="agent")
+    axis.axhline(150, color=_OTHER, linestyle="--", linewidth=1, label="aim, together")
+    axis.set(xlabel="GiB in one checkpoint", ylabel="MiB resident at most", ylim=(0, 170))
+    axis.legend(fontsize=8)
+    axis.grid(alpha=0.3)
+    _save(figure, path)
+
+
+DRAWN: dict[str, Callable[[Rows, str], None]] = {
+    "engines_sink": engines, "engines_sink_tls": engines, "engines_rclone": engines, "memory": memory,
     "interference": interference, "history": history, "backlog": backlog, "dedup": dedup, "restore": restore,
 }  # fmt: skip
 
 
-def main(directory: str = DIRECTORY) -> None:
-    for name, plot in PLOTS.items():
+def main(directory: str = PLOTS) -> None:
+    for name, plot in DRAWN.items():
         data = results.read(name)
         if data is not None:
             plot(data["rows"], os.path.join(directory, f"{name}.png"))
