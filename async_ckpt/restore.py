@@ -80,7 +80,7 @@ async def _load_files(store: Store, key: str, manifest: Manifest | None, staging
         await store.get_file(f"{key}/{entry.path}", target, size=entry.size, crc32=entry.crc32)
         os.chmod(target, entry.mode)
 
-    await for_each(manifest.files, config.parts_in_flight, fetch)
+    await for_each(manifest.files, config.files_in_flight, fetch)
     _finish(manifest, staging)
 
 

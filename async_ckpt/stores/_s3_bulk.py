@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
-import anyio
 from botocore.exceptions import ClientError
 from botocore.parsers import create_parser
 
@@ -226,7 +225,8 @@ class Bulk:
         """Run a request in a thread, report what moves, and end it when nobody waits for it any more."""
         job, seen = Job(), 0
         large = size > PIECE_BYTES
-        future = (self._large if large else self._small).run(lambda: function(job))
+        threads = self._large if large else self._small
+        future = threads.run(lambda: function(job))
         try:
             if large:  # What is smaller is over before anybody looks.
                 while not future.done():
@@ -235,13 +235,12 @@ class Bulk:
                     if now != seen:
                         moved(now - seen)
                         seen = now
-            result = await asyncio.shield(future)
+            result = await future
         except asyncio.CancelledError:
             job.abort()
             # What it uses (the source, the file) stays valid until it has ended, which is at once.
-            with anyio.CancelScope(shield=True):
-                await asyncio.wait({future})
-            if not future.cancelled():
+            await threads.ended(future)
+            if future.done() and not future.cancelled():
                 future.exception()  # Nobody wants to know.
             raise
         if seen != size:

@@ -16,6 +16,7 @@ import socket
 import ssl
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -29,6 +30,9 @@ _MAX_LINE = 1 << 10
 _EMPTY = (204, 304)
 
 _READ_BYTES = 4096
+
+#: How long after an answer a connection is not looked at before the next request, in seconds.
+_FRESH_S = 0.5
 
 
 class Address(NamedTuple):
@@ -91,8 +95,8 @@ class Wire:
         self._chunked = False
         #: Whether another request may follow.
         self.reusable = True
-        #: Whether it has served a request before this one.
-        self.kept = False
+        #: Since when it waits for another request (monotonic seconds); None until it has served one.
+        self.kept_since: float | None = None
 
     def send(self, data: bytes | bytearray | memoryview) -> None:
         """Send all of it; the limit is for each step forward, not for the whole."""
@@ -172,8 +176,19 @@ class Wire:
         """Whether the body was read to its end."""
         return self._left == 0
 
+    @property
+    def kept(self) -> bool:
+        """Whether it has served a request before this one."""
+        return self.kept_since is not None
+
     def is_stale(self) -> bool:
-        """Whether the server has closed the connection, or said something nobody asked for, since the last answer."""
+        """Whether the server has closed the connection, or said something nobody asked for, since the last answer.
+
+        One that was used just now is taken to be good: looking costs a tenth of a small request, and a request that
+        meets a closed connection is made again on another.
+        """
+        if self.kept_since is not None and time.monotonic() - self.kept_since < _FRESH_S:
+            return bool(self._rest)
         try:
             # Below TLS: whatever lies there is a goodbye.
             socket.socket.recv(self._sock, 1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
@@ -283,7 +298,7 @@ class Pool:
             with self._lock:
                 good = good and not self._closed
                 if good:
-                    wire.kept = True
+                    wire.kept_since = time.monotonic()
                     self._idle.append(wire)
             if not good:
                 wire.close()

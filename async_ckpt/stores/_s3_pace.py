@@ -19,8 +19,8 @@ _HOLD, _MAX_HOLD = 4, 64
 #: The same after a store that asked us to slow down.
 _HOLD_SLOW = 30
 
-#: What a small request takes the interpreter, in seconds; the fewest requests at a time; how many are looked back at.
-_WORK_S, _FEW, _ROUND_TRIPS = 0.3e-3, 2, 64
+#: What a small request takes the interpreter, in seconds; how many are looked back at.
+_WORK_S, _ROUND_TRIPS = 0.3e-3, 64
 
 #: The longest sleep of a throttled thread between two looks at whether it is still wanted, in seconds.
 _NAP_S = 0.2
@@ -103,14 +103,13 @@ class RoundTrips:
     def __init__(self, most: int) -> None:
         self._most = most
         self._recent: deque[float] = deque(maxlen=_ROUND_TRIPS)
-        self.limit = min(_FEW, most)
+        self.limit = 1
 
     def observe(self, seconds: float) -> None:
         """A request was answered so long after it was sent; called from threads."""
         self._recent.append(seconds)
         # The shortest: what is longer waited, here or there.
-        wanted = math.ceil(min(list(self._recent)) / _WORK_S) + 1
-        self.limit = min(max(wanted, _FEW), self._most)
+        self.limit = min(1 + int(min(list(self._recent)) / _WORK_S), self._most)
 
 
 class Lane:

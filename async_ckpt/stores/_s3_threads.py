@@ -14,6 +14,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import anyio
+
 from ._s3_pace import Limit
 
 T = TypeVar("T")
@@ -38,20 +40,32 @@ class Threads:
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         self._done: deque[tuple[asyncio.Future[Any], Any, BaseException | None]] = deque()
         self._started = 0
-        self._busy = 0
+        self._running: set[asyncio.Future[Any]] = set()
+        self._ends: dict[asyncio.Future[Any], asyncio.Future[None]] = {}
         self._waking = self._closed = False
 
     def run(self, function: Callable[[], T]) -> asyncio.Future[T]:
-        """Call a function in a thread. Its future must not be cancelled before it is done; shield it."""
+        """Call a function in a thread. Whoever cancels its future waits for ``ended``."""
         if self._closed:
             raise RuntimeError("the threads are closed")
         future: asyncio.Future[T] = self._loop.create_future()
-        self._busy += 1
+        self._running.add(future)
         self._calls.put((function, future))
-        if self._started < min(self._busy, self._policy.limit):
+        if self._started < min(len(self._running), self._policy.limit):
             self._started += 1
             threading.Thread(target=self._work, name="async_ckpt-s3", daemon=True).start()
         return future
+
+    async def ended(self, future: asyncio.Future[Any]) -> None:
+        """Wait until the call has ended, also one whose future was cancelled. For tasks that were cancelled: another
+        cancellation changes nothing.
+        """
+        if future in self._running:
+            ended = self._ends[future] = self._loop.create_future()
+            with anyio.CancelScope(shield=True):
+                while not ended.done():
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await asyncio.wait({ended})
 
     def close(self) -> None:
         """End the threads, each when its call has ended."""
@@ -79,7 +93,9 @@ class Threads:
         self._waking = False
         while self._done:
             future, result, error = self._done.popleft()
-            self._busy -= 1
+            self._running.discard(future)
+            if (ended := self._ends.pop(future, None)) is not None:
+                ended.set_result(None)
             if future.cancelled():
                 continue
             if error is None:

@@ -72,8 +72,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="one round of 12 saves instead of three of 100")
     parser.add_argument("--store", choices=STORES, action="append", help="default: all")
     parser.add_argument("--limit", type=int, default=LIMIT_BYTES_S, help="bytes per second (default 400 MB/s)")
+    parser.add_argument("--rounds", type=int, help="runs of each (default 3)")
     options = parser.parse_args(arguments)
     count, rounds = (12, 1) if options.quick else (100, 3)
+    rounds = options.rounds or rounds
     rows, notes = [], caveats(quick=options.quick)
     for name in options.store or STORES:
         with work_directory() as work, counted_target(name, work) as (store, _):
@@ -84,7 +86,8 @@ def main(arguments: list[str] | None = None) -> None:
         f"*bound*: bytes / {options.limit / 1e6:g} MB/s with the limit; else the store's own rate for the same files.",
         "The server shares the machine's cores with the task and its agent.",
     ]
-    results.record("backlog", COMMAND + (" --quick" if options.quick else ""), rows, notes)
+    given = (" --quick" if options.quick else "") + (f" --rounds {options.rounds}" if options.rounds else "")
+    results.record("backlog", COMMAND + given, rows, notes)
 
 
 if __name__ == "__main__":

@@ -99,7 +99,9 @@ def measure(store: Target, work: str, load: Load, rounds: int, *, torch: bool) -
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one run of 300 steps each instead of 5 of 2,000")
+    parser.add_argument("--rounds", type=int, help="runs of each (default 5)")
     options = parser.parse_args(arguments)
+    rounds = options.rounds or (1 if options.quick else 5)
     load = Load(300, 100, 64 * _MIB) if options.quick else Load(2000, 250, 256 * _MIB)
     rows, notes = [], caveats(quick=options.quick)
     torch = has_torch(ours()) and has_torch(peer())
@@ -108,7 +110,7 @@ def main(arguments: list[str] | None = None) -> None:
             # One thread of BLAS: the loop is meant to take one core.
             numpy = {"PYTHONPATH": numpy_directory(), "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
             store = dataclasses.replace(store, environment=store.environment | numpy)
-            rows += measure(store, work, load, 1 if options.quick else 5, torch=name == "torch")
+            rows += measure(store, work, load, rounds, torch=name == "torch")
     for row in rows:
         print({key: round(value, 1) if isinstance(value, float) else value for key, value in row.items()}, flush=True)
     if not torch:
@@ -117,7 +119,8 @@ def main(arguments: list[str] | None = None) -> None:
         f"A save is {load.bytes / _MIB:.0f} MiB; the incumbent saves every {load.every} steps.",
         "*upload MB/s* is over the whole loop. The server takes its share of the same cores.",
     ]
-    results.record("interference", COMMAND + (" --quick" if options.quick else ""), rows, notes)
+    given = (" --quick" if options.quick else "") + (f" --rounds {options.rounds}" if options.rounds else "")
+    results.record("interference", COMMAND + given, rows, notes)
 
 
 if __name__ == "__main__":

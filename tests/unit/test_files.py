@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 import threading
 import zlib
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from async_ckpt import files
 from async_ckpt.config import CHUNK_BYTES
 from async_ckpt.files import chunk_crc, crc32, digest_fd
 
@@ -58,8 +61,6 @@ def test_threads_do_not_share_a_buffer(fd: int) -> None:
 
 
 def test_a_forked_child_does_not_write_into_its_parents_buffer(fd: int, tmp_path: Path) -> None:
-    from async_ckpt import files
-
     assert threading.active_count() == 1, "forking beside threads is not what this is about"
     chunk_crc(fd, 0, 1000)
     before = bytes(files._buffers.view)
@@ -69,3 +70,31 @@ def test_a_forked_child_does_not_write_into_its_parents_buffer(fd: int, tmp_path
         os._exit(0)
     os.waitpid(child, 0)
     assert bytes(files._buffers.view) == before
+
+
+def test_preallocating_gives_a_file_its_size_and_its_blocks(tmp_path: Path) -> None:
+    size = 3 * CHUNK_BYTES + 5
+    with open(tmp_path / "file", "wb") as file:
+        files.preallocate(file.fileno(), size)
+        status = os.fstat(file.fileno())
+    assert status.st_size == size
+    assert status.st_blocks * 512 >= size
+
+
+def test_a_disk_without_room_says_so_before_anything_is_written(tmp_path: Path) -> None:
+    with open(tmp_path / "file", "wb") as file, pytest.raises(OSError, match=r"No space|File too large"):
+        files.preallocate(file.fileno(), 1 << 60)
+
+
+@pytest.mark.parametrize("has_call", [True, False])
+def test_where_blocks_cannot_be_had_a_file_gets_its_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_call: bool
+) -> None:
+    def refuse(*_: object) -> int:
+        ctypes.set_errno(errno.EOPNOTSUPP)
+        return -1
+
+    monkeypatch.setattr(files, "_fallocate", refuse if has_call else None)
+    with open(tmp_path / "file", "wb") as file:
+        files.preallocate(file.fileno(), 12345)
+        assert os.fstat(file.fileno()).st_size == 12345

@@ -83,6 +83,41 @@ def test_a_closed_one_takes_no_calls_and_finishes_those_it_has() -> None:
     run(check())
 
 
+def test_a_cancelled_call_can_be_waited_for() -> None:
+    async def check() -> None:
+        threads, gate, over = Threads(Fixed(1)), threading.Event(), threading.Event()
+
+        def call() -> None:
+            gate.wait(60)
+            over.set()
+
+        async def use() -> None:
+            future = threads.run(call)
+            try:
+                await future
+            except asyncio.CancelledError:
+                await threads.ended(future)
+                assert over.is_set()
+                raise
+
+        task = asyncio.ensure_future(use())
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.sleep(0)
+        task.cancel()  # Impatience does not help.
+        await asyncio.sleep(0)
+        assert not task.done()
+        gate.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        future = threads.run(lambda: None)
+        await future
+        await threads.ended(future)  # At once.
+        threads.close()
+
+    run(check())
+
+
 def test_a_loop_that_has_ended_is_no_error_in_the_thread(recwarn: pytest.WarningsRecorder) -> None:
     started, gate = Started(), threading.Event()
 
