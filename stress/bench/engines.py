@@ -152,12 +152,30 @@ def bench_server(name: str, options: argparse.Namespace, packages: Mapping[str, 
             rows, notes = rows + more_rows, notes + more_notes
             for row in more_rows:
                 print(summary_line(name, row), flush=True)
-    if (options.case or options.direction or options.engine) and not options.record:
+    partly = bool(options.case or options.direction or options.engine)
+    if partly and not options.record:
         print("Not recorded: the report shows whole runs, unless --record is given.")
         return
-    given = [f"--rounds={options.rounds}"] if options.rounds else []
-    command = shlex.join([*COMMAND.split(), "--server", name, *(["--quick"] if options.quick else []), *given])
-    results.record(f"engines_{name.replace('-', '_')}", command, rows, notes)
+    given = ["--quick"] * options.quick + ([f"--rounds={options.rounds}"] if options.rounds else [])
+    for option in ("case", "direction", "engine"):
+        given += [part for value in getattr(options, option) or () for part in (f"--{option}", value)]
+    command = shlex.join([*COMMAND.split(), "--server", name, *given])
+    section = f"engines_{name.replace('-', '_')}"
+    earlier = results.read(section) if partly else None
+    if earlier is not None:
+        rows, notes = merged(earlier["rows"], rows), list(dict.fromkeys([*earlier["notes"], *notes]))
+        command = f"{earlier['command']}; {command}"
+    results.record(section, command, rows, notes)
+
+
+def merged(earlier: list[dict[str, Any]], later: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of both; a case that was measured again stands where it stood, with the engines of the later run only."""
+    again: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in later:
+        again.setdefault((row["direction"], row["case"]), []).append(row)
+    cases = list(dict.fromkeys((row["direction"], row["case"]) for row in [*earlier, *later]))
+    before = {case: [row for row in earlier if (row["direction"], row["case"]) == case] for case in cases}
+    return [row for case in cases for row in again.get(case, before[case])]
 
 
 def summary_line(server: str, row: Mapping[str, Any]) -> str:
