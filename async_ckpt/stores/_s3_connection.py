@@ -111,7 +111,8 @@ class Connection:
                 if endpoint is not None:
                     if self._threads is None:
                         round_trips = RoundTrips(self._config.files_in_flight)
-                        self._threads = Threads(round_trips), Threads(Fixed(self._config.max_parts_in_flight))
+                        parts = self._config.max_parts_in_flight
+                        self._threads = Threads(round_trips, self._config.files_in_flight), Threads(Fixed(parts), parts)
                         self._answered = round_trips.observe
                     self._bulk = Bulk(
                         endpoint,

@@ -23,6 +23,10 @@ T = TypeVar("T")
 _Call = tuple[Callable[[], Any], "asyncio.Future[Any]"]
 
 
+#: After so many seconds in which no call has ended, those that wait get one thread more.
+_PATIENCE_S = 0.2
+
+
 class Threads:
     """Runs calls in threads that are started as they are needed; for one event loop, the running one.
 
@@ -32,14 +36,17 @@ class Threads:
     ----------
     policy : Limit
         How many threads there may be; looked at with every call.
+    most : int
+        How many there may be where those that are there hang: nobody waits behind a connection on which nothing moves.
     """
 
-    def __init__(self, policy: Limit) -> None:
-        self._policy = policy
+    def __init__(self, policy: Limit, most: int) -> None:
+        self._policy, self._most = policy, most
         self._loop = asyncio.get_running_loop()
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         self._done: deque[tuple[asyncio.Future[Any], Any, BaseException | None]] = deque()
-        self._started = 0
+        self._started = self._ended = 0
+        self._watching: asyncio.TimerHandle | None = None
         self._running: set[asyncio.Future[Any]] = set()
         self._ends: dict[asyncio.Future[Any], asyncio.Future[None]] = {}
         self._waking = self._closed = False
@@ -52,9 +59,25 @@ class Threads:
         self._running.add(future)
         self._calls.put((function, future))
         if self._started < min(len(self._running), self._policy.limit):
-            self._started += 1
-            threading.Thread(target=self._work, name="async_ckpt-s3", daemon=True).start()
+            self._start()
+        self._watch()
         return future
+
+    def _start(self) -> None:
+        self._started += 1
+        threading.Thread(target=self._work, name="async_ckpt-s3", daemon=True).start()
+
+    def _watch(self) -> None:
+        """See to it that calls that wait for a thread do not wait for long."""
+        if self._watching is None and self._started < min(len(self._running), self._most):
+            self._watching = self._loop.call_later(_PATIENCE_S, self._relieve, self._ended)
+
+    def _relieve(self, ended: int) -> None:
+        self._watching = None
+        if not self._closed:
+            if ended == self._ended and self._started < min(len(self._running), self._most):
+                self._start()
+            self._watch()
 
     async def ended(self, future: asyncio.Future[Any]) -> None:
         """Wait until the call has ended, also one whose future was cancelled. For tasks that were cancelled: another
@@ -70,6 +93,8 @@ class Threads:
     def close(self) -> None:
         """End the threads, each when its call has ended."""
         self._closed = True
+        if self._watching is not None:
+            self._watching.cancel()
         for _ in range(self._started):
             self._calls.put(None)
 
@@ -94,6 +119,7 @@ class Threads:
         while self._done:
             future, result, error = self._done.popleft()
             self._running.discard(future)
+            self._ended += 1
             if (ended := self._ends.pop(future, None)) is not None:
                 ended.set_result(None)
             if future.cancelled():

@@ -39,7 +39,7 @@ def test_every_result_and_every_error_comes_back() -> None:
         return number
 
     async def check() -> None:
-        threads = Threads(Fixed(8))
+        threads = Threads(Fixed(8), 8)
         # Many times, since results that come while others are delivered must not be left lying.
         for _ in range(20):
             futures = [threads.run(lambda number=number: call(number)) for number in range(200)]
@@ -55,7 +55,7 @@ def test_there_are_as_many_threads_as_the_limit_says_and_as_are_needed() -> None
     async def check() -> None:
         started = Started()
         limit = Fixed(2)
-        threads, gate = Threads(limit), threading.Event()
+        threads, gate = Threads(limit, 2), threading.Event()
         assert len(started) == 0
         futures = [threads.run(lambda: gate.wait(60)) for _ in range(5)]
         assert len(started) == 2
@@ -72,7 +72,7 @@ def test_there_are_as_many_threads_as_the_limit_says_and_as_are_needed() -> None
 
 def test_a_closed_one_takes_no_calls_and_finishes_those_it_has() -> None:
     async def check() -> None:
-        threads, gate = Threads(Fixed(1)), threading.Event()
+        threads, gate = Threads(Fixed(1), 1), threading.Event()
         futures = [threads.run(lambda: gate.wait(60)), threads.run(lambda: True)]
         threads.close()
         with pytest.raises(RuntimeError, match="closed"):
@@ -83,9 +83,22 @@ def test_a_closed_one_takes_no_calls_and_finishes_those_it_has() -> None:
     run(check())
 
 
+def test_nobody_waits_behind_calls_that_hang() -> None:
+    async def check() -> None:
+        threads, gate = Threads(Fixed(1), 3), threading.Event()
+        hanging = [threads.run(lambda: gate.wait(60)) for _ in range(2)]
+        assert await asyncio.gather(*(threads.run(lambda: 7) for _ in range(5))) == [7] * 5
+        assert not any(future.done() for future in hanging)
+        gate.set()
+        assert await asyncio.gather(*hanging) == [True] * 2
+        threads.close()
+
+    run(check())
+
+
 def test_a_cancelled_call_can_be_waited_for() -> None:
     async def check() -> None:
-        threads, gate, over = Threads(Fixed(1)), threading.Event(), threading.Event()
+        threads, gate, over = Threads(Fixed(1), 1), threading.Event(), threading.Event()
 
         def call() -> None:
             gate.wait(60)
@@ -122,7 +135,7 @@ def test_a_loop_that_has_ended_is_no_error_in_the_thread(recwarn: pytest.Warning
     started, gate = Started(), threading.Event()
 
     async def check() -> None:
-        threads = Threads(Fixed(1))
+        threads = Threads(Fixed(1), 1)
         threads.run(lambda: gate.wait(60))
         threads.close()
 
