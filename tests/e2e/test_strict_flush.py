@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from tests.support.agents import wait_until
 from tests.support.gated_s3 import GatedS3
 from tests.support.metaflow_env import Workspace
 
@@ -28,7 +29,10 @@ def test_a_refused_upload_fails_the_attempt_and_names_the_checkpoint_and_the_rea
 def test_after_a_refusal_a_retry_resumes_from_the_spool_and_brings_in_both(s3: Workspace, gate: GatedS3) -> None:
     """The first attempt's flush fails; then the way is free."""
     gate.close_gate("PUT,POST:refuse")
-    flow = s3.start_flow("save_flow", env={"RETRIES": "1", "OPEN_GATE_AT": "1"})
+    flow = s3.start_flow("save_flow", env={"RETRIES": "1"})
+    # Before the next attempt's uploader asks the store again, which it does at once.
+    wait_until(lambda: _NAMED.search(flow.output), "the first attempt fails")
+    gate.open_gate()
     run = flow.finish()
     assert run.returncode == 0, run.output
     assert _NAMED.search(run.output)

@@ -21,8 +21,6 @@ class SaveFlow(FlowSpec):
     @checkpoint(**OPTIONS)
     @step
     def start(self):
-        if os.environ.get("OPEN_GATE_AT") == str(current.retry_count):
-            os.unlink(os.environ["GATE"])
         self.loaded = None
         state = os.path.join(current.checkpoint.directory, "state")
         if current.checkpoint.is_loaded:
