@@ -92,9 +92,7 @@ class FileSource:
     def _open(self, *, once: bool) -> int:
         # A duplicate per read: close() of one reader must not pull the descriptor from under another.
         with self._lock:
-            if (
-                self._fd < 0 and once
-            ):  # Nothing is left for a later read: thousands of small files are half as many calls.
+            if self._fd < 0 and once:  # Nothing is left for a later read; thousands of small files take fewer calls.
                 return os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
             if self._fd < 0:
                 self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import subprocess
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from .environment import memory_directory, ours
-from .servers import PLAIN_BODIES, Sink, await_port, free_port, rclone, s3_environment, sink, trusting
+from .servers import PLAIN_BODIES, Sink, ask, free_port, rclone, s3_environment, serving, sink
 
 NAMES = ("rclone", "sink", "sink-tls", "moto")
 BUCKET = "bench"
@@ -68,12 +67,12 @@ class Endpoint:
                     os.unlink(os.path.join(where, name))
         elif self.keeps:
             for key, _ in list(self._listed(prefix)):
-                self._ask("DELETE", f"/{BUCKET}/{urllib.parse.quote(key)}")
+                ask(f"{self.url}/{BUCKET}/{urllib.parse.quote(key)}", self.ca, "DELETE")
 
     def _listed(self, prefix: str) -> Iterator[tuple[str, int]]:
         query = {"list-type": "2", "prefix": f"{prefix}/"}
         while True:
-            text = self._ask("GET", f"/{BUCKET}?{urllib.parse.urlencode(query)}").decode()
+            text = ask(f"{self.url}/{BUCKET}?{urllib.parse.urlencode(query)}", self.ca).decode()
             for item in re.findall(r"<Contents>.*?</Contents>", text, re.DOTALL):
                 key, size = (re.search(f"<{tag}>(.*?)</{tag}>", item) for tag in ("Key", "Size"))
                 assert key is not None
@@ -84,12 +83,6 @@ class Endpoint:
                 return
             query["continuation-token"] = more[1]
 
-    def _ask(self, method: str, path: str) -> bytes:
-        request = urllib.request.Request(self.url + path, method=method)
-        with urllib.request.urlopen(request, context=trusting(self.ca)) as answer:
-            data: bytes = answer.read()
-            return data
-
 
 @contextlib.contextmanager
 def endpoint(name: str) -> Iterator[Endpoint]:
@@ -99,9 +92,8 @@ def endpoint(name: str) -> Iterator[Endpoint]:
             yield Endpoint(name, server.url, server.ca, sink=server)
     elif name == "moto":
         with _moto() as url:
-            found = Endpoint(name, url)
-            found._ask("PUT", f"/{BUCKET}")
-            yield found
+            ask(f"{url}/{BUCKET}", None, "PUT")
+            yield Endpoint(name, url)
     else:
         with memory_directory() as directory, rclone(directory) as url:
             os.mkdir(os.path.join(directory, BUCKET))
@@ -112,10 +104,5 @@ def endpoint(name: str) -> Iterator[Endpoint]:
 def _moto() -> Iterator[str]:
     port = free_port()
     program = os.path.join(ours().bin, "moto_server")
-    process = subprocess.Popen([program, "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        await_port(process, port)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait()
+    with serving([program, "-p", str(port)], port) as url:
+        yield url

