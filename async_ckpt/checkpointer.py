@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import os
 import resource
 import threading
@@ -345,11 +346,19 @@ class Checkpointer:
             hint="What the spool still holds is uploaded again by a retry on this machine",
         )
 
-    def committed(self) -> list[dict[str, Any]]:
-        """References of what this attempt has committed, oldest first, from the journal: no store is asked."""
-        known = [item for identity, item in self._look().items() if journal.order(identity)[0] == self.task.attempt]
-        mine = [reference for item in known if item.state == COMMITTED and (reference := item.reference)]
-        return sorted(mine + self._unjournaled, key=layout.order)
+    def committed(self) -> list[bytes]:
+        """References of what this attempt has committed, newest first, each as JSON.
+
+        From the journal: no store is asked. They may be thousands, of which few are ever looked at.
+        """
+        mine = f"{self.task.attempt}."
+        journaled = [
+            (journal.order(identity), item.commit)
+            for identity, item in self._look().items()
+            if item.state == COMMITTED and item.commit is not None and identity.startswith(mine)
+        ]
+        others = [(layout.order(data), json.dumps(data).encode()) for data in self._unjournaled]
+        return [text for _, text in sorted(journaled + others, reverse=True)]
 
     def close(self, *, clean: bool) -> None:
         """Let go of the agent: it finishes what is left and exits. ``clean``: the step is over, the spool is not

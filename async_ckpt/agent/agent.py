@@ -469,14 +469,12 @@ class Agent:
         still = []
         waiting, self._waiting = self._waiting, []
         for connection, message, until in waiting:
-            if message["op"] == "flush":
-                done, answer = not self._queue.pending, self._flush_answer()
-            else:
-                answer = self._state(str(message.get("id")))
-                done = answer["state"] in (COMMITTED, FAILED)
+            flush, identity = message["op"] == "flush", str(message.get("id"))
+            done = not self._queue.pending if flush else self._state(identity)["state"] in FINAL
             if done or now >= until:
-                if done and message["op"] == "flush" and self._owners:
+                if done and flush and self._owners:
                     self._hurry(False)
+                answer = self._flush_answer() if flush else self._state(identity)
                 connection.send({"seq": message.get("seq"), **answer})
             else:
                 still.append((connection, message, until))

@@ -7,6 +7,8 @@ of the queue are committed as one *batch*; there is one batch at a time. One tha
 
 from __future__ import annotations
 
+import bisect
+import heapq
 import itertools
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -15,6 +17,9 @@ from ..spool.journal import ADMITTED, COMMITTED, FINAL, UPLOADED, UPLOADING
 
 #: Most checkpoints in a batch: it shares the round trips of all but its commits, and is done again after a death.
 MAX_BATCH = 16
+
+#: ((attempt, version), id): what the queue is sorted by.
+Place = tuple[tuple[int, int], str]
 
 
 class Action(NamedTuple):
@@ -34,8 +39,12 @@ class Job:
     state: str = ADMITTED
     why: str = ""
     sent: int = 0
-    committing: bool = False
     held: bool = False
+
+    @property
+    def place(self) -> Place:
+        """Where it stands in line."""
+        return self.order, self.id
 
 
 class Queue:
@@ -52,41 +61,48 @@ class Queue:
         self.jobs: dict[str, Job] = {}
         self._open: dict[str, Job] = {}
         self._failed: dict[str, Job] = {}
+        # A step costs the same however long the queue is.
+        self._line: list[Place] = []  # Of the open ones, in order.
+        self._startable: list[Place] = []  # A heap of those that may be started; what changed since is skipped.
+        self._uploading: dict[str, Job] = {}
+        self._batch: list[Job] = []
         self.committed = 0
         self.last_committed: str | None = None
 
     def admit(self, identity: str, order: tuple[int, int], size: int, *, uploaded: bool = False) -> Job:
         """Take in a checkpoint; ``uploaded`` if only its commit is left."""
-        job = Job(identity, order, size, UPLOADED if uploaded else ADMITTED)
-        self.jobs[identity] = self._open[identity] = job
+        job = self.jobs[identity] = Job(identity, order, size, UPLOADED if uploaded else ADMITTED)
+        self._enter(job)
         return job
+
+    def _enter(self, job: Job) -> None:
+        self._open[job.id] = job
+        bisect.insort(self._line, job.place)
+        heapq.heappush(self._startable, job.place)
 
     def next_actions(self) -> list[Action]:
         """What can be started now; each action is handed out once, until ``restart`` takes it back."""
         actions = []
-        # Open jobs are few: those admitted and not yet ended.
-        waiting = sorted(self._open.values(), key=lambda job: job.order)
         # An older one may have been admitted since the commits that run began: it waits for their end.
-        if not any(job.committing for job in waiting):
-            batch = list(itertools.takewhile(lambda job: job.state == UPLOADED and not job.held, waiting[:MAX_BATCH]))
-            for job in batch:
-                job.committing = True
-            if batch:
-                actions.append(Action("commit", tuple(job.id for job in batch)))
-        running = sum(job.state == UPLOADING for job in waiting)
-        for job in waiting:
-            if running >= self._max_uploads:
-                break
-            if job.state == ADMITTED and not job.held:
+        if not self._batch:
+            first = (self._open[identity] for _, identity in self._line[:MAX_BATCH])
+            self._batch = list(itertools.takewhile(lambda job: job.state == UPLOADED and not job.held, first))
+            if self._batch:
+                actions.append(Action("commit", tuple(job.id for job in self._batch)))
+        while self._startable and len(self._uploading) < self._max_uploads:
+            _, identity = heapq.heappop(self._startable)
+            job = self._open.get(identity)
+            if job is not None and job.state == ADMITTED and not job.held:
                 job.state = UPLOADING
-                actions.append(Action("upload", (job.id,)))
-                running += 1
+                self._uploading[identity] = job
+                actions.append(Action("upload", (identity,)))
         return actions
 
     def uploaded(self, identity: str) -> None:
         """All objects of a checkpoint are in the store."""
         if identity in self._open:
             self._open[identity].state = UPLOADED
+            self._uploading.pop(identity, None)
 
     def end(self, identity: str, state: str, why: str = "") -> None:
         """A checkpoint reached one of the final states."""
@@ -94,10 +110,13 @@ class Queue:
         job = self._open.pop(identity, None)
         if job is None:
             return
+        del self._line[bisect.bisect_left(self._line, job.place)]
+        self._uploading.pop(identity, None)
         if state == COMMITTED:
             self.committed += 1
             self.last_committed = identity
-            job.committing = False
+            if job in self._batch:
+                self._batch.remove(job)
         else:
             self._failed[identity] = job
             self._end_batch_at(job)
@@ -105,19 +124,20 @@ class Queue:
 
     def _end_batch_at(self, job: Job) -> None:
         """A commit that comes to nothing ends its batch: those after it are handed out again."""
-        if job.committing:
-            for other in (job, *self._open.values()):
-                other.committing = False
+        if job in self._batch:
+            self._batch = []
 
     def restart(self) -> list[str]:
         """The uploader died: what was under way is to be done again. Returns its ids; of a batch, the oldest one's."""
-        under_way = [job for job in self._open.values() if job.state == UPLOADING]
-        batch = [job for job in self._open.values() if job.committing]
-        for job in under_way:
-            job.state, job.sent = ADMITTED, 0
-        for job in batch:
-            job.committing = False
-        return [job.id for job in [*under_way, *sorted(batch, key=lambda job: job.order)[:1]]]
+        under_way = [*self._uploading, *[job.id for job in self._batch[:1]]]
+        for job in self._uploading.values():
+            self._start_over(job)
+        self._uploading, self._batch = {}, []
+        return under_way
+
+    def _start_over(self, job: Job) -> None:
+        job.state, job.sent = ADMITTED, 0
+        heapq.heappush(self._startable, job.place)
 
     def hold(self, identity: str) -> None:
         """What was under way for a checkpoint came to nothing; it is to be done again, but not before ``resume``."""
@@ -126,20 +146,22 @@ class Queue:
             return
         self._end_batch_at(job)
         job.held, job.sent = True, 0
-        if job.state == UPLOADING:
+        if self._uploading.pop(identity, None) is not None:
             job.state = ADMITTED
 
     def resume(self, identity: str) -> None:
         """End the pause."""
-        if identity in self._open:
-            self._open[identity].held = False
+        job = self._open.get(identity)
+        if job is not None and job.held:
+            job.held = False
+            heapq.heappush(self._startable, job.place)
 
     def retry(self, identity: str) -> None:
         """Take up a failed checkpoint again."""
         job = self._failed.pop(identity, None)
         if job is not None:
             job.state, job.why, job.sent = ADMITTED, "", 0
-            self._open[identity] = job
+            self._enter(job)
 
     @property
     def pending(self) -> int:

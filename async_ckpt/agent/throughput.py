@@ -16,15 +16,22 @@ class Throughput:
 
     def __init__(self) -> None:
         self._sent: deque[tuple[float, int]] = deque()
+        self._total = 0
 
     def add(self, count: int) -> None:
         """So many bytes were sent; a negative number takes some back."""
-        self._sent.append((time.monotonic(), count))
+        self._sent.append((self._forget(), count))
+        self._total += count
 
     def bytes_per_s(self) -> float:
-        now = time.monotonic()
-        while self._sent and now - self._sent[0][0] > _WINDOW_S:
-            self._sent.popleft()
+        now = self._forget()
         if not self._sent:
             return 0.0
-        return max(sum(count for _, count in self._sent), 0) / max(now - self._sent[0][0], _SHORTEST_S)
+        return max(self._total, 0) / max(now - self._sent[0][0], _SHORTEST_S)
+
+    def _forget(self) -> float:
+        """Let go of what is past; returns the time."""
+        now = time.monotonic()
+        while self._sent and now - self._sent[0][0] > _WINDOW_S:
+            self._total -= self._sent.popleft()[1]
+        return now

@@ -333,7 +333,7 @@ class StoreSuite:
     def test_copies_run_side_by_side(self) -> None:
         async def check() -> None:
             async with self.copying_store() as plain:
-                # As the agent has it: where several replace one object at a time, rclone's server has a 500 now and then.
+                # As the agent has it: where several make one object, rclone's server has a 500 now and then.
                 store = RetryStore(plain, Config(store_attempts=5))
                 await store.put_bytes("a/key", b"content")
                 async with anyio.create_task_group() as group:

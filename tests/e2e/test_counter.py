@@ -25,11 +25,12 @@ with Runner(sys.argv[1], pylint=False).run() as running:
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Reads nothing that is not built of the language's own types."""
+    """Reads nothing that is not built of the language's own types, as it is or as JSON."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("builtins", "dict"):
-            return dict
+        known = {("builtins", "dict"): dict, ("json", "loads"): json.loads}
+        if (module, name) in known:
+            return known[module, name]
         raise AssertionError(f"The artifact needs {module}.{name} to be read")
 
 

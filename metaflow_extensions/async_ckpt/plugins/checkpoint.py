@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from async_ckpt import catalog, layout, restore
@@ -19,6 +20,19 @@ if TYPE_CHECKING:
 
 TASK_CHECKPOINTS = "_task_checkpoints"
 TASK_LATEST_CHECKPOINT = "_task_latest_checkpoint"
+
+
+class JsonList:
+    """A list whose items are JSON; pickled it is the list, and needs nothing of this package to be read.
+
+    The artifact with a task's checkpoints is one: nobody reads it in the task, and thousands need not be parsed there.
+    """
+
+    def __init__(self, items: Iterable[bytes]) -> None:
+        self._items = list(items)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return json.loads, (b"[" + b",".join(self._items) + b"]",)
 
 
 class CheckpointInfo(dict[str, Any]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import json
 import os
 import signal
 import sys
@@ -23,7 +24,7 @@ from async_ckpt.config import ENV_ATTEMPT, ENV_SPOOL, Config, spool_root
 from async_ckpt.errors import CheckpointError, FlushError, UsageError
 from async_ckpt.snapshot import check_strategy
 
-from .checkpoint import TASK_CHECKPOINTS, TASK_LATEST_CHECKPOINT, CheckpointInfo, CurrentCheckpoint
+from .checkpoint import TASK_CHECKPOINTS, TASK_LATEST_CHECKPOINT, CheckpointInfo, CurrentCheckpoint, JsonList
 
 LOAD_POLICIES = ("fresh", "eager", "none")
 _DATASTORES = ("local", "s3")
@@ -274,8 +275,8 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
         """The artifacts existing clients read."""
         assert self._checkpointer is not None
         committed = self._checkpointer.committed()
-        setattr(flow, TASK_CHECKPOINTS, committed[::-1])
-        newest = next((data for data in reversed(committed) if data["latest"]), None)
+        setattr(flow, TASK_CHECKPOINTS, JsonList(committed))
+        newest = next((data for text in committed if (data := json.loads(text))["latest"]), None)
         if newest is None and self._loaded is not None and self._loaded.pathspec == self._checkpointer.task.pathspec:
             newest = self._loaded.to_dict()
         setattr(flow, TASK_LATEST_CHECKPOINT, newest)
