@@ -336,7 +336,8 @@ class Checkpointer:
 
     def _flush_error(self, why: str, failed: Mapping[str, str] | None = None) -> FlushError:
         if failed is None:
-            failed = {item.id: "" for item in self.spool.pending()}
+            known = self._look()
+            failed = {item.id: "" for item in self.spool.pending() if known.get(item.id, Progress()).state != COMMITTED}
         names = [f"{identity} ({reason})" if reason else identity for identity, reason in failed.items()]
         shown = "; ".join(names[:5]) + (f"; and {len(names) - 5} more" if len(names) > 5 else "")
         subject = f"{len(names)} checkpoint{'s are' if len(names) != 1 else ' is'} not in the store: {shown}"

@@ -27,6 +27,9 @@ FICLONE = 0x40049409
 #: Errors of FICLONE and copy_file_range that mean "not here", as opposed to "failed".
 _NOT_HERE = {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS, errno.EPERM}
 
+#: Errors of link(2) that mean "not between these two": other file system, not permitted, too many links, unsupported.
+NO_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES})
+
 _fallocate = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)
 
 _BUFFER = 1 << 20

@@ -26,7 +26,6 @@ from ..ipc import protocol
 from ..ipc.protocol import Message
 from ..ipc.server import Connection, Server
 from ..snapshot import lease
-from ..snapshot.base import remove_snapshot
 from ..source import pack_path
 from ..spool.journal import COMMITTED, FAILED, FINAL, UPLOADED, Journal, Progress
 from ..spool.spool import Admitted, Spool, is_torn, torn_file
@@ -36,6 +35,7 @@ from .guard import Guard, Held
 from .outage import Outages
 from .plane import MAX_DEATHS, DataPlane, Worker
 from .queue import Job, Queue
+from .remover import Remover
 from .throughput import Throughput
 from .unchanged import is_settled, recognizable, unchanged
 
@@ -75,6 +75,7 @@ class Agent:
         self._selector.register(self._wake_read, selectors.EVENT_READ, lambda _: self._on_wake())
         self._guard = Guard(self._on_private) if guarded else None
         self._private: deque[tuple[str, str, str]] = deque()
+        self._remover = Remover(spool, self._wake, self._remember)
         self._queue = Queue(config.max_uploads)
         self._items: dict[str, Admitted] = {}
         self._plane = DataPlane(
@@ -113,20 +114,23 @@ class Agent:
         now = time.monotonic()
         if self._owners or now < self._grace_until:
             return False
-        return (not self._queue.pending and not self._spool_has_news()) or now >= self._drain_until
+        done = not self._queue.pending and self._remover.idle and not self._spool_has_news()
+        return done or now >= self._drain_until
 
     def _leave(self) -> bool:
         """Take the spool away if nothing in it is needed any more. False if something was admitted in this moment."""
         if self._queue.pending or (self._spool.ready_ids() and not self._over):
             return True
+        needless = {COMMITTED, FAILED} if self._over else {COMMITTED}
         try:
-            self._gone = self._spool.set_aside({job.id for job in self._queue.failed()} if self._over else set())
+            self._gone = self._spool.set_aside({job.id for job in self._queue.jobs.values() if job.state in needless})
         except FileNotFoundError:
             return True  # Somebody removed it; there is nothing to take away.
         return self._gone is not None
 
     def _close(self) -> None:
         self._plane.stop()
+        self._remover.stop()
         if self._guard is not None:
             self._guard.make_all_private()
             self._guard.stop()
@@ -323,14 +327,10 @@ class Agent:
             self._errors.append(error)
 
     def _forget(self, item: Admitted) -> None:
-        """Give back a checkpoint's disk. The record goes last, so that a crash in between leaves nothing without an
-        owner.
-        """
+        """Give back a checkpoint's disk."""
         self._items.pop(item.id, None)
         self._inodes.pop(item.id, None)
-        with contextlib.suppress(OSError):
-            remove_snapshot(item.data)
-        self._spool.drop_record(item.id)
+        self._remover.remove(item)
 
     def _note(self, record: Message) -> bool:
         """Journal a record. On a full disk it is kept, in order, and written when there is room again; False then."""
@@ -382,6 +382,10 @@ class Agent:
     def _on_private(self, identity: str, path: str, why: str) -> None:
         """From the guard's thread."""
         self._private.append((identity, path, why))
+        self._wake()
+
+    def _wake(self) -> None:
+        """From any thread: end the loop's wait."""
         with contextlib.suppress(OSError):
             self._wake_write.send(b"\0", socket.MSG_DONTWAIT)
 

@@ -6,18 +6,15 @@ cloned or copied instead: the trainer stands in ``save()`` and does not write me
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 
 from ..errors import SnapshotError, os_reason
+from ..files import NO_LINK
 from ..manifest import LINK, FileEntry
 from . import lease
 from .base import OpenFile
 from .copying import Copy, copy_file
-
-#: Errors of link(2) that mean "not between these two": other file system, not permitted, too many links, unsupported.
-_NO_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES}
 
 
 class HardLink:
@@ -51,7 +48,7 @@ class HardLink:
         try:
             os.link(file.source, target, follow_symlinks=False)
         except OSError as error:
-            if error.errno in _NO_LINK:
+            if error.errno in NO_LINK:
                 return None, os_reason(error)
             raise
         if not lease.take(file.fd, self._owner_pid):

@@ -25,6 +25,9 @@ _WORK_S, _ROUND_TRIPS = 0.3e-3, 64
 #: The longest sleep of a throttled thread between two looks at whether it is still wanted, in seconds.
 _NAP_S = 0.2
 
+#: What was not sent may be made up for, if it is no longer ago: nobody sends all the time.
+_BURST_S = 0.2
+
 
 class Limit(Protocol):
     """How many at a time; it may change its mind."""
@@ -181,7 +184,10 @@ class ClimbingLane(Lane):
 
 
 class Throttle:
-    """At most so many bytes a second, over all threads; 0: as many as there are."""
+    """At most so many bytes a second, over all threads; 0: as many as there are.
+
+    What a moment leaves over (``_BURST_S``) is made up for: otherwise each pause, for a digest or an answer, is lost.
+    """
 
     def __init__(self, bytes_per_s: float) -> None:
         self._rate = bytes_per_s
@@ -194,8 +200,9 @@ class Throttle:
             return 0.0
         with self._lock:
             now = time.monotonic()
-            self._free_at = max(self._free_at, now) + count / self._rate
-            return self._free_at - now - count / self._rate
+            due = max(self._free_at, now - _BURST_S)
+            self._free_at = due + count / self._rate
+            return max(due - now, 0.0)
 
     def take(self, count: int, check: Callable[[], None]) -> None:
         """Wait in this thread until ``count`` bytes may be sent; ``check`` is called meanwhile, and may raise."""

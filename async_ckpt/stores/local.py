@@ -26,7 +26,7 @@ from anyio import from_thread, to_thread
 
 from ..config import CHUNK_BYTES, Config
 from ..errors import IntegrityError, NotFound, StoreError, TransientStoreError, UsageError, os_hint, os_reason
-from ..files import clone, copy_range, crc32, pwrite_all
+from ..files import NO_LINK, clone, copy_range, crc32, pwrite_all
 from ._backoff import Counted
 from ._local_copy import copied_chunks, sync_file, sync_folder
 from .base import Capabilities, Entry, PartsLog, Progress, Source, Store, check_key, no_progress
@@ -43,12 +43,6 @@ _TRIES = 5
 _FOLDER_TRIES = 500
 
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-
-#: Errors of link(2) that mean "not this file": too many links, not ours, another file system, unsupported; or the
-#: folder or the file was removed in this moment.
-_NO_LINK = (
-    errno.EMLINK, errno.EPERM, errno.EACCES, errno.EXDEV, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOENT,
-)  # fmt: skip
 
 #: No such object: the path, or a folder on the way to it, is missing, or something else lies there.
 _MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
@@ -271,7 +265,7 @@ class LocalStore(Store):
         try:
             os.link(os.path.realpath(source), temporary)
         except OSError as error:
-            if error.errno in _NO_LINK:
+            if error.errno in NO_LINK or error.errno == errno.ENOENT:  # Removed in this moment.
                 return False
             raise
         try:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
-import urllib.parse
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from .environment import memory_directory, ours
-from .servers import PLAIN_BODIES, Sink, ask, free_port, rclone, s3_environment, serving, sink
+from .servers import PLAIN_BODIES, Sink, free_port, rclone, s3_client, s3_environment, serving, sink
 
 NAMES = ("rclone", "sink", "sink-tls", "moto")
 BUCKET = "bench"
@@ -56,7 +54,7 @@ class Endpoint:
                 for where, _, names in os.walk(folder)
                 for name in names
             }
-        return {key.rpartition("/")[2]: size for key, size in self._listed(prefix)}
+        return {item["Key"].rpartition("/")[2]: item["Size"] for item in self._listed(prefix)}
 
     def remove(self, prefix: str) -> None:
         """Forget the objects below the prefix."""
@@ -66,22 +64,16 @@ class Endpoint:
                 for name in names:
                     os.unlink(os.path.join(where, name))
         elif self.keeps:
-            for key, _ in list(self._listed(prefix)):
-                ask(f"{self.url}/{BUCKET}/{urllib.parse.quote(key)}", self.ca, "DELETE")
+            for item in self._listed(prefix):
+                self.client().delete_object(Bucket=BUCKET, Key=item["Key"])
 
-    def _listed(self, prefix: str) -> Iterator[tuple[str, int]]:
-        query = {"list-type": "2", "prefix": f"{prefix}/"}
-        while True:
-            text = ask(f"{self.url}/{BUCKET}?{urllib.parse.urlencode(query)}", self.ca).decode()
-            for item in re.findall(r"<Contents>.*?</Contents>", text, re.DOTALL):
-                key, size = (re.search(f"<{tag}>(.*?)</{tag}>", item) for tag in ("Key", "Size"))
-                assert key is not None
-                assert size is not None
-                yield key[1], int(size[1])
-            more = re.search(r"<NextContinuationToken>(.*?)</NextContinuationToken>", text)
-            if more is None:
-                return
-            query["continuation-token"] = more[1]
+    def client(self) -> Any:
+        """One of boto3's, to look after the server with."""
+        return s3_client(self.environment, verify=self.ca)
+
+    def _listed(self, prefix: str) -> list[dict[str, Any]]:
+        pages = self.client().get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=f"{prefix}/")
+        return [item for page in pages for item in page.get("Contents", ())]
 
 
 @contextlib.contextmanager
@@ -92,8 +84,9 @@ def endpoint(name: str) -> Iterator[Endpoint]:
             yield Endpoint(name, server.url, server.ca, sink=server)
     elif name == "moto":
         with _moto() as url:
-            ask(f"{url}/{BUCKET}", None, "PUT")
-            yield Endpoint(name, url)
+            server = Endpoint(name, url)
+            server.client().create_bucket(Bucket=BUCKET)
+            yield server
     else:
         with memory_directory() as directory, rclone(directory) as url:
             os.mkdir(os.path.join(directory, BUCKET))

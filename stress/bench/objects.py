@@ -11,7 +11,7 @@ from typing import Any
 from async_ckpt import layout
 
 from .environment import Package
-from .servers import Target
+from .servers import Target, s3_client
 
 _WRITERS = 8
 
@@ -57,16 +57,7 @@ def _local_writer(target: Target, package: Package) -> Any:
 
 
 def _s3_writer(target: Target, package: Package) -> Any:
-    import boto3
-    from botocore.config import Config
-
-    settings = target.environment
-    config = Config(request_checksum_calculation="when_required", max_pool_connections=_WRITERS)
-    client = boto3.client(
-        "s3", endpoint_url=settings["METAFLOW_S3_ENDPOINT_URL"], region_name=settings["AWS_DEFAULT_REGION"],
-        aws_access_key_id=settings["AWS_ACCESS_KEY_ID"], aws_secret_access_key=settings["AWS_SECRET_ACCESS_KEY"],
-        config=config,
-    )  # fmt: skip
+    settings, client = target.environment, s3_client(target.environment)
     root = settings["METAFLOW_DATASTORE_SYSROOT_S3"].format(package=package.name).removeprefix("s3://")
     bucket, _, prefix = root.partition("/")
 

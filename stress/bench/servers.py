@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,6 +68,18 @@ def s3_environment(url: str) -> dict[str, str]:
         "AWS_EC2_METADATA_DISABLED": "true",
         "AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
     }  # fmt: skip
+
+
+def s3_client(environment: Mapping[str, str], **options: Any) -> Any:
+    """A client of boto3's for the server that ``s3_environment`` points to; ``options`` of ``boto3.client``."""
+    import boto3
+    from botocore.config import Config
+
+    return boto3.client(
+        "s3", endpoint_url=environment["METAFLOW_S3_ENDPOINT_URL"], region_name=environment["AWS_DEFAULT_REGION"],
+        aws_access_key_id=KEY, aws_secret_access_key=SECRET,
+        config=Config(request_checksum_calculation="when_required"), **options,
+    )  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -16,11 +16,11 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from .environment import FLOWS, Package, flow_environment, versions
-from .remote_task import RemoteTask, tail
+from .environment import Package, flow_environment, versions
+from .remote_task import RemoteTask, accepted, running_flow
 from .servers import Target
 
-_START_S, _END_S = 120.0, 1800.0
+_END_S = 1800.0
 
 Answer = dict[str, Any]
 
@@ -33,10 +33,7 @@ class Task:
         self._accept()
 
     def _accept(self) -> None:
-        try:
-            self._channel, _ = self._listening.accept()
-        except TimeoutError:
-            raise SystemExit(f"The task did not start:\n{tail(self._log)}") from None
+        self._channel = accepted(self._listening, self._log)
         self._remote = RemoteTask(self._channel, self._log)
         self.started = self.do("start")
 
@@ -87,27 +84,13 @@ def task(
     environment : mapping
         More variables for the flow.
     """
-    log, out = (os.path.join(work, package.name, name) for name in ("flow.log", "spans.json"))
-    settings = {**flow_environment(package, work, target.environment), **(environment or {})}
+    out = os.path.join(work, package.name, "spans.json")
+    settings = {**flow_environment(package, work, target.environment), **(environment or {}), "BENCH_OUT": out}
     settings |= {"BENCH_COMMANDS": commands, "BENCH_OPTIONS": json.dumps({"show_card": False, **(options or {})})}
-    with tempfile.TemporaryDirectory(prefix="bench-") as directory, socket.socket(socket.AF_UNIX) as listening:
-        settings |= {"BENCH_SOCKET": os.path.join(directory, "socket"), "BENCH_OUT": out}
-        listening.bind(settings["BENCH_SOCKET"])
-        listening.listen()
-        listening.settimeout(_START_S)
-        command = [package.python, os.path.join(FLOWS, "task_flow.py"), "--no-pylint", "run"]
-        with open(log, "wb") as output:
-            flow = subprocess.Popen(command, env=settings, cwd=directory, stdout=output, stderr=output)
-        try:
-            running = Task(listening, log, out)
-            yield running
-            running.close()
-            if flow.wait(_END_S):
-                print(f"The flow of {package.name} failed:\n{tail(log)}", file=sys.stderr)
-        finally:
-            if flow.poll() is None:
-                flow.terminate()
-                flow.wait()
+    with running_flow(package, "task_flow.py", settings, work, _END_S) as (listening, log):
+        running = Task(listening, log, out)
+        yield running
+        running.close()
 
 
 def numpy_directory() -> str:

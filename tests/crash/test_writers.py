@@ -195,8 +195,8 @@ def test_two_hundred_saves_leave_no_descriptor_thread_or_file_behind(task: Task,
     # The uploader in a thread keeps as many more as it has had files side by side.
     kept = Config().files_in_flight if uploader == "thread" else 1
     wait_until(lambda: threading.active_count() <= threads + kept, "threads have ended")
-    assert os.listdir(checkpointer.spool.path("ready")) == []
-    wait_until(lambda: os.listdir(checkpointer.spool.path("data")) == [], "snapshots were given back")
+    for folder in ("data", "ready"):
+        wait_until(lambda folder=folder: os.listdir(checkpointer.spool.path(folder)) == [], "snapshots were given back")
     assert os.listdir(checkpointer.spool.path("staging")) == []
 
 

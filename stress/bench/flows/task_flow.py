@@ -4,13 +4,11 @@ It imports nothing of this repository's benchmarks. Commands and answers are JSO
 ``$BENCH_SOCKET``; ``$BENCH_OPTIONS``: the decorator's options; what happened when is written to ``$BENCH_OUT``.
 """
 
-import functools
 import importlib
 import json
 import os
 import socket
 import sys
-import time
 import traceback
 
 if "--retry-count" in sys.argv:
@@ -19,44 +17,11 @@ if "--retry-count" in sys.argv:
     os.environ["TMPDIR"] = os.path.join(os.environ["TMPDIR"], f"machine-{attempt}")
     os.makedirs(os.environ["TMPDIR"], exist_ok=True)
 
-import metaflow.task
+import spans
 from metaflow import FlowSpec, checkpoint, current, retry, step
-from metaflow.plugins import STEP_DECORATORS
 
-SPANS = {}
-
-
-def timed(owner, method):
-    """Record when ``owner.method`` begins and ends (seconds of the monotonic clock)."""
-    original = getattr(owner, method)
-
-    @functools.wraps(original)
-    def wrapper(*args, **kwargs):
-        begin = time.monotonic()
-        try:
-            return original(*args, **kwargs)
-        finally:
-            SPANS[method] = [begin, time.monotonic()]
-
-    setattr(owner, method, wrapper)
-
-
-hooks = next(deco for deco in STEP_DECORATORS if deco.name == "checkpoint")
-timed(hooks, "task_pre_step")
-timed(hooks, "task_post_step")
-
-run_step = metaflow.task.MetaflowTask.run_step
-
-
-def run_and_write(self, step_name, *args, **kwargs):
-    begin = time.monotonic()
-    run_step(self, step_name, *args, **kwargs)
-    if step_name == "start":
-        with open(os.environ["BENCH_OUT"], "w") as file:
-            json.dump({**SPANS, "task": [begin, time.monotonic()]}, file)
-
-
-metaflow.task.MetaflowTask.run_step = run_and_write
+spans.time_hooks("task_pre_step", "task_post_step")
+spans.time_task("start")
 
 
 class Failure(Exception):
@@ -80,7 +45,7 @@ def obey(commands):
                 command = json.loads(line)
                 op = command.pop("op")
                 if op == "start":
-                    begin, end = SPANS["task_pre_step"]
+                    begin, end = spans.SPANS["task_pre_step"]
                     answer = {"attempt": current.retry_count, "pathspec": current.pathspec, "pre_step": end - begin}
                 elif op == "fail":
                     answer = {}
@@ -97,11 +62,7 @@ class BenchTask(FlowSpec):
     @checkpoint(**json.loads(os.environ["BENCH_OPTIONS"]))
     @step
     def start(self):
-        begin = time.monotonic()
-        try:
-            obey(importlib.import_module(os.environ["BENCH_COMMANDS"]).Commands())
-        finally:
-            SPANS["step"] = [begin, time.monotonic()]
+        obey(importlib.import_module(os.environ["BENCH_COMMANDS"]).Commands())
         self.next(self.end)
 
     @step
