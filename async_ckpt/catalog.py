@@ -15,12 +15,19 @@ from .stores.base import Store
 
 async def read_reference(store: Store, folder: str, name: str) -> dict[str, Any] | None:
     """One metadata object; None where it is missing (a listing may be stale) or is not a checkpoint's."""
+    return (await read_tagged(store, folder, name))[0]
+
+
+async def read_tagged(store: Store, folder: str, name: str) -> tuple[dict[str, Any] | None, str | None]:
+    """The same, and what ``Store.put_if`` wants to replace it."""
     key = f"{folder}/{name}"
+    tag = None
     try:
-        data = load(await store.get_bytes(key), where=key)
+        content, tag = await store.get_tagged(key)
+        data = load(content, where=key)
     except (NotFound, IntegrityError):
-        return None
-    return data if layout.is_reference(data) else None
+        return None, tag
+    return (data if layout.is_reference(data) else None), tag
 
 
 async def list_references(

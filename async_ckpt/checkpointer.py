@@ -15,10 +15,12 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from . import catalog, layout, restore, snapshot
+from .agent import backlog
 from .agent.launch import Launcher
 from .config import ENV_ATTEMPT, ENV_SPOOL, Config
 from .errors import (
     AgentError,
+    BacklogError,
     FlushError,
     IntegrityError,
     NotFound,
@@ -32,7 +34,7 @@ from .manifest import Manifest
 from .reference import Reference, progress_line
 from .snapshot.lending import Lender
 from .spool import journal
-from .spool.journal import ADMITTED, COMMITTED, FAILED, UPLOADED, Progress
+from .spool.journal import ADMITTED, COMMITTED, FAILED, SETTLED, SUPERSEDED, UPLOADED, Progress
 from .spool.spool import Admitted, Spool, torn_file
 from .stores import open_store
 from .stores.base import Store, StoreSpec
@@ -42,6 +44,8 @@ T = TypeVar("T")
 Report = Callable[[str], None]
 
 _WAIT_SLICE_S = 5.0
+#: Of a short time, this is for the agent's answer.
+_ANSWER_S = 0.5
 _STARTS = 3
 
 #: How long an agent may leave a flush without an answer, in seconds.
@@ -62,8 +66,8 @@ class Checkpointer:
         ``"process"`` or ``"thread"``: what is started where no agent runs.
     owner : bool
         True in the task's own process: the agent is started now and exits some time after this process.
-    on_failed : callable
-        ``(id, why)``, from another thread, when a checkpoint failed for good.
+    report : callable
+        Gets lines for people, from another thread: what failed, what was dropped.
     """
 
     def __init__(
@@ -73,11 +77,14 @@ class Checkpointer:
         *,
         uploader: str = "process",
         owner: bool = False,
-        on_failed: Callable[[str, str], None] = lambda identity, why: None,
+        report: Report = lambda line: None,
     ) -> None:
         self.spool, self.config, self.task = spool, config, spool.task
         self._launcher = Launcher(spool, config, uploader)
-        self._client = AgentClient(self._launcher.connect, owner=owner, config=config, on_failed=on_failed)
+        self._client = AgentClient(self._launcher.connect, owner=owner, config=config, on_push=self._on_push)
+        self._report = report
+        #: What the store refused, by id, until a save has said so.
+        self._refused: dict[str, str] = {}
         self._known: dict[str, Progress] = {}
         self._read_anew()
         self._closed = False
@@ -94,7 +101,7 @@ class Checkpointer:
         config: Config,
         *,
         uploader: str,
-        on_failed: Callable[[str, str], None] = lambda identity, why: None,
+        report: Report = lambda line: None,
     ) -> Checkpointer:
         """The checkpointer of a task's own process: makes the spool, or takes up an earlier attempt's, and starts the
         agent.
@@ -106,7 +113,7 @@ class Checkpointer:
         """
         for _ in range(_STARTS):
             spool = Spool.create(root, task, store)
-            checkpointer = cls(spool, config, uploader=uploader, owner=True, on_failed=on_failed)
+            checkpointer = cls(spool, config, uploader=uploader, owner=True, report=report)
             try:
                 checkpointer._client.attach()
             except (AgentError, WaitTimeout):
@@ -166,6 +173,10 @@ class Checkpointer:
             An argument is not valid.
         SnapshotError, SpoolError
             The path cannot be captured, or the spool's disk is full; nothing was saved, and ``path`` is untouched.
+        BacklogError
+            Too much waits for the store already, and ``on_backlog`` says so, or the wait for room was too long.
+        StoreError
+            The store refuses what was saved before (``on_failure="raise"``); this one is admitted all the same.
         """
         layout.check_name(name)
         plain = layout.check_metadata(metadata)
@@ -173,6 +184,7 @@ class Checkpointer:
         if self._closed:
             raise UsageError("The step has ended: nothing can be saved any more", hint="Save before the step returns")
         source = os.path.abspath(os.fspath(path))
+        self._await_room(os.path.dirname(source))
         agent = self._client.agent_pid() or None
         snapshot.check_strategy(strategy, leases=agent is not None)
         data, captured_ns = self.spool.new_data_directory(source), time.time_ns()
@@ -192,7 +204,69 @@ class Checkpointer:
             raise
         self._guard(admitted, captured.leases)
         self._saved[admitted.id] = reference
+        if self._refused:
+            self._say_what_was_refused()
         return Reference(reference, self)
+
+    def _await_room(self, folder: str) -> None:
+        """Where the backlog is full, wait or raise, as the user chose; the agent drops what is ``supersede``d."""
+        config = self.config
+        if config.on_backlog == "supersede" or not self._may_be_full(folder):
+            return
+        limit = config.backlog_timeout_s if config.on_backlog == "wait" else 0.0
+        deadline = time.monotonic() + limit
+        while True:
+            piece = max(min(deadline - time.monotonic(), _WAIT_SLICE_S), 0.0)
+            try:
+                answer = self._client.request("room", piece + config.reply_timeout_s, folder=folder, timeout_s=piece)
+            except (AgentError, WaitTimeout):
+                return  # Whatever is wrong with the agent: it is no reason not to save.
+            if not answer["full"]:
+                return
+            if time.monotonic() >= deadline:
+                waited = f" after {limit:g} s" if limit else ""
+                raise BacklogError(
+                    f"The store cannot keep up{waited}: {answer['full']}",
+                    hint="Save less often, raise the limit, or choose on_backlog='supersede'",
+                )
+
+    def _may_be_full(self, folder: str) -> bool:
+        """Without asking anybody: saves are to take a millisecond."""
+        if self.config.max_pending_bytes or backlog.is_short_of_disk(folder, self.config):
+            return True
+        return bool(self.config.max_pending) and len(self.spool.ready_ids()) >= self.config.max_pending
+
+    def _on_push(self, push: Mapping[str, Any]) -> None:
+        identity, why = str(push.get("id")), str(push.get("why"))
+        if push["push"] == "superseded":
+            self._report(f"Checkpoint {identity} was {why}")
+        elif push["push"] == "given up":
+            ids = ", ".join(map(str, push.get("ids", [])))
+            self._report(f"{why}: {identity} goes first; given up, unless there is time left over: {ids}")
+        elif push["push"] == "failed":
+            mine = identity.startswith(f"{self.task.attempt}.")
+            if mine and push.get("refused"):
+                self._refused[identity] = why
+            end = ", and the step will fail at its end" if mine and self.config.on_failure == "raise" else ""
+            self._report(f"Checkpoint {identity} is not in the store{end}: {why}")
+
+    def _say_what_was_refused(self) -> None:
+        """Training for hours is no use where the store takes nothing: the next save says so, once.
+
+        Not where it has taken a newer one since: then the flush says what is missing.
+        """
+        refused, self._refused = self._refused, {}
+        if self.config.on_failure != "raise":
+            return
+        with contextlib.suppress(AgentError, WaitTimeout):
+            last = journal.order(self.status()["last_committed"] or "")
+            refused = {identity: why for identity, why in refused.items() if journal.order(identity) > last}
+        if refused:
+            identity = max(refused, key=journal.order)
+            raise StoreError(
+                f"The store refuses checkpoints; of {identity} it said: {refused[identity]}",
+                hint="What was saved stays in the spool. on_failure='warn' goes on without the store",
+            )
 
     def _guard(self, item: Admitted, leases: Mapping[str, int]) -> None:
         """Ring the doorbell, and have the leases (path → descriptor) of a checkpoint's files held."""
@@ -247,6 +321,8 @@ class Checkpointer:
                 state, why = answer["state"], answer["why"]
             if state == COMMITTED:
                 return
+            if state == SUPERSEDED:
+                raise StoreError(f"Checkpoint {identity} is not in the store: {why}")
             if state == FAILED:
                 raise StoreError(
                     f"Checkpoint {identity} is not in the store: {why}", hint="It is kept in the spool; save again"
@@ -314,6 +390,33 @@ class Checkpointer:
         if mine:
             raise self._flush_error("", mine)
 
+    def hurry(self, seconds: float) -> list[str]:
+        """This process ends soon: bring in what can still make it, the newest first.
+
+        Parameters
+        ----------
+        seconds : float
+            The time there is.
+
+        Returns
+        -------
+        list of str
+            Ids of what is not in the store by then.
+
+        Raises
+        ------
+        AgentError, WaitTimeout
+            There is no agent, or no answer.
+        """
+        deadline = time.monotonic() + seconds
+        self._client.request("deadline", seconds, seconds=seconds)
+        pending = True
+        while pending and (left := deadline - time.monotonic()) > 0:
+            with contextlib.suppress(WaitTimeout):  # Then time is over as well.
+                pending = self._client.request("flush", left, timeout_s=max(left - _ANSWER_S, 0.0))["pending"]
+        ended = {identity for identity, item in self._look().items() if item.state in SETTLED}
+        return sorted(set(self.spool.ready_ids()) - ended, key=journal.order, reverse=True)
+
     def _not_committed(self, saved: set[str]) -> dict[str, str]:
         """What failed, by id with the reason. An empty spool proves nothing: each save of this process must be known
         to be committed.
@@ -326,9 +429,9 @@ class Checkpointer:
         for identity in saved & self._saved.keys():
             journaled = identity in known and known[identity].state in journal.FINAL
             state, why = (known[identity].state, "") if journaled else self.state(identity)
-            if state == COMMITTED:
+            if state in SETTLED:
                 reference = self._saved.pop(identity)
-                if not journaled:  # The disk is too full for the journal.
+                if not journaled and state == COMMITTED:  # The disk is too full for the journal.
                     self._unjournaled.append(reference)
             else:
                 failed.setdefault(identity, why or f"it is {state}")
@@ -336,8 +439,8 @@ class Checkpointer:
 
     def _flush_error(self, why: str, failed: Mapping[str, str] | None = None) -> FlushError:
         if failed is None:
-            known = self._look()
-            failed = {item.id: "" for item in self.spool.pending() if known.get(item.id, Progress()).state != COMMITTED}
+            ended = {identity for identity, item in self._look().items() if item.state in SETTLED}
+            failed = {item.id: "" for item in self.spool.pending() if item.id not in ended}
         names = [f"{identity} ({reason})" if reason else identity for identity, reason in failed.items()]
         shown = "; ".join(names[:5]) + (f"; and {len(names) - 5} more" if len(names) > 5 else "")
         subject = f"{len(names)} checkpoint{'s are' if len(names) != 1 else ' is'} not in the store: {shown}"

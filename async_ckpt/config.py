@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 from .errors import UsageError
@@ -55,6 +56,21 @@ class Config:
     store_deadline_s: float = 600.0
     #: How long a checkpoint is tried again while the store is out of reach, before it has failed.
     outage_s: float = 1800.0
+    #: Limits of the backlog, of what is saved and not yet in the store: checkpoints, and their bytes; 0: none.
+    max_pending: int = 0
+    max_pending_bytes: int = 0
+    #: Free bytes of the snapshots' disk below which the backlog is full as well (on a small disk, a twentieth of it).
+    min_free_bytes: int = 256 << 20
+    #: What a save does then: ``wait`` until there is room, ``raise``, or ``supersede``: it never waits, and the oldest
+    #: that are neither on their way nor the newest of their name are dropped.
+    on_backlog: str = "wait"
+    #: Limit of that wait.
+    backlog_timeout_s: float = 3600.0
+    #: Whether a checkpoint that cannot be stored is an error (``raise``) or a line in the log (``warn``).
+    on_failure: str = "raise"
+    #: How long a task lives on after a SIGTERM, to bring in what it can; and where a notice says more.
+    termination_grace_s: float = 30.0
+    spot_notice_file: str = "/tmp/spot_termination_notice"
     #: Limit of a task-end flush.
     flush_timeout_s: float = 6 * 3600.0
     #: Limit of the best-effort flush after a user's exception.
@@ -71,7 +87,7 @@ class Config:
     unsigned_payload: bool = False
 
     @classmethod
-    def from_env(cls) -> Config:
+    def from_env(cls, environment: Mapping[str, str] = os.environ) -> Config:
         """Read the settings from the environment.
 
         Raises
@@ -82,7 +98,7 @@ class Config:
         values: dict[str, object] = {}
         for item in fields(cls):
             name = ENV_PREFIX + item.name.upper()
-            text = os.environ.get(name)
+            text = environment.get(name)
             if text is None:
                 continue
             kind = type(item.default)
@@ -94,8 +110,14 @@ class Config:
                 raise UsageError(
                     f"{name}={text!r} is not a valid {kind.__name__}", hint=f"Unset {name} or correct it"
                 ) from None
+            choices = CHOICES.get(item.name)
+            if choices and value not in choices:
+                raise UsageError(f"{name}={text!r} is unknown", hint=f"Use one of {', '.join(choices)}")
         return cls(**values)  # type: ignore[arg-type]
 
+
+#: The values of settings that have few.
+CHOICES = {"on_backlog": ("wait", "supersede", "raise"), "on_failure": ("raise", "warn")}
 
 #: Settings for which zero would mean that nothing is ever done.
 _POSITIVE = (

@@ -54,6 +54,10 @@ class ProtocolError(CheckpointError):
     """A frame on the agent's socket is malformed, too long or of another version."""
 
 
+class BacklogError(CheckpointError):
+    """Too much waits for the store; nothing was saved."""
+
+
 class FlushError(CheckpointError):
     """Not every admitted checkpoint became durable."""
 

@@ -165,8 +165,7 @@ def locked(path: str, *, timeout_s: float) -> Iterator[int]:
         wait_for(lambda: try_lock(fd), timeout_s, f"the lock {path}")
         yield fd
     finally:
-        # Not by closing alone: a child forked meanwhile has a copy of the descriptor, and would keep the lock.
-        fcntl.flock(fd, fcntl.LOCK_UN)
+        unlock(fd)
         os.close(fd)
 
 
@@ -177,6 +176,12 @@ def try_lock(fd: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def unlock(fd: int) -> None:
+    """Let go of ``flock``. Closing is not enough: a child forked meanwhile has a copy of the descriptor."""
+    with contextlib.suppress(OSError):  # A file system without locks.
+        fcntl.flock(fd, fcntl.LOCK_UN)
 
 
 def process_exists(pid: int) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from .spool import journal
-from .spool.journal import FAILED
+from .spool.journal import FAILED, SUPERSEDED
 
 
 class Tracker(Protocol):
@@ -37,17 +37,17 @@ class Reference(dict[str, Any]):
 
     @property
     def state(self) -> str:
-        """``ADMITTED``, ``UPLOADING``, ``UPLOADED``, ``COMMITTED`` or ``FAILED``."""
+        """``ADMITTED``, ``UPLOADING``, ``UPLOADED``, ``COMMITTED``, ``FAILED`` or ``SUPERSEDED``."""
         return self._tracker.state(self.id)[0]
 
     @property
     def error(self) -> str | None:
-        """Why it failed; None if it did not."""
+        """Why it failed, or was dropped for newer ones; None if neither."""
         state, why = self._tracker.state(self.id)
-        return why if state == FAILED else None
+        return why if state in (FAILED, SUPERSEDED) else None
 
     def done(self) -> bool:
-        """Whether it is in the store, or failed for good."""
+        """Whether it is in the store, or never will be."""
         return self.state in journal.FINAL
 
     def wait(self, timeout: float | None = None) -> Reference:
@@ -61,7 +61,7 @@ class Reference(dict[str, Any]):
         Raises
         ------
         StoreError
-            It failed for good; says why.
+            It failed for good, or was superseded; says why.
         WaitTimeout
             It is still under way.
         """

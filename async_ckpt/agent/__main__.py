@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 
@@ -37,6 +38,7 @@ def main(arguments: list[str]) -> None:
         command = launch.bootstrap(heavy=True)
         listener = socket.socket(fileno=listening)
         agent = Agent(spool, listener, lambda: WorkerProcess(spool, command), config, guarded=True)
+        signal.signal(signal.SIGTERM, lambda *_: agent.terminate())
         # A saver's doorbell must not take the saver's CPU away at once. This thread only: the guard's started before.
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         agent.run()

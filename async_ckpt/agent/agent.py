@@ -27,10 +27,23 @@ from ..ipc.protocol import Message
 from ..ipc.server import Connection, Server
 from ..snapshot import lease
 from ..source import pack_path
-from ..spool.journal import COMMITTED, FAILED, FINAL, UPLOADED, Journal, Progress
+from ..spool.journal import (
+    COMMITTED,
+    FAILED,
+    FINAL,
+    SETTLED,
+    SUPERSEDED,
+    UPLOADED,
+    UPLOADING,
+    Journal,
+    Progress,
+    order,
+)
 from ..spool.spool import Admitted, Spool, is_torn, torn_file
 from ..spool.stored import Inode
 from . import handover
+from .backlog import is_short_of_disk, why_full
+from .deadline import Notice, choose
 from .guard import Guard, Held
 from .outage import Outages
 from .plane import MAX_DEATHS, DataPlane, Worker
@@ -90,6 +103,11 @@ class Agent:
         self._inodes: dict[str, dict[str, Inode]] = {}
         self._errors: deque[str] = deque(maxlen=_MAX_ERRORS)
         self._outages = Outages(config.outage_s)
+        self._notice = Notice(config.spot_notice_file, config.termination_grace_s)
+        self._terminated = False
+        #: When the machine goes, and what waits until then, or for time that is left over.
+        self._deadline: float | None = None
+        self._waiting_for_time: set[str] = set()
         self._over = False
         self._gone: str | None = None
         self._drain_until = time.monotonic() + config.drain_timeout_s
@@ -121,7 +139,7 @@ class Agent:
         """Take the spool away if nothing in it is needed any more. False if something was admitted in this moment."""
         if self._queue.pending or (self._spool.ready_ids() and not self._over):
             return True
-        needless = {COMMITTED, FAILED} if self._over else {COMMITTED}
+        needless = FINAL if self._over else SETTLED
         try:
             self._gone = self._spool.set_aside({job.id for job in self._queue.jobs.values() if job.state in needless})
         except FileNotFoundError:
@@ -151,15 +169,62 @@ class Agent:
         if self._unjournaled:
             self._note(self._unjournaled.pop())
         for identity in self._outages.rested():
-            self._queue.resume(identity)
+            if identity not in self._waiting_for_time:
+                self._queue.resume(identity)
         for connection, pid in list(self._owners.items()):
             if not process_exists(pid):
                 # Its connection stays until it is read to its end: the leases of its last saves may still be in there.
                 self._owner_gone(connection)
         self._server.resume()
         self._plane.tick()
+        self._mind_the_time(now)
         self._start_work()
         self._answer_waiting(now)
+
+    # -- short of time ---------------------------------------------------------------------------------------------
+
+    def terminate(self) -> None:
+        """From a signal handler: everything on this machine is told to end."""
+        self._terminated = True
+        self._wake()
+
+    def _mind_the_time(self, now: float) -> None:
+        if self._terminated:
+            self._terminated = False
+            self._hear_of_the_end(self._config.termination_grace_s, "SIGTERM")
+        left = self._notice.seconds_left()
+        if left is not None:
+            self._hear_of_the_end(left, "the notice of the machine's end")
+        if self._deadline is not None and now >= self._deadline:  # We live: all goes on as if nothing had been.
+            self._deadline = None
+            for identity in self._waiting_for_time:
+                self._queue.resume(identity)
+            self._waiting_for_time.clear()
+
+    def _hear_of_the_end(self, seconds: float, source: str) -> None:
+        """So many seconds are left: what can still make it goes first."""
+        deadline = time.monotonic() + seconds
+        if self._deadline is None or deadline < self._deadline:
+            self._deadline = deadline
+            self._hurry(True)
+            self._put_first(f"{source}: {seconds:.0f} s are left")
+
+    def _put_first(self, why: str) -> None:
+        """The newest that fits is uploaded alone; the rest waits for time that is left over. With ``why``: say so."""
+        left = (self._deadline or 0.0) - time.monotonic()
+        job = choose(self._queue.newest_first(), self._throughput.known, left)
+        if job is None:
+            return
+        self._waiting_for_time.discard(job.id)
+        waiting = self._queue.put_first(job.id)
+        for other in waiting:
+            if other.state == UPLOADING:
+                self._plane.tell({"op": "pause", "id": other.id})
+            self._queue.hold(other.id)
+            self._waiting_for_time.add(other.id)
+        if waiting and why:
+            ids = sorted((other.id for other in waiting), key=order, reverse=True)
+            self._tell_owners({"push": "given up", "id": job.id, "ids": ids, "why": why})
 
     # -- recovery and admission ------------------------------------------------------------------------------------
 
@@ -170,20 +235,20 @@ class Agent:
         for item in self._spool.pending():
             leftovers -= {item.data, pack_path(item.data)}
             known = self._journal.progress.get(item.id, Progress())
-            if known.state == COMMITTED:
+            if known.state in SETTLED:
                 self._forget(item)
                 continue
             if known.state != UPLOADED and (torn := torn_file(item, known.files)):
                 self._queue.admit(item.id, item.order, item.size)
                 self._fail(item.id, f"{torn} was written to, or removed, while nobody guarded the snapshot", lost=item)
                 continue
-            self._admit(item, uploaded=known.state == UPLOADED)
+            self._take_in(item, uploaded=known.state == UPLOADED)
         self._spool.sweep(leftovers)
         for identity, known in self._journal.progress.items():
             if identity not in self._queue.jobs:
                 self._queue.admit(identity, (0, 0), 0)
-                if known.state == COMMITTED:
-                    self._queue.end(identity, COMMITTED)
+                if known.state in SETTLED:
+                    self._queue.end(identity, known.state, known.why)
                 else:
                     self._queue.end(identity, FAILED, known.why or "its record vanished from the spool")
 
@@ -210,9 +275,36 @@ class Agent:
             self._admit(item)
         return item
 
-    def _admit(self, item: Admitted, *, uploaded: bool = False) -> None:
+    def _take_in(self, item: Admitted, *, uploaded: bool = False) -> None:
         self._items[item.id] = item
         self._queue.admit(item.id, item.order, item.size, uploaded=uploaded)
+
+    def _admit(self, item: Admitted) -> None:
+        self._take_in(item)
+        if self._config.on_backlog == "supersede":
+            self._make_room(item)
+        if self._deadline is not None:
+            self._put_first("a newer one was saved")
+
+    def _make_room(self, item: Admitted) -> None:
+        """Drop what is the oldest, if the backlog was full before this one came."""
+        folder = os.path.dirname(item.data)
+        for _ in range(self._queue.pending):
+            why = why_full(self._queue.pending - 1, self._queue.open_bytes - item.size, folder, self._config)
+            victim = self._queue.dispensable() if why else None
+            if victim is None:
+                return
+            self._supersede(victim, f"superseded by {item.id}: {why}")
+            if is_short_of_disk(folder, self._config):
+                return  # What was dropped is given back in a moment.
+
+    def _supersede(self, identity: str, why: str) -> None:
+        self._queue.end(identity, SUPERSEDED, why)
+        self._outages.end(identity)
+        if self._note({"id": identity, "state": SUPERSEDED, "why": why}):
+            self._let_go(identity, None)
+            self._forget(self._items[identity])
+        self._tell_owners({"push": "superseded", "id": identity, "why": why})
 
     # -- the data plane --------------------------------------------------------------------------------------------
 
@@ -259,6 +351,8 @@ class Agent:
             self._note({"id": identity, "of": message["path"], **part})
         elif op == "uploaded":
             # The last word on torn files: a link that lost its lease by force has another mtime by now.
+            if job.state != UPLOADING:
+                return  # It was told to pause in this moment, and will be ordered again.
             known = self._journal.progress.get(identity, Progress()).files
             standing = {path for path in item.entries if self._stands(item, path)}
             if torn := torn_file(item, known.keys() | standing):
@@ -278,10 +372,14 @@ class Agent:
             self._outages.end(identity)
             self._let_go(identity, None)
             self._forget(item)
+            if self._deadline is not None:
+                self._put_first("")
+        elif op == "failed" and job.state not in (UPLOADING, UPLOADED):
+            return  # As above.
         elif op == "failed" and message["transient"]:
             self._try_later(identity, message["why"])
         elif op == "failed":
-            self._fail(identity, message["why"])
+            self._fail(identity, message["why"], refused=message["refused"])
 
     def _on_file(self, item: Admitted, job: Job, message: Message) -> None:
         path, entry = message["path"], item.entries.get(message["path"])
@@ -308,8 +406,11 @@ class Agent:
         self._remember(f"{identity}: {why}")
         self._queue.hold(identity)
 
-    def _fail(self, identity: str, why: str, *, lost: Admitted | None = None) -> None:
-        """A checkpoint will not be committed. Its snapshot stays for a later attempt, unless it is ``lost``."""
+    def _fail(self, identity: str, why: str, *, lost: Admitted | None = None, refused: bool = False) -> None:
+        """A checkpoint will not be committed. Its snapshot stays for a later attempt, unless it is ``lost``.
+
+        ``refused``: the store will not take others either.
+        """
         if self._queue.jobs[identity].state in FINAL:
             return
         self._queue.end(identity, FAILED, why)
@@ -319,8 +420,11 @@ class Agent:
         if self._note({"id": identity, "state": FAILED, "why": why}) and lost is not None:
             self._let_go(identity, None)
             self._forget(lost)
+        self._tell_owners({"push": "failed", "id": identity, "why": why, "refused": refused})
+
+    def _tell_owners(self, push: Message) -> None:
         for connection in list(self._owners):  # Sending may end a connection.
-            connection.send({"push": "failed", "id": identity, "why": why})
+            connection.send(push)
 
     def _remember(self, error: str) -> None:
         if error not in self._errors:
@@ -353,7 +457,7 @@ class Agent:
         needless = []
         for path, fd in zip(message["guard"], fds, strict=True):
             entry = item.entries.get(path) if item is not None else None
-            if gone or known.state in (UPLOADED, COMMITTED) or path in known.files:
+            if gone or known.state in (UPLOADED, *SETTLED) or path in known.files:
                 # In the store: an earlier agent may have let it go without a copy, and died before it said so.
                 lease.release(fd)
                 os.close(fd)
@@ -424,7 +528,12 @@ class Agent:
             # The step ended well: what the store refused in earlier attempts is of no use to anybody any more.
             self._over = True
             self._grace_until, self._drain_until = 0.0, time.monotonic() + self._config.drain_timeout_s
-        elif op in ("wait", "flush"):
+        elif op == "deadline":
+            seconds = message.get("seconds")
+            if isinstance(seconds, (int, float)) and not isinstance(seconds, bool):
+                self._hear_of_the_end(float(seconds), "SIGTERM")
+            connection.send({"seq": message.get("seq"), "first": self._queue.first})
+        elif op in ("wait", "flush", "room"):
             if op == "flush":
                 self._scan()
                 self._start_work()
@@ -473,16 +582,29 @@ class Agent:
         still = []
         waiting, self._waiting = self._waiting, []
         for connection, message, until in waiting:
-            flush, identity = message["op"] == "flush", str(message.get("id"))
-            done = not self._queue.pending if flush else self._state(identity)["state"] in FINAL
+            op, identity = message["op"], str(message.get("id"))
+            if op == "flush":
+                done = not self._queue.pending
+            elif op == "wait":
+                done = self._state(identity)["state"] in FINAL
+            else:
+                done = not self._why_full(message)
             if done or now >= until:
-                if done and flush and self._owners:
+                if done and op == "flush" and self._owners:
                     self._hurry(False)
-                answer = self._flush_answer() if flush else self._state(identity)
-                connection.send({"seq": message.get("seq"), **answer})
+                connection.send({"seq": message.get("seq"), **self._answer(op, message)})
             else:
                 still.append((connection, message, until))
         self._waiting += still
+
+    def _answer(self, op: str, message: Message) -> Message:
+        if op == "flush":
+            return self._flush_answer()
+        return self._state(str(message.get("id"))) if op == "wait" else {"full": self._why_full(message)}
+
+    def _why_full(self, message: Message) -> str:
+        folder = str(message.get("folder"))
+        return why_full(self._queue.pending, self._queue.open_bytes, folder, self._config)
 
     def _state(self, identity: str) -> Message:
         if identity not in self._queue.jobs:

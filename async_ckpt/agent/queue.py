@@ -13,7 +13,7 @@ import itertools
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ..spool.journal import ADMITTED, COMMITTED, FINAL, UPLOADED, UPLOADING
+from ..spool.journal import ADMITTED, COMMITTED, FAILED, FINAL, UPLOADED, UPLOADING
 
 #: Most checkpoints in a batch: it shares the round trips of all but its commits, and is done again after a death.
 MAX_BATCH = 16
@@ -42,6 +42,16 @@ class Job:
     held: bool = False
 
     @property
+    def name(self) -> str:
+        """What the user called it."""
+        return self.id.partition(".")[2].rpartition(".")[0]
+
+    @property
+    def left(self) -> int:
+        """Bytes not yet sent."""
+        return 0 if self.state == UPLOADED else max(self.size - self.sent, 0)
+
+    @property
     def place(self) -> Place:
         """Where it stands in line."""
         return self.order, self.id
@@ -66,6 +76,9 @@ class Queue:
         self._startable: list[Place] = []  # A heap of those that may be started; what changed since is skipped.
         self._uploading: dict[str, Job] = {}
         self._batch: list[Job] = []
+        self._first: Job | None = None
+        #: Bytes of all that is open, sent or not.
+        self.open_bytes = 0
         self.committed = 0
         self.last_committed: str | None = None
 
@@ -77,6 +90,7 @@ class Queue:
 
     def _enter(self, job: Job) -> None:
         self._open[job.id] = job
+        self.open_bytes += job.size
         bisect.insort(self._line, job.place)
         heapq.heappush(self._startable, job.place)
 
@@ -85,8 +99,10 @@ class Queue:
         actions = []
         # An older one may have been admitted since the commits that run began: it waits for their end.
         if not self._batch:
-            first = (self._open[identity] for _, identity in self._line[:MAX_BATCH])
-            self._batch = list(itertools.takewhile(lambda job: job.state == UPLOADED and not job.held, first))
+            oldest = (self._open[identity] for _, identity in self._line[:MAX_BATCH])
+            self._batch = list(itertools.takewhile(lambda job: job.state == UPLOADED and not job.held, oldest))
+            if not self._batch and self._first is not None and self._first.state == UPLOADED:
+                self._batch = [self._first]
             if self._batch:
                 actions.append(Action("commit", tuple(job.id for job in self._batch)))
         while self._startable and len(self._uploading) < self._max_uploads:
@@ -110,15 +126,19 @@ class Queue:
         job = self._open.pop(identity, None)
         if job is None:
             return
+        self.open_bytes -= job.size
         del self._line[bisect.bisect_left(self._line, job.place)]
         self._uploading.pop(identity, None)
+        if job is self._first:
+            self._first = None
         if state == COMMITTED:
             self.committed += 1
             self.last_committed = identity
             if job in self._batch:
                 self._batch.remove(job)
         else:
-            self._failed[identity] = job
+            if state == FAILED:
+                self._failed[identity] = job
             self._end_batch_at(job)
         job.state, job.why = state, why
 
@@ -126,6 +146,30 @@ class Queue:
         """A commit that comes to nothing ends its batch: those after it are handed out again."""
         if job in self._batch:
             self._batch = []
+
+    @property
+    def first(self) -> str | None:
+        """What was ``put_first``, until it has ended."""
+        return self._first.id if self._first is not None else None
+
+    def newest_first(self) -> list[Job]:
+        """All that are open."""
+        return [self._open[identity] for _, identity in reversed(self._line)]
+
+    def put_first(self, identity: str) -> list[Job]:
+        """Time is short: this one alone is uploaded, and committed as soon as it can be, before older ones.
+
+        Returns those that wait now, until they are ``resume``d; of them, those in state ``UPLOADING`` were under way.
+        """
+        self._first = self._open[identity]
+        self.resume(identity)
+        return [job for job in self._open.values() if job is not self._first and job.state != UPLOADED and not job.held]
+
+    def dispensable(self) -> str | None:
+        """The oldest that is not on its way to the store and not the newest of its name."""
+        jobs = [self._open[identity] for _, identity in self._line]
+        newest = {job.name: job for job in jobs}
+        return next((job.id for job in jobs if job.state == ADMITTED and newest[job.name] is not job), None)
 
     def restart(self) -> list[str]:
         """The uploader died: what was under way is to be done again. Returns its ids; of a batch, the oldest one's."""
@@ -170,7 +214,7 @@ class Queue:
     @property
     def pending_bytes(self) -> int:
         """Bytes not yet sent."""
-        return sum(max(job.size - job.sent, 0) for job in self._open.values() if job.state != UPLOADED)
+        return sum(job.left for job in self._open.values())
 
     def failed(self) -> list[Job]:
         return list(self._failed.values())

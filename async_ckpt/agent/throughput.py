@@ -10,6 +10,9 @@ _WINDOW_S = 5.0
 #: A rate over less time than this says nothing.
 _SHORTEST_S = 0.2
 
+#: One over this time can be planned with.
+_LONG_S = 1.0
+
 
 class Throughput:
     """Bytes sent, over the last seconds."""
@@ -17,11 +20,20 @@ class Throughput:
     def __init__(self) -> None:
         self._sent: deque[tuple[float, int]] = deque()
         self._total = 0
+        self._last = 0.0
 
     def add(self, count: int) -> None:
         """So many bytes were sent; a negative number takes some back."""
-        self._sent.append((self._forget(), count))
+        now = self._forget()
+        self._sent.append((now, count))
         self._total += count
+        if not self._last or now - self._sent[0][0] >= _LONG_S:
+            self._last = self.bytes_per_s()
+
+    @property
+    def known(self) -> float:
+        """Bytes a second when something was sent last; 0: nothing ever was."""
+        return self._last
 
     def bytes_per_s(self) -> float:
         now = self._forget()

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from .. import layout
-from ..catalog import read_reference
+from ..catalog import read_tagged
 from ..concurrency import for_each
 from ..config import Config
 from ..crash import crash_point
@@ -21,6 +21,9 @@ from ..source import TarMember, TarSource, captured_source
 from ..spool.spool import Admitted
 from ..stores.base import Multipart, Source, Store
 from .handover import TAR, Handover
+
+#: How often the latest checkpoint is moved anew after others came first: each time one of them did.
+_MOVES = 50
 
 #: Smallest file without a lease that is worth a record of its own, so that it is not sent again.
 _REMEMBERED_BYTES = 1 << 20
@@ -217,10 +220,14 @@ class Uploader:
 
         async def move(folder: str) -> None:
             reference, rank = newest[folder]
-            # Read each time: an attempt on another machine, and other runs of the step, write there as well.
-            current = await read_reference(self._store, folder, layout.LATEST)
-            if current is None or rank(reference) >= rank(current):
-                await self._store.put_bytes(f"{folder}/{layout.LATEST}", dump(reference))
+            # An attempt on another machine, and other runs of the step, write there as well.
+            for _ in range(_MOVES):
+                current, tag = await read_tagged(self._store, folder, layout.LATEST)
+                if current is not None and (rank(reference) < rank(current) or reference == current):
+                    return
+                if await self._store.put_if(f"{folder}/{layout.LATEST}", dump(reference), tag):
+                    return
+            raise TransientStoreError("Others move the latest checkpoint all the time", where=self._store.url(folder))
 
         await for_each(newest, self._config.files_in_flight, move)
 

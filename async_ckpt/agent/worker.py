@@ -4,11 +4,12 @@ It imports what the control plane must not (aiobotocore, Metaflow), runs at idle
 matters, and may be killed at any time. The two speak the frames of ``ipc.protocol`` over a socket pair:
 
 - agent → worker: ``{"op": "upload", "id"}``, before it what is known of the checkpoint (``handover.py``);
-  ``{"op": "commit", "ids"}``; ``{"op": "priority", "idle"}``;
+  ``{"op": "commit", "ids"}``; ``{"op": "priority", "idle"}``; ``{"op": "pause", "id"}``: stop an upload, which will
+  be ordered again; there is no answer to either;
 - worker → agent: ``{"op": "progress", "id", "bytes"}``, ``{"op": "file", "id", "path", "crc32", "copied"}``,
   ``{"op": "parts", "id", "path", "upload", "part_bytes"}``, ``{"op": "part", "id", "path", "number", "etag",
-  "crc32"}``, ``{"op": "uploaded" | "committed", "id"}``, ``{"op": "failed", "id", "why", "transient"}``. In a batch,
-  the first that fails ends it.
+  "crc32"}``, ``{"op": "uploaded" | "committed", "id"}``, ``{"op": "failed", "id", "why", "transient", "refused"}``
+  (refused: by the store, for good). In a batch, the first that fails ends it.
 """
 
 from __future__ import annotations
@@ -72,6 +73,8 @@ async def serve(
                             on_priority(message["idle"])
                     elif message["op"] == "commit":
                         group.start_soon(worker.commit, message["ids"])
+                    elif message["op"] == "pause":
+                        worker.pause(message["id"])
                     elif message["op"] == "upload":
                         group.start_soon(worker.upload, message["id"], known.pop(message["id"], Handover()))
                     else:
@@ -132,16 +135,26 @@ class _Worker:
         self.store = open_store(spool.store, config)
         self._uploader = Uploader(self.store, config)
         self._sending = anyio.Lock()
+        self._uploads: dict[str, anyio.CancelScope] = {}
 
     async def upload(self, identity: str, known: Handover) -> None:
-        try:
-            item = await self._read(identity)
-            async with _Reporter(self, identity) as reporter:
-                await self._uploader.upload(item, known, reporter)
-            answer: Message = {"op": "uploaded", "id": identity}
-        except Exception as error:
-            answer = _failed(identity, error)
-        await self._send(answer)
+        with anyio.CancelScope() as scope:
+            self._uploads[identity] = scope
+            try:
+                item = await self._read(identity)
+                async with _Reporter(self, identity) as reporter:
+                    await self._uploader.upload(item, known, reporter)
+                answer: Message = {"op": "uploaded", "id": identity}
+            except Exception as error:
+                answer = _failed(identity, error)
+        if self._uploads.get(identity) is scope:
+            del self._uploads[identity]
+        if not scope.cancelled_caught:
+            await self._send(answer)
+
+    def pause(self, identity: str) -> None:
+        if identity in self._uploads:
+            self._uploads.pop(identity).cancel()
 
     async def commit(self, batch: list[str]) -> None:
         references: list[dict[str, Any]] = []
@@ -187,7 +200,8 @@ def _failed(identity: str, error: Exception) -> Message:
         why, transient = str(error), isinstance(error, errors.TransientStoreError)
     else:  # A bug of ours or of a library: the checkpoint fails, the worker goes on.
         why, transient = f"{type(error).__name__}: {error}", False
-    return {"op": "failed", "id": identity, "why": why, "transient": transient}
+    refused = isinstance(error, errors.StoreError) and not isinstance(error, errors.IntegrityError) and not transient
+    return {"op": "failed", "id": identity, "why": why, "transient": transient, "refused": refused}
 
 
 class _Reporter:
@@ -243,8 +257,9 @@ class _Reporter:
 
 def main(fd: int, directory: str) -> None:
     """Entry point of the worker process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # Whoever ends everything on this machine: the agent closes our socket, or the kernel ends us with it.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     _die_with_parent()
     set_priority(idle=True)
     with socket.socket(fileno=fd) as sock:

@@ -67,8 +67,8 @@ class AgentClient:
         Finds the agent, or starts one, and returns a connected ``Link``; raises ``AgentError``.
     owner : bool
         Whether the agent works for this process: it is restarted if it dies, and exits some time after this process.
-    on_failed : callable
-        ``(id, why)`` from the keeper's thread, when a checkpoint failed for good.
+    on_push : callable
+        Gets what the agent says without being asked (but for leases), from the keeper's thread.
     """
 
     def __init__(
@@ -77,9 +77,9 @@ class AgentClient:
         *,
         owner: bool,
         config: Config,
-        on_failed: Callable[[str, str], None] = lambda identity, why: None,
+        on_push: Callable[[Message], None] = lambda push: None,
     ) -> None:
-        self._connect, self._owner, self._config, self._on_failed = connect, owner, config, on_failed
+        self._connect, self._owner, self._config, self._on_push = connect, owner, config, on_push
         self._reset()
 
     def _reset(self) -> None:
@@ -305,8 +305,8 @@ class AgentClient:
         return bool(data)
 
     def _receive(self, message: Message) -> None:
-        if message.get("push") == "failed":
-            self._on_failed(str(message.get("id")), str(message.get("why")))
+        if message.get("push") not in (None, "unguard"):
+            self._on_push(message)
             return
         with self._lock:
             if message.get("push") == "unguard":

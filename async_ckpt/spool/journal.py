@@ -7,7 +7,7 @@ Format. A text file; the first line is ``async_ckpt journal 1``. Every further l
 with ``id`` (the checkpoint's name in ``ready/``) and one of
 
 - ``state``: ``UPLOADED`` (all its objects are in the store), ``COMMITTED`` (with ``reference``), ``FAILED`` (with
-  ``why``);
+  ``why``), ``SUPERSEDED`` (with ``why``: dropped for newer ones by the user's choice);
 - ``file``: a file whose bytes are in the store (with ``crc32``), so that its lease could be let go; ``""`` is the tar.
   Where the same file may be saved again unchanged, ``inode`` says which it is (``Inode``, as a list). Void once the
   checkpoint is uploaded or has failed, but for the inodes of one that is committed;
@@ -49,8 +49,10 @@ from .stored import Inode, StoredFile, StoredFiles
 HEADER = b"async_ckpt journal 1\n"
 
 ADMITTED, UPLOADING, UPLOADED, COMMITTED, FAILED = "ADMITTED", "UPLOADING", "UPLOADED", "COMMITTED", "FAILED"
-#: States that end a checkpoint's way.
-FINAL = (COMMITTED, FAILED)
+SUPERSEDED = "SUPERSEDED"
+#: States that end a checkpoint's way; after the last one alone its snapshot may still be of use.
+FINAL = (COMMITTED, SUPERSEDED, FAILED)
+SETTLED = (COMMITTED, SUPERSEDED)
 
 
 #: Most of a long journal: the record of a commit, as it is written here. Its reference is read when it is asked for.

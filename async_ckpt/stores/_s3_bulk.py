@@ -168,15 +168,15 @@ class Bulk:
 
         return await self._run(receive, count, moved)
 
-    async def get_bytes(self, name: str, limit: int) -> bytes:
-        """A small object, whole; raises as ``get``, also for one of more than ``limit`` bytes."""
+    async def get_bytes(self, name: str, limit: int) -> tuple[bytes, str]:
+        """A small object, whole, and its ETag; raises as ``get``, also for one of more than ``limit`` bytes."""
         keys = await self._keys()
 
-        def take(wire: Wire, answer: Answer) -> bytes:
+        def take(wire: Wire, answer: Answer) -> tuple[bytes, str]:
             _check(answer, wire, "GetObject")
-            return wire.read(limit)
+            return wire.read(limit), answer.headers.get("etag", "")
 
-        def receive(job: Job) -> bytes:
+        def receive(job: Job) -> tuple[bytes, str]:
             head = self._endpoint.head("GET", name, keys)
             return self._exchange(job, lambda wire: wire.send(head), take)
 

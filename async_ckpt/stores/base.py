@@ -95,7 +95,7 @@ class Source(Protocol):
 class Capabilities:
     """What a store can do beyond the contract; asked, never guessed from a type."""
 
-    #: ``put`` can be made conditional on the object's absence or on its ETag.
+    #: ``put_if`` keeps its word.
     conditional_put: bool = False
     #: ``copy`` works: one object becomes another without passing through this machine.
     copy: bool = False
@@ -197,6 +197,23 @@ class Store(abc.ABC):
     @abc.abstractmethod
     async def get_bytes(self, key: str) -> bytes:
         """Read a small object whole."""
+
+    async def get_tagged(self, key: str) -> tuple[bytes, str]:
+        """A small object, and the tag of this content for ``put_if``."""
+        return await self.get_bytes(key), ""
+
+    async def put_if(self, key: str, data: bytes, tag: str | None) -> bool:
+        """Write a small object where it is still what ``get_tagged`` read (None: where there is none).
+
+        Returns
+        -------
+        bool
+            False: it is not, and nothing was written. After a lost answer this may be said of one's own write.
+
+        A store whose ``capabilities.conditional_put`` is False, or turns out to be by this call, writes in any case.
+        """
+        await self.put_bytes(key, data)
+        return True
 
     @abc.abstractmethod
     async def get_file(

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import itertools
 import os
 import secrets
@@ -26,7 +27,7 @@ from anyio import from_thread, to_thread
 
 from ..config import CHUNK_BYTES, Config
 from ..errors import IntegrityError, NotFound, StoreError, TransientStoreError, UsageError, os_hint, os_reason
-from ..files import NO_LINK, clone, copy_range, crc32, pwrite_all
+from ..files import NO_LINK, clone, copy_range, crc32, pwrite_all, try_lock, unlock, wait_for
 from ._backoff import Counted
 from ._local_copy import copied_chunks, sync_file, sync_folder
 from .base import Capabilities, Entry, PartsLog, Progress, Source, Store, check_key, no_progress
@@ -41,6 +42,11 @@ _TRIES = 5
 
 #: The same for making a folder that others remove when it is empty: each try takes microseconds.
 _FOLDER_TRIES = 500
+
+#: A write that depends on what is there holds a lock for as long as it takes: milliseconds.
+_LOCK_TIMEOUT_S = 30.0
+#: Errors of flock(2) on file systems that have no locks on folders: then two writers may meet.
+_NO_LOCKS = (errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
@@ -64,7 +70,7 @@ class LocalStore(Store):
         ``local_fsync``: whether a ``put`` waits for the disk.
     """
 
-    capabilities = Capabilities(copy=True)
+    capabilities = Capabilities(copy=True, conditional_put=True)
 
     def __init__(self, root: str, config: Config = Config()) -> None:  # noqa: B008 - immutable
         self.root = os.path.abspath(root)
@@ -94,6 +100,26 @@ class LocalStore(Store):
 
         with _mapped("write", path):
             await to_thread.run_sync(write)
+
+    async def get_tagged(self, key: str) -> tuple[bytes, str]:
+        data = await self.get_bytes(key)
+        return data, _tag(data)
+
+    async def put_if(self, key: str, data: bytes, tag: str | None) -> bool:
+        path = self._path(key)
+        folder = os.path.dirname(path)
+
+        def write() -> bool:
+            with self._new_file() as (fd, temporary):
+                pwrite_all(fd, data, 0)
+                with _alone_in(folder):
+                    if _tag_of(path) != tag:
+                        return False
+                    self._publish(temporary, path, fd)
+                    return True
+
+        with _mapped("write", path):
+            return await to_thread.run_sync(write)
 
     async def get_bytes(self, key: str) -> bytes:
         path = self._path(key)
@@ -343,6 +369,36 @@ def _mapped(verb: str, path: str) -> Iterator[None]:
             raise NotFound(f"There is no object {path}", where=path) from error
         kind = TransientStoreError if error.errno in _TRANSIENT else StoreError
         raise kind(what, where=path, hint=os_hint(error)) from error
+
+
+@contextlib.contextmanager
+def _alone_in(folder: str) -> Iterator[None]:
+    """Hold the lock of a folder: the folder's own, as a file beside the objects would be one of them."""
+    fd = _in_folder(folder, lambda: os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+    try:
+        try:
+            wait_for(lambda: try_lock(fd), _LOCK_TIMEOUT_S, folder)
+        except TimeoutError as error:
+            raise TransientStoreError(f"The folder stays locked: {error}", where=folder) from error
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+        yield
+    finally:
+        unlock(fd)
+        os.close(fd)
+
+
+def _tag(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _tag_of(path: str) -> str | None:
+    try:
+        with open(path, "rb") as file:
+            return _tag(file.read())
+    except FileNotFoundError:
+        return None
 
 
 def _in_folder(folder: str, function: Callable[[], T]) -> T:

@@ -53,6 +53,12 @@ class RetryStore(Store):
     async def put_bytes(self, key: str, data: bytes) -> None:
         await self._try(lambda _: self._store.put_bytes(key, data))
 
+    async def get_tagged(self, key: str) -> tuple[bytes, str]:
+        return await self._try(lambda _: self._store.get_tagged(key))
+
+    async def put_if(self, key: str, data: bytes, tag: str | None) -> bool:
+        return await self._try(lambda _: self._store.put_if(key, data, tag))
+
     async def get_bytes(self, key: str) -> bytes:
         return await self._try(lambda _: self._store.get_bytes(key))
 

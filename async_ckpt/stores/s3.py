@@ -13,9 +13,11 @@ import asyncio
 import contextlib
 import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
 import anyio
+from botocore.exceptions import ClientError
 
 from ..concurrency import for_each
 from ..config import CHUNK_BYTES, Config
@@ -39,6 +41,12 @@ Parts = dict[int, tuple[str, Crcs]]
 MAX_PARTS = 10_000
 #: What is read into memory (metadata, manifests) is at most so long.
 MAX_BYTES = 256 << 20
+#: What is known of conditional writes: nothing yet, that they are honoured, or (empty) that they are not.
+_HOPED_FOR, _HONOURED = "hoped for", "honoured"
+#: Answers to one whose condition does not hold: nothing there, somebody writes in this moment, something else there.
+_NOT_AS_EXPECTED = (404, 409, 412)
+#: The ETag of no object.
+_NO_TAG = f'"{"0" * 32}"'
 #: How long a cancelled or failed call may take to tidy up, seconds.
 ABORT_S = 10.0
 
@@ -68,12 +76,13 @@ class S3Store(Store):
         ``root`` is not such an address.
     """
 
-    capabilities = Capabilities(copy=True)
+    capabilities = Capabilities(copy=True, conditional_put=True)
 
     def __init__(self, root: str, settings: S3Settings = S3Settings(), config: Config = Config()) -> None:  # noqa: B008
         self._connection = Connection(root, settings, config)
         self.root = self._connection.root
         self._config = config
+        self._conditional = _HOPED_FOR
         encryption = settings.server_side_encryption
         self._encryption = {"ServerSideEncryption": encryption} if encryption else {}
         self._encryption_headers = {"x-amz-server-side-encryption": encryption} if encryption else {}
@@ -95,6 +104,9 @@ class S3Store(Store):
         await self._send(key, Bytes(key, data), 0, len(data), no_progress)
 
     async def get_bytes(self, key: str) -> bytes:
+        return (await self.get_tagged(key))[0]
+
+    async def get_tagged(self, key: str) -> tuple[bytes, str]:
         connection, name = self._connection, self._connection.name(key)
         client, bulk = await connection.client(), await connection.bulk()
         async with connection.small:
@@ -113,7 +125,34 @@ class S3Store(Store):
                         alive()
         content = b"".join(pieces)
         _check_length(answer, len(content), self.url(key))
-        return content
+        return content, str(answer.get("ETag") or "")
+
+    async def put_if(self, key: str, data: bytes, tag: str | None) -> bool:
+        if not self._conditional or tag == "":
+            await self.put_bytes(key, data)
+            return True
+        known, written = self._conditional == _HONOURED, await self._put_if(key, data, tag)
+        if written and not known:
+            # A store that does not know conditions writes as well. It would do so again, and nothing would change.
+            self._conditional = _HONOURED if not await self._put_if(key, data, _NO_TAG) else ""
+            self.capabilities = replace(self.capabilities, conditional_put=bool(self._conditional))
+        return written
+
+    async def _put_if(self, key: str, data: bytes, tag: str | None) -> bool:
+        connection = self._connection
+        client = await connection.client()
+        condition = {"IfMatch": tag} if tag is not None else {"IfNoneMatch": "*"}
+        if self._config.checksums:
+            condition["ChecksumCRC32"] = base64_crc(crc32(data))
+        async with connection.small:
+            with connection.request("write", key):
+                try:
+                    await client.put_object(**connection.name(key), **condition, **self._encryption, Body=data)
+                except ClientError as error:
+                    if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") in _NOT_AS_EXPECTED:
+                        return False
+                    raise
+        return True
 
     async def get_file(
         self,

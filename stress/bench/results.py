@@ -11,7 +11,7 @@ from typing import Any
 RESULTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "results")
 
 
-def record(section: str, command: str, rows: list[dict[str, Any]], notes: Sequence[str] = ()) -> None:
+def record(section: str, command: str, rows: list[dict[str, Any]], notes: Sequence[str] = (), **more: Any) -> None:
     """Keep a section's figures for ``BENCHMARKS.md``; what was recorded before under that name is replaced.
 
     Parameters
@@ -25,11 +25,13 @@ def record(section: str, command: str, rows: list[dict[str, Any]], notes: Sequen
         One a line of the table; the keys of the first are the columns.
     notes : sequence of str
         Sentences to stand below the table.
+    more
+        Whatever a plot needs and the page does not show.
     """
     os.makedirs(RESULTS, exist_ok=True)
     path = os.path.join(RESULTS, f"{section}.json")
     with open(f"{path}.new", "w") as file:
-        json.dump({"section": section, "command": command, "rows": rows, "notes": list(notes)}, file, indent=1)
+        json.dump({**more, "section": section, "command": command, "rows": rows, "notes": list(notes)}, file, indent=1)
     os.rename(f"{path}.new", path)
 
 

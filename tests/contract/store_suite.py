@@ -351,6 +351,55 @@ class StoreSuite:
                 pytest.skip("it cannot copy")
             yield store
 
+    def test_a_write_that_depends_on_what_is_there_is_not_done_where_something_else_is(self) -> None:
+        async def check() -> None:
+            async with self.conditional_store() as store:
+                assert await store.put_if("a/key", b"one", None)
+                assert not await store.put_if("a/key", b"two", None)
+                content, first = await store.get_tagged("a/key")
+                assert content == b"one"
+                assert await store.put_if("a/key", b"two", first)
+                assert not await store.put_if("a/key", b"three", first)
+                content, second = await store.get_tagged("a/key")
+                assert content == b"two"
+                await store.delete("a/key")
+                assert not await store.put_if("a/key", b"three", second)
+                with pytest.raises(NotFound):
+                    await store.get_tagged("a/key")
+                assert await store.put_if("a/key", b"three", None)
+                assert [entry async for entry in store.list("a")] == [Entry("a/key", 5)]
+
+        run(check)
+
+    def test_of_those_who_count_on_at_once_none_is_lost(self) -> None:
+        async def check() -> None:
+            async with self.conditional_store() as store:
+
+                async def count(times: int) -> None:
+                    for _ in range(times):
+                        while True:
+                            try:
+                                content, tag = await store.get_tagged("a/number")
+                            except NotFound:
+                                content, tag = b"0", None  # type: ignore[assignment]
+                            if await store.put_if("a/number", b"%d" % (int(content) + 1), tag):
+                                break
+
+                async with anyio.create_task_group() as group:
+                    for _ in range(4):
+                        group.start_soon(count, 5)
+                assert await store.get_bytes("a/number") == b"20"
+
+        run(check)
+
+    @asynccontextmanager
+    async def conditional_store(self) -> AsyncIterator[Store]:
+        async with self.store() as store:
+            await store.put_if("probe", b"it turns out", None)
+            if not store.capabilities.conditional_put:
+                pytest.skip("it writes in any case")
+            yield store
+
     @pytest.mark.parametrize("fail_at", [0, CHUNK_BYTES + 1])
     def test_a_put_whose_source_fails_leaves_nothing(self, fail_at: int) -> None:
         async def check() -> None:

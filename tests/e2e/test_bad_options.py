@@ -19,6 +19,10 @@ from tests.support.metaflow_env import Workspace
         ({"storage_format": "zip"}, ["storage_format='zip'", "files, tar"]),
         ({"show_card": "no"}, ["show_card='no'", "True or False"]),
         ({"flush_timeout": "1h"}, ["flush_timeout='1h'", "seconds"]),
+        ({"on_failure": "ignore"}, ["ON_FAILURE='ignore'", "raise, warn"]),
+        ({"on_backlog": "drop"}, ["ON_BACKLOG='drop'", "wait, supersede, raise"]),
+        ({"max_pending": "few"}, ["MAX_PENDING='few'"]),
+        ({"max_pending_bytes": True}, ["max_pending_bytes=True"]),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )

@@ -76,3 +76,28 @@ def test_ctrl_c_during_the_flush_ends_the_flow_and_the_agent_goes_on(s3: Workspa
     (found,) = s3.query(_LIST, f"{run.pathspec}/start/1", "0")
     assert found["name"] == "model"
     s3.assert_clean()
+
+
+def test_a_task_that_is_told_to_end_brings_in_what_it_saved_first(local: Workspace) -> None:
+    run = local.run_flow("terminated_flow")
+    assert "SIGTERM: saved checkpoints are brought in for up to 29 s" in run.output
+    assert "All that was saved is in the store" in run.output
+    (task,) = run.tasks()["start"]
+    assert task.artifacts["loaded"] == "4"
+    assert [c["metadata"]["count"] for c in local.query(_LIST, task.pathspec, "0")] == [4, 3, 2, 1, 0]
+    local.assert_clean()
+
+
+def test_a_task_that_is_told_to_end_lives_no_longer_than_it_may(s3: Workspace, gate: GatedS3) -> None:
+    gate.close_gate("PUT,POST:hang")
+    flow = s3.start_flow("terminated_flow", env={"METAFLOW_ASYNC_CKPT_TERMINATION_GRACE_S": "2.5"})
+    wait_until(
+        lambda: "Not in the store: 0.mfchckpt.4, 0.mfchckpt.3" in flow.output, "the task gives up, and says what"
+    )
+    gate.open_gate()
+    run = flow.finish()
+    assert run.returncode == 0, run.output
+    assert "0.mfchckpt.4 goes first; given up, unless there is time left over: 0.mfchckpt.3" in run.output
+    (task,) = run.tasks()["start"]
+    assert task.artifacts["loaded"] == "4"
+    s3.assert_clean()

@@ -74,3 +74,15 @@ def test_a_flush_that_reaches_its_limit_fails_the_attempt_and_the_agent_goes_on(
     assert "1 checkpoint is not in the store: 0.model.0: the limit of 1 s is over" in run.output
     gate.open_gate()
     s3.assert_clean()
+
+
+def test_who_chooses_so_gets_a_line_in_the_log_instead_of_a_failed_attempt(s3: Workspace, gate: GatedS3) -> None:
+    gate.close_gate("PUT,POST:refuse")
+    run = s3.run_flow("save_flow", env={"CKPT_OPTIONS": '{"on_failure": "warn"}'})
+    found = _NAMED.search(run.output)
+    assert found, run.output
+    assert "[@checkpoint] 1 checkpoint is not in the store" in run.output
+    assert "the step will fail" not in run.output
+    (task,) = run.tasks()["start"]
+    assert task.artifacts["_task_checkpoints"] == []
+    s3.assert_clean()

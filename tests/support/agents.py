@@ -76,10 +76,12 @@ class Task:
         self.set(crash_at=f"{point}@{marker}")
         return marker
 
-    def start(self, *, uploader: str = "process", attempt: int = 0) -> Checkpointer:
+    def start(
+        self, *, uploader: str = "process", attempt: int = 0, report: Callable[[str], None] = lambda line: None
+    ) -> Checkpointer:
         """The checkpointer of the task's process."""
         self.info = replace(TASK, attempt=attempt)
-        made = Checkpointer.start(self.root, self.info, self.store, Config.from_env(), uploader=uploader)
+        made = Checkpointer.start(self.root, self.info, self.store, Config.from_env(), uploader=uploader, report=report)
         self._started.append(made)
         return made
 

@@ -16,7 +16,7 @@ class MemoryStore(FaultyStore):
     Objects longer than ``part_bytes`` go in parts of that size, one after the other.
     """
 
-    capabilities = Capabilities(copy=True)
+    capabilities = Capabilities(copy=True, conditional_put=True)
 
     def __init__(self, part_bytes: int = 1 << 30) -> None:
         super().__init__()
@@ -67,3 +67,14 @@ class MemoryStore(FaultyStore):
     async def get_bytes(self, key: str) -> bytes:
         self._ask("get", key)
         return await super().get_bytes(key)
+
+    async def get_tagged(self, key: str) -> tuple[bytes, str]:
+        data = await self.get_bytes(key)
+        return data, data.hex()
+
+    async def put_if(self, key: str, data: bytes, tag: str | None) -> bool:
+        self._ask("put", key)
+        if (self.objects[key].hex() if key in self.objects else None) != tag:
+            return False
+        self.objects[key] = data
+        return True

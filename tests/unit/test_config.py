@@ -6,17 +6,27 @@ from dataclasses import fields
 
 import pytest
 
-from async_ckpt.config import ENV_PREFIX, Config, spool_root
+from async_ckpt.config import CHOICES, ENV_PREFIX, Config, spool_root
 from async_ckpt.errors import UsageError
 
 
 def test_every_setting_can_be_given_by_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    def value(name: str, kind: type) -> object:
+        return CHOICES[name][-1] if name in CHOICES else {bool: True, int: 7, float: 7.5, str: "/x"}[kind]
+
     for item in fields(Config):
-        text = {bool: "true", int: "7", float: "7.5", str: "/x"}[type(item.default)]
-        monkeypatch.setenv(ENV_PREFIX + item.name.upper(), text)
+        monkeypatch.setenv(ENV_PREFIX + item.name.upper(), str(value(item.name, type(item.default))))
     config = Config.from_env()
     for item in fields(Config):
-        assert getattr(config, item.name) == {bool: True, int: 7, float: 7.5, str: "/x"}[type(item.default)]
+        assert getattr(config, item.name) == value(item.name, type(item.default))
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_a_value_that_is_not_among_the_choices_is_refused_with_them(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(ENV_PREFIX + name.upper(), "perhaps")
+    with pytest.raises(UsageError, match=f"{name.upper()}='perhaps'") as caught:
+        Config.from_env()
+    assert all(choice in caught.value.hint for choice in CHOICES[name])
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ LAYERS = (
     "reference",
     "restore",
     "checkpointer",
+    "termination",
     "cli",
 )
 #: Within a room, siblings may only import these.

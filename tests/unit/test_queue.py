@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
 from async_ckpt.agent.queue import MAX_BATCH, Action, Queue
-from async_ckpt.spool.journal import COMMITTED, FAILED
+from async_ckpt.spool.journal import COMMITTED, FAILED, SUPERSEDED
 
 
 def admitted(count: int, *, max_uploads: int = 2) -> Queue:
@@ -244,3 +244,43 @@ class Model(RuleBasedStateMachine):
 
 TestModel = Model.TestCase
 TestModel.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+
+
+def test_what_is_put_first_is_uploaded_alone_and_committed_before_older_ones() -> None:
+    queue = admitted(5)
+    queue.next_actions()
+    waiting = queue.put_first("3")
+    assert [job.id for job in waiting] == ["0", "1", "2", "4"]
+    for job in waiting:
+        queue.hold(job.id)
+    assert queue.next_actions() == [Action("upload", ("3",))]
+    queue.uploaded("3")
+    assert queue.next_actions() == [Action("commit", ("3",))]
+    queue.end("3", COMMITTED)
+    assert queue.first is None
+    assert queue.next_actions() == []
+    for job in waiting:
+        queue.resume(job.id)
+    assert queue.next_actions() == [Action("upload", ("0",)), Action("upload", ("1",))]
+
+
+def test_what_is_uploaded_at_the_head_need_not_wait_for_what_is_put_first() -> None:
+    queue = uploaded(1)
+    queue.admit("1", (0, 1), 10)
+    queue.admit("2", (0, 2), 10)
+    assert [job.id for job in queue.put_first("2")] == ["1"]
+    queue.hold("1")
+    assert queue.next_actions() == [Action("commit", ("0",)), Action("upload", ("2",))]
+
+
+def test_only_what_waits_and_is_not_the_newest_of_its_name_is_dispensable() -> None:
+    queue = Queue(1)
+    assert queue.dispensable() is None
+    for version, name in enumerate(["a", "b", "a", "b.c", "a"]):
+        queue.admit(f"0.{name}.{version}", (0, version), 10)
+    queue.next_actions()
+    assert queue.dispensable() == "0.a.2"
+    queue.end("0.a.2", SUPERSEDED)
+    assert queue.dispensable() is None
+    assert queue.failed() == []
+    assert queue.open_bytes == 40

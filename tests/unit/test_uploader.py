@@ -201,6 +201,42 @@ def test_latest_never_moves_backwards() -> None:
     assert newest(store) == reference(0, attempt=1)
 
 
+@pytest.mark.parametrize("between", [reference(0, attempt=1), reference(6), None], ids=["newer", "older", "removed"])
+def test_latest_that_another_writer_moves_in_this_moment_ends_on_the_newest(between: dict[str, Any] | None) -> None:
+    """It is moved between our look at it and our write."""
+    store, key = MemoryStore(), f"{FOLDER}/latest"
+    commit(store, [reference(5)])
+
+    def others(operation: str, asked: str) -> None:
+        if operation == "put" and asked == key:
+            store.before = lambda operation, key: None
+            if between is None:
+                del store.objects[key]
+            else:
+                store.objects[key] = json.dumps(between).encode()
+
+    store.before = others
+    commit(store, [reference(7)])
+    assert json.loads(store.objects[key]) == max(filter(None, [between, reference(7)]), key=layout.order)
+
+
+def test_a_latest_that_others_move_all_the_time_is_tried_again_later() -> None:
+    store, key = MemoryStore(), f"{FOLDER}/latest"
+    commit(store, [reference(0)])
+    moved = 0
+
+    def others(operation: str, asked: str) -> None:
+        nonlocal moved
+        if operation == "put" and asked == key:
+            moved += 1
+            store.objects[key] = json.dumps({**reference(1), "moved": moved}).encode()
+
+    store.before = others
+    committed, error = commit(store, [reference(7)])
+    assert committed == 0
+    assert isinstance(error, TransientStoreError)
+
+
 @pytest.mark.parametrize("refused", [f"{FOLDER}/0.a.2.metadata", layout.parse_key(reference(2)["key"]).metadata_key])
 def test_a_batch_ends_at_the_first_that_the_store_refuses(refused: str) -> None:
     store = MemoryStore()

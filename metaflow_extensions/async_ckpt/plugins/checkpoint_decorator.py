@@ -20,9 +20,10 @@ from metaflow.metadata_provider import MetaDatum
 from async_ckpt import layout
 from async_ckpt.agent.launch import UPLOADERS
 from async_ckpt.checkpointer import Checkpointer, check_storage_format
-from async_ckpt.config import ENV_ATTEMPT, ENV_SPOOL, Config, spool_root
+from async_ckpt.config import ENV_ATTEMPT, ENV_PREFIX, ENV_SPOOL, Config, spool_root
 from async_ckpt.errors import CheckpointError, FlushError, UsageError
 from async_ckpt.snapshot import check_strategy
+from async_ckpt.termination import Termination
 
 from .checkpoint import TASK_CHECKPOINTS, TASK_LATEST_CHECKPOINT, CheckpointInfo, CurrentCheckpoint, JsonList
 
@@ -32,6 +33,10 @@ _ENV_UID = "METAFLOW_CHECKPOINT_UID"
 
 #: After Ctrl-C Metaflow kills the task within 5 s; the agent goes on without it.
 _INTERRUPT_FLUSH_S = 2.0
+
+
+#: Options that are settings as well: handed on through the environment, to the agent and to subprocesses.
+_SETTINGS = ("on_failure", "on_backlog", "max_pending", "max_pending_bytes")
 
 
 class CheckpointException(MetaflowException):  # type: ignore[misc]
@@ -62,6 +67,15 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
         Default of `save()`: "auto", "hardlink", "reflink", "copy" or "move".
     flush_timeout : float, optional
         How many seconds the end of the step waits for uploads at most.
+    on_failure : str, optional
+        "raise" (the default): no attempt ends well whose checkpoints are not in the store. "warn": a line in the log.
+    on_backlog : str, optional
+        What `save()` does where `max_pending` or `max_pending_bytes` is reached or the disk is nearly full: "wait" (the
+        default), "supersede" (drop the oldest that wait, but the newest of each name), or "raise".
+    max_pending : int, optional
+        How many checkpoints may wait for the store; 0, the default: any number.
+    max_pending_bytes : int, optional
+        How many bytes; 0, the default: any number.
 
     MF Add To Current
     -----------------
@@ -83,6 +97,7 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
         "storage_format": "files",
         "snapshot": "auto",
         "flush_timeout": None,
+        **dict.fromkeys(_SETTINGS),
     }
 
     _warned = False
@@ -118,7 +133,14 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
                 f"@checkpoint does not work with the datastore {datastore!r} yet",
                 hint=f"Use one of {', '.join(_DATASTORES)}",
             )
-        Config.from_env()
+        for name in _SETTINGS:
+            if isinstance(options[name], bool):
+                raise UsageError(f"{name}={options[name]!r} is not valid")
+        Config.from_env({**os.environ, **self._settings()})
+
+    def _settings(self) -> dict[str, str]:
+        given = {name: self.attributes[name] for name in _SETTINGS}
+        return {f"{ENV_PREFIX}{name.upper()}": str(value) for name, value in given.items() if value is not None}
 
     def runtime_init(self, flow: Any, graph: Any, package: Any, run_id: str) -> None:
         if importlib.util.find_spec("metaflow_extensions.obcheckpoint") and not CheckpointDecorator._warned:
@@ -162,13 +184,16 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
         )  # fmt: skip
         try:
             _check_installed(self._flow_datastore.TYPE)
+            os.environ.update(self._settings())
             config = Config.from_env()
             store = spec_for(self._flow_datastore.TYPE, self._flow_datastore.datastore_root)
             root = spool_root(self.attributes["temp_dir_root"], config)
             self._checkpointer = Checkpointer.start(
-                root, task, store, config, uploader=self.attributes["uploader"], on_failed=self._log_failure
+                root, task, store, config, uploader=self.attributes["uploader"], report=self._log
             )
             self._config = config
+            self._termination = Termination(self._checkpointer, config.termination_grace_s, self._log)
+            self._termination.install()
             checkpoint = CurrentCheckpoint(self._checkpointer, self.attributes)
             loaded = checkpoint.load_newest(self.attributes["load_policy"], self._log)
         except CheckpointError as error:
@@ -230,8 +255,11 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
         try:
             self._checkpointer.flush(self.attributes["flush_timeout"], self._log)
         except FlushError as error:
-            self._flush_failed = True
-            raise CheckpointException(str(error)) from error
+            if self._config.on_failure == "warn":
+                self._log(str(error))
+            else:
+                self._flush_failed = True
+                raise CheckpointException(str(error)) from error
         self._record(flow)
 
     def task_exception(
@@ -259,6 +287,7 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
         self, step_name: str, flow: Any, graph: Any, is_task_ok: bool, retry_count: int, max_user_code_retries: int
     ) -> None:
         if self._checkpointer is not None:
+            self._termination.uninstall()
             self._checkpointer.close(clean=is_task_ok)
 
     # -- parts -----------------------------------------------------------------------------------------------------
@@ -280,12 +309,6 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
         if newest is None and self._loaded is not None and self._loaded.pathspec == self._checkpointer.task.pathspec:
             newest = self._loaded.to_dict()
         setattr(flow, TASK_LATEST_CHECKPOINT, newest)
-
-    def _log_failure(self, identity: str, why: str) -> None:
-        assert self._checkpointer is not None
-        mine = identity.startswith(f"{self._checkpointer.task.attempt}.")
-        end = ", and the step will fail at its end" if mine else ""
-        self._log(f"Checkpoint {identity} is not in the store{end}: {why}")
 
     def _log(self, message: str) -> None:
         self._logger(f"[@checkpoint] {message}", timestamp=False, bad=False)

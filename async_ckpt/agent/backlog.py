@@ -1,0 +1,34 @@
+"""How much may wait for the store: number, bytes, and what is left of the disk."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+from ..config import Config
+
+#: Of a small disk at most this share is kept free.
+_SHARE = 20
+
+
+def is_short_of_disk(folder: str, config: Config) -> bool:
+    """Whether less than ``min_free_bytes`` is left where ``folder`` lies; microseconds."""
+    with contextlib.suppress(OSError):  # Gone, or a file system that does not tell: nothing is known against it.
+        facts = os.statvfs(folder)
+        total, free = facts.f_blocks * facts.f_frsize, facts.f_bavail * facts.f_frsize
+        return free < min(config.min_free_bytes, total // _SHARE)
+    return False
+
+
+def why_full(pending: int, pending_bytes: int, folder: str, config: Config) -> str:
+    """Why no more should be saved to ``folder`` now; empty if there is room.
+
+    A short disk counts only where something is pending: what will be given back when it is stored.
+    """
+    if config.max_pending and pending >= config.max_pending:
+        return f"{pending} checkpoint{'s are' if pending != 1 else ' is'} pending, and max_pending={config.max_pending}"
+    if config.max_pending_bytes and pending_bytes >= config.max_pending_bytes:
+        return f"{pending_bytes} bytes are pending, and max_pending_bytes={config.max_pending_bytes}"
+    if pending and is_short_of_disk(folder, config):
+        return f"{folder} has less than min_free_bytes={config.min_free_bytes} left"
+    return ""
