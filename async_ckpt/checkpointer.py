@@ -241,8 +241,10 @@ class Checkpointer:
         if push["push"] == "superseded":
             self._report(f"Checkpoint {identity} was {why}")
         elif push["push"] == "given up":
-            ids = ", ".join(map(str, push.get("ids", [])))
-            self._report(f"{why}: {identity} goes first; given up, unless there is time left over: {ids}")
+            ids = list(map(str, push.get("ids", [])))
+            more = int(push.get("count", 0)) - len(ids)
+            shown = ", ".join(ids) + (f" and {more} more" if more > 0 else "")
+            self._report(f"{why}: {identity} goes first; given up, unless there is time left over: {shown}")
         elif push["push"] == "failed":
             mine = identity.startswith(f"{self.task.attempt}.")
             if mine and push.get("refused"):

@@ -224,7 +224,8 @@ class Agent:
             self._waiting_for_time.add(other.id)
         if waiting and why:
             ids = sorted((other.id for other in waiting), key=order, reverse=True)
-            self._tell_owners({"push": "given up", "id": job.id, "ids": ids, "why": why})
+            push = {"push": "given up", "id": job.id, "ids": ids[:_MAX_ERRORS], "count": len(ids), "why": why}
+            self._tell_owners(push)
 
     # -- recovery and admission ------------------------------------------------------------------------------------
 

@@ -15,12 +15,15 @@ admit     id; guard: list of paths, fds: their leased descriptors    none
 state     id                                                         state, why
 wait      id, timeout_s                                              state, why (not final: the time is over)
 flush     timeout_s                                                  pending, failed: list of [id, why]
+room      folder (of what is to be saved), timeout_s                 full: why there is no room; empty: there is
+deadline  seconds (until the machine goes)                           first: id of what is uploaded before all others
 status                                                               see ``agent.status``
 bye                                                                  none; the agent exits when all is committed
 ========  =========================================================  ==============================================
 
-The agent by itself sends ``{"push": "unguard", "id", "paths"}`` (these leases are let go, close your descriptors) and
-``{"push": "failed", "id", "why"}``.
+The agent by itself sends ``{"push": "unguard", "id", "paths"}`` (these leases are let go, close your descriptors), and
+to owners ``{"push": "failed", "id", "why", "refused"}``, ``{"push": "superseded", "id", "why"}`` and
+``{"push": "given up", "id", "ids", "count", "why"}`` (time is short: ``id`` goes first, these and more wait).
 """
 
 from __future__ import annotations

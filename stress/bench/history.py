@@ -70,10 +70,10 @@ def measure(
 ) -> list[dict[str, Any]]:
     """All counts, ascending; a count that would keep the incumbent's end of a task for too long is left out for it."""
     rows = []
-    end_s = 0.0
-    for position, count in enumerate(counts):
+    end_s_each = 0.0
+    for count in counts:
         packages = [ours(), peer()]
-        expected = end_s * count / counts[position - 1] if position else 0.0
+        expected = end_s_each * count
         if expected > peer_limit_s:
             notes.append(f"{store.name}, {history}, {count:,}: left out for the peer, whose end of the task would take "
                          f"about {expected:,.0f} s.")  # fmt: skip
@@ -83,7 +83,7 @@ def measure(
             for package in packages:
                 runs[package.name].append(run_once(package, store, work, history, count))
         if "peer" in runs:
-            end_s = results.median([run["post_step"] for run in runs["peer"]])
+            end_s_each = results.median([run["post_step"] for run in runs["peer"]]) / count
         for name, figures in runs.items():
             rows.append(row_of(Case(store.name, history, count, name), figures))
             print({k: round(v, 1) if isinstance(v, float) else v for k, v in rows[-1].items()}, flush=True)

@@ -64,7 +64,8 @@ def backlog(rows: Rows, path: str) -> None:
     figure, axes = _figure(len(stores), height=3.6)
     for axis, store in zip(axes, stores, strict=True):
         lines = [row for row in rows if row["store"] == store]
-        for row, colour in zip(lines, (_LIMITED, _OURS, _OTHER), strict=True):
+        for row in lines:
+            colour = {"ours": _OURS, "peer": _OTHER}.get(row["saver"], _LIMITED)
             numbers = range(1, row["saves"] + 1)
             axis.step(
                 row["curve"]["durable"], numbers, where="post", color=colour, label=f"{row['saver']}: in the store"
