@@ -5,25 +5,21 @@ on.
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import os
 import resource
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
-from . import catalog, layout, restore, snapshot
-from .agent import backlog
+from . import layout, snapshot
+from .agent.backlog import await_room
 from .agent.launch import Launcher
 from .config import ENV_ATTEMPT, ENV_SPOOL, Config
 from .errors import (
     AgentError,
-    BacklogError,
     FlushError,
-    IntegrityError,
-    NotFound,
     SnapshotError,
     StoreError,
     UsageError,
@@ -31,17 +27,12 @@ from .errors import (
 )
 from .ipc.client import AgentClient, Lease
 from .manifest import Manifest
+from .reading import Reading, Report
 from .reference import Reference, progress_line
-from .snapshot.lending import Lender
 from .spool import journal
-from .spool.journal import ADMITTED, COMMITTED, FAILED, SETTLED, SUPERSEDED, UPLOADED, Progress
-from .spool.spool import Admitted, Spool, torn_file
-from .stores import open_store
-from .stores.base import Store, StoreSpec
-
-T = TypeVar("T")
-
-Report = Callable[[str], None]
+from .spool.journal import ADMITTED, COMMITTED, FAILED, SETTLED, SUPERSEDED, Progress
+from .spool.spool import Admitted, Spool
+from .stores.base import StoreSpec
 
 _WAIT_SLICE_S = 5.0
 #: Of a short time, this is for the agent's answer.
@@ -55,7 +46,7 @@ _SILENCE_S = 60.0
 _of_this_process: dict[tuple[int, str, str | None], Checkpointer] = {}
 
 
-class Checkpointer:
+class Checkpointer(Reading):
     """One process's access to the checkpoints of a task.
 
     Parameters
@@ -184,7 +175,7 @@ class Checkpointer:
         if self._closed:
             raise UsageError("The step has ended: nothing can be saved any more", hint="Save before the step returns")
         source = os.path.abspath(os.fspath(path))
-        self._await_room(os.path.dirname(source))
+        await_room(self._client, self.spool, self.config, os.path.dirname(source))
         agent = self._client.agent_pid() or None
         snapshot.check_strategy(strategy, leases=agent is not None)
         data, captured_ns = self.spool.new_data_directory(source), time.time_ns()
@@ -207,34 +198,6 @@ class Checkpointer:
         if self._refused:
             self._say_what_was_refused()
         return Reference(reference, self)
-
-    def _await_room(self, folder: str) -> None:
-        """Where the backlog is full, wait or raise, as the user chose; the agent drops what is ``supersede``d."""
-        config = self.config
-        if config.on_backlog == "supersede" or not self._may_be_full(folder):
-            return
-        limit = config.backlog_timeout_s if config.on_backlog == "wait" else 0.0
-        deadline = time.monotonic() + limit
-        while True:
-            piece = max(min(deadline - time.monotonic(), _WAIT_SLICE_S), 0.0)
-            try:
-                answer = self._client.request("room", piece + config.reply_timeout_s, folder=folder, timeout_s=piece)
-            except (AgentError, WaitTimeout):
-                return  # Whatever is wrong with the agent: it is no reason not to save.
-            if not answer["full"]:
-                return
-            if time.monotonic() >= deadline:
-                waited = f" after {limit:g} s" if limit else ""
-                raise BacklogError(
-                    f"The store cannot keep up{waited}: {answer['full']}",
-                    hint="Save less often, raise the limit, or choose on_backlog='supersede'",
-                )
-
-    def _may_be_full(self, folder: str) -> bool:
-        """Without asking anybody: saves are to take a millisecond."""
-        if self.config.max_pending_bytes or backlog.is_short_of_disk(folder, self.config):
-            return True
-        return bool(self.config.max_pending) and len(self.spool.ready_ids()) >= self.config.max_pending
 
     def _on_push(self, push: Mapping[str, Any]) -> None:
         identity, why = str(push.get("id")), str(push.get("why"))
@@ -478,145 +441,6 @@ class Checkpointer:
             self._client.say_goodbye()
         self._client.close()
         self._launcher.join(self.config.reply_timeout_s)
-
-    # -- reading ---------------------------------------------------------------------------------------------------
-
-    def list(
-        self, *, name: str | None = None, attempt: int | None = None, within_task: bool = True
-    ) -> list[dict[str, Any]]:
-        """Checkpoints of this task (all attempts), or of its step in the namespace, newest first.
-
-        Each is its metadata and a ``state``: ``COMMITTED``, or how far one that is still on this machine has come.
-        """
-        folder = self.task.task_folder if within_task else self.task.scope_folder
-        on_disk = {item.id: item for item in self.spool.pending()}
-        known = self._look() if on_disk else {}
-        stored = self._run(lambda s: catalog.list_references(s, folder, self.config, name=name, attempt=attempt))
-        found = {data["key"]: {**data, "state": COMMITTED} for data in stored}
-        for item in on_disk.values():
-            data = item.reference
-            if (name is None or data["name"] == name) and (attempt is None or data["attempt"] == attempt):
-                state = known[item.id].state if item.id in known else ADMITTED
-                found.setdefault(data["key"], {**data, "state": state})
-        return sorted(found.values(), key=layout.order if within_task else layout.age, reverse=True)
-
-    def load(self, reference: Mapping[str, Any] | str, path: str) -> dict[str, Any]:
-        """Load a checkpoint into the directory ``path``, from this machine's disk if it is still there. Returns its
-        metadata.
-
-        Raises
-        ------
-        UsageError, NotFound, IntegrityError, StoreError, SnapshotError
-            See ``restore``; ``path`` is as it was.
-        """
-        key = (
-            reference
-            if isinstance(reference, str)
-            else reference.get("key")
-            if isinstance(reference, Mapping)
-            else None
-        )
-        for item in self.spool.pending():
-            if item.reference["key"] == key:
-                self._load_admitted(item, path)
-                return item.reference
-
-        return self._run(lambda store: restore.find_and_load(store, reference, path, self.config))
-
-    def _load_admitted(self, item: Admitted, path: str) -> None:
-        """Load a checkpoint that is on its way, from the disk; or from the store, as far as it has come there."""
-        agent = self._client.agent_pid()
-        lender = Lender(agent, self._lease_budget()) if agent else None
-        try:
-            restore.load_from_spool(item, path, lender, functools.partial(self._guard, item))
-            return
-        except FileNotFoundError:
-            pass  # Committed and released in this moment: it is in the store.
-        except IntegrityError as error:
-            # A file whose bytes are in the store was let go, and the trainer may have rewritten it since.
-            known = self._look().get(item.id)
-            if known is None or known.state not in (UPLOADED, COMMITTED):
-                if known is None or torn_file(item, known.files) is not None:
-                    raise error
-                self.wait(item.id)
-        self._run(lambda store: restore.load_from_store(store, item.reference, path, self.config))
-
-    def load_newest(self, policy: str, path: str, report: Report) -> dict[str, Any] | None:
-        """Load what a load policy calls for.
-
-        Parameters
-        ----------
-        policy : str
-            ``"fresh"``: the newest of this task. ``"eager"``: else the newest of this step in the scope. ``"none"``.
-        report : callable
-            Hears of damaged checkpoints that were passed over.
-
-        Returns
-        -------
-        dict or None
-            The metadata of what was loaded.
-        """
-        # Nobody can have saved for a task that never ran: its start need not wait for a store.
-        if policy == "none" or (policy == "fresh" and self.task.attempt == 0):
-            return None
-        for candidate in self._candidates(policy):
-            try:
-                if isinstance(candidate, Admitted):
-                    self._load_admitted(candidate, path)
-                    return candidate.reference
-                return self.load(candidate, path)
-            except (IntegrityError, NotFound) as error:
-                report(f"A checkpoint cannot be loaded, and the next older one is tried: {error}")
-        return None
-
-    def _candidates(self, policy: str) -> Iterator[Admitted | dict[str, Any]]:
-        """What to try, best first; the store's history is only listed when its newest cannot be loaded."""
-        spooled = [item for item in reversed(self.spool.pending()) if item.reference["latest"]]
-        # What the attempt before this one left here is newer than all it committed: the store, which may be out of
-        # reach, need not be asked.
-        committed = (identity for identity, known in self._look().items() if known.state == COMMITTED)
-        newest = max((journal.order(identity) for identity in committed), default=(-1, -1))
-        sure = [item for item in spooled if item.order[0] == self.task.attempt - 1 and item.order > newest]
-        yield from sure
-        folders = [(self.task.task_folder, False)] + ([(self.task.scope_folder, True)] if policy == "eager" else [])
-        for folder, by_age in folders:
-            stored = self._run(functools.partial(self._newest, folder))
-            if not by_age:
-                for item in spooled[len(sure) :]:
-                    if stored is None or item.order > layout.order(stored):
-                        yield item
-            if stored is not None:
-                yield stored
-                older = self._run(functools.partial(catalog.list_references, folder=folder, config=self.config))
-                older = [data for data in older if data.get("latest", True) and data["key"] != stored["key"]]
-                yield from sorted(older, key=layout.age if by_age else layout.order, reverse=True)
-
-    async def _newest(self, folder: str, store: Store) -> dict[str, Any] | None:
-        if folder == self.task.task_folder:
-            return await catalog.newest_of_task(store, self.task, self.config)
-        return await catalog.newest_of_step(store, folder, self.config)
-
-    def _run(self, function: Callable[[Store], Awaitable[T]]) -> T:
-        return run_with_store(self.spool.store, self.config, function)
-
-
-def run_with_store(spec: StoreSpec, config: Config, function: Callable[[Store], Awaitable[T]]) -> T:
-    """Open a store, call an asynchronous function with it, close it; in a thread, so that a caller's event loop does
-    not matter.
-    """
-
-    async def call() -> T:
-        store = open_store(spec, config)
-        try:
-            return await function(store)
-        finally:
-            await store.aclose()
-
-    # Late: every Metaflow process imports this module, few of them ask a store.
-    from anyio.from_thread import start_blocking_portal
-
-    with start_blocking_portal() as portal:
-        return portal.call(call)
 
 
 def _check_object_names(url: str, manifest: Manifest, source: str) -> None:

@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from . import __version__, catalog, layout, restore, snapshot
-from .checkpointer import Checkpointer, run_with_store
+from .checkpointer import Checkpointer
 from .config import ENV_SPOOL, Config
 from .errors import CheckpointError, UsageError
+from .reading import run_with_store
 from .reference import format_bytes
 from .spool.spool import Spool
 from .stores.base import Store, StoreSpec
@@ -28,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     try:
         result = options.command(options)
+        print(json.dumps(result) if options.json else options.text(result), flush=True)
     except CheckpointError as error:
         if options.json:
             print(json.dumps({"error": str(error), "kind": type(error).__name__}))
@@ -37,7 +39,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # The reader (head, less) has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-    print(json.dumps(result) if options.json else options.text(result))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -37,13 +37,12 @@ from ..spool.journal import (
     UPLOADING,
     Journal,
     Progress,
-    order,
 )
 from ..spool.spool import Admitted, Spool, is_torn, torn_file
 from ..spool.stored import Inode
 from . import handover
 from .backlog import is_short_of_disk, why_full
-from .deadline import Notice, choose
+from .deadline import LastCall
 from .guard import Guard, Held
 from .outage import Outages
 from .plane import MAX_DEATHS, DataPlane, Worker
@@ -103,11 +102,7 @@ class Agent:
         self._inodes: dict[str, dict[str, Inode]] = {}
         self._errors: deque[str] = deque(maxlen=_MAX_ERRORS)
         self._outages = Outages(config.outage_s)
-        self._notice = Notice(config.spot_notice_file, config.termination_grace_s)
-        self._terminated = False
-        #: When the machine goes, and what waits until then, or for time that is left over.
-        self._deadline: float | None = None
-        self._waiting_for_time: set[str] = set()
+        self._last_call = LastCall(self._queue, self._throughput, self._plane, config, self._tell_owners)
         self._over = False
         self._gone: str | None = None
         self._drain_until = time.monotonic() + config.drain_timeout_s
@@ -169,7 +164,7 @@ class Agent:
         if self._unjournaled:
             self._note(self._unjournaled.pop())
         for identity in self._outages.rested():
-            if identity not in self._waiting_for_time:
+            if not self._last_call.makes_wait(identity):
                 self._queue.resume(identity)
         for connection, pid in list(self._owners.items()):
             if not process_exists(pid):
@@ -177,55 +172,14 @@ class Agent:
                 self._owner_gone(connection)
         self._server.resume()
         self._plane.tick()
-        self._mind_the_time(now)
+        self._last_call.tick(now)
         self._start_work()
         self._answer_waiting(now)
 
-    # -- short of time ---------------------------------------------------------------------------------------------
-
     def terminate(self) -> None:
         """From a signal handler: everything on this machine is told to end."""
-        self._terminated = True
+        self._last_call.terminate()
         self._wake()
-
-    def _mind_the_time(self, now: float) -> None:
-        if self._terminated:
-            self._terminated = False
-            self._hear_of_the_end(self._config.termination_grace_s, "SIGTERM")
-        left = self._notice.seconds_left()
-        if left is not None:
-            self._hear_of_the_end(left, "the notice of the machine's end")
-        if self._deadline is not None and now >= self._deadline:  # We live: all goes on as if nothing had been.
-            self._deadline = None
-            for identity in self._waiting_for_time:
-                self._queue.resume(identity)
-            self._waiting_for_time.clear()
-
-    def _hear_of_the_end(self, seconds: float, source: str) -> None:
-        """So many seconds are left: what can still make it goes first."""
-        deadline = time.monotonic() + seconds
-        if self._deadline is None or deadline < self._deadline:
-            self._deadline = deadline
-            self._hurry(True)
-            self._put_first(f"{source}: {seconds:.0f} s are left")
-
-    def _put_first(self, why: str) -> None:
-        """The newest that fits is uploaded alone; the rest waits for time that is left over. With ``why``: say so."""
-        left = (self._deadline or 0.0) - time.monotonic()
-        job = choose(self._queue.newest_first(), self._throughput.known, left)
-        if job is None:
-            return
-        self._waiting_for_time.discard(job.id)
-        waiting = self._queue.put_first(job.id)
-        for other in waiting:
-            if other.state == UPLOADING:
-                self._plane.tell({"op": "pause", "id": other.id})
-            self._queue.hold(other.id)
-            self._waiting_for_time.add(other.id)
-        if waiting and why:
-            ids = sorted((other.id for other in waiting), key=order, reverse=True)
-            push = {"push": "given up", "id": job.id, "ids": ids[:_MAX_ERRORS], "count": len(ids), "why": why}
-            self._tell_owners(push)
 
     # -- recovery and admission ------------------------------------------------------------------------------------
 
@@ -284,8 +238,7 @@ class Agent:
         self._take_in(item)
         if self._config.on_backlog == "supersede":
             self._make_room(item)
-        if self._deadline is not None:
-            self._put_first("a newer one was saved")
+        self._last_call.choose_again("a newer one was saved")
 
     def _make_room(self, item: Admitted) -> None:
         """Drop what is the oldest, if the backlog was full before this one came."""
@@ -373,8 +326,7 @@ class Agent:
             self._outages.end(identity)
             self._let_go(identity, None)
             self._forget(item)
-            if self._deadline is not None:
-                self._put_first("")
+            self._last_call.choose_again()
         elif op == "failed" and job.state not in (UPLOADING, UPLOADED):
             return  # As above.
         elif op == "failed" and message["transient"]:
@@ -532,7 +484,7 @@ class Agent:
         elif op == "deadline":
             seconds = message.get("seconds")
             if isinstance(seconds, (int, float)) and not isinstance(seconds, bool):
-                self._hear_of_the_end(float(seconds), "SIGTERM")
+                self._last_call.hear(float(seconds), "SIGTERM")
             connection.send({"seq": message.get("seq"), "first": self._queue.first})
         elif op in ("wait", "flush", "room"):
             if op == "flush":

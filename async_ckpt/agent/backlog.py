@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 
 from ..config import Config
+from ..errors import AgentError, BacklogError, WaitTimeout
+from ..ipc.client import AgentClient
+from ..spool.spool import Spool
 
 #: Of a small disk at most this share is kept free.
 _SHARE = 20
+
+_WAIT_SLICE_S = 5.0
 
 
 def is_short_of_disk(folder: str, config: Config) -> bool:
@@ -32,3 +38,43 @@ def why_full(pending: int, pending_bytes: int, folder: str, config: Config) -> s
     if pending and is_short_of_disk(folder, config):
         return f"{folder} has less than min_free_bytes={config.min_free_bytes} left"
     return ""
+
+
+def await_room(client: AgentClient, spool: Spool, config: Config, folder: str) -> None:
+    """For savers: where the backlog is full, wait or raise, as the user chose; the agent drops what is ``supersede``d.
+
+    Parameters
+    ----------
+    folder : str
+        Where what is to be saved lies.
+
+    Raises
+    ------
+    BacklogError
+        It is full, or was for ``backlog_timeout_s`` seconds.
+    """
+    if config.on_backlog == "supersede" or not _may_be_full(spool, config, folder):
+        return
+    limit = config.backlog_timeout_s if config.on_backlog == "wait" else 0.0
+    deadline = time.monotonic() + limit
+    while True:
+        piece = max(min(deadline - time.monotonic(), _WAIT_SLICE_S), 0.0)
+        try:
+            answer = client.request("room", piece + config.reply_timeout_s, folder=folder, timeout_s=piece)
+        except (AgentError, WaitTimeout):
+            return  # Whatever is wrong with the agent: it is no reason not to save.
+        if not answer["full"]:
+            return
+        if time.monotonic() >= deadline:
+            waited = f" after {limit:g} s" if limit else ""
+            raise BacklogError(
+                f"The store cannot keep up{waited}: {answer['full']}",
+                hint="Save less often, raise the limit, or choose on_backlog='supersede'",
+            )
+
+
+def _may_be_full(spool: Spool, config: Config, folder: str) -> bool:
+    """Without asking anybody: saves are to take a millisecond."""
+    if config.max_pending_bytes or is_short_of_disk(folder, config):
+        return True
+    return bool(config.max_pending) and len(spool.ready_ids()) >= config.max_pending

@@ -261,4 +261,5 @@ if "worker" in getattr(__import__("sys"), "orig_argv", []):
 
     LocalStore.put_source = behind(LocalStore.put_source)
     LocalStore.put_bytes = behind(LocalStore.put_bytes)
+    LocalStore.put_if = behind(LocalStore.put_if)
 """

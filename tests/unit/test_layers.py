@@ -33,6 +33,7 @@ LAYERS = (
     "agent",
     "reference",
     "restore",
+    "reading",
     "checkpointer",
     "termination",
     "cli",

@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from async_ckpt import catalog, layout, restore
-from async_ckpt.checkpointer import Checkpointer, run_with_store
+from async_ckpt.checkpointer import Checkpointer
 from async_ckpt.config import ENV_SPOOL, Config
 from async_ckpt.errors import UsageError
+from async_ckpt.reading import run_with_store
 from async_ckpt.reference import Reference
 from async_ckpt.stores.base import StoreSpec
 
