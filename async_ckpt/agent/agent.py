@@ -131,8 +131,11 @@ class Agent:
         return done or now >= self._drain_until
 
     def _leave(self) -> bool:
-        """Take the spool away if nothing in it is needed any more. False if something was admitted in this moment."""
-        if self._queue.pending or (self._spool.ready_ids() and not self._over):
+        """Take the spool away if nothing in it is needed any more. False if something was admitted in this moment.
+
+        What failed is told at the end of a step: an agent whose task was killed leaves it to the next attempt's.
+        """
+        if self._queue.pending or ((self._spool.ready_ids() or self._queue.failed()) and not self._over):
             return True
         needless = FINAL if self._over else SETTLED
         try:

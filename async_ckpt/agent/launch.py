@@ -31,6 +31,9 @@ UPLOADERS = ("process", "thread")
 #: So many starts within so many seconds are a crash loop, and the last.
 _MAX_STARTS, _WINDOW_S = 6, 30.0
 
+#: So many limits of an answer a new agent waits for the lock of one that has ended.
+_LOCK_WAITS = 3
+
 _PACKAGE_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
@@ -118,7 +121,8 @@ class Launcher:
             return bool(found)
 
         try:
-            wait_for(free, self._config.reply_timeout_s, path)
+            # One that was killed holds it until the kernel is done with what it did: unlinking may take it seconds.
+            wait_for(free, _LOCK_WAITS * self._config.reply_timeout_s, path)
         except TimeoutError:
             os.close(fd)
             raise AgentError(

@@ -90,6 +90,24 @@ def test_what_was_written_while_nobody_held_a_lease_is_reported_and_never_upload
     assert found["metadata"] == {"number": 0}
 
 
+def test_a_loss_is_told_although_the_task_that_could_have_been_told_was_killed(task: Task) -> None:
+    gate = task.gate()
+    gate.hold("weights")
+    save_and_die(task, 2, "both")
+    with open(task.work / "weights", "r+b") as file:
+        file.write(b"torn")
+    gate.open("weights")
+    # Its agent finds the loss, has nobody to tell, and brings in the rest.
+    save_and_die(task, 1, "task")
+    wait_until(lambda: not task.processes(), "the agent has drained")
+    assert task.committed() == [(0, 0), (0, 2)]
+    checkpointer = task.start(attempt=1)
+    said: list[str] = []
+    checkpointer.flush(60, said.append)
+    (line,) = said
+    assert "0.mfchckpt.1 of an earlier attempt is not in the store: weights was written to" in line
+
+
 def test_draining_ends_at_its_deadline_and_keeps_what_is_left(task: Task) -> None:
     gate = task.gate()
     gate.hold("weights")
