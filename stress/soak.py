@@ -89,11 +89,13 @@ def sample(checkpointer: Checkpointer, began: float) -> dict[str, float]:
 @contextlib.contextmanager
 def soaked(base: Path, server: bool, patch: pytest.MonkeyPatch) -> Iterator[Task]:
     """The task, whose store is a directory or S3."""
-    task = Task(base, patch)
     if not server:
-        yield task
+        yield Task(base, patch)
         return
-    with s3_target(base, patch) as (task.store, _):
+    # Before the task, whose processes are told by their environment from others.
+    with s3_target(base, patch) as (spec, _):
+        task = Task(base, patch)
+        task.store = spec
         yield task
 
 

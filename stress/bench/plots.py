@@ -163,9 +163,25 @@ def memory(rows: Rows, path: str) -> None:
     _save(figure, path)
 
 
+def soak(samples: Rows, path: str) -> None:
+    """What the processes and the spool need over the time, a panel a unit; ``samples`` of ``stress.soak``."""
+    units = ("MiB", "descriptors", "threads", "files")
+    figure, axes = _figure(len(units), columns=2, width=5)
+    minutes = [item["minutes"] for item in samples]
+    for axis, unit in zip(axes, units, strict=True):
+        for key in sorted({key for item in samples for key in item if key.endswith(f" {unit}")}):
+            axis.plot(minutes, [item.get(key) for item in samples], linewidth=1, label=key.removesuffix(f" {unit}"))
+        axis.set(title=unit, xlabel="minutes")
+        axis.set_ylim(bottom=0)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=7)
+    _save(figure, path)
+
+
 DRAWN: dict[str, Callable[[Rows, str], None]] = {
     "engines_sink": engines, "engines_sink_tls": engines, "engines_rclone": engines, "memory": memory,
     "interference": interference, "history": history, "backlog": backlog, "dedup": dedup, "restore": restore,
+    "soak": soak,
 }  # fmt: skip
 
 
@@ -173,7 +189,7 @@ def main(directory: str = PLOTS) -> None:
     for name, plot in DRAWN.items():
         data = results.read(name)
         if data is not None:
-            plot(data["rows"], os.path.join(directory, f"{name}.png"))
+            plot(data.get("samples", data["rows"]), os.path.join(directory, f"{name}.png"))
 
 
 if __name__ == "__main__":
