@@ -21,6 +21,7 @@ from .errors import (
     AgentError,
     FlushError,
     SnapshotError,
+    SpoolError,
     StoreError,
     UsageError,
     WaitTimeout,
@@ -103,7 +104,12 @@ class Checkpointer(Reading):
             One of the two cannot be had.
         """
         for _ in range(_STARTS):
-            spool = Spool.create(root, task, store)
+            try:
+                spool = Spool.create(root, task, store)
+            except SpoolError as error:
+                if isinstance(error.__cause__, FileNotFoundError) and os.path.isdir(root):
+                    continue  # As below.
+                raise
             checkpointer = cls(spool, config, uploader=uploader, owner=True, report=report)
             try:
                 checkpointer._client.attach()

@@ -13,7 +13,7 @@ from .errors import IntegrityError, NotFound
 from .ipc.client import AgentClient
 from .snapshot.lending import Lender
 from .spool import journal
-from .spool.journal import ADMITTED, COMMITTED, UPLOADED, Progress
+from .spool.journal import ADMITTED, COMMITTED, Progress
 from .spool.spool import Admitted, Spool, torn_file
 from .stores import open_store
 from .stores.base import Store, StoreSpec
@@ -101,7 +101,7 @@ class Reading(abc.ABC):
         except IntegrityError as error:
             # A file whose bytes are in the store was let go, and the trainer may have rewritten it since.
             known = self._look().get(item.id)
-            if known is None or known.state not in (UPLOADED, COMMITTED):
+            if known is None or not known.uploaded:
                 if known is None or torn_file(item, known.files) is not None:
                     raise error
                 self.wait(item.id)

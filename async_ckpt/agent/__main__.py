@@ -35,6 +35,7 @@ def main(arguments: list[str]) -> None:
     launch.raise_descriptor_limit()
     try:
         spool, config = Spool.open(directory), Config.from_env()
+        launch.name_socket(spool, os.getpid())
         command = launch.bootstrap(heavy=True)
         listener = socket.socket(fileno=listening)
         agent = Agent(spool, listener, lambda: WorkerProcess(spool, command), config, guarded=True)

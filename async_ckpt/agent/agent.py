@@ -196,11 +196,11 @@ class Agent:
             if known.state in SETTLED:
                 self._forget(item)
                 continue
-            if known.state != UPLOADED and (torn := torn_file(item, known.files)):
+            if not known.uploaded and (torn := torn_file(item, known.files)):
                 self._queue.admit(item.id, item.order, item.size)
                 self._fail(item.id, f"{torn} was written to, or removed, while nobody guarded the snapshot", lost=item)
                 continue
-            self._take_in(item, uploaded=known.state == UPLOADED)
+            self._take_in(item, uploaded=known.uploaded)
         self._spool.sweep(leftovers)
         for identity, known in self._journal.progress.items():
             if identity not in self._queue.jobs:
@@ -413,7 +413,7 @@ class Agent:
         needless = []
         for path, fd in zip(message["guard"], fds, strict=True):
             entry = item.entries.get(path) if item is not None else None
-            if gone or known.state in (UPLOADED, *SETTLED) or path in known.files:
+            if gone or known.uploaded or known.state in SETTLED or path in known.files:
                 # In the store: an earlier agent may have let it go without a copy, and died before it said so.
                 lease.release(fd)
                 os.close(fd)

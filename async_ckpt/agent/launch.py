@@ -61,7 +61,11 @@ class Launcher:
             None runs and none can be started; or one holds the spool and does not answer.
         """
         try:
-            return self._find() or self._start()
+            while True:
+                # One that died, or has drained and left, in the moment in which it was found; too many are an error.
+                with contextlib.suppress(ConnectionRefusedError, FileNotFoundError):
+                    return self._find() or self._start()
+                os.stat(self._spool.directory)
         except SpoolError as error:
             raise AgentError(str(error), where=error.where) from error
         except OSError as error:
@@ -102,8 +106,7 @@ class Launcher:
             listening = protocol.listen(f"{path}.new")
             start = self._spawn if self._uploader == "process" else self._start_thread
             pid = start(lock, listening)
-            write_atomically(self._spool.path("agent.pid"), b"%d" % pid)
-            os.rename(f"{path}.new", path)
+            name_socket(self._spool, pid)
             return Link(protocol.connect(path, self._config.reply_timeout_s), pid, fresh=True)
 
     def _take_lock(self) -> int | Link:
@@ -201,6 +204,15 @@ class Launcher:
         """Wait for an agent in a thread to end; a process is not waited for."""
         if self._thread is not None:
             self._thread.join(timeout_s)
+
+
+def name_socket(spool: Spool, pid: int) -> None:
+    """Let others find the agent. Whoever started it does so, and the agent itself: the other may be killed before."""
+    path = spool.path("agent.sock")
+    if os.path.exists(f"{path}.new"):
+        write_atomically(spool.path("agent.pid"), b"%d" % pid)
+        with contextlib.suppress(FileNotFoundError):  # The other one was faster.
+            os.rename(f"{path}.new", path)
 
 
 def bootstrap(*, heavy: bool) -> list[str]:

@@ -31,7 +31,9 @@ class Action(NamedTuple):
 
 @dataclass
 class Job:
-    """One admitted checkpoint. ``sent`` counts the bytes of the current try; ``held``: it pauses."""
+    """One admitted checkpoint. ``sent`` counts the bytes of the current try; ``held``: it pauses; ``stored``: all its
+    objects are in the store, and only the commit is left, however often that has failed.
+    """
 
     id: str
     order: tuple[int, int]
@@ -40,6 +42,7 @@ class Job:
     why: str = ""
     sent: int = 0
     held: bool = False
+    stored: bool = False
 
     @property
     def name(self) -> str:
@@ -84,7 +87,7 @@ class Queue:
 
     def admit(self, identity: str, order: tuple[int, int], size: int, *, uploaded: bool = False) -> Job:
         """Take in a checkpoint; ``uploaded`` if only its commit is left."""
-        job = self.jobs[identity] = Job(identity, order, size, UPLOADED if uploaded else ADMITTED)
+        job = self.jobs[identity] = Job(identity, order, size, UPLOADED if uploaded else ADMITTED, stored=uploaded)
         self._enter(job)
         return job
 
@@ -117,7 +120,7 @@ class Queue:
     def uploaded(self, identity: str) -> None:
         """All objects of a checkpoint are in the store."""
         if identity in self._open:
-            self._open[identity].state = UPLOADED
+            self._open[identity].state, self._open[identity].stored = UPLOADED, True
             self._uploading.pop(identity, None)
 
     def end(self, identity: str, state: str, why: str = "") -> None:
@@ -204,7 +207,7 @@ class Queue:
         """Take up a failed checkpoint again."""
         job = self._failed.pop(identity, None)
         if job is not None:
-            job.state, job.why, job.sent = ADMITTED, "", 0
+            job.state, job.why, job.sent = UPLOADED if job.stored else ADMITTED, "", 0
             self._enter(job)
 
     @property

@@ -73,10 +73,14 @@ class Progress:
         Multipart uploads that were begun: path → what is known.
     commit : bytes or None
         The JSON of its reference, once it is committed.
+    uploaded : bool
+        All its objects are in the store, whatever became of its commit: they must never be sent again, as nobody guards
+        the snapshot any more.
     """
 
     state: str = ADMITTED
     why: str = ""
+    uploaded: bool = False
     files: dict[str, list[int]] = field(default_factory=dict)
     inodes: dict[str, Inode] = field(default_factory=dict)
     parts: dict[str, Multipart] = field(default_factory=dict)
@@ -134,6 +138,7 @@ class Known:
         if state == COMMITTED and item.inodes and (reference := item.reference):
             for path, inode in item.inodes.items():
                 self.stored.add(inode, StoredFile(f"{reference['key']}/{path}", item.files[path]))
+        item.uploaded = item.uploaded or state in (UPLOADED, COMMITTED)
         if state == UPLOADED:  # What the commit will want to know.
             item.files = {path: item.files[path] for path in item.inodes}
             item.parts = {}
@@ -342,6 +347,8 @@ def _lines(known: Known) -> Iterator[bytes]:
             )
             for number, (etag, crc32) in multipart.parts.items():
                 yield encode({"id": identity, "part": number, "of": path, "etag": etag, "crc32": crc32})
+        if item.uploaded and item.state == FAILED:
+            yield encode({"id": identity, "state": UPLOADED})
         yield encode({"id": identity, "state": item.state, "why": item.why})
 
 

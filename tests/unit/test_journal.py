@@ -256,3 +256,15 @@ def test_a_record_that_does_not_fit_on_the_disk_leaves_the_journal_as_it_was(tmp
 def test_a_journal_in_a_directory_that_is_gone_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(SpoolError, match="journal cannot be opened"):
         Journal(str(tmp_path / "gone" / "journal"))
+
+
+def test_that_all_was_uploaded_is_known_whatever_became_of_the_commit(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    written(path, [{"id": "0.a.0", "state": UPLOADED}, {"id": "0.a.0", "state": FAILED, "why": "refused"}])
+    for _ in range(2):
+        made = Journal(str(path), attempt=1)
+        item = made.progress["0.a.0"]
+        assert (item.state, item.why, item.uploaded) == (FAILED, "refused", True)
+        made.close()
+    written(path, [{"id": "0.a.1", "state": FAILED, "why": "torn"}])
+    assert not journal.read(str(path))["0.a.1"].uploaded

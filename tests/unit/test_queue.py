@@ -284,3 +284,13 @@ def test_only_what_waits_and_is_not_the_newest_of_its_name_is_dispensable() -> N
     assert queue.dispensable() is None
     assert queue.failed() == []
     assert queue.open_bytes == 40
+
+
+def test_of_one_that_failed_after_its_upload_only_the_commit_is_repeated() -> None:
+    queue = admitted(1)
+    queue.next_actions()
+    queue.uploaded("0")
+    assert queue.next_actions() == [Action("commit", ("0",))]
+    queue.end("0", FAILED, "refused")
+    queue.retry("0")
+    assert queue.next_actions() == [Action("commit", ("0",))]

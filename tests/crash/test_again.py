@@ -1,0 +1,98 @@
+"""What has gone wrong once is taken up again: the same bytes, another agent, another spool."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import socket
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from async_ckpt.agent import launch
+from async_ckpt.checkpointer import Checkpointer
+from async_ckpt.config import Config
+from async_ckpt.errors import SpoolError
+from async_ckpt.ipc import protocol
+from async_ckpt.spool.journal import COMMITTED, FAILED
+from async_ckpt.spool.spool import Spool
+
+from ..support.agents import TASK, Task, agent_pid, content, kill, wait_until
+from ..support.scenes import BIG, save
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["the agent goes on", "another agent"])
+def test_only_the_commit_is_repeated_where_all_bytes_were_stored_before_it_failed(task: Task, killed: bool) -> None:
+    """Nobody guards the snapshot any more: what the trainer has written since must not get into the store."""
+    latest = Path(task.store.root, TASK.task_folder, "latest")
+    latest.mkdir(parents=True)  # Whoever moves it is refused.
+    checkpointer = task.start()
+    first = save(checkpointer, task, 0)
+    wait_until(lambda: checkpointer.state(first.id)[0] == FAILED, "its commit is refused")
+    (task.work / "weights").write_bytes(content(1, BIG))
+    pid = agent_pid(checkpointer)
+    checkpointer.close(clean=False)
+    if killed:
+        kill(pid)
+    latest.rmdir()
+    checkpointer = task.start(attempt=1)
+    checkpointer.flush(60)
+    assert checkpointer.state(first.id)[0] == COMMITTED
+    assert task.stored(first, "weights").read_bytes() == content(0, BIG)
+
+
+def test_an_agent_whose_starter_was_killed_before_it_was_named_is_found(task: Task) -> None:
+    pid = os.fork()
+    if not pid:
+
+        def die(*_: object) -> None:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        launch.name_socket = die  # type: ignore[assignment]
+        Checkpointer.start(task.root, replace(TASK, attempt=0), task.store, Config.from_env(), uploader="process")
+        os._exit(1)
+    assert os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+    spool = task.spool
+    wait_until(lambda: os.path.exists(spool.path("agent.sock")), "the agent has named itself")
+    checkpointer = task.start(attempt=1)
+    assert checkpointer.status()["pid"] == int(Path(spool.path("agent.pid")).read_text())
+
+
+def test_an_agent_that_is_gone_when_it_is_called_is_started_again(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    connect, refused = protocol.connect, []
+
+    def refuse_once(path: str, timeout_s: float) -> socket.socket:
+        if path.endswith("agent.sock") and os.path.exists(path) and not refused:
+            refused.append(path)
+            raise ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
+        return connect(path, timeout_s)
+
+    monkeypatch.setattr(protocol, "connect", refuse_once)
+    checkpointer = task.start()
+    assert refused
+    save(checkpointer, task, 0)
+    checkpointer.flush(60)
+    assert task.committed_versions() == [0]
+
+
+def test_a_spool_that_its_last_agent_takes_away_in_this_moment_is_made_anew(
+    task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create, gone = Spool.create.__func__, []  # type: ignore[attr-defined]
+
+    def vanish_once(cls: type[Spool], *arguments: Any) -> Spool:
+        if not gone:
+            gone.append(arguments)
+            Path(task.root).mkdir(parents=True, exist_ok=True)
+            raise SpoolError("The spool cannot be made") from FileNotFoundError(errno.ENOENT, "No such file")
+        made: Spool = create(cls, *arguments)
+        return made
+
+    monkeypatch.setattr(Spool, "create", classmethod(vanish_once))
+    checkpointer = task.start()
+    assert gone
+    save(checkpointer, task, 0)
+    checkpointer.flush(60)
