@@ -93,7 +93,12 @@ steps."""
 THRESHOLD = """100 files: all packed (copied into one file) against all hard-linked and leased, without Metaflow, on
 the local store, medians. *save*: the call; *open*: `open("wb")` of all files right after it, together."""
 TORN = "A trainer rewrites right after `save()`, in every way and on every file system; every checkpoint is read back."
-KILL = "The agent is killed with SIGKILL at random moments while 50 saves go through."
+KILLS = """SIGKILL to the task, the agent, its uploader or all of them, at every named point and at random. *unheard*: in
+the store although the task was killed before `save()` had returned; *failed+reported*: rewritten in place while nobody
+was there to guard it."""
+FAULTS = "Saves through a proxy before a real S3 server: what `save()` takes, and what is in the store at the end."
+PREEMPT = "Ten saves wait, 30 s are left, and the bandwidth takes three in that time."
+SOAK = "A save a second by three writers, to S3; medians of a sixth of the samples."
 WRITERS = "Four subprocesses and the task save at the same time."
 
 ENGINES_TABLE = data_plane.engines_table
@@ -124,7 +129,10 @@ SECTIONS: tuple[tuple[str, str, str, Render, Judge | None], ...] = (
     ("backlog", "Time to durable", data_plane.BACKLOG, backlog_table, None),
     ("torn", "Torn snapshots", TORN, table, None),
     ("many_writers", "Many writers", WRITERS, table, None),
-    ("kill_agent", "Killing the agent", KILL, table, None),
+    ("kills", "Kills", KILLS, table, None),
+    ("faults", "A store that fails", FAULTS, table, None),
+    ("preempt", "A machine that is taken away", PREEMPT, table, None),
+    ("soak", "An hour of saves", SOAK, table, None),
 )
 
 

@@ -1,0 +1,114 @@
+"""A full disk, under the spool, the store, or what is loaded: a clear error, and nothing that was admitted is lost."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from async_ckpt.errors import CheckpointError, SnapshotError, SpoolError, StoreError
+from async_ckpt.spool.journal import COMMITTED, FAILED
+from async_ckpt.stores.base import StoreSpec
+
+from ..support.agents import Task, content, wait_until
+from ..support.filesystems import CannotMount, small_tmpfs
+from ..support.scenes import BIG, save
+
+SIZE = 8 << 20
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 8 MiB."""
+    try:
+        with small_tmpfs(tmp_path, SIZE) as folder:
+            yield folder
+    except CannotMount as error:
+        pytest.skip(str(error))
+
+
+def fill(folder: Path) -> Path:
+    """Leave nothing of the disk; returns the file to remove."""
+    filler = folder / "filler"
+    with open(filler, "wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(64 << 10))
+        except OSError:
+            return filler
+
+
+def test_a_full_spool_refuses_the_save_and_keeps_what_it_has(task: Task, small: Path) -> None:
+    gate = task.gate()
+    gate.hold("weights")
+    task.set(min_free_bytes=0)
+    checkpointer = task.move_to(small).start()
+    first = save(checkpointer, task, 0)
+    task.work.joinpath("step").write_bytes(b"packed: it needs room in the spool")
+    filler = fill(small)
+    with pytest.raises((SpoolError, SnapshotError), match="No space left on device") as caught:
+        checkpointer.save(task.work)
+    assert "SPOOL_DIR" in str(caught.value)
+    assert checkpointer.spool.ready_ids() == [first.id]
+    filler.unlink()
+    second = checkpointer.save(task.work, metadata={"number": 0})
+    gate.open("weights")
+    checkpointer.flush(60)
+    assert task.committed_versions() == [first["version_id"], second["version_id"]]
+    for reference in (first, second):
+        assert task.stored(reference, "weights").read_bytes() == content(0, BIG)
+    checkpointer.close(clean=True)
+    wait_until(lambda: not task.processes(), "the agent is gone")
+
+
+def test_a_full_store_is_told_and_the_next_attempt_brings_everything_in(task: Task, small: Path) -> None:
+    task.store = StoreSpec("local", str(small / "store"))
+    filler = fill(small)
+    task.set(on_failure="warn")
+    checkpointer = task.start()
+    references = [save(checkpointer, task, number) for number in range(3)]
+    wait_until(lambda: all(reference.state == FAILED for reference in references), "the store refuses all")
+    assert "No space left on device" in str(references[0].error)
+    with pytest.raises(CheckpointError, match="3 checkpoints are not in the store"):
+        checkpointer.flush(60)
+    assert task.committed() == []
+    checkpointer.close(clean=False)
+    filler.unlink()
+    again = task.start(attempt=1)
+    again.flush(60)
+    assert [again.state(reference.id)[0] for reference in references] == [COMMITTED] * 3
+    for number, reference in enumerate(references):
+        assert task.stored(reference, "weights").read_bytes() == content(number, BIG)
+    again.close(clean=True)
+    wait_until(lambda: not task.processes(), "the agent is gone")
+
+
+@pytest.mark.parametrize("storage_format", ["files", "tar"])
+def test_a_load_that_does_not_fit_leaves_the_directory_as_it_was(task: Task, small: Path, storage_format: str) -> None:
+    checkpointer = task.start()
+    (task.work / "weights").write_bytes(content(0, BIG))
+    reference = checkpointer.save(task.work, storage_format=storage_format)
+    checkpointer.flush(60)
+    target = small / "target"
+    target.mkdir()
+    (target / "weights").write_bytes(b"what was there")
+    filler = fill(small)
+    with pytest.raises(CheckpointError, match="No space left on device"):
+        checkpointer.load(reference, str(target))
+    assert {path.name: path.read_bytes() for path in target.iterdir()} == {"weights": b"what was there"}
+    assert sorted(os.listdir(small)) == ["filler", "target"]
+    filler.unlink()
+    checkpointer.load(reference, str(target))
+    assert (target / "weights").read_bytes() == content(0, BIG)
+
+
+def test_a_store_that_is_full_says_what_to_do(task: Task, small: Path) -> None:
+    task.store = StoreSpec("local", str(small / "store"))
+    fill(small)
+    checkpointer = task.start()
+    reference = save(checkpointer, task, 0)
+    with pytest.raises(StoreError, match="Free some space"):
+        reference.wait(60)
+    checkpointer.close(clean=False)
