@@ -93,9 +93,9 @@ steps."""
 THRESHOLD = """100 files: all packed (copied into one file) against all hard-linked and leased, without Metaflow, on
 the local store, medians. *save*: the call; *open*: `open("wb")` of all files right after it, together."""
 TORN = "A trainer rewrites right after `save()`, in every way and on every file system; every checkpoint is read back."
-KILLS = """SIGKILL to the task, the agent, its uploader or all of them, at every named point and at random. *unheard*: in
-the store although the task was killed before `save()` had returned; *failed+reported*: rewritten in place while nobody
-was there to guard it."""
+KILLS = """SIGKILL to the task, the agent, its uploader or all of them, at every named point and at random.
+*unheard*: in the store although the task was killed before `save()` had returned; *failed+reported*: rewritten in
+place while nobody was there to guard it."""
 FAULTS = "Saves through a proxy before a real S3 server: what `save()` takes, and what is in the store at the end."
 PREEMPT = "Ten saves wait, 30 s are left, and the bandwidth takes three in that time."
 SOAK = "A save a second by three writers, to S3; medians of a sixth of the samples."

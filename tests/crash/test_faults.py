@@ -1,0 +1,130 @@
+"""Saves through a network and a store that fail in every way there is: all of them arrive, whole and in order."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from async_ckpt import catalog, restore
+from async_ckpt.config import CHUNK_BYTES, Config
+from async_ckpt.stores import _backoff, open_store
+from async_ckpt.stores.base import StoreSpec
+
+from ..support.agents import TASK, Task, content, wait_until
+from ..support.proxy import CUT_OFF, KINDS, LOST, REFUSED, Proxy
+from ..support.scenes import BIG, save
+from ..support.servers import BUCKET, S3Server, rclone_server
+
+__all__ = ["rclone_server"]
+
+#: So large that it goes up as a multipart.
+LARGE = CHUNK_BYTES + (1 << 20)
+
+_numbers = itertools.count()
+
+
+@pytest.fixture
+def proxy(rclone_server: S3Server) -> Iterator[Proxy]:
+    with Proxy(rclone_server.url, seed=3) as running:
+        yield running
+
+
+@pytest.fixture
+def on_s3(task: Task, proxy: Proxy, rclone_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Task:
+    """A task that reaches the server through the proxy."""
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    parameters = {**rclone_server.client_params, "endpoint_url": proxy.url}
+    root = f"s3://{BUCKET}/faults/{os.getpid()}-{next(_numbers)}"
+    task.store = StoreSpec("s3", root, {"client_params": parameters})
+    return task
+
+
+def past(proxied: StoreSpec, server: S3Server) -> StoreSpec:
+    """The same store, without the proxy."""
+    return StoreSpec(proxied.kind, proxied.root, {"client_params": server.client_params})
+
+
+def assert_stored(store: StoreSpec, folder: Path, sizes: Mapping[int, int]) -> None:
+    """The store has exactly the saves with these numbers, each with its content of that many bytes, and knows which is
+    the newest.
+    """
+
+    async def load_all() -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+        opened = open_store(store, Config())
+        try:
+            found = await catalog.list_references(opened, TASK.task_folder, Config())
+            for data in found:
+                await restore.find_and_load(opened, data, str(folder / str(data["metadata"]["number"])), Config())
+            return found, await catalog.newest_of_task(opened, TASK, Config())
+        finally:
+            await opened.aclose()
+
+    found, newest = anyio.run(load_all)
+    found.sort(key=lambda data: int(data["version_id"]))
+    assert [data["metadata"]["number"] for data in found] == list(sizes)
+    for number, size in sizes.items():
+        assert (folder / str(number) / "weights").read_bytes() == content(number, size)
+    assert newest == found[-1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_saves_arrive_and_are_loaded_whatever_fails(
+    on_s3: Task, proxy: Proxy, rclone_server: S3Server, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    sizes = {0: BIG, 1: LARGE, 2: BIG}
+    checkpointer = on_s3.start()
+    proxy.set(share=0.2, kinds=(kind,))
+    for number, size in sizes.items():
+        save(checkpointer, on_s3, number, size)
+    checkpointer.flush(90)
+    assert proxy.counts()[kind], "nothing failed"
+    monkeypatch.setattr(_backoff, "BASE_S", 0.01)
+    assert_stored(on_s3.store, on_s3.base / "through", sizes)
+    assert_stored(past(on_s3.store, rclone_server), on_s3.base / "past", sizes)
+
+
+#: Everything that a checkpoint writes, by what its requests begin with.
+WRITES = {
+    "a file": "PUT .*/artifacts/",
+    "the manifest": "PUT .*/manifests/",
+    "what begins": "PUT .*/begun/",
+    "the step's metadata": r"PUT .*/artifact_metadata/.*\.metadata ",
+    "the task's metadata": r"PUT .*/checkpoints/metadata/.*\.metadata ",
+    "what is the latest": "PUT .*/latest ",
+}
+
+
+def test_what_was_done_and_not_answered_is_done_again_and_nobody_sees_it(
+    on_s3: Task, proxy: Proxy, rclone_server: S3Server
+) -> None:
+    checkpointer = on_s3.start()
+    for number, only in enumerate(WRITES.values()):
+        before = proxy.counts()[LOST]
+        proxy.set(share=1, kinds=(LOST,), only=only)
+        save(checkpointer, on_s3, number)
+        wait_until(lambda before=before: proxy.counts()[LOST] >= before + 2, f"answers to {only} are lost")
+        proxy.set(share=0)
+        checkpointer.flush(60)
+    assert_stored(past(on_s3.store, rclone_server), on_s3.base / "past", dict.fromkeys(range(len(WRITES)), BIG))
+
+
+def test_an_outage_keeps_no_save_waiting_and_loses_none(on_s3: Task, proxy: Proxy, rclone_server: S3Server) -> None:
+    checkpointer = on_s3.start()
+    proxy.set(bytes_s=LARGE)
+    save(checkpointer, on_s3, 0, LARGE)
+    wait_until(lambda: checkpointer.status()["pending_bytes"] < LARGE, "an upload is in its middle")
+    with proxy.outage():
+        late = [save(checkpointer, on_s3, number) for number in range(1, 6)]
+        wait_until(lambda: proxy.counts()[REFUSED] >= 3, "the agent tries in vain")
+        assert not any(reference.done() for reference in late)
+    assert proxy.counts()[CUT_OFF], "there was nothing to cut"
+    proxy.set(bytes_s=0)
+    checkpointer.flush(90)
+    sizes = {0: LARGE, **dict.fromkeys(range(1, 6), BIG)}
+    assert_stored(past(on_s3.store, rclone_server), on_s3.base / "past", sizes)
