@@ -38,6 +38,8 @@ STORAGE_FORMATS = ("files", "tar")
 _SUFFIX = ".metadata"
 _NAME = re.compile(r"[^/.\\\x00-\x1f\x7f]+")
 _NAME_BYTES = 128
+#: Digits of an attempt's or a version's number.
+_MAX_DIGITS = 18
 _KEY = re.compile(
     re.escape(ROOT) + r"/artifacts/(?P<flow>[^/]+)/(?P<step>[^/]+)/(?P<scope>[^/]+)/(?P<identifier>[^/]+)"
     r"/(?P<hash>[^/.]+)\.(?P<attempt>\d+)\.(?P<name>[^/.]+)\.(?P<version>\d+)"
@@ -208,6 +210,8 @@ def parse_key(key: str) -> KeyParts:
             hint="Use reference['key'] as save() or list() returned it, or the whole reference",
         )
     part = match.groupdict()
+    if max(len(part["attempt"]), len(part["version"])) > _MAX_DIGITS:
+        raise UsageError(f"{key[:200]!r} is not the key of a checkpoint: no attempt or version has such a number")
     return KeyParts(
         key, part["flow"], part["step"], part["scope"], part["identifier"], part["hash"],
         int(part["attempt"]), part["name"], int(part["version"]),
@@ -222,7 +226,9 @@ def is_metadata(name: str) -> bool:
 def metadata_name_parts(name: str) -> tuple[int, str, int] | None:
     """(attempt, name, version) from a metadata object's name in either folder; None for anything else."""
     match = re.fullmatch(r"(?:[^/.]+\.)?(\d+)\.([^/.]+)\.(\d+)" + re.escape(_SUFFIX), name)
-    return (int(match[1]), match[2], int(match[3])) if match else None
+    if match is None or max(len(match[1]), len(match[3])) > _MAX_DIGITS:
+        return None
+    return int(match[1]), match[2], int(match[3])
 
 
 def check_name(name: str) -> str:
@@ -304,7 +310,7 @@ def is_reference(data: Any) -> bool:
         parse_key(data["key"])
         order(data)
         return isinstance(data["pathspec"], str) and data.get("storage_format") in STORAGE_FORMATS
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         return False
 
 

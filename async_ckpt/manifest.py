@@ -7,6 +7,7 @@ lists the digests (for restores). Paths are relative, with ``/``; undecodable by
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -14,6 +15,12 @@ from typing import Any, NamedTuple
 from .errors import IntegrityError
 
 FORMAT = "async_ckpt.manifest/1"
+
+#: Of a mode: nothing that is loaded runs as somebody else.
+PERMISSIONS = 0o777
+#: Folders above a file: beyond, walking through them is no longer safe.
+MAX_DEPTH = 300
+_MOST = 1 << 63
 
 #: How a file came into the snapshot. Only ``LINK`` shares its inode with the trainer's file.
 COPY, REFLINK, LINK, MOVED, PACKED = "copy", "reflink", "link", "moved", "packed"
@@ -86,11 +93,11 @@ class Manifest:
                 raise ValueError(f"format {data['format']!r} is unknown to this version")
             return cls(
                 files=[_entry(item) for item in data["files"]],
-                dirs=[(_inside(path), int(mode)) for path, mode in data["dirs"]],
-                links=[(_inside(path), str(target)) for path, target in data["links"]],
-                tar=data.get("tar"),
+                dirs=[(check_path(path), int(mode) & PERMISSIONS) for path, mode in data["dirs"]],
+                links=[(check_path(path), str(target)) for path, target in data["links"]],
+                tar=_tar(data.get("tar")),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise IntegrityError(
                 f"The manifest cannot be read: {type(error).__name__}: {error}",
                 where=where,
@@ -112,16 +119,35 @@ def _file_json(entry: FileEntry) -> dict[str, Any]:
 
 def _entry(item: Mapping[str, Any]) -> FileEntry:
     entry = FileEntry(**item)
-    _inside(entry.path)
+    check_path(entry.path)
     crcs = entry.crc32 if entry.crc32 is not None else []
-    if not all(isinstance(number, int) for number in (entry.size, entry.mode, *crcs)) or entry.size < 0:
+    numbers = (entry.size, entry.offset, entry.mode, *crcs)
+    if not all(isinstance(number, int) and 0 <= number < _MOST for number in numbers):
         raise ValueError(f"bad numbers for {entry.path!r}")
-    return entry
+    return entry._replace(mode=entry.mode & PERMISSIONS)
 
 
-def _inside(path: str) -> str:
+def _tar(facts: Any) -> dict[str, Any] | None:
+    if facts is None:
+        return None
+    if not all(isinstance(number, int) and 0 <= number < _MOST for number in (facts["size"], *facts["crc32"])):
+        raise ValueError("bad numbers for the tar")
+    return dict(facts)
+
+
+def check_path(path: str) -> str:
+    """Return the relative path of something in a checkpoint.
+
+    Raises
+    ------
+    ValueError
+        It leads out of the checkpoint, or no file system has such a path.
+    """
     if not isinstance(path, str) or "\0" in path or any(part in ("", ".", "..") for part in path.split("/")):
         raise ValueError(f"path {path!r} leads out of the checkpoint")
+    if path.count("/") >= MAX_DEPTH:
+        raise ValueError(f"path {path[:100]!r}… is more than {MAX_DEPTH} folders deep")
+    os.fsencode(path)
     return path
 
 

@@ -12,7 +12,7 @@ import os
 import secrets
 import shutil
 import tarfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from . import catalog, layout
@@ -20,12 +20,15 @@ from .concurrency import for_each
 from .config import Config
 from .errors import CheckpointError, IntegrityError, NotFound, SnapshotError, os_hint, os_reason
 from .files import copy_content
-from .manifest import PACKED, FileEntry, Manifest, load
+from .manifest import MAX_DEPTH, PACKED, FileEntry, Manifest, check_path, load
 from .snapshot.base import remove_tree
 from .snapshot.lending import Lender
 from .source import FileSource, pack_path
 from .spool.spool import Admitted, torn_file
 from .stores.base import Entry, Store
+
+#: What reading damaged or hostile metadata may end in: other types, numbers and depths than anybody writes.
+_NONSENSE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError, MemoryError)
 
 
 async def find_and_load(
@@ -51,12 +54,25 @@ async def load_from_store(store: Store, reference: Mapping[str, Any], destinatio
         A file is not what was saved, or a path leads out of the destination; names it.
     """
     key = layout.parse_key(reference["key"]).key
-    with _landing(destination) as staging:
+    with _landing(destination) as staging, _damaged(store.url(key)):
         manifest = await _read_manifest(store, reference)
         if reference["storage_format"] == "tar":
             await _load_tar(store, key, manifest, staging)
         else:
             await _load_files(store, key, manifest, staging, config)
+
+
+@contextlib.contextmanager
+def _damaged(where: str) -> Iterator[None]:
+    """Whatever comes of metadata that makes no sense is one error; what is read may have been written by anybody."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (*_NONSENSE, FileNotFoundError) as error:
+        raise IntegrityError(
+            f"The checkpoint cannot be read: {type(error).__name__}: {error}", where=where, hint="Load an earlier one"
+        ) from error
 
 
 async def _read_manifest(store: Store, reference: Mapping[str, Any]) -> Manifest | None:
@@ -85,10 +101,10 @@ async def _load_files(store: Store, key: str, manifest: Manifest | None, staging
 
 
 def _inside(entry: Entry, key: str) -> str:
-    path = entry.key[len(key) + 1 :]
-    if any(part in ("", ".", "..") for part in path.split("/")):
-        raise IntegrityError("The store lists a file outside of the checkpoint", where=entry.key)
-    return path
+    try:
+        return check_path(entry.key[len(key) + 1 :])
+    except ValueError as error:
+        raise IntegrityError(f"The store lists a file outside of the checkpoint: {error}", where=entry.key) from error
 
 
 async def _load_tar(store: Store, key: str, manifest: Manifest | None, staging: str) -> None:
@@ -113,6 +129,7 @@ def extract_tar(archive: str, destination: str, *, where: str) -> None:
     """
     links: list[tuple[str, str]] = []
     modes: list[tuple[str, int]] = []
+    left = os.path.getsize(archive)
     try:
         with tarfile.open(archive, "r:") as tar:
             for member in tar:
@@ -120,6 +137,10 @@ def extract_tar(archive: str, destination: str, *, where: str) -> None:
                 if os.path.isabs(member.name) or ".." in member.name.split("/"):
                     raise IntegrityError(f"The tar's member {member.name!r} leads out of the destination", where=where)
                 target = os.path.join(destination, name)
+                if name.count("/") >= MAX_DEPTH:
+                    raise IntegrityError(f"A member of the tar is more than {MAX_DEPTH} folders deep", where=where)
+                if member.issparse():  # We make none, and few bytes of one could fill any disk.
+                    raise IntegrityError(f"The tar's member {member.name!r} is sparse", where=where)
                 if member.isdir():
                     os.makedirs(target, exist_ok=True)
                     modes.append((target, member.mode & 0o777 | 0o700))
@@ -128,7 +149,11 @@ def extract_tar(archive: str, destination: str, *, where: str) -> None:
                 elif member.isreg() or member.islnk():  # A hard link's content is that of the member it names.
                     os.makedirs(os.path.dirname(target), exist_ok=True)
                     content = tar.extractfile(member)
-                    assert content is not None
+                    if content is None:
+                        raise IntegrityError(f"The tar's member {member.name!r} has no content", where=where)
+                    left -= member.size if member.isreg() else 0
+                    if left < 0:
+                        raise IntegrityError(f"The tar's member {member.name!r} is longer than the tar", where=where)
                     with content, open(target, "wb") as file:
                         shutil.copyfileobj(content, file, 1 << 20)
                     os.chmod(target, member.mode & 0o777)
@@ -143,7 +168,9 @@ def extract_tar(archive: str, destination: str, *, where: str) -> None:
                 os.symlink(link, target)
             for target, mode in reversed(modes):
                 os.chmod(target, mode)
-    except (tarfile.TarError, EOFError, KeyError, ValueError, FileExistsError) as error:
+    except CheckpointError:
+        raise
+    except (tarfile.TarError, EOFError, *_NONSENSE, FileExistsError, FileNotFoundError, NotADirectoryError) as error:
         raise IntegrityError(f"The tar cannot be read: {error}", where=where, hint="Load an earlier one") from error
 
 

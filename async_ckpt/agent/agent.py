@@ -37,6 +37,7 @@ from ..spool.journal import (
     UPLOADING,
     Journal,
     Progress,
+    is_id,
 )
 from ..spool.spool import Admitted, Spool, is_torn, torn_file
 from ..spool.stored import Inode
@@ -53,6 +54,7 @@ from .unchanged import is_settled, recognizable, unchanged
 
 _TICK_S = 0.2
 _MAX_ERRORS = 20
+_YEAR_S = 365 * 24 * 3600
 
 
 class Agent:
@@ -220,6 +222,8 @@ class Agent:
         return any(identity not in self._queue.jobs for identity in self._spool.ready_ids())
 
     def _admit_by_id(self, identity: str) -> Admitted | None:
+        if not is_id(identity):
+            return None
         try:
             item = self._spool.read(identity)
         except SpoolError as error:  # Not now; the next scan tries again.
@@ -485,17 +489,14 @@ class Agent:
             self._over = True
             self._grace_until, self._drain_until = 0.0, time.monotonic() + self._config.drain_timeout_s
         elif op == "deadline":
-            seconds = message.get("seconds")
-            if isinstance(seconds, (int, float)) and not isinstance(seconds, bool):
-                self._last_call.hear(float(seconds), "SIGTERM")
+            self._last_call.hear(_seconds(message.get("seconds"), self._config.termination_grace_s), "SIGTERM")
             connection.send({"seq": message.get("seq"), "first": self._queue.first})
         elif op in ("wait", "flush", "room"):
             if op == "flush":
                 self._scan()
                 self._start_work()
                 self._hurry(True)
-            timeout = message.get("timeout_s")
-            limit = float(timeout) if isinstance(timeout, (int, float)) else self._config.reply_timeout_s
+            limit = _seconds(message.get("timeout_s"), self._config.reply_timeout_s)
             self._waiting.append((connection, message, time.monotonic() + limit))
             self._answer_waiting(time.monotonic())
         else:
@@ -590,6 +591,13 @@ class Agent:
             "errors": list(self._errors),
             "warnings": self._journal.warnings,
         }
+
+
+def _seconds(value: Any, default: float) -> float:
+    """A time limit as somebody sent it; at most a year."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
+        return default
+    return float(min(max(value, 0), _YEAR_S))
 
 
 def _is_admit(message: Message, fds: list[int]) -> bool:

@@ -33,7 +33,11 @@ class Connection:
         """Send without waiting; a peer that does not read is dropped."""
         if self.sock.fileno() < 0:
             return
-        self._out += protocol.encode(message)
+        try:
+            self._out += protocol.encode(message)
+        except ProtocolError:  # What it sent us to repeat does not fit into a frame.
+            self.close()
+            return
         if len(self._out) > MAX_BACKLOG:
             self.close()
         else:

@@ -352,6 +352,15 @@ def _lines(known: Known) -> Iterator[bytes]:
         yield encode({"id": identity, "state": item.state, "why": item.why})
 
 
+def is_id(identity: str) -> bool:
+    """Whether this can be a checkpoint's id."""
+    try:
+        is_name = len(os.fsencode(identity)) < 250 and not {"/", "\0"} & set(identity)
+    except UnicodeEncodeError:
+        return False
+    return is_name and order(identity) != (-1, -1)
+
+
 def order(identity: str) -> tuple[int, int]:
     """(attempt, version) of a checkpoint, by its id; (-1, -1) of what is none."""
     parts = identity.split(".")

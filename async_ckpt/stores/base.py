@@ -16,6 +16,7 @@ What every implementation promises, and ``tests/contract/store_suite.py`` holds 
 from __future__ import annotations
 
 import abc
+import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -266,6 +267,10 @@ def check_key(key: str) -> str:
         An empty or absolute key, an empty part, ``.``, ``..``, or a NUL.
     """
     parts = key.split("/")
+    try:
+        os.fsencode(key)  # Undecodable bytes of a file's name travel as surrogates.
+    except UnicodeEncodeError:
+        raise UsageError(f"The key {key!r} is no text", hint="Use a key as list() or save() returned it") from None
     if not key or "\0" in key or any(part in ("", ".", "..") for part in parts):
         raise UsageError(
             f"The key {key!r} is not a relative path of plain parts",

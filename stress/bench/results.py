@@ -17,7 +17,7 @@ def record(section: str, command: str, rows: list[dict[str, Any]], notes: Sequen
     Parameters
     ----------
     section : str
-        ``save``, ``in_place``, ``overhead``, ``threshold``, ``torn``, ``kill_agent``, ``many_writers``, or a new one,
+        ``save``, ``in_place``, ``overhead``, ``threshold``, ``torn``, ``kills``, ``many_writers``, or a new one,
         which is shown at the end under its own name.
     command : str
         What was run, as a user would type it at the repository's root.

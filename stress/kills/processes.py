@@ -1,0 +1,56 @@
+"""Agent and uploader of a spool as processes, found without asking them: asking would start an agent."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+from async_ckpt import crash
+from tests.support.agents import is_alive
+
+TASK, AGENT, WORKER = "task", "agent", "uploader"
+
+#: In the environment of all processes of a round.
+MARK = "ASYNC_CKPT_KILLS_MARK"
+
+
+def crash_points() -> list[str]:
+    """All named points in the package."""
+    package = Path(crash.__file__).parent
+    lines = (line for path in package.rglob("*.py") for line in path.read_text().splitlines())
+    return sorted({line.split('crash_point("')[1].split('"')[0] for line in lines if 'crash_point("' in line})
+
+
+def who_dies_at(point: str) -> str:
+    """Which process comes by a point."""
+    return AGENT if point.startswith("agent:") else WORKER
+
+
+def agent_of(spool: Path) -> int | None:
+    """The process of a spool's agent; None where none lives that anybody could find."""
+    with contextlib.suppress(OSError, ValueError):
+        pid = int((spool / "agent.pid").read_text())
+        if is_alive(pid) and os.fsencode(spool) in Path(f"/proc/{pid}/cmdline").read_bytes():
+            return pid
+    return None
+
+
+def worker_of(spool: Path) -> int | None:
+    """The process of a spool's uploader; None where there is none."""
+    agent = agent_of(spool)
+    with contextlib.suppress(OSError, ValueError):
+        for pid in map(int, Path(f"/proc/{agent}/task/{agent}/children").read_text().split()):
+            if is_alive(pid) and b"\0worker\0" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                return pid
+    return None
+
+
+def marked(mark: str) -> list[int]:
+    """Living agents and uploaders of a round."""
+    sought, found = f"{MARK}={mark}".encode(), []
+    for name in filter(str.isdecimal, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            if sought in Path(f"/proc/{name}/environ").read_bytes().split(b"\0") and is_alive(int(name)):
+                found.append(int(name))
+    return found
