@@ -2,9 +2,10 @@
 
     python -m stress.faults [--saves 150] [--quick] [--seed N]
 
-Needs what the tests need. The same training loop runs against rclone's S3 server behind a proxy that spoils what passes
-through it, scenario by scenario. Afterwards every checkpoint is compared with what was saved, in the server's own
-directory. Exit status 1 if one is missing or damaged.
+Needs what the tests need. A training loop saves to rclone's S3 server through a proxy that spoils what passes through
+it, scenario by scenario, and each time to the same server without faults as well, in turns: whatever else the machine
+does, it does to both. Afterwards every checkpoint is compared with what was saved, in the server's own directory. Exit
+status 1 if one is missing or damaged.
 """
 
 from __future__ import annotations
@@ -23,9 +24,7 @@ from typing import Any
 
 import pytest
 
-from async_ckpt.checkpointer import Checkpointer
 from async_ckpt.errors import CheckpointError
-from async_ckpt.manifest import Manifest
 from async_ckpt.stores.base import StoreSpec
 from stress.bench import results
 from stress.bench.environment import caveats, memory_directory, work_directory
@@ -34,7 +33,8 @@ from tests.support.agents import Task, content
 from tests.support.proxy import PASSED, Proxy
 
 COMMAND = "python -m stress.faults"
-BUCKET = "faults"
+#: Buckets of the two savers.
+FAULTY, CONTROL = "faults", "control"
 #: Bytes of what is saved: a file that is linked, one that is packed; and of the former, once, in several parts.
 WEIGHTS, STEP, LARGE = 200 << 10, 100, 20 << 20
 _FLUSH_S = 600.0
@@ -94,28 +94,102 @@ class Outage(threading.Thread):
         self.join()
 
 
-@dataclass
-class Outcome:
-    """What came of one scenario; times in seconds."""
+class Saver:
+    """A task that saves to a server, and what came of it; times in seconds."""
 
-    saved: list[Mapping[str, Any]] = field(default_factory=list)
-    blocked: list[float] = field(default_factory=list)
-    behind: int = 0
-    flush_s: float = 0.0
-    requests: Counter[str] = field(default_factory=Counter)
-    missing: list[str] = field(default_factory=list)
-    damaged: list[str] = field(default_factory=list)
+    def __init__(self, base: Path, patch: pytest.MonkeyPatch, plan: Plan, url: str) -> None:
+        base.mkdir()
+        self._task, self._plan = Task(base, patch), plan
+        keys = {"aws_access_key_id": KEY, "aws_secret_access_key": SECRET, "region_name": "us-east-1"}
+        self._bucket = base.name
+        root = f"s3://{self._bucket}/metaflow"
+        self._task.store = StoreSpec("s3", root, {"client_params": {"endpoint_url": url, **keys}})
+        self._checkpointer = self._task.start()
+        self._saved: list[Mapping[str, Any]] = []
+        self.blocked: list[float] = []
+        self.behind, self.flush_s = 0, 0.0
+        #: What is not as it should be, a line each.
+        self.missing: list[str] = []
+        self.damaged: list[str] = []
+
+    def write(self, number: int) -> None:
+        """Write what the next save saves, to new files, as trainers do."""
+        for name, data in self._content(number).items():
+            (self._task.base / "new").write_bytes(data)
+            os.replace(self._task.base / "new", self._task.work / name)
+
+    def _content(self, number: int) -> dict[str, bytes]:
+        return {"weights": content(number, self._plan.size(number)), "step": content(number, STEP)}
+
+    def save(self, number: int) -> None:
+        started = time.perf_counter()
+        reference = self._checkpointer.save(self._task.work, metadata={"number": number})
+        self.blocked.append(time.perf_counter() - started)
+        self._saved.append(dict(reference))
+
+    def flush(self) -> None:
+        """Wait until everything is in the store, or will not be."""
+        self.behind, started = self._checkpointer.status()["pending"], time.monotonic()
+        try:
+            self._checkpointer.flush(_FLUSH_S)
+        except CheckpointError as error:
+            print(error)
+        self.flush_s = time.monotonic() - started
+
+    def close(self) -> None:
+        if left := self._task.close():
+            print(f"left behind: {left}")
+
+    def examine(self, directory: str) -> None:
+        """Compare what is committed with what was saved, byte by byte, where the server keeps it."""
+        self._task.store = StoreSpec("local", os.path.join(directory, self._bucket, "metaflow"))
+        committed = set(self._task.committed_versions())
+        for reference in self._saved:
+            number = reference["metadata"]["number"]
+            if reference["version_id"] in committed:
+                self._compare(number, reference)
+            else:
+                self.missing.append(f"{self._bucket}: save {number}")
+        if committed and self._task.latest()["version_id"] != self._saved[-1]["version_id"]:
+            self.damaged.append(f"{self._bucket}: the latest is not the last")
+
+    def _compare(self, number: int, reference: Mapping[str, Any]) -> None:
+        expected, folder = self._content(number), self._task.stored(reference, ".")
+        stored = {path.name: path.read_bytes() for path in folder.iterdir()} if folder.exists() else {}
+        if stored != expected:
+            self.damaged.append(f"{self._bucket}: save {number}")
+        manifest = Path(self._task.store.root, reference["manifest"])
+        written = json.loads(manifest.read_bytes()) if manifest.exists() else {"files": []}
+        sizes = {entry["path"]: entry["size"] for entry in written["files"]}
+        if sizes != {name: len(data) for name, data in expected.items()}:
+            self.damaged.append(f"{self._bucket}: the manifest of save {number}")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one scenario: the saver that met the faults, the one that met none, and what the proxy did."""
+
+    faulty: Saver
+    control: Saver
+    requests: Counter[str]
+
+    @property
+    def wrong(self) -> list[str]:
+        return [line for saver in (self.faulty, self.control) for line in saver.missing + saver.damaged]
 
     def row(self, name: str) -> dict[str, Any]:
         """Its line of the table."""
-        passed = self.requests[PASSED]
+        mine, other, passed = self.faulty.blocked, self.control.blocked, self.requests[PASSED]
         return {
-            "faults": name, "saves": len(self.saved),
-            "save p50_ms": results.percentile(self.blocked, 0.5) * 1000,
-            "save p99_ms": results.percentile(self.blocked, 0.99) * 1000, "save max_ms": max(self.blocked) * 1000,
+            "faults": name, "saves": len(mine),
+            "save p50_ms": results.percentile(mine, 0.5) * 1000,
+            "beside it, without faults, p50_ms": results.percentile(other, 0.5) * 1000,
+            "save p99_ms": results.percentile(mine, 0.99) * 1000,
+            "beside it, p99_ms": results.percentile(other, 0.99) * 1000,
             "requests done": passed, "failed": sum(self.requests.values()) - passed,
-            "behind at the last save": self.behind, "flush s": self.flush_s,
-            "missing": len(self.missing), "damaged": len(self.damaged),
+            "behind at the last save": self.faulty.behind, "flush s": self.faulty.flush_s,
+            "missing": len(self.faulty.missing) + len(self.control.missing),
+            "damaged": len(self.faulty.damaged) + len(self.control.damaged),
         }  # fmt: skip
 
 
@@ -126,72 +200,39 @@ def run(scenario: Scenario, plan: Plan, seed: int) -> Outcome:
         memory_directory() as directory,
         rclone(directory) as url,
         Proxy(url, seed=seed, **scenario.settings) as proxy,
+        Proxy(url) as idle,
         pytest.MonkeyPatch.context() as patch,
     ):
-        os.mkdir(os.path.join(directory, BUCKET))
+        for bucket in (FAULTY, CONTROL):
+            os.mkdir(os.path.join(directory, bucket))
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        task = Task(Path(work), patch)
-        keys = {"aws_access_key_id": KEY, "aws_secret_access_key": SECRET, "region_name": "us-east-1"}
-        task.store = StoreSpec("s3", f"s3://{BUCKET}/metaflow", {"client_params": {"endpoint_url": proxy.url, **keys}})
-        checkpointer, outcome = task.start(), Outcome()
+        faulty = Saver(Path(work, FAULTY), patch, plan, proxy.url)
+        control = Saver(Path(work, CONTROL), patch, plan, idle.url)
         outage = Outage(proxy, plan)
-        if scenario.outage:
-            outage.start()
         try:
-            train(checkpointer, task.work, plan, outcome)
-            flush(checkpointer, outcome)
+            if scenario.outage:
+                outage.start()
+            train(faulty, control, plan)
+            for saver in (faulty, control):
+                saver.flush()
+                saver.examine(directory)
         finally:
             if scenario.outage:
                 outage.end()
-        outcome.requests = proxy.counts()
-        # From here on the store is looked at where the server keeps it.
-        task.store = StoreSpec("local", os.path.join(directory, BUCKET, "metaflow"))
-        examine(task, plan, outcome)
-        if left := task.close():
-            print(f"left behind: {left}")
-    return outcome
+            for saver in (faulty, control):
+                saver.close()
+        return Outcome(faulty, control, proxy.counts())
 
 
-def train(checkpointer: Checkpointer, folder: Path, plan: Plan, outcome: Outcome) -> None:
+def train(faulty: Saver, control: Saver, plan: Plan) -> None:
     for number in range(plan.saves):
-        for name, size in (("weights", plan.size(number)), ("step", STEP)):
-            (folder.parent / "new").write_bytes(content(number, size))
-            os.replace(folder.parent / "new", folder / name)
+        # In turns: who saves second finds the machine as the first one left it.
+        savers = (faulty, control) if number % 2 else (control, faulty)
+        for saver in savers:
+            saver.write(number)
         time.sleep(plan.step_s)  # This is the training.
-        started = time.perf_counter()
-        reference = checkpointer.save(folder, metadata={"number": number})
-        outcome.blocked.append(time.perf_counter() - started)
-        outcome.saved.append(dict(reference))
-
-
-def flush(checkpointer: Checkpointer, outcome: Outcome) -> None:
-    outcome.behind, started = checkpointer.status()["pending"], time.monotonic()
-    try:
-        checkpointer.flush(_FLUSH_S)
-    except CheckpointError as error:
-        print(error)
-    outcome.flush_s = time.monotonic() - started
-
-
-def examine(task: Task, plan: Plan, outcome: Outcome) -> None:
-    """Compare what is committed with what was saved, byte by byte, with nothing more in it and nothing less."""
-    committed = set(task.committed_versions())
-    for reference in outcome.saved:
-        number = reference["metadata"]["number"]
-        expected = {"weights": content(number, plan.size(number)), "step": content(number, STEP)}
-        if reference["version_id"] not in committed:
-            outcome.missing.append(f"save {number}")
-            continue
-        folder = task.stored(reference, ".")
-        stored = {path.name: path.read_bytes() for path in folder.iterdir()} if folder.exists() else {}
-        if stored != expected:
-            outcome.damaged.append(f"save {number}: { {name: len(data) for name, data in stored.items()} }")
-        manifest = Path(task.store.root, reference["manifest"])
-        listed = Manifest.from_json(json.loads(manifest.read_bytes()), where=str(manifest)).files
-        if {entry.path: entry.size for entry in listed} != {name: len(data) for name, data in expected.items()}:
-            outcome.damaged.append(f"save {number}: its manifest")
-    if task.latest()["version_id"] != outcome.saved[-1]["version_id"]:
-        outcome.damaged.append("the latest is not the last")
+        for saver in savers:
+            saver.save(number)
 
 
 def main() -> int:
@@ -206,16 +247,16 @@ def main() -> int:
     notes = [
         *caveats(quick=options.quick),
         f"A save every {plan.step_s:g} s of {WEIGHTS >> 10} KiB and {STEP} bytes, one of them of {LARGE >> 20} MiB. The"
-        f" outage began {plan.outage_at_s:g} s after the first and lasted {plan.outage_s:g} s. Server, proxy, agent and"
-        f" trainer share the machine. Seed {options.seed}.",
+        f" outage began {plan.outage_at_s:g} s after the first and lasted {plan.outage_s:g} s. Server, proxies, agents"
+        f" and trainer share the machine. Seed {options.seed}.",
     ]
     for scenario in SCENARIOS:
         outcome = run(scenario, plan, options.seed)
         rows.append(outcome.row(scenario.name))
         print(rows[-1], dict(outcome.requests), flush=True)
-        for line in [*(f"missing: {name}" for name in outcome.missing), *outcome.damaged]:
-            print(f"    {line}", flush=True)
-        bad += len(outcome.missing) + len(outcome.damaged)
+        for line in outcome.wrong:
+            print(f"    missing or damaged: {line}", flush=True)
+        bad += len(outcome.wrong)
     by_kind = ", ".join(f"{count} {kind}" for kind, count in sorted(outcome.requests.items()) if kind != PASSED)
     notes.append(f"What failed in the last line: {by_kind}.")
     results.record("faults", COMMAND + (" --quick" if options.quick else ""), rows, notes)
