@@ -196,10 +196,12 @@ class _Head:
     def status(self) -> int:
         return int(self.first.split()[1])
 
-    @property
-    def keeps_open(self) -> bool:
-        """Whether another request can follow this answer."""
-        ends = self.chunked or self.length is not None or self.status in _EMPTY
+    def keeps_open(self, *, empty: bool) -> bool:
+        """Whether another request can follow this answer, which is known to be ``empty`` or says itself where it ends.
+
+        A client decides by the same rule: where it goes on and the proxy closes, its next request may be lost.
+        """
+        ends = empty or self.chunked or self.length is not None
         return ends and self.fields.get("connection", "").lower() != "close"
 
     @property
@@ -304,7 +306,7 @@ class _Server:
             cut = None if kind != CUT_ANSWER else len(answer.raw) // 2 if empty else answer.middle
             await self._relay(_message(from_server, answer, empty=empty), client if kind != LOST else None, cut)
             complete = cut is None
-            return not kind and answer.keeps_open
+            return not kind and answer.keeps_open(empty=empty)
         finally:
             if not complete:
                 await _end(from_server, to_server)
