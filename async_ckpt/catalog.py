@@ -143,7 +143,12 @@ async def find(store: Store, reference: Mapping[str, Any] | str) -> dict[str, An
     parts = layout.parse_key(key)
     data = await read_reference(store, *parts.metadata_key.rsplit("/", 1))
     if data is None and isinstance(reference, Mapping) and layout.is_reference(reference):
-        data = dict(reference)  # Its metadata may be gone while its data is there; loading will tell.
+        if "manifest" in reference:
+            # What failed may lie there with all its files, and be torn: only a commit says that it is good.
+            commit = parts.task_metadata_key(reference["pathspec"])
+            data = await read_reference(store, *commit.rsplit("/", 1))
+        else:
+            data = dict(reference)  # The peer's: its metadata may be gone while its data is there; loading will tell.
     if data is None or data["key"] != key:
         raise NotFound(
             "There is no such checkpoint in the store", where=store.url(key),

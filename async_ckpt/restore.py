@@ -131,7 +131,7 @@ def extract_tar(archive: str, destination: str, *, where: str) -> None:
     modes: list[tuple[str, int]] = []
     left = os.path.getsize(archive)
     try:
-        with tarfile.open(archive, "r:") as tar:
+        with tarfile.open(archive, "r:", tarinfo=_Member) as tar:
             for member in tar:
                 name = os.path.normpath(member.name) if member.name else "."
                 if os.path.isabs(member.name) or ".." in member.name.split("/"):
@@ -172,6 +172,17 @@ def extract_tar(archive: str, destination: str, *, where: str) -> None:
         raise
     except (tarfile.TarError, EOFError, *_NONSENSE, FileExistsError, FileNotFoundError, NotADirectoryError) as error:
         raise IntegrityError(f"The tar cannot be read: {error}", where=where, hint="Load an earlier one") from error
+
+
+class _Member(tarfile.TarInfo):
+    """A member that does not lead back to what stands before it: ``tarfile`` would read round and round."""
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> _Member:
+        member = super().fromtarfile(tar)
+        if member.size < 0:
+            raise tarfile.ReadError(f"The member {member.name!r} has a negative size")
+        return member
 
 
 def load_from_spool(

@@ -110,7 +110,7 @@ class Agent:
         self._drain_until = time.monotonic() + config.drain_timeout_s
         self._grace_until = time.monotonic() + config.reply_timeout_s
         self._next_scan = 0.0
-        self._journal = Journal(spool.path("journal"), spool.task.attempt)
+        self._journal = Journal(spool.path("journal"), spool.task.attempt, keep=set(spool.ready_ids()))
         self._recover()
 
     # -- life ------------------------------------------------------------------------------------------------------
@@ -417,8 +417,9 @@ class Agent:
         needless = []
         for path, fd in zip(message["guard"], fds, strict=True):
             entry = item.entries.get(path) if item is not None else None
-            if gone or known.uploaded or known.state in SETTLED or path in known.files:
-                # In the store: an earlier agent may have let it go without a copy, and died before it said so.
+            # In the store: an earlier agent may have let it go without a copy, and died before it said so.
+            stored = gone or known.uploaded or known.state in SETTLED or path in known.files
+            if stored or (entry is not None and item is not None and not lease.is_of(fd, item.file(path))):
                 lease.release(fd)
                 os.close(fd)
                 needless.append(path)

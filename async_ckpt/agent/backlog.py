@@ -19,7 +19,8 @@ _WAIT_SLICE_S = 5.0
 
 def is_short_of_disk(folder: str, config: Config) -> bool:
     """Whether less than ``min_free_bytes`` is left where ``folder`` lies; microseconds."""
-    with contextlib.suppress(OSError):  # Gone, or a file system that does not tell: nothing is known against it.
+    # Gone, a file system that does not tell, or no path at all: nothing is known against it.
+    with contextlib.suppress(OSError, ValueError):
         facts = os.statvfs(folder)
         total, free = facts.f_blocks * facts.f_frsize, facts.f_bavail * facts.f_frsize
         return free < min(config.min_free_bytes, total // _SHARE)

@@ -82,19 +82,31 @@ class Decoder:
         """
         self._buffer += data
         self._fds += fds
-        messages = []
-        while len(self._buffer) >= _LENGTH.size:
-            (length,) = _LENGTH.unpack_from(self._buffer)
-            if length > MAX_FRAME:
-                raise ProtocolError(f"A frame of {length} bytes is longer than the {MAX_FRAME} allowed")
-            end = _LENGTH.size + length
-            if len(self._buffer) < end:
-                break
-            messages.append(self._message(bytes(self._buffer[_LENGTH.size : end])))
-            del self._buffer[:end]
-        if len(self._fds) > MAX_FDS:
-            raise ProtocolError(f"More than {MAX_FDS} descriptors were sent without a frame that takes them")
+        messages: list[tuple[Message, list[int]]] = []
+        try:
+            while (body := self._next_body()) is not None:
+                messages.append(self._message(body))
+            if len(self._fds) > MAX_FDS:
+                raise ProtocolError(f"More than {MAX_FDS} descriptors were sent without a frame that takes them")
+        except ProtocolError:
+            # Nobody gets the messages before the bad one either: their descriptors are ours to close.
+            self._fds += [fd for _, taken in messages for fd in taken]
+            raise
         return messages
+
+    def _next_body(self) -> bytes | None:
+        """Take a whole frame's content out of the buffer; None if there is none yet."""
+        if len(self._buffer) < _LENGTH.size:
+            return None
+        (length,) = _LENGTH.unpack_from(self._buffer)
+        if length > MAX_FRAME:
+            raise ProtocolError(f"A frame of {length} bytes is longer than the {MAX_FRAME} allowed")
+        end = _LENGTH.size + length
+        if len(self._buffer) < end:
+            return None
+        body = bytes(self._buffer[_LENGTH.size : end])
+        del self._buffer[:end]
+        return body
 
     def _message(self, body: bytes) -> tuple[Message, list[int]]:
         try:

@@ -31,7 +31,7 @@ class Connection:
 
     def send(self, message: Message) -> None:
         """Send without waiting; a peer that does not read is dropped."""
-        if self.sock.fileno() < 0:
+        if not self.is_open:
             return
         try:
             self._out += protocol.encode(message)
@@ -71,12 +71,20 @@ class Connection:
             self.close()
             return
         for message, taken in messages:
-            self._server.handle(self, message, taken)
+            if self.is_open:
+                self._server.handle(self, message, taken)
+            else:  # One before it has ended the connection.
+                for fd in taken:
+                    os.close(fd)
         if not data:
             self.close()
 
+    @property
+    def is_open(self) -> bool:
+        return self.sock.fileno() >= 0
+
     def close(self) -> None:
-        if self.sock.fileno() >= 0:
+        if self.is_open:
             self._server.forget(self)
             self._decoder.close()
             self.sock.close()
@@ -140,9 +148,10 @@ class Server:
         events = selectors.EVENT_READ | (selectors.EVENT_WRITE if write else 0)
 
         def ready(mask: int) -> None:
-            if mask & selectors.EVENT_WRITE:
+            # What came before in this round may have ended it.
+            if mask & selectors.EVENT_WRITE and connection.is_open:
                 connection.flush()
-            if mask & selectors.EVENT_READ and connection.sock.fileno() >= 0:
+            if mask & selectors.EVENT_READ and connection.is_open:
                 connection.read()
 
         try:

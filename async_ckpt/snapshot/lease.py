@@ -80,6 +80,11 @@ def is_same(fd: int, other: int) -> bool:
         fcntl.fcntl(fd, fcntl.F_SETFL, flags)
 
 
+def is_of(fd: int, path: str) -> bool:
+    """Whether a descriptor that somebody sent can be of a lease on the snapshot's file at ``path``."""
+    return os.fstat(fd).st_ino == _inode(path)
+
+
 def make_private(path: str, fd: int, size: int, mtime_ns: int, *, donor: str | None = None) -> bool:
     """Replace the snapshot's link ``path`` by a copy of its own, while the lease on ``fd`` still holds writers off.
 

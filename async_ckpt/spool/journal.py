@@ -37,7 +37,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -154,7 +154,9 @@ class Journal:
     path : str
         The file; made if it is not there.
     attempt : int
-        The one that runs; of earlier ones only the newest commit is kept.
+        The one that runs; of earlier ones only the newest commit is kept,
+    keep : container of str
+        and what is known of these ids: whoever finds their records again must know that they are in the store.
 
     Raises
     ------
@@ -162,12 +164,12 @@ class Journal:
         It cannot be read or written.
     """
 
-    def __init__(self, path: str, attempt: int = 0) -> None:
+    def __init__(self, path: str, attempt: int = 0, keep: Container[str] = ()) -> None:
         self.path = path
         self.warnings: list[str] = []
         self._fd = -1
         try:
-            self._known = self._open(attempt)
+            self._known = self._open(attempt, keep)
         except OSError as error:
             raise SpoolError(
                 f"The journal cannot be opened: {os_reason(error)}", where=path, hint=os_hint(error)
@@ -182,7 +184,7 @@ class Journal:
         """Files of committed checkpoints that may be saved again."""
         return self._known.stored
 
-    def _open(self, attempt: int) -> Known:
+    def _open(self, attempt: int, keep: Container[str]) -> Known:
         try:
             with open(self.path, "rb") as file:
                 data = file.read()
@@ -201,7 +203,7 @@ class Journal:
             self.warnings.append(
                 f"The journal {self.path} ended in a torn record: its last {len(data) - good} bytes were cut off"
             )
-        _drop_commits_before(attempt, known.progress)
+        _drop_commits_before(attempt, known.progress, keep)
         write_atomically(self.path, HEADER + b"".join(_lines(known)))
         self._fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
         for item in known.progress.values():
@@ -367,13 +369,15 @@ def order(identity: str) -> tuple[int, int]:
     return (int(parts[0]), int(parts[-1])) if parts[0].isdecimal() and parts[-1].isdecimal() else (-1, -1)
 
 
-def _drop_commits_before(attempt: int, progress: dict[str, Progress]) -> None:
+def _drop_commits_before(attempt: int, progress: dict[str, Progress], keep: Container[str]) -> None:
     """Forget the commits of earlier attempts but the newest: nobody asks for them, and they would only grow."""
     earlier = [
         identity for identity, item in progress.items() if item.state == COMMITTED and order(identity)[0] < attempt
     ]
-    for identity in set(earlier) - {max(earlier, key=order, default="")}:
-        del progress[identity]
+    newest = max(earlier, key=order, default="")
+    for identity in earlier:
+        if identity != newest and identity not in keep:
+            del progress[identity]
 
 
 def _set_aside(path: str) -> str:

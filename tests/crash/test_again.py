@@ -44,6 +44,22 @@ def test_only_the_commit_is_repeated_where_all_bytes_were_stored_before_it_faile
     assert task.stored(first, "weights").read_bytes() == content(0, BIG)
 
 
+def test_a_commit_of_an_earlier_attempt_whose_record_was_not_removed_in_time_is_known(task: Task) -> None:
+    checkpointer = task.start()
+    first = save(checkpointer, task, 0)
+    record = Path(checkpointer.spool.path("ready", f"{first.id}.json"))
+    admitted = record.read_bytes()
+    save(checkpointer, task, 1)
+    checkpointer.flush(60)
+    kill(agent_pid(checkpointer))
+    record.write_bytes(admitted)  # As if the agent had died before it removed it.
+    checkpointer = task.start(attempt=1)
+    checkpointer.flush(60)
+    assert checkpointer.state(first.id)[0] == COMMITTED
+    assert checkpointer.status()["failed_count"] == 0
+    wait_until(lambda: not record.exists(), "the record is removed")
+
+
 def test_an_agent_whose_starter_was_killed_before_it_was_named_is_found(task: Task) -> None:
     pid = os.fork()
     if not pid:

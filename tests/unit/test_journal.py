@@ -111,14 +111,14 @@ def test_parts_are_forgotten_with_their_checkpoint(tmp_path: Path, state: str) -
     assert b"parts" not in written(tmp_path / "journal", [])
 
 
-def test_of_earlier_attempts_only_the_newest_commit_is_kept(tmp_path: Path) -> None:
+def test_of_earlier_attempts_only_the_newest_commit_is_kept_and_those_whose_records_are_there(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     for attempt in range(2):
         for version in range(3):
             commit = {"id": f"{attempt}.a.{version}", "state": COMMITTED, "reference": {"key": f"{attempt}{version}"}}
             written(path, [commit])
-    Journal(str(path), 1).close()
-    assert list(states(path)) == ["0.a.2", "1.a.0", "1.a.1", "1.a.2"]
+    Journal(str(path), 1, keep={"0.a.1", "0.a.7"}).close()
+    assert list(states(path)) == ["0.a.1", "0.a.2", "1.a.0", "1.a.1", "1.a.2"]
     Journal(str(path), 2).close()
     assert list(states(path)) == ["1.a.2"]
     assert journal.read(str(path))["1.a.2"].reference == {"key": "12"}

@@ -225,6 +225,30 @@ def test_a_missing_manifest_is_noticed(room: Room) -> None:
     room.assert_untouched()
 
 
+@pytest.mark.parametrize("form", ["files", "tar"])
+def test_what_was_uploaded_whole_and_never_committed_is_not_loaded(room: Room, form: str) -> None:
+    """It failed: its files may be torn, and the manifest says of what was read that it is so."""
+    room.put(f"{KEY}/a" if form == "files" else KEY, b"1")
+    room.put_manifest(files=[file("a", b"1")])
+    reference = layout.reference(
+        TASK, name="mfchckpt", version=0, url=room.store.root, size=1, metadata={}, storage_format=form, latest=True
+    )
+    with pytest.raises(NotFound, match="never committed"):
+        asyncio.run(restore.find_and_load(room.store, reference, str(room.destination), Config()))
+    room.assert_untouched()
+
+
+def test_a_commit_whose_copy_for_the_step_is_gone_is_loaded(room: Room) -> None:
+    room.put(f"{KEY}/a", b"1")
+    room.put_manifest(files=[file("a", b"1")])
+    reference = layout.reference(
+        TASK, name="mfchckpt", version=0, url=room.store.root, size=1, metadata={}, storage_format="files", latest=True
+    )
+    room.put(layout.parse_key(KEY).task_metadata_key(TASK.pathspec), json.dumps(reference).encode())
+    assert asyncio.run(restore.find_and_load(room.store, reference, str(room.destination), Config())) == reference
+    assert (room.destination / "a").read_bytes() == b"1"
+
+
 def test_a_manifest_key_that_leads_elsewhere_is_not_followed(room: Room) -> None:
     """Metadata may name any file; ours is computed from the checkpoint's key."""
     room.put(f"{KEY}/a", b"1")

@@ -1,0 +1,142 @@
+"""One message, or a few, that an agent must take as they are: it answers, or ends the connection, and works on."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from async_ckpt.checkpointer import Checkpointer
+from async_ckpt.ipc import protocol
+
+from ..support.agents import Task, agent_pid, is_alive, records, wait_until
+from ..support.hostile_client import descriptors_of
+from ..support.hostile_frames import frame
+from ..support.scenes import save
+
+HELLO = protocol.encode({"op": "hello", "v": protocol.VERSION, "seq": 1})
+LAST = protocol.encode({"op": "state", "id": "", "seq": 987_654_321})
+
+#: More digits than a float has room for.
+MANY = "9" * 400
+
+
+def plain(**fields: object) -> bytes:
+    return frame(json.dumps(fields, ensure_ascii=False).encode())
+
+
+def nested(field: str, depth: int) -> bytes:
+    return frame(f'{{"op":"status","id":"","{field}":{"[" * depth}{"]" * depth}}}'.encode())
+
+
+MESSAGES = {
+    "a time of 400 digits": frame(f'{{"op":"deadline","seconds":{MANY}}}'.encode()),
+    "a limit of 400 digits": frame(f'{{"op":"flush","timeout_s":{MANY}}}'.encode()),
+    "a seq whose answer is too long": plain(op="status", seq="é" * 400_000),
+    "a seq too deep to be said again": b"".join(nested("seq", depth) for depth in range(900, 1000, 2)),
+    "an operation too long to be said again": plain(op="\x01" * 170_000),
+    "an id too deep to be shown": b"".join(nested("id", depth) for depth in range(900, 1000, 2)),
+    "a folder that is none": plain(op="room", folder="a\0b", timeout_s=0),
+    "a folder that is no text": frame(b'{"op":"room","folder":"\\ud800","timeout_s":0}'),
+    "ids too long for a file": b"".join(plain(op="state", id=letter * 500_000) for letter in "abc"),
+    "an id that is no name": plain(op="state", id="a\0b"),
+    "an id that is no text": frame(b'{"op":"state","id":"\\ud800"}'),
+    "long ids that are no names": b"".join(
+        plain(op="state", id=f"\0{letter}" + 60_000 * "x") for letter in "abcdefghijkl"
+    ),
+}
+
+
+def say(checkpointer: Checkpointer, data: bytes, fds: list[int] | None = None) -> None:
+    """Say something after a greeting, and wait until it was understood or the agent has ended the connection."""
+    with protocol.connect(checkpointer.spool.path("agent.sock"), 60) as sock, contextlib.suppress(ConnectionError):
+        sock.sendall(HELLO)
+        sent = protocol.send(sock, data, fds or [])
+        sock.sendall(data[sent:] + LAST)
+        answers = b""
+        while b'"seq":987654321' not in answers and (received := sock.recv(1 << 16)):
+            answers = answers[-100:] + received
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_an_agent_survives_and_keeps_nothing_of(task: Task, name: str) -> None:
+    gate = task.gate()
+    gate.hold("weights")
+    checkpointer = task.start()
+    reference = save(checkpointer, task, 0)
+    agent = agent_pid(checkpointer)
+    say(checkpointer, MESSAGES[name])
+    status = checkpointer.status()
+    assert is_alive(agent)
+    assert status["pid"] == agent
+    assert (status["pending"], status["failed_count"]) == (1, 0)
+    gate.open("weights")
+    checkpointer.flush(60)
+    assert reference.done()
+    assert {record["id"] for record in records(checkpointer)} == {"0.mfchckpt.0"}
+
+
+KINDS: dict[str, Callable[[], int]] = {
+    "a path": lambda: os.open("/", os.O_PATH),
+    "a folder": lambda: os.open("/", os.O_RDONLY),
+    "a file": lambda: os.open(__file__, os.O_RDONLY),
+    "an event": lambda: os.eventfd(0),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_descriptor_that_is_no_lease_does_not_take_the_place_of_one(task: Task, kind: str) -> None:
+    gate = task.gate()
+    gate.hold("weights")
+    checkpointer = task.start()
+    save(checkpointer, task, 0)
+    agent, before = agent_pid(checkpointer), checkpointer.status()["leases"]
+    fd = KINDS[kind]()
+    try:
+        say(checkpointer, plain(op="admit", id="0.mfchckpt.0", guard=["weights"], fds=1), [fd])
+    finally:
+        os.close(fd)
+    assert is_alive(agent)
+    assert checkpointer.status()["leases"] == before == 1
+    gate.open("weights")
+    checkpointer.flush(60)
+
+
+def test_another_name_of_a_checkpoint_is_not_another_checkpoint(task: Task) -> None:
+    gate = task.gate()
+    gate.hold("weights")
+    checkpointer = task.start()
+    save(checkpointer, task, 0)
+    wait_until(lambda: Path(checkpointer.spool.path("ready", "0.mfchckpt.0.json")).exists(), "it is admitted")
+    for name in ("./0.mfchckpt.0", "../ready/0.mfchckpt.0", checkpointer.spool.path("ready", "0.mfchckpt.0")):
+        say(checkpointer, plain(op="state", id=name))
+    assert checkpointer.status()["pending"] == 1
+    gate.open("weights")
+    checkpointer.flush(60)
+
+
+def test_descriptors_of_a_good_frame_before_a_bad_one_are_closed(task: Task) -> None:
+    checkpointer = task.start()
+    agent = agent_pid(checkpointer)
+    checkpointer.status()
+    before, fd = descriptors_of(agent), os.open("/", os.O_RDONLY)
+    taken = plain(op="admit", id="?", guard=["a"] * 50, fds=50)
+    for bad in (frame(b"!"), frame(b"[]"), b"\xff\xff\xff\xff", plain(op="admit", fds=9)):
+        say(checkpointer, taken + bad, [fd] * 50)
+    os.close(fd)
+    wait_until(lambda: descriptors_of(agent) <= before, "the agent has closed what it was sent", 10)
+
+
+def test_questions_of_a_connection_that_was_ended_are_forgotten(task: Task) -> None:
+    checkpointer = task.start()
+    # The second greeting ends the connection; what stands behind it is read already.
+    refused = protocol.encode({"op": "hello", "v": 0})
+    questions = protocol.encode({"op": "wait", "id": "?", "timeout_s": float("inf")}) * 500
+    for _ in range(40):
+        say(checkpointer, refused + questions)
+    # Each of them would be looked at again, five times a second, for ever.
+    assert checkpointer.status()["pid"] == agent_pid(checkpointer)
