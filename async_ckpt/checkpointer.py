@@ -28,6 +28,8 @@ from .errors import (
 )
 from .ipc.client import AgentClient, Lease
 from .manifest import Manifest
+from .ranks import Ranks
+from .ranks import find as find_ranks
 from .reading import Reading, Report
 from .reference import Reference, progress_line
 from .spool import journal
@@ -39,6 +41,8 @@ _WAIT_SLICE_S = 5.0
 #: Of a short time, this is for the agent's answer.
 _ANSWER_S = 0.5
 _STARTS = 3
+#: So many checkpoints are named in an error.
+_NAMED = 5
 
 #: How long an agent may leave a flush without an answer, in seconds.
 _SILENCE_S = 60.0
@@ -73,7 +77,9 @@ class Checkpointer(Reading):
     ) -> None:
         self.spool, self.config, self.task = spool, config, spool.task
         self._launcher = Launcher(spool, config, uploader)
-        self._client = AgentClient(self._launcher.connect, owner=owner, config=config, on_push=self._on_push)
+        self._client = AgentClient(
+            self._launcher.connect, owner=owner, config=config, attempt=self.task.attempt, on_push=self._on_push
+        )
         self._report = report
         #: What the store refused, by id, until a save has said so.
         self._refused: dict[str, str] = {}
@@ -160,6 +166,9 @@ class Checkpointer(Reading):
         latest: bool = True,
         storage_format: str = "files",
         strategy: str = "auto",
+        collective: bool = False,
+        rank: int | None = None,
+        world_size: int | None = None,
     ) -> Reference:
         """Snapshot a file or directory and admit it; the upload happens later. See ``Checkpoint.save`` for the
         parameters.
@@ -178,9 +187,12 @@ class Checkpointer(Reading):
         layout.check_name(name)
         plain = layout.check_metadata(metadata)
         check_storage_format(storage_format)
+        shard = self._shard(collective, rank, world_size, storage_format)
         if self._closed:
             raise UsageError("The step has ended: nothing can be saved any more", hint="Save before the step returns")
         source = os.path.abspath(os.fspath(path))
+        # Before anything can go wrong: whoever fails here has had its turn, like all other ranks.
+        version = self.spool.next_collective(shard.rank, shard.generation) if shard else None
         await_room(self._client, self.spool, self.config, os.path.dirname(source))
         agent = self._client.agent_pid() or None
         snapshot.check_strategy(strategy, leases=agent is not None)
@@ -190,8 +202,9 @@ class Checkpointer(Reading):
         )
         try:
             reference = layout.reference(
-                self.task, name=name, version=self.spool.next_version(), url=self.spool.store.root,
-                size=captured.manifest.size, metadata=plain, storage_format=storage_format, latest=bool(latest),
+                self.task, name=name, version=self.spool.next_version() if version is None else version,
+                url=self.spool.store.root, size=captured.manifest.size, metadata=plain,
+                storage_format=storage_format, latest=bool(latest), shard=shard[:2] if shard else None,
             )  # fmt: skip
             if storage_format == "files" and self.spool.store.kind != "local":
                 _check_object_names(reference["url"], captured.manifest, source)
@@ -204,6 +217,19 @@ class Checkpointer(Reading):
         if self._refused:
             self._say_what_was_refused()
         return Reference(reference, self)
+
+    def _shard(self, collective: bool, rank: int | None, world_size: int | None, storage_format: str) -> Ranks | None:
+        """Which part of a collective checkpoint this is."""
+        if not collective:
+            if rank is not None or world_size is not None:
+                raise UsageError("rank and world_size are for collective saves", hint="Add collective=True")
+            return None
+        if storage_format != "files":
+            raise UsageError(
+                f"A collective save has no storage_format={storage_format!r}",
+                hint="Use 'files': all ranks' files lie side by side",
+            )
+        return find_ranks(self.task, rank, world_size)
 
     def _on_push(self, push: Mapping[str, Any]) -> None:
         identity, why = str(push.get("id")), str(push.get("why"))
@@ -314,7 +340,9 @@ class Checkpointer(Reading):
         answer.pop("seq", None)
         return {**answer, "spool": self.spool.directory}
 
-    def flush(self, timeout_s: float | None = None, report: Report | None = None) -> None:
+    def flush(
+        self, timeout_s: float | None = None, report: Report | None = None, *, gather_s: float | None = None
+    ) -> None:
         """Wait until everything this task admitted is in the store. May be called again, also after it was interrupted.
 
         Parameters
@@ -323,6 +351,8 @@ class Checkpointer(Reading):
             Limit in seconds; None: ``METAFLOW_ASYNC_CKPT_FLUSH_TIMEOUT_S``.
         report : callable or None
             Gets a line of progress now and then.
+        gather_s : float or None
+            So many seconds longer at most other ranks are waited for in collective saves.
 
         Raises
         ------
@@ -333,10 +363,11 @@ class Checkpointer(Reading):
         deadline, next_report = time.monotonic() + limit, time.monotonic() + self.config.progress_s
         failed: dict[str, str] = {}
         saved, heard = set(self._saved), time.monotonic()
+        fields = {"gather_s": gather_s} if gather_s is not None else {}
         while self.spool.ready_ids():
             piece = max(min(self.config.progress_s, deadline - time.monotonic()), 0)
             try:
-                answer = self._client.request("flush", piece + self.config.reply_timeout_s, timeout_s=piece)
+                answer = self._client.request("flush", piece + self.config.reply_timeout_s, timeout_s=piece, **fields)
             except WaitTimeout as error:
                 # A machine that is busy to the brim answers late; an agent that is silent for a minute hangs.
                 if time.monotonic() >= min(heard + _SILENCE_S, deadline):
@@ -412,8 +443,10 @@ class Checkpointer(Reading):
         if failed is None:
             ended = {identity for identity, item in self._look().items() if item.state in SETTLED}
             failed = {item.id: "" for item in self.spool.pending() if item.id not in ended}
+            for identity in list(failed)[:_NAMED]:
+                failed[identity] = self.state(identity)[1]
         names = [f"{identity} ({reason})" if reason else identity for identity, reason in failed.items()]
-        shown = "; ".join(names[:5]) + (f"; and {len(names) - 5} more" if len(names) > 5 else "")
+        shown = "; ".join(names[:_NAMED]) + (f"; and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
         subject = f"{len(names)} checkpoint{'s are' if len(names) != 1 else ' is'} not in the store: {shown}"
         return FlushError(
             f"{subject}: {why}" if why else subject,
@@ -427,13 +460,13 @@ class Checkpointer(Reading):
         From the journal: no store is asked. They may be thousands, of which few are ever looked at.
         """
         mine = f"{self.task.attempt}."
-        journaled = [
+        journaled = {  # Once, though all ranks of a collective save may have a record here.
             (journal.order(identity), item.commit)
             for identity, item in self._look().items()
             if item.state == COMMITTED and item.commit is not None and identity.startswith(mine)
-        ]
-        others = [(layout.order(data), json.dumps(data).encode()) for data in self._unjournaled]
-        return [text for _, text in sorted(journaled + others, reverse=True)]
+        }
+        others = {(layout.order(data), json.dumps(data).encode()) for data in self._unjournaled}
+        return [text for _, text in sorted(journaled | others, reverse=True)]
 
     def close(self, *, clean: bool) -> None:
         """Let go of the agent: it finishes what is left and exits. ``clean``: the step is over, the spool is not
@@ -443,8 +476,7 @@ class Checkpointer(Reading):
             return
         self._look()
         self._closed = True
-        if clean:
-            self._client.say_goodbye()
+        self._client.say_goodbye(over=clean)
         self._client.close()
         self._launcher.join(self.config.reply_timeout_s)
 

@@ -73,6 +73,14 @@ class Config:
     spot_notice_file: str = "/tmp/spot_termination_notice"
     #: Limit of a task-end flush.
     flush_timeout_s: float = 6 * 3600.0
+    #: How long the ranks of a collective save wait for each other, once their own shard is in the store; and for those
+    #: of an earlier attempt, of which nobody knows whether they saved.
+    collective_timeout_s: float = 1800.0
+    collective_grace_s: float = 10.0
+    #: How long a new attempt waits until the last one's saves on this disk are in the store, where it needs them there.
+    settle_timeout_s: float = 60.0
+    #: How long the nodes of a gang wait for node 0 to say what all of them load.
+    gang_start_timeout_s: float = 600.0
     #: Limit of the best-effort flush after a user's exception.
     exception_flush_timeout_s: float = 300.0
     #: How long an agent whose task is gone goes on uploading.

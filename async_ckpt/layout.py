@@ -8,13 +8,19 @@ the other way round (``tests/e2e/test_compatibility.py`` proves it). All keys ar
     mf.checkpoints/checkpoints/metadata/<flow>/<run>/<step>/<task>/<attempt>.<name>.<version>.metadata    and  latest
     mf.checkpoints/checkpoints/manifests/<flow>/<step>/<scope>/<identifier>/<stem>.json              ours alone
     mf.checkpoints/checkpoints/begun/<flow>/<run>/<step>/<task>/<attempt>                            ours alone
+    mf.checkpoints/checkpoints/shards/<flow>/<run>/<step>/<task>/<attempt>.<name>.<version>/<rank>   and  outcome   ours
+    mf.checkpoints/checkpoints/gangs/<flow>/<run>/<step>/<task>/<attempt>                            ours alone
 
 ``<stem>`` is ``<pathspec hash>.<attempt>.<name>.<version>``.
 The manifest stands in a folder of its own: the peer takes every name with four dots beside the metadata for metadata.
 
 ``begun`` names what an attempt was last about to commit, ``{"keys": [...]}``, newest first, of those saved with
 ``latest=True``. It is written before the first of them is committed, and ``latest`` before the next ``begun``: so what
-is newer than ``latest`` stands in there, and a task's newest checkpoint is found without listing its history.
+is newer than ``latest`` stands in there, and a task's newest checkpoint is found without listing its history. Gangs,
+in which many write side by side, have none.
+
+A gang (``@parallel``) is one task here, its control task, and so are its checkpoints. ``collective.py`` says what
+``shards`` and ``gangs`` are for.
 """
 
 from __future__ import annotations
@@ -35,6 +41,11 @@ DEFAULT_NAME = "mfchckpt"
 TAG_PREFIX = "checkpoint:"
 LATEST = "latest"
 STORAGE_FORMATS = ("files", "tar")
+
+#: Between two collective saves, counters of versions have room for so many others; see ``TaskInfo.collective_version``.
+COLLECTIVE_STEP = 1_000_000
+#: So many collective saves fit between two restarts of the ranks.
+GENERATION_STEP = 100_000
 _SUFFIX = ".metadata"
 _NAME = re.compile(r"[^/.\\\x00-\x1f\x7f]+")
 _NAME_BYTES = 128
@@ -107,6 +118,8 @@ class TaskInfo:
         Counted from 0.
     scope, identifier : str
         12 hex digits each; see ``scope_of``, ``step_identifier``, ``foreach_identifier``.
+    node, nodes : int
+        Of a gang, whose control task ``task`` is: which node this is, and how many there are.
     """
 
     flow: str
@@ -116,6 +129,8 @@ class TaskInfo:
     attempt: int
     scope: str
     identifier: str
+    node: int = 0
+    nodes: int = 1
 
     @property
     def pathspec(self) -> str:
@@ -134,6 +149,16 @@ class TaskInfo:
     def scope_folder(self) -> str:
         """Folder of the metadata of this step's checkpoints in this scope, and of their ``latest``."""
         return f"{ROOT}/artifact_metadata/{self.flow}/{self.step}/{self.scope}/{self.identifier}"
+
+    def version(self, counter: int) -> int:
+        """The version of this node's save number ``counter``: no two nodes of a gang give out the same."""
+        return counter * self.nodes + self.node
+
+    def collective_version(self, number: int) -> int:
+        """The version of the gang's collective save number ``number``, from 1: the same on each node, whatever they
+        have saved by themselves in between.
+        """
+        return number * COLLECTIVE_STEP * self.nodes
 
     def key(self, name: str, version: int, *, attempt: int | None = None) -> str:
         """Key of a checkpoint of this task."""
@@ -159,6 +184,36 @@ def metadata_folder(pathspec: str) -> str:
 def begun_key(pathspec: str, attempt: int) -> str:
     """Key of the object that says what an attempt of a task was last about to commit."""
     return f"{ROOT}/begun/{pathspec}/{attempt}"
+
+
+def decision_key(pathspec: str, attempt: int) -> str:
+    """Key of the object that says what all nodes of a gang load at the start of an attempt."""
+    return f"{ROOT}/gangs/{pathspec}/{attempt}"
+
+
+def shards_folder(reference: Mapping[str, Any]) -> str:
+    """Folder of what the ranks of a collective checkpoint say of their shards."""
+    parts = parse_key(reference["key"])
+    stem = f"{parts.attempt}.{parts.name}.{parts.version}"
+    return f"{shards_of_task(reference['pathspec'])}/{stem}"
+
+
+def shards_of_task(pathspec: str) -> str:
+    """The folder above ``shards_folder`` of all collective checkpoints of a task."""
+    return f"{ROOT}/shards/{pathspec}"
+
+
+def identity(reference: Mapping[str, Any]) -> str:
+    """Id of a checkpoint in its task's spool: ``<attempt>.<name>.<version>``, and of a rank's shard
+    ``<attempt>.<name>@<rank>.<version>``.
+    """
+    rank = f"@{reference['rank']}" if is_shard(reference) else ""
+    return f"{reference['attempt']}.{reference['name']}{rank}.{reference['version_id']}"
+
+
+def is_shard(reference: Mapping[str, Any]) -> bool:
+    """Whether this is one rank's part of a collective checkpoint."""
+    return reference.get("rank") is not None
 
 
 @dataclass(frozen=True)
@@ -277,12 +332,13 @@ def check_metadata(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def reference(
     task: TaskInfo, *, name: str, version: int, url: str, size: int, metadata: Mapping[str, Any], storage_format: str,
-    latest: bool, created_on: str | None = None,
+    latest: bool, created_on: str | None = None, shard: tuple[int, int] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """The metadata of a checkpoint: what is stored, listed and handed out.
 
-    ``url`` is that of the store's root; ``size`` the sum of the files' sizes in bytes. All fields but ``latest`` and
-    ``manifest`` are those existing clients read.
+    ``url`` is that of the store's root; ``size`` the sum of the files' sizes in bytes; ``shard`` rank and world of a
+    part of a collective checkpoint. All fields but ``latest``, ``manifest``, ``rank``, ``world``, ``node`` and
+    ``nodes`` are those existing clients read.
     """
     key = task.key(name, version)
     return {
@@ -301,6 +357,8 @@ def reference(
         "version_id": version,
         "latest": latest,
         "manifest": parse_key(key).manifest_key,
+        **({"rank": shard[0], "world": shard[1]} if shard else {}),
+        **({"node": task.node, "nodes": task.nodes} if task.nodes > 1 else {}),
     }
 
 

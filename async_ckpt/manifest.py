@@ -46,6 +46,8 @@ class FileEntry(NamedTuple):
         For ``PACKED``: where in the snapshot's pack its bytes begin; only in the spool.
     crc32 : list of int or None
         CRC-32 of every 16 MiB; only in the store, and not for members of a tar.
+    rank : int or None
+        Of a collective checkpoint: whose file it is; only in the store.
     """
 
     path: str
@@ -56,6 +58,7 @@ class FileEntry(NamedTuple):
     mtime_ns: int = 0
     offset: int = 0
     crc32: list[int] | None = None
+    rank: int | None = None
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,8 @@ def _file_json(entry: FileEntry) -> dict[str, Any]:
         data["offset"] = entry.offset
     if entry.crc32 is not None:
         data["crc32"] = entry.crc32
+    if entry.rank is not None:
+        data["rank"] = entry.rank
     return data
 
 
@@ -121,7 +126,7 @@ def _entry(item: Mapping[str, Any]) -> FileEntry:
     entry = FileEntry(**item)
     check_path(entry.path)
     crcs = entry.crc32 if entry.crc32 is not None else []
-    numbers = (entry.size, entry.offset, entry.mode, *crcs)
+    numbers = (entry.size, entry.offset, entry.mode, entry.rank or 0, *crcs)
     if not all(isinstance(number, int) and 0 <= number < _MOST for number in numbers):
         raise ValueError(f"bad numbers for {entry.path!r}")
     return entry._replace(mode=entry.mode & PERMISSIONS)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import functools
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from . import catalog, layout, restore
+from . import catalog, layout, ranks, restore
 from .config import Config
-from .errors import IntegrityError, NotFound
+from .errors import CheckpointError, IntegrityError, NotFound, UsageError
 from .ipc.client import AgentClient
 from .snapshot.lending import Lender
 from .spool import journal
@@ -21,6 +23,9 @@ from .stores.base import Store, StoreSpec
 T = TypeVar("T")
 
 Report = Callable[[str], None]
+
+#: What of a collective checkpoint is loaded.
+SHARDS = ("all", "own")
 
 
 class Reading(abc.ABC):
@@ -57,7 +62,7 @@ class Reading(abc.ABC):
         folder = self.task.task_folder if within_task else self.task.scope_folder
         on_disk = {item.id: item for item in self.spool.pending()}
         known = self._look() if on_disk else {}
-        stored = self._run(lambda s: catalog.list_references(s, folder, self.config, name=name, attempt=attempt))
+        stored = self.run(lambda s: catalog.list_references(s, folder, self.config, name=name, attempt=attempt))
         found = {data["key"]: {**data, "state": COMMITTED} for data in stored}
         for item in on_disk.values():
             data = item.reference
@@ -66,15 +71,21 @@ class Reading(abc.ABC):
                 found.setdefault(data["key"], {**data, "state": state})
         return sorted(found.values(), key=layout.order if within_task else layout.age, reverse=True)
 
-    def load(self, reference: Mapping[str, Any] | str, path: str) -> dict[str, Any]:
+    def load(self, reference: Mapping[str, Any] | str, path: str, *, shard: str = "all") -> dict[str, Any]:
         """Load a checkpoint into the directory ``path``, from this machine's disk if it is still there. Returns its
         metadata.
+
+        Parameters
+        ----------
+        shard : str
+            Of a collective checkpoint: ``"all"`` ranks' files, or this rank's ``"own"``.
 
         Raises
         ------
         UsageError, NotFound, IntegrityError, StoreError, SnapshotError
             See ``restore``; ``path`` is as it was.
         """
+        check_shard(shard)
         key = (
             reference
             if isinstance(reference, str)
@@ -83,11 +94,25 @@ class Reading(abc.ABC):
             else None
         )
         for item in self.spool.pending():
-            if item.reference["key"] == key:
-                self._load_admitted(item, path)
-                return item.reference
+            if item.reference["key"] != key:
+                continue
+            if layout.is_shard(item.reference):  # The others' are not here.
+                self.wait(item.id)
+                break
+            self._load_admitted(item, path)
+            return item.reference
+        own = self._own_rank if shard == "own" else None
+        return self.run(lambda store: restore.find_and_load(store, reference, path, self.config, own))
 
-        return self._run(lambda store: restore.find_and_load(store, reference, path, self.config))
+    def _own_rank(self, world: int) -> int:
+        """Which of the ``world`` ranks that saved a checkpoint this process is now."""
+        mine = ranks.find(self.task)
+        if mine.world != world:
+            raise UsageError(
+                f"{world} ranks saved the checkpoint, and there are {mine.world} now: none has a shard of its own",
+                hint="Load shard='all', and let each rank choose its files",
+            )
+        return mine.rank
 
     def _load_admitted(self, item: Admitted, path: str) -> None:
         """Load a checkpoint that is on its way, from the disk; or from the store, as far as it has come there."""
@@ -105,9 +130,16 @@ class Reading(abc.ABC):
                 if known is None or torn_file(item, known.files) is not None:
                     raise error
                 self.wait(item.id)
-        self._run(lambda store: restore.load_from_store(store, item.reference, path, self.config))
+        self.run(lambda store: restore.load_from_store(store, item.reference, path, self.config))
 
-    def load_newest(self, policy: str, path: str, report: Report) -> dict[str, Any] | None:
+    def settle(self, items: Iterable[Admitted], limit_s: float) -> None:
+        """Wait until these have been committed or have failed, ``limit_s`` seconds at most for all of them."""
+        deadline = time.monotonic() + limit_s
+        for item in items:
+            with contextlib.suppress(CheckpointError):  # The agent reports what has failed.
+                self.wait(item.id, max(deadline - time.monotonic(), 0.0))
+
+    def load_newest(self, policy: str, path: str, report: Report, shard: str = "all") -> dict[str, Any] | None:
         """Load what a load policy calls for.
 
         Parameters
@@ -125,19 +157,26 @@ class Reading(abc.ABC):
         # Nobody can have saved for a task that never ran: its start need not wait for a store.
         if policy == "none" or (policy == "fresh" and self.task.attempt == 0):
             return None
-        for candidate in self._candidates(policy):
+        # Shards on this disk may come to a whole checkpoint, once they are in the store.
+        shards = [item for item in self.spool.pending() if layout.is_shard(item.reference)]
+        self.settle(reversed(shards), self.config.settle_timeout_s)
+        for candidate in self.candidates(policy):
             try:
                 if isinstance(candidate, Admitted):
                     self._load_admitted(candidate, path)
                     return candidate.reference
-                return self.load(candidate, path)
+                return self.load(candidate, path, shard=shard)
             except (IntegrityError, NotFound) as error:
                 report(f"A checkpoint cannot be loaded, and the next older one is tried: {error}")
         return None
 
-    def _candidates(self, policy: str) -> Iterator[Admitted | dict[str, Any]]:
+    def candidates(self, policy: str) -> Iterator[Admitted | dict[str, Any]]:
         """What to try, best first; the store's history is only listed when its newest cannot be loaded."""
-        spooled = [item for item in reversed(self.spool.pending()) if item.reference["latest"]]
+        spooled = [
+            item
+            for item in reversed(self.spool.pending())
+            if item.reference["latest"] and not layout.is_shard(item.reference)
+        ]
         # What the attempt before this one left here is newer than all it committed: the store, which may be out of
         # reach, need not be asked.
         committed = (identity for identity, known in self._look().items() if known.state == COMMITTED)
@@ -146,14 +185,14 @@ class Reading(abc.ABC):
         yield from sure
         folders = [(self.task.task_folder, False)] + ([(self.task.scope_folder, True)] if policy == "eager" else [])
         for folder, by_age in folders:
-            stored = self._run(functools.partial(self._newest, folder))
+            stored = self.run(functools.partial(self._newest, folder))
             if not by_age:
                 for item in spooled[len(sure) :]:
                     if stored is None or item.order > layout.order(stored):
                         yield item
             if stored is not None:
                 yield stored
-                older = self._run(functools.partial(catalog.list_references, folder=folder, config=self.config))
+                older = self.run(functools.partial(catalog.list_references, folder=folder, config=self.config))
                 older = [data for data in older if data.get("latest", True) and data["key"] != stored["key"]]
                 yield from sorted(older, key=layout.age if by_age else layout.order, reverse=True)
 
@@ -162,8 +201,16 @@ class Reading(abc.ABC):
             return await catalog.newest_of_task(store, self.task, self.config)
         return await catalog.newest_of_step(store, folder, self.config)
 
-    def _run(self, function: Callable[[Store], Awaitable[T]]) -> T:
+    def run(self, function: Callable[[Store], Awaitable[T]]) -> T:
+        """Do something with the task's store; see ``run_with_store``."""
         return run_with_store(self.spool.store, self.config, function)
+
+
+def check_shard(shard: str) -> str:
+    """Return what of a collective checkpoint is to be loaded if it is one of ``SHARDS``; ``UsageError`` if not."""
+    if shard not in SHARDS:
+        raise UsageError(f"shard={shard!r} is unknown", hint=f"Use one of {', '.join(SHARDS)}")
+    return shard
 
 
 def run_with_store(spec: StoreSpec, config: Config, function: Callable[[Store], Awaitable[T]]) -> T:

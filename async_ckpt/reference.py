@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from . import layout
 from .spool import journal
 from .spool.journal import FAILED, SUPERSEDED
 
@@ -33,7 +34,7 @@ class Reference(dict[str, Any]):
 
     @property
     def id(self) -> str:
-        return f"{self['attempt']}.{self['name']}.{self['version_id']}"
+        return layout.identity(self)
 
     @property
     def state(self) -> str:

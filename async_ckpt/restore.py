@@ -13,6 +13,7 @@ import secrets
 import shutil
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from . import catalog, layout
@@ -32,19 +33,28 @@ _NONSENSE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError
 
 
 async def find_and_load(
-    store: Store, reference: Mapping[str, Any] | str, destination: str, config: Config
+    store: Store,
+    reference: Mapping[str, Any] | str,
+    destination: str,
+    config: Config,
+    own: Callable[[int], int] | None = None,
 ) -> dict[str, Any]:
     """Load what a reference, a plain dict or a key names, and return its stored metadata; raises what
-    ``catalog.find`` and ``load_from_store`` do.
+    ``catalog.find``, ``load_from_store`` and ``own`` do.
+
+    ``own`` tells for the number of ranks that saved it together which of them this one is: only its files are loaded.
     """
     data = await catalog.find(store, reference)
-    await load_from_store(store, data, destination, config)
+    rank = own(int(data["world"])) if own is not None and data.get("world") else None
+    await load_from_store(store, data, destination, config, rank)
     return data
 
 
-async def load_from_store(store: Store, reference: Mapping[str, Any], destination: str, config: Config) -> None:
+async def load_from_store(
+    store: Store, reference: Mapping[str, Any], destination: str, config: Config, rank: int | None = None
+) -> None:
     """Load a committed checkpoint into the directory ``destination`` (made if missing; what is there stays, same
-    names are replaced).
+    names are replaced). Of a collective one, ``rank`` may choose the shard.
 
     Raises
     ------
@@ -56,6 +66,8 @@ async def load_from_store(store: Store, reference: Mapping[str, Any], destinatio
     key = layout.parse_key(reference["key"]).key
     with _landing(destination) as staging, _damaged(store.url(key)):
         manifest = await _read_manifest(store, reference)
+        if manifest is not None and rank is not None:
+            manifest = replace(manifest, files=[entry for entry in manifest.files if entry.rank in (rank, None)])
         if reference["storage_format"] == "tar":
             await _load_tar(store, key, manifest, staging)
         else:

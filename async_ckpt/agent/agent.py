@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from .. import layout
 from ..config import Config
 from ..crash import crash_point
 from ..errors import IntegrityError, SpoolError
@@ -27,6 +28,7 @@ from ..ipc.protocol import Message
 from ..ipc.server import Connection, Server
 from ..snapshot import lease
 from ..source import pack_path
+from ..spool import journal
 from ..spool.journal import (
     COMMITTED,
     FAILED,
@@ -44,6 +46,7 @@ from ..spool.stored import Inode
 from . import handover
 from .backlog import is_short_of_disk, why_full
 from .deadline import LastCall
+from .farewell import Farewell
 from .guard import Guard, Held
 from .outage import Outages
 from .plane import MAX_DEATHS, DataPlane, Worker
@@ -95,6 +98,7 @@ class Agent:
         self._plane = DataPlane(
             self._selector, start_worker, config.reply_timeout_s, self._on_worker_message, self._on_worker_death
         )
+        self._farewell = Farewell(spool.task, self._plane)
         self._owners: dict[Connection, int] = {}
         self._waiting: list[tuple[Connection, Message, float]] = []
         self._unjournaled: deque[Message] = deque()
@@ -105,7 +109,8 @@ class Agent:
         self._errors: deque[str] = deque(maxlen=_MAX_ERRORS)
         self._outages = Outages(config.outage_s)
         self._last_call = LastCall(self._queue, self._throughput, self._plane, config, self._tell_owners)
-        self._over = False
+        self._over = self._orphaned = False
+        self._attempt = spool.task.attempt
         self._gone: str | None = None
         self._drain_until = time.monotonic() + config.drain_timeout_s
         self._grace_until = time.monotonic() + config.reply_timeout_s
@@ -130,6 +135,7 @@ class Agent:
         if self._owners or now < self._grace_until:
             return False
         done = not self._queue.pending and self._remover.idle and not self._spool_has_news()
+        done = done and not self._farewell.is_due
         return done or now >= self._drain_until
 
     def _leave(self) -> bool:
@@ -179,6 +185,8 @@ class Agent:
         self._plane.tick()
         self._last_call.tick(now)
         self._start_work()
+        if not self._owners and self._queue.pending == len(self._queue.gathering()):
+            self._farewell.tick()
         self._answer_waiting(now)
 
     def terminate(self) -> None:
@@ -239,7 +247,7 @@ class Agent:
 
     def _take_in(self, item: Admitted, *, uploaded: bool = False) -> None:
         self._items[item.id] = item
-        self._queue.admit(item.id, item.order, item.size, uploaded=uploaded)
+        self._queue.admit(item.id, item.order, item.size, uploaded=uploaded, shard=layout.is_shard(item.reference))
 
     def _admit(self, item: Admitted) -> None:
         self._take_in(item)
@@ -274,8 +282,18 @@ class Agent:
             for action in self._queue.next_actions():
                 if action.kind == "upload":
                     self._start_upload(self._items[action.ids[0]])
+                elif action.kind == "gather":
+                    self._gather(action.ids[0])
                 else:
                     self._plane.tell({"op": "commit", "ids": action.ids})
+
+    def _gather(self, identity: str) -> None:
+        """Have the worker wait for the other ranks; only a moment where our task is gone, or this is of an earlier
+        attempt: they may be gone for ever.
+        """
+        late = self._orphaned or journal.order(identity)[0] < self._attempt
+        limit = self._config.collective_grace_s if late else self._config.collective_timeout_s
+        self._plane.tell({"op": "gather", "id": identity, "timeout_s": limit})
 
     def _start_upload(self, item: Admitted) -> None:
         known = self._journal.progress.get(item.id, Progress())
@@ -286,6 +304,7 @@ class Agent:
 
     def _on_worker_death(self, hopeless: bool) -> None:
         under_way = self._queue.restart()
+        self._farewell.worker_died()
         if hopeless:
             why = f"The uploader died {MAX_DEATHS} times in a row; see {self._spool.path('agent.log')}"
             for identity in under_way:
@@ -293,6 +312,8 @@ class Agent:
 
     def _on_worker_message(self, message: Message) -> None:
         identity, op = message["id"], message["op"]
+        if op == "gone":
+            self._farewell.said()
         item, job = self._items.get(identity), self._queue.jobs.get(identity)
         if item is None or job is None:
             return
@@ -310,6 +331,8 @@ class Agent:
         elif op == "part":
             part = {"part": message["number"], "etag": message["etag"], "crc32": message["crc32"]}
             self._note({"id": identity, "of": message["path"], **part})
+        elif op == "waiting":
+            job.why = message["why"]
         elif op == "uploaded":
             # The last word on torn files: a link that lost its lease by force has another mtime by now.
             if job.state != UPLOADING:
@@ -328,7 +351,7 @@ class Agent:
                 self._let_go(identity, None)
         elif op == "committed":
             crash_point("agent:before-committed")
-            self._note({"id": identity, "state": COMMITTED, "reference": item.reference})
+            self._note({"id": identity, "state": COMMITTED, "reference": message.get("reference", item.reference)})
             self._queue.end(identity, COMMITTED)
             self._outages.end(identity)
             self._let_go(identity, None)
@@ -339,7 +362,8 @@ class Agent:
         elif op == "failed" and message["transient"]:
             self._try_later(identity, message["why"])
         elif op == "failed":
-            self._fail(identity, message["why"], refused=message["refused"])
+            lost = item if message.get("decided") else None
+            self._fail(identity, message["why"], lost=lost, refused=message["refused"])
 
     def _on_file(self, item: Admitted, job: Job, message: Message) -> None:
         path, entry = message["path"], item.entries.get(message["path"])
@@ -485,15 +509,20 @@ class Agent:
         elif op == "status":
             connection.send({"seq": message.get("seq"), **self._status()})
         elif op == "bye":
-            self._owners.pop(connection, None)
-            # The step ended well: what the store refused in earlier attempts is of no use to anybody any more.
-            self._over = True
+            if message.get("over", True):
+                self._owners.pop(connection, None)
+                # The step ended well: what the store refused in earlier attempts is of no use to anybody any more.
+                self._over = True
+            else:
+                self._owner_gone(connection, for_good=True)
             self._grace_until, self._drain_until = 0.0, time.monotonic() + self._config.drain_timeout_s
         elif op == "deadline":
             self._last_call.hear(_seconds(message.get("seconds"), self._config.termination_grace_s), "SIGTERM")
             connection.send({"seq": message.get("seq"), "first": self._queue.first})
         elif op in ("wait", "flush", "room"):
             if op == "flush":
+                if "gather_s" in message:
+                    self._gather_in(_seconds(message["gather_s"], self._config.collective_grace_s))
                 self._scan()
                 self._start_work()
                 self._hurry(True)
@@ -511,26 +540,42 @@ class Agent:
         connection.greeted = True
         if message.get("owner"):
             self._owners[connection] = connection.pid
-            self._grace_until, self._over = 0.0, False
+            self._grace_until, self._over, self._orphaned = 0.0, False, False
             self._hurry(False)
+            self._begin_attempt(message.get("attempt"))
             # A new attempt: what the store refused before gets another chance.
             for job in self._queue.failed():
                 if job.id in self._items:
                     self._queue.retry(job.id)
         connection.send({"seq": message.get("seq"), "v": protocol.VERSION, "pid": os.getpid()})
 
+    def _begin_attempt(self, attempt: Any) -> None:
+        if isinstance(attempt, int) and attempt > self._attempt:
+            self._attempt = attempt
+            self._farewell.said()  # Whoever waits for the last attempt's saves waits no more.
+            self._gather_in(self._config.collective_grace_s)
+
+    def _gather_in(self, seconds: float) -> None:
+        """Wait for the other ranks no longer than this."""
+        for job in self._queue.gathering():
+            self._plane.tell({"op": "gather", "id": job.id, "timeout_s": seconds})
+
     def _on_close(self, connection: Connection) -> None:
         self._waiting = [entry for entry in self._waiting if entry[0] is not connection]
         self._owner_gone(connection)
 
-    def _owner_gone(self, connection: Connection) -> None:
+    def _owner_gone(self, connection: Connection, *, for_good: bool = False) -> None:
         pid = self._owners.pop(connection, None)
         if pid is not None:
             self._drain_until = time.monotonic() + self._config.drain_timeout_s
             self._hurry(not self._owners)
             # An owner that lives lost its connection, not its work: it is back in a moment.
-            if process_exists(pid):
+            if process_exists(pid) and not for_good:
                 self._grace_until = time.monotonic() + self._config.reply_timeout_s
+            else:
+                self._orphaned = True
+                self._farewell.owner_died(self._attempt)
+                self._gather_in(self._config.collective_grace_s)
 
     def _hurry(self, hurried: bool) -> None:
         """While nobody trains (the task waits for a flush, or is gone) the data plane may use the machine."""

@@ -3,6 +3,9 @@
 Uploads run side by side up to a limit, oldest first. Commits happen in the order of admission (attempt, version): a
 checkpoint is committed only when every older one has ended. Those that are uploaded and next to each other at the head
 of the queue are committed as one *batch*; there is one batch at a time. One that failed no longer holds up others.
+
+A *shard*, a rank's part of a collective checkpoint, leaves the line once it is uploaded: it is *gathered*, as long as
+that takes, and holds up nobody.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ Place = tuple[tuple[int, int], str]
 
 
 class Action(NamedTuple):
-    """``kind`` is ``"upload"``, of one checkpoint, or ``"commit"``, of a batch, oldest first."""
+    """``kind`` is ``"upload"`` or ``"gather"``, of one checkpoint, or ``"commit"``, of a batch, oldest first."""
 
     kind: str
     ids: tuple[str, ...]
@@ -32,7 +35,8 @@ class Action(NamedTuple):
 @dataclass
 class Job:
     """One admitted checkpoint. ``sent`` counts the bytes of the current try; ``held``: it pauses; ``stored``: all its
-    objects are in the store, and only the commit is left, however often that has failed.
+    objects are in the store, and only the commit is left, however often that has failed; ``shard``: others have a part
+    in it.
     """
 
     id: str
@@ -43,6 +47,7 @@ class Job:
     sent: int = 0
     held: bool = False
     stored: bool = False
+    shard: bool = False
 
     @property
     def name(self) -> str:
@@ -78,6 +83,7 @@ class Queue:
         self._line: list[Place] = []  # Of the open ones, in order.
         self._startable: list[Place] = []  # A heap of those that may be started; what changed since is skipped.
         self._uploading: dict[str, Job] = {}
+        self._gatherable: dict[str, Job] = {}
         self._batch: list[Job] = []
         self._first: Job | None = None
         #: Bytes of all that is open, sent or not.
@@ -85,17 +91,28 @@ class Queue:
         self.committed = 0
         self.last_committed: str | None = None
 
-    def admit(self, identity: str, order: tuple[int, int], size: int, *, uploaded: bool = False) -> Job:
+    def admit(
+        self, identity: str, order: tuple[int, int], size: int, *, uploaded: bool = False, shard: bool = False
+    ) -> Job:
         """Take in a checkpoint; ``uploaded`` if only its commit is left."""
-        job = self.jobs[identity] = Job(identity, order, size, UPLOADED if uploaded else ADMITTED, stored=uploaded)
+        state = UPLOADED if uploaded else ADMITTED
+        job = self.jobs[identity] = Job(identity, order, size, state, stored=uploaded, shard=shard)
         self._enter(job)
         return job
 
     def _enter(self, job: Job) -> None:
         self._open[job.id] = job
         self.open_bytes += job.size
+        if job.shard and job.state == UPLOADED:
+            self._gatherable[job.id] = job
+            return
         bisect.insort(self._line, job.place)
         heapq.heappush(self._startable, job.place)
+
+    def _leave_line(self, job: Job) -> None:
+        at = bisect.bisect_left(self._line, job.place)
+        if at < len(self._line) and self._line[at] == job.place:
+            del self._line[at]
 
     def next_actions(self) -> list[Action]:
         """What can be started now; each action is handed out once, until ``restart`` takes it back."""
@@ -108,6 +125,8 @@ class Queue:
                 self._batch = [self._first]
             if self._batch:
                 actions.append(Action("commit", tuple(job.id for job in self._batch)))
+        gatherable, self._gatherable = self._gatherable, {}
+        actions += [Action("gather", (identity,)) for identity in gatherable]
         while self._startable and len(self._uploading) < self._max_uploads:
             _, identity = heapq.heappop(self._startable)
             job = self._open.get(identity)
@@ -119,9 +138,14 @@ class Queue:
 
     def uploaded(self, identity: str) -> None:
         """All objects of a checkpoint are in the store."""
-        if identity in self._open:
-            self._open[identity].state, self._open[identity].stored = UPLOADED, True
-            self._uploading.pop(identity, None)
+        job = self._open.get(identity)
+        if job is None:
+            return
+        job.state, job.stored = UPLOADED, True
+        self._uploading.pop(identity, None)
+        if job.shard:
+            self._leave_line(job)
+            self._gatherable[identity] = job
 
     def end(self, identity: str, state: str, why: str = "") -> None:
         """A checkpoint reached one of the final states."""
@@ -130,8 +154,9 @@ class Queue:
         if job is None:
             return
         self.open_bytes -= job.size
-        del self._line[bisect.bisect_left(self._line, job.place)]
+        self._leave_line(job)
         self._uploading.pop(identity, None)
+        self._gatherable.pop(identity, None)
         if job is self._first:
             self._first = None
         if state == COMMITTED:
@@ -169,10 +194,14 @@ class Queue:
         return [job for job in self._open.values() if job is not self._first and job.state != UPLOADED and not job.held]
 
     def dispensable(self) -> str | None:
-        """The oldest that is not on its way to the store and not the newest of its name."""
+        """The oldest that is not on its way to the store, not the newest of its name, and that nobody else has a part
+        in.
+        """
         jobs = [self._open[identity] for _, identity in self._line]
         newest = {job.name: job for job in jobs}
-        return next((job.id for job in jobs if job.state == ADMITTED and newest[job.name] is not job), None)
+        return next(
+            (job.id for job in jobs if job.state == ADMITTED and not job.shard and newest[job.name] is not job), None
+        )
 
     def restart(self) -> list[str]:
         """The uploader died: what was under way is to be done again. Returns its ids; of a batch, the oldest one's."""
@@ -180,7 +209,12 @@ class Queue:
         for job in self._uploading.values():
             self._start_over(job)
         self._uploading, self._batch = {}, []
+        self._gatherable = {job.id: job for job in self.gathering() if not job.held}
         return under_way
+
+    def gathering(self) -> list[Job]:
+        """Shards that are in the store, whose checkpoint is not committed."""
+        return [job for job in self._open.values() if job.shard and job.state == UPLOADED]
 
     def _start_over(self, job: Job) -> None:
         job.state, job.sent = ADMITTED, 0
@@ -201,7 +235,10 @@ class Queue:
         job = self._open.get(identity)
         if job is not None and job.held:
             job.held = False
-            heapq.heappush(self._startable, job.place)
+            if job.shard and job.state == UPLOADED:
+                self._gatherable[identity] = job
+            else:
+                heapq.heappush(self._startable, job.place)
 
     def retry(self, identity: str) -> None:
         """Take up a failed checkpoint again."""

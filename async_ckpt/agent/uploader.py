@@ -10,7 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
-from .. import layout
+import anyio
+
+from .. import collective, layout
 from ..catalog import read_tagged
 from ..concurrency import for_each
 from ..config import Config
@@ -84,9 +86,12 @@ class Uploader:
 
     def __init__(self, store: Store, config: Config) -> None:
         self._store, self._config = store, config
+        #: One commit at a time: what ``begun`` says, and where ``latest`` is, must not be mixed.
+        self._committing = anyio.Lock()
 
     async def upload(self, item: Admitted, known: Handover, events: Events) -> None:
-        """Write everything but the metadata: files or tar, and the manifest with their digests.
+        """Write everything but the metadata: files or tar, and the manifest with their digests; of a shard, what rank 0
+        makes the manifest of.
 
         Parameters
         ----------
@@ -108,6 +113,9 @@ class Uploader:
         else:
             manifest = await self._upload_files(item, known, events)
         crash_point("worker:before-manifest")
+        if layout.is_shard(item.reference):
+            await collective.put_shard(self._store, item.reference, manifest)
+            return
         await self._store.put_bytes(parts.manifest_key, dump(manifest.to_json()))
 
     async def _upload_files(self, item: Admitted, known: Handover, events: Events) -> Manifest:
@@ -171,6 +179,10 @@ class Uploader:
         CheckpointError or None
             Why the next one is not.
         """
+        async with self._committing:
+            return await self._commit(batch)
+
+    async def _commit(self, batch: Sequence[Reference]) -> tuple[int, CheckpointError | None]:
         begun = _begun(batch)
         described = {layout.parse_key(reference["key"]).metadata_key: dump(reference) for reference in batch}
         failed = await self._put_all({**begun, **described})
@@ -233,10 +245,12 @@ class Uploader:
 
 
 def _begun(batch: Sequence[Reference]) -> dict[str, bytes]:
-    """What is written before a batch is committed (``layout`` says why), by key: one object for each attempt."""
+    """What is written before a batch is committed (``layout`` says why), by key: one object for each attempt; none for
+    a gang.
+    """
     keys: dict[str, list[str]] = {}
     for reference in sorted(batch, key=layout.order, reverse=True):
-        if reference.get("latest"):
+        if reference.get("latest") and not reference.get("nodes"):
             attempt, _ = layout.order(reference)
             keys.setdefault(layout.begun_key(reference["pathspec"], attempt), []).append(reference["key"])
     return {key: dump({"keys": found}) for key, found in keys.items()}

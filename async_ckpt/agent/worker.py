@@ -5,11 +5,14 @@ matters, and may be killed at any time. The two speak the frames of ``ipc.protoc
 
 - agent → worker: ``{"op": "upload", "id"}``, before it what is known of the checkpoint (``handover.py``);
   ``{"op": "commit", "ids"}``; ``{"op": "priority", "idle"}``; ``{"op": "pause", "id"}``: stop an upload, which will
-  be ordered again; there is no answer to either;
+  be ordered again; there is no answer to either; ``{"op": "gather", "id", "timeout_s"}``: wait for the other ranks'
+  shards, and for the commit; said again, the wait is shortened; ``{"op": "gone", "attempt"}``: tell the other nodes of
+  the gang that this one saves no more, answered by ``{"op": "gone"}``;
 - worker → agent: ``{"op": "progress", "id", "bytes"}``, ``{"op": "file", "id", "path", "crc32", "copied"}``,
   ``{"op": "parts", "id", "path", "upload", "part_bytes"}``, ``{"op": "part", "id", "path", "number", "etag",
-  "crc32"}``, ``{"op": "uploaded" | "committed", "id"}``, ``{"op": "failed", "id", "why", "transient", "refused"}``
-  (refused: by the store, for good). In a batch, the first that fails ends it.
+  "crc32"}``, ``{"op": "waiting", "id", "why"}``, ``{"op": "uploaded" | "committed", "id"}`` (of a collective
+  checkpoint with its ``reference``), ``{"op": "failed", "id", "why", "transient", "refused"}`` (refused: by the store,
+  for good; ``decided``: by the ranks). In a batch, the first that fails ends it.
 """
 
 from __future__ import annotations
@@ -26,13 +29,14 @@ from typing import Any
 
 import anyio
 
-from .. import errors
+from .. import collective, errors
 from ..config import Config
 from ..files import wait_for
 from ..ipc import protocol
 from ..ipc.protocol import Message
 from ..spool.spool import Admitted, Spool
 from ..stores import open_store
+from .gather import Gatherer, Patience
 from .handover import Handover
 from .priority import set_priority
 from .uploader import Uploader
@@ -73,6 +77,10 @@ async def serve(
                             on_priority(message["idle"])
                     elif message["op"] == "commit":
                         group.start_soon(worker.commit, message["ids"])
+                    elif message["op"] == "gather":
+                        group.start_soon(worker.gather, message["id"], message["timeout_s"])
+                    elif message["op"] == "gone":
+                        group.start_soon(worker.gone, message["attempt"])
                     elif message["op"] == "pause":
                         worker.pause(message["id"])
                     elif message["op"] == "upload":
@@ -136,6 +144,8 @@ class _Worker:
         self._uploader = Uploader(self.store, config)
         self._sending = anyio.Lock()
         self._uploads: dict[str, anyio.CancelScope] = {}
+        self._gatherer = Gatherer(self.store, self._uploader, config)
+        self._gathering: dict[str, Patience] = {}
 
     async def upload(self, identity: str, known: Handover) -> None:
         with anyio.CancelScope() as scope:
@@ -151,6 +161,35 @@ class _Worker:
             del self._uploads[identity]
         if not scope.cancelled_caught:
             await self._send(answer)
+
+    async def gather(self, identity: str, timeout_s: float) -> None:
+        if identity in self._gathering:
+            self._gathering[identity].shorten(timeout_s)
+            return
+        patience = self._gathering[identity] = Patience(timeout_s)
+        said = ""
+
+        async def tell(why: str) -> None:
+            nonlocal said
+            if why != said:
+                said = why
+                await self._send({"op": "waiting", "id": identity, "why": why})
+
+        try:
+            item = await self._read(identity)
+            committed = await self._gatherer.gather(item.reference, patience, tell)
+            answer: Message = {"op": "committed", "id": identity, "reference": committed}
+        except Exception as error:
+            # What the ranks have decided is never tried again.
+            answer = {**_failed(identity, error), "decided": isinstance(error, errors.UsageError)}
+        del self._gathering[identity]
+        await self._send(answer)
+
+    async def gone(self, attempt: int) -> None:
+        task = self._spool.task
+        with contextlib.suppress(errors.CheckpointError):  # The others wait, as long as they would without it.
+            await collective.put_gone(self.store, task.pathspec, attempt, task.node)
+        await self._send({"op": "gone", "id": ""})
 
     def pause(self, identity: str) -> None:
         if identity in self._uploads:

@@ -67,6 +67,8 @@ class AgentClient:
         Finds the agent, or starts one, and returns a connected ``Link``; raises ``AgentError``.
     owner : bool
         Whether the agent works for this process: it is restarted if it dies, and exits some time after this process.
+    attempt : int
+        The owner's.
     on_push : callable
         Gets what the agent says without being asked (but for leases), from the keeper's thread.
     """
@@ -77,9 +79,11 @@ class AgentClient:
         *,
         owner: bool,
         config: Config,
+        attempt: int = 0,
         on_push: Callable[[Message], None] = lambda push: None,
     ) -> None:
         self._connect, self._owner, self._config, self._on_push = connect, owner, config, on_push
+        self._attempt = attempt
         self._reset()
 
     def _reset(self) -> None:
@@ -198,12 +202,14 @@ class AgentClient:
                         raise AgentError(f"The agent refused {op!r}: {answer['error']}")
                     return answer
 
-    def say_goodbye(self) -> None:
-        """Tell the agent that the task is over. No answer is waited for: an agent that still starts will read it."""
+    def say_goodbye(self, *, over: bool) -> None:
+        """Tell the agent that the attempt has ended, and whether the task is ``over`` with it. No answer is waited for:
+        an agent that still starts will read it.
+        """
         self._check_fork()
         with self._lock:
             if self._link is not None:
-                self._send(self._link, {"op": "bye"}, [])
+                self._send(self._link, {"op": "bye", "over": over}, [])
 
     def close(self) -> None:
         """Disconnect; leases stay with the agent."""
@@ -240,6 +246,7 @@ class AgentClient:
             threading.Thread(target=self._keep, args=(link,), name="async_ckpt-keeper", daemon=True).start()
             self._sequence += 1
             hello = {"op": "hello", "v": protocol.VERSION, "pid": os.getpid(), "owner": self._owner}
+            hello["attempt"] = self._attempt
             self._send(link, {**hello, "seq": self._sequence}, [])
             for identity, leases in self._leases.items():
                 for item in leases.values():

@@ -10,15 +10,17 @@ answered by one frame with the same ``seq``; an answer with ``error`` means the 
 ========  =========================================================  ==============================================
 op        fields                                                     answer
 ========  =========================================================  ==============================================
-hello     v, pid, owner (bool: exit when this connection ends)       v, pid (the agent's)
+hello     v, pid, owner (bool: exit when this connection ends),      v, pid (the agent's)
+          attempt (the owner's)
 admit     id; guard: list of paths, fds: their leased descriptors    none
 state     id                                                         state, why
 wait      id, timeout_s                                              state, why (not final: the time is over)
-flush     timeout_s                                                  pending, failed: list of [id, why]
+flush     timeout_s, gather_s (if others need not be waited for      pending, failed: list of [id, why]
+          longer in collective saves)
 room      folder (of what is to be saved), timeout_s                 full: why there is no room; empty: there is
 deadline  seconds (until the machine goes)                           first: id of what is uploaded before all others
 status                                                               see ``agent.status``
-bye                                                                  none; the agent exits when all is committed
+bye       over (false: the attempt has failed, the task has not)     none; the agent exits when all is committed
 ========  =========================================================  ==============================================
 
 The agent by itself sends ``{"push": "unguard", "id", "paths"}`` (these leases are let go, close your descriptors), and

@@ -3,7 +3,8 @@
 One directory per task (all attempts), 0700::
 
     spool.json              which task, which store                     written by each attempt's start
-    versions.<attempt>      the next version, a decimal number          under flock, by every saver
+    versions.<attempt>      counts saves, a decimal number              under flock, by every saver
+    collective.<attempt>.<rank>  counts a rank's collective saves       under the same flock
     data/<pid>-<random>/    snapshots: what ``save()`` captured         by savers
     data/<pid>-<random>.pack   its small files, one after the other     by savers
     annexes                 further directories like data/, one a line  by savers, appended
@@ -29,7 +30,7 @@ import os
 import secrets
 import stat
 import tempfile
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -114,7 +115,8 @@ class Spool:
         SpoolError
             It cannot be made (permissions, full disk), or belongs to somebody else.
         """
-        digest = layout.short_hash([task.pathspec, store.root], 16)
+        node = [task.node] if task.nodes > 1 else []  # Nodes of a gang may share this machine.
+        digest = layout.short_hash([task.pathspec, store.root, *node], 16)
         directory = os.path.join(root, digest)
         try:
             private_directory(root)
@@ -202,12 +204,37 @@ class Spool:
             raise _spool_error("The checkpoint directory cannot be made", folder, error) from error
 
     def next_version(self) -> int:
-        """The next version number of this attempt: one counter for all processes of the task."""
+        """The next version number of this attempt: one counter for all processes of the task on this node."""
+        with self._versions() as fd:
+            counter = _counter(fd)
+            os.pwrite(fd, b"%d" % (counter + 1), 0)
+        return self.task.version(counter)
+
+    def next_collective(self, rank: int, generation: int) -> int:
+        """The version of a rank's next collective save; its n-th is the n-th of every rank.
+
+        Parameters
+        ----------
+        rank : int
+            Of all that save together, from 0.
+        generation : int
+            How often all ranks have been started again in this attempt (``torchrun`` does): they count from 1 each
+            time, as a rank that died may be behind the others.
+        """
+        count = self.path(f"collective.{self.task.attempt}.{rank}")
+        with self._versions() as fd, locked(count, timeout_s=_LOCK_TIMEOUT_S) as count_fd:
+            number = max(_counter(count_fd), generation * layout.GENERATION_STEP) + 1
+            os.pwrite(count_fd, b"%d" % number, 0)
+            # What is saved after it has a higher version.
+            os.pwrite(fd, b"%d" % max(_counter(fd), number * layout.COLLECTIVE_STEP + 1), 0)
+        return self.task.collective_version(number)
+
+    @contextlib.contextmanager
+    def _versions(self) -> Iterator[int]:
+        """The counter's file, locked."""
         try:
             with locked(self.path(f"versions.{self.task.attempt}"), timeout_s=_LOCK_TIMEOUT_S) as fd:
-                version = int(os.pread(fd, 32, 0) or b"0")
-                os.pwrite(fd, b"%d" % (version + 1), 0)
-                return version
+                yield fd
         except OSError as error:
             raise _spool_error("No version number can be taken", self.directory, error) from error
 
@@ -223,7 +250,7 @@ class Spool:
         SpoolError
             The record cannot be written; there is no checkpoint, and the snapshot is the caller's to drop.
         """
-        identity = f"{reference['attempt']}.{reference['name']}.{reference['version_id']}"
+        identity = layout.identity(reference)
         admitted = Admitted(identity, dict(reference), manifest, data, os.path.abspath(source), captured_ns)
         record = {**vars(admitted), "manifest": manifest.to_json()}
         staged = self.path("staging", f"{os.getpid()}-{secrets.token_hex(8)}.json")
@@ -375,6 +402,10 @@ def is_torn(item: Admitted, entry: FileEntry) -> bool:
         return True
     linked = entry.how == LINK and status.st_ino == entry.ino
     return status.st_size != entry.size or (linked and status.st_mtime_ns != entry.mtime_ns)
+
+
+def _counter(fd: int) -> int:
+    return int(os.pread(fd, 32, 0) or b"0")
 
 
 def _alive(pid: str) -> bool:

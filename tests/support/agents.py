@@ -82,8 +82,12 @@ class Task:
         """The checkpointer of the task's process."""
         self.info = replace(TASK, attempt=attempt)
         made = Checkpointer.start(self.root, self.info, self.store, Config.from_env(), uploader=uploader, report=report)
-        self._started.append(made)
+        self.take(made)
         return made
+
+    def take(self, checkpointer: Checkpointer) -> None:
+        """Close this one at the end as well."""
+        self._started.append(checkpointer)
 
     def environment(self, checkpointer: Checkpointer) -> dict[str, str]:
         """What a subprocess of the task inherits."""

@@ -47,7 +47,13 @@ def file(**fields: Any) -> dict[str, Any]:
 @given(
     st.lists(
         st.builds(
-            FileEntry, PATHS, st.integers(0, 2**62), st.integers(0, 0o777), offset=st.integers(0, 9), crc32=st.none()
+            FileEntry,
+            PATHS,
+            st.integers(0, 2**62),
+            st.integers(0, 0o777),
+            offset=st.integers(0, 9),
+            crc32=st.none(),
+            rank=st.none() | st.integers(0, 2**20),
         ),
         max_size=4,
     ),

@@ -8,11 +8,11 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from async_ckpt import catalog, layout, restore
+from async_ckpt import catalog, gang, layout, restore
 from async_ckpt.checkpointer import Checkpointer
 from async_ckpt.config import ENV_SPOOL, Config
 from async_ckpt.errors import UsageError
-from async_ckpt.reading import run_with_store
+from async_ckpt.reading import check_shard, run_with_store
 from async_ckpt.reference import Reference
 from async_ckpt.stores.base import StoreSpec
 
@@ -122,11 +122,14 @@ class _Checkpoints:
             )
         return self._writer().list(name=name, attempt=number, within_task=within)
 
-    def _load(self, reference: Mapping[str, Any] | str, path: str) -> None:
+    def _load(self, reference: Mapping[str, Any] | str, path: str, shard: str) -> None:
         if self._checkpointer is not None or ENV_SPOOL in os.environ:
-            self._writer().load(reference, path)
+            self._writer().load(reference, path, shard=shard)
             return
-
+        if check_shard(shard) == "own":
+            raise UsageError(
+                "Outside of a step with @checkpoint nobody has a shard of its own", hint="Load shard='all'"
+            )
         config = Config.from_env()
         run_with_store(
             _store_of(reference), config, lambda store: restore.find_and_load(store, reference, path, config)
@@ -197,13 +200,17 @@ class Checkpoint(_Checkpoints):
         name: str = layout.DEFAULT_NAME,
         storage_format: str = "files",
         snapshot: str = "auto",
+        collective: bool = False,
+        rank: int | None = None,
+        world_size: int | None = None,
     ) -> Reference:
         """Save in the name of the task this process belongs to; see ``current.checkpoint.save``."""
         return self._save(
-            path, name=name, metadata=metadata, latest=latest, storage_format=storage_format, strategy=snapshot
-        )
+            path, name=name, metadata=metadata, latest=latest, storage_format=storage_format, strategy=snapshot,
+            collective=collective, rank=rank, world_size=world_size,
+        )  # fmt: skip
 
-    def load(self, reference: Mapping[str, Any] | str, path: str | None = None) -> None:
+    def load(self, reference: Mapping[str, Any] | str, path: str | None = None, shard: str = "all") -> None:
         """Load a checkpoint into ``path``, or into ``directory``.
 
         Parameters
@@ -211,6 +218,8 @@ class Checkpoint(_Checkpoints):
         reference : dict or str
             What ``save()`` returned, an entry of ``list()``, or a key. A key alone is looked up in Metaflow's
             configured datastore.
+        shard : "all" or "own", default "all"
+            Of a collective checkpoint: the files of all ranks, or of this one alone.
 
         Raises
         ------
@@ -220,7 +229,7 @@ class Checkpoint(_Checkpoints):
         target = path or self.directory
         if target is None:
             raise UsageError("There is no directory to load into", hint="Pass a path, or use Checkpoint(init_dir=True)")
-        self._load(reference, target)
+        self._load(reference, target, shard)
 
 
 class CurrentCheckpoint(_Checkpoints):
@@ -257,9 +266,10 @@ class CurrentCheckpoint(_Checkpoints):
         """
         return self._loaded
 
-    def load_newest(self, policy: str, report: Callable[[str], None]) -> CheckpointInfo | None:
+    def load_newest(self, policy: str, shard: str, report: Callable[[str], None]) -> CheckpointInfo | None:
         """Apply a load policy; the decorator calls this once."""
-        data = self._checkpointer.load_newest(policy, self._directory, report)
+        load = gang.load_newest if self._checkpointer.task.nodes > 1 else Checkpointer.load_newest
+        data = load(self._checkpointer, policy, self._directory, report, shard)
         self._loaded = CheckpointInfo(data) if data else None
         return self._loaded
 
@@ -271,6 +281,9 @@ class CurrentCheckpoint(_Checkpoints):
         latest: bool = True,
         storage_format: str | None = None,
         snapshot: str | None = None,
+        collective: bool = False,
+        rank: int | None = None,
+        world_size: int | None = None,
     ) -> Reference:
         """Save a checkpoint. Returns at once; the upload happens in the background, and the end of the step waits for
         it.
@@ -290,6 +303,12 @@ class CurrentCheckpoint(_Checkpoints):
         snapshot : "auto", "hardlink", "reflink", "copy" or "move", optional
             How the files are captured. ``"move"`` takes the directory away: for trainers that write each checkpoint
             to a new one.
+        collective : bool, default False
+            All ranks save one checkpoint together, each its own files: it is visible once all of them are in the store.
+            Every rank calls this equally often, with the same metadata.
+        rank, world_size : int, optional
+            Which rank this is, and of how many. Default: ``RANK`` and ``WORLD_SIZE`` of the environment, else the nodes
+            of the gang.
 
         Returns
         -------
@@ -305,14 +324,17 @@ class CurrentCheckpoint(_Checkpoints):
             path, name=name, metadata=metadata, latest=latest,
             storage_format=storage_format or self._defaults["storage_format"],
             strategy=snapshot or self._defaults["snapshot"],
+            collective=collective, rank=rank, world_size=world_size,
         )  # fmt: skip
         os.makedirs(self._directory, exist_ok=True)  # After a move it is gone.
         return reference
 
-    def load(self, reference: Mapping[str, Any] | str, path: str | None = None) -> None:
-        """Load a checkpoint into ``path``; without one, ``directory`` becomes a new directory with it."""
+    def load(self, reference: Mapping[str, Any] | str, path: str | None = None, shard: str = "all") -> None:
+        """Load a checkpoint into ``path``; without one, ``directory`` becomes a new directory with it. See
+        ``Checkpoint.load``.
+        """
         target = path or self._checkpointer.spool.new_work_directory()
-        self._load(reference, target)
+        self._load(reference, target, shard)
         if path is None:
             self._directory = target
 

@@ -16,12 +16,14 @@ from metaflow.decorators import StepDecorator
 from metaflow.exception import MetaflowException
 from metaflow.flowspec import INTERNAL_ARTIFACTS_SET
 from metaflow.metadata_provider import MetaDatum
+from metaflow.unbounded_foreach import UBF_CONTROL
 
 from async_ckpt import layout
 from async_ckpt.agent.launch import UPLOADERS
 from async_ckpt.checkpointer import Checkpointer, check_storage_format
 from async_ckpt.config import ENV_ATTEMPT, ENV_PREFIX, ENV_SPOOL, Config, spool_root
 from async_ckpt.errors import CheckpointError, FlushError, UsageError
+from async_ckpt.reading import check_shard
 from async_ckpt.snapshot import check_strategy
 from async_ckpt.termination import Termination
 
@@ -30,6 +32,8 @@ from .checkpoint import TASK_CHECKPOINTS, TASK_LATEST_CHECKPOINT, CheckpointInfo
 LOAD_POLICIES = ("fresh", "eager", "none")
 _DATASTORES = ("local", "s3")
 _ENV_UID = "METAFLOW_CHECKPOINT_UID"
+#: Set by Metaflow for the workers of a gang, wherever they run.
+_ENV_CONTROL_TASK = "MF_PARALLEL_CONTROL_TASK_ID"
 
 #: After Ctrl-C Metaflow kills the task within 5 s; the agent goes on without it.
 _INTERRUPT_FLUSH_S = 2.0
@@ -54,6 +58,8 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
     load_policy : str, default "fresh"
         What is loaded when the task starts. "fresh": the newest checkpoint of this task (none in its first attempt).
         "eager": else the newest of this step in the namespace, from whatever run. "none": nothing.
+    load_shard : str, default "all"
+        Of a collective checkpoint: "all" ranks' files are loaded, or each rank's "own".
     temp_dir_root : str, optional
         Where `current.checkpoint.directory` and the spool are made. Best on the disk the trainer writes to.
     show_card : bool, default True
@@ -91,6 +97,7 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
     name = "checkpoint"
     defaults = {  # noqa: RUF012
         "load_policy": "fresh",
+        "load_shard": "all",
         "temp_dir_root": None,
         "show_card": True,
         "uploader": "process",
@@ -122,6 +129,7 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
         _one_of("load_policy", options["load_policy"], LOAD_POLICIES)
         _one_of("uploader", options["uploader"], UPLOADERS)
         check_storage_format(options["storage_format"])
+        check_shard(options["load_shard"])
         check_strategy(options["snapshot"], leases=options["uploader"] == "process")
         if not isinstance(options["show_card"], bool):
             raise UsageError(f"show_card={options['show_card']!r} is not True or False")
@@ -175,12 +183,16 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
         stack = [(index, value) for index, _, value in flow.foreach_stack() or []]
         gang = graph[step_name].parallel_step
         in_foreach = bool(stack) or gang
+        # A gang's checkpoints are its control task's: there existing clients look.
+        control = None if ubf_context == UBF_CONTROL else os.environ.get(_ENV_CONTROL_TASK)
         task = layout.TaskInfo(
-            flow.name, str(run_id), step_name, str(task_id), retry_count,
+            flow.name, str(run_id), step_name, (control if gang else None) or str(task_id), retry_count,
             scope=self._scope(),
             identifier=(
                 layout.foreach_identifier(stack, gang=gang) if in_foreach else layout.step_identifier(step_name)
             ),
+            node=stack[-1][0] if gang else 0,
+            nodes=flow._parallel_ubf_iter.num_parallel if gang else 1,
         )  # fmt: skip
         try:
             _check_installed(self._flow_datastore.TYPE)
@@ -195,7 +207,7 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
             self._termination = Termination(self._checkpointer, config.termination_grace_s, self._log)
             self._termination.install()
             checkpoint = CurrentCheckpoint(self._checkpointer, self.attributes)
-            loaded = checkpoint.load_newest(self.attributes["load_policy"], self._log)
+            loaded = checkpoint.load_newest(self.attributes["load_policy"], self.attributes["load_shard"], self._log)
         except CheckpointError as error:
             raise CheckpointException(str(error)) from error
         os.environ[ENV_SPOOL], os.environ[ENV_ATTEMPT] = self._checkpointer.spool.directory, str(retry_count)
@@ -296,7 +308,8 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
         """Bring in what can be brought in; the user's own error comes first, so nothing is raised here."""
         assert self._checkpointer is not None
         try:
-            self._checkpointer.flush(limit_s, self._log)
+            # The others may never save what this rank has.
+            self._checkpointer.flush(limit_s, self._log, gather_s=self._config.collective_grace_s)
         except CheckpointError as error:
             self._log(f"After the step's own error: {error}")
 

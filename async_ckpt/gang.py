@@ -1,0 +1,106 @@
+"""The start of an attempt of a gang: node 0 decides what is loaded, and all nodes load that, or none of them goes on.
+
+The nodes meet in the store alone (``collective.py``).
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from . import collective, layout
+from .agent.gather import finish
+from .agent.uploader import Uploader
+from .checkpointer import Checkpointer
+from .errors import IntegrityError, NotFound, UsageError, WaitTimeout
+from .manifest import dump, load
+from .reading import Report
+from .spool.spool import Admitted
+from .stores.base import Store
+
+#: Between two looks for the decision, in seconds: at first, at last.
+_FIRST_S, _LAST_S = 0.1, 2.0
+_GROWTH = 1.5
+
+
+def load_newest(
+    checkpointer: Checkpointer, policy: str, path: str, report: Report, shard: str = "all"
+) -> dict[str, Any] | None:
+    """What ``Checkpointer.load_newest`` does, the same on all nodes.
+
+    Raises
+    ------
+    WaitTimeout
+        Node 0 has not decided in time.
+    CheckpointError
+        This node cannot load what was decided; the attempt must not begin with a mixture.
+    """
+    task = checkpointer.task
+    if policy == "none" or (policy == "fresh" and task.attempt == 0):
+        return None
+    if task.node == 0:
+        return _lead(checkpointer, policy, path, report, shard)
+    return _follow(checkpointer, path, shard)
+
+
+def _lead(checkpointer: Checkpointer, policy: str, path: str, report: Report, shard: str) -> dict[str, Any] | None:
+    # What this node saved by itself, and its part of what all did, belong into the store first: there others find it.
+    pending = checkpointer.spool.pending()
+    checkpointer.settle(reversed(pending), checkpointer.config.settle_timeout_s)
+    for line in checkpointer.run(lambda store: _finish_newest(store, checkpointer)):
+        report(line)
+    loaded = None
+    for candidate in checkpointer.candidates(policy):
+        if isinstance(candidate, Admitted):
+            continue  # Not in the store yet: the others cannot have it.
+        try:
+            loaded = checkpointer.load(candidate, path, shard=shard)
+            break
+        except (IntegrityError, NotFound) as error:
+            report(f"A checkpoint cannot be loaded, and the next older one is tried: {error}")
+    # Not before it was loaded: what is damaged must not be what all the others try.
+    decision = dump({"reference": loaded})
+    key = layout.decision_key(checkpointer.task.pathspec, checkpointer.task.attempt)
+    checkpointer.run(lambda store: store.put_bytes(key, decision))
+    return loaded
+
+
+async def _finish_newest(store: Store, checkpointer: Checkpointer) -> list[str]:
+    """Commit the newest collective checkpoint of earlier attempts if all its shards are there and rank 0 died before it
+    did. Returns what people should know.
+    """
+    said: list[str] = []
+    task, config = checkpointer.task, checkpointer.config
+    for reference in await collective.left_by(store, task.pathspec, task.attempt):
+        if await collective.read_commit(store, reference) is not None:
+            break
+        if await collective.missing_ranks(store, reference):
+            continue
+        try:
+            await finish(store, Uploader(store, config), reference, config)
+            said.append(f"All ranks had saved {reference['key']}, and it was not committed: it is now")
+            break
+        except (UsageError, IntegrityError, NotFound) as error:
+            said.append(f"The collective checkpoint {reference['key']} was not committed: {error}")
+    return said
+
+
+def _follow(checkpointer: Checkpointer, path: str, shard: str) -> dict[str, Any] | None:
+    task, limit = checkpointer.task, checkpointer.config.gang_start_timeout_s
+    deadline, pause = time.monotonic() + limit, _FIRST_S
+    key = layout.decision_key(task.pathspec, task.attempt)
+    while True:
+        try:
+            content = checkpointer.run(lambda store: store.get_bytes(key))
+            break
+        except NotFound:
+            if time.monotonic() >= deadline:
+                raise WaitTimeout(
+                    f"Node 0 of the gang has not said within {limit:g} s what attempt {task.attempt} begins with",
+                    where=key,
+                    hint="See its log; METAFLOW_ASYNC_CKPT_GANG_START_TIMEOUT_S is the limit",
+                ) from None
+        time.sleep(min(pause, max(deadline - time.monotonic(), 0)))
+        pause = min(pause * _GROWTH, _LAST_S)
+    reference = load(content, where=key)["reference"]
+    return checkpointer.load(reference, path, shard=shard) if reference is not None else None

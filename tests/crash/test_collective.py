@@ -1,0 +1,315 @@
+"""Several ranks save one checkpoint: it is there with all their shards, or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from async_ckpt import gang, layout
+from async_ckpt.errors import FlushError, NotFound, StoreError, UsageError, WaitTimeout
+from async_ckpt.spool.journal import COMMITTED, FAILED
+
+from ..support.agents import TASK, Task, agent_pid, kill, wait_until
+from ..support.gangs import Gang
+
+#: Those that only collective saves come by.
+CRASH_POINTS = ("gather:before-outcome", "gather:after-outcome")
+
+
+@pytest.fixture
+def pair(task: Task) -> Gang:
+    return Gang(task, 2)
+
+
+def artifacts(task: Task) -> list[str]:
+    """Keys of checkpoints of which some file lies in the store."""
+    folder = Path(task.store.root, os.path.dirname(TASK.key("x", 0)))
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+def test_it_is_visible_once_every_rank_has_saved(pair: Gang, tmp_path: Path) -> None:
+    pair.start()
+    first = pair.save(0, 1)
+    wait_until(lambda: "rank 1" in pair.nodes[0].state(first.id)[1], "rank 0 waits for the other")
+    assert first.state == "UPLOADED"
+    assert pair.task.committed_versions() == []
+    with pytest.raises(NotFound):
+        pair.nodes[1].load(dict(first), str(tmp_path / "early"))
+    second = pair.save(1, 1)
+    assert second["key"] == first["key"]
+    pair.flush()
+    assert first.state == second.state == COMMITTED
+    for node in pair.nodes:
+        (listed,) = node.list()
+        assert (listed["key"], listed["size"], listed["world"]) == (first["key"], first["size"] + second["size"], 2)
+        node.load(first, str(tmp_path / str(node.task.node)))
+        pair.assert_whole(tmp_path / str(node.task.node), 1)
+        (committed,) = node.committed()
+        assert json.loads(committed) == {name: value for name, value in listed.items() if name != "state"}
+    assert pair.task.latest()["key"] == first["key"]
+
+
+def test_versions_of_ranks_never_meet_and_collective_ones_are_the_same_everywhere(pair: Gang) -> None:
+    pair.start()
+    plain = [node.save(pair.folder(node.task.node)) for node in pair.nodes for _ in range(3)]
+    assert sorted(reference["version_id"] for reference in plain) == list(range(6))
+    pair.nodes[0].save(pair.folder(0))
+    versions = [reference["version_id"] for reference in pair.save_all(1)]
+    assert versions[0] == versions[1] > 8
+    later = [node.save(pair.folder(node.task.node)) for node in pair.nodes]
+    assert all(reference["version_id"] > versions[0] for reference in later)
+    again = [reference["version_id"] for reference in pair.save_all(2)]
+    assert again[0] == again[1] > max(reference["version_id"] for reference in later)
+    pair.flush()
+    assert len(pair.task.committed_versions()) == 7 + 1 + 2 + 1
+    assert pair.task.latest()["version_id"] == again[0]
+    listed = [[data["key"] for data in node.list()] for node in pair.nodes]
+    assert listed[0] == listed[1]
+
+
+def test_a_rank_that_never_shows_up_is_named_and_others_go_on(task: Task) -> None:
+    task.set(collective_timeout_s=1)
+    trio = Gang(task, 3).start()
+    trio.save_all(1, [0, 1])
+    trio.save_all(2, [1, 0, 2])  # Rank 2's first is of the others' first.
+    plain = trio.nodes[0].save(trio.folder(0), name="plain")
+    plain.wait(60)
+    with pytest.raises(FlushError, match="rank 2 did not save"):
+        trio.nodes[0].flush(60)
+    with pytest.raises(FlushError):
+        trio.nodes[1].flush(60)
+    assert plain["version_id"] in task.committed_versions()
+
+
+def test_a_save_that_fails_is_a_ranks_turn(pair: Gang) -> None:
+    pair.task.set(collective_timeout_s=2)
+    pair.start()
+    pair.save(0, 1)
+    with pytest.raises(Exception, match="nothing"):
+        pair.nodes[1].save(pair.task.work / "nothing", collective=True, metadata={"number": 1})
+    references = pair.save_all(2)
+    for reference in references:
+        reference.wait(60)
+    with pytest.raises(FlushError, match="rank 1"):
+        pair.nodes[0].flush(60)
+    assert pair.task.committed_versions() == [references[0]["version_id"]]
+
+
+def test_two_ranks_that_write_one_name_are_both_named(pair: Gang) -> None:
+    pair.start()
+    for node in range(2):
+        (pair.folder(node) / "model.pt").write_text(str(node))
+    references = pair.save_all(1)
+    for reference in references:
+        with pytest.raises(StoreError, match=r"Ranks 0 and 1 both write 'model\.pt'"):
+            reference.wait(60)
+    assert pair.task.committed_versions() == []
+
+
+def test_ranks_whose_metadata_differs_do_not_save_the_same(pair: Gang) -> None:
+    pair.start()
+    references = [pair.save(0, 1), pair.save(1, 1, metadata={"number": 2})]
+    for reference in references:
+        with pytest.raises(StoreError, match="Ranks 0 and 1 do not save the same checkpoint"):
+            reference.wait(60)
+
+
+def test_ranks_that_count_differently_do_not_save_the_same(pair: Gang) -> None:
+    pair.start()
+    references = [pair.save(0, 1), pair.save(1, 1, rank=1, world_size=3)]
+    for reference in references:
+        with pytest.raises(StoreError, match="so many ranks, one says 2 and the other 3"):
+            reference.wait(60)
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"storage_format": "tar"}, "storage_format='tar'"),
+        ({"rank": 2, "world_size": 2}, "no rank of so many"),
+        ({"rank": 0}, "belong together"),
+        ({"rank": -1, "world_size": 2}, "no rank"),
+        ({"collective": False, "rank": 0, "world_size": 2}, "for collective saves"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(pair: Gang, options: dict[str, object], complaint: str) -> None:
+    pair.start()
+    with pytest.raises(UsageError, match=complaint):
+        pair.save(0, 1, **options)
+    assert not pair.nodes[0].spool.ready_ids()
+
+
+def test_alone_nobody_knows_which_rank_it_is(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpointer = task.start()
+    with pytest.raises(UsageError, match="RANK and WORLD_SIZE"):
+        checkpointer.save(task.work, collective=True)
+    monkeypatch.setenv("RANK", "x")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="RANK='x'"):
+        checkpointer.save(task.work, collective=True)
+
+
+def test_processes_of_one_task_save_together(task: Task, tmp_path: Path) -> None:
+    checkpointer = task.start()
+    references = []
+    for rank in range(3):
+        folder = task.work / str(rank)
+        folder.mkdir()
+        (folder / f"shard-{rank}").write_text(str(rank))
+        references.append(checkpointer.save(folder, collective=True, rank=rank, world_size=3))
+    checkpointer.flush(60)
+    assert len({reference["key"] for reference in references}) == 1
+    assert len(checkpointer.committed()) == 1
+    checkpointer.load(references[0], str(tmp_path / "loaded"))
+    assert sorted(os.listdir(tmp_path / "loaded")) == ["shard-0", "shard-1", "shard-2"]
+
+
+def test_ranks_that_were_started_again_count_from_the_same_number(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    task.set(collective_timeout_s=0.1)
+    checkpointer = task.start()
+    (task.work / "x").touch()
+    save = {"collective": True, "world_size": 2}
+    versions = [checkpointer.save(task.work, rank=0, **save)["version_id"] for _ in range(3)]
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    again = [checkpointer.save(task.work, rank=rank, **save)["version_id"] for rank in range(2)]
+    assert again[0] == again[1] > versions[-1]
+
+
+def test_own_shards_go_to_their_ranks_and_only_while_there_are_as_many(pair: Gang, tmp_path: Path) -> None:
+    pair.start()
+    reference = pair.save_all(1)[0]
+    pair.flush()
+    for node in pair.nodes:
+        target = tmp_path / str(node.task.node)
+        node.load(reference, str(target), shard="own")
+        assert sorted(os.listdir(target)) == [f"shard-{node.task.node}", f"step-{node.task.node}"]
+    other = Gang(pair.task, 3).start(attempt=1)
+    with pytest.raises(UsageError, match="2 ranks saved the checkpoint, and there are 3 now"):
+        other.nodes[0].load(reference, str(tmp_path / "other"), shard="own")
+    other.nodes[2].load(reference, str(tmp_path / "all"))
+    pair.assert_whole(tmp_path / "all", 1)
+
+
+# -- deaths ------------------------------------------------------------------------------------------------------------
+
+
+def load_newest(checkpointer: object) -> dict[str, object] | None:
+    target = checkpointer.spool.new_work_directory()  # type: ignore[attr-defined]
+    return gang.load_newest(checkpointer, "fresh", target, lambda line: None)  # type: ignore[arg-type]
+
+
+def test_a_retry_begins_with_the_last_one_all_ranks_had_saved_and_the_rest_is_removed(pair: Gang) -> None:
+    pair.task.set(collective_grace_s=0.5)
+    pair.start()
+    whole = pair.save_all(1)
+    pair.flush()
+    part = pair.save(0, 2)
+    wait_until(lambda: part.state == "UPLOADED", "its shard is in the store")
+    for node in pair.nodes:
+        kill(agent_pid(node))
+    retry = Gang(pair.task, 2).start(attempt=1)
+    loaded = retry.on_all(load_newest)
+    assert [data["key"] for data in loaded] == [whole[0]["key"]] * 2
+    assert part["key"].rpartition("/")[2] in artifacts(pair.task)
+    retry.save_all(3)
+    retry.flush()
+    wait_until(lambda: part["key"].rpartition("/")[2] not in artifacts(pair.task), "what was left is removed")
+    assert len(pair.task.committed_versions()) == 2
+
+
+@pytest.mark.parametrize("point", [*CRASH_POINTS, "worker:before-commit"])
+def test_the_commit_is_done_by_the_next_uploader(pair: Gang, point: str) -> None:
+    marker = pair.task.crash_at(point)
+    pair.start()
+    references = pair.save_all(1)
+    pair.flush()
+    assert marker.exists()
+    assert [reference.state for reference in references] == [COMMITTED] * 2
+    assert len(pair.task.committed_versions()) == 1
+
+
+def test_the_commit_is_done_by_a_retry_elsewhere(pair: Gang, tmp_path: Path) -> None:
+    """The machine of rank 0 is gone, with all shards in the store."""
+    pair.start()
+    first = pair.save(0, 1)
+    wait_until(lambda: first.state == "UPLOADED", "its shard is in the store")
+    kill(agent_pid(pair.nodes[0]))
+    second = pair.save(1, 1)
+    wait_until(lambda: second.state == "UPLOADED", "the other one, too")
+    pair.task.root = str(tmp_path / "elsewhere")
+    retry = Gang(pair.task, 2).start(attempt=1)
+    loaded = retry.on_all(load_newest)
+    assert [data["key"] for data in loaded] == [first["key"]] * 2
+    assert pair.task.committed() == [(0, first["version_id"])]
+
+
+def test_nodes_that_hear_nothing_from_the_first_say_so(pair: Gang) -> None:
+    pair.task.set(gang_start_timeout_s=0.3)
+    pair.start(attempt=1)
+    with pytest.raises(WaitTimeout, match="Node 0 of the gang has not said"):
+        load_newest(pair.nodes[1])
+
+
+def test_no_node_begins_with_another_checkpoint_than_the_first(pair: Gang) -> None:
+    pair.start()
+    references = pair.save_all(1)
+    pair.flush()
+    retry = Gang(pair.task, 2).start(attempt=1)
+    load_newest(retry.nodes[0])
+    Path(pair.task.store.root, references[0]["key"], "shard-1").write_bytes(b"damaged")
+    target = retry.nodes[1].spool.new_work_directory()
+    with pytest.raises(StoreError):
+        gang.load_newest(retry.nodes[1], "fresh", target, lambda line: None)
+    assert os.listdir(target) == []
+
+
+def test_what_a_gang_decided_stands_in_the_store_for_all(pair: Gang) -> None:
+    pair.start(attempt=1)
+    assert pair.on_all(load_newest) == [None, None]
+    decision = json.loads(Path(pair.task.store.root, layout.decision_key(TASK.pathspec, 1)).read_text())
+    assert decision == {"reference": None}
+
+
+def test_a_failed_one_is_told_to_all(pair: Gang) -> None:
+    pair.task.set(collective_timeout_s=0.5)
+    pair.start()
+    reference = pair.save(0, 1)
+    wait_until(lambda: reference.state == FAILED, "rank 0 gives up")
+    late = pair.save(1, 1)
+    with pytest.raises(StoreError, match="rank 1 did not save"):
+        late.wait(60)
+
+
+_SAVE_AND_DIE = """
+import os, signal, sys
+from dataclasses import replace
+from async_ckpt.checkpointer import Checkpointer
+from async_ckpt.config import Config
+from async_ckpt.stores.base import StoreSpec
+from tests.support.agents import TASK
+root, store, work = sys.argv[1:]
+task = replace(TASK, node=1, nodes=2)
+checkpointer = Checkpointer.start(root, task, StoreSpec("local", store), Config.from_env(), uploader="process")
+checkpointer.save(work, collective=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_rank_whose_task_has_died_is_not_waited_for(pair: Gang, tmp_path: Path) -> None:
+    """The others hear of it through the store, long before the time-out."""
+    task = pair.task
+    pair.nodes = [pair.start_node(0)]
+    (pair.folder(1) / "shard-1").write_bytes(b"1")
+    died = subprocess.run([sys.executable, "-c", _SAVE_AND_DIE, task.root, task.store.root, str(pair.folder(1))])
+    assert died.returncode == -signal.SIGKILL
+    whole, part = (pair.save(0, number, metadata={}) for number in (1, 2))
+    whole.wait(60)
+    with pytest.raises(StoreError, match="rank 1 died before saving"):
+        part.wait(60)
+    assert task.committed_versions() == [whole["version_id"]]
