@@ -10,7 +10,7 @@ import os
 import resource
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from . import layout, snapshot
@@ -169,9 +169,13 @@ class Checkpointer(Reading):
         collective: bool = False,
         rank: int | None = None,
         world_size: int | None = None,
+        check: Callable[[str], None] | None = None,
     ) -> Reference:
         """Snapshot a file or directory and admit it; the upload happens later. See ``Checkpoint.save`` for the
         parameters.
+
+        ``check`` is called when all is captured, with the path where the original stands now (after a move, another
+        one); what it raises is raised, and nothing was saved.
 
         Raises
         ------
@@ -201,6 +205,8 @@ class Checkpointer(Reading):
             source, data, strategy, owner_pid=agent, config=self.config, lease_budget=self._lease_budget()
         )
         try:
+            if check is not None:
+                check(captured.moved[1] if captured.moved else source)
             reference = layout.reference(
                 self.task, name=name, version=self.spool.next_version() if version is None else version,
                 url=self.spool.store.root, size=captured.manifest.size, metadata=plain,

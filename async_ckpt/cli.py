@@ -10,7 +10,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +24,9 @@ from .reading import run_with_store
 from .reference import format_bytes
 from .spool.spool import Spool
 from .stores.base import Store, StoreSpec
+
+#: How often a command that waits for a signal looks whether it came, in seconds.
+_SIGNAL_S = 0.2
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -56,6 +61,26 @@ def _parser() -> argparse.ArgumentParser:
     save.add_argument("--storage-format", default="files", choices=layout.STORAGE_FORMATS)
     save.add_argument("--snapshot", default="auto", choices=snapshot.STRATEGIES)
     save.add_argument("--wait", action="store_true", help="until it is in the store")
+
+    watch = _command(
+        commands, "watch", _watch, _text_watch,
+        "save every finished checkpoint that a trainer writes to a directory, until SIGINT or SIGTERM",
+    )  # fmt: skip
+    watch.add_argument("path", metavar="DIR")
+    watch.add_argument(
+        "--pattern", default="checkpoint-*", help="of directories or files in DIR (default: %(default)s)"
+    )
+    watch.add_argument("--settle", type=float, metavar="SECONDS", help="how long one must be quiet (default: 30)")
+    watch.add_argument("--done", metavar="NAME", help="a file in a checkpoint that says that it is finished")
+    watch.add_argument("--metadata-from", metavar="FILE", help="a JSON file in a checkpoint, e.g. trainer_state.json")
+    watch.add_argument("--move", action="store_true", help="take each checkpoint out of DIR")
+    watch.add_argument(
+        "--keep", type=int, metavar="N", help="remove from DIR what is in the store, but for the newest N"
+    )
+    watch.add_argument("--no-existing", action="store_true", help="leave what is there already")
+    watch.add_argument("--name", dest="checkpoint", default=layout.DEFAULT_NAME)
+    watch.add_argument("--no-latest", action="store_true", help="a retry does not load them by itself")
+    watch.add_argument("--storage-format", default="files", choices=layout.STORAGE_FORMATS)
 
     _command(commands, "status", _status, _text_status, "how far the store is behind")
 
@@ -112,6 +137,32 @@ def _save(options: argparse.Namespace) -> dict[str, Any]:
     return {**reference, "state": reference.state}
 
 
+def _watch(options: argparse.Namespace) -> dict[str, Any]:
+    from .watch import Watch, WatchOptions  # Late: no other command needs it.
+
+    checkpointer = _checkpointer(options)
+    given = WatchOptions(
+        pattern=options.pattern, settle=options.settle, done=options.done, metadata_from=options.metadata_from,
+        name=options.checkpoint, latest=not options.no_latest, move=options.move, keep=options.keep,
+        existing=not options.no_existing, storage_format=options.storage_format,
+    )  # fmt: skip
+    ended: list[int] = []  # No event: its lock may be held by the very thread that handles the signal.
+    before = {
+        number: signal.signal(number, lambda number, _: ended.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    watch = Watch(
+        checkpointer, options.path, given, checkpointer.config, began_ns=checkpointer.spool.attempt_began_ns(),
+        report=lambda line: print(line, file=sys.stderr, flush=True),
+    )  # fmt: skip
+    while not ended:
+        time.sleep(_SIGNAL_S)
+    for number, handler in before.items():  # A second one ends it at once.
+        signal.signal(number, handler)
+    watch.stop()
+    return {"saved": watch.saved}
+
+
 def _status(options: argparse.Namespace) -> dict[str, Any]:
     return _checkpointer(options).status()
 
@@ -158,6 +209,10 @@ def _default_store() -> StoreSpec:
 
 def _text_save(reference: dict[str, Any]) -> str:
     return f"{reference['state'].lower()}: {reference['key']} ({format_bytes(reference['size'])})"
+
+
+def _text_watch(result: dict[str, Any]) -> str:
+    return f"saved {result['saved']} checkpoint{'s' if result['saved'] != 1 else ''}"
 
 
 def _text_status(status: dict[str, Any]) -> str:

@@ -89,6 +89,8 @@ class Config:
     reply_timeout_s: float = 10.0
     #: How often the spool is scanned for checkpoints whose doorbell was lost.
     rescan_s: float = 1.0
+    #: How long a watched checkpoint that says nothing else must be quiet before it counts as finished.
+    watch_settle_s: float = 30.0
     #: How often a flush writes a progress line.
     progress_s: float = 5.0
     #: Send unsigned payloads over plain HTTP as well (TLS and loopback do without asking).

@@ -62,6 +62,10 @@ class FlushError(CheckpointError):
     """Not every admitted checkpoint became durable."""
 
 
+class WatchError(CheckpointError):
+    """A watched directory was not followed to its end: something in it may not be saved."""
+
+
 class WaitTimeout(CheckpointError, TimeoutError):
     """A wait reached its limit; the work goes on."""
 

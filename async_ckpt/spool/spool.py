@@ -203,6 +203,12 @@ class Spool:
         except OSError as error:
             raise _spool_error("The checkpoint directory cannot be made", folder, error) from error
 
+    def attempt_began_ns(self) -> int:
+        """When this attempt began, or later (wall clock); 0 for the first one."""
+        with contextlib.suppress(FileNotFoundError):
+            return os.stat(self.path("work")).st_mtime_ns if self.task.attempt else 0
+        return 0
+
     def next_version(self) -> int:
         """The next version number of this attempt: one counter for all processes of the task on this node."""
         with self._versions() as fd:

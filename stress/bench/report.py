@@ -99,6 +99,8 @@ place while nobody was there to guard it."""
 FAULTS = "Saves through a proxy before a real S3 server: what `save()` takes, and what is in the store at the end."
 PREEMPT = "Ten saves wait, 30 s are left, and the bandwidth takes three in that time."
 SOAK = "A save a second by three writers, to S3; medians of a sixth of the samples."
+WATCH = """A script that knows nothing of us writes `checkpoint-N/` directories at random speeds; a watch saves what is
+finished, and every checkpoint in the store is compared with what the script writes."""
 WRITERS = "Four subprocesses and the task save at the same time."
 
 ENGINES_TABLE = data_plane.engines_table
@@ -133,6 +135,7 @@ SECTIONS: tuple[tuple[str, str, str, Render, Judge | None], ...] = (
     ("faults", "A store that fails", FAULTS, table, None),
     ("preempt", "A machine that is taken away", PREEMPT, table, None),
     ("soak", "An hour of saves", SOAK, table, None),
+    ("watch", "An unmodified trainer, watched", WATCH, table, None),
 )
 
 

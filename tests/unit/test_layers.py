@@ -39,6 +39,7 @@ LAYERS = (
     "checkpointer",
     "gang",
     "termination",
+    "watch",
     "cli",
 )
 #: Within a room, siblings may only import these.
@@ -122,6 +123,12 @@ def test_only_the_s3_store_imports_aws_libraries() -> None:
     importing = {path for path in modules(PACKAGE) if roots(path) & {"aiobotocore", "botocore", "aiohttp", "boto3"}}
     assert importing
     assert all(path.parent.name == "stores" and "s3" in path.stem for path in importing), importing
+
+
+def test_only_the_watch_imports_watchdog() -> None:
+    assert {str(path.relative_to(PACKAGE)) for path in modules(PACKAGE) if "watchdog" in roots(path)} == {
+        "watch/events.py"
+    }
 
 
 def test_nothing_in_the_library_imports_the_extension() -> None:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from async_ckpt import catalog, gang, layout, restore
 from async_ckpt.checkpointer import Checkpointer
 from async_ckpt.config import ENV_SPOOL, Config
-from async_ckpt.errors import UsageError
+from async_ckpt.errors import UsageError, WatchError
 from async_ckpt.reading import check_shard, run_with_store
 from async_ckpt.reference import Reference
 from async_ckpt.stores.base import StoreSpec
+from async_ckpt.watch import MetadataFrom, Watch, WatchOptions
 
 if TYPE_CHECKING:
     from metaflow import Task
@@ -241,12 +243,18 @@ class CurrentCheckpoint(_Checkpoints):
         The task's.
     defaults : mapping
         ``storage_format`` and ``snapshot`` as set on the decorator.
+    report : callable
+        Gets lines for people, from watches.
     """
 
-    def __init__(self, checkpointer: Checkpointer, defaults: Mapping[str, str]) -> None:
+    def __init__(
+        self, checkpointer: Checkpointer, defaults: Mapping[str, str], report: Callable[[str], None] = lambda line: None
+    ) -> None:
         self._checkpointer: Checkpointer = checkpointer
-        self._defaults = defaults
+        self._defaults, self._report = defaults, report
+        self._watches: list[Watch] = []
         self._directory = checkpointer.spool.new_work_directory()
+        self._began_ns = checkpointer.spool.attempt_began_ns()
         self._loaded: CheckpointInfo | None = None
 
     @property
@@ -328,6 +336,93 @@ class CurrentCheckpoint(_Checkpoints):
         )  # fmt: skip
         os.makedirs(self._directory, exist_ok=True)  # After a move it is gone.
         return reference
+
+    def watch(
+        self,
+        path: str | os.PathLike[str],
+        pattern: str = "checkpoint-*",
+        settle: float | None = None,
+        metadata_from: MetadataFrom | None = None,
+        *,
+        done: str | None = None,
+        move: bool = False,
+        keep: int | None = None,
+        existing: bool = True,
+        name: str = layout.DEFAULT_NAME,
+        latest: bool = True,
+        storage_format: str | None = None,
+        snapshot: str | None = None,
+    ) -> Watch:
+        """Save every checkpoint that something else writes to a directory, as soon as it is finished: for trainers that
+        cannot be changed. Returns at once; a thread watches until the end of the step, which waits for what was written
+        last.
+
+        One counts as finished when it was renamed into place from a name that does not match (or ends in ``.tmp``,
+        ``.part`` and the like), or when nobody on this machine has a file of it open for writing and nothing in it has
+        changed for ``settle`` seconds. Where a writer pauses for longer, all its files closed, a half of its first
+        checkpoint may be saved; the whole follows as a newer one, and later pauses of that length are waited for. With
+        ``done`` that cannot be.
+
+        Parameters
+        ----------
+        path : str or PathLike
+            The directory; it may come later, and come back after it vanished.
+        pattern : str, default "checkpoint-*"
+            Shell pattern of directories or files in it; ``**/`` stands for any number of folders. Of nested matches the
+            outermost counts; links are not followed.
+        settle : float, optional
+            Seconds. Default: 30 (``METAFLOW_ASYNC_CKPT_WATCH_SETTLE_S``). 0: as soon as it is closed, for single files.
+        metadata_from : callable or str, optional
+            What to keep with each: a function of its path that returns a dict, called in the watch's thread; or the
+            name of a JSON file in it. ``path``, relative to the directory, is always kept.
+        done : str, optional
+            Name of a file that the trainer writes into a checkpoint when it is finished (for a single file: beside it,
+            ``<its name>.<done>``). Then nothing else counts.
+        move : bool, default False
+            Take each away from the directory, so that the disk does not fill.
+        keep : int, optional
+            Remove those that are in the store from the disk, but for so many of the newest.
+        existing : bool, default True
+            Also what is there already, unless this task saved it before. What an earlier attempt wrote last, without a
+            marker, is left out until it is written to again: it may be half.
+        name, latest, storage_format, snapshot
+            As for ``save()``. One that was begun before another that is saved already is not what a retry loads.
+
+        Returns
+        -------
+        Watch
+            Has ``stop()``, and is a context manager; both wait for what was written last.
+
+        Raises
+        ------
+        UsageError
+            An argument is not valid. All else stands in the log, and what is not saved fails the step at its end
+            (``on_failure="raise"``).
+        """
+        options = WatchOptions(
+            pattern=pattern, settle=settle, done=done, metadata_from=metadata_from, name=name, latest=latest, move=move,
+            keep=keep, existing=existing, storage_format=storage_format or self._defaults["storage_format"],
+            snapshot=snapshot or self._defaults["snapshot"],
+        )  # fmt: skip
+        watch = Watch(
+            self._checkpointer, path, options, self._checkpointer.config,
+            began_ns=self._began_ns, report=self._report,
+        )  # fmt: skip
+        self._watches.append(watch)
+        return watch
+
+    def end_watches(self, timeout: float | None, *, complete: bool) -> None:
+        """Stop what was begun by ``watch()``; the decorator calls this. See ``Watch.stop``."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        errors = []
+        while self._watches:
+            try:
+                left = None if deadline is None else max(deadline - time.monotonic(), 0.0)
+                self._watches.pop().stop(left, complete=complete)
+            except WatchError as error:
+                errors.append(error)
+        if errors:
+            raise errors[0] if len(errors) == 1 else WatchError("; ".join(map(str, errors)))
 
     def load(self, reference: Mapping[str, Any] | str, path: str | None = None, shard: str = "all") -> None:
         """Load a checkpoint into ``path``; without one, ``directory`` becomes a new directory with it. See

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +23,7 @@ from async_ckpt import layout
 from async_ckpt.agent.launch import UPLOADERS
 from async_ckpt.checkpointer import Checkpointer, check_storage_format
 from async_ckpt.config import ENV_ATTEMPT, ENV_PREFIX, ENV_SPOOL, Config, spool_root
-from async_ckpt.errors import CheckpointError, FlushError, UsageError
+from async_ckpt.errors import CheckpointError, FlushError, UsageError, WatchError
 from async_ckpt.reading import check_shard
 from async_ckpt.snapshot import check_strategy
 from async_ckpt.termination import Termination
@@ -206,7 +207,7 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
             self._config = config
             self._termination = Termination(self._checkpointer, config.termination_grace_s, self._log)
             self._termination.install()
-            checkpoint = CurrentCheckpoint(self._checkpointer, self.attributes)
+            self._current = checkpoint = CurrentCheckpoint(self._checkpointer, self.attributes, self._log)
             loaded = checkpoint.load_newest(self.attributes["load_policy"], self.attributes["load_shard"], self._log)
         except CheckpointError as error:
             raise CheckpointException(str(error)) from error
@@ -264,14 +265,21 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
     ) -> None:
         if self._checkpointer is None:
             return
+        failed: list[CheckpointError] = []
+        try:
+            # Before the flush: it saves what a trainer wrote last.
+            self._current.end_watches(self.attributes["flush_timeout"], complete=True)
+        except WatchError as error:
+            failed.append(error)
         try:
             self._checkpointer.flush(self.attributes["flush_timeout"], self._log)
         except FlushError as error:
-            if self._config.on_failure == "warn":
-                self._log(str(error))
-            else:
-                self._flush_failed = True
-                raise CheckpointException(str(error)) from error
+            self._flush_failed = self._config.on_failure != "warn"
+            failed.append(error)
+        if failed and self._config.on_failure != "warn":
+            raise CheckpointException("; ".join(map(str, failed))) from failed[0]
+        for problem in failed:
+            self._log(str(problem))
         self._record(flow)
 
     def task_exception(
@@ -307,9 +315,13 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
     def _flush_best_effort(self, limit_s: float) -> None:
         """Bring in what can be brought in; the user's own error comes first, so nothing is raised here."""
         assert self._checkpointer is not None
+        deadline = time.monotonic() + limit_s
         try:
+            # What is finished; the trainer may have died over the rest.
+            self._current.end_watches(limit_s / 2, complete=False)
             # The others may never save what this rank has.
-            self._checkpointer.flush(limit_s, self._log, gather_s=self._config.collective_grace_s)
+            left = max(deadline - time.monotonic(), 0.0)
+            self._checkpointer.flush(left, self._log, gather_s=self._config.collective_grace_s)
         except CheckpointError as error:
             self._log(f"After the step's own error: {error}")
 

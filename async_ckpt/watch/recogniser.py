@@ -1,0 +1,292 @@
+"""Which of the entries that were seen is a finished checkpoint: decided from looks at the directory, nothing else.
+
+What counts as finished:
+
+- it carries the marker, where one was asked for, and nobody has that open for writing: then nothing else counts;
+- it was renamed into place, from a name that is no checkpoint's, and nobody has a file of it open for writing;
+- it was quiet for ``patience`` seconds: nothing in it changed, and nobody had a file of it open for writing.
+
+The third is a guess, and these make it a careful one. Patience grows with the pauses the writer is seen to make (twice
+the longest). A directory that lacks files which the one before it had must be quiet ten times as long. What only lost
+files since it was saved is being removed: never saved. And what the writer of an earlier attempt had under its hands
+when it was killed is quiet for ever: it counts when it is written to again, or marked.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from . import tree as trees
+from .tree import Fact, Tree
+
+#: How many times ``settle`` what looks unfinished must be quiet, and patience may grow to.
+HOLD = 10
+
+#: So many kinds of entries (names without their numbers) have their last shape remembered.
+_MAX_SHAPES = 1000
+
+
+class Look(NamedTuple):
+    """One entry as it was just seen. ``marker``: the file that says that it is finished; ``renamed``: it came by a
+    rename since the last look.
+    """
+
+    tree: Tree
+    marker: Fact | None = None
+    renamed: bool = False
+
+
+@dataclass
+class Entry:
+    """One that matched, and what is known of it."""
+
+    path: str
+    tree: Tree
+    #: When it last changed or was open for writing, by the recogniser's clock, as far as looks tell (seconds).
+    changed_at: float
+    #: In which order the trainer began them.
+    order: int
+    marker: Fact | None = None
+    renamed: bool = False
+    #: Somebody has a file of it open for writing; and since when, without a change, until that was reported.
+    is_open: bool = False
+    open_since: float | None = None
+    #: How it looked when it was saved; None: not yet.
+    saved: Tree | None = None
+    #: It lost files since it was saved, and gained nothing.
+    leaving: bool = False
+    #: Was there when the watch began, and nothing since says that it was finished.
+    is_old: bool = False
+    #: The last that an earlier attempt wrote to, perhaps not to its end.
+    is_orphan: bool = False
+
+    @property
+    def marked(self) -> bool:
+        """Whether the trainer says that it is finished."""
+        return self.marker is not None
+
+    @property
+    def evidence(self) -> set[tuple[int, int]]:
+        """(device, inode) of the files which nobody may have open for writing: of the marker, which says more than a
+        descriptor does, or else of all.
+        """
+        return {(self.marker.device, self.marker.inode)} if self.marker else trees.inodes(self.tree)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether there is something in it that was not saved."""
+        return self.tree != self.saved and not self.leaving and trees.has_files(self.tree)
+
+
+class Finished(NamedTuple):
+    """An entry that can be saved, and why it counts as finished, in words."""
+
+    entry: Entry
+    why: str
+
+
+class Recogniser:
+    """Follows the entries of one directory.
+
+    Parameters
+    ----------
+    settle_s : float
+        Quiet time, in seconds, after which an entry counts as finished.
+    needs_marker : bool
+        Only those with the marker do.
+    clock : callable
+        Monotonic seconds.
+    report : callable
+        Gets lines for people.
+    """
+
+    def __init__(
+        self, settle_s: float, *, needs_marker: bool, clock: Callable[[], float], report: Callable[[str], None]
+    ) -> None:
+        self._settle_s, self._needs_marker, self._clock, self._report = settle_s, needs_marker, clock, report
+        self.entries: dict[str, Entry] = {}
+        self._orders = 0
+        self._longest_pause_s = 0.0
+        self._newest_saved = -1
+        self._shapes: dict[str, Counter[str]] = {}
+
+    @property
+    def patience_s(self) -> float:
+        """How long an entry must be quiet now, in seconds."""
+        return min(max(self._settle_s, 2 * self._longest_pause_s), HOLD * self._settle_s)
+
+    # -- looking ---------------------------------------------------------------------------------------------------
+
+    def observe(self, looks: Mapping[str, Look], *, old: Collection[str] = ()) -> list[Entry]:
+        """Take in one complete look at the directory. Returns the entries that have vanished since the last one.
+
+        ``old``: at the first look, the paths of what was there before the watch began.
+        """
+        gone = [entry for path, entry in self.entries.items() if path not in looks]
+        for entry in gone:
+            del self.entries[entry.path]
+        new = [path for path in looks if path not in self.entries]
+        moved = {_fingerprint(entry.tree): entry for entry in gone if entry.saved is not None}
+        # Those that come together are put into the order in which they were written.
+        for path in sorted(new, key=lambda p: (trees.newest_ns(looks[p].tree), trees.natural(p))):
+            look = looks[path]
+            now = self._clock()
+            entry = Entry(path, look.tree, now, self._next_order(), is_old=path in old, open_since=now)
+            entry.marker, entry.renamed = look.marker, look.renamed
+            before = moved.get(_fingerprint(look.tree))
+            if before is not None and before.saved == look.tree:  # The same one under another name.
+                entry.saved, entry.order = before.saved, before.order
+            self.entries[path] = entry
+        for path, look in looks.items():
+            self._update(self.entries[path], look)
+        return gone
+
+    def _update(self, entry: Entry, look: Look) -> None:
+        if look.tree != entry.tree:
+            self._changed(entry, look.tree)
+        entry.marker = look.marker
+        entry.renamed = entry.renamed or look.renamed
+
+    def _changed(self, entry: Entry, tree: Tree) -> None:
+        now = self._clock()
+        pause = now - entry.changed_at
+        entry.leaving = entry.saved is not None and _only_lost(entry.saved, tree)
+        if entry.saved is None:
+            if trees.has_files(entry.tree) and not entry.is_old:
+                self._longest_pause_s = max(self._longest_pause_s, pause)
+        elif not entry.leaving and entry.tree == entry.saved:
+            if _only_gained(entry.saved, tree):
+                self._longest_pause_s = max(self._longest_pause_s, pause)
+                self._report(
+                    f"{entry.path} grew again {pause:.0f} s after it was finished, as it seemed; it is saved anew when "
+                    f"it has been quiet for {self.patience_s:.0f} s. A marker (done=) or a longer settle= avoids that"
+                )
+            else:
+                entry.order = self._next_order()  # Written anew, as a last.ckpt is.
+        entry.tree, entry.changed_at, entry.renamed = tree, now, False
+        entry.is_old = entry.is_orphan = False
+        entry.open_since = now
+
+    def note_open(self, paths: Collection[str]) -> None:
+        """Take in which entries are open for writing now: a slow writer is not a quiet one."""
+        now = self._clock()
+        for entry in self.entries.values():
+            entry.is_open = entry.path in paths
+            if not entry.is_open:
+                continue
+            entry.changed_at = now
+            if entry.open_since is not None and now - entry.open_since > self.patience_s:
+                self._report(f"{entry.path} waits: nothing changes, but a process has a file of it open for writing")
+                entry.open_since = None
+
+    def expect_orphans(self, before_ns: int) -> None:
+        """What was there at the first look and was last written before ``before_ns`` (wall clock) is an earlier
+        attempt's, which was killed: of each kind the last one may be half.
+        """
+        earlier = [e for e in self.entries.values() if e.is_old and trees.newest_ns(e.tree) < before_ns]
+        last = {_kind(entry.path): entry for entry in sorted(earlier, key=lambda entry: entry.order)}
+        for entry in last.values():
+            entry.is_orphan = entry.saved is None
+
+    def _next_order(self) -> int:
+        self._orders += 1
+        return self._orders
+
+    # -- deciding --------------------------------------------------------------------------------------------------
+
+    def finished(self, *, last: bool = False) -> list[Finished]:
+        """Those that can be saved now, in the order in which they were begun.
+
+        ``last``: the writer has ended well; what lacks files that others had is taken as it is.
+        """
+        due = sorted((entry for entry in self.entries.values() if entry.is_due), key=lambda entry: entry.order)
+        return [Finished(entry, why) for entry in due if (why := self._why_finished(entry, last))]
+
+    def _why_finished(self, entry: Entry, last: bool) -> str:
+        quiet = self._clock() - entry.changed_at
+        if not trees.size(entry.tree) and not entry.marked and not last:
+            return ""  # Begun, and nothing written.
+        if entry.is_open or (entry.is_orphan and not entry.marked):
+            return ""
+        if self._needs_marker:
+            # One that is written anew in place still has the marker of its last time.
+            return "marked" if entry.marked and (entry.saved is None or quiet >= self.patience_s) else ""
+        if entry.renamed:
+            return "renamed into place"
+        lacking = "" if last else self.lacking(entry)
+        if quiet >= (HOLD * self._settle_s if lacking else self.patience_s):
+            return f"quiet for {quiet:.0f} s" + (f", although it lacks {lacking}" if lacking else "")
+        return ""
+
+    def lacking(self, entry: Entry) -> str:
+        """A file that the last one of its kind had and this one has not; empty if there is none. Numbers in names do
+        not count.
+        """
+        before = self._shapes.get(_kind(entry.path))
+        if before is None:
+            return ""
+        missing = before - _shape(entry.tree)
+        return next(iter(sorted(missing)), "")
+
+    def pending(self) -> list[Entry]:
+        """What is not saved as it stands now and may count as finished one day, in the order in which it was begun."""
+        return sorted((e for e in self.entries.values() if e.is_due and self._may_finish(e)), key=lambda e: e.order)
+
+    def hopeless(self) -> list[Entry]:
+        """What is not saved, and only a marker or another write could change that."""
+        return [entry for entry in self.entries.values() if entry.is_due and not self._may_finish(entry)]
+
+    def _may_finish(self, entry: Entry) -> bool:
+        return entry.marked or not (self._needs_marker or entry.is_orphan)
+
+    # -- what became of them ---------------------------------------------------------------------------------------
+
+    def is_newest(self, entry: Entry) -> bool:
+        """Whether none that was begun after it has been saved: it is what a retry should resume from."""
+        return entry.order >= self._newest_saved
+
+    def note_saved(self, entry: Entry, tree: Tree) -> None:
+        """``entry`` was saved as it looked in ``tree``, by this watch or an earlier one."""
+        entry.saved = tree
+        self._newest_saved = max(self._newest_saved, entry.order)
+        kind = _kind(entry.path)
+        self._shapes.pop(kind, None)
+        self._shapes[kind] = _shape(tree)
+        if len(self._shapes) > _MAX_SHAPES:
+            del self._shapes[next(iter(self._shapes))]
+
+    def forget(self, entry: Entry) -> None:
+        """It was taken away, by us."""
+        if self.entries.get(entry.path) is entry:
+            del self.entries[entry.path]
+
+
+def _kind(path: str) -> str:
+    return re.sub(r"\d+", "#", path)
+
+
+def _shape(tree: Tree) -> Counter[str]:
+    return Counter(_kind(path) for path in tree)
+
+
+def _fingerprint(tree: Tree) -> frozenset[tuple[str, trees.Fact]]:
+    return frozenset(tree.items())
+
+
+def _only_lost(before: Tree, after: Tree) -> bool:
+    return len(after) < len(before) and all(before.get(path) == fact for path, fact in after.items())
+
+
+def _only_gained(before: Tree, after: Tree) -> bool:
+    """Nothing that was there went or was written anew; files may be longer."""
+    for path, fact in before.items():
+        now = after.get(path)
+        if now is None or (now.kind, now.inode) != (fact.kind, fact.inode):
+            return False
+        if now != fact and now.size <= fact.size:
+            return False
+    return True

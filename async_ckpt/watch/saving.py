@@ -1,0 +1,203 @@
+"""One finished entry becomes a checkpoint, once, also where an earlier attempt or another watch saved it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from .. import layout
+from ..errors import BacklogError, CheckpointError, SnapshotError, StoreError
+from ..spool.journal import COMMITTED, FAILED, SUPERSEDED
+from . import tree as trees
+from .options import WatchOptions
+from .recogniser import Entry
+from .tree import Tree, read_tree
+
+#: The field of a checkpoint's metadata by which it is known again.
+WATCHED = "watched"
+
+#: So many of its own saves a watch knows again when they come back after they were out of sight.
+_MAX_MINE = 100_000
+
+#: After an error a save is tried again, each time after twice as long, up to so many seconds.
+_MAX_PAUSE_S = 60.0
+
+
+class Saver(Protocol):
+    """What a watch needs of a ``Checkpointer``."""
+
+    def save(
+        self, path: str, *, name: str, metadata: Mapping[str, Any], latest: bool, storage_format: str, strategy: str,
+        check: Callable[[str], None],
+    ) -> Any: ...  # fmt: skip
+    def state(self, identity: str) -> tuple[str, str]: ...
+    def list(self) -> list[dict[str, Any]]: ...
+
+
+class _Changed(Exception):
+    """Somebody wrote to it while it was captured."""
+
+
+class Saving:
+    """Saves entries, and remembers what went wrong.
+
+    Parameters
+    ----------
+    root : str
+        The watched directory.
+    clock : callable
+        Monotonic seconds.
+    report : callable
+        Gets lines for people.
+    """
+
+    def __init__(
+        self,
+        saver: Saver,
+        root: str,
+        options: WatchOptions,
+        *,
+        clock: Callable[[], float],
+        report: Callable[[str], None],
+    ) -> None:
+        self._saver, self._root, self._options = saver, root, options
+        self._clock, self._report = clock, report
+        self.count = 0
+        #: By path: why the last try failed.
+        self.errors: dict[str, str] = {}
+        #: By path: when the next try may be, and the pause before it (seconds).
+        self._pauses: dict[str, tuple[float, float]] = {}
+        #: What waits for room in the backlog only.
+        self.backlog: set[str] = set()
+        #: By path: the id under which it was saved; empty: it is known to be committed.
+        self._ids: dict[str, str] = {}
+        #: By identity: the id under which this watch saved it; of the newest.
+        self._mine: dict[str, str] = {}
+        #: By identity: whether it is committed. None: the store has not told yet.
+        self._known: dict[str, bool] | None = None
+
+    # -- what was saved before -------------------------------------------------------------------------------------
+
+    def learn(self) -> bool:
+        """Ask what this task has saved already. False: the store does not answer now."""
+        if self._known is None:
+            try:
+                listed = self._saver.list()
+            except CheckpointError as error:
+                self._note("", f"What was saved before cannot be listed: {error}")
+                return False
+            self._forgive("")
+            self._known = {
+                str(data["metadata"][WATCHED]): data.get("state") == COMMITTED
+                for data in listed
+                if WATCHED in (data.get("metadata") or {}) and data.get("state") not in (FAILED, SUPERSEDED)
+            }
+        return True
+
+    def was_saved(self, entry: Entry) -> bool:
+        """Whether it was saved just as it is, by this watch or an earlier one."""
+        identity = trees.identity(entry.path, entry.tree)
+        if identity in self._mine:
+            self._ids[entry.path] = self._mine[identity]
+            return True
+        committed = (self._known or {}).get(identity)
+        if committed:
+            self._ids[entry.path] = ""
+        return committed is not None
+
+    def is_followed(self, path: str) -> bool:
+        """Whether it can be known when the last save of it is in the store."""
+        return path in self._ids
+
+    def is_committed(self, path: str) -> bool:
+        """Whether the last save of it is in the store."""
+        identity = self._ids.get(path)
+        if identity:
+            state, _ = self._saver.state(identity)
+            if state == COMMITTED:
+                self._ids[path] = ""
+            return state == COMMITTED
+        return identity == ""
+
+    # -- saving ----------------------------------------------------------------------------------------------------
+
+    def may_try(self, entry: Entry) -> bool:
+        """Whether it is time for the next try."""
+        return self._clock() >= self._pauses.get(entry.path, (0.0, 0.0))[0]
+
+    def try_all_again(self) -> None:
+        """Wait no longer for the next try."""
+        self._pauses.clear()
+
+    def save(self, entry: Entry, why: str, *, latest: bool) -> Tree | None:
+        """Save an entry. Returns the tree that was saved, or None: not now, or it has gone."""
+        tree, options = entry.tree, self._options
+        path = os.path.join(self._root, entry.path)
+
+        def check(now: str) -> None:
+            if read_tree(now) != tree:
+                raise _Changed
+
+        try:
+            reference = self._saver.save(
+                path, name=options.name, metadata=self._metadata(entry, path), latest=latest and options.latest,
+                storage_format=options.storage_format, strategy=options.strategy, check=check,
+            )  # fmt: skip
+        except _Changed:
+            return None
+        except StoreError as error:
+            # Of what was saved before; this one is admitted, and its state is told by the flush.
+            self._report(str(error))
+            self._ids.pop(entry.path, None)
+        except CheckpointError as error:
+            if isinstance(error, SnapshotError) and not os.path.lexists(path):
+                return None  # The trainer was quicker; the next look will tell.
+            pause = min(2 * self._pauses.get(entry.path, (0.0, 0.5))[1], _MAX_PAUSE_S)
+            self._pauses[entry.path] = (self._clock() + pause, pause)
+            if isinstance(error, BacklogError):
+                self.backlog.add(entry.path)
+            waits = "waits" if isinstance(error, BacklogError) else "is not saved"
+            self._note(entry.path, f"{entry.path} {waits}: {error}")
+            return None
+        else:
+            self._ids[entry.path] = reference.id
+            self._mine[trees.identity(entry.path, tree)] = reference.id
+            if len(self._mine) > _MAX_MINE:
+                del self._mine[next(iter(self._mine))]
+            self._report(f"{entry.path} is saved as {reference.id} ({why})")
+        self.count += 1
+        self._forgive(entry.path)
+        return tree
+
+    def _metadata(self, entry: Entry, path: str) -> dict[str, Any]:
+        extra: dict[str, Any] = {}
+        source = self._options.metadata_from
+        try:
+            if isinstance(source, str):
+                with open(os.path.join(path, source), encoding="utf-8") as file:
+                    extra = layout.check_metadata(json.load(file))
+            elif source is not None:
+                extra = layout.check_metadata(source(path))
+        except (Exception, SystemExit) as error:  # The user's function may do anything; the checkpoint is worth more.
+            self._report(f"{entry.path} is saved without metadata_from: {type(error).__name__}: {error}")
+        return {"path": entry.path, **extra, WATCHED: trees.identity(entry.path, entry.tree)}
+
+    # -- what went wrong -------------------------------------------------------------------------------------------
+
+    def forget(self, path: str) -> None:
+        """The entry is gone."""
+        self._forgive(path)
+        self._ids.pop(path, None)
+
+    def _note(self, path: str, line: str) -> None:
+        """Report an error when it is new, not at every try."""
+        if self.errors.get(path) != line:
+            self._report(line)
+        self.errors[path] = line
+
+    def _forgive(self, path: str) -> None:
+        self.errors.pop(path, None)
+        self._pauses.pop(path, None)
+        self.backlog.discard(path)

@@ -1,0 +1,59 @@
+"""Who has a file open for writing.
+
+A read lease would tell (``snapshot/lease.py``), for other users' processes as well. But whoever opens the file in that
+moment is held by the kernel until we let go, and we need the interpreter's lock for that: a trainer in this process
+that opens files in C++ while it holds that lock would wait for the kernel to break the lease, 45 s. So /proc is read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Collection
+
+Inode = tuple[int, int]
+
+
+def open_for_writing(files: Collection[Inode]) -> set[Inode]:
+    """Those of the files, (device, inode), that a process of this user on this machine has open for writing, or mapped
+    so that it writes through memory.
+
+    Processes whose descriptors may not be read (other users', unless this is root; other containers') are not seen.
+    """
+    wanted, found = set(files), set[Inode]()
+    if not wanted:
+        return found
+    for pid in filter(str.isdecimal, os.listdir("/proc")):
+        with contextlib.suppress(OSError):  # It ended, or is not ours to look into.
+            for number in os.listdir(f"/proc/{pid}/fd"):
+                with contextlib.suppress(OSError):
+                    status = os.stat(f"/proc/{pid}/fd/{number}")
+                    inode = (status.st_dev, status.st_ino)
+                    if inode in wanted and inode not in found and _is_writable(f"/proc/{pid}/fdinfo/{number}"):
+                        found.add(inode)
+            found |= _mapped(f"/proc/{pid}/maps") & wanted
+    return found
+
+
+def _is_writable(fdinfo: str) -> bool:
+    with open(fdinfo, encoding="ascii", errors="replace") as file:
+        for line in file:
+            if line.startswith("flags:"):
+                flags = int(line.split()[1], 8)
+                return flags & os.O_ACCMODE != os.O_RDONLY and not flags & getattr(os, "O_PATH", 0)
+    return False
+
+
+def _mapped(maps: str) -> set[Inode]:
+    """Files that are mapped shared and writable: such a mapping outlives the descriptor.
+
+    On overlay file systems and btrfs the kernel names other devices here than stat does: there it is not seen.
+    """
+    found = set()
+    with open(maps, encoding="utf-8", errors="replace") as file:
+        for line in file:
+            fields = line.split(None, 5)
+            if fields[1].startswith("rw") and fields[1].endswith("s") and fields[4] != "0":
+                major, minor = (int(part, 16) for part in fields[3].split(":"))
+                found.add((os.makedev(major, minor), int(fields[4])))
+    return found

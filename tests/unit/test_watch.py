@@ -1,0 +1,268 @@
+"""The thread that goes round, with a saver that does what a test says."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from async_ckpt.config import Config
+from async_ckpt.errors import BacklogError, SnapshotError, StoreError, WatchError
+from async_ckpt.watch import Watch, WatchOptions, looking
+from async_ckpt.watch.events import Events
+from async_ckpt.watch.tree import read_tree
+from tests.support.agents import wait_until
+
+
+@dataclass
+class Saved:
+    id: str
+
+
+@dataclass
+class Saver:
+    """Keeps what is saved; ``trouble`` is raised by the saves to come, one each."""
+
+    before: list[dict[str, Any]] = field(default_factory=list)
+    saved: list[dict[str, Any]] = field(default_factory=list)
+    trouble: list[Exception] = field(default_factory=list)
+    meanwhile: Callable[[str], None] = lambda path: None
+    tries: int = 0
+    can_list: bool = True
+
+    def save(self, path: str, *, check: Callable[[str], None], **options: Any) -> Saved:
+        self.tries += 1
+        self.meanwhile(path)
+        check(path)
+        if self.trouble:
+            error = self.trouble.pop(0)
+            if isinstance(error, StoreError):
+                self.saved.append({"path": path, **options})
+            raise error
+        self.saved.append({"path": path, **options})
+        return Saved(f"0.mfchckpt.{len(self.saved) - 1}")
+
+    def state(self, identity: str) -> tuple[str, str]:
+        return "ADMITTED", ""
+
+    def list(self) -> list[dict[str, Any]]:
+        if not self.can_list:
+            raise StoreError("The store is out of reach")
+        return self.before
+
+
+class Scene:
+    def __init__(self, out: Path) -> None:
+        self.out, self.saver, self.lines = out, Saver(), list[str]()
+        self.watches: list[Watch] = []
+
+    def start(self, **options: Any) -> Watch:
+        config = Config(watch_settle_s=0.0, rescan_s=0.02)
+        watch = Watch(self.saver, self.out, WatchOptions(**options), config, report=self.lines.append)
+        self.watches.append(watch)
+        return watch
+
+    def write(self, name: str, text: str = "x") -> None:
+        (self.out / name).mkdir(exist_ok=True)
+        (self.out / name / "model").write_text(text)
+
+    def paths(self) -> list[str]:
+        return [os.path.basename(item["path"]) for item in self.saver.saved]
+
+    def heard(self, text: str) -> list[str]:
+        return [line for line in self.lines if text in line]
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Iterator[Scene]:
+    made = Scene(tmp_path / "out")
+    made.out.mkdir()
+    yield made
+    for watch in made.watches:
+        watch.stop(complete=False)
+
+
+def test_a_full_backlog_and_errors_that_pass_cost_time_and_no_checkpoint_and_are_told_once(scene: Scene) -> None:
+    scene.saver.trouble = [BacklogError("The store cannot keep up"), SnapshotError("The disk is full")]
+    scene.write("checkpoint-1")
+    watch = scene.start()
+    wait_until(lambda: watch.saved == 1, "it is saved at last")
+    watch.stop()
+    assert scene.paths() == ["checkpoint-1"]
+    assert len(scene.heard("checkpoint-1 waits: The store cannot keep up")) == 1
+    assert len(scene.heard("checkpoint-1 is not saved: The disk is full")) == 1
+
+
+def test_an_error_that_does_not_pass_is_raised_at_the_end_and_the_others_are_saved(scene: Scene) -> None:
+    def fail_for_two(path: str) -> None:
+        if path.endswith("-2"):
+            raise SnapshotError("Cannot capture it: it is a FIFO")
+
+    scene.saver.meanwhile = fail_for_two
+    for number in (1, 2, 3):
+        scene.write(f"checkpoint-{number}")
+    watch = scene.start()
+    wait_until(lambda: watch.saved == 2, "the others are saved")
+    with pytest.raises(WatchError, match="checkpoint-2 is not saved: Cannot capture it: it is a FIFO"):
+        watch.stop()
+    assert sorted(scene.paths()) == ["checkpoint-1", "checkpoint-3"]
+
+
+def test_one_that_is_admitted_while_the_store_refuses_others_is_not_saved_twice(scene: Scene) -> None:
+    scene.saver.trouble = [StoreError("The store refuses checkpoints")]
+    scene.write("checkpoint-1")
+    watch = scene.start(keep=1)
+    watch.stop()
+    assert (scene.paths(), scene.saver.tries, watch.saved) == (["checkpoint-1"], 1, 1)
+    assert scene.heard("The store refuses checkpoints")
+
+
+def test_what_is_written_to_while_it_is_captured_is_not_saved_but_later_and_whole(scene: Scene) -> None:
+    def write_on(path: str) -> None:
+        if scene.saver.tries == 1:
+            Path(path, "optimizer").write_text("y")
+
+    scene.saver.meanwhile = write_on
+    scene.write("checkpoint-1")
+    watch = scene.start()
+    wait_until(lambda: watch.saved == 1, "it is saved")
+    watch.stop()
+    assert (scene.paths(), scene.saver.tries) == (["checkpoint-1"], 2)
+
+
+def test_one_that_its_trainer_removes_before_it_is_saved_is_a_line_and_no_error(scene: Scene) -> None:
+    def remove(path: str) -> None:
+        os.rename(path, scene.out.parent / "removed")
+        raise SnapshotError("Cannot save it: it does not exist")
+
+    scene.saver.meanwhile = remove
+    scene.write("checkpoint-1")
+    watch = scene.start()
+    wait_until(lambda: scene.heard("checkpoint-1 has gone before it was saved"), "that is told")
+    watch.stop()
+    assert scene.paths() == []
+
+
+def test_while_the_store_does_not_tell_what_was_saved_old_ones_wait_and_new_ones_do_not(scene: Scene) -> None:
+    scene.write("checkpoint-1")
+    scene.saver.can_list = False
+    watch = scene.start()
+    scene.write("checkpoint-2")
+    wait_until(lambda: watch.saved == 1, "the new one is saved")
+    assert scene.paths() == ["checkpoint-2"]
+    wait_until(lambda: scene.heard("What was saved before cannot be listed"), "the reason is told")
+    watch.stop()
+    assert scene.paths() == ["checkpoint-2", "checkpoint-1"], "twice is better than never"
+    assert scene.saver.saved[1]["latest"] is False, "a newer one is there"
+
+
+def test_what_an_earlier_watch_saved_is_known_by_its_metadata_unless_that_failed(scene: Scene) -> None:
+    for number in (1, 2):
+        scene.write(f"checkpoint-{number}")
+    scene.start().stop()
+    kept, failed = scene.saver.saved
+    scene.saver.before = [
+        {"metadata": kept["metadata"], "state": "COMMITTED"},
+        {"metadata": failed["metadata"], "state": "FAILED"},
+        {"metadata": {}, "state": "COMMITTED"},
+    ]
+    scene.start().stop()
+    assert scene.paths() == ["checkpoint-1", "checkpoint-2", "checkpoint-2"]
+    scene.write("checkpoint-1", "anew")
+    scene.start(existing=False).stop()
+    assert len(scene.paths()) == 3
+    scene.start().stop()
+    assert sorted(scene.paths()[3:]) == ["checkpoint-1", "checkpoint-2"], "one was written anew, one failed"
+
+
+@pytest.mark.parametrize(
+    ("source", "found", "why"),
+    [
+        (lambda path: {"step": int(path[-1])}, {"step": 1}, ""),
+        ("model", {"loss": 0.5}, ""),
+        ("nothing.json", {}, "FileNotFoundError"),
+        ("broken.json", {}, "JSONDecodeError"),
+        (lambda path: {"a": object()}, {}, "metadata['a'] is not JSON"),
+        (lambda path: 1 / 0, {}, "ZeroDivisionError"),
+        (lambda path: sys.exit("no"), {}, "SystemExit: no"),
+        (lambda path: {"path": "mine", "watched": "mine"}, {"path": "mine"}, ""),
+    ],
+)
+def test_metadata_comes_from_a_function_or_a_file_and_without_it_the_save_still_happens(
+    scene: Scene, source: Any, found: dict[str, Any], why: str
+) -> None:
+    scene.write("checkpoint-1", '{"loss": 0.5}')
+    (scene.out / "checkpoint-1" / "broken.json").write_text("{")
+    scene.start(metadata_from=source).stop()
+    (metadata,) = (item["metadata"] for item in scene.saver.saved)
+    assert len(metadata.pop("watched")) == 16
+    assert metadata == {"path": "checkpoint-1", **found}
+    assert [why in line for line in scene.heard("without metadata_from")] == ([True] if why else [])
+
+
+def test_one_that_cannot_be_read_holds_up_no_other_and_is_told_at_the_end(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(path: str) -> Any:
+        if path.endswith("-1"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return read_tree(path)
+
+    monkeypatch.setattr(looking, "read_tree", read)
+    for number in (1, 2):
+        scene.write(f"checkpoint-{number}")
+    with pytest.raises(WatchError, match="checkpoint-1 cannot be read: Permission denied"):
+        scene.start().stop()
+    assert scene.paths() == ["checkpoint-2"]
+    assert len(scene.heard("cannot be read")) == 1
+
+
+def test_one_that_was_out_of_sight_is_not_saved_again(scene: Scene) -> None:
+    scene.write("checkpoint-1")
+    watch = scene.start()
+    wait_until(lambda: watch.saved == 1, "it is saved")
+    os.rename(scene.out / "checkpoint-1", scene.out.parent / "away")
+    wait_until(lambda: not watch._recogniser.entries, "it is out of sight")
+    os.rename(scene.out.parent / "away", scene.out / "checkpoint-1")
+    watch.stop()
+    assert scene.paths() == ["checkpoint-1"]
+
+
+def test_a_log_that_is_gone_and_a_name_that_is_no_text_end_no_watch(scene: Scene) -> None:
+    def gone(line: str) -> None:
+        scene.lines.append(line)
+        raise BrokenPipeError
+
+    watch = Watch(scene.saver, scene.out, WatchOptions(), Config(watch_settle_s=0.0), report=gone)
+    scene.write(os.fsdecode(b"checkpoint-\xff"))
+    watch.stop()
+    assert watch.saved == 1
+    assert scene.heard(r"checkpoint-\udcff is saved as")
+
+
+def test_a_mistake_in_a_round_does_not_end_the_watch_and_is_told_at_the_end(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch = scene.start()
+    broken = threading.Event()
+
+    def fail() -> dict[str, str]:
+        broken.set()
+        raise ZeroDivisionError("a mistake")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Events, "take_renames", lambda self: fail())
+        assert broken.wait(60)
+        wait_until(lambda: scene.heard("a mistake"), "it is told")
+    scene.write("checkpoint-1")
+    wait_until(lambda: watch.saved == 1, "the watch goes on")
+    monkeypatch.setattr(Events, "take_renames", lambda self: fail())
+    with pytest.raises(WatchError, match="a mistake"):
+        watch.stop()
