@@ -10,7 +10,7 @@ import os
 import resource
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from . import layout, snapshot
@@ -19,6 +19,7 @@ from .agent.launch import Launcher
 from .config import ENV_ATTEMPT, ENV_SPOOL, Config
 from .errors import (
     AgentError,
+    CheckpointError,
     FlushError,
     SnapshotError,
     SpoolError,
@@ -33,6 +34,7 @@ from .ranks import find as find_ranks
 from .reading import Reading, Report
 from .reference import Reference, progress_line
 from .spool import journal
+from .spool.environment import spool_of
 from .spool.journal import ADMITTED, COMMITTED, FAILED, SETTLED, SUPERSEDED, Progress
 from .spool.spool import Admitted, Spool
 from .stores.base import StoreSpec
@@ -76,6 +78,7 @@ class Checkpointer(Reading):
         report: Report = lambda line: None,
     ) -> None:
         self.spool, self.config, self.task = spool, config, spool.task
+        self._owned_by = os.getpid() if owner else 0
         self._launcher = Launcher(spool, config, uploader)
         self._client = AgentClient(
             self._launcher.connect, owner=owner, config=config, attempt=self.task.attempt, on_push=self._on_push
@@ -137,7 +140,7 @@ class Checkpointer(Reading):
         Raises
         ------
         UsageError
-            No task's environment: it says what to do.
+            No task's environment, or one that is not as a task makes it: it says what to do.
         SpoolError
             The task has ended.
         """
@@ -149,11 +152,26 @@ class Checkpointer(Reading):
             )
         found = _of_this_process.get((os.getpid(), directory, attempt))
         if found is None:
-            spool = Spool.open(directory, attempt=int(attempt) if attempt else None)
+            spool = spool_of(directory, attempt)
             # Kept: each has a thread and a connection, and people make a Checkpoint() for every save.
             _of_this_process.clear()
             found = _of_this_process[os.getpid(), directory, attempt] = cls(spool, Config.from_env())
         return found
+
+    def _check_attempt(self) -> None:
+        """Raise ``SpoolError`` in a process that has outlived its task; the task's own knows how it stands."""
+        if self._owned_by != os.getpid() and not self._closed:
+            self.spool.check_attempt()
+
+    @contextlib.contextmanager
+    def _while_it_runs(self) -> Iterator[None]:
+        """For what needs a running task: whatever fails because the task has ended meanwhile says so."""
+        self._check_attempt()
+        try:
+            yield
+        except CheckpointError:
+            self._check_attempt()
+            raise
 
     # -- saving ----------------------------------------------------------------------------------------------------
 
@@ -182,7 +200,8 @@ class Checkpointer(Reading):
         UsageError
             An argument is not valid.
         SnapshotError, SpoolError
-            The path cannot be captured, or the spool's disk is full; nothing was saved, and ``path`` is untouched.
+            The path cannot be captured, the spool's disk is full, or this process has outlived its task; nothing was
+            saved, and ``path`` is untouched.
         BacklogError
             Too much waits for the store already, and ``on_backlog`` says so, or the wait for room was too long.
         StoreError
@@ -197,6 +216,29 @@ class Checkpointer(Reading):
         source = os.path.abspath(os.fspath(path))
         # Before anything can go wrong: whoever fails here has had its turn, like all other ranks.
         version = self.spool.next_collective(shard.rank, shard.generation) if shard else None
+
+        def describe(size: int) -> dict[str, Any]:
+            return layout.reference(
+                self.task, name=name, version=self.spool.next_version() if version is None else version,
+                url=self.spool.store.root, size=size, metadata=plain, storage_format=storage_format,
+                latest=bool(latest), shard=shard[:2] if shard else None,
+            )  # fmt: skip
+
+        with self._while_it_runs():
+            admitted = self._capture_and_admit(source, strategy, describe, check)
+        self._saved[admitted.id] = admitted.reference
+        if self._refused:
+            self._say_what_was_refused()
+        return Reference(admitted.reference, self)
+
+    def _capture_and_admit(
+        self,
+        source: str,
+        strategy: str,
+        describe: Callable[[int], dict[str, Any]],
+        check: Callable[[str], None] | None,
+    ) -> Admitted:
+        """``describe`` makes the reference, given the size in bytes."""
         await_room(self._client, self.spool, self.config, os.path.dirname(source))
         agent = self._client.agent_pid() or None
         snapshot.check_strategy(strategy, leases=agent is not None)
@@ -207,22 +249,15 @@ class Checkpointer(Reading):
         try:
             if check is not None:
                 check(captured.moved[1] if captured.moved else source)
-            reference = layout.reference(
-                self.task, name=name, version=self.spool.next_version() if version is None else version,
-                url=self.spool.store.root, size=captured.manifest.size, metadata=plain,
-                storage_format=storage_format, latest=bool(latest), shard=shard[:2] if shard else None,
-            )  # fmt: skip
-            if storage_format == "files" and self.spool.store.kind != "local":
+            reference = describe(captured.manifest.size)
+            if reference["storage_format"] == "files" and self.spool.store.kind != "local":
                 _check_object_names(reference["url"], captured.manifest, source)
             admitted = self.spool.admit(reference, captured.manifest, data, source, captured_ns)
         except BaseException:
             captured.drop(data)
             raise
         self._guard(admitted, captured.leases)
-        self._saved[admitted.id] = reference
-        if self._refused:
-            self._say_what_was_refused()
-        return Reference(reference, self)
+        return admitted
 
     def _shard(self, collective: bool, rank: int | None, world_size: int | None, storage_format: str) -> Ranks | None:
         """Which part of a collective checkpoint this is."""
@@ -287,13 +322,21 @@ class Checkpointer(Reading):
     # -- following -------------------------------------------------------------------------------------------------
 
     def state(self, identity: str) -> tuple[str, str]:
-        """(state, why) of a checkpoint of this task."""
+        """(state, why) of a checkpoint of this task.
+
+        Raises
+        ------
+        SpoolError
+            This process has outlived the task, and what became of the checkpoint is not known here any more.
+        """
         if not self._closed:
             with contextlib.suppress(AgentError, WaitTimeout):
                 answer = self._client.request("state", self.config.reply_timeout_s, id=identity)
                 if answer["state"]:
                     return answer["state"], answer["why"]
         known = self._look().get(identity)
+        if known is None:
+            self._check_attempt()  # Or it would be under way for ever.
         return (known.state, known.why) if known else (ADMITTED, "")
 
     def _look(self) -> dict[str, Progress]:
@@ -320,7 +363,9 @@ class Checkpointer(Reading):
                 state, why = self.state(identity)
             else:
                 piece = min(left, _WAIT_SLICE_S)
-                answer = self._client.request("wait", piece + self.config.reply_timeout_s, id=identity, timeout_s=piece)
+                with self._while_it_runs():
+                    limit_s = piece + self.config.reply_timeout_s
+                    answer = self._client.request("wait", limit_s, id=identity, timeout_s=piece)
                 state, why = answer["state"], answer["why"]
             if state == COMMITTED:
                 return
@@ -341,8 +386,11 @@ class Checkpointer(Reading):
         ------
         AgentError, WaitTimeout
             No agent can be had, or it does not answer.
+        SpoolError
+            This process has outlived its task.
         """
-        answer = self._client.request("status", self.config.reply_timeout_s)
+        with self._while_it_runs():
+            answer = self._client.request("status", self.config.reply_timeout_s)
         answer.pop("seq", None)
         return {**answer, "spool": self.spool.directory}
 
@@ -364,7 +412,13 @@ class Checkpointer(Reading):
         ------
         FlushError
             Some checkpoints of this attempt are not in the store; names them and says why.
+        SpoolError
+            This process has outlived its task.
         """
+        with self._while_it_runs():
+            self._flush(timeout_s, report, gather_s)
+
+    def _flush(self, timeout_s: float | None, report: Report | None, gather_s: float | None) -> None:
         limit = self.config.flush_timeout_s if timeout_s is None else timeout_s
         deadline, next_report = time.monotonic() + limit, time.monotonic() + self.config.progress_s
         failed: dict[str, str] = {}
@@ -473,6 +527,23 @@ class Checkpointer(Reading):
         }
         others = {(layout.order(data), json.dumps(data).encode()) for data in self._unjournaled}
         return [text for _, text in sorted(journaled | others, reverse=True)]
+
+    def disown(self, identity: str) -> None:
+        """Leave it to others to see that a checkpoint of this process gets into the store: ``flush`` does not vouch for
+        it, and nothing is kept of it here.
+        """
+        self._saved.pop(identity, None)
+
+    def hand_over(self) -> None:
+        """The agent was killed and this process ends as well: see that another agent has its leases before.
+
+        Raises
+        ------
+        AgentError, WaitTimeout
+            There is none.
+        """
+        if self._client.leases_held:
+            self._client.attach()
 
     def close(self, *, clean: bool) -> None:
         """Let go of the agent: it finishes what is left and exits. ``clean``: the step is over, the spool is not

@@ -30,6 +30,9 @@ _NOT_HERE = {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.EN
 #: Errors of link(2) that mean "not between these two": other file system, not permitted, too many links, unsupported.
 NO_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES})
 
+#: Errors of O_TMPFILE, and of linking through /proc, that mean "not here".
+_NO_TMPFILE = NO_LINK | {errno.EISDIR, errno.ENOENT, errno.EINVAL}
+
 _fallocate = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)
 
 _BUFFER = 1 << 20
@@ -148,6 +151,44 @@ def write_atomically(path: str, data: bytes, *, mode: int = 0o600) -> None:
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
+        raise
+
+
+def write_new(path: str, data: bytes, staged: str) -> None:
+    """Make a file appear under a name that is not taken, with all its content from the first moment on.
+
+    It is written without a name, and then linked, which takes one turn at the lock of a folder. Under a temporary name
+    and renamed it takes four, and where many processes write on a busy machine each may cost a second.
+
+    Parameters
+    ----------
+    staged : str
+        A name of the caller's own for it, on the same file system; only used where files cannot be without one.
+
+    Raises
+    ------
+    OSError
+        It could not be written; there is no file.
+    """
+    folder = os.path.dirname(staged)
+    try:
+        with open(os.open(folder, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600), "wb") as file:
+            file.write(data)
+            file.flush()
+            # The number of a descriptor, which one does not matter as the path is absolute: else Python would link the
+            # symbolic link itself.
+            os.link(f"/proc/self/fd/{file.fileno()}", path, src_dir_fd=file.fileno(), follow_symlinks=True)
+        return
+    except OSError as error:
+        if error.errno not in _NO_TMPFILE:
+            raise
+    try:
+        with open(staged, "wb") as file:
+            file.write(data)
+        os.rename(staged, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(staged)
         raise
 
 

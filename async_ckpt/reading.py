@@ -41,6 +41,10 @@ class Reading(abc.ABC):
         """What the journal says."""
 
     @abc.abstractmethod
+    def _check_attempt(self) -> None:
+        """See that this process has not outlived its task."""
+
+    @abc.abstractmethod
     def _guard(self, item: Admitted, leases: Mapping[str, int]) -> None:
         """Have the leases (path → descriptor) of a checkpoint's files held."""
 
@@ -58,7 +62,15 @@ class Reading(abc.ABC):
         """Checkpoints of this task (all attempts), or of its step in the namespace, newest first.
 
         Each is its metadata and a ``state``: ``COMMITTED``, or how far one that is still on this machine has come.
+
+        Raises
+        ------
+        SpoolError
+            This process has outlived its task.
+        StoreError
+            The store cannot be read.
         """
+        self._check_attempt()
         folder = self.task.task_folder if within_task else self.task.scope_folder
         on_disk = {item.id: item for item in self.spool.pending()}
         known = self._look() if on_disk else {}

@@ -30,15 +30,19 @@ def main(arguments: list[str]) -> None:
     from . import launch
     from .agent import Agent
     from .plane import WorkerProcess
+    from .saves import SaverProcess
 
     launch.ignore_terminal_signals()
     launch.raise_descriptor_limit()
     try:
         spool, config = Spool.open(directory), Config.from_env()
         launch.name_socket(spool, os.getpid())
-        command = launch.bootstrap(heavy=True)
+        command, saver = launch.bootstrap(heavy=True), launch.bootstrap(heavy=True, module="saver")
         listener = socket.socket(fileno=listening)
-        agent = Agent(spool, listener, lambda: WorkerProcess(spool, command), config, guarded=True)
+        agent = Agent(
+            spool, listener, lambda: WorkerProcess(spool, command), lambda: SaverProcess(spool, saver), config,
+            guarded=True,
+        )  # fmt: skip
         signal.signal(signal.SIGTERM, lambda *_: agent.terminate())
         # A saver's doorbell must not take the saver's CPU away at once. This thread only: the guard's started before.
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))

@@ -52,6 +52,7 @@ from .outage import Outages
 from .plane import MAX_DEATHS, DataPlane, Worker
 from .queue import Job, Queue
 from .remover import Remover
+from .saves import Saves
 from .throughput import Throughput
 from .unchanged import is_settled, recognizable, unchanged
 
@@ -71,6 +72,8 @@ class Agent:
         Bound and listening at ``agent.sock``.
     start_worker : callable
         Makes a data plane; called when there is work and there is none.
+    start_saver : callable
+        Makes a saver; called when a client asks for a save and there is none.
     guarded : bool
         Whether leases are held here (a process of its own) or not (a thread).
     """
@@ -80,6 +83,7 @@ class Agent:
         spool: Spool,
         listening: socket.socket,
         start_worker: Callable[[], Worker],
+        start_saver: Callable[[], Worker],
         config: Config,
         *,
         guarded: bool,
@@ -99,6 +103,7 @@ class Agent:
             self._selector, start_worker, config.reply_timeout_s, self._on_worker_message, self._on_worker_death
         )
         self._farewell = Farewell(spool.task, self._plane)
+        self._saves = Saves(self._selector, start_saver, config)
         self._owners: dict[Connection, int] = {}
         self._waiting: list[tuple[Connection, Message, float]] = []
         self._unjournaled: deque[Message] = deque()
@@ -134,8 +139,8 @@ class Agent:
         now = time.monotonic()
         if self._owners or now < self._grace_until:
             return False
-        done = not self._queue.pending and self._remover.idle and not self._spool_has_news()
-        done = done and not self._farewell.is_due
+        idle = self._remover.idle and not self._saves.count and not self._farewell.is_due
+        done = not self._queue.pending and idle and not self._spool_has_news()
         return done or now >= self._drain_until
 
     def _leave(self) -> bool:
@@ -153,6 +158,7 @@ class Agent:
         return self._gone is not None
 
     def _close(self) -> None:
+        self._saves.stop()
         self._plane.stop()
         self._remover.stop()
         if self._guard is not None:
@@ -183,6 +189,7 @@ class Agent:
                 self._owner_gone(connection)
         self._server.resume()
         self._plane.tick()
+        self._saves.tick(now)
         self._last_call.tick(now)
         self._start_work()
         if not self._owners and self._queue.pending == len(self._queue.gathering()):
@@ -508,14 +515,10 @@ class Agent:
             connection.send({"seq": message.get("seq"), **self._state(str(message.get("id")))})
         elif op == "status":
             connection.send({"seq": message.get("seq"), **self._status()})
+        elif op == "save":
+            self._on_save(connection, message)
         elif op == "bye":
-            if message.get("over", True):
-                self._owners.pop(connection, None)
-                # The step ended well: what the store refused in earlier attempts is of no use to anybody any more.
-                self._over = True
-            else:
-                self._owner_gone(connection, for_good=True)
-            self._grace_until, self._drain_until = 0.0, time.monotonic() + self._config.drain_timeout_s
+            self._on_bye(connection, over=message.get("over") is not False)
         elif op == "deadline":
             self._last_call.hear(_seconds(message.get("seconds"), self._config.termination_grace_s), "SIGTERM")
             connection.send({"seq": message.get("seq"), "first": self._queue.first})
@@ -531,6 +534,14 @@ class Agent:
             self._answer_waiting(time.monotonic())
         else:
             connection.send({"seq": message.get("seq"), "error": f"The operation {op!r} is unknown, or lacks a field"})
+
+    def _on_save(self, connection: Connection, message: Message) -> None:
+        if self._over:
+            why = "The step has ended: nothing can be saved any more. Save before the step returns."
+            connection.send({"seq": message.get("seq"), "error": why, "kind": "UsageError"})
+            return
+        limit = self._config.backlog_timeout_s + self._config.reply_timeout_s
+        self._saves.ask(connection, message, _seconds(message.get("timeout_s"), limit))
 
     def _on_hello(self, connection: Connection, message: Message) -> None:
         if message.get("v") != protocol.VERSION:
@@ -548,6 +559,17 @@ class Agent:
                 if job.id in self._items:
                     self._queue.retry(job.id)
         connection.send({"seq": message.get("seq"), "v": protocol.VERSION, "pid": os.getpid()})
+
+    def _on_bye(self, connection: Connection, *, over: bool) -> None:
+        if over:
+            self._owners.pop(connection, None)
+            # The step ended well: what the store refused in earlier attempts is of no use to anybody any more.
+            self._over = True
+        elif connection in self._owners:
+            self._owner_gone(connection, for_good=True)
+        else:
+            return
+        self._grace_until, self._drain_until = 0.0, time.monotonic() + self._config.drain_timeout_s
 
     def _begin_attempt(self, attempt: Any) -> None:
         if isinstance(attempt, int) and attempt > self._attempt:
@@ -634,6 +656,7 @@ class Agent:
             "last_committed": self._queue.last_committed,
             "bytes_copied": self._bytes_copied,
             "leases": self._guard.count() if self._guard else 0,
+            "saves": self._saves.count,
             "errors": list(self._errors),
             "warnings": self._journal.warnings,
         }

@@ -167,6 +167,9 @@ class Launcher:
     def _start_thread(self, lock: int, listening: socket.socket) -> int:
         from .agent import Agent
         from .plane import WorkerThread
+        from .saves import SaverProcess
+
+        saver = bootstrap(heavy=True, module="saver")
 
         held = [lock]
 
@@ -181,8 +184,9 @@ class Launcher:
         def run() -> None:
             try:
                 Agent(
-                    self._spool, listening, lambda: WorkerThread(self._spool, self._config), self._config, guarded=False
-                ).run()
+                    self._spool, listening, lambda: WorkerThread(self._spool, self._config),
+                    lambda: SaverProcess(self._spool, saver), self._config, guarded=False,
+                ).run()  # fmt: skip
             finally:
                 os.close(held.pop())
 
@@ -215,15 +219,15 @@ def name_socket(spool: Spool, pid: int) -> None:
             os.rename(f"{path}.new", path)
 
 
-def bootstrap(*, heavy: bool) -> list[str]:
-    """The command that runs ``agent.__main__`` with this interpreter.
+def bootstrap(*, heavy: bool, module: str = "agent.__main__") -> list[str]:
+    """The command that runs ``main`` of one of our modules with this interpreter.
 
     ``heavy``: with the environment's packages (the data plane); else with the standard library and this package alone.
     """
     # PYTHONPATH is the task's sys.path; '' would let files in the working directory shadow modules.
     code = (
         f"import sys; sys.path[:] = [p for p in sys.path if p] + [{_PACKAGE_ROOT!r}]; "
-        "from async_ckpt.agent.__main__ import main; main(sys.argv[1:])"
+        f"from async_ckpt.{module} import main; main(sys.argv[1:])"
     )
     # -I -S: quickly, and whatever state the environment is in.
     return [sys.executable, *([] if heavy else ["-I", "-S"]), "-c", code]

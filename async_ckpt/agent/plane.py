@@ -175,11 +175,11 @@ class DataPlane:
 class WorkerProcess:
     """A worker in a process of its own."""
 
-    def __init__(self, spool: Spool, bootstrap: list[str]) -> None:
+    def __init__(self, spool: Spool, bootstrap: list[str], role: str = "worker") -> None:
         self.sock, theirs = socket.socketpair()
         with theirs, open(spool.path("agent.log"), "ab") as log:
             self._process = subprocess.Popen(
-                [*bootstrap, "worker", str(theirs.fileno()), spool.directory],
+                [*bootstrap, role, str(theirs.fileno()), spool.directory],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=[theirs.fileno()],
             )  # fmt: skip
 

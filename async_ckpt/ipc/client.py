@@ -315,17 +315,20 @@ class AgentClient:
         if message.get("push") not in (None, "unguard"):
             self._on_push(message)
             return
+        needless: list[Lease] = []
         with self._lock:
             if message.get("push") == "unguard":
                 leases = self._leases.get(str(message.get("id")), {})
-                for path in message.get("paths", []):
-                    if path in leases:
-                        os.close(leases.pop(path).fd)
+                needless = [leases.pop(path) for path in message.get("paths", []) if path in leases]
                 if not leases:
                     self._leases.pop(str(message.get("id")), None)
             elif message.get("seq") in self._answers:
                 self._answers[message["seq"]] = message
                 self._changed.notify_all()
+        # Not with the lock, which the next save's doorbell needs: the last close of a removed file gives its disk back,
+        # and may wait for the file system's journal.
+        for item in needless:
+            os.close(item.fd)
 
     def _relieve(self, link: Link) -> None:
         """Answer for an agent that hangs: where somebody waits for a lease and the agent does not even answer a

@@ -5,7 +5,7 @@ carry descriptors (SCM_RIGHTS, sent with its first byte); it then says how many 
 
 The first frame of a connection is ``{"op": "hello", "v": 1, "pid": <own pid>, "seq": 1}``. Frames with ``seq`` are
 answered by one frame with the same ``seq``; an answer with ``error`` means the request was refused. Frames without
-``seq`` are doorbells.
+``seq`` are doorbells. ``docs/protocol.md`` is the page for those who write a client.
 
 ========  =========================================================  ==============================================
 op        fields                                                     answer
@@ -17,6 +17,9 @@ state     id                                                         state, why
 wait      id, timeout_s                                              state, why (not final: the time is over)
 flush     timeout_s, gather_s (if others need not be waited for      pending, failed: list of [id, why]
           longer in collective saves)
+save      path, name, metadata, latest, storage_format, snapshot,    id, reference
+          attempt, timeout_s, collective, rank, world_size; all but
+          path may be left out
 room      folder (of what is to be saved), timeout_s                 full: why there is no room; empty: there is
 deadline  seconds (until the machine goes)                           first: id of what is uploaded before all others
 status                                                               see ``agent.status``

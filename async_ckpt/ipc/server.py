@@ -163,7 +163,7 @@ class Server:
         if not connection.greeted and message.get("op") != "hello":
             for fd in fds:
                 os.close(fd)
-            connection.send({"error": "The first frame must be a hello", "seq": message.get("seq")})
+            connection.send({"seq": message.get("seq"), "error": "The first frame must be a hello"})
             connection.close()
             return
         self._on_message(connection, message, fds)

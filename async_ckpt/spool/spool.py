@@ -8,14 +8,15 @@ One directory per task (all attempts), 0700::
     data/<pid>-<random>/    snapshots: what ``save()`` captured         by savers
     data/<pid>-<random>.pack   its small files, one after the other     by savers
     annexes                 further directories like data/, one a line  by savers, appended
-    staging/<pid>-<random>.json  a record being written                 by savers
-    ready/<id>.json         ADMITTED. id = <attempt>.<name>.<version>   renamed here by savers, removed by the agent
+    staging/                a record being written, where it needs a name: <pid>-<random>.json   by savers
+    ready/<id>.json         ADMITTED. id = <attempt>.<name>.<version>   named so by savers, removed by the agent
     journal                 what became of them                         by the agent alone (see journal.py)
     work/<attempt>-<random>/  the task's ``current.checkpoint.directory``
     agent.lock, agent.pid, agent.sock, agent.log, launch.lock           the agent's (see agent/)
 
-Admission is the rename of one record into ``ready/``: before it there is no checkpoint, after it there is one,
-whoever dies. The record is the truth and names everything needed: reference, manifest, where the data lies.
+Admission is the moment in which a record, complete by then, gets its name in ``ready/`` (by a link, or by a rename
+where files cannot be without a name): before it there is no checkpoint, after it there is one, whoever dies. The record
+is the truth and names everything needed: reference, manifest, where the data lies.
 
 Hard links need the data on the file system of what is saved. Where that is not the spool's, the data lies in an
 *annex*, ``<parent of what is saved>/.async_ckpt-<uid>/<spool's name>-<its inode>/``, and only the record in the spool.
@@ -36,7 +37,7 @@ from typing import Any
 
 from .. import layout
 from ..errors import IntegrityError, SpoolError, os_hint, os_reason
-from ..files import locked, process_exists, write_atomically
+from ..files import locked, process_exists, write_atomically, write_new
 from ..manifest import LINK, PACKED, FileEntry, Manifest, dump
 from ..snapshot.base import ANNEX_PREFIX, remove_tree
 from ..source import pack_path
@@ -103,6 +104,9 @@ class Spool:
     def __init__(self, directory: str, task: layout.TaskInfo, store: StoreSpec) -> None:
         self.directory, self.task, self.store = directory, task, store
         self._annexes_known: set[str] = set()
+        #: What ``spool.json`` was, and which attempt it named, when it was last read: (inode, mtime in nanoseconds).
+        self._identity: tuple[int, int] | None = None
+        self._running = task.attempt
 
     # -- making and finding one ------------------------------------------------------------------------------------
 
@@ -146,9 +150,11 @@ class Spool:
                 raise ValueError(f"format {data['format']}")
             task = layout.TaskInfo(**data["task"])
             store = StoreSpec.from_json(data["store"])
-        except OSError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             hint = "The task that owned it has ended; its checkpoints are in the store"
             raise SpoolError(f"There is no spool: {os_reason(error)}", where=path, hint=hint) from error
+        except OSError as error:
+            raise _spool_error("The spool cannot be read", path, error) from error
         except (ValueError, KeyError, TypeError) as error:
             raise SpoolError(
                 f"Not a spool of this version of async_ckpt: {error}",
@@ -177,6 +183,40 @@ class Spool:
 
     def path(self, *parts: str) -> str:
         return os.path.join(self.directory, *parts)
+
+    def check_attempt(self) -> None:
+        """For processes that may outlive their task: see that the attempt they belong to still runs. Microseconds.
+
+        What such a process saved into the spool of a later attempt would take versions that the store has already.
+
+        Raises
+        ------
+        SpoolError
+            The attempt has ended: the spool is gone, or it is a later attempt's.
+        """
+        path, attempt = self.path("spool.json"), self.task.attempt
+        why = ""
+        try:
+            status = os.stat(path)
+            if (status.st_ino, status.st_mtime_ns) != self._identity:
+                with open(path, "rb") as file:
+                    self._running = int(json.load(file)["task"]["attempt"])
+                self._identity = status.st_ino, status.st_mtime_ns
+            if self._running != attempt:
+                why = f"attempt {self._running} runs now"
+        except (FileNotFoundError, NotADirectoryError):
+            why = "its spool is gone"
+        except OSError as error:
+            raise _spool_error("The spool cannot be read", path, error) from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise SpoolError(f"The spool is damaged: {error}", where=path, hint="Let the step be retried") from error
+        if why:
+            pathspec = self.task.pathspec
+            raise SpoolError(
+                f"Attempt {attempt} of the task {pathspec} has ended: {why}", where=self.directory,
+                hint="Nothing can be saved in its name any more: let the step wait for its subprocesses. "
+                f"What it saved is shown by Checkpoint().list(task={pathspec!r})",
+            )  # fmt: skip
 
     # -- saving ----------------------------------------------------------------------------------------------------
 
@@ -261,12 +301,8 @@ class Spool:
         record = {**vars(admitted), "manifest": manifest.to_json()}
         staged = self.path("staging", f"{os.getpid()}-{secrets.token_hex(8)}.json")
         try:
-            with open(staged, "wb") as file:
-                file.write(dump(record))
-            os.rename(staged, self.path("ready", f"{identity}.json"))
+            write_new(self.path("ready", f"{identity}.json"), dump(record), staged)
         except OSError as error:
-            with contextlib.suppress(OSError):
-                os.unlink(staged)
             raise _spool_error("The checkpoint cannot be admitted", staged, error) from error
         return admitted
 

@@ -102,6 +102,7 @@ SOAK = "A save a second by three writers, to S3; medians of a sixth of the sampl
 WATCH = """A script that knows nothing of us writes `checkpoint-N/` directories at random speeds; a watch saves what is
 finished, and every checkpoint in the store is compared with what the script writes."""
 WRITERS = "Four subprocesses and the task save at the same time."
+FLEET = "Subprocesses of one task save at the same time through its one socket; every checkpoint is read back."
 
 ENGINES_TABLE = data_plane.engines_table
 
@@ -131,6 +132,7 @@ SECTIONS: tuple[tuple[str, str, str, Render, Judge | None], ...] = (
     ("backlog", "Time to durable", data_plane.BACKLOG, backlog_table, None),
     ("torn", "Torn snapshots", TORN, table, None),
     ("many_writers", "Many writers", WRITERS, table, None),
+    ("fleet", "A fleet of subprocesses", FLEET, table, None),
     ("kills", "Kills", KILLS, table, None),
     ("faults", "A store that fails", FAULTS, table, None),
     ("preempt", "A machine that is taken away", PREEMPT, table, None),

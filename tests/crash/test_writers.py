@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -16,6 +18,7 @@ import pytest
 from async_ckpt.checkpointer import Checkpointer
 from async_ckpt.config import Config
 from async_ckpt.files import locked
+from async_ckpt.ipc.server import MAX_CONNECTIONS
 
 from ..support.agents import Task, agent_pid, content, is_alive, kill, wait_until
 from ..support.saving import BIG, Forked, Subprocess, Thread, as_stored, save_some
@@ -90,6 +93,22 @@ def test_a_subprocess_saves_where_no_agent_can_be_had(task: Task) -> None:
         assert task.committed() == []
     task.set(reply_timeout_s=10)
     task.start().flush(60)
+    assert_all_survived(task, saved)
+
+
+def test_a_subprocess_that_gets_no_connection_any_more_saves_all_the_same(task: Task) -> None:
+    checkpointer = task.start()
+    with contextlib.ExitStack() as stack:
+        # With the task's own, these are all there may be.
+        for _ in range(MAX_CONNECTIONS):
+            client = stack.enter_context(socket.socket(socket.AF_UNIX))
+            folder = os.open(checkpointer.spool.directory, os.O_PATH)
+            stack.callback(os.close, folder)
+            client.connect(f"/proc/self/fd/{folder}/agent.sock")
+        process = Subprocess(task.environment(checkpointer), task.work / "p", 0, 2).ready()
+        process.go()
+        saved = process.references()
+        checkpointer.flush(60)
     assert_all_survived(task, saved)
 
 

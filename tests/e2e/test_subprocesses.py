@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 import pytest
 
-from tests.support.metaflow_env import FlowRun, TaskResult, Workspace
+from tests.support.metaflow_env import FlowRun, TaskResult, Workspace, wait_until
 
 _READ_ALL = """
 import json, os, sys
@@ -75,6 +76,7 @@ def test_every_save_of_four_subprocesses_and_the_task_survives_on_s3(s3: Workspa
 
 _CANNOT = """
 import json
+import os
 from metaflow import Checkpoint
 def why(call):
     try:
@@ -114,3 +116,22 @@ def test_outside_of_a_task_what_cannot_work_says_why_and_what_to_do(local: Works
     assert "flow/run/step/task" in said["no pathspec"]
     assert "full_namespace" in said["full namespace"]
     assert "attempt='first' is not a number" in said["attempt"]
+
+
+def test_a_subprocess_that_the_step_did_not_wait_for_is_told_so_and_what_it_saved_in_time_is_there(
+    local: Workspace,
+) -> None:
+    pipe = local.root / "pipe"
+    os.mkfifo(pipe)
+    run = local.run_flow("outliving_flow", env={"PIPE": str(pipe)})
+    (task,) = run.tasks()["start"]
+    assert [c["metadata"] for c in task.artifacts["_task_checkpoints"]] == [{"who": "orphan"}]
+    local.assert_clean()
+    with open(pipe, "w"):
+        pass  # Opened for reading and closed: the orphan goes on.
+    wait_until((local.root / "pipe.said").exists, "the orphan has asked")
+    said = json.loads((local.root / "pipe.said").read_text())
+    for name, text in said.items():
+        assert text.startswith(f"SpoolError: Attempt 0 of the task {task.pathspec} has ended: its spool is gone"), name
+        assert f"Checkpoint().list(task='{task.pathspec}')" in text, name
+    local.assert_clean()

@@ -178,7 +178,9 @@ class Workspace:
         """Processes of agents and uploaders that work for a spool of this workspace."""
         found = []
         for pid, command in _processes():
-            if b"async_ckpt.agent" in command and str(self.root).encode() in command:
+            if (b"async_ckpt.agent" in command or b"async_ckpt.saver" in command) and str(
+                self.root
+            ).encode() in command:
                 found.append(pid)
         return found
 

@@ -1,4 +1,4 @@
-"""Digests, whoever computes them, and however many at once."""
+"""Digests, whoever computes them, and however many at once; new files, whole or not at all."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import threading
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -98,3 +99,39 @@ def test_where_blocks_cannot_be_had_a_file_gets_its_size(
     with open(tmp_path / "file", "wb") as file:
         files.preallocate(file.fileno(), 12345)
         assert os.fstat(file.fileno()).st_size == 12345
+
+
+@pytest.fixture(params=["nameless", "staged"])
+def staging(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for files that are being written, where they need no name, and where they do."""
+    if request.param == "staged":
+        really = os.open
+
+        def without(path: Any, flags: int, *rest: Any, **more: Any) -> int:
+            if flags & os.O_TMPFILE == os.O_TMPFILE:
+                raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+            return really(path, flags, *rest, **more)
+
+        monkeypatch.setattr(os, "open", without)
+    folder = tmp_path / "staging"
+    folder.mkdir()
+    return folder
+
+
+def test_a_new_file_is_there_whole_and_leaves_nothing_beside_it(tmp_path: Path, staging: Path) -> None:
+    files.write_new(str(tmp_path / "new"), b"content" * 10_000, str(staging / "x"))
+    assert (tmp_path / "new").read_bytes() == b"content" * 10_000
+    assert os.listdir(staging) == []
+
+
+def test_a_new_file_that_cannot_be_written_is_an_error_and_leaves_nothing(tmp_path: Path, staging: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        files.write_new(str(tmp_path / "no-folder" / "new"), b"content", str(staging / "x"))
+    assert os.listdir(staging) == []
+    assert not (tmp_path / "no-folder").exists()
+
+
+@pytest.mark.usefixtures("filesystem")
+def test_a_new_file_can_be_made_on_every_file_system(filesystem: Path) -> None:
+    files.write_new(str(filesystem / "new"), b"content", str(filesystem / "staged"))
+    assert [(path.name, path.read_bytes()) for path in filesystem.iterdir() if path.is_file()] == [("new", b"content")]

@@ -38,6 +38,7 @@ LAYERS = (
     "reading",
     "checkpointer",
     "gang",
+    "saver",
     "termination",
     "watch",
     "cli",

@@ -163,6 +163,9 @@ def test_foreach_values_that_are_not_json_give_the_same_identifier_every_time() 
     assert layout.foreach_identifier([(0, Value())]) == layout.foreach_identifier([(0, Value())])
     assert layout.foreach_identifier([(0, Value())]) != layout.foreach_identifier([(1, Value())])
     assert layout.foreach_identifier([(0, 1)]) != layout.foreach_identifier([(0, 2)])
+    assert layout.foreach_identifier([(0, 0.1)]) != layout.foreach_identifier([(0, "0.1")])
+    # The place does not matter, so that a split finds its like in a run with more of them.
+    assert layout.foreach_identifier([(0, "a")]) == layout.foreach_identifier([(1, "a")])
     assert layout.foreach_identifier([(0, 1), (0, 2)]) != layout.foreach_identifier([(0, 2), (0, 1)])
 
 

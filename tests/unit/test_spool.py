@@ -246,7 +246,7 @@ def test_a_saver_that_admits_and_ends_while_leftovers_are_looked_for_loses_nothi
 
     monkeypatch.setattr(Spool, "pending", pending_then_save)
     listening = protocol.listen(str(tmp_path / "sock"))
-    agent = Agent(spool, listening, lambda: None, Config(), guarded=False)  # type: ignore[arg-type, return-value]
+    agent = Agent(spool, listening, lambda: None, lambda: None, Config(), guarded=False)  # type: ignore
     agent._close()
     (item,) = pending(spool)
     assert Path(item.file("file")).read_bytes() == b"abc"
