@@ -86,6 +86,7 @@ class Checkpointer(Reading):
         self._report = report
         #: What the store refused, by id, until a save has said so.
         self._refused: dict[str, str] = {}
+        self._noticed: set[str] = set()
         self._known: dict[str, Progress] = {}
         self._read_anew()
         self._closed = False
@@ -274,7 +275,12 @@ class Checkpointer(Reading):
 
     def _on_push(self, push: Mapping[str, Any]) -> None:
         identity, why = str(push.get("id")), str(push.get("why"))
-        if push["push"] == "superseded":
+        if push["push"] == "notice":
+            # Once a task, however often the agent is started again.
+            if why not in self._noticed:
+                self._noticed.add(why)
+                self._report(why)
+        elif push["push"] == "superseded":
             self._report(f"Checkpoint {identity} was {why}")
         elif push["push"] == "given up":
             ids = list(map(str, push.get("ids", [])))

@@ -242,3 +242,7 @@ def _text_list(found: list[dict[str, Any]]) -> str:
         )
     widths = [max(len(row[column]) for row in rows) for column in range(6)]
     return "\n".join("  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[6]]) for row in rows)
+
+
+if __name__ == "__main__":  # In a pod there is a code package, and no script of an installed one.
+    main()

@@ -112,6 +112,8 @@ class Agent:
         #: Of checkpoints under way: which of their files a later one may find unchanged.
         self._inodes: dict[str, dict[str, Inode]] = {}
         self._errors: deque[str] = deque(maxlen=_MAX_ERRORS)
+        #: What the user should know of how the store works here.
+        self._notices: deque[str] = deque(maxlen=_MAX_ERRORS)
         self._outages = Outages(config.outage_s)
         self._last_call = LastCall(self._queue, self._throughput, self._plane, config, self._tell_owners)
         self._over = self._orphaned = False
@@ -321,6 +323,9 @@ class Agent:
         identity, op = message["id"], message["op"]
         if op == "gone":
             self._farewell.said()
+        if op == "notice" and message["why"] not in self._notices:  # One worker after the other may say so.
+            self._notices.append(message["why"])
+            self._tell_owners({"push": "notice", "why": message["why"]})
         item, job = self._items.get(identity), self._queue.jobs.get(identity)
         if item is None or job is None:
             return
@@ -559,6 +564,9 @@ class Agent:
                 if job.id in self._items:
                     self._queue.retry(job.id)
         connection.send({"seq": message.get("seq"), "v": protocol.VERSION, "pid": os.getpid()})
+        if message.get("owner"):
+            for why in self._notices:
+                connection.send({"push": "notice", "why": why})
 
     def _on_bye(self, connection: Connection, *, over: bool) -> None:
         if over:
@@ -658,7 +666,7 @@ class Agent:
             "leases": self._guard.count() if self._guard else 0,
             "saves": self._saves.count,
             "errors": list(self._errors),
-            "warnings": self._journal.warnings,
+            "warnings": [*self._journal.warnings, *self._notices],
         }
 
 

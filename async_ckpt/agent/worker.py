@@ -12,7 +12,8 @@ matters, and may be killed at any time. The two speak the frames of ``ipc.protoc
   ``{"op": "parts", "id", "path", "upload", "part_bytes"}``, ``{"op": "part", "id", "path", "number", "etag",
   "crc32"}``, ``{"op": "waiting", "id", "why"}``, ``{"op": "uploaded" | "committed", "id"}`` (of a collective
   checkpoint with its ``reference``), ``{"op": "failed", "id", "why", "transient", "refused"}`` (refused: by the store,
-  for good; ``decided``: by the ranks). In a batch, the first that fails ends it.
+  for good; ``decided``: by the ranks), ``{"op": "notice", "id": "", "why"}``: what the user should know of how the
+  store works here, once. In a batch, the first that fails ends it.
 """
 
 from __future__ import annotations
@@ -57,17 +58,19 @@ _working: set[str] = set()
 
 
 async def serve(
-    sock: socket.socket, spool: Spool, config: Config, on_priority: Callable[[bool], None] | None = None
-) -> None:
+    sock: socket.socket, spool: Spool, config: Config, on_priority: Callable[[bool], None] | None = None,
+    on_notice: Callable[[str], None] = lambda why: None,
+) -> None:  # fmt: skip
     """Work until the agent closes its end; then drop what is under way (the store cleans up after itself).
 
-    ``on_priority`` is called with whether this process should be idle; None in a thread of the task.
+    ``on_priority`` is called with whether this process should be idle; None in a thread of the task. ``on_notice`` gets
+    what the user should know of the store, as the agent does.
     """
     sock.setblocking(False)
     # A worker whose agent was killed may live a moment longer: two at once could put a file's later content over the
     # good one.
     with _only_one(spool.path("worker.lock")):
-        worker = _Worker(sock, spool, config)
+        worker = _Worker(sock, spool, config, on_notice)
         known: dict[str, Handover] = {}
         try:
             async with anyio.create_task_group() as group:
@@ -138,8 +141,9 @@ async def _messages(sock: socket.socket) -> AsyncIterator[Message]:
 
 
 class _Worker:
-    def __init__(self, sock: socket.socket, spool: Spool, config: Config) -> None:
-        self._sock, self._spool = sock, spool
+    def __init__(self, sock: socket.socket, spool: Spool, config: Config, on_notice: Callable[[str], None]) -> None:
+        self._sock, self._spool, self._on_notice = sock, spool, on_notice
+        self._notice = ""
         self.store = open_store(spool.store, config)
         self._uploader = Uploader(self.store, config)
         self._sending = anyio.Lock()
@@ -224,6 +228,10 @@ class _Worker:
 
     async def _send(self, message: Message) -> None:
         data = protocol.encode(message)
+        if self.store.notice != self._notice:  # Known since the first request: told before its outcome.
+            self._notice = self.store.notice
+            self._on_notice(self._notice)
+            data = protocol.encode({"op": "notice", "id": "", "why": self._notice}) + data
         async with self._sending:
             while data:
                 try:
@@ -303,7 +311,10 @@ def main(fd: int, directory: str) -> None:
     set_priority(idle=True)
     with socket.socket(fileno=fd) as sock:
         try:
-            anyio.run(serve, sock, Spool.open(directory), Config.from_env(), lambda idle: set_priority(idle=idle))
+            anyio.run(
+                serve, sock, Spool.open(directory), Config.from_env(), lambda idle: set_priority(idle=idle),
+                lambda why: print(why, file=sys.stderr, flush=True),
+            )  # fmt: skip
         except errors.CheckpointError as error:
             sys.exit(f"async_ckpt worker: {error}")
 

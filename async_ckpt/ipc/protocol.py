@@ -27,8 +27,9 @@ bye       over (false: the attempt has failed, the task has not)     none; the a
 ========  =========================================================  ==============================================
 
 The agent by itself sends ``{"push": "unguard", "id", "paths"}`` (these leases are let go, close your descriptors), and
-to owners ``{"push": "failed", "id", "why", "refused"}``, ``{"push": "superseded", "id", "why"}`` and
-``{"push": "given up", "id", "ids", "count", "why"}`` (time is short: ``id`` goes first, these and more wait).
+to owners ``{"push": "failed", "id", "why", "refused"}``, ``{"push": "superseded", "id", "why"}``,
+``{"push": "given up", "id", "ids", "count", "why"}`` (time is short: ``id`` goes first, these and more wait) and
+``{"push": "notice", "why"}`` (how the store works here; every new owner is told).
 """
 
 from __future__ import annotations

@@ -16,6 +16,9 @@ def open_store(spec: StoreSpec, config: Config) -> Store:
 
     Only the libraries of that kind of store are imported; ``metaflow-s3`` imports Metaflow and may take a second.
 
+    For S3, aiobotocore is used where it is installed and fits the installed botocore; else botocore's own client in
+    threads does the same, and the store's ``notice`` says why, once it is connected.
+
     Parameters
     ----------
     spec : StoreSpec
@@ -44,7 +47,7 @@ def open_store(spec: StoreSpec, config: Config) -> Store:
         from .s3 import S3Store
     except ImportError as error:
         raise UsageError(
-            f"A checkpoint store on S3 needs aiobotocore: {error}", where=spec.root, hint="pip install aiobotocore"
+            f"A checkpoint store on S3 needs boto3: {error}", where=spec.root, hint="pip install boto3"
         ) from error
     if spec.kind == "metaflow-s3":
         from .metaflow import s3_retry_attempts, s3_settings

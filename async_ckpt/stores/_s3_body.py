@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import os
@@ -19,6 +20,9 @@ from .base import Source
 
 #: Bytes read at a time: few enough system calls, and little memory with many threads. Chunks are a multiple of it.
 PIECE_BYTES = 1 << 20
+
+#: How much is sent through a client before it is reported.
+_TOLD_BYTES = PIECE_BYTES // 4
 
 
 class Digest(NamedTuple):
@@ -93,7 +97,7 @@ class Body:
         self, source: Source, offset: int, length: int, throttle: Throttle, sending: Callable[[int], None]
     ) -> None:
         self._source, self._offset, self._length = source, offset, length
-        self._throttle, self._sending = throttle, sending
+        self.throttle, self._sending = throttle, sending
         self._sent = 0
         self._pass = _Pass(self)
         #: What the source raised, if it did: the HTTP client reports that as a broken connection.
@@ -101,7 +105,7 @@ class Body:
 
     def settle(self) -> None:
         """Report what was sent but not seen as pieces: a wrapper around this body reads it as a file."""
-        self._report(self._length - self._sent)
+        self.report(self._length - self._sent)
 
     def __len__(self) -> int:
         return self._length
@@ -113,7 +117,12 @@ class Body:
         return self._pass.position
 
     def seek(self, position: int) -> None:
-        """Begin a new pass.
+        """Begin a new pass; raises as ``rewind``."""
+        self.rewind(position)
+        self.take_back()
+
+    def rewind(self, position: int) -> None:
+        """Begin a new pass without a word on the last one.
 
         Raises
         ------
@@ -122,14 +131,18 @@ class Body:
         """
         if position != 0:
             raise ValueError(f"cannot seek to {position}: a body can only be read again from its start")
-        self._report(-self._sent)
         self._pass = _Pass(self)
+
+    def take_back(self) -> None:
+        """Report what an earlier pass sent as a negative count."""
+        self.report(-self._sent)
 
     def __aiter__(self) -> _Pass:
         self.seek(0)
         return self._pass
 
-    def _report(self, count: int) -> None:
+    def report(self, count: int) -> None:
+        """So many bytes more were sent."""
         if count:
             self._sent += count
             self._sending(count)
@@ -159,13 +172,64 @@ class _Pass:
         return self
 
     async def __anext__(self) -> bytes:
-        data = self.read(PIECE_BYTES // 4)
+        data = self.read(_TOLD_BYTES)
         if not data:
             raise StopAsyncIteration
-        await anyio.sleep(self._body._throttle.reserve(len(data)))
+        await anyio.sleep(self._body.throttle.reserve(len(data)))
         if self._body._pass is self:
-            self._body._report(len(data))
+            self._body.report(len(data))
         return data
+
+
+class BlockingBody:
+    """A ``Body`` that a thread reads, as a file; what moves is reported in the loop.
+
+    Parameters
+    ----------
+    body : Body
+        The content.
+    loop : asyncio.AbstractEventLoop
+        The loop of whoever waits for the request.
+    """
+
+    def __init__(self, body: Body, loop: asyncio.AbstractEventLoop) -> None:
+        self._body, self._loop = body, loop
+        self._stopped = False
+        self._untold = 0
+
+    def stop(self) -> None:
+        """Nobody waits any more: the next reading fails, and with it the request."""
+        self._stopped = True
+
+    def __len__(self) -> int:
+        return len(self._body)
+
+    def tell(self) -> int:
+        return self._body.tell()
+
+    def seek(self, position: int) -> None:
+        """Begin a new pass; raises as ``Body.seek``."""
+        self._body.rewind(position)
+        self._untold = 0
+        self._tell(self._body.take_back)
+
+    def read(self, size: int | None = None) -> bytes:
+        self._check()
+        data = self._body.read(size)
+        self._body.throttle.take(len(data), self._check)
+        self._untold += len(data)
+        if self._untold >= _TOLD_BYTES:  # urllib3 reads 16 KiB at a time; what is left is told by ``settle``.
+            self._tell(self._body.report, self._untold)
+            self._untold = 0
+        return data
+
+    def _check(self) -> None:
+        if self._stopped:
+            raise ConnectionAbortedError("nobody waits for this request any more")
+
+    def _tell(self, function: Callable[..., None], *arguments: int) -> None:
+        with contextlib.suppress(RuntimeError):  # A loop that has ended counts nothing.
+            self._loop.call_soon_threadsafe(function, *arguments)
 
 
 class LocalFile:

@@ -14,10 +14,11 @@ from ..config import Config
 from ..errors import StoreError, TransientStoreError, UsageError
 from ._s3_body import PIECE_BYTES
 from ._s3_bulk import Bulk
-from ._s3_client import ThreadCredentials, open_client
+from ._s3_choice import open_client as open_best
 from ._s3_endpoint import learn
 from ._s3_errors import asks_to_slow_down, expired, mapped
 from ._s3_pace import Climber, ClimbingLane, Fixed, Lane, RoundTrips, Throttle
+from ._s3_settings import OpenClient
 from ._s3_threads import Threads
 from .base import S3Settings, check_key
 
@@ -38,6 +39,8 @@ class Connection:
         What the client is made with.
     config : Config
         ``parts_in_flight`` and ``unsigned_payload``.
+    open_client : callable
+        Makes the client.
 
     Raises
     ------
@@ -45,7 +48,7 @@ class Connection:
         ``root`` is not such an address.
     """
 
-    def __init__(self, root: str, settings: S3Settings, config: Config) -> None:
+    def __init__(self, root: str, settings: S3Settings, config: Config, open_client: OpenClient = open_best) -> None:
         bucket, _, prefix = root.removeprefix("s3://").rstrip("/").partition("/")
         if not root.startswith("s3://") or not bucket:
             raise UsageError(
@@ -53,11 +56,14 @@ class Connection:
             )
         self.root = root.rstrip("/")
         self._bucket, self._prefix = bucket, f"{prefix}/" if prefix else ""
-        self._settings, self._config = settings, config
+        self._settings, self._config, self._open = settings, config, open_client
+        #: What the user should know of the client, once there is one; usually nothing.
+        self.notice = ""
         self._opening = asyncio.Lock()
         self._stack: AsyncExitStack | None = None
         self._client: Any = None
-        self._credentials: ThreadCredentials | None = None
+        self._signing: Any = None
+        self._forget: Callable[[], None] | None = None
         self._verify: Any = None
         self._stall_s = STALL_S
         self._bulk: Bulk | None = None
@@ -91,8 +97,9 @@ class Connection:
             if self._client is None:
                 async with AsyncExitStack() as stack:
                     with mapped(f"Cannot make a client for {self.root}", self.root):
-                        opened = await open_client(stack, self._settings, self._config)
-                    self._credentials, self._verify = opened.credentials, opened.verify
+                        opened = await self._open(stack, self._settings, self._config)
+                    self._signing, self._forget, self._verify = opened.signing, opened.forget, opened.verify
+                    self.notice = opened.notice
                     self.small = Lane(Fixed(self._config.files_in_flight))
                     self.large = ClimbingLane(Climber(self._config.parts_in_flight, self._config.max_parts_in_flight))
                     self._stall_s = STALL_S + float(opened.client.meta.config.read_timeout or 0)
@@ -116,7 +123,7 @@ class Connection:
                         self._answered = round_trips.observe
                     self._bulk = Bulk(
                         endpoint,
-                        client._request_signer._credentials if endpoint.signer else None,
+                        self._signing if endpoint.signer else None,
                         small=self._threads[0],
                         large=self._threads[1],
                         throttle=self.throttle,
@@ -160,8 +167,8 @@ class Connection:
         except StoreError as error:
             if asks_to_slow_down(error.__cause__):
                 self.large.slow_down()
-            if self._credentials is not None and expired(error.__cause__):
-                self._credentials.forget()
+            if self._forget is not None and expired(error.__cause__):
+                self._forget()
             raise
 
     @contextlib.contextmanager

@@ -91,7 +91,8 @@ async def learn(client: Any, bucket: str, verify: Any) -> Endpoint | None:
     """
 
     def keep(request: Any, **_: Any) -> None:
-        raise _Prepared(request)
+        if urlsplit(request.url).path.endswith(f"/{_PROBE}"):  # Not somebody else's, in this moment.
+            raise _Prepared(request)
 
     config, events = client.meta.config, client.meta.events
     events.register_first("before-send.s3.HeadObject", keep)

@@ -8,7 +8,6 @@ import re
 import ssl
 from collections.abc import Iterator
 
-import aiohttp
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
@@ -26,6 +25,12 @@ from botocore.exceptions import ConnectionError as BotoConnectionError
 from botocore.parsers import ResponseParserError
 
 from ..errors import CheckpointError, NotFound, StoreError, TransientStoreError
+
+try:
+    from aiohttp import ClientError as AioClientError
+    from aiohttp import ClientSSLError as AioSslError
+except ImportError:  # Without aiobotocore, botocore has errors of its own for all of them.
+    AioClientError = AioSslError = ClientError
 
 
 class StartOver(StoreError):
@@ -98,7 +103,7 @@ def mapped(what: str, where: str) -> Iterator[None]:
         yield
     except CheckpointError:
         raise
-    except (ClientError, BotoCoreError, ResponseParserError, aiohttp.ClientError, OSError, EOFError) as error:
+    except (ClientError, BotoCoreError, ResponseParserError, AioClientError, OSError, EOFError) as error:
         raise map_error(error, what, where) from error
     except asyncio.TimeoutError as error:  # not an OSError before Python 3.11
         raise map_error(error, what, where) from error
@@ -130,7 +135,7 @@ def map_error(error: BaseException, what: str, where: str) -> StoreError:
         hint = _REGION
     elif isinstance(error, CredentialRetrievalError):
         kind, hint = TransientStoreError, _KEYS
-    elif isinstance(error, (SSLError, aiohttp.ClientSSLError, ssl.SSLError)):
+    elif isinstance(error, (SSLError, AioSslError, ssl.SSLError)):
         if "CERTIFICATE_VERIFY_FAILED" in str(error):
             hint = "Set METAFLOW_S3_VERIFY_CERTIFICATE or AWS_CA_BUNDLE to the certificate authority's file"
         else:

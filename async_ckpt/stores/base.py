@@ -157,6 +157,13 @@ class Store(abc.ABC):
     root: str
     capabilities: Capabilities = Capabilities()
 
+    @property
+    def notice(self) -> str:
+        """What the user should be told, once, of how this store works here; usually nothing. It may be known only after
+        the first call.
+        """
+        return ""
+
     def url(self, key: str) -> str:
         """The address a person can find the object under."""
         return f"{self.root.rstrip('/')}/{key}"

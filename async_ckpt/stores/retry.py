@@ -39,6 +39,10 @@ class RetryStore(Store):
     def capabilities(self) -> Capabilities:  # type: ignore[override]  # what is probed late must be seen here too
         return self._store.capabilities
 
+    @property
+    def notice(self) -> str:
+        return self._store.notice
+
     def url(self, key: str) -> str:
         return self._store.url(key)
 

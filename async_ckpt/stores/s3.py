@@ -1,4 +1,4 @@
-"""Amazon S3 and what speaks its protocol, over aiobotocore.
+"""Amazon S3 and what speaks its protocol, over aiobotocore, or over boto3 in threads where that cannot be had.
 
 Large sources go up as multiparts, large objects come down as ranges, ``parts_in_flight`` of them at a time over all
 calls. Content passes through in pieces of ``PIECE_BYTES`` and is digested on the way: memory does not grow with it.
@@ -26,10 +26,11 @@ from ..files import crc32
 from ._backoff import Counted, with_retries
 from ._s3_body import Body, Bytes, Digest, LocalFile, digest
 from ._s3_bulk import Elsewhere, Sent, base64_crc
-from ._s3_client import stream
+from ._s3_choice import open_client as open_best
 from ._s3_connection import Connection
 from ._s3_copy import copy_object
 from ._s3_errors import StartOver
+from ._s3_settings import OpenClient, stream
 from .base import Capabilities, Entry, Multipart, PartsLog, Progress, S3Settings, Source, Store, no_progress
 
 T = TypeVar("T")
@@ -69,6 +70,8 @@ class S3Store(Store):
         What the client is made with; deep-copied.
     config : Config
         ``part_bytes``, ``parts_in_flight``, ``unsigned_payload``, and the limits of retries.
+    open_client : callable
+        Makes the client; the default takes the best that can be had.
 
     Raises
     ------
@@ -78,14 +81,21 @@ class S3Store(Store):
 
     capabilities = Capabilities(copy=True, conditional_put=True)
 
-    def __init__(self, root: str, settings: S3Settings = S3Settings(), config: Config = Config()) -> None:  # noqa: B008
-        self._connection = Connection(root, settings, config)
+    def __init__(
+        self, root: str, settings: S3Settings = S3Settings(), config: Config = Config(),  # noqa: B008
+        open_client: OpenClient = open_best,
+    ) -> None:  # fmt: skip
+        self._connection = Connection(root, settings, config, open_client)
         self.root = self._connection.root
         self._config = config
         self._conditional = _HOPED_FOR
         encryption = settings.server_side_encryption
         self._encryption = {"ServerSideEncryption": encryption} if encryption else {}
         self._encryption_headers = {"x-amz-server-side-encryption": encryption} if encryption else {}
+
+    @property
+    def notice(self) -> str:
+        return self._connection.notice
 
     async def put_source(
         self, key: str, source: Source, progress: Progress = no_progress, log: PartsLog | None = None
@@ -128,15 +138,20 @@ class S3Store(Store):
         return content, str(answer.get("ETag") or "")
 
     async def put_if(self, key: str, data: bytes, tag: str | None) -> bool:
+        if self._conditional == _HOPED_FOR and not _knows_conditions(await self._connection.client()):
+            self._settle_conditional("")
         if not self._conditional or tag == "":
             await self.put_bytes(key, data)
             return True
         known, written = self._conditional == _HONOURED, await self._put_if(key, data, tag)
         if written and not known:
             # A store that does not know conditions writes as well. It would do so again, and nothing would change.
-            self._conditional = _HONOURED if not await self._put_if(key, data, _NO_TAG) else ""
-            self.capabilities = replace(self.capabilities, conditional_put=bool(self._conditional))
+            self._settle_conditional(_HONOURED if not await self._put_if(key, data, _NO_TAG) else "")
         return written
+
+    def _settle_conditional(self, found: str) -> None:
+        self._conditional = found
+        self.capabilities = replace(self.capabilities, conditional_put=bool(found))
 
     async def _put_if(self, key: str, data: bytes, tag: str | None) -> bool:
         connection = self._connection
@@ -458,6 +473,14 @@ async def _fetch_slowly(
     if received < count:
         raise ConnectionError(f"{count} bytes were asked for and {received} came")
     return crc
+
+
+def _knows_conditions(client: Any) -> bool:
+    """Whether the client can say that a write depends on what is there: botocore before 1.35.69 (November 2024, and in
+    many an image) refuses that itself.
+    """
+    known = client.meta.service_model.operation_model("PutObject").input_shape.members
+    return "IfMatch" in known and "IfNoneMatch" in known
 
 
 def _receipt(sent: Sent) -> str:

@@ -8,7 +8,7 @@ import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import anyio
 import pytest
@@ -17,7 +17,8 @@ from botocore.exceptions import ClientError
 
 from async_ckpt.config import CHUNK_BYTES, Config
 from async_ckpt.errors import CheckpointError, NotFound, StoreError, TransientStoreError, UsageError
-from async_ckpt.stores import _backoff, _s3_connection
+from async_ckpt.stores import _backoff, _s3_client, _s3_connection
+from async_ckpt.stores._s3_settings import OpenClient
 from async_ckpt.stores.base import S3Settings, Store
 from async_ckpt.stores.retry import RetryStore
 from async_ckpt.stores.s3 import MAX_PARTS, S3Store, part_size
@@ -45,13 +46,16 @@ async def open_uploads(store: S3Store) -> list[Any]:
 class S3Suite(StoreSuite):
     server: S3Server
     server_breaks_off = True
+    #: What makes the client.
+    open_client: ClassVar[list[OpenClient]] = [_s3_client.open_client]
 
     @pytest.fixture(autouse=True)
     def _root(self) -> None:
         self.root = f"s3://{BUCKET}/tests/{os.getpid()}-{next(_numbers)}"
 
     def make_store(self, **client_params: Any) -> S3Store:
-        return S3Store(self.root, S3Settings(self.server.client_params | client_params), Config(store_attempts=2))
+        settings = S3Settings(self.server.client_params | client_params)
+        return S3Store(self.root, settings, Config(store_attempts=2), *self.open_client)
 
     async def leftovers(self, store: Store) -> list[Any]:
         assert isinstance(store, S3Store)
@@ -160,7 +164,7 @@ class S3Suite(StoreSuite):
 
     def test_a_bucket_that_is_not_there_is_an_error_that_says_so(self) -> None:
         async def check() -> None:
-            store = S3Store("s3://no-such-bucket/x", S3Settings(self.server.client_params))
+            store = S3Store("s3://no-such-bucket/x", S3Settings(self.server.client_params), Config(), *self.open_client)
             try:
                 with pytest.raises(StoreError, match="no-such-bucket") as caught:
                     await store.put_bytes("a/key", b"x")
@@ -179,7 +183,9 @@ class TestMoto(S3Suite):
 
     def test_server_side_encryption_is_asked_for_with_every_object(self) -> None:
         async def check() -> None:
-            store = S3Store(self.root, S3Settings(self.server.client_params, None, "AES256"))
+            store = S3Store(
+                self.root, S3Settings(self.server.client_params, None, "AES256"), Config(), *self.open_client
+            )  # fmt: skip
             try:
                 await store.put_bytes("a/small", b"x")
                 await store.put_source("a/one", BytesSource(b"x"))
@@ -190,6 +196,22 @@ class TestMoto(S3Suite):
                     assert answer["ServerSideEncryption"] == "AES256"
             finally:
                 await store.aclose()
+
+        run(check)
+
+    def test_a_client_from_before_conditional_writes_writes_in_any_case(self) -> None:
+        async def check() -> None:
+            async with self.store() as store:
+                assert isinstance(store, S3Store)
+                client = await store._connection.client()
+                members = client.meta.service_model.operation_model("PutObject").input_shape.members
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.delitem(members, "IfMatch")
+                    patch.delitem(members, "IfNoneMatch")
+                    for value in (b"one", b"two"):
+                        assert await store.put_if("a/latest", value, None)
+                        assert await store.get_bytes("a/latest") == value
+                assert not store.capabilities.conditional_put
 
         run(check)
 
@@ -245,7 +267,7 @@ class TestRclone(S3Suite):
 
         async def check() -> None:
             params = self.server.client_params | {"aws_secret_access_key": "must-not-be-used"}
-            store = S3Store(self.root, S3Settings(params, fetch))
+            store = S3Store(self.root, S3Settings(params, fetch), Config(), *self.open_client)
             try:
                 async with anyio.create_task_group() as group:
                     for number in range(8):

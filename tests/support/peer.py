@@ -6,14 +6,11 @@ pip needs the network.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
-from tests.support.metaflow_env import REPOSITORY
+from tests.support.environments import find_or_make
 
 REQUIREMENTS = ("metaflow>=2.19", "metaflow-checkpoint==0.2.14", "boto3", "requests")
 
@@ -21,20 +18,9 @@ REQUIREMENTS = ("metaflow>=2.19", "metaflow-checkpoint==0.2.14", "boto3", "reque
 def find_or_make_peer() -> str:
     """The interpreter of the peer's environment."""
     given = os.environ.get("ASYNC_CKPT_PEER_VENV")
-    directory = Path(given) if given else REPOSITORY / ".venv-peer"
+    directory = Path(given) if given else find_or_make(".venv-peer", REQUIREMENTS)
     python = directory / "bin" / "python"
-    if given:
-        assert python.exists(), f"ASYNC_CKPT_PEER_VENV={given} is no virtual environment"
-        return str(python)
-    done = directory / "complete"
-    # Test processes that run side by side make it once.
-    with open(REPOSITORY / ".venv-peer.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not done.exists() or done.read_text() != repr(REQUIREMENTS):
-            shutil.rmtree(directory, ignore_errors=True)
-            subprocess.run([sys.executable, "-m", "venv", str(directory)], check=True)
-            subprocess.run([str(python), "-m", "pip", "install", "--quiet", *REQUIREMENTS], check=True)
-            done.write_text(repr(REQUIREMENTS))
+    assert python.exists(), f"ASYNC_CKPT_PEER_VENV={given} is no virtual environment"
     return str(python)
 
 

@@ -17,6 +17,7 @@ EXTENSION = PACKAGE.parent / "metaflow_extensions" / "async_ckpt"
 
 #: Lowest first: a module may import from the rooms that stand before its own, and from its own.
 LAYERS = (
+    "carried",
     "errors",
     "config",
     "crash",
@@ -95,7 +96,7 @@ def layer_of(module: str) -> int | None:
 def test_a_module_imports_only_from_layers_above_it_in_the_list(path: Path) -> None:
     room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
     if room == "__init__":
-        assert not own_imports(path)
+        assert own_imports(path) <= {"carried", "carried.install"}
         return
     assert room in LAYERS, f"{room} has no layer yet: give it one"
     too_high = [

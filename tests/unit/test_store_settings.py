@@ -17,7 +17,8 @@ from botocore.exceptions import CredentialRetrievalError
 
 from async_ckpt.config import Config
 from async_ckpt.errors import UsageError
-from async_ckpt.stores._s3_client import ThreadCredentials, is_loopback, make_config, open_client
+from async_ckpt.stores._s3_client import ThreadCredentials, make_config, open_client
+from async_ckpt.stores._s3_settings import is_loopback
 from async_ckpt.stores.base import S3Settings
 
 KEYS = {"aws_access_key_id": "a", "aws_secret_access_key": "b", "region_name": "eu-north-1"}

@@ -15,8 +15,12 @@ for _field in dataclasses.fields(Config):
 
 
 def get_pinned_conda_libs(python_version: str, datastore_type: str) -> dict[str, str]:
-    """Packages, by name, with version constraints, for ``@conda`` and ``@pypi`` environments."""
-    pins = {"anyio": ">=4.4"}
+    """Packages, by name, with version constraints, for ``@conda`` and ``@pypi`` environments.
+
+    Metaflow takes the same names for both. So zlib-ng is not among them: conda's package of that name is the C library,
+    which not every channel has, and checksums work without it, only slower.
+    """
+    pins = {"anyio": ">=4.7", "watchdog": ">=4"}
     if datastore_type == "s3":
         pins["aiobotocore"] = ">=3.0"
     return pins

@@ -6,11 +6,13 @@ import functools
 import importlib.util
 import json
 import os
+import re
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from importlib import metadata
 from typing import Any
 
 from metaflow.decorators import StepDecorator
@@ -19,7 +21,7 @@ from metaflow.flowspec import INTERNAL_ARTIFACTS_SET
 from metaflow.metadata_provider import MetaDatum
 from metaflow.unbounded_foreach import UBF_CONTROL
 
-from async_ckpt import layout
+from async_ckpt import carried, layout
 from async_ckpt.agent.launch import UPLOADERS
 from async_ckpt.checkpointer import Checkpointer, check_storage_format
 from async_ckpt.config import ENV_ATTEMPT, ENV_PREFIX, ENV_SPOOL, Config, spool_root
@@ -35,6 +37,9 @@ _DATASTORES = ("local", "s3")
 _ENV_UID = "METAFLOW_CHECKPOINT_UID"
 #: Set by Metaflow for the workers of a gang, wherever they run.
 _ENV_CONTROL_TASK = "MF_PARALLEL_CONTROL_TASK_ID"
+
+#: The oldest anyio that has what is used of it.
+_ANYIO = (4, 7)
 
 #: After Ctrl-C Metaflow kills the task within 5 s; the agent goes on without it.
 _INTERRUPT_FLUSH_S = 2.0
@@ -159,6 +164,10 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
                 "Uninstall one of the two."
             )
 
+    def add_to_package(self) -> Iterator[tuple[str, str]]:
+        """What a pod needs beside this library, which its ``METAFLOW_PACKAGE_POLICY`` puts there."""
+        return carried.files()
+
     # -- the life of a task ----------------------------------------------------------------------------------------
 
     def task_pre_step(
@@ -196,7 +205,7 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
             nodes=flow._parallel_ubf_iter.num_parallel if gang else 1,
         )  # fmt: skip
         try:
-            _check_installed(self._flow_datastore.TYPE)
+            _check_installed()
             os.environ.update(self._settings())
             config = Config.from_env()
             store = spec_for(self._flow_datastore.TYPE, self._flow_datastore.datastore_root)
@@ -344,16 +353,23 @@ def _one_of(option: str, value: Any, allowed: tuple[str, ...]) -> None:
         raise UsageError(f"{option}={value!r} is unknown", hint=f"Use one of {', '.join(allowed)}")
 
 
-def _check_installed(datastore: str) -> None:
-    """Notice at the start of an attempt, not after hours at its end, that nothing can be uploaded from here."""
+def _check_installed() -> None:
+    """Notice at the start of an attempt, not after hours at its end, that nothing can be uploaded from here.
+
+    Only anyio is needed: without aiobotocore uploads go over boto3, which Metaflow needs itself.
+    """
     if not sys.platform.startswith("linux"):
         raise UsageError("@checkpoint needs Linux where the task runs", hint="Run the step --with kubernetes or batch")
-    for module in ("anyio", "aiobotocore") if datastore == "s3" else ("anyio",):
-        if importlib.util.find_spec(module) is None:
-            raise UsageError(
-                f"@checkpoint needs {module} where the task runs, and it is not installed there",
-                hint=f"Add it to the task's environment, e.g. @pypi(packages={{'{module}': '...'}})",
-            )
+    wanted = ".".join(map(str, _ANYIO))
+    hint = f"Add it to the task's environment, e.g. @pypi(packages={{'anyio': '>={wanted}'}})"
+    if importlib.util.find_spec("anyio") is None:
+        raise UsageError("@checkpoint needs anyio where the task runs, and it is not installed there", hint=hint)
+    try:
+        version = metadata.version("anyio")
+    except metadata.PackageNotFoundError:  # It came with the code package, or without its description.
+        return
+    if tuple(map(int, re.findall(r"\d+", version)[:2])) < _ANYIO:
+        raise UsageError(f"@checkpoint needs anyio {wanted} or later where the task runs, not {version}", hint=hint)
 
 
 def _load_metadata(loaded: CheckpointInfo, attempt: int) -> list[Any]:

@@ -1,0 +1,29 @@
+"""Virtual environments beside the tests' own: made once, then found again. For the first time pip needs the network."""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.support.metaflow_env import REPOSITORY
+
+
+def find_or_make(name: str, *installs: Sequence[str]) -> Path:
+    """The directory ``<name>`` at the repository's root, an environment with what each of ``installs`` makes pip do."""
+    directory = REPOSITORY / name
+    done = directory / "complete"
+    # Test processes that run side by side make it once.
+    with open(REPOSITORY / f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists() or done.read_text() != repr(installs):
+            shutil.rmtree(directory, ignore_errors=True)
+            subprocess.run([sys.executable, "-m", "venv", str(directory)], check=True)
+            for arguments in installs:
+                pip = [str(directory / "bin" / "python"), "-m", "pip", "install", "--quiet", *arguments]
+                subprocess.run(pip, check=True)
+            done.write_text(repr(installs))
+    return directory
