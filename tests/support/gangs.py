@@ -32,9 +32,9 @@ class Gang:
         self.nodes: list[Checkpointer] = []
         self.said: list[str] = []
 
-    def start(self, attempt: int = 0, **options: Any) -> Gang:
+    def start(self, attempt: int = 0) -> Gang:
         """Begin an attempt on all nodes."""
-        self.nodes = [self.start_node(node, attempt, **options) for node in range(self.size)]
+        self.nodes = [self.start_node(node, attempt) for node in range(self.size)]
         return self
 
     def start_node(self, node: int, attempt: int = 0) -> Checkpointer:
