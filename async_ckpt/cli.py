@@ -20,7 +20,7 @@ from . import __version__, catalog, layout, restore, snapshot
 from .checkpointer import Checkpointer
 from .config import ENV_SPOOL, Config
 from .errors import CheckpointError, UsageError
-from .reading import run_with_store
+from .reading import SHARDS, run_with_store
 from .reference import format_bytes
 from .spool.spool import Spool
 from .stores.base import Store, StoreSpec
@@ -60,6 +60,11 @@ def _parser() -> argparse.ArgumentParser:
     save.add_argument("--no-latest", action="store_true", help="a retry does not load it by itself")
     save.add_argument("--storage-format", default="files", choices=layout.STORAGE_FORMATS)
     save.add_argument("--snapshot", default="auto", choices=snapshot.STRATEGIES)
+    save.add_argument("--collective", action="store_true", help="all ranks save one checkpoint, each its part")
+    save.add_argument(
+        "--rank", type=int, default=None, help="of a collective save (default: $RANK, or the gang's node)"
+    )
+    save.add_argument("--world-size", type=int, default=None, help="how many ranks there are")
     save.add_argument("--wait", action="store_true", help="until it is in the store")
 
     watch = _command(
@@ -98,6 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     load = _command(commands, "load", _load, lambda r: f"loaded {r['key']}", "load a checkpoint into a directory")
     load.add_argument("key", help="a key as 'list' shows it")
     load.add_argument("path")
+    load.add_argument("--shard", default="all", choices=SHARDS, help="of a checkpoint that ranks saved together")
     return parser
 
 
@@ -131,6 +137,7 @@ def _save(options: argparse.Namespace) -> dict[str, Any]:
     reference = checkpointer.save(
         options.path, name=options.checkpoint, metadata=metadata, latest=not options.no_latest,
         storage_format=options.storage_format, strategy=options.snapshot,
+        collective=options.collective, rank=options.rank, world_size=options.world_size,
     )  # fmt: skip
     if options.wait:
         reference.wait()
@@ -190,7 +197,9 @@ def _list(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 def _load(options: argparse.Namespace) -> dict[str, Any]:
     if _inside(options):
-        return _checkpointer(options).load(options.key, options.path)
+        return _checkpointer(options).load(options.key, options.path, shard=options.shard)
+    if options.shard == "own":
+        raise UsageError("Outside of a step nobody has a shard of its own", hint="Leave out --shard")
     config = Config.from_env()
 
     return run_with_store(
