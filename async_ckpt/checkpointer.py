@@ -75,14 +75,16 @@ class Checkpointer(Reading):
         *,
         uploader: str = "process",
         owner: bool = False,
+        lead: int = 0,
         report: Report = lambda line: None,
     ) -> None:
         self.spool, self.config, self.task = spool, config, spool.task
         self._owned_by = os.getpid() if owner else 0
         self._launcher = Launcher(spool, config, uploader)
         self._client = AgentClient(
-            self._launcher.connect, owner=owner, config=config, attempt=self.task.attempt, on_push=self._on_push
-        )
+            self._launcher.connect, owner=owner, config=config, attempt=self.task.attempt, lead=lead,
+            on_push=self._on_push,
+        )  # fmt: skip
         self._report = report
         #: What the store refused, by id, until a save has said so.
         self._refused: dict[str, str] = {}
@@ -103,10 +105,11 @@ class Checkpointer(Reading):
         config: Config,
         *,
         uploader: str,
+        lead: int = 0,
         report: Report = lambda line: None,
     ) -> Checkpointer:
         """The checkpointer of a task's own process: makes the spool, or takes up an earlier attempt's, and starts the
-        agent.
+        agent. ``lead``: see ``AgentClient``.
 
         Raises
         ------
@@ -120,7 +123,7 @@ class Checkpointer(Reading):
                 if isinstance(error.__cause__, FileNotFoundError) and os.path.isdir(root):
                     continue  # As below.
                 raise
-            checkpointer = cls(spool, config, uploader=uploader, owner=True, report=report)
+            checkpointer = cls(spool, config, uploader=uploader, owner=True, lead=lead, report=report)
             try:
                 checkpointer._client.attach()
             except (AgentError, WaitTimeout):
@@ -549,7 +552,9 @@ class Checkpointer(Reading):
             There is none.
         """
         if self._client.leases_held:
-            self._client.attach()
+            # Answered by nobody but the next one, which was sent the leases before: the connection to the one that was
+            # killed may not have been seen to end yet.
+            self._client.request("state", self.config.reply_timeout_s, id="")
 
     def close(self, *, clean: bool) -> None:
         """Let go of the agent: it finishes what is left and exits. ``clean``: the step is over, the spool is not

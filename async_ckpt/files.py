@@ -236,6 +236,15 @@ def process_exists(pid: int) -> bool:
     return True
 
 
+def parent_of(pid: int) -> int | None:
+    """Who started a process, or has taken it over since; None: there is no such process."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            return int(file.read().rpartition(")")[2].split()[1])
+    except OSError:
+        return None
+
+
 def wait_for(condition: Callable[[], Any], timeout_s: float, what: str) -> None:
     """Poll something no event tells of (a lock of another process) until it is true.
 

@@ -22,7 +22,7 @@ from .. import layout
 from ..config import Config
 from ..crash import crash_point
 from ..errors import IntegrityError, SpoolError
-from ..files import process_exists
+from ..files import parent_of, process_exists
 from ..ipc import protocol
 from ..ipc.protocol import Message
 from ..ipc.server import Connection, Server
@@ -117,6 +117,8 @@ class Agent:
         self._outages = Outages(config.outage_s)
         self._last_call = LastCall(self._queue, self._throughput, self._plane, config, self._tell_owners)
         self._over = self._orphaned = False
+        #: A process, and which parent it must have.
+        self._lead: tuple[int, int] | None = None
         self._attempt = spool.task.attempt
         self._gone: str | None = None
         self._drain_until = time.monotonic() + config.drain_timeout_s
@@ -180,6 +182,7 @@ class Agent:
         if now >= self._next_scan:
             self._next_scan = now + self._config.rescan_s
             self._scan()
+            self._look_for_lead()
         if self._unjournaled:
             self._note(self._unjournaled.pop())
         for identity in self._outages.rested():
@@ -557,6 +560,8 @@ class Agent:
         if message.get("owner"):
             self._owners[connection] = connection.pid
             self._grace_until, self._over, self._orphaned = 0.0, False, False
+            lead = message.get("lead")
+            self._lead = (connection.pid, lead) if isinstance(lead, int) and lead else None
             self._hurry(False)
             self._begin_attempt(message.get("attempt"))
             # A new attempt: what the store refused before gets another chance.
@@ -583,6 +588,12 @@ class Agent:
         if isinstance(attempt, int) and attempt > self._attempt:
             self._attempt = attempt
             self._farewell.said()  # Whoever waits for the last attempt's saves waits no more.
+            self._gather_in(self._config.collective_grace_s)
+
+    def _look_for_lead(self) -> None:
+        """A node whose gang has lost its first goes on for nothing: it waits for the others no longer."""
+        if self._lead is not None and parent_of(self._lead[0]) not in (self._lead[1], None):
+            self._lead, self._orphaned = None, True
             self._gather_in(self._config.collective_grace_s)
 
     def _gather_in(self, seconds: float) -> None:

@@ -26,6 +26,8 @@ from .uploader import Uploader
 _FIRST_S, _LAST_S = 0.1, 5.0
 _LOOKS_A_SECOND = 1000
 _GROWTH = 1.5
+#: After pauses of this length it is asked whether rank 0 is still there.
+_SUSPICION_S = 0.5
 
 Tell = Callable[[str], Awaitable[None]]
 
@@ -131,6 +133,8 @@ class Gatherer:
     async def _follow(self, reference: Reference, patience: Patience, tell: Tell) -> Reference:
         pause = max(_FIRST_S, reference["world"] / _LOOKS_A_SECOND)
         while True:
+            if pause > _SUSPICION_S:
+                await self._give_up_without_first(reference)
             outcome = await collective.read_outcome(self._store, reference)
             if outcome is not None and outcome.state == FAILED:
                 raise UsageError(outcome.why)
@@ -144,6 +148,14 @@ class Gatherer:
             await tell("waits for the commit by rank 0")
             await anyio.sleep(pause)
             pause = min(pause * _GROWTH, max(_LAST_S, pause))
+
+    async def _give_up_without_first(self, reference: Reference) -> None:
+        """Where rank 0 has died without its shard, nobody else would ever decide."""
+        if 0 in await collective.gone_ranks(self._store, reference) and 0 in await collective.missing_ranks(
+            self._store, reference
+        ):
+            why = f"{collective.ranks_in_words([0])} died before saving a part of the checkpoint"
+            await collective.decide(self._store, reference, Outcome(FAILED, why))
 
 
 async def finish(store: Store, uploader: Uploader, reference: Reference, config: Config) -> Reference:

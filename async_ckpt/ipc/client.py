@@ -69,6 +69,8 @@ class AgentClient:
         Whether the agent works for this process: it is restarted if it dies, and exits some time after this process.
     attempt : int
         The owner's.
+    lead : int
+        The process without which the owner's gang has no future; 0: none that can be seen from here.
     on_push : callable
         Gets what the agent says without being asked (but for leases), from the keeper's thread.
     """
@@ -80,10 +82,11 @@ class AgentClient:
         owner: bool,
         config: Config,
         attempt: int = 0,
+        lead: int = 0,
         on_push: Callable[[Message], None] = lambda push: None,
     ) -> None:
         self._connect, self._owner, self._config, self._on_push = connect, owner, config, on_push
-        self._attempt = attempt
+        self._attempt, self._lead = attempt, lead
         self._reset()
 
     def _reset(self) -> None:
@@ -246,7 +249,7 @@ class AgentClient:
             threading.Thread(target=self._keep, args=(link,), name="async_ckpt-keeper", daemon=True).start()
             self._sequence += 1
             hello = {"op": "hello", "v": protocol.VERSION, "pid": os.getpid(), "owner": self._owner}
-            hello["attempt"] = self._attempt
+            hello |= {"attempt": self._attempt, "lead": self._lead}
             self._send(link, {**hello, "seq": self._sequence}, [])
             for identity, leases in self._leases.items():
                 for item in leases.values():

@@ -11,7 +11,8 @@ answered by one frame with the same ``seq``; an answer with ``error`` means the 
 op        fields                                                     answer
 ========  =========================================================  ==============================================
 hello     v, pid, owner (bool: exit when this connection ends),      v, pid (the agent's)
-          attempt (the owner's)
+          attempt (the owner's), lead (its parent, if without that
+          process the gang it belongs to has no future)
 admit     id; guard: list of paths, fds: their leased descriptors    none
 state     id                                                         state, why
 wait      id, timeout_s                                              state, why (not final: the time is over)

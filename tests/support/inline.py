@@ -27,7 +27,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import anyio
 import pytest
@@ -318,7 +318,7 @@ class AgentProcess:
             spool = Spool.open(self._directory)
             self.agent = Agent.__new__(Agent)  # So that what it has opened is known if it dies now.
             self.agent.__init__(  # type: ignore[misc]
-                spool, self._listening, lambda: InlineWorker(world, spool), world.config, guarded=True
+                spool, self._listening, lambda: InlineWorker(world, spool), _no_saver, world.config, guarded=True
             )
         except CheckpointError:  # It ends with a line in its log.
             world.kill_agent()
@@ -351,6 +351,10 @@ class AgentProcess:
         for name in ("_journal", "_wake_read", "_wake_write", "_selector"):
             if name in parts:
                 parts[name].close()
+
+
+def _no_saver() -> NoReturn:
+    raise AssertionError("nobody saves over the socket")
 
 
 class InlineLauncher(Launcher):

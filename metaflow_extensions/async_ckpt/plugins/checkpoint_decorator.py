@@ -211,7 +211,13 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
             store = spec_for(self._flow_datastore.TYPE, self._flow_datastore.datastore_root)
             root = spool_root(self.attributes["temp_dir_root"], config)
             self._checkpointer = Checkpointer.start(
-                root, task, store, config, uploader=self.attributes["uploader"], report=self._log
+                root,
+                task,
+                store,
+                config,
+                uploader=self.attributes["uploader"],
+                report=self._log,
+                lead=os.getppid() if task.node and _runs_locally() else 0,
             )
             self._config = config
             self._termination = Termination(self._checkpointer, config.termination_grace_s, self._log)
@@ -346,6 +352,11 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
 
     def _log(self, message: str) -> None:
         self._logger(f"[@checkpoint] {message}", timestamp=False, bad=False)
+
+
+def _runs_locally() -> bool:
+    """Whether the nodes of a gang are processes that the first has started (Metaflow decides by the same)."""
+    return os.environ.get("METAFLOW_RUNTIME_ENVIRONMENT", "local") == "local"
 
 
 def _one_of(option: str, value: Any, allowed: tuple[str, ...]) -> None:
