@@ -293,23 +293,64 @@ from async_ckpt.checkpointer import Checkpointer
 from async_ckpt.config import Config
 from async_ckpt.stores.base import StoreSpec
 from tests.support.agents import TASK
-root, store, work = sys.argv[1:]
-task = replace(TASK, node=1, nodes=2)
+root, store, work, node = sys.argv[1:]
+task = replace(TASK, node=int(node), nodes=2)
 checkpointer = Checkpointer.start(root, task, StoreSpec("local", store), Config.from_env(), uploader="process")
 checkpointer.save(work, collective=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_a_rank_whose_task_has_died_is_not_waited_for(pair: Gang, tmp_path: Path) -> None:
-    """The others hear of it through the store, long before the time-out."""
+@pytest.mark.parametrize("dead", [0, 1])
+def test_a_rank_whose_task_has_died_is_not_waited_for(pair: Gang, dead: int) -> None:
+    """The other hears of it through the store, long before the time-out."""
     task = pair.task
-    pair.nodes = [pair.start_node(0)]
-    (pair.folder(1) / "shard-1").write_bytes(b"1")
-    died = subprocess.run([sys.executable, "-c", _SAVE_AND_DIE, task.root, task.store.root, str(pair.folder(1))])
-    assert died.returncode == -signal.SIGKILL
-    whole, part = (pair.save(0, number, metadata={}) for number in (1, 2))
+    pair.nodes = [pair.start_node(1 - dead)]
+    (pair.folder(dead) / "mine").write_bytes(b"1")
+    (pair.folder(1 - dead) / "yours").write_bytes(b"1")
+    command = [sys.executable, "-c", _SAVE_AND_DIE, task.root, task.store.root, str(pair.folder(dead)), str(dead)]
+    assert subprocess.run(command).returncode == -signal.SIGKILL
+    whole, part = (pair.nodes[0].save(pair.folder(1 - dead), collective=True) for _ in range(2))
     whole.wait(60)
-    with pytest.raises(StoreError, match="rank 1 died before saving"):
+    with pytest.raises(StoreError, match=f"rank {dead} died before saving"):
         part.wait(60)
     assert task.committed_versions() == [whole["version_id"]]
+
+
+_ORPHAN = """
+import os, signal, sys
+from dataclasses import replace
+from async_ckpt.checkpointer import Checkpointer
+from async_ckpt.config import Config
+from async_ckpt.errors import FlushError
+from async_ckpt.stores.base import StoreSpec
+from tests.support.agents import TASK
+root, store, work, said = sys.argv[1:]
+lead = os.getpid()
+if os.fork():
+    signal.pause()
+checkpointer = Checkpointer.start(
+    root, replace(TASK, node=1, nodes=2), StoreSpec("local", store), Config.from_env(), uploader="process", lead=lead
+)
+checkpointer.save(work, collective=True)
+os.kill(lead, signal.SIGKILL)
+try:
+    checkpointer.flush(150)
+    text = "it is content"
+except FlushError as error:
+    text = str(error)
+checkpointer.close(clean=False)
+with open(said + ".new", "w") as file:
+    file.write(text)
+os.rename(said + ".new", said)
+"""
+
+
+def test_a_worker_whose_control_task_was_killed_waits_no_longer(task: Task, tmp_path: Path) -> None:
+    task.set(collective_grace_s=0.5)
+    (task.work / "mine").write_bytes(b"1")
+    said = tmp_path / "said"
+    command = [sys.executable, "-c", _ORPHAN, task.root, task.store.root, str(task.work), str(said)]
+    assert subprocess.run(command).returncode == -signal.SIGKILL
+    wait_until(said.exists, "the orphan has ended its wait")
+    assert "Rank 0 has not committed it" in said.read_text()
