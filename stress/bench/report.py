@@ -101,6 +101,12 @@ PREEMPT = "Ten saves wait, 30 s are left, and the bandwidth takes three in that 
 SOAK = "A save a second by three writers, to S3; medians of a sixth of the samples."
 WATCH = """A script that knows nothing of us writes `checkpoint-N/` directories at random speeds; a watch saves what is
 finished, and every checkpoint in the store is compared with what the script writes."""
+FUZZ = """Intruders at the agent's socket while a task saves, and manifests, tars, listings, references and metadata that
+anybody may have written at the loader."""
+MODEL = """A Hypothesis state machine: a task, its agent, its uploader, spool and store, turn by turn, killed at system
+calls; after every step all that was ever saved must be where the model says."""
+GANGS = "Runs of a real flow with `@parallel`; SIGKILL to a rank's task, at times with an agent, once or twice a run."
+COLLECTIVE = "Every node saves its shard at the same moment; all nodes are on this machine, before one S3 server."
 WRITERS = "Four subprocesses and the task save at the same time."
 FLEET = "Subprocesses of one task save at the same time through its one socket; every checkpoint is read back."
 
@@ -138,6 +144,10 @@ SECTIONS: tuple[tuple[str, str, str, Render, Judge | None], ...] = (
     ("preempt", "A machine that is taken away", PREEMPT, table, None),
     ("soak", "An hour of saves", SOAK, table, None),
     ("watch", "An unmodified trainer, watched", WATCH, table, None),
+    ("fuzz", "Hostile frames and checkpoints", FUZZ, table, None),
+    ("model", "Random lives against a model", MODEL, table, None),
+    ("gangs", "Gangs whose ranks are killed", GANGS, table, None),
+    ("collective", "The commit of many nodes", COLLECTIVE, table, None),
 )
 
 
