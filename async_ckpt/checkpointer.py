@@ -46,7 +46,8 @@ _STARTS = 3
 #: So many checkpoints are named in an error.
 _NAMED = 5
 
-#: How long an agent may leave a flush without an answer, in seconds.
+#: How long an agent may leave somebody who waits without an answer, in seconds: a machine that is busy to the brim
+#: answers late, and one that was killed may take the kernel long to be done with.
 _SILENCE_S = 60.0
 
 
@@ -365,16 +366,22 @@ class Checkpointer(Reading):
     def wait(self, identity: str, timeout_s: float | None = None) -> None:
         """See ``Reference.wait``."""
         limit = self.config.flush_timeout_s if timeout_s is None else timeout_s
-        deadline = time.monotonic() + limit
+        deadline, heard = time.monotonic() + limit, time.monotonic()
         while True:
             left = deadline - time.monotonic()
             if self._closed or left <= 0:
                 state, why = self.state(identity)
             else:
                 piece = min(left, _WAIT_SLICE_S)
-                with self._while_it_runs():
-                    limit_s = piece + self.config.reply_timeout_s
-                    answer = self._client.request("wait", limit_s, id=identity, timeout_s=piece)
+                limit_s = piece + self.config.reply_timeout_s
+                try:
+                    with self._while_it_runs():
+                        answer = self._client.request("wait", limit_s, id=identity, timeout_s=piece)
+                except WaitTimeout:
+                    if time.monotonic() >= min(heard + _SILENCE_S, deadline):
+                        raise
+                    continue
+                heard = time.monotonic()
                 state, why = answer["state"], answer["why"]
             if state == COMMITTED:
                 return
@@ -438,7 +445,6 @@ class Checkpointer(Reading):
             try:
                 answer = self._client.request("flush", piece + self.config.reply_timeout_s, timeout_s=piece, **fields)
             except WaitTimeout as error:
-                # A machine that is busy to the brim answers late; an agent that is silent for a minute hangs.
                 if time.monotonic() >= min(heard + _SILENCE_S, deadline):
                     raise self._flush_error(str(error)) from error
                 continue

@@ -216,6 +216,12 @@ def is_shard(reference: Mapping[str, Any]) -> bool:
     return reference.get("rank") is not None
 
 
+def generation(reference: Mapping[str, Any]) -> int:
+    """How often the ranks that saved a shard had been started again."""
+    number = int(reference["version_id"]) // (COLLECTIVE_STEP * int(reference.get("nodes", 1)))
+    return max(number - 1, 0) // GENERATION_STEP
+
+
 @dataclass(frozen=True)
 class KeyParts:
     """A checkpoint's key taken apart."""

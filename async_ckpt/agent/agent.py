@@ -117,6 +117,8 @@ class Agent:
         self._outages = Outages(config.outage_s)
         self._last_call = LastCall(self._queue, self._throughput, self._plane, config, self._tell_owners)
         self._over = self._orphaned = False
+        #: Shards of ranks that were started again since.
+        self._outdated: set[str] = set()
         #: A process, and which parent it must have.
         self._lead: tuple[int, int] | None = None
         self._attempt = spool.task.attempt
@@ -259,7 +261,20 @@ class Agent:
 
     def _take_in(self, item: Admitted, *, uploaded: bool = False) -> None:
         self._items[item.id] = item
-        self._queue.admit(item.id, item.order, item.size, uploaded=uploaded, shard=layout.is_shard(item.reference))
+        shard = layout.is_shard(item.reference)
+        self._queue.admit(item.id, item.order, item.size, uploaded=uploaded, shard=shard)
+        if shard:
+            self._outdate(item)
+
+    def _outdate(self, newer: Admitted) -> None:
+        """All ranks were started again: what one of them had not saved before that, it never will."""
+        generation = layout.generation(newer.reference)
+        for item in self._items.values() if generation else ():
+            earlier = layout.is_shard(item.reference) and layout.generation(item.reference) < generation
+            if earlier and item.order[0] == newer.order[0] and item.id not in self._outdated:
+                self._outdated.add(item.id)
+                if self._queue.jobs[item.id].state == UPLOADED:
+                    self._gather(item.id)
 
     def _admit(self, item: Admitted) -> None:
         self._take_in(item)
@@ -303,7 +318,7 @@ class Agent:
         """Have the worker wait for the other ranks; only a moment where our task is gone, or this is of an earlier
         attempt: they may be gone for ever.
         """
-        late = self._orphaned or journal.order(identity)[0] < self._attempt
+        late = self._orphaned or identity in self._outdated or journal.order(identity)[0] < self._attempt
         limit = self._config.collective_grace_s if late else self._config.collective_timeout_s
         self._plane.tell({"op": "gather", "id": identity, "timeout_s": limit})
 
@@ -377,8 +392,15 @@ class Agent:
         elif op == "failed" and message["transient"]:
             self._try_later(identity, message["why"])
         elif op == "failed":
-            lost = item if message.get("decided") else None
-            self._fail(identity, message["why"], lost=lost, refused=message["refused"])
+            self._on_failed(item, message)
+
+    def _on_failed(self, item: Admitted, message: Message) -> None:
+        if item.id in self._outdated:
+            # Nobody misses it: the ranks that were started again have begun with an earlier one.
+            self._supersede(item.id, f"given up, as its ranks were started again: {message['why']}")
+            return
+        lost = item if message.get("decided") else None
+        self._fail(item.id, message["why"], lost=lost, refused=message["refused"])
 
     def _on_file(self, item: Admitted, job: Job, message: Message) -> None:
         path, entry = message["path"], item.entries.get(message["path"])

@@ -99,12 +99,12 @@ place while nobody was there to guard it."""
 FAULTS = "Saves through a proxy before a real S3 server: what `save()` takes, and what is in the store at the end."
 PREEMPT = "Ten saves wait, 30 s are left, and the bandwidth takes three in that time."
 SOAK = "A save a second by three writers, to S3; medians of a sixth of the samples."
-WATCH = """A script that knows nothing of us writes `checkpoint-N/` directories at random speeds; a watch saves what is
-finished, and every checkpoint in the store is compared with what the script writes."""
-FUZZ = """Intruders at the agent's socket while a task saves, and manifests, tars, listings, references and metadata that
-anybody may have written at the loader."""
-MODEL = """A Hypothesis state machine: a task, its agent, its uploader, spool and store, turn by turn, killed at system
-calls; after every step all that was ever saved must be where the model says."""
+WATCH = """A script that knows nothing of us writes `checkpoint-N/` directories at random speeds; a watch saves what
+is finished, and every checkpoint in the store is compared with what the script writes."""
+FUZZ = """Intruders at the agent's socket while a task saves; and at the loader manifests, tars, listings, references and
+metadata that anybody may have written."""
+MODEL = """A Hypothesis state machine: a task, its agent, its uploader, spool and store, turn by turn, killed at
+system calls; after every step all that was ever saved must be where the model says."""
 GANGS = "Runs of a real flow with `@parallel`; SIGKILL to a rank's task, at times with an agent, once or twice a run."
 COLLECTIVE = "Every node saves its shard at the same moment; all nodes are on this machine, before one S3 server."
 WRITERS = "Four subprocesses and the task save at the same time."

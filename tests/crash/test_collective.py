@@ -181,6 +181,25 @@ def test_ranks_that_were_started_again_count_from_the_same_number(task: Task, mo
     assert again[0] == again[1] > versions[-1]
 
 
+def test_what_was_half_saved_before_all_ranks_were_started_again_is_given_up(
+    task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As torchrun does it in one attempt: the step must not wait for it, nor fail for it."""
+    task.set(collective_grace_s=0.2)
+    checkpointer = task.start()
+    folders = [task.work / str(rank) for rank in range(2)]
+    for folder in folders:
+        folder.mkdir()
+        (folder / f"shard-{folder.name}").write_text("1")
+    half = checkpointer.save(folders[0], collective=True, rank=0, world_size=2)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    whole = [checkpointer.save(folder, collective=True, rank=int(folder.name), world_size=2) for folder in folders]
+    checkpointer.flush(60)
+    assert [reference.state for reference in (half, *whole)] == ["SUPERSEDED", COMMITTED, COMMITTED]
+    assert "started again" in str(half.error)
+    assert task.committed_versions() == [whole[0]["version_id"]]
+
+
 def test_own_shards_go_to_their_ranks_and_only_while_there_are_as_many(pair: Gang, tmp_path: Path) -> None:
     pair.start()
     reference = pair.save_all(1)[0]
