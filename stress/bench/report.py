@@ -105,8 +105,12 @@ FUZZ = """Intruders at the agent's socket while a task saves; and at the loader 
 metadata that anybody may have written."""
 MODEL = """A Hypothesis state machine: a task, its agent, its uploader, spool and store, turn by turn, killed at
 system calls; after every step all that was ever saved must be where the model says."""
-GANGS = "Runs of a real flow with `@parallel`; SIGKILL to a rank's task, at times with an agent, once or twice a run."
+GANGS = "Runs of a real flow with `@parallel`; SIGKILL to a rank's task, at times with an agent, once or twice."
 COLLECTIVE = "Every node saves its shard at the same moment; all nodes are on this machine, before one S3 server."
+DDP = """`torchrun` trains a real model on two ranks (DistributedDataParallel, gloo) that save together, each its part.
+In each attempt a rank is killed, at a random step and moment (in the forward pass, before its save, after it), and the
+retry goes on from what all had saved. Every loss is compared with that of a training that was left alone, float for
+float."""
 WRITERS = "Four subprocesses and the task save at the same time."
 FLEET = "Subprocesses of one task save at the same time through its one socket; every checkpoint is read back."
 
@@ -148,6 +152,7 @@ SECTIONS: tuple[tuple[str, str, str, Render, Judge | None], ...] = (
     ("model", "Random lives against a model", MODEL, table, None),
     ("gangs", "Gangs whose ranks are killed", GANGS, table, None),
     ("collective", "The commit of many nodes", COLLECTIVE, table, None),
+    ("ddp", "Data-parallel training, killed and resumed", DDP, table, None),
 )
 
 
