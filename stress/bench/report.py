@@ -101,8 +101,8 @@ PREEMPT = "Ten saves wait, 30 s are left, and the bandwidth takes three in that 
 SOAK = "A save a second by three writers, to S3; medians of a sixth of the samples."
 WATCH = """A script that knows nothing of us writes `checkpoint-N/` directories at random speeds; a watch saves what
 is finished, and every checkpoint in the store is compared with what the script writes."""
-FUZZ = """Intruders at the agent's socket while a task saves; and at the loader manifests, tars, listings, references and
-metadata that anybody may have written."""
+FUZZ = """Intruders at the agent's socket while a task saves; and at the loader manifests, tars, listings, references
+and metadata that anybody may have written."""
 MODEL = """A Hypothesis state machine: a task, its agent, its uploader, spool and store, turn by turn, killed at
 system calls; after every step all that was ever saved must be where the model says."""
 GANGS = "Runs of a real flow with `@parallel`; SIGKILL to a rank's task, at times with an agent, once or twice."
