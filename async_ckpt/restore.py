@@ -191,8 +191,9 @@ class _Member(tarfile.TarInfo):
 
     @classmethod
     def fromtarfile(cls, tar: tarfile.TarFile) -> _Member:
+        before = tar.offset
         member = super().fromtarfile(tar)
-        if member.size < 0:
+        if member.size < 0 or tar.offset <= before:
             raise tarfile.ReadError(f"The member {member.name!r} has a negative size")
         return member
 

@@ -97,6 +97,13 @@ TARS = {
     "a member of negative size before a hard link": b"".join(
         (REGULAR, header("b", tarfile.LNKTYPE, link="c"), header("d", tarfile.REGTYPE, size=-512))
     ),
+    "a sparse member that leads back, before a hard link": b"".join(
+        (
+            REGULAR,
+            header("b", tarfile.LNKTYPE, link="c"),
+            header("d", tarfile.GNUTYPE_SPARSE, size=-1024, tail=bytes(96) + b"\0" + b"%011o\0" % 1),
+        )
+    ),
     "a negative size in a pax header": b"".join(
         (
             header("x", tarfile.XHDTYPE, size=len(pax_record("size", "-1536"))),
