@@ -177,6 +177,8 @@ class S3Suite(StoreSuite):
 
 
 class TestMoto(S3Suite):
+    conditions_are_atomic = False
+
     @pytest.fixture(autouse=True)
     def _server(self, moto_server: S3Server) -> None:
         self.server = moto_server

@@ -173,6 +173,7 @@ def test_the_step_may_end_while_a_save_is_under_way_and_it_is_in_the_store_or_re
     assert client.ask({"op": "status"})["saves"] == 1
     agent = agent_pid(checkpointer)
     checkpointer.close(clean=True)
+    client.ask({"op": "status"})  # Answered in the round in which the goodbye is read, or after it.
     refused = client.save(write(task, 1))
     assert refused["kind"] == "UsageError"
     assert "The step has ended" in refused["error"]
