@@ -112,7 +112,7 @@ def make_private(path: str, fd: int, size: int, mtime_ns: int, *, donor: str | N
         The copy failed, or the file had been written to (the kernel broke the lease by force). The link is removed,
         so that torn bytes can never be taken for the snapshot.
     """
-    if os.fstat(fd).st_ino != _inode(path):
+    if not is_of(fd, path):
         return False
     temporary = f"{path}.private-{os.getpid()}"
     try:
@@ -125,7 +125,7 @@ def make_private(path: str, fd: int, size: int, mtime_ns: int, *, donor: str | N
     except (OSError, SnapshotError) as error:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
-        if os.fstat(fd).st_ino != _inode(path):
+        if not is_of(fd, path):
             return False  # Somebody else was quicker, and let the lease go under our copy: theirs is good.
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from async_ckpt import catalog, gang, layout, restore
+from async_ckpt import catalog, layout, restore
 from async_ckpt.checkpointer import Checkpointer
 from async_ckpt.config import ENV_SPOOL, Config
 from async_ckpt.errors import UsageError, WatchError
@@ -276,8 +276,12 @@ class CurrentCheckpoint(_Checkpoints):
 
     def load_newest(self, policy: str, shard: str, report: Callable[[str], None]) -> CheckpointInfo | None:
         """Apply a load policy; the decorator calls this once."""
-        load = gang.load_newest if self._checkpointer.task.nodes > 1 else Checkpointer.load_newest
-        data = load(self._checkpointer, policy, self._directory, report, shard)
+        if self._checkpointer.task.nodes > 1:
+            from async_ckpt import gang  # Late: it brings the data plane's modules, which few Metaflow processes need.
+
+            data = gang.load_newest(self._checkpointer, policy, self._directory, report, shard)
+        else:
+            data = self._checkpointer.load_newest(policy, self._directory, report, shard)
         self._loaded = CheckpointInfo(data) if data else None
         return self._loaded
 
