@@ -132,7 +132,8 @@ class Recogniser:
         new = [path for path in looks if path not in self.entries]
         moved = {_fingerprint(entry.tree): entry for entry in gone if entry.saved is not None}
         # Those that come together are put into the order in which they were written.
-        for path in sorted(new, key=lambda p: (trees.newest_ns(looks[p].tree), trees.natural(p))):
+        # One that is still empty has just been begun, whatever is written before the next look.
+        for path in sorted(new, key=lambda p: (not (t := looks[p].tree), trees.newest_ns(t), trees.natural(p))):
             look = looks[path]
             now = self._clock()
             entry = Entry(path, look.tree, now, self._next_order(), is_old=path in old, open_since=now)

@@ -232,6 +232,16 @@ def test_one_that_was_begun_first_and_is_finished_last_is_not_the_newest() -> No
     assert scene.recogniser.is_newest(first)
 
 
+def test_one_that_is_still_empty_was_begun_after_those_that_came_with_it() -> None:
+    scene = Scene()
+    scene.write("checkpoint-1", "a", mtime_ns=5)
+    scene.write("checkpoint-2")
+    scene.look()
+    scene.write("checkpoint-2", "a", mtime_ns=6, renamed=True)
+    assert scene.look() == ["checkpoint-2"]
+    assert not scene.recogniser.is_newest(scene.recogniser.entries["checkpoint-1"])
+
+
 def test_one_that_is_renamed_after_it_was_saved_is_not_saved_again() -> None:
     scene = Scene()
     scene.write("checkpoint-1", "a")
