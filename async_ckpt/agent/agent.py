@@ -22,11 +22,9 @@ from .. import layout
 from ..config import Config
 from ..crash import crash_point
 from ..errors import IntegrityError, SpoolError
-from ..files import parent_of, process_exists
 from ..ipc import protocol
 from ..ipc.protocol import Message
 from ..ipc.server import Connection, Server
-from ..snapshot import lease
 from ..source import pack_path
 from ..spool import journal
 from ..spool.journal import (
@@ -47,14 +45,16 @@ from . import handover
 from .backlog import is_short_of_disk, why_full
 from .deadline import LastCall
 from .farewell import Farewell
-from .guard import Guard, Held
+from .leases import Leases
 from .outage import Outages
+from .owners import Owners
 from .plane import MAX_DEATHS, DataPlane, Worker
 from .queue import Job, Queue
 from .remover import Remover
 from .saves import Saves
 from .throughput import Throughput
 from .unchanged import is_settled, recognizable, unchanged
+from .waiting import Waiting
 
 _TICK_S = 0.2
 _MAX_ERRORS = 20
@@ -94,8 +94,8 @@ class Agent:
         self._wake_read, self._wake_write = socket.socketpair()
         self._wake_read.setblocking(False)
         self._selector.register(self._wake_read, selectors.EVENT_READ, lambda _: self._on_wake())
-        self._guard = Guard(self._on_private) if guarded else None
-        self._private: deque[tuple[str, str, str]] = deque()
+        self._journal = Journal(spool.path("journal"), spool.task.attempt, keep=set(spool.ready_ids()))
+        self._leases = Leases(spool, self._journal, self._server, self._wake, guarded=guarded)
         self._remover = Remover(spool, self._wake, self._remember)
         self._queue = Queue(config.max_uploads)
         self._items: dict[str, Admitted] = {}
@@ -104,8 +104,8 @@ class Agent:
         )
         self._farewell = Farewell(spool.task, self._plane)
         self._saves = Saves(self._selector, start_saver, config)
-        self._owners: dict[Connection, int] = {}
-        self._waiting: list[tuple[Connection, Message, float]] = []
+        self._owners = Owners(config, spool.task.attempt, self._on_owner_left)
+        self._waiting = Waiting(self._answer)
         self._unjournaled: deque[Message] = deque()
         self._throughput = Throughput()
         self._bytes_copied = 0
@@ -115,18 +115,11 @@ class Agent:
         #: What the user should know of how the store works here.
         self._notices: deque[str] = deque(maxlen=_MAX_ERRORS)
         self._outages = Outages(config.outage_s)
-        self._last_call = LastCall(self._queue, self._throughput, self._plane, config, self._tell_owners)
-        self._over = self._orphaned = False
+        self._last_call = LastCall(self._queue, self._throughput, self._plane, config, self._owners.tell)
         #: Shards of ranks that were started again since.
         self._outdated: set[str] = set()
-        #: A process, and which parent it must have.
-        self._lead: tuple[int, int] | None = None
-        self._attempt = spool.task.attempt
         self._gone: str | None = None
-        self._drain_until = time.monotonic() + config.drain_timeout_s
-        self._grace_until = time.monotonic() + config.reply_timeout_s
         self._next_scan = 0.0
-        self._journal = Journal(spool.path("journal"), spool.task.attempt, keep=set(spool.ready_ids()))
         self._recover()
 
     # -- life ------------------------------------------------------------------------------------------------------
@@ -143,20 +136,20 @@ class Agent:
 
     def _is_over(self) -> bool:
         now = time.monotonic()
-        if self._owners or now < self._grace_until:
+        if self._owners.are_expected(now):
             return False
         idle = self._remover.idle and not self._saves.count and not self._farewell.is_due
         done = not self._queue.pending and idle and not self._spool_has_news()
-        return done or now >= self._drain_until
+        return done or self._owners.have_been_gone_for_long(now)
 
     def _leave(self) -> bool:
         """Take the spool away if nothing in it is needed any more. False if something was admitted in this moment.
 
         What failed is told at the end of a step: an agent whose task was killed leaves it to the next attempt's.
         """
-        if self._queue.pending or ((self._spool.ready_ids() or self._queue.failed()) and not self._over):
+        if self._queue.pending or ((self._spool.ready_ids() or self._queue.failed()) and not self._owners.over):
             return True
-        needless = FINAL if self._over else SETTLED
+        needless = FINAL if self._owners.over else SETTLED
         try:
             self._gone = self._spool.set_aside({job.id for job in self._queue.jobs.values() if job.state in needless})
         except FileNotFoundError:
@@ -167,9 +160,7 @@ class Agent:
         self._saves.stop()
         self._plane.stop()
         self._remover.stop()
-        if self._guard is not None:
-            self._guard.make_all_private()
-            self._guard.stop()
+        self._leases.stop()
         self._journal.close()
         if self._gone is not None:
             self._spool.remove(self._gone)
@@ -184,16 +175,15 @@ class Agent:
         if now >= self._next_scan:
             self._next_scan = now + self._config.rescan_s
             self._scan()
-            self._look_for_lead()
+            # A node whose gang has lost its first goes on for nothing: it waits for the others no longer.
+            if self._owners.has_lost_lead():
+                self._gather_in(self._config.collective_grace_s)
         if self._unjournaled:
             self._note(self._unjournaled.pop())
         for identity in self._outages.rested():
             if not self._last_call.makes_wait(identity):
                 self._queue.resume(identity)
-        for connection, pid in list(self._owners.items()):
-            if not process_exists(pid):
-                # Its connection stays until it is read to its end: the leases of its last saves may still be in there.
-                self._owner_gone(connection)
+        self._owners.look()
         self._server.resume()
         self._plane.tick()
         self._saves.tick(now)
@@ -201,7 +191,7 @@ class Agent:
         self._start_work()
         if not self._owners and self._queue.pending == len(self._queue.gathering()):
             self._farewell.tick()
-        self._answer_waiting(now)
+        self._waiting.tick(now)
 
     def terminate(self) -> None:
         """From a signal handler: everything on this machine is told to end."""
@@ -298,9 +288,9 @@ class Agent:
         self._queue.end(identity, SUPERSEDED, why)
         self._outages.end(identity)
         if self._note({"id": identity, "state": SUPERSEDED, "why": why}):
-            self._let_go(identity, None)
+            self._leases.let_go(identity)
             self._forget(self._items[identity])
-        self._tell_owners({"push": "superseded", "id": identity, "why": why})
+        self._owners.tell({"push": "superseded", "id": identity, "why": why})
 
     # -- the data plane --------------------------------------------------------------------------------------------
 
@@ -318,7 +308,8 @@ class Agent:
         """Have the worker wait for the other ranks; only a moment where our task is gone, or this is of an earlier
         attempt: they may be gone for ever.
         """
-        late = self._orphaned or identity in self._outdated or journal.order(identity)[0] < self._attempt
+        earlier = journal.order(identity)[0] < self._owners.attempt
+        late = self._owners.orphaned or identity in self._outdated or earlier
         limit = self._config.collective_grace_s if late else self._config.collective_timeout_s
         self._plane.tell({"op": "gather", "id": identity, "timeout_s": limit})
 
@@ -343,7 +334,7 @@ class Agent:
             self._farewell.said()
         if op == "notice" and message["why"] not in self._notices:  # One worker after the other may say so.
             self._notices.append(message["why"])
-            self._tell_owners({"push": "notice", "why": message["why"]})
+            self._owners.tell({"push": "notice", "why": message["why"]})
         item, job = self._items.get(identity), self._queue.jobs.get(identity)
         if item is None or job is None:
             return
@@ -368,7 +359,7 @@ class Agent:
             if job.state != UPLOADING:
                 return  # It was told to pause in this moment, and will be ordered again.
             known = self._journal.progress.get(identity, Progress()).files
-            standing = {path for path in item.entries if self._stands(item, path)}
+            standing = {path for path in item.entries if self._leases.stands(item.id, path)}
             if torn := torn_file(item, known.keys() | standing):
                 why = f"{torn} was written to while it was uploaded; its lease was broken by force"
                 self._fail(identity, why, lost=item)
@@ -378,13 +369,13 @@ class Agent:
             self._inodes.pop(identity, None)
             # Leases go only once the journal knows that the files are not needed any more.
             if self._note({"id": identity, "state": UPLOADED}):
-                self._let_go(identity, None)
+                self._leases.let_go(identity)
         elif op == "committed":
             crash_point("agent:before-committed")
             self._note({"id": identity, "state": COMMITTED, "reference": message.get("reference", item.reference)})
             self._queue.end(identity, COMMITTED)
             self._outages.end(identity)
-            self._let_go(identity, None)
+            self._leases.let_go(identity)
             self._forget(item)
             self._last_call.choose_again()
         elif op == "failed" and job.state not in (UPLOADING, UPLOADED):
@@ -407,17 +398,14 @@ class Agent:
         if entry is not None and message["copied"]:
             job.sent += entry.size
             self._bytes_copied += entry.size
-        if entry is not None and not self._stands(item, path) and is_torn(item, entry):
+        if entry is not None and not self._leases.stands(item.id, path) and is_torn(item, entry):
             return  # What was sent may be torn as well: the checkpoint will fail.
         record: Message = {"id": item.id, "file": path, "crc32": message["crc32"]}
         inode = self._inodes.get(item.id, {}).get(path)
         if inode is not None and is_settled(inode, item.captured_ns):
             record["inode"] = inode
         if self._note(record):
-            self._let_go(item.id, [path])
-
-    def _stands(self, item: Admitted, path: str) -> bool:
-        return self._guard is not None and self._guard.stands(item.id, path)
+            self._leases.let_go(item.id, [path])
 
     def _try_later(self, identity: str, why: str) -> None:
         """The store is out of reach: pause and try again, until the outage has lasted too long."""
@@ -439,13 +427,9 @@ class Agent:
         self._remember(f"{identity}: {why}")
         # A loss nobody could read of later keeps its record, so that the next agent finds and reports it.
         if self._note({"id": identity, "state": FAILED, "why": why}) and lost is not None:
-            self._let_go(identity, None)
+            self._leases.let_go(identity)
             self._forget(lost)
-        self._tell_owners({"push": "failed", "id": identity, "why": why, "refused": refused})
-
-    def _tell_owners(self, push: Message) -> None:
-        for connection in list(self._owners):  # Sending may end a connection.
-            connection.send(push)
+        self._owners.tell({"push": "failed", "id": identity, "why": why, "refused": refused})
 
     def _remember(self, error: str) -> None:
         if error not in self._errors:
@@ -468,47 +452,7 @@ class Agent:
             self._remember(str(error))
         return not self._unjournaled
 
-    # -- leases ----------------------------------------------------------------------------------------------------
-
-    def _guard_files(self, item: Admitted | None, connection: Connection, message: Message, fds: list[int]) -> None:
-        identity = str(message.get("id"))
-        known = self._journal.progress.get(identity, Progress())
-        # Committed in an attempt that the journal has forgotten.
-        gone = item is None and not self._spool.is_ready(identity)
-        needless = []
-        for path, fd in zip(message["guard"], fds, strict=True):
-            entry = item.entries.get(path) if item is not None else None
-            # In the store: an earlier agent may have let it go without a copy, and died before it said so.
-            stored = gone or known.uploaded or known.state in SETTLED or path in known.files
-            if stored or (entry is not None and item is not None and not lease.is_of(fd, item.file(path))):
-                lease.release(fd)
-                os.close(fd)
-                needless.append(path)
-            elif self._guard is None or entry is None or item is None:
-                os.close(fd)
-            else:
-                self._guard.add(
-                    identity,
-                    path,
-                    Held(fd, item.file(path), entry.size, entry.mtime_ns, origin=os.path.join(item.source, path)),
-                )
-        if needless:
-            connection.send({"push": "unguard", "id": identity, "paths": needless})
-
-    def _let_go(self, identity: str, paths: list[str] | None) -> None:
-        if self._guard is not None:
-            self._tell_unguarded(identity, self._guard.let_go(identity, paths))
-
-    def _tell_unguarded(self, identity: str, paths: list[str]) -> None:
-        for start in range(0, len(paths), protocol.MAX_FDS):
-            push = {"push": "unguard", "id": identity, "paths": paths[start : start + protocol.MAX_FDS]}
-            for connection in list(self._server.connections):
-                connection.send(push)
-
-    def _on_private(self, identity: str, path: str, why: str) -> None:
-        """From the guard's thread."""
-        self._private.append((identity, path, why))
-        self._wake()
+    # -- waking up -----------------------------------------------------------------------------------------------------
 
     def _wake(self) -> None:
         """From any thread: end the loop's wait."""
@@ -518,12 +462,8 @@ class Agent:
     def _on_wake(self) -> None:
         with contextlib.suppress(BlockingIOError):
             self._wake_read.recv(4096)
-        while self._private:
-            identity, path, why = self._private.popleft()
-            self._tell_unguarded(identity, [path])
-            # A copy that failed does not matter for bytes that are in the store already.
-            stored = path in self._journal.progress.get(identity, Progress()).files
-            if why and not stored and self._queue.jobs[identity].state != UPLOADED:
+        for identity, why in self._leases.lost():
+            if self._queue.jobs[identity].state != UPLOADED:
                 self._fail(identity, why, lost=self._items.get(identity))
 
     # -- clients ---------------------------------------------------------------------------------------------------
@@ -534,7 +474,7 @@ class Agent:
             # Read even if known: a scan may have found it before its leases came.
             identity = str(message.get("id"))
             item = self._items.get(identity) or self._admit_by_id(identity)
-            self._guard_files(item, connection, message, fds)
+            self._leases.take(item, connection, message, fds)
             self._start_work()
             return
         for fd in fds:
@@ -548,7 +488,7 @@ class Agent:
         elif op == "save":
             self._on_save(connection, message)
         elif op == "bye":
-            self._on_bye(connection, over=message.get("over") is not False)
+            self._owners.say_goodbye(connection, over=message.get("over") is not False)
         elif op == "deadline":
             self._last_call.hear(_seconds(message.get("seconds"), self._config.termination_grace_s), "SIGTERM")
             connection.send({"seq": message.get("seq"), "first": self._queue.first})
@@ -559,14 +499,13 @@ class Agent:
                 self._scan()
                 self._start_work()
                 self._hurry(True)
-            limit = _seconds(message.get("timeout_s"), self._config.reply_timeout_s)
-            self._waiting.append((connection, message, time.monotonic() + limit))
-            self._answer_waiting(time.monotonic())
+            self._waiting.add(connection, message, _seconds(message.get("timeout_s"), self._config.reply_timeout_s))
+            self._waiting.tick(time.monotonic())
         else:
             connection.send({"seq": message.get("seq"), "error": f"The operation {op!r} is unknown, or lacks a field"})
 
     def _on_save(self, connection: Connection, message: Message) -> None:
-        if self._over:
+        if self._owners.over:
             why = "The step has ended: nothing can be saved any more. Save before the step returns."
             connection.send({"seq": message.get("seq"), "error": why, "kind": "UsageError"})
             return
@@ -580,12 +519,11 @@ class Agent:
             return
         connection.greeted = True
         if message.get("owner"):
-            self._owners[connection] = connection.pid
-            self._grace_until, self._over, self._orphaned = 0.0, False, False
-            lead = message.get("lead")
-            self._lead = (connection.pid, lead) if isinstance(lead, int) and lead else None
+            is_later = self._owners.come(connection, message)
             self._hurry(False)
-            self._begin_attempt(message.get("attempt"))
+            if is_later:
+                self._farewell.said()  # Whoever waits for the last attempt's saves waits no more.
+                self._gather_in(self._config.collective_grace_s)
             # A new attempt: what the store refused before gets another chance.
             for job in self._queue.failed():
                 if job.id in self._items:
@@ -595,78 +533,37 @@ class Agent:
             for why in self._notices:
                 connection.send({"push": "notice", "why": why})
 
-    def _on_bye(self, connection: Connection, *, over: bool) -> None:
-        if over:
-            self._owners.pop(connection, None)
-            # The step ended well: what the store refused in earlier attempts is of no use to anybody any more.
-            self._over = True
-        elif connection in self._owners:
-            self._owner_gone(connection, for_good=True)
-        else:
-            return
-        self._grace_until, self._drain_until = 0.0, time.monotonic() + self._config.drain_timeout_s
-
-    def _begin_attempt(self, attempt: Any) -> None:
-        if isinstance(attempt, int) and attempt > self._attempt:
-            self._attempt = attempt
-            self._farewell.said()  # Whoever waits for the last attempt's saves waits no more.
-            self._gather_in(self._config.collective_grace_s)
-
-    def _look_for_lead(self) -> None:
-        """A node whose gang has lost its first goes on for nothing: it waits for the others no longer."""
-        if self._lead is not None and parent_of(self._lead[0]) not in (self._lead[1], None):
-            self._lead, self._orphaned = None, True
-            self._gather_in(self._config.collective_grace_s)
-
     def _gather_in(self, seconds: float) -> None:
         """Wait for the other ranks no longer than this."""
         for job in self._queue.gathering():
             self._plane.tell({"op": "gather", "id": job.id, "timeout_s": seconds})
 
     def _on_close(self, connection: Connection) -> None:
-        self._waiting = [entry for entry in self._waiting if entry[0] is not connection]
-        self._owner_gone(connection)
+        self._waiting.forget(connection)
+        self._owners.leave(connection)
 
-    def _owner_gone(self, connection: Connection, *, for_good: bool = False) -> None:
-        pid = self._owners.pop(connection, None)
-        if pid is not None:
-            self._drain_until = time.monotonic() + self._config.drain_timeout_s
-            self._hurry(not self._owners)
-            # An owner that lives lost its connection, not its work: it is back in a moment.
-            if process_exists(pid) and not for_good:
-                self._grace_until = time.monotonic() + self._config.reply_timeout_s
-            else:
-                self._orphaned = True
-                self._farewell.owner_died(self._attempt)
-                self._gather_in(self._config.collective_grace_s)
+    def _on_owner_left(self, for_good: bool) -> None:
+        self._hurry(not self._owners)
+        if for_good:
+            self._farewell.owner_died(self._owners.attempt)
+            self._gather_in(self._config.collective_grace_s)
 
     def _hurry(self, hurried: bool) -> None:
         """While nobody trains (the task waits for a flush, or is gone) the data plane may use the machine."""
         self._plane.set_priority(idle=not hurried)
 
-    def _answer_waiting(self, now: float) -> None:
-        still = []
-        waiting, self._waiting = self._waiting, []
-        for connection, message, until in waiting:
-            op, identity = message["op"], str(message.get("id"))
-            if op == "flush":
-                done = not self._queue.pending
-            elif op == "wait":
-                done = self._state(identity)["state"] in FINAL
-            else:
-                done = not self._why_full(message)
-            if done or now >= until:
-                if done and op == "flush" and self._owners:
-                    self._hurry(False)
-                connection.send({"seq": message.get("seq"), **self._answer(op, message)})
-            else:
-                still.append((connection, message, until))
-        self._waiting += still
-
-    def _answer(self, op: str, message: Message) -> Message:
+    def _answer(self, message: Message, late: bool) -> Message | None:
+        """What somebody is told who waits; None: not yet."""
+        op = message["op"]
         if op == "flush":
-            return self._flush_answer()
-        return self._state(str(message.get("id"))) if op == "wait" else {"full": self._why_full(message)}
+            if not self._queue.pending and self._owners:
+                self._hurry(False)
+            return self._flush_answer() if late or not self._queue.pending else None
+        if op == "wait":
+            state = self._state(str(message.get("id")))
+            return state if late or state["state"] in FINAL else None
+        why = self._why_full(message)
+        return {"full": why} if late or not why else None
 
     def _why_full(self, message: Message) -> str:
         folder = str(message.get("folder"))
@@ -696,7 +593,7 @@ class Agent:
             "committed": self._queue.committed,
             "last_committed": self._queue.last_committed,
             "bytes_copied": self._bytes_copied,
-            "leases": self._guard.count() if self._guard else 0,
+            "leases": self._leases.count(),
             "saves": self._saves.count,
             "errors": list(self._errors),
             "warnings": [*self._journal.warnings, *self._notices],

@@ -35,7 +35,20 @@ import pytest
 from async_ckpt import checkpointer as checkpointer_module
 from async_ckpt import reading
 from async_ckpt.agent import agent as agent_module
-from async_ckpt.agent import backlog, deadline, guard, launch, outage, plane, throughput, unchanged, worker
+from async_ckpt.agent import (
+    backlog,
+    deadline,
+    guard,
+    launch,
+    outage,
+    owners,
+    plane,
+    throughput,
+    unchanged,
+    waiting,
+    worker,
+)
+from async_ckpt.agent import leases as leases_module
 from async_ckpt.agent.agent import Agent
 from async_ckpt.agent.guard import Guard
 from async_ckpt.agent.launch import Launcher
@@ -64,7 +77,10 @@ _MOST_TURNS = 20_000
 _pids = itertools.count(1 << 23)
 
 #: Modules that measure time by the world's clock.
-_TIMED = (agent_module, backlog, checkpointer_module, client_module, deadline, launch, outage, plane, throughput)
+_TIMED = (
+    agent_module, backlog, checkpointer_module, client_module, deadline, launch, outage, owners, plane, throughput,
+    waiting,
+)  # fmt: skip
 
 
 class Clock:
@@ -117,9 +133,9 @@ class World:
             patch.setattr(module, "time", self.clock)
         patch.setattr(checkpointer_module, "Launcher", functools.partial(InlineLauncher, self))
         patch.setattr(checkpointer_module, "AgentClient", functools.partial(InlineClient, self))
-        patch.setattr(agent_module, "Guard", InlineGuard)
+        patch.setattr(leases_module, "Guard", InlineGuard)
         patch.setattr(agent_module, "Remover", InlineRemover)
-        patch.setattr(agent_module, "process_exists", lambda pid: self.client is not None)
+        patch.setattr(owners, "process_exists", lambda pid: self.client is not None)
         patch.setattr(anyio.to_thread, "run_sync", _call_at_once)
         patch.setattr(reading, "open_store", functools.partial(self._open, None))
         patch.setattr(worker, "open_store", functools.partial(self._open, self.gate))
@@ -160,7 +176,7 @@ class World:
 
     def turn_of_guard(self) -> bool:
         agent = self.agent and self.agent.agent
-        return agent is not None and cast(InlineGuard, agent._guard).turn()
+        return agent is not None and cast(InlineGuard, agent._leases._guard).turn()
 
     def turn_of_remover(self) -> bool:
         agent = self.agent and self.agent.agent
@@ -343,8 +359,8 @@ class AgentProcess:
             for connection in parts["_server"].connections:
                 connection._decoder.close()
                 connection.sock.close()
-        if parts.get("_guard") is not None:
-            for held in parts["_guard"]._held.values():
+        if "_leases" in parts:
+            for held in parts["_leases"]._guard._held.values():
                 os.close(held.fd)
         if "_plane" in parts and parts["_plane"]._worker is not None:
             parts["_plane"]._worker.sock.close()

@@ -1,0 +1,99 @@
+"""The leases of snapshots' files: taken over from those who captured them, given back as the store has the files."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+
+from ..ipc import protocol
+from ..ipc.protocol import Message
+from ..ipc.server import Connection, Server
+from ..snapshot import lease
+from ..spool.journal import SETTLED, Journal, Progress
+from ..spool.spool import Admitted, Spool
+from .guard import Guard, Held
+
+
+class Leases:
+    """What the agent and its clients tell each other about leases.
+
+    Parameters
+    ----------
+    guarded : bool
+        Whether leases are held in this process at all.
+    wake : callable
+        Called from the guard's thread when ``lost`` has something to tell.
+    """
+
+    def __init__(
+        self, spool: Spool, journal: Journal, server: Server, wake: Callable[[], None], *, guarded: bool
+    ) -> None:
+        self._spool, self._journal, self._server, self._wake = spool, journal, server, wake
+        self._private: deque[tuple[str, str, str]] = deque()
+        self._guard = Guard(self._on_private) if guarded else None
+
+    def take(self, item: Admitted | None, connection: Connection, message: Message, fds: list[int]) -> None:
+        """Take over the leases that came with an ``admit``, as far as they are needed; who sent them hears which are
+        not.
+        """
+        identity = str(message.get("id"))
+        known = self._journal.progress.get(identity, Progress())
+        # Committed in an attempt that the journal has forgotten.
+        gone = item is None and not self._spool.is_ready(identity)
+        needless = []
+        for path, fd in zip(message["guard"], fds, strict=True):
+            entry = item.entries.get(path) if item is not None else None
+            # In the store: an earlier agent may have let it go without a copy, and died before it said so.
+            stored = gone or known.uploaded or known.state in SETTLED or path in known.files
+            if stored or (entry is not None and item is not None and not lease.is_of(fd, item.file(path))):
+                lease.release(fd)
+                os.close(fd)
+                needless.append(path)
+            elif self._guard is None or entry is None or item is None:
+                os.close(fd)
+            else:
+                origin = os.path.join(item.source, path)
+                self._guard.add(identity, path, Held(fd, item.file(path), entry.size, entry.mtime_ns, origin))
+        if needless:
+            connection.send({"push": "unguard", "id": identity, "paths": needless})
+
+    def let_go(self, identity: str, paths: list[str] | None = None) -> None:
+        """The store has these files of a checkpoint, or all, or nobody needs them any more."""
+        if self._guard is not None:
+            self._tell(identity, self._guard.let_go(identity, paths))
+
+    def stands(self, identity: str, path: str) -> bool:
+        """See ``Guard.stands``."""
+        return self._guard is not None and self._guard.stands(identity, path)
+
+    def count(self) -> int:
+        """How many are held."""
+        return self._guard.count() if self._guard is not None else 0
+
+    def lost(self) -> Iterator[tuple[str, str]]:
+        """Tell the clients what has become a file of its own since the last call. Yields (id, why) of each snapshot
+        for which that failed, and whose file the store does not have either.
+        """
+        while self._private:
+            identity, path, why = self._private.popleft()
+            self._tell(identity, [path])
+            if why and path not in self._journal.progress.get(identity, Progress()).files:
+                yield identity, why
+
+    def stop(self) -> None:
+        """The agent ends: what is left stands on its own from now on."""
+        if self._guard is not None:
+            self._guard.make_all_private()
+            self._guard.stop()
+
+    def _tell(self, identity: str, paths: list[str]) -> None:
+        for start in range(0, len(paths), protocol.MAX_FDS):
+            push = {"push": "unguard", "id": identity, "paths": paths[start : start + protocol.MAX_FDS]}
+            for connection in list(self._server.connections):
+                connection.send(push)
+
+    def _on_private(self, identity: str, path: str, why: str) -> None:
+        """From the guard's thread."""
+        self._private.append((identity, path, why))
+        self._wake()

@@ -1,0 +1,102 @@
+"""Whom the agent works for: the task's process, or several in turn, as attempts follow on each other."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from ..config import Config
+from ..files import parent_of, process_exists
+from ..ipc.protocol import Message
+from ..ipc.server import Connection
+
+
+class Owners:
+    """The connections of the task's processes, and how long the agent stays without one.
+
+    Parameters
+    ----------
+    attempt : int
+        The spool's, until an owner tells a later one.
+    on_left : callable
+        An owner is there no more. True: for good; False: it lives, and is back in a moment.
+    """
+
+    def __init__(self, config: Config, attempt: int, on_left: Callable[[bool], None]) -> None:
+        self._config, self._on_left = config, on_left
+        self._pids: dict[Connection, int] = {}
+        #: A process, and which parent it must have.
+        self._lead: tuple[int, int] | None = None
+        self.attempt = attempt
+        #: The step ended well: nothing is saved any more, and what the store refused is of no use to anybody.
+        self.over = False
+        #: Nobody is there any more for whom other ranks would be waited for.
+        self.orphaned = False
+        self._drain_until = time.monotonic() + config.drain_timeout_s
+        self._grace_until = time.monotonic() + config.reply_timeout_s
+
+    def __len__(self) -> int:
+        return len(self._pids)
+
+    def are_expected(self, now: float) -> bool:
+        """Whether one is there, or may come in a moment (monotonic seconds)."""
+        return bool(self._pids) or now < self._grace_until
+
+    def have_been_gone_for_long(self, now: float) -> bool:
+        """Whether the time to drain in is over (monotonic seconds)."""
+        return now >= self._drain_until
+
+    def tell(self, push: Message) -> None:
+        """Send something to each."""
+        for connection in list(self._pids):  # Sending may end a connection.
+            connection.send(push)
+
+    def come(self, connection: Connection, message: Message) -> bool:
+        """One says hello. Returns whether this begins a later attempt."""
+        self._pids[connection] = connection.pid
+        self._grace_until, self.over, self.orphaned = 0.0, False, False
+        lead, attempt = message.get("lead"), message.get("attempt")
+        self._lead = (connection.pid, lead) if isinstance(lead, int) and lead else None
+        if not isinstance(attempt, int) or attempt <= self.attempt:
+            return False
+        self.attempt = attempt
+        return True
+
+    def say_goodbye(self, connection: Connection, *, over: bool) -> None:
+        """A process ends. ``over``: so does the step, well, whoever says so."""
+        if over:
+            self._pids.pop(connection, None)
+            self.over = True
+        elif connection in self._pids:
+            self.leave(connection, for_good=True)
+        else:
+            return
+        self._grace_until, self._drain_until = 0.0, time.monotonic() + self._config.drain_timeout_s
+
+    def leave(self, connection: Connection, *, for_good: bool = False) -> None:
+        """A connection has ended, or its process; it may be anybody's."""
+        pid = self._pids.pop(connection, None)
+        if pid is None:
+            return
+        self._drain_until = time.monotonic() + self._config.drain_timeout_s
+        # An owner that lives lost its connection, not its work: it is back in a moment.
+        if process_exists(pid) and not for_good:
+            self._grace_until = time.monotonic() + self._config.reply_timeout_s
+            self._on_left(False)
+        else:
+            self.orphaned = True
+            self._on_left(True)
+
+    def look(self) -> None:
+        """See which processes are there no more."""
+        for connection, pid in list(self._pids.items()):
+            if not process_exists(pid):
+                # Its connection stays until it is read to its end: the leases of its last saves may still be in there.
+                self.leave(connection)
+
+    def has_lost_lead(self) -> bool:
+        """Whether the first of our gang, on this machine, is gone; told once."""
+        if self._lead is None or parent_of(self._lead[0]) in (self._lead[1], None):
+            return False
+        self._lead, self.orphaned = None, True
+        return True
