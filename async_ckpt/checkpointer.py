@@ -5,12 +5,10 @@ on.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import resource
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from . import layout, snapshot
@@ -19,42 +17,30 @@ from .agent.launch import Launcher
 from .config import ENV_ATTEMPT, ENV_SPOOL, Config
 from .errors import (
     AgentError,
-    CheckpointError,
-    FlushError,
     SnapshotError,
     SpoolError,
     StoreError,
     UsageError,
     WaitTimeout,
 )
+from .following import Following
 from .ipc.client import AgentClient, Lease
 from .manifest import Manifest
 from .ranks import Ranks
 from .ranks import find as find_ranks
-from .reading import Reading, Report
-from .reference import Reference, progress_line
+from .reading import Report
+from .reference import Reference
 from .spool import journal
 from .spool.environment import spool_of
-from .spool.journal import ADMITTED, COMMITTED, FAILED, SETTLED, SUPERSEDED, Progress
 from .spool.spool import Admitted, Spool
 from .stores.base import StoreSpec
 
-_WAIT_SLICE_S = 5.0
-#: Of a short time, this is for the agent's answer.
-_ANSWER_S = 0.5
 _STARTS = 3
-#: So many checkpoints are named in an error.
-_NAMED = 5
-
-#: How long an agent may leave somebody who waits without an answer, in seconds: a machine that is busy to the brim
-#: answers late, and one that was killed may take the kernel long to be done with.
-_SILENCE_S = 60.0
-
 
 _of_this_process: dict[tuple[int, str, str | None], Checkpointer] = {}
 
 
-class Checkpointer(Reading):
+class Checkpointer(Following):
     """One process's access to the checkpoints of a task.
 
     Parameters
@@ -79,7 +65,7 @@ class Checkpointer(Reading):
         lead: int = 0,
         report: Report = lambda line: None,
     ) -> None:
-        self.spool, self.config, self.task = spool, config, spool.task
+        super().__init__(spool, config)
         self._owned_by = os.getpid() if owner else 0
         self._launcher = Launcher(spool, config, uploader)
         self._client = AgentClient(
@@ -90,12 +76,6 @@ class Checkpointer(Reading):
         #: What the store refused, by id, until a save has said so.
         self._refused: dict[str, str] = {}
         self._noticed: set[str] = set()
-        self._known: dict[str, Progress] = {}
-        self._read_anew()
-        self._closed = False
-        #: What this process saved, by id, until it is known to be committed.
-        self._saved: dict[str, dict[str, Any]] = {}
-        self._unjournaled: list[dict[str, Any]] = []
 
     @classmethod
     def start(
@@ -167,16 +147,6 @@ class Checkpointer(Reading):
         """Raise ``SpoolError`` in a process that has outlived its task; the task's own knows how it stands."""
         if self._owned_by != os.getpid() and not self._closed:
             self.spool.check_attempt()
-
-    @contextlib.contextmanager
-    def _while_it_runs(self) -> Iterator[None]:
-        """For what needs a running task: whatever fails because the task has ended meanwhile says so."""
-        self._check_attempt()
-        try:
-            yield
-        except CheckpointError:
-            self._check_attempt()
-            raise
 
     # -- saving ----------------------------------------------------------------------------------------------------
 
@@ -329,225 +299,7 @@ class Checkpointer(Reading):
         limit = self.config.max_leases if soft == resource.RLIM_INFINITY else min(self.config.max_leases, soft // 4)
         return max(limit - self._client.leases_held, 0)
 
-    # -- following -------------------------------------------------------------------------------------------------
-
-    def state(self, identity: str) -> tuple[str, str]:
-        """(state, why) of a checkpoint of this task.
-
-        Raises
-        ------
-        SpoolError
-            This process has outlived the task, and what became of the checkpoint is not known here any more.
-        """
-        if not self._closed:
-            with contextlib.suppress(AgentError, WaitTimeout):
-                answer = self._client.request("state", self.config.reply_timeout_s, id=identity)
-                if answer["state"]:
-                    return answer["state"], answer["why"]
-        known = self._look().get(identity)
-        if known is None:
-            self._check_attempt()  # Or it would be under way for ever.
-        return (known.state, known.why) if known else (ADMITTED, "")
-
-    def _look(self) -> dict[str, Progress]:
-        """What the journal says; after the end, what it said then, as it may be gone with the spool."""
-        if self._process != os.getpid():
-            self._read_anew()
-        with self._reading:
-            if not self._closed:
-                self._known = dict(self._journal.look())
-            return self._known
-
-    def _read_anew(self) -> None:
-        """For a forked child as well: the lock may have been held by a thread that does not exist there."""
-        self._process, self._reading = os.getpid(), threading.Lock()
-        self._journal = journal.Reader(self.spool.path("journal"))
-
-    def wait(self, identity: str, timeout_s: float | None = None) -> None:
-        """See ``Reference.wait``."""
-        limit = self.config.flush_timeout_s if timeout_s is None else timeout_s
-        deadline, heard = time.monotonic() + limit, time.monotonic()
-        while True:
-            left = deadline - time.monotonic()
-            if self._closed or left <= 0:
-                state, why = self.state(identity)
-            else:
-                piece = min(left, _WAIT_SLICE_S)
-                limit_s = piece + self.config.reply_timeout_s
-                try:
-                    with self._while_it_runs():
-                        answer = self._client.request("wait", limit_s, id=identity, timeout_s=piece)
-                except WaitTimeout:
-                    if time.monotonic() >= min(heard + _SILENCE_S, deadline):
-                        raise
-                    continue
-                heard = time.monotonic()
-                state, why = answer["state"], answer["why"]
-            if state == COMMITTED:
-                return
-            if state == SUPERSEDED:
-                raise StoreError(f"Checkpoint {identity} is not in the store: {why}")
-            if state == FAILED:
-                raise StoreError(
-                    f"Checkpoint {identity} is not in the store: {why}", hint="It is kept in the spool; save again"
-                )
-            if left <= 0:
-                raise WaitTimeout(f"Checkpoint {identity} is not in the store after {limit:g} s (it is {state})")
-
-    def status(self) -> dict[str, Any]:
-        """How far the store is behind: ``pending``, ``pending_bytes`` (bytes), ``bytes_per_s``, ``committed``,
-        ``last_committed``, ``failed``, ``errors``, ``warnings``, and the processes that work on it.
-
-        Raises
-        ------
-        AgentError, WaitTimeout
-            No agent can be had, or it does not answer.
-        SpoolError
-            This process has outlived its task.
-        """
-        with self._while_it_runs():
-            answer = self._client.request("status", self.config.reply_timeout_s)
-        answer.pop("seq", None)
-        return {**answer, "spool": self.spool.directory}
-
-    def flush(
-        self, timeout_s: float | None = None, report: Report | None = None, *, gather_s: float | None = None
-    ) -> None:
-        """Wait until everything this task admitted is in the store. May be called again, also after it was interrupted.
-
-        Parameters
-        ----------
-        timeout_s : float or None
-            Limit in seconds; None: ``METAFLOW_ASYNC_CKPT_FLUSH_TIMEOUT_S``.
-        report : callable or None
-            Gets a line of progress now and then.
-        gather_s : float or None
-            So many seconds longer at most other ranks are waited for in collective saves.
-
-        Raises
-        ------
-        FlushError
-            Some checkpoints of this attempt are not in the store; names them and says why.
-        SpoolError
-            This process has outlived its task.
-        """
-        with self._while_it_runs():
-            self._flush(timeout_s, report, gather_s)
-
-    def _flush(self, timeout_s: float | None, report: Report | None, gather_s: float | None) -> None:
-        limit = self.config.flush_timeout_s if timeout_s is None else timeout_s
-        deadline, next_report = time.monotonic() + limit, time.monotonic() + self.config.progress_s
-        failed: dict[str, str] = {}
-        saved, heard = set(self._saved), time.monotonic()
-        fields = {"gather_s": gather_s} if gather_s is not None else {}
-        while self.spool.ready_ids():
-            piece = max(min(self.config.progress_s, deadline - time.monotonic()), 0)
-            try:
-                answer = self._client.request("flush", piece + self.config.reply_timeout_s, timeout_s=piece, **fields)
-            except WaitTimeout as error:
-                if time.monotonic() >= min(heard + _SILENCE_S, deadline):
-                    raise self._flush_error(str(error)) from error
-                continue
-            except AgentError as error:
-                raise self._flush_error(str(error)) from error
-            heard = time.monotonic()
-            if not answer["pending"]:
-                failed.update(answer["failed"])
-                break
-            if time.monotonic() >= deadline:
-                raise self._flush_error(f"the limit of {limit:g} s is over")
-            if report is not None and time.monotonic() >= next_report:
-                next_report = time.monotonic() + self.config.progress_s
-                report(progress_line(answer))
-        failed |= self._not_committed(saved)
-        mine = {identity: why for identity, why in failed.items() if identity.startswith(f"{self.task.attempt}.")}
-        if report is not None:
-            for identity in failed.keys() - mine.keys():
-                report(f"Checkpoint {identity} of an earlier attempt is not in the store: {failed[identity]}")
-        if mine:
-            raise self._flush_error("", mine)
-
-    def hurry(self, seconds: float) -> list[str]:
-        """This process ends soon: bring in what can still make it, the newest first.
-
-        Parameters
-        ----------
-        seconds : float
-            The time there is.
-
-        Returns
-        -------
-        list of str
-            Ids of what is not in the store by then.
-
-        Raises
-        ------
-        AgentError, WaitTimeout
-            There is no agent, or no answer.
-        """
-        deadline = time.monotonic() + seconds
-        self._client.request("deadline", seconds, seconds=seconds)
-        pending = True
-        while pending and (left := deadline - time.monotonic()) > 0:
-            with contextlib.suppress(WaitTimeout):  # Then time is over as well.
-                pending = self._client.request("flush", left, timeout_s=max(left - _ANSWER_S, 0.0))["pending"]
-        ended = {identity for identity, item in self._look().items() if item.state in SETTLED}
-        return sorted(set(self.spool.ready_ids()) - ended, key=journal.order, reverse=True)
-
-    def _not_committed(self, saved: set[str]) -> dict[str, str]:
-        """What failed, by id with the reason. An empty spool proves nothing: each save of this process must be known
-        to be committed.
-        """
-        known = self._look()
-        failed = {identity: item.why for identity, item in known.items() if item.state == FAILED}
-        if not os.path.exists(self.spool.path("spool.json")):
-            reason = "the spool was removed while the task ran, by something that cleans its directory"
-            return {identity: reason for identity in self._saved} or {f"{self.task.attempt}.?": reason}
-        for identity in saved & self._saved.keys():
-            journaled = identity in known and known[identity].state in journal.FINAL
-            state, why = (known[identity].state, "") if journaled else self.state(identity)
-            if state in SETTLED:
-                reference = self._saved.pop(identity)
-                if not journaled and state == COMMITTED:  # The disk is too full for the journal.
-                    self._unjournaled.append(reference)
-            else:
-                failed.setdefault(identity, why or f"it is {state}")
-        return failed
-
-    def _flush_error(self, why: str, failed: Mapping[str, str] | None = None) -> FlushError:
-        if failed is None:
-            ended = {identity for identity, item in self._look().items() if item.state in SETTLED}
-            failed = {item.id: "" for item in self.spool.pending() if item.id not in ended}
-            for identity in list(failed)[:_NAMED]:
-                failed[identity] = self.state(identity)[1]
-        names = [f"{identity} ({reason})" if reason else identity for identity, reason in failed.items()]
-        shown = "; ".join(names[:_NAMED]) + (f"; and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
-        subject = f"{len(names)} checkpoint{'s are' if len(names) != 1 else ' is'} not in the store: {shown}"
-        return FlushError(
-            f"{subject}: {why}" if why else subject,
-            where=self.spool.directory,
-            hint="What the spool still holds is uploaded again by a retry on this machine",
-        )
-
-    def committed(self) -> list[bytes]:
-        """References of what this attempt has committed, newest first, each as JSON.
-
-        From the journal: no store is asked. They may be thousands, of which few are ever looked at.
-        """
-        mine = f"{self.task.attempt}."
-        journaled = {  # Once, though all ranks of a collective save may have a record here.
-            (journal.order(identity), item.commit)
-            for identity, item in self._look().items()
-            if item.state == COMMITTED and item.commit is not None and identity.startswith(mine)
-        }
-        others = {(layout.order(data), json.dumps(data).encode()) for data in self._unjournaled}
-        return [text for _, text in sorted(journaled | others, reverse=True)]
-
-    def disown(self, identity: str) -> None:
-        """Leave it to others to see that a checkpoint of this process gets into the store: ``flush`` does not vouch for
-        it, and nothing is kept of it here.
-        """
-        self._saved.pop(identity, None)
+    # -- the end -------------------------------------------------------------------------------------------------------
 
     def hand_over(self) -> None:
         """The agent was killed and this process ends as well: see that another agent has its leases before.

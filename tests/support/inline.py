@@ -33,7 +33,7 @@ import anyio
 import pytest
 
 from async_ckpt import checkpointer as checkpointer_module
-from async_ckpt import reading
+from async_ckpt import following, reading
 from async_ckpt.agent import agent as agent_module
 from async_ckpt.agent import (
     backlog,
@@ -78,8 +78,8 @@ _pids = itertools.count(1 << 23)
 
 #: Modules that measure time by the world's clock.
 _TIMED = (
-    agent_module, backlog, checkpointer_module, client_module, deadline, launch, outage, owners, plane, throughput,
-    waiting,
+    agent_module, backlog, checkpointer_module, client_module, deadline, following, launch, outage, owners, plane,
+    throughput, waiting,
 )  # fmt: skip
 
 

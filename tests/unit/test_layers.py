@@ -37,6 +37,7 @@ LAYERS = (
     "restore",
     "ranks",
     "reading",
+    "following",
     "checkpointer",
     "gang",
     "saver",
