@@ -5,6 +5,7 @@ The nodes meet in the store alone (``collective.py``).
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Any
 
@@ -86,21 +87,24 @@ async def _finish_newest(store: Store, checkpointer: Checkpointer) -> list[str]:
 
 
 def _follow(checkpointer: Checkpointer, path: str, shard: str) -> dict[str, Any] | None:
-    task, limit = checkpointer.task, checkpointer.config.gang_start_timeout_s
-    deadline, pause = time.monotonic() + limit, _FIRST_S
+    task, limit_s = checkpointer.task, checkpointer.config.gang_start_timeout_s
+    reference = checkpointer.run(lambda store: _decision(store, task, limit_s))
+    return checkpointer.load(reference, path, shard=shard) if reference is not None else None
+
+
+async def _decision(store: Store, task: layout.TaskInfo, limit_s: float) -> dict[str, Any] | None:
     key = layout.decision_key(task.pathspec, task.attempt)
+    deadline, pause = time.monotonic() + limit_s, _FIRST_S
     while True:
         try:
-            content = checkpointer.run(lambda store: store.get_bytes(key))
-            break
+            found: dict[str, Any] | None = load(await store.get_bytes(key), where=key)["reference"]
+            return found
         except NotFound:
             if time.monotonic() >= deadline:
                 raise WaitTimeout(
-                    f"Node 0 of the gang has not said within {limit:g} s what attempt {task.attempt} begins with",
+                    f"Node 0 of the gang has not said within {limit_s:g} s what attempt {task.attempt} begins with",
                     where=key,
                     hint="See its log; METAFLOW_ASYNC_CKPT_GANG_START_TIMEOUT_S is the limit",
                 ) from None
-        time.sleep(min(pause, max(deadline - time.monotonic(), 0)))
+        await asyncio.sleep(min(pause, max(deadline - time.monotonic(), 0)))
         pause = min(pause * _GROWTH, _LAST_S)
-    reference = load(content, where=key)["reference"]
-    return checkpointer.load(reference, path, shard=shard) if reference is not None else None

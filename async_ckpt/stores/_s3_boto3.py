@@ -11,60 +11,37 @@ answer or the client's time-outs.
 from __future__ import annotations
 
 import asyncio
-import threading
-import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import Any, TypeVar
 
 from botocore.config import Config as BotoConfig
 from botocore.credentials import Credentials
-from botocore.exceptions import CredentialRetrievalError
 from botocore.session import get_session
 
 from ..config import Config
 from ..errors import UsageError
 from ._s3_body import PIECE_BYTES, BlockingBody, Body
 from ._s3_pace import Fixed
-from ._s3_settings import CREDENTIALS_LIFE_S, Opened, client_params, merged_config, prepare
+from ._s3_settings import Fetched, Opened, client_params, merged_config, prepare
 from ._s3_threads import Threads
 from .base import S3Settings
 
 T = TypeVar("T")
 
 
-class AskedCredentials(Credentials):  # type: ignore[misc]  # botocore has no types
-    """Credentials from a function that may block: asked at most once a minute, by whichever thread signs.
+class FetchedCredentials(Credentials):  # type: ignore[misc]  # botocore has no types
+    """Credentials that whichever thread signs fetches; their own ``credential_provider`` of a botocore session."""
 
-    It is its own ``credential_provider`` of a botocore session.
-    """
-
-    def __init__(self, fetch: Callable[[], Any]) -> None:
+    def __init__(self, fetched: Fetched) -> None:
         super().__init__("asked", "for", method="async-ckpt")  # never sent: see get_frozen_credentials
-        self._fetch = fetch
-        self._lock = threading.Lock()
-        self._fetched: Any = None
-        self._until = 0.0
+        self._fetched = fetched
 
-    def load_credentials(self) -> AskedCredentials:
+    def load_credentials(self) -> FetchedCredentials:
         return self
 
     def get_frozen_credentials(self) -> Any:
-        with self._lock:
-            if time.monotonic() >= self._until:
-                try:
-                    self._fetched = self._fetch()
-                except Exception as error:
-                    # Only the type: the text of a credential process' error may hold what it printed.
-                    raise CredentialRetrievalError(
-                        provider="Metaflow's S3 client", error_msg=type(error).__name__
-                    ) from error
-                self._until = time.monotonic() + CREDENTIALS_LIFE_S
-            return self._fetched
-
-    def forget(self) -> None:
-        """Ask again before the next request: the store found them expired."""
-        self._until = 0.0
+        return self._fetched.get()
 
 
 class ThreadClient:
@@ -140,16 +117,16 @@ async def open_client(stack: AsyncExitStack, settings: S3Settings, config: Confi
     threads = Threads(Fixed(most), most)
     stack.callback(threads.close)
 
-    def make() -> tuple[Any, AskedCredentials | None, Any]:
+    def make() -> tuple[Any, Fetched | None, Any]:
         session = get_session()
-        credentials = None
+        fetched = None
         if settings.credentials is not None:
-            credentials = AskedCredentials(settings.credentials)
-            session.register_component("credential_provider", credentials)
-        return session.create_client("s3", **params), credentials, session.get_config_variable("ca_bundle")
+            fetched = Fetched(settings.credentials)
+            session.register_component("credential_provider", FetchedCredentials(fetched))
+        return session.create_client("s3", **params), fetched, session.get_config_variable("ca_bundle")
 
     try:
-        client, credentials, bundle = await _run(threads, make)
+        client, fetched, bundle = await _run(threads, make)
     except TypeError as error:
         raise UsageError(
             f"An S3 client cannot be made from these settings: {error}", hint="Check METAFLOW_DATATOOLS_CLIENT_PARAMS"
@@ -160,7 +137,7 @@ async def open_client(stack: AsyncExitStack, settings: S3Settings, config: Confi
     verify = params.get("verify")
     return Opened(
         ThreadClient(client, threads), _Signing(signing, threads) if signing is not None else None,
-        credentials.forget if credentials else None, bundle if verify is None else verify,
+        fetched.forget if fetched else None, bundle if verify is None else verify,
     )  # fmt: skip
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -12,46 +9,25 @@ from aiobotocore.config import AioConfig
 from aiobotocore.credentials import AioCredentials
 from aiobotocore.session import get_session
 from anyio import to_thread
-from botocore.exceptions import CredentialRetrievalError
 
 from ..config import Config
 from ..errors import UsageError
-from ._s3_settings import CREDENTIALS_LIFE_S, Opened, client_params, merged_config, prepare
+from ._s3_settings import Fetched, Opened, client_params, merged_config, prepare
 from .base import S3Settings
 
 
 class ThreadCredentials(AioCredentials):  # type: ignore[misc]  # aiobotocore has no types
-    """Credentials from a function that may block: asked in a thread, at most once a minute.
+    """Credentials that are fetched in a thread; their own ``credential_provider`` of a botocore session."""
 
-    It is its own ``credential_provider`` of a botocore session.
-    """
-
-    def __init__(self, fetch: Callable[[], Any]) -> None:
+    def __init__(self, fetched: Fetched) -> None:
         super().__init__("asked", "for", method="async-ckpt")  # never sent: see get_frozen_credentials
-        self._fetch = fetch
-        self._lock = asyncio.Lock()
-        self._fetched: Any = None
-        self._until = 0.0
+        self._fetched = fetched
 
     async def load_credentials(self) -> ThreadCredentials:
         return self
 
     async def get_frozen_credentials(self) -> Any:
-        async with self._lock:
-            if time.monotonic() >= self._until:
-                try:
-                    self._fetched = await to_thread.run_sync(self._fetch)
-                except Exception as error:
-                    # Only the type: the text of a credential process' error may hold what it printed.
-                    raise CredentialRetrievalError(
-                        provider="Metaflow's S3 client", error_msg=type(error).__name__
-                    ) from error
-                self._until = time.monotonic() + CREDENTIALS_LIFE_S
-            return self._fetched
-
-    def forget(self) -> None:
-        """Ask again before the next request: the store found them expired."""
-        self._until = 0.0
+        return self._fetched.get() if self._fetched.is_fresh else await to_thread.run_sync(self._fetched.get)
 
 
 def make_config(given: Any, config: Config) -> AioConfig:
@@ -70,10 +46,10 @@ async def open_client(stack: AsyncExitStack, settings: S3Settings, config: Confi
     params = client_params(settings)
     params["config"] = make_config(params.get("config"), config)
     session = get_session()
-    credentials = None
+    fetched = None
     if settings.credentials is not None:
-        credentials = ThreadCredentials(settings.credentials)
-        session.register_component("credential_provider", credentials)
+        fetched = Fetched(settings.credentials)
+        session.register_component("credential_provider", ThreadCredentials(fetched))
     try:
         client = await stack.enter_async_context(session.create_client("s3", **params))
     except TypeError as error:
@@ -83,6 +59,6 @@ async def open_client(stack: AsyncExitStack, settings: S3Settings, config: Confi
     prepare(client, config)
     verify = params.get("verify")
     return Opened(
-        client, client._request_signer._credentials, credentials.forget if credentials else None,
+        client, client._request_signer._credentials, fetched.forget if fetched else None,
         session.get_config_variable("ca_bundle") if verify is None else verify,
     )  # fmt: skip

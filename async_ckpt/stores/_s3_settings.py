@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import ipaddress
+import threading
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from botocore.config import Config as BotoConfig
+from botocore.exceptions import CredentialRetrievalError
 from botocore.handlers import add_expect_header
 
 from ..config import Config
@@ -19,9 +22,47 @@ C = TypeVar("C", bound=BotoConfig)
 
 #: How long credentials are used before their source is asked again. Botocore's own refresh ten minutes or more before
 #: they expire, so one minute never sends expired ones.
-CREDENTIALS_LIFE_S = 60.0
+_CREDENTIALS_LIFE_S = 60.0
 
 _CREDENTIAL_PARAMS = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token", "aws_account_id")
+
+
+class Fetched:
+    """Credentials from a function that may block, asked at most once a minute, by whichever thread comes first."""
+
+    def __init__(self, fetch: Callable[[], Any]) -> None:
+        self._fetch, self._lock = fetch, threading.Lock()
+        self._last: Any = None
+        self._until = 0.0
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether ``get`` returns at once."""
+        return time.monotonic() < self._until
+
+    def get(self) -> Any:
+        """What the function returned.
+
+        Raises
+        ------
+        CredentialRetrievalError
+            It failed.
+        """
+        with self._lock:
+            if not self.is_fresh:
+                try:
+                    self._last = self._fetch()
+                except Exception as error:
+                    # Only the type: the text of a credential process' error may hold what it printed.
+                    raise CredentialRetrievalError(
+                        provider="Metaflow's S3 client", error_msg=type(error).__name__
+                    ) from error
+                self._until = time.monotonic() + _CREDENTIALS_LIFE_S
+            return self._last
+
+    def forget(self) -> None:
+        """Ask again before the next request: the store found them expired."""
+        self._until = 0.0
 
 
 class Opened(NamedTuple):

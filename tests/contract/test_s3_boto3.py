@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 
 import anyio
 import pytest
-from botocore.exceptions import CredentialRetrievalError
 
 from async_ckpt.config import CHUNK_BYTES, Config
 from async_ckpt.errors import UsageError
@@ -82,21 +81,6 @@ class TestSettings:
                 await store.aclose()
 
         run(check)
-
-    def test_credentials_are_asked_for_once_a_minute_and_again_when_they_expired(self) -> None:
-        fetched: list[int] = []
-        credentials = _s3_boto3.AskedCredentials(lambda: fetched.append(1) or len(fetched))
-        assert [credentials.get_frozen_credentials() for _ in range(3)] == [1, 1, 1]
-        credentials.forget()
-        assert credentials.get_frozen_credentials() == 2
-
-    def test_credentials_that_cannot_be_had_do_not_show_why_in_words_that_may_hold_them(self) -> None:
-        def fetch() -> Any:
-            raise RuntimeError("the process printed hunter2")
-
-        with pytest.raises(CredentialRetrievalError) as caught:
-            _s3_boto3.AskedCredentials(fetch).get_frozen_credentials()
-        assert "hunter2" not in str(caught.value)
 
     def test_a_part_sent_in_two_signed_passes_counts_once(self, moto_server: S3Server) -> None:
         data = pattern(LARGE)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from botocore.exceptions import CredentialRetrievalError
 
 from async_ckpt.config import Config
 from async_ckpt.errors import UsageError
+from async_ckpt.stores._s3_boto3 import FetchedCredentials
 from async_ckpt.stores._s3_client import ThreadCredentials, make_config, open_client
-from async_ckpt.stores._s3_settings import is_loopback
+from async_ckpt.stores._s3_settings import Fetched, is_loopback
 from async_ckpt.stores.base import S3Settings
 
 KEYS = {"aws_access_key_id": "a", "aws_secret_access_key": "b", "region_name": "eu-north-1"}
@@ -85,28 +87,34 @@ def test_loopback_is_this_machine_only() -> None:
     assert not is_loopback("http://10.0.0.1")
 
 
-def test_credentials_are_asked_for_again_when_the_store_found_them_expired() -> None:
-    fetched: list[int] = []
-
-    async def check() -> None:
-        credentials = ThreadCredentials(lambda: fetched.append(1) or len(fetched))
-        assert [await credentials.get_frozen_credentials() for _ in range(3)] == [1, 1, 1]
-        credentials.forget()
-        assert await credentials.get_frozen_credentials() == 2
-
-    anyio.run(check)
+#: How both kinds of clients ask for the credentials of a request.
+KINDS = {
+    "in threads": lambda fetched: FetchedCredentials(fetched).get_frozen_credentials(),
+    "aiobotocore": lambda fetched: anyio.run(ThreadCredentials(fetched).get_frozen_credentials),
+}
 
 
-def test_credentials_that_cannot_be_had_do_not_show_why_in_words_that_may_hold_them() -> None:
+@pytest.mark.parametrize("ask", KINDS.values(), ids=KINDS)
+def test_credentials_are_asked_for_once_a_minute_and_again_when_the_store_found_them_expired(
+    ask: Callable[[Fetched], Any],
+) -> None:
+    calls: list[int] = []
+    fetched = Fetched(lambda: calls.append(1) or len(calls))
+    assert [ask(fetched) for _ in range(3)] == [1, 1, 1]
+    fetched.forget()
+    assert ask(fetched) == 2
+
+
+@pytest.mark.parametrize("ask", KINDS.values(), ids=KINDS)
+def test_credentials_that_cannot_be_had_do_not_show_why_in_words_that_may_hold_them(
+    ask: Callable[[Fetched], Any],
+) -> None:
     def fetch() -> Any:
         raise RuntimeError("the process printed hunter2")
 
-    async def check() -> None:
-        with pytest.raises(CredentialRetrievalError) as caught:
-            await ThreadCredentials(fetch).get_frozen_credentials()
-        assert "hunter2" not in str(caught.value)
-
-    anyio.run(check)
+    with pytest.raises(CredentialRetrievalError) as caught:
+        ask(Fetched(fetch))
+    assert "hunter2" not in str(caught.value)
 
 
 def in_metaflow(code: str, tmp_path: Path, **environment: str) -> Any:
