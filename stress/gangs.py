@@ -69,7 +69,9 @@ class Reader(threading.Thread):
         return "" if found == {reference["metadata"]["count"]} else f"a mixture of {found}"
 
 
-def play(base: Path, seed: str, nodes: int, saves: int, figures: Counter[str]) -> list[str]:
+def play(
+    base: Path, seed: str, nodes: int, saves: int, figures: Counter[str], *, longest_s: float = _LONGEST_S
+) -> list[str]:
     """One round; returns what must not be."""
     chance, said = random.Random(seed), base / "said"
     said.mkdir()
@@ -83,7 +85,7 @@ def play(base: Path, seed: str, nodes: int, saves: int, figures: Counter[str]) -
     wrong = []
     try:
         for attempt in range(chance.choice((1, 1, 2))):
-            _kill_one(said, attempt, chance, flow.process, nodes, workspace, figures)
+            _kill_one(said, attempt, chance, flow.process, nodes, workspace, figures, longest_s)
         flow.process.wait(_LIMIT_S)
         if flow.process.returncode:
             wrong.append(f"the flow ended with {flow.process.returncode}: {flow.output[-1500:]}")
@@ -100,9 +102,9 @@ def play(base: Path, seed: str, nodes: int, saves: int, figures: Counter[str]) -
 
 def _kill_one(
     said: Path, attempt: int, chance: random.Random, process: Any, nodes: int, workspace: Workspace,
-    figures: Counter[str],
+    figures: Counter[str], longest_s: float,
 ) -> None:  # fmt: skip
-    rank, after = chance.randrange(nodes), chance.uniform(0, _LONGEST_S)
+    rank, after = chance.randrange(nodes), chance.uniform(0, longest_s)
     with_agent = chance.random() < 0.3
     began, deadline = said / f"began-{attempt}-{rank}", time.monotonic() + _LIMIT_S
     while not began.exists():
