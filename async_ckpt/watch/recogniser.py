@@ -7,8 +7,9 @@ What counts as finished:
 - it was quiet for ``patience`` seconds: nothing in it changed, and nobody had a file of it open for writing.
 
 The third is a guess, and these make it a careful one. Patience grows with the pauses the writer is seen to make (twice
-the longest). A directory that lacks files which the one before it had must be quiet ten times as long. What only lost
-files since it was saved is being removed: never saved. And what the writer of an earlier attempt had under its hands
+the longest). A directory must be quiet ten times as long if it lacks files which the one before it had, or if it is the
+first of its kind and nobody has begun the next: nothing tells then whether more files will come. What only lost files
+since it was saved is being removed: never saved. And what the writer of an earlier attempt had under its hands
 when it was killed is quiet for ever: it counts when it is written to again, or marked.
 """
 
@@ -219,9 +220,16 @@ class Recogniser:
         if entry.renamed:
             return "renamed into place"
         lacking = "" if last else self.lacking(entry)
-        if quiet >= (HOLD * self._settle_s if lacking else self.patience_s):
+        unsure = lacking or (not last and self._may_grow(entry))
+        if quiet >= (HOLD * self._settle_s if unsure else self.patience_s):
             return f"quiet for {quiet:.0f} s" + (f", although it lacks {lacking}" if lacking else "")
         return ""
+
+    def _may_grow(self, entry: Entry) -> bool:
+        """Whether this is a directory of which nobody knows what it will hold, and which may still be written to."""
+        kind = _kind(entry.path)
+        later = (e for e in self.entries.values() if e.order > entry.order and trees.has_files(e.tree))
+        return "" not in entry.tree and kind not in self._shapes and not any(_kind(e.path) == kind for e in later)
 
     def lacking(self, entry: Entry) -> str:
         """A file that the last one of its kind had and this one has not; empty if there is none. Numbers in names do

@@ -6,7 +6,7 @@ import stat
 
 import pytest
 
-from async_ckpt.watch.recogniser import HOLD, Look, Recogniser
+from async_ckpt.watch.recogniser import HOLD, Entry, Look, Recogniser
 from async_ckpt.watch.tree import Fact, Tree
 
 SETTLE_S = 10.0
@@ -19,15 +19,20 @@ def tree(*names: str, size: int = 5, mtime_ns: int = 1) -> Tree:
 
 
 class Scene:
-    """A recogniser whose time and looks a test makes; what is finished is saved at once."""
+    """A recogniser whose time and looks a test makes; what is finished is saved at once.
 
-    def __init__(self, *, needs_marker: bool = False) -> None:
+    ``first``: the trainer has not written a checkpoint before.
+    """
+
+    def __init__(self, *, needs_marker: bool = False, first: bool = False) -> None:
         self.now = 1000.0
         self.lines: list[str] = []
         self.recogniser = Recogniser(
             SETTLE_S, needs_marker=needs_marker, clock=lambda: self.now, report=self.lines.append
         )
         self.there: dict[str, Look] = {}
+        for kind in () if first else ("checkpoint-0", "last"):
+            self.recogniser.note_saved(Entry(kind, {}, 0.0, 0), {})
 
     def look(self, *, after: float = 0.0, last: bool = False, old: tuple[str, ...] = ()) -> list[str]:
         """Let time pass, look once, and save what is finished; returns its paths."""
@@ -169,6 +174,39 @@ def test_a_directory_that_lacks_what_the_one_before_it_had_waits_ten_times_as_lo
     scene.look()
     assert scene.look(after=HOLD * SETTLE_S - 1) == []
     assert scene.look(after=1) == ["checkpoint-30"], "the trainer writes fewer files from now on"
+
+
+def test_the_first_directory_of_its_kind_waits_ten_times_as_long_as_more_files_may_come() -> None:
+    scene = Scene(first=True)
+    scene.write("checkpoint-1", "a")
+    scene.look()
+    assert scene.look(after=4 * SETTLE_S) == []
+    scene.write("checkpoint-1", "a", "b")
+    assert scene.look() == []
+    assert scene.look(after=HOLD * SETTLE_S - 1) == []
+    assert scene.look(after=1) == ["checkpoint-1"]
+    scene.write("checkpoint-2", "a", "b")
+    scene.look()
+    assert scene.look(after=8 * SETTLE_S) == ["checkpoint-2"], "twice the pause that was seen"
+
+
+def test_the_first_waits_no_longer_once_the_next_is_begun_or_the_trainer_has_ended_well() -> None:
+    scene = Scene(first=True)
+    scene.write("checkpoint-1", "a")
+    scene.write("best", "a")
+    scene.look()
+    scene.write("checkpoint-2")
+    assert scene.look(after=SETTLE_S) == [], "an empty directory is not begun"
+    scene.write("checkpoint-2", "a")
+    assert scene.look() == ["checkpoint-1"]
+    assert scene.look(last=True) == ["best"]
+
+
+def test_a_file_is_not_one_of_which_more_may_come() -> None:
+    scene = Scene(first=True)
+    scene.write("epoch=1.ckpt", "")
+    scene.look()
+    assert scene.look(after=SETTLE_S) == ["epoch=1.ckpt"]
 
 
 def test_at_the_good_end_what_lacks_files_is_taken_when_it_is_quiet() -> None:

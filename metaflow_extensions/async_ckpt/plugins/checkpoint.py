@@ -363,9 +363,10 @@ class CurrentCheckpoint(_Checkpoints):
 
         One counts as finished when it was renamed into place from a name that does not match (or ends in ``.tmp``,
         ``.part`` and the like), or when nobody on this machine has a file of it open for writing and nothing in it has
-        changed for ``settle`` seconds. Where a writer pauses for longer, all its files closed, a half of its first
-        checkpoint may be saved; the whole follows as a newer one, and later pauses of that length are waited for. With
-        ``done`` that cannot be.
+        changed for ``settle`` seconds; ten times as long for a directory that lacks files which the one before it had,
+        or is the first, the next not begun. Where a writer pauses for longer, all its files closed, a half may be
+        saved; the whole follows as a newer one, and later pauses of that length are waited for. With ``done`` that
+        cannot be.
 
         Parameters
         ----------
