@@ -8,6 +8,7 @@ import contextlib
 import os
 import resource
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -76,6 +77,8 @@ class Checkpointer(Following):
         #: What the store refused, by id, until a save has said so.
         self._refused: dict[str, str] = {}
         self._noticed: set[str] = set()
+        #: By rank and launch: turns in collective saves that could not be counted yet.
+        self._owed: Counter[tuple[int, str]] = Counter()
 
     @classmethod
     def start(
@@ -182,15 +185,20 @@ class Checkpointer(Following):
         StoreError
             The store refuses what was saved before (``on_failure="raise"``); this one is admitted all the same.
         """
-        layout.check_name(name)
-        plain = layout.check_metadata(metadata)
-        check_storage_format(storage_format)
-        shard = self._shard(collective, rank, world_size, storage_format)
         if self._closed:
             raise UsageError("The step has ended: nothing can be saved any more", hint="Save before the step returns")
         source = os.path.abspath(os.fspath(path))
+        shard = self._shard(collective, rank, world_size)
         # Before anything can go wrong: whoever fails here has had its turn, like all other ranks.
-        version = self.spool.next_collective(shard.rank, shard.generation) if shard else None
+        version = self._take_turn(shard, os.path.dirname(source)) if shard else None
+        layout.check_name(name)
+        plain = layout.check_metadata(metadata)
+        check_storage_format(storage_format)
+        if shard and storage_format != "files":
+            raise UsageError(
+                f"A collective save has no storage_format={storage_format!r}",
+                hint="Use 'files': all ranks' files lie side by side",
+            )
 
         def describe(size: int) -> dict[str, Any]:
             return layout.reference(
@@ -234,18 +242,30 @@ class Checkpointer(Following):
         self._guard(admitted, captured.leases)
         return admitted
 
-    def _shard(self, collective: bool, rank: int | None, world_size: int | None, storage_format: str) -> Ranks | None:
+    def _shard(self, collective: bool, rank: int | None, world_size: int | None) -> Ranks | None:
         """Which part of a collective checkpoint this is."""
         if not collective:
             if rank is not None or world_size is not None:
                 raise UsageError("rank and world_size are for collective saves", hint="Add collective=True")
             return None
-        if storage_format != "files":
-            raise UsageError(
-                f"A collective save has no storage_format={storage_format!r}",
-                hint="Use 'files': all ranks' files lie side by side",
-            )
         return find_ranks(self.task, rank, world_size)
+
+    def _take_turn(self, shard: Ranks, folder: str) -> int:
+        """The version of a collective save. A turn that cannot be counted now is made up for by the next one: else this
+        rank would save its parts of later checkpoints into earlier ones, for ever.
+        """
+        who = shard.rank, shard.launch
+        turns = 1 + self._owed.pop(who, 0)
+        try:
+            with self._while_it_runs():
+                try:
+                    return self.spool.next_collective(*who, turns)
+                except SpoolError:
+                    await_room(self._client, self.spool, self.config, folder)  # The disk may be full.
+                    return self.spool.next_collective(*who, turns)
+        except BaseException:
+            self._owed[who] += turns
+            raise
 
     def _on_push(self, push: Mapping[str, Any]) -> None:
         identity, why = str(push.get("id")), str(push.get("why"))

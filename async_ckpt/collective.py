@@ -11,10 +11,11 @@ to commit, and commits: one manifest, one metadata, like any other checkpoint. T
 attempt finishes what only lacks the commit, and decides that the rest has failed before it removes it: so nothing is
 removed that somebody else still commits.
 
-Beside these folders, ``gone.<attempt>/<node>`` says that a node's task has died, and that all it had saved is in the
-store: whoever misses its shard need not wait.
+Beside these folders, ``gone.<attempt>/<node>`` says that a node's task has died, as which ranks it had saved
+({"ranks"}), and that all of that is in the store: whoever misses its shard need not wait.
 
-In ``layout.decision_key``, what all nodes of a gang load when an attempt begins: {"reference"}, by node 0.
+In ``layout.decision_key``, what all nodes of a gang load when an attempt begins: {"reference"}, by node 0. In
+``layout.damaged_folder``, what some node could not load then: {"key", "why"}; no attempt begins with it again.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ from .stores.base import Store
 OUTCOME = "outcome"
 COMMITTING, FAILED = "committing", "failed"
 
-#: So many ranks are named in an error.
-_NAMED = 8
+#: So many ranks are named in an error, and so many characters of what they say are shown.
+_NAMED, _SHOWN = 8, 500
 
 Reference = dict[str, Any]
 
@@ -60,9 +61,32 @@ class Shard:
 
 
 async def put_shard(store: Store, reference: Mapping[str, Any], manifest: Manifest) -> None:
-    """Say that a rank's files are in the store."""
-    shard = {"world": reference["world"], "reference": dict(reference), "manifest": manifest.to_json()}
-    await store.put_bytes(f"{layout.shards_folder(reference)}/{reference['rank']}", dump(shard))
+    """Say that a rank's files are in the store.
+
+    Raises
+    ------
+    UsageError
+        Another node has said so of the same rank: the two have written over each other, and it has failed for all.
+    """
+    key = f"{layout.shards_folder(reference)}/{reference['rank']}"
+    shard = dump({"world": reference["world"], "reference": dict(reference), "manifest": manifest.to_json()})
+    if await store.put_if(key, shard, None):
+        return
+    with contextlib.suppress(NotFound, IntegrityError, KeyError, TypeError):
+        other = load(await store.get_bytes(key), where=key)["reference"]
+        if other.get("node") != reference.get("node"):
+            why = same_rank(other, reference)
+            await decide(store, reference, Outcome(FAILED, why))
+            raise UsageError(why)
+    await store.put_bytes(key, shard)  # We have said so before.
+
+
+def same_rank(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """What is wrong where two nodes have written over each other."""
+    return (
+        f"Nodes {one.get('node')} and {other.get('node')} of the gang both save as rank {other['rank']}. "
+        "Start the ranks of all nodes together, so that each has a number of its own"
+    )
 
 
 async def missing_ranks(store: Store, reference: Mapping[str, Any]) -> list[int]:
@@ -72,18 +96,38 @@ async def missing_ranks(store: Store, reference: Mapping[str, Any]) -> list[int]
     return [rank for rank in range(reference["world"]) if str(rank) not in names]
 
 
-async def put_gone(store: Store, pathspec: str, attempt: int, node: int) -> None:
-    """Say that a node of a gang will not save any more in this attempt."""
-    await store.put_bytes(f"{layout.shards_of_task(pathspec)}/gone.{attempt}/{node}", b"{}")
+async def put_gone(store: Store, pathspec: str, attempt: int, node: int, ranks: Sequence[int]) -> None:
+    """Say that a node of a gang, whose processes saved as these ranks, will not save any more in this attempt."""
+    key = f"{layout.shards_of_task(pathspec)}/gone.{attempt}/{node}"
+    await store.put_bytes(key, dump({"ranks": list(ranks)}))
 
 
 async def gone_ranks(store: Store, reference: Mapping[str, Any]) -> set[int]:
-    """Ranks that will not save any more; only known where each node is one rank."""
-    if reference.get("nodes") != reference["world"]:
-        return set()
+    """Ranks that will not save any more. Of a node that never saved only known where nodes are ranks, as ours is."""
     folder = f"{layout.shards_of_task(reference['pathspec'])}/gone.{reference['attempt']}"
-    names = [entry.key[len(folder) + 1 :] async for entry in store.list(folder)]
-    return {int(name) for name in names if name.isdecimal()}
+    nodes_are_ranks = reference.get("nodes") == reference["world"] and reference.get("node") == reference["rank"]
+    found: set[int] = set()
+    for key in [entry.key async for entry in store.list(folder)]:
+        node = key[len(folder) + 1 :]
+        with contextlib.suppress(NotFound, IntegrityError, KeyError, TypeError, ValueError):
+            ranks = load(await store.get_bytes(key), where=key)["ranks"]
+            found.update(map(int, ranks or ([node] if nodes_are_ranks else [])))
+    return found
+
+
+async def put_damaged(store: Store, pathspec: str, key: str, why: str) -> None:
+    """Say that a node could not load a checkpoint of its gang."""
+    await store.put_bytes(layout.damaged_key(pathspec, key), dump({"key": key, "why": why}))
+
+
+async def read_damaged(store: Store, pathspec: str) -> dict[str, str]:
+    """Checkpoints that some node could not load, by key, and why."""
+    found: dict[str, str] = {}
+    for key in [entry.key async for entry in store.list(layout.damaged_folder(pathspec))]:
+        with contextlib.suppress(NotFound, IntegrityError, KeyError, TypeError):
+            data = load(await store.get_bytes(key), where=key)
+            found[str(data["key"])] = str(data["why"])
+    return found
 
 
 async def read_outcome(store: Store, reference: Mapping[str, Any]) -> Outcome | None:
@@ -152,7 +196,7 @@ def merge(shards: Sequence[Shard]) -> tuple[Reference, Manifest]:
             if mine != theirs:
                 raise UsageError(
                     f"Ranks {first.rank} and {shard.rank} do not save the same checkpoint: of {what}, "
-                    f"one says {mine!r} and the other {theirs!r}",
+                    f"one says {_shown(mine)} and the other {_shown(theirs)}",
                     hint="Every rank calls save(collective=True) equally often, with the same metadata",
                 )
     files: list[FileEntry] = []
@@ -172,6 +216,11 @@ def merge(shards: Sequence[Shard]) -> tuple[Reference, Manifest]:
     reference = {name: value for name, value in first.reference.items() if name != "rank"}
     reference["size"] = sum(shard.reference["size"] for shard in shards)
     return reference, replace(first.manifest, files=files, dirs=sorted(dirs.items()), links=links)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 def _claim(path: str, rank: int, owners: dict[str, int]) -> None:
@@ -206,9 +255,9 @@ async def drop_shards(store: Store, reference: Mapping[str, Any], config: Config
     await for_each((f"{folder}/{rank}" for rank in ranks), config.files_in_flight, store.delete)
 
 
-async def left_by(store: Store, pathspec: str, attempt: int) -> list[Reference]:
-    """References, of one rank each, of the collective checkpoints of attempts before this one whose shards lie in the
-    store, newest first.
+async def left_by(store: Store, pathspec: str, now: tuple[int, int]) -> list[Reference]:
+    """References, of one rank each, of the collective checkpoints from before ``now``, an (attempt, generation), whose
+    shards lie in the store, newest first.
     """
     folder = layout.shards_of_task(pathspec)
     shards: dict[str, str] = {}
@@ -221,18 +270,18 @@ async def left_by(store: Store, pathspec: str, attempt: int) -> list[Reference]:
         with contextlib.suppress(NotFound, IntegrityError):  # Its rank 0 has just committed it; or it is nobody's.
             data = load(await store.get_bytes(key), where=key)
             reference: Any = data.get("reference") if isinstance(data, dict) else None
-            if layout.is_reference(reference) and layout.order(reference)[0] < attempt:
+            if layout.is_reference(reference) and layout.life(reference) < now:
                 found.append(reference)
     return sorted(found, key=layout.order, reverse=True)
 
 
-async def remove_leftovers(store: Store, pathspec: str, attempt: int, config: Config) -> None:
-    """Remove what was not committed of attempts before this one: those ranks have begun anew.
+async def remove_leftovers(store: Store, pathspec: str, now: tuple[int, int], config: Config) -> None:
+    """Remove what was not committed from before ``now``, an (attempt, generation): those ranks have begun anew.
 
     Nothing is removed without deciding first that it has failed; where the store has no conditional writes, nothing is.
     """
-    why = f"Attempt {attempt} has begun without it"
-    for reference in await left_by(store, pathspec, attempt):
+    why = "Its ranks have begun anew without it"
+    for reference in await left_by(store, pathspec, now):
         if await read_commit(store, reference) is None:
             if (await decide(store, reference, Outcome(FAILED, why))).state != FAILED:
                 continue  # Its rank 0 commits it in this moment.

@@ -80,7 +80,7 @@ class Config:
     #: How long a new attempt waits until the last one's saves on this disk are in the store, where it needs them there.
     settle_timeout_s: float = 60.0
     #: How long the nodes of a gang wait for node 0 to say what all of them load.
-    gang_start_timeout_s: float = 600.0
+    gang_start_timeout_s: float = 1800.0
     #: Limit of the best-effort flush after a user's exception.
     exception_flush_timeout_s: float = 300.0
     #: How long an agent whose task is gone goes on uploading.

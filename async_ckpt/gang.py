@@ -50,10 +50,14 @@ def _lead(checkpointer: Checkpointer, policy: str, path: str, report: Report, sh
     checkpointer.settle(reversed(pending), checkpointer.config.settle_timeout_s)
     for line in checkpointer.run(lambda store: _finish_newest(store, checkpointer)):
         report(line)
+    damaged = checkpointer.run(lambda store: collective.read_damaged(store, checkpointer.task.pathspec))
     loaded = None
     for candidate in checkpointer.candidates(policy):
         if isinstance(candidate, Admitted):
             continue  # Not in the store yet: the others cannot have it.
+        if candidate["key"] in damaged:
+            report(f"A checkpoint is passed over, as another node could not load it: {damaged[candidate['key']]}")
+            continue
         try:
             loaded = checkpointer.load(candidate, path, shard=shard)
             break
@@ -72,10 +76,11 @@ async def _finish_newest(store: Store, checkpointer: Checkpointer) -> list[str]:
     """
     said: list[str] = []
     task, config = checkpointer.task, checkpointer.config
-    for reference in await collective.left_by(store, task.pathspec, task.attempt):
+    deadline = time.monotonic() + config.settle_timeout_s
+    for reference in await collective.left_by(store, task.pathspec, (task.attempt, 0)):
         if await collective.read_commit(store, reference) is not None:
             break
-        if await collective.missing_ranks(store, reference):
+        if not await _is_complete(store, reference, deadline):
             continue
         try:
             await finish(store, Uploader(store, config), reference, config)
@@ -86,10 +91,31 @@ async def _finish_newest(store: Store, checkpointer: Checkpointer) -> list[str]:
     return said
 
 
+async def _is_complete(store: Store, reference: dict[str, Any], deadline: float) -> bool:
+    """Whether all shards are in the store; what those ranks have saved who did not die may still be on its way."""
+    pause = _FIRST_S
+    while missing := await collective.missing_ranks(store, reference):
+        outcome = await collective.read_outcome(store, reference)
+        gone = await collective.gone_ranks(store, reference)
+        if gone.intersection(missing) or outcome is not None or time.monotonic() >= deadline:
+            return not await collective.missing_ranks(store, reference)
+        await asyncio.sleep(pause)
+        pause = min(pause * _GROWTH, _LAST_S)
+    return True
+
+
 def _follow(checkpointer: Checkpointer, path: str, shard: str) -> dict[str, Any] | None:
     task, limit_s = checkpointer.task, checkpointer.config.gang_start_timeout_s
     reference = checkpointer.run(lambda store: _decision(store, task, limit_s))
-    return checkpointer.load(reference, path, shard=shard) if reference is not None else None
+    if reference is None:
+        return None
+    try:
+        return checkpointer.load(reference, path, shard=shard)
+    except (IntegrityError, NotFound) as error:
+        # The first has loaded it, perhaps another part of it: the next attempt begins with an older one.
+        why = str(error)
+        checkpointer.run(lambda store: collective.put_damaged(store, task.pathspec, reference["key"], why))
+        raise
 
 
 async def _decision(store: Store, task: layout.TaskInfo, limit_s: float) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ the other way round (``tests/e2e/test_compatibility.py`` proves it). All keys ar
     mf.checkpoints/checkpoints/manifests/<flow>/<step>/<scope>/<identifier>/<stem>.json              ours alone
     mf.checkpoints/checkpoints/begun/<flow>/<run>/<step>/<task>/<attempt>                            ours alone
     mf.checkpoints/checkpoints/shards/<flow>/<run>/<step>/<task>/<attempt>.<name>.<version>/<rank>   and  outcome   ours
-    mf.checkpoints/checkpoints/gangs/<flow>/<run>/<step>/<task>/<attempt>                            ours alone
+    mf.checkpoints/checkpoints/gangs/<flow>/<run>/<step>/<task>/<attempt>   and  damaged/<hash>      ours alone
 
 ``<stem>`` is ``<pathspec hash>.<attempt>.<name>.<version>``.
 The manifest stands in a folder of its own: the peer takes every name with four dots beside the metadata for metadata.
@@ -191,6 +191,16 @@ def decision_key(pathspec: str, attempt: int) -> str:
     return f"{ROOT}/gangs/{pathspec}/{attempt}"
 
 
+def damaged_folder(pathspec: str) -> str:
+    """Folder of what nodes of a gang could not load."""
+    return f"{ROOT}/gangs/{pathspec}/damaged"
+
+
+def damaged_key(pathspec: str, key: str) -> str:
+    """Key of the object that says so of the checkpoint ``key``."""
+    return f"{damaged_folder(pathspec)}/{short_hash([key], 16)}"
+
+
 def shards_folder(reference: Mapping[str, Any]) -> str:
     """Folder of what the ranks of a collective checkpoint say of their shards."""
     parts = parse_key(reference["key"])
@@ -214,6 +224,11 @@ def identity(reference: Mapping[str, Any]) -> str:
 def is_shard(reference: Mapping[str, Any]) -> bool:
     """Whether this is one rank's part of a collective checkpoint."""
     return reference.get("rank") is not None
+
+
+def life(reference: Mapping[str, Any]) -> tuple[int, int]:
+    """(attempt, generation) of the ranks that saved a shard."""
+    return order(reference)[0], generation(reference)
 
 
 def generation(reference: Mapping[str, Any]) -> int:

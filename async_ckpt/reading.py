@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from . import catalog, layout, ranks, restore
+from . import catalog, collective, layout, ranks, restore
 from .config import Config
 from .errors import CheckpointError, IntegrityError, NotFound, UsageError
 from .ipc.client import AgentClient
@@ -109,7 +109,8 @@ class Reading(abc.ABC):
             if item.reference["key"] != key:
                 continue
             if layout.is_shard(item.reference):  # The others' are not here.
-                self.wait(item.id)
+                if not self.run(functools.partial(_is_committed, item.reference)):
+                    self.wait(item.id)
                 break
             self._load_admitted(item, path)
             return item.reference
@@ -216,6 +217,10 @@ class Reading(abc.ABC):
     def run(self, function: Callable[[Store], Awaitable[T]]) -> T:
         """Do something with the task's store; see ``run_with_store``."""
         return run_with_store(self.spool.store, self.config, function)
+
+
+async def _is_committed(reference: Mapping[str, Any], store: Store) -> bool:
+    return await collective.read_commit(store, reference) is not None
 
 
 def check_shard(shard: str) -> str:

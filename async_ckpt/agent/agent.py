@@ -189,8 +189,10 @@ class Agent:
         self._saves.tick(now)
         self._last_call.tick(now)
         self._start_work()
-        if not self._owners and self._queue.pending == len(self._queue.gathering()):
-            self._farewell.tick()
+        if self._farewell.is_due and not self._owners and self._queue.pending == len(self._queue.gathering()):
+            self._scan()  # The last doorbell may not have been rung.
+            if self._queue.pending == len(self._queue.gathering()):
+                self._farewell.tick()
         self._waiting.tick(now)
 
     def terminate(self) -> None:
@@ -311,7 +313,7 @@ class Agent:
         earlier = journal.order(identity)[0] < self._owners.attempt
         late = self._owners.orphaned or identity in self._outdated or earlier
         limit = self._config.collective_grace_s if late else self._config.collective_timeout_s
-        self._plane.tell({"op": "gather", "id": identity, "timeout_s": limit})
+        self._plane.tell({"op": "gather", "id": identity, "timeout_s": limit, "decides": not late})
 
     def _start_upload(self, item: Admitted) -> None:
         known = self._journal.progress.get(item.id, Progress())
@@ -325,7 +327,7 @@ class Agent:
         self._farewell.worker_died()
         if hopeless:
             why = f"The uploader died {MAX_DEATHS} times in a row; see {self._spool.path('agent.log')}"
-            for identity in under_way:
+            for identity in [*under_way, *(job.id for job in self._queue.gathering())]:
                 self._fail(identity, why)
 
     def _on_worker_message(self, message: Message) -> None:
@@ -354,6 +356,7 @@ class Agent:
             self._note({"id": identity, "of": message["path"], **part})
         elif op == "waiting":
             job.why = message["why"]
+            self._outages.end(identity)  # The store has answered.
         elif op == "uploaded":
             # The last word on torn files: a link that lost its lease by force has another mtime by now.
             if job.state != UPLOADING:
@@ -370,9 +373,12 @@ class Agent:
             # Leases go only once the journal knows that the files are not needed any more.
             if self._note({"id": identity, "state": UPLOADED}):
                 self._leases.let_go(identity)
+            if job.shard:  # There is nothing more to send for it.
+                self._last_call.choose_again()
         elif op == "committed":
             crash_point("agent:before-committed")
-            self._note({"id": identity, "state": COMMITTED, "reference": message.get("reference", item.reference)})
+            own = {name: value for name, value in item.reference.items() if name != "rank"}
+            self._note({"id": identity, "state": COMMITTED, "reference": {**own, **message.get("reference", {})}})
             self._queue.end(identity, COMMITTED)
             self._outages.end(identity)
             self._leases.let_go(identity)
@@ -536,7 +542,7 @@ class Agent:
     def _gather_in(self, seconds: float) -> None:
         """Wait for the other ranks no longer than this."""
         for job in self._queue.gathering():
-            self._plane.tell({"op": "gather", "id": job.id, "timeout_s": seconds})
+            self._plane.tell({"op": "gather", "id": job.id, "timeout_s": seconds, "decides": False})
 
     def _on_close(self, connection: Connection) -> None:
         self._waiting.forget(connection)

@@ -11,12 +11,11 @@ from collections.abc import Awaitable, Callable
 
 import anyio
 
-from .. import collective
+from .. import collective, layout
 from ..collective import COMMITTING, FAILED, Outcome, Reference
 from ..config import Config
 from ..crash import crash_point
 from ..errors import StoreError, UsageError, WaitTimeout
-from ..layout import parse_key
 from ..manifest import dump
 from ..stores.base import Store
 from .uploader import Uploader
@@ -33,14 +32,20 @@ Tell = Callable[[str], Awaitable[None]]
 
 
 class Patience:
-    """How long the others are waited for; it may be told to be less."""
+    """How long the others are waited for; it may be told to be less.
 
-    def __init__(self, seconds: float) -> None:
+    ``decides``: when it is over, the checkpoint has failed for all. Else it is we who go, and what the others have
+    saved may still be on its way.
+    """
+
+    def __init__(self, seconds: float, *, decides: bool = True) -> None:
         self._since = anyio.current_time()
         self._until = self._since + seconds
+        self.decides = decides
 
     def shorten(self, seconds: float) -> None:
         """At most so long from now on."""
+        self.decides = False
         self._until = min(self._until, anyio.current_time() + seconds)
 
     @property
@@ -58,7 +63,8 @@ class Gatherer:
 
     def __init__(self, store: Store, uploader: Uploader, config: Config) -> None:
         self._store, self._uploader, self._config = store, uploader, config
-        self._tidied = False
+        #: Before which attempt and generation nothing is left.
+        self._tidied = (0, 0)
 
     async def gather(self, reference: Reference, patience: Patience, tell: Tell) -> Reference:
         """See a checkpoint through to its commit.
@@ -83,11 +89,13 @@ class Gatherer:
             It will never be committed: some rank did not save its shard in time, or died, or the shards do not belong
             together.
         WaitTimeout
-            Rank 0 has not committed it in time; somebody may do it yet.
+            It is not committed in the time there was; somebody may do it yet.
         StoreError
             The store refuses.
         """
         committed = await collective.read_commit(self._store, reference)
+        if committed is not None and reference["rank"] == 0 and committed.get("node") != reference.get("node"):
+            raise UsageError(collective.same_rank(committed, reference))
         if committed is None:
             lead = self._commit if reference["rank"] == 0 else self._follow
             committed = await lead(reference, patience, tell)
@@ -99,11 +107,10 @@ class Gatherer:
         """Remove what nobody needs any more, as far as that can be done now."""
         with contextlib.suppress(StoreError):  # It is committed all the same; the next attempt tries again.
             await collective.drop_shards(self._store, reference, self._config, range(reference["world"]))
-            if not self._tidied and reference["attempt"]:
-                self._tidied = True
-                await collective.remove_leftovers(
-                    self._store, reference["pathspec"], reference["attempt"], self._config
-                )
+            now = layout.life(reference)
+            if self._tidied < now:
+                self._tidied = now
+                await collective.remove_leftovers(self._store, reference["pathspec"], now, self._config)
 
     async def _commit(self, reference: Reference, patience: Patience, tell: Tell) -> Reference:
         pause = _FIRST_S
@@ -119,6 +126,8 @@ class Gatherer:
             await tell(f"waits for the shard{'s' if len(missing) > 1 else ''} of {ranks}")
             if patience.is_over:
                 why = f"{ranks} did not save a part of the checkpoint, and {patience.waited_s:.0f} s were waited"
+                if not patience.decides:
+                    raise WaitTimeout(why)
                 await self._give_up(reference, why)
                 raise UsageError(why)
             await anyio.sleep(pause)
@@ -178,7 +187,7 @@ async def finish(store: Store, uploader: Uploader, reference: Reference, config:
     if outcome.state != COMMITTING:
         raise UsageError(outcome.why or "It was given up")
     crash_point("gather:after-outcome")
-    await store.put_bytes(parse_key(merged["key"]).manifest_key, dump(manifest.to_json()))
+    await store.put_bytes(layout.parse_key(merged["key"]).manifest_key, dump(manifest.to_json()))
     _, refused = await uploader.commit([merged])
     if refused is not None:
         raise refused

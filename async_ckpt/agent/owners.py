@@ -25,6 +25,8 @@ class Owners:
     def __init__(self, config: Config, attempt: int, on_left: Callable[[bool], None]) -> None:
         self._config, self._on_left = config, on_left
         self._pids: dict[Connection, int] = {}
+        #: Of those that lost their connection.
+        self._expected: set[int] = set()
         #: A process, and which parent it must have.
         self._lead: tuple[int, int] | None = None
         self.attempt = attempt
@@ -54,6 +56,7 @@ class Owners:
     def come(self, connection: Connection, message: Message) -> bool:
         """One says hello. Returns whether this begins a later attempt."""
         self._pids[connection] = connection.pid
+        self._expected.clear()
         self._grace_until, self.over, self.orphaned = 0.0, False, False
         lead, attempt = message.get("lead"), message.get("attempt")
         self._lead = (connection.pid, lead) if isinstance(lead, int) and lead else None
@@ -79,13 +82,17 @@ class Owners:
         if pid is None:
             return
         self._drain_until = time.monotonic() + self._config.drain_timeout_s
-        # An owner that lives lost its connection, not its work: it is back in a moment.
+        # An owner that lives lost its connection, not its work: it is back in a moment. Or it is about to die.
         if process_exists(pid) and not for_good:
             self._grace_until = time.monotonic() + self._config.reply_timeout_s
+            self._expected.add(pid)
             self._on_left(False)
         else:
-            self.orphaned = True
-            self._on_left(True)
+            self._leave_for_good()
+
+    def _leave_for_good(self) -> None:
+        self.orphaned = True
+        self._on_left(True)
 
     def look(self) -> None:
         """See which processes are there no more."""
@@ -93,6 +100,9 @@ class Owners:
             if not process_exists(pid):
                 # Its connection stays until it is read to its end: the leases of its last saves may still be in there.
                 self.leave(connection)
+        for pid in [pid for pid in self._expected if not process_exists(pid)]:
+            self._expected.discard(pid)
+            self._leave_for_good()
 
     def has_lost_lead(self) -> bool:
         """Whether the first of our gang, on this machine, is gone; told once."""

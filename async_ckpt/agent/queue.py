@@ -121,6 +121,7 @@ class Queue:
         if not self._batch:
             oldest = (self._open[identity] for _, identity in self._line[:MAX_BATCH])
             self._batch = list(itertools.takewhile(lambda job: job.state == UPLOADED and not job.held, oldest))
+            # (A shard is never ``first`` once it is uploaded: alone it is no checkpoint.)
             if not self._batch and self._first is not None and self._first.state == UPLOADED:
                 self._batch = [self._first]
             if self._batch:
@@ -146,6 +147,8 @@ class Queue:
         if job.shard:
             self._leave_line(job)
             self._gatherable[identity] = job
+            if job is self._first:
+                self._first = None
 
     def end(self, identity: str, state: str, why: str = "") -> None:
         """A checkpoint reached one of the final states."""
@@ -181,11 +184,12 @@ class Queue:
         return self._first.id if self._first is not None else None
 
     def newest_first(self) -> list[Job]:
-        """All that are open."""
+        """All that are open, but for shards that are uploaded."""
         return [self._open[identity] for _, identity in reversed(self._line)]
 
     def put_first(self, identity: str) -> list[Job]:
-        """Time is short: this one alone is uploaded, and committed as soon as it can be, before older ones.
+        """Time is short: this one alone is uploaded, and committed as soon as it can be, before older ones. A shard is
+        first until it is uploaded.
 
         Returns those that wait now, until they are ``resume``d; of them, those in state ``UPLOADING`` were under way.
         """

@@ -179,6 +179,8 @@ class Uploader:
         CheckpointError or None
             Why the next one is not.
         """
+        if shards := [reference["key"] for reference in batch if layout.is_shard(reference)]:
+            raise ValueError(f"One rank's part is no checkpoint: {shards}")
         async with self._committing:
             return await self._commit(batch)
 

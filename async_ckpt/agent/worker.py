@@ -5,15 +5,15 @@ matters, and may be killed at any time. The two speak the frames of ``ipc.protoc
 
 - agent → worker: ``{"op": "upload", "id"}``, before it what is known of the checkpoint (``handover.py``);
   ``{"op": "commit", "ids"}``; ``{"op": "priority", "idle"}``; ``{"op": "pause", "id"}``: stop an upload, which will
-  be ordered again; there is no answer to either; ``{"op": "gather", "id", "timeout_s"}``: wait for the other ranks'
-  shards, and for the commit; said again, the wait is shortened; ``{"op": "gone", "attempt"}``: tell the other nodes of
-  the gang that this one saves no more, answered by ``{"op": "gone"}``;
+  be ordered again; there is no answer to either; ``{"op": "gather", "id", "timeout_s", "decides"}``: wait for the
+  other ranks' shards, and for the commit (``Patience``); said again, the wait is shortened; ``{"op": "gone",
+  "attempt"}``: tell the other nodes of the gang that this one saves no more, answered by ``{"op": "gone"}``;
 - worker → agent: ``{"op": "progress", "id", "bytes"}``, ``{"op": "file", "id", "path", "crc32", "copied"}``,
   ``{"op": "parts", "id", "path", "upload", "part_bytes"}``, ``{"op": "part", "id", "path", "number", "etag",
   "crc32"}``, ``{"op": "waiting", "id", "why"}``, ``{"op": "uploaded" | "committed", "id"}`` (of a collective
-  checkpoint with its ``reference``), ``{"op": "failed", "id", "why", "transient", "refused"}`` (refused: by the store,
-  for good; ``decided``: by the ranks), ``{"op": "notice", "id": "", "why"}``: what the user should know of how the
-  store works here, once. In a batch, the first that fails ends it.
+  checkpoint with its ``reference``, but for the metadata), ``{"op": "failed", "id", "why", "transient", "refused"}``
+  (refused: by the store, for good; ``decided``: by the ranks), ``{"op": "notice", "id": "", "why"}``: what the user
+  should know of how the store works here, once. In a batch, the first that fails ends it.
 """
 
 from __future__ import annotations
@@ -48,6 +48,9 @@ _REPORT_S = 0.1
 #: Digests of larger files (beyond 1 TiB) do not fit into a frame: nothing is told of those until all is uploaded.
 _MAX_CRCS = 1 << 16
 
+#: Longest reason that is told, in characters.
+_MAX_WHY = 10_000
+
 #: How long a worker waits for its predecessor to be gone.
 _LOCK_TIMEOUT_S = 30.0
 
@@ -81,7 +84,7 @@ async def serve(
                     elif message["op"] == "commit":
                         group.start_soon(worker.commit, message["ids"])
                     elif message["op"] == "gather":
-                        group.start_soon(worker.gather, message["id"], message["timeout_s"])
+                        group.start_soon(worker.gather, message["id"], message["timeout_s"], message["decides"])
                     elif message["op"] == "gone":
                         group.start_soon(worker.gone, message["attempt"])
                     elif message["op"] == "pause":
@@ -166,11 +169,11 @@ class _Worker:
         if not scope.cancelled_caught:
             await self._send(answer)
 
-    async def gather(self, identity: str, timeout_s: float) -> None:
+    async def gather(self, identity: str, timeout_s: float, decides: bool) -> None:
         if identity in self._gathering:
             self._gathering[identity].shorten(timeout_s)
             return
-        patience = self._gathering[identity] = Patience(timeout_s)
+        patience = self._gathering[identity] = Patience(timeout_s, decides=decides)
         said = ""
 
         async def tell(why: str) -> None:
@@ -182,7 +185,9 @@ class _Worker:
         try:
             item = await self._read(identity)
             committed = await self._gatherer.gather(item.reference, patience, tell)
-            answer: Message = {"op": "committed", "id": identity, "reference": committed}
+            # The metadata is the same on all ranks, and may be larger than a frame.
+            told = {name: value for name, value in committed.items() if name != "metadata"}
+            answer: Message = {"op": "committed", "id": identity, "reference": told}
         except Exception as error:
             # What the ranks have decided is never tried again.
             answer = {**_failed(identity, error), "decided": isinstance(error, errors.UsageError)}
@@ -192,7 +197,7 @@ class _Worker:
     async def gone(self, attempt: int) -> None:
         task = self._spool.task
         with contextlib.suppress(errors.CheckpointError):  # The others wait, as long as they would without it.
-            await collective.put_gone(self.store, task.pathspec, attempt, task.node)
+            await collective.put_gone(self.store, task.pathspec, attempt, task.node, self._spool.ranks(attempt))
         await self._send({"op": "gone", "id": ""})
 
     def pause(self, identity: str) -> None:
@@ -227,7 +232,10 @@ class _Worker:
         return item
 
     async def _send(self, message: Message) -> None:
-        data = protocol.encode(message)
+        try:
+            data = protocol.encode(message)
+        except errors.ProtocolError as error:
+            data = protocol.encode(_failed(message["id"], error))
         if self.store.notice != self._notice:  # Known since the first request: told before its outcome.
             self._notice = self.store.notice
             self._on_notice(self._notice)
@@ -248,7 +256,7 @@ def _failed(identity: str, error: Exception) -> Message:
     else:  # A bug of ours or of a library: the checkpoint fails, the worker goes on.
         why, transient = f"{type(error).__name__}: {error}", False
     refused = isinstance(error, errors.StoreError) and not isinstance(error, errors.IntegrityError) and not transient
-    return {"op": "failed", "id": identity, "why": why, "transient": transient, "refused": refused}
+    return {"op": "failed", "id": identity, "why": why[:_MAX_WHY], "transient": transient, "refused": refused}
 
 
 class _Reporter:

@@ -5,6 +5,7 @@ One directory per task (all attempts), 0700::
     spool.json              which task, which store                     written by each attempt's start
     versions.<attempt>      counts saves, a decimal number              under flock, by every saver
     collective.<attempt>.<rank>  counts a rank's collective saves       under the same flock
+    launches.<attempt>      whoever started ranks, one a line           under the same flock
     data/<pid>-<random>/    snapshots: what ``save()`` captured         by savers
     data/<pid>-<random>.pack   its small files, one after the other     by savers
     annexes                 further directories like data/, one a line  by savers, appended
@@ -28,6 +29,7 @@ import contextlib
 import functools
 import json
 import os
+import re
 import secrets
 import stat
 import tempfile
@@ -256,24 +258,55 @@ class Spool:
             os.pwrite(fd, b"%d" % (counter + 1), 0)
         return self.task.version(counter)
 
-    def next_collective(self, rank: int, generation: int) -> int:
+    def next_collective(self, rank: int, launch: str = "", turns: int = 1) -> int:
         """The version of a rank's next collective save; its n-th is the n-th of every rank.
 
         Parameters
         ----------
         rank : int
             Of all that save together, from 0.
-        generation : int
-            How often all ranks have been started again in this attempt (``torchrun`` does): they count from 1 each
-            time, as a rank that died may be behind the others.
+        launch : str
+            What all ranks have in common that were started together. With every new one they count from 1 again, as a
+            rank that died may be behind the others.
+        turns : int
+            How many it takes: more than one after some that could not be counted.
+
+        Raises
+        ------
+        SpoolError
+            It cannot be counted; or this rank has been started again since.
         """
         count = self.path(f"collective.{self.task.attempt}.{rank}")
         with self._versions() as fd, locked(count, timeout_s=_LOCK_TIMEOUT_S) as count_fd:
-            number = max(_counter(count_fd), generation * layout.GENERATION_STEP) + 1
+            generation, counter = self._generation(launch), _counter(count_fd)
+            number = max(counter, generation * layout.GENERATION_STEP) + turns
+            if number > (generation + 1) * layout.GENERATION_STEP:
+                raise SpoolError(
+                    f"Rank {rank} was started again since, or has saved {layout.GENERATION_STEP} times with others: "
+                    "this process can take part in no collective save any more",
+                    where=count, hint="Let the step be retried",
+                )  # fmt: skip
             os.pwrite(count_fd, b"%d" % number, 0)
             # What is saved after it has a higher version.
             os.pwrite(fd, b"%d" % max(_counter(fd), number * layout.COLLECTIVE_STEP + 1), 0)
         return self.task.collective_version(number)
+
+    def _generation(self, launch: str) -> int:
+        """How many others there were before this launch in this attempt. The versions are locked."""
+        with open(self.path(f"launches.{self.task.attempt}"), "a+b") as file:
+            file.seek(0)
+            known = file.read().split(b"\n")[:-1]
+            if launch.encode() not in known:
+                file.write(launch.encode() + b"\n")
+                file.flush()
+                known.append(launch.encode())
+        return known.index(launch.encode())
+
+    def ranks(self, attempt: int) -> list[int]:
+        """As which ranks processes on this node have saved together with others in an attempt."""
+        prefix = f"collective.{attempt}."
+        names = os.listdir(self.directory)
+        return sorted(int(name[len(prefix) :]) for name in names if re.fullmatch(rf"{re.escape(prefix)}\d+", name))
 
     @contextlib.contextmanager
     def _versions(self) -> Iterator[int]:

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from async_ckpt import gang, layout
-from async_ckpt.errors import FlushError, NotFound, StoreError, UsageError, WaitTimeout
+from async_ckpt.checkpointer import Checkpointer, Reference
+from async_ckpt.errors import (
+    FlushError,
+    IntegrityError,
+    NotFound,
+    SpoolError,
+    StoreError,
+    UsageError,
+    WaitTimeout,
+)
 from async_ckpt.spool.journal import COMMITTED, FAILED
 
 from ..support.agents import TASK, Task, agent_pid, kill, wait_until
@@ -171,7 +182,7 @@ def test_processes_of_one_task_save_together(task: Task, tmp_path: Path) -> None
 
 
 def test_ranks_that_were_started_again_count_from_the_same_number(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
-    task.set(collective_timeout_s=0.1)
+    task.set(collective_timeout_s=0.1, collective_grace_s=0.1)
     checkpointer = task.start()
     (task.work / "x").touch()
     save = {"collective": True, "world_size": 2}
@@ -198,6 +209,152 @@ def test_what_was_half_saved_before_all_ranks_were_started_again_is_given_up(
     assert [reference.state for reference in (half, *whole)] == ["SUPERSEDED", COMMITTED, COMMITTED]
     assert "started again" in str(half.error)
     assert task.committed_versions() == [whole[0]["version_id"]]
+    wait_until(lambda: half["key"].rpartition("/")[2] not in artifacts(task), "what was left is removed")
+
+
+def test_a_rank_of_an_earlier_launch_takes_part_in_nothing_any_more(
+    task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task.set(collective_timeout_s=0.1, collective_grace_s=0.1)
+    checkpointer = task.start()
+    (task.work / "x").touch()
+    save = {"collective": True, "rank": 0, "world_size": 2}
+    checkpointer.save(task.work, **save)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    checkpointer.save(task.work, **save)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    checkpointer.save(task.work, **save)  # The third launch: whoever counts its restarts may begin again with 0.
+    monkeypatch.delenv("TORCHELASTIC_RESTART_COUNT")
+    with pytest.raises(SpoolError, match="Rank 0 was started again since"):
+        checkpointer.save(task.work, **save)
+
+
+@pytest.mark.parametrize("fault", ["metadata", "counter"])
+def test_a_turn_is_taken_by_a_save_that_fails_however_early(
+    pair: Gang, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """Else this rank's next part would be saved into the checkpoint that failed."""
+    pair.task.set(collective_grace_s=0.1)
+    pair.start()
+    first = pair.save(0, 1)
+    if fault == "metadata":
+        with pytest.raises(UsageError):
+            pair.save(1, 1, metadata={"number": object()})
+    else:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "pwrite", _full)
+            with pytest.raises(SpoolError):
+                pair.save(1, 1)
+    second = pair.save_all(2)
+    second[0].wait(30)
+    assert second[0]["key"] == second[1]["key"] != first["key"]
+    assert first.state == "UPLOADED"
+    pair.nodes[0].close(clean=False)
+
+
+def _full(fd: int, data: bytes, at: int) -> int:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_part_that_goes_first_as_time_is_short_is_no_checkpoint(pair: Gang) -> None:
+    gate = pair.task.gate()
+    gate.hold("shard-0")
+    pair.start()
+    part = pair.save(0, 1)
+    wait_until(lambda: gate.waiting("shard-0"), "it is uploaded")
+    pair.nodes[0]._client.request("deadline", 10, seconds=600)
+    gate.open("shard-0")
+    wait_until(lambda: "rank 1" in pair.nodes[0].state(part.id)[1], "it waits for the other")
+    assert pair.task.committed_versions() == []
+    assert part.state == "UPLOADED"
+    # What was held back for it goes on.
+    alone = pair.nodes[0].save(pair.folder(0), name="alone")
+    alone.wait(30)
+    whole = pair.save(1, 1)
+    whole.wait(30)
+    pair.nodes[1].load(dict(whole), str(pair.task.work / "loaded"))
+    pair.assert_whole(pair.task.work / "loaded", 1)
+
+
+def test_metadata_longer_than_a_frame_is_committed_on_all_ranks(pair: Gang) -> None:
+    pair.start()
+    metadata = {"indices": list(range(200_000))}
+    parts = [pair.save(node, 1, metadata=metadata) for node in range(2)]
+    pair.flush()
+    assert [part.state for part in parts] == [COMMITTED, COMMITTED]
+    for node in pair.nodes:
+        (committed,) = map(json.loads, node.committed())
+        assert (committed["metadata"], committed["size"]) == (metadata, sum(part["size"] for part in parts))
+
+
+def test_metadata_that_differs_and_is_long_is_not_shown_in_full(pair: Gang) -> None:
+    pair.start()
+    parts = [pair.save(node, 1, metadata={"indices": [node] * 600_000}) for node in range(2)]
+    for part in parts:
+        with pytest.raises(StoreError, match="do not save the same checkpoint") as caught:
+            part.wait(30)
+        assert len(str(caught.value)) < 5000
+
+
+def test_two_nodes_that_save_as_one_rank_are_both_told(pair: Gang) -> None:
+    pair.start()
+    parts = [pair.save(node, 1, rank=0, world_size=1) for node in range(2)]
+    wrong = [part for part in parts if _outcome(part) is not None]
+    assert wrong, "the second, at least: the first may have been committed before"
+    assert all(str(_outcome(part)).count("both save as rank 0") for part in wrong)
+
+
+def _outcome(part: Reference) -> Exception | None:
+    try:
+        part.wait(30)
+    except StoreError as error:
+        return error
+    return None
+
+
+@pytest.mark.parametrize(
+    ("environment", "complaint"),
+    [
+        ({"GROUP_WORLD_SIZE": "2", "TORCHELASTIC_MAX_RESTARTS": "3"}, "--max-restarts=0"),
+        ({"GROUP_WORLD_SIZE": "1", "TORCHELASTIC_MAX_RESTARTS": "3"}, "Start one torchrun over all nodes"),
+    ],
+)
+def test_a_torchrun_whose_ranks_cannot_be_told_apart_is_refused(
+    pair: Gang, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], complaint: str
+) -> None:
+    pair.start()
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=complaint):
+        pair.save(0, 1)
+
+
+def test_a_gang_of_one_saves_together(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MF_PARALLEL_NUM_NODES", "1")
+    alone = Gang(task, 1).start()
+    alone.save(0, 1).wait(30)
+    assert len(task.committed_versions()) == 1
+
+
+def test_ranks_whose_wrappers_differ_were_started_together(task: Task) -> None:
+    """A shell of each rank is not what started it."""
+    checkpointer = task.start()
+    code = "from async_ckpt import ranks; from tests.support.agents import TASK; print(ranks.find(TASK).launch)"
+    environment = task.environment(checkpointer)
+    launches = []
+    for rank in range(2):
+        own = {**environment, "RANK": str(rank), "WORLD_SIZE": "2"}
+        wrapped = ["sh", "-c", '"$0" -c "$1"; exit $?', sys.executable, code]
+        launches.append(subprocess.run(wrapped, env=own, check=True, capture_output=True, text=True).stdout)
+    assert launches[0] == launches[1] != ""
+    again = (
+        'import subprocess, sys; subprocess.run([sys.executable, "-c", sys.argv[1]], check=True, env=eval(sys.argv[2]))'
+    )
+    own = {**environment, "RANK": "0", "WORLD_SIZE": "2"}
+    later = subprocess.run(
+        [sys.executable, "-c", again, code, repr(own)], env=environment, check=True, capture_output=True, text=True
+    ).stdout
+    assert later != launches[0], "another process has started it"
 
 
 def test_own_shards_go_to_their_ranks_and_only_while_there_are_as_many(pair: Gang, tmp_path: Path) -> None:
@@ -224,7 +381,7 @@ def load_newest(checkpointer: object) -> dict[str, object] | None:
 
 
 def test_a_retry_begins_with_the_last_one_all_ranks_had_saved_and_the_rest_is_removed(pair: Gang) -> None:
-    pair.task.set(collective_grace_s=0.5)
+    pair.task.set(collective_grace_s=0.5, settle_timeout_s=0.5)
     pair.start()
     whole = pair.save_all(1)
     pair.flush()
@@ -251,6 +408,49 @@ def test_the_commit_is_done_by_the_next_uploader(pair: Gang, point: str) -> None
     assert marker.exists()
     assert [reference.state for reference in references] == [COMMITTED] * 2
     assert len(pair.task.committed_versions()) == 1
+
+
+def test_what_all_had_saved_is_waited_for_by_the_retry_though_the_attempt_gave_up(pair: Gang) -> None:
+    """One rank's upload takes longer than the others wait as they fail."""
+    pair.task.set(collective_grace_s=0.2)
+    gate = pair.task.gate()
+    pair.start()
+    pair.save_all(1)
+    pair.flush()
+    gate.hold("shard-1")
+    parts = pair.save_all(2)
+    with pytest.raises(FlushError, match="rank 1 did not save a part"):
+        pair.nodes[0].flush(60, gather_s=0.2)
+    for node in pair.nodes:
+        node.close(clean=False)
+    retry = Gang(pair.task, 2).start(attempt=1)
+    threading.Timer(1.0, gate.open, ["shard-1"]).start()
+    loaded = retry.on_all(load_newest)
+    assert [data["key"] for data in loaded] == [parts[0]["key"]] * 2
+
+
+def test_what_another_node_finds_damaged_is_passed_over_by_the_next_attempt(pair: Gang) -> None:
+    pair.start()
+    old = pair.save_all(1)[0]
+    pair.flush()
+    new = pair.save_all(2)[0]
+    pair.flush()
+    for node in pair.nodes:
+        node.close(clean=False)
+    Path(pair.task.store.root, new["key"], "shard-1").write_bytes(b"damaged")
+
+    def load_own(checkpointer: Checkpointer) -> str:
+        found = gang.load_newest(checkpointer, "fresh", checkpointer.spool.new_work_directory(), print, "own")
+        assert found is not None
+        return str(found["key"])
+
+    retry = Gang(pair.task, 2).start(attempt=1)
+    assert load_own(retry.nodes[0]) == new["key"], "its own part is whole"
+    with pytest.raises(IntegrityError):
+        load_own(retry.nodes[1])
+    for node in retry.nodes:
+        node.close(clean=False)
+    assert Gang(pair.task, 2).start(attempt=2).on_all(load_own) == [old["key"]] * 2
 
 
 def test_the_commit_is_done_by_a_retry_elsewhere(pair: Gang, tmp_path: Path) -> None:
@@ -321,18 +521,22 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.parametrize("dead", [0, 1])
-def test_a_rank_whose_task_has_died_is_not_waited_for(pair: Gang, dead: int) -> None:
-    """The other hears of it through the store, long before the time-out."""
+@pytest.mark.parametrize("reaped", [True, False], ids=["reaped", "zombie"])
+def test_a_rank_whose_task_has_died_is_not_waited_for(pair: Gang, dead: int, reaped: bool) -> None:
+    """The other hears of it through the store, long before the time-out. Metaflow reaps its workers late."""
     task = pair.task
     pair.nodes = [pair.start_node(1 - dead)]
     (pair.folder(dead) / "mine").write_bytes(b"1")
     (pair.folder(1 - dead) / "yours").write_bytes(b"1")
     command = [sys.executable, "-c", _SAVE_AND_DIE, task.root, task.store.root, str(pair.folder(dead)), str(dead)]
-    assert subprocess.run(command).returncode == -signal.SIGKILL
+    process = subprocess.Popen(command)
+    if reaped:
+        assert process.wait() == -signal.SIGKILL
     whole, part = (pair.nodes[0].save(pair.folder(1 - dead), collective=True) for _ in range(2))
     whole.wait(60)
     with pytest.raises(StoreError, match=f"rank {dead} died before saving"):
         part.wait(60)
+    assert process.wait() == -signal.SIGKILL
     assert task.committed_versions() == [whole["version_id"]]
 
 
