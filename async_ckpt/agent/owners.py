@@ -55,7 +55,7 @@ class Owners:
 
     def come(self, connection: Connection, message: Message) -> bool:
         """One says hello. Returns whether this begins a later attempt."""
-        self._pids[connection] = connection.pid
+        self._pids[connection], connection.is_owners = connection.pid, True
         self._expected.clear()
         self._grace_until, self.over, self.orphaned = 0.0, False, False
         lead, attempt = message.get("lead"), message.get("attempt")
@@ -66,7 +66,12 @@ class Owners:
         return True
 
     def say_goodbye(self, connection: Connection, *, over: bool) -> None:
-        """A process ends. ``over``: so does the step, well, whoever says so."""
+        """An owner ends. ``over``: so does the step, well. Of all others it is a polite end, and means nothing.
+
+        The process may have been missed before this was read.
+        """
+        if not connection.is_owners:
+            return
         if over:
             self._pids.pop(connection, None)
             self.over = True

@@ -26,6 +26,8 @@ class Connection:
     def __init__(self, server: Server, sock: socket.socket, pid: int) -> None:
         self._server, self.sock, self.pid = server, sock, pid
         self.greeted = False
+        #: It has said that it is the task's own.
+        self.is_owners = False
         self._decoder = protocol.Decoder()
         self._out = bytearray()
 

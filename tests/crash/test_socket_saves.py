@@ -184,6 +184,23 @@ def test_the_step_may_end_while_a_save_is_under_way_and_it_is_in_the_store_or_re
     assert task.committed_versions() == [0, 1]
 
 
+def test_only_the_tasks_own_goodbye_ends_the_step_also_after_it_came_back_to_another_agent(
+    task: Task, talk: Callable[[Checkpointer], Talker]
+) -> None:
+    checkpointer = task.start()
+    for number in range(2):
+        client, other = talk(checkpointer), talk(checkpointer)
+        other.send({"op": "bye"})
+        other.ask({"op": "status"})
+        assert client.save(write(task, number))["id"] == f"0.mfchckpt.{number}"
+        victim = agent_pid(checkpointer)
+        kill(victim)
+        wait_until(lambda gone=victim: checkpointer.status()["pid"] != gone, "there is another agent")
+    checkpointer.close(clean=True)
+    wait_until(lambda: not task.spool_exists(), "the step is over")
+    assert task.committed_versions() == [0, 1]
+
+
 def test_the_saver_may_be_killed_and_the_next_save_has_another(
     task: Task, talk: Callable[[Checkpointer], Talker]
 ) -> None:
