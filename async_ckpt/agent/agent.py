@@ -25,6 +25,7 @@ from ..errors import IntegrityError, SpoolError
 from ..ipc import protocol
 from ..ipc.protocol import Message
 from ..ipc.server import Connection, Server
+from ..snapshot.origin import origin_of, origin_path
 from ..source import pack_path
 from ..spool import journal
 from ..spool.journal import (
@@ -163,7 +164,7 @@ class Agent:
         self._leases.stop()
         self._journal.close()
         if self._gone is not None:
-            self._spool.remove(self._gone)
+            self._spool.remove(self._gone, {job.id for job in self._queue.jobs.values() if job.state in SETTLED})
         self._server.close()
         self._selector.unregister(self._wake_read)
         self._wake_read.close()
@@ -207,7 +208,7 @@ class Agent:
         # Listed before the records are read: a saver that ends in between has admitted what it captured.
         leftovers = self._spool.leftovers()
         for item in self._spool.pending():
-            leftovers -= {item.data, pack_path(item.data)}
+            leftovers -= {item.data, pack_path(item.data), origin_path(item.data)}
             known = self._journal.progress.get(item.id, Progress())
             if known.state in SETTLED:
                 self._forget(item)
@@ -217,7 +218,7 @@ class Agent:
                 self._fail(item.id, f"{torn} was written to, or removed, while nobody guarded the snapshot", lost=item)
                 continue
             self._take_in(item, uploaded=known.uploaded)
-        self._spool.sweep(leftovers)
+        self._notices.extend(self._spool.sweep(leftovers))
         for identity, known in self._journal.progress.items():
             if identity not in self._queue.jobs:
                 self._queue.admit(identity, (0, 0), 0)
@@ -422,30 +423,33 @@ class Agent:
         self._queue.hold(identity)
 
     def _fail(self, identity: str, why: str, *, lost: Admitted | None = None, refused: bool = False) -> None:
-        """A checkpoint will not be committed. Its snapshot stays for a later attempt, unless it is ``lost``.
+        """A checkpoint will not be committed. Its snapshot stays for a later attempt, unless it is ``lost``: then what
+        was moved is put back.
 
         ``refused``: the store will not take others either.
         """
         if self._queue.jobs[identity].state in FINAL:
             return
+        if lost is not None and (original := origin_of(lost.data)):
+            why += f"; what was moved is put back to {original}"
         self._queue.end(identity, FAILED, why)
         self._outages.end(identity)
         self._remember(f"{identity}: {why}")
         # A loss nobody could read of later keeps its record, so that the next agent finds and reports it.
         if self._note({"id": identity, "state": FAILED, "why": why}) and lost is not None:
             self._leases.let_go(identity)
-            self._forget(lost)
+            self._forget(lost, lost=True)
         self._owners.tell({"push": "failed", "id": identity, "why": why, "refused": refused})
 
     def _remember(self, error: str) -> None:
         if error not in self._errors:
             self._errors.append(error)
 
-    def _forget(self, item: Admitted) -> None:
-        """Give back a checkpoint's disk."""
+    def _forget(self, item: Admitted, *, lost: bool = False) -> None:
+        """Give back a checkpoint's disk. ``lost``: it is not in the store."""
         self._items.pop(item.id, None)
         self._inodes.pop(item.id, None)
-        self._remover.remove(item)
+        self._remover.remove(item, lost=lost)
 
     def _note(self, record: Message) -> bool:
         """Journal a record. On a full disk it is kept, in order, and written when there is room again; False then."""

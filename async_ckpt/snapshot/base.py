@@ -18,6 +18,7 @@ from ..config import SPOOLS_PREFIX
 from ..errors import SnapshotError, os_hint, os_reason
 from ..manifest import LINK, FileEntry, Manifest
 from ..source import pack_path
+from .origin import give_back, origin_path
 
 #: Our own folders beside what is saved on another file system than the spool; never part of a checkpoint.
 ANNEX_PREFIX = ".async_ckpt-"
@@ -36,17 +37,39 @@ class Captured:
     moved: tuple[str, str] | None = None
 
     def drop(self, target: str) -> None:
-        """Undo the capture: give back what was moved, let go the leases, remove ``target``."""
-        if self.moved is not None:
-            original, now = self.moved
-            os.rename(now, original)
+        """Undo the capture: give back what was moved, let go the leases, remove ``target``.
+
+        Raises
+        ------
+        SnapshotError
+            What was moved could not get its old place back; says where it is.
+        """
         for fd in self.leases.values():
             os.close(fd)
-        remove_snapshot(target)
+        if self.moved is not None:
+            self._put_back(target, *self.moved)
+        else:
+            remove_snapshot(target)
+
+    def _put_back(self, target: str, original: str, now: str) -> None:
+        try:
+            place = give_back(target)
+        except OSError as error:
+            raise SnapshotError(
+                f"{original} is not saved, and cannot be put back from {now}: {os_reason(error)}", where=original,
+                hint="It stays in the spool; the end of the step, or the next attempt, tries again",
+            ) from error  # fmt: skip
+        if place not in (original, None):
+            raise SnapshotError(
+                f"{original} is not saved, and something else has taken its place meanwhile: it is {place} now"
+            )
 
 
 def remove_snapshot(target: str) -> None:
     """Give back a snapshot's disk; one that is gone is no error."""
+    # First: what is not whole any more is put back by nobody.
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(origin_path(target))
     remove_tree(target)
     with contextlib.suppress(FileNotFoundError):
         os.unlink(pack_path(target))

@@ -1,7 +1,12 @@
-"""``move``: the directory is handed over by rename, for trainers that never touch it again."""
+"""``move``: the directory is handed over by rename, for trainers that never touch it again.
+
+It is the only copy until it is in the store. Where it stood is written down before (``origin.py``), so that it is put
+back when that comes to nothing.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -9,6 +14,10 @@ import stat
 from ..errors import SnapshotError, os_hint, os_reason
 from ..manifest import MOVED, FileEntry, Manifest
 from .base import Captured, walk
+from .origin import give_back, note_origin
+
+#: Errors of rename(2) and symlink(2) that mean that this file system, or this pair of them, cannot.
+_NEVER_HERE = {errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP}
 
 
 def capture_by_move(path: str, target: str) -> Captured:
@@ -33,13 +42,14 @@ def capture_by_move(path: str, target: str) -> Captured:
             manifest.links.append((item.path, os.readlink(item.full)))
     is_file = not os.path.isdir(path)
     try:
+        note_origin(target, path, is_folder=not is_file)
         if is_file:
             os.mkdir(target, 0o700)
         now = f"{target}/{os.path.basename(path)}" if is_file else target
         os.rename(path, now)
     except OSError as error:
-        if is_file and os.path.isdir(target):
-            os.rmdir(target)
-        hint = "Use snapshot='auto'" if error.errno == errno.EXDEV else os_hint(error)
+        with contextlib.suppress(OSError):
+            give_back(target)  # Nothing is there: what was made for it goes.
+        hint = "Use snapshot='auto'" if error.errno in _NEVER_HERE else os_hint(error)
         raise SnapshotError(f"Cannot move {path} into the spool: {os_reason(error)}", where=path, hint=hint) from error
     return Captured(manifest, moved=(path, now))

@@ -8,6 +8,7 @@ One directory per task (all attempts), 0700::
     launches.<attempt>      whoever started ranks, one a line           under the same flock
     data/<pid>-<random>/    snapshots: what ``save()`` captured         by savers
     data/<pid>-<random>.pack   its small files, one after the other     by savers
+    data/<pid>-<random>.origin   link: where what was moved there stood (see snapshot/origin.py)   by savers
     annexes                 further directories like data/, one a line  by savers, appended
     staging/                a record being written, where it needs a name: <pid>-<random>.json   by savers
     ready/<id>.json         ADMITTED. id = <attempt>.<name>.<version>   named so by savers, removed by the agent
@@ -41,7 +42,8 @@ from .. import layout
 from ..errors import IntegrityError, SpoolError, os_hint, os_reason
 from ..files import locked, process_exists, write_atomically, write_new
 from ..manifest import LINK, PACKED, FileEntry, Manifest, dump
-from ..snapshot.base import ANNEX_PREFIX, remove_tree
+from ..snapshot import origin
+from ..snapshot.base import ANNEX_PREFIX, remove_snapshot, remove_tree
 from ..source import pack_path
 from ..stores.base import StoreSpec
 
@@ -408,16 +410,37 @@ class Spool:
                 )
         return found
 
-    def sweep(self, leftovers: set[str]) -> None:
-        """Remove leftovers; nothing if some record cannot be read, as it may need one of them."""
+    def sweep(self, leftovers: set[str]) -> list[str]:
+        """Remove leftovers; nothing if some record cannot be read, as it may need one of them.
+
+        What was moved and never became a checkpoint is put back where it stood. Returns what people should know.
+        """
         if len(self.pending()) < len(self.ready_ids()):
-            return
-        for path in leftovers:
-            if os.path.isdir(path):
-                remove_tree(path)
+            return []
+        told = []
+        # Not only those whose link is in the list: that was made while savers ended.
+        for target in {path.removesuffix(origin.SUFFIX) for path in leftovers}:
+            original = place = None
+            try:
+                original = origin.origin_of(target)
+                place = origin.give_back(target)
+            except OSError as error:
+                if not isinstance(error, FileNotFoundError) or not self._was_in_here(original or ""):
+                    what = f"{original} was moved to {target} by a save that was cut off, and cannot be put back"
+                    told.append(f"{what}: {os_reason(error)}")
+                    continue
+            if place:
+                told.append(f"{place} is back in its place: the save that had moved it was cut off")
+            if os.path.isdir(target) and not os.path.islink(target):
+                remove_snapshot(target)
             else:
                 with contextlib.suppress(FileNotFoundError):
-                    os.unlink(path)
+                    os.unlink(target)
+        return told
+
+    def _was_in_here(self, original: str) -> bool:
+        """Whether a path was one of our own, as the task's work directory is: it goes when that does."""
+        return original.startswith(os.path.realpath(self.directory) + os.sep)
 
     def set_aside(self, dispensable: Container[str]) -> str | None:
         """Take the whole spool away by one rename, so that the task's next attempt finds all of it or nothing.
@@ -440,8 +463,25 @@ class Spool:
             return None
         return gone
 
-    def remove(self, gone: str) -> None:
-        """Remove a spool that was set aside, and its annexes."""
+    def remove(self, gone: str, needless: Container[str] = ()) -> None:
+        """Remove a spool that was set aside, and its annexes.
+
+        What was moved is put back before, unless its checkpoint's id is in ``needless`` or the directory in which it
+        stood is gone. Where that cannot be done nothing is removed.
+        """
+        aside = Spool(gone, self.task, self.store)
+        needless_data = {os.path.basename(item.data) for item in aside.pending() if item.id in needless}
+        for folder in (aside.path("data"), *self._annexes(gone)):
+            for name in os.listdir(folder) if os.path.isdir(folder) else ():
+                target = name.removesuffix(origin.SUFFIX)
+                if target == name or target in needless_data:
+                    continue
+                try:
+                    origin.give_back(os.path.join(folder, target))
+                except FileNotFoundError:
+                    continue
+                except OSError:
+                    return
         for annex in self._annexes(gone):
             remove_tree(annex)
             with contextlib.suppress(OSError):  # Not empty: another task's annex is beside it.

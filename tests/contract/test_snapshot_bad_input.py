@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -14,6 +16,8 @@ import pytest
 from async_ckpt import snapshot
 from async_ckpt.config import Config
 from async_ckpt.errors import SnapshotError, UsageError
+from async_ckpt.snapshot import origin
+from async_ckpt.snapshot.origin import give_back
 
 from ..support.agents import content
 from .snapshot_suite import BIG, OnFilesystem, Place, tree
@@ -160,6 +164,83 @@ def test_a_file_that_was_moved_can_be_given_back(tmp_path: Path) -> None:
     captured.drop(str(target))
     assert file.read_bytes() == b"all I have"
     assert not target.exists()
+
+
+def moved(tmp_path: Path, kind: str) -> tuple[Path, snapshot.Captured, Path]:
+    """What was moved, and is not yet admitted: (its old path, the capture, where its data is)."""
+    place = Place(tmp_path, "move")
+    path = place.source / "model"
+    if kind == "file":
+        path.write_text("old")
+    else:
+        path.mkdir()
+        (path / "weights").write_text("old")
+    captured, target = place.capture(path)
+    assert not path.exists()
+    return path, captured, target
+
+
+def read(path: Path) -> str:
+    return (path / "weights" if path.is_dir() else path).read_text()
+
+
+@pytest.mark.parametrize("links", [True, False])
+@pytest.mark.parametrize("taken_by", ["file", "folder", "link"])
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_was_moved_is_never_put_back_over_something_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, taken_by: str, links: bool
+) -> None:
+    path, captured, target = moved(tmp_path, kind)
+    if taken_by == "folder":
+        path.mkdir()
+        (path / "weights").write_text("new")
+    else:
+        (tmp_path / "new").write_text("new")
+        path.symlink_to(tmp_path / "new") if taken_by == "link" else (tmp_path / "new").rename(path)
+    if not links:
+        monkeypatch.setattr(os, "link", _no_link)
+    with pytest.raises(SnapshotError, match=re.escape(f"{path}.saved-")):
+        captured.drop(str(target))
+    assert read(path) == "new"
+    (beside,) = path.parent.glob("model.saved-*")
+    assert read(beside) == "old"
+    assert os.listdir(target.parent) == []
+
+
+def _no_link(*_: object, **__: object) -> None:
+    raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+
+@pytest.mark.parametrize("links", [True, False])
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_was_moved_goes_back_whoever_is_killed_on_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, links: bool
+) -> None:
+    path, _, target = moved(tmp_path, kind)
+    if kind == "folder":
+        path.mkdir()  # Somebody made a new one, and nothing is in it.
+    elif links:
+        os.link(target / "model", path)  # Killed before it had only one name.
+    if not links:
+        monkeypatch.setattr(os, "link", _no_link)
+    assert give_back(str(target)) == str(path)
+    assert read(path) == "old"
+    assert os.listdir(path.parent) == ["model"]
+    assert os.listdir(target.parent) == []
+    origin.note_origin(str(target), str(path), is_folder=kind == "folder")  # Killed before it was moved at all.
+    assert give_back(str(target)) is None
+    assert os.listdir(target.parent) == []
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_cannot_be_put_back_stays_where_it_is_and_the_error_says_where(tmp_path: Path, kind: str) -> None:
+    path, captured, target = moved(tmp_path, kind)
+    path.parent.rmdir()
+    with pytest.raises(SnapshotError, match=f"{re.escape(str(target))}.*stays in the spool"):
+        captured.drop(str(target))
+    path.parent.mkdir()
+    assert give_back(str(target)) == str(path)
+    assert read(path) == "old"
 
 
 def test_move_to_another_file_system_is_refused_with_the_way_out(tmp_path: Path, on_filesystem: OnFilesystem) -> None:

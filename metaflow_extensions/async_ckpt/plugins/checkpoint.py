@@ -314,7 +314,7 @@ class CurrentCheckpoint(_Checkpoints):
             One object per file, or one tar. Default: the decorator's.
         snapshot : "auto", "hardlink", "reflink", "copy" or "move", optional
             How the files are captured. ``"move"`` takes the directory away: for trainers that write each checkpoint
-            to a new one.
+            to a new one. What could not be uploaded is put back when the step ends.
         collective : bool, default False
             All ranks save one checkpoint together, each its own files: it is visible once all of them are in the store.
             Every rank calls this equally often, with the same metadata.
@@ -384,7 +384,10 @@ class CurrentCheckpoint(_Checkpoints):
             Name of a file that the trainer writes into a checkpoint when it is finished (for a single file: beside it,
             ``<its name>.<done>``). Then nothing else counts.
         move : bool, default False
-            Take each away from the directory, so that the disk does not fill.
+            Take each away from the directory, so that the disk does not fill. By quiet alone, a writer that comes back
+            finds nothing in its place: use it with ``done``, or a trainer that renames. What could not be uploaded is
+            put back where it stood when the step ends; beside it, as ``<its name>.saved-<8 hex digits>``, if its place
+            is taken.
         keep : int, optional
             Remove those that are in the store from the disk, but for so many of the newest.
         existing : bool, default True
