@@ -53,6 +53,8 @@ class Entry:
     order: int
     marker: Fact | None = None
     renamed: bool = False
+    #: We took it and put it back: its renames say nothing.
+    put_back: bool = False
     #: Somebody has a file of it open for writing; and since when, without a change, until that was reported.
     is_open: bool = False
     open_since: float | None = None
@@ -81,6 +83,10 @@ class Entry:
     def is_due(self) -> bool:
         """Whether there is something in it that was not saved."""
         return self.tree != self.saved and not self.leaving and trees.has_files(self.tree)
+
+    def was_put_back(self, now: float) -> None:
+        """It was moved away and is back, as somebody still writes to it (seconds, by the recogniser's clock)."""
+        self.put_back, self.changed_at = True, now
 
 
 class Finished(NamedTuple):
@@ -217,7 +223,7 @@ class Recogniser:
         if self._needs_marker:
             # One that is written anew in place still has the marker of its last time.
             return "marked" if entry.marked and (entry.saved is None or quiet >= self.patience_s) else ""
-        if entry.renamed:
+        if entry.renamed and not entry.put_back:
             return "renamed into place"
         lacking = "" if last else self.lacking(entry)
         unsure = lacking or (not last and self._may_grow(entry))

@@ -14,6 +14,7 @@ from . import tree as trees
 from .options import WatchOptions
 from .recogniser import Entry
 from .tree import Tree, read_tree
+from .writers import open_for_writing
 
 #: The field of a checkpoint's metadata by which it is known again.
 WATCHED = "watched"
@@ -139,6 +140,9 @@ class Saving:
         def check(now: str) -> None:
             if read_tree(now) != tree:
                 raise _Changed
+            # What is written from here on would go into the only copy.
+            if options.move and open_for_writing(entry.evidence):
+                raise _Changed
 
         try:
             reference = self._saver.save(
@@ -146,6 +150,8 @@ class Saving:
                 storage_format=options.storage_format, strategy=options.strategy, check=check,
             )  # fmt: skip
         except _Changed:
+            if options.move:
+                entry.was_put_back(self._clock())
             return None
         except StoreError as error:
             # Of what was saved before; this one is admitted, and its state is told by the flush.
