@@ -75,6 +75,25 @@ def remove_snapshot(target: str) -> None:
         os.unlink(pack_path(target))
 
 
+def annex_in(path: str) -> str | None:
+    """A directory of ours below ``path`` in which snapshots lie (or that cannot be looked into); None: there is none.
+
+    They are made as far above as can be; but where nothing else can be written to, inside of what somebody saves.
+    """
+    for folder, names, _ in os.walk(path):
+        for name in names:
+            if name.startswith(ANNEX_PREFIX) and name.removeprefix(ANNEX_PREFIX).isdecimal():
+                annexes = os.path.join(folder, name)
+                try:
+                    if any(os.listdir(os.path.join(annexes, annex)) for annex in os.listdir(annexes)):
+                        return annexes
+                except FileNotFoundError:
+                    continue
+                except OSError:
+                    return annexes
+    return None
+
+
 def remove_tree(path: str) -> None:
     """Remove a directory, read-only folders in it included; one that is gone is no error."""
 

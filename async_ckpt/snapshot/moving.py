@@ -13,7 +13,7 @@ import stat
 
 from ..errors import SnapshotError, os_hint, os_reason
 from ..manifest import MOVED, FileEntry, Manifest
-from .base import Captured, walk
+from .base import Captured, annex_in, walk
 from .origin import give_back, note_origin
 
 #: Errors of rename(2) and symlink(2) that mean that this file system, or this pair of them, cannot.
@@ -29,6 +29,11 @@ def capture_by_move(path: str, target: str) -> Captured:
         It cannot be moved; it stands where it stood.
     """
     path = os.path.realpath(path)
+    if annex := annex_in(path):
+        raise SnapshotError(
+            f"Cannot move {path}: snapshots that wait for the store lie in it", where=annex,
+            hint="Use snapshot='auto', or move it before something in it is saved by itself",
+        )  # fmt: skip
     manifest = Manifest()
     # The whole tree is looked at first: what cannot be saved must not have been moved.
     for item in walk(path):

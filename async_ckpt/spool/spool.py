@@ -21,7 +21,9 @@ where files cannot be without a name): before it there is no checkpoint, after i
 is the truth and names everything needed: reference, manifest, where the data lies.
 
 Hard links need the data on the file system of what is saved. Where that is not the spool's, the data lies in an
-*annex*, ``<parent of what is saved>/.async_ckpt-<uid>/<spool's name>-<its inode>/``, and only the record in the spool.
+*annex*, ``<directory>/.async_ckpt-<uid>/<spool's name>-<its inode>/``, and only the record in the spool. The directory
+is as near to the mount point as one can be made: whoever removes what was saved, or the folder around it, must not
+remove the snapshot with it.
 """
 
 from __future__ import annotations
@@ -46,11 +48,15 @@ from ..snapshot import origin
 from ..snapshot.base import ANNEX_PREFIX, remove_snapshot, remove_tree
 from ..source import pack_path
 from ..stores.base import StoreSpec
+from .mounts import down_from_mount
 
 FORMAT = 1
 
 #: Locks are held for microseconds; one that is not free for so long never will be.
 _LOCK_TIMEOUT_S = 10.0
+
+#: Of so many directories it is remembered where their annex is.
+_MAX_PARENTS = 1000
 
 
 @dataclass(frozen=True)
@@ -108,6 +114,8 @@ class Spool:
     def __init__(self, directory: str, task: layout.TaskInfo, store: StoreSpec) -> None:
         self.directory, self.task, self.store = directory, task, store
         self._annexes_known: set[str] = set()
+        #: By parent of what is saved.
+        self._annex_for: dict[str, str] = {}
         #: What ``spool.json`` was, and which attempt it named, when it was last read: (inode, mtime in nanoseconds).
         self._identity: tuple[int, int] | None = None
         self._running = task.attempt
@@ -169,13 +177,28 @@ class Spool:
             task = layout.TaskInfo(**{**asdict(task), "attempt": attempt})
         return cls(directory, task, store)
 
-    def _annex(self, parent: str) -> str:
-        """This spool's directory for data under ``parent``; one of an earlier spool of the task has another name."""
-        annexes = os.path.join(parent, f"{ANNEX_PREFIX}{os.getuid()}")
+    def _annex(self, parent: str, device: int) -> str | None:
+        """This spool's directory for data that lies in ``parent``; None: there can be none."""
+        annex = self._annex_for.get(parent)
+        if annex is not None and os.path.isdir(annex):
+            return annex
+        if len(self._annex_for) >= _MAX_PARENTS:
+            self._annex_for.clear()
+        for folder in down_from_mount(parent):
+            # Not in that one: it may be somebody else's, or another subvolume. In the next, perhaps.
+            with contextlib.suppress(OSError, SpoolError):
+                if os.stat(folder).st_dev == device:
+                    self._annex_for[parent] = annex = self._make_annex(folder)
+                    return annex
+        return None
+
+    def _make_annex(self, folder: str) -> str:
+        annexes = os.path.join(folder, f"{ANNEX_PREFIX}{os.getuid()}")
+        # One of an earlier spool of the task has another name.
         annex = os.path.join(annexes, f"{os.path.basename(self.directory)}-{os.stat(self.directory).st_ino}")
-        if annex not in self._annexes_known or not os.path.isdir(annex):
-            private_directory(annexes)
-            private_directory(annex)
+        private_directory(annexes)
+        private_directory(annex)
+        if annex not in self._annexes_known:
             with open(self.path("annexes"), "ab") as file:
                 file.write(json.dumps(annex).encode() + b"\n")
             self._annexes_known.add(annex)
@@ -231,8 +254,8 @@ class Spool:
         with contextlib.suppress(OSError, SpoolError):
             device = os.stat(source).st_dev
             parent = os.path.dirname(os.path.realpath(source)) if device != self._device else ""
-            if parent and os.stat(parent).st_dev == device:
-                return os.path.join(self._annex(parent), name)
+            if parent and (annex := self._annex(parent, device)):
+                return os.path.join(annex, name)
         return self.path("data", name)
 
     def new_work_directory(self) -> str:

@@ -7,7 +7,7 @@ import os
 import secrets
 from collections.abc import Callable
 
-from ..snapshot.base import remove_tree
+from ..snapshot.base import annex_in, remove_tree
 from .recogniser import Entry, Recogniser
 from .saving import Saving
 from .tree import REMOVED_PREFIX, read_tree
@@ -46,7 +46,8 @@ def _take_away(root: str, entry: Entry) -> bool:
     """Whether it could be removed just as it was saved."""
     path, away = os.path.join(root, entry.path), os.path.join(root, REMOVED_PREFIX + secrets.token_hex(8))
     with contextlib.suppress(FileNotFoundError):
-        if read_tree(path) != entry.saved:
+        # What was saved out of it by itself may still wait for the store in there.
+        if read_tree(path) != entry.saved or annex_in(path):
             return False
         # Renamed first: killed in the middle of it, half a checkpoint would be left under its name.
         os.rename(path, away)

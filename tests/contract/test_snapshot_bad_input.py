@@ -243,6 +243,18 @@ def test_what_cannot_be_put_back_stays_where_it_is_and_the_error_says_where(tmp_
     assert read(path) == "old"
 
 
+def test_what_holds_snapshots_of_its_own_files_is_not_moved_before_they_are_in_the_store(tmp_path: Path) -> None:
+    place = Place(tmp_path, "move")
+    waiting = place.source / "sub" / f".async_ckpt-{os.getuid()}" / "spool-1" / "1-ab"
+    waiting.mkdir(parents=True)
+    error = place.refused()
+    assert error.where == str(waiting.parents[1])
+    assert "snapshot='auto'" in error.hint
+    waiting.rmdir()
+    captured, _ = place.capture()
+    assert captured.manifest.dirs == [("sub", 0o755)]
+
+
 def test_move_to_another_file_system_is_refused_with_the_way_out(tmp_path: Path, on_filesystem: OnFilesystem) -> None:
     elsewhere = on_filesystem("tmpfs")
     if elsewhere.stat().st_dev == tmp_path.stat().st_dev:

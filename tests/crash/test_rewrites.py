@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,7 @@ def test_the_proof_notices_a_torn_file(task: Task) -> None:
 
 
 def test_a_directory_on_another_file_system_than_the_spool_is_not_torn_either(task: Task, filesystem: Path) -> None:
-    """The snapshots lie in an annex beside what is saved."""
+    """The snapshots lie in an annex above what is saved."""
     checkpointer = task.start()
     with Rewriting(checkpointer, filesystem, remote=False, size=lambda: MIB) as rewriting:
         rewriting.round()
@@ -54,6 +55,21 @@ def test_a_directory_on_another_file_system_than_the_spool_is_not_torn_either(ta
         assert (tally.torn, tally.failed, tally.committed) == ([], [], 2)
     task.close()
     assert sorted(path.name for path in filesystem.iterdir()) == sorted(WAYS)
+
+
+def test_the_folder_around_what_was_saved_may_be_removed_right_away_on_another_file_system_too(
+    task: Task, filesystem: Path
+) -> None:
+    gate = task.gate()
+    gate.hold("weights")
+    checkpointer = task.start()
+    (filesystem / "checkpoint-5").mkdir()
+    (filesystem / "checkpoint-5" / "weights").write_bytes(content(0, MIB))
+    reference = checkpointer.save(filesystem / "checkpoint-5" / "weights")
+    shutil.rmtree(filesystem / "checkpoint-5")
+    gate.open_all()
+    reference.wait(60)
+    assert task.stored(reference, "weights").read_bytes() == content(0, MIB)
 
 
 def test_one_inode_in_many_pending_snapshots_is_copied_once_for_all_of_them(task: Task) -> None:

@@ -11,6 +11,7 @@ import shutil
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ from async_ckpt.errors import IntegrityError, SpoolError
 from async_ckpt.manifest import COPY, LINK, FileEntry, Manifest
 from async_ckpt.snapshot import origin
 from async_ckpt.snapshot.moving import capture_by_move
+from async_ckpt.spool import mounts
+from async_ckpt.spool import spool as spool_module
+from async_ckpt.spool.mounts import down_from_mount
 from async_ckpt.spool.spool import Admitted, Spool, torn_file
 from async_ckpt.stores.base import StoreSpec
 
@@ -361,6 +365,61 @@ def test_the_work_directory_of_an_attempt_is_empty_and_removes_those_before_it(s
     second = Spool.open(spool.directory, attempt=1).new_work_directory()
     assert os.listdir(second) == []
     assert not os.path.exists(first)
+
+
+# -- annexes -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_annex_is_above_what_is_saved_and_the_folder_around_it(
+    spool: Spool, on_filesystem: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = on_filesystem("tmpfs")
+    if folder.stat().st_dev == os.stat(spool.directory).st_dev:
+        pytest.skip("the temporary directory is on the same tmpfs")
+    monkeypatch.setattr(spool_module, "down_from_mount", lambda path: down_from_mount(path)[-3:])
+    (folder / "out" / "checkpoint-5").mkdir(parents=True)
+    best = folder / "out" / "checkpoint-5" / "best.pt"
+    best.touch()
+    annexes = f".async_ckpt-{os.getuid()}"
+    assert spool.new_data_directory(str(best)).startswith(str(folder / annexes))
+    # Where somebody else has the place, the next one below it is taken.
+    (folder / annexes).rename(folder / "theirs")
+    (folder / annexes).symlink_to(folder / "theirs")
+    other = Spool.open(spool.directory)
+    taken = [other.new_data_directory(str(best)) for _ in range(2)]
+    assert {os.path.dirname(path) for path in taken} == {other._annex_for[str(best.parent)]}
+    assert taken[0].startswith(str(folder / "out" / annexes))
+    gone = spool.set_aside(set())
+    assert gone is not None
+    spool.remove(gone)
+    assert os.listdir(folder / "out") == ["checkpoint-5"]
+
+
+MOUNTS = b"""\
+1 0 8:1 / / rw - ext4 /dev/sda rw
+2 1 8:2 / /mnt/with\\040space rw,relatime shared:1 - ext4 /dev/sdb rw
+3 1 8:2 /sub /mnt/with\\040space/bound rw - ext4 /dev/sdb rw
+4 1 8:3 / /mnt/with rw - ext4 /dev/sdc rw
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "found"),
+    [
+        ("/mnt/with space/a/b", ["/mnt/with space", "/mnt/with space/a", "/mnt/with space/a/b"]),
+        ("/mnt/with space/bound", ["/mnt/with space/bound"]),
+        ("/mnt/without/a", ["/", "/mnt", "/mnt/without", "/mnt/without/a"]),
+        ("/", ["/"]),
+    ],
+)
+def test_directories_are_found_from_the_mount_point_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, found: list[str]
+) -> None:
+    (tmp_path / "mountinfo").write_bytes(MOUNTS)
+    monkeypatch.setattr(mounts, "_MOUNTS", str(tmp_path / "mountinfo"))
+    assert down_from_mount(path) == found
+    monkeypatch.setattr(mounts, "_MOUNTS", str(tmp_path / "not there"))
+    assert down_from_mount(path) == [path]
 
 
 # -- torn files --------------------------------------------------------------------------------------------------------

@@ -34,6 +34,8 @@ class Saver:
     saved: list[dict[str, Any]] = field(default_factory=list)
     trouble: list[Exception] = field(default_factory=list)
     meanwhile: Callable[[str], None] = lambda path: None
+    states: Callable[[str], str] = lambda identity: "ADMITTED"
+    asked: list[str] = field(default_factory=list)
     tries: int = 0
     can_list: bool = True
 
@@ -50,7 +52,8 @@ class Saver:
         return Saved(f"0.mfchckpt.{len(self.saved) - 1}")
 
     def state(self, identity: str) -> tuple[str, str]:
-        return "ADMITTED", ""
+        self.asked.append(identity)
+        return self.states(identity), ""
 
     def list(self) -> list[dict[str, Any]]:
         if not self.can_list:
@@ -266,3 +269,22 @@ def test_a_mistake_in_a_round_does_not_end_the_watch_and_is_told_at_the_end(
     monkeypatch.setattr(Events, "take_renames", lambda self: fail())
     with pytest.raises(WatchError, match="a mistake"):
         watch.stop()
+
+
+# -- room on the disk --------------------------------------------------------------------------------------------------
+
+
+def test_one_in_which_snapshots_of_its_own_files_lie_is_not_removed_before_they_are_in_the_store(scene: Scene) -> None:
+    scene.saver.states = lambda identity: "COMMITTED"
+    waiting = scene.out / "checkpoint-0" / f".async_ckpt-{os.getuid()}" / "spool-1" / "1-ab"
+    waiting.mkdir(parents=True)
+    scene.write("checkpoint-0")
+    watch = scene.start(keep=1)
+    for number in (1, 2):
+        wait_until(lambda number=number: watch.saved == number, "it is saved")
+        scene.write(f"checkpoint-{number}")
+    wait_until(lambda: scene.heard("checkpoint-1 is removed"), "the next one is removed")
+    assert os.listdir(waiting.parent) == ["1-ab"]
+    waiting.rmdir()
+    wait_until(lambda: scene.heard("checkpoint-0 is removed"), "it is removed")
+    assert os.listdir(scene.out) == ["checkpoint-2"]

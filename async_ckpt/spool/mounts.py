@@ -1,0 +1,34 @@
+"""Where on its file system a directory lies."""
+
+from __future__ import annotations
+
+import os
+import re
+
+_MOUNTS = "/proc/self/mountinfo"
+
+
+def down_from_mount(path: str) -> list[str]:
+    """The directories from the mount point of ``path`` (real and absolute) down to ``path`` itself. Where nobody tells
+    the mount points: itself alone.
+
+    What is bound to another place is a mount of its own, though the device is the same: links do not cross it either.
+    """
+    mount = _mount_point(path)
+    folders = [path]
+    while folders[-1] != mount:
+        folders.append(os.path.dirname(folders[-1]))
+    return folders[::-1]
+
+
+def _mount_point(path: str) -> str:
+    try:
+        with open(_MOUNTS, "rb") as file:
+            points = [os.fsdecode(_unescaped(line.split(b" ")[4])) for line in file]
+    except OSError:
+        return path
+    return max((point for point in points if f"{path}/".startswith(f"{point.rstrip('/')}/")), key=len, default=path)
+
+
+def _unescaped(field: bytes) -> bytes:
+    return re.sub(rb"\\([0-7]{3})", lambda found: bytes([int(found[1], 8)]), field)
