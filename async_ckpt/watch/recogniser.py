@@ -66,6 +66,8 @@ class Entry:
     is_old: bool = False
     #: The last that an earlier attempt wrote to, perhaps not to its end.
     is_orphan: bool = False
+    #: How often it could not be removed from the disk.
+    stuck: int = 0
 
     @property
     def marked(self) -> bool:

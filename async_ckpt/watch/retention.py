@@ -7,42 +7,53 @@ import os
 import secrets
 from collections.abc import Callable
 
+from ..errors import os_reason
 from ..snapshot.base import annex_in, remove_tree
 from .recogniser import Entry, Recogniser
 from .saving import Saving
 from .tree import REMOVED_PREFIX, read_tree
 
-#: So many are removed between two looks: each is asked for, and a large one takes time.
-_AT_A_TIME = 8
+#: So many are removed between two looks, as a large one takes time, and of so many the agent is asked.
+_AT_A_TIME, _QUESTIONS = 8, 64
 
 
-def remove_leftovers(root: str) -> None:
+def remove_leftovers(root: str, report: Callable[[str], None]) -> None:
     """Finish what a watch that was killed had begun to remove."""
     for name in os.listdir(root):
         if name.startswith(REMOVED_PREFIX):
-            _remove(os.path.join(root, name))
+            _remove(os.path.join(root, name), report)
 
 
 def retain(root: str, keep: int, recogniser: Recogniser, saving: Saving, report: Callable[[str], None]) -> list[Entry]:
-    """Remove what is committed and not among the ``keep`` newest that were saved. Returns what was removed.
-
-    Raises
-    ------
-    OSError
-        Something cannot be removed; it is where it was.
-    """
+    """Remove what is committed and not among the ``keep`` newest that were saved. Returns what was removed."""
     saved = [entry for entry in recogniser.entries.values() if entry.saved is not None and entry.saved == entry.tree]
     saved.sort(key=lambda entry: entry.order)
-    too_many = [entry for entry in saved[: max(len(saved) - keep, 0)] if saving.is_followed(entry.path)]
-    removed = []
-    for entry in too_many[:_AT_A_TIME]:
-        if saving.is_committed(entry.path) and _take_away(root, entry):
-            report(f"{entry.path} is removed from the disk: it is in the store")
-            removed.append(entry)
+    removed: list[Entry] = []
+    tries, questions = _AT_A_TIME, _QUESTIONS
+    # Those that could not be removed hold up no others.
+    for entry in sorted(saved[: max(len(saved) - keep, 0)], key=lambda entry: entry.stuck):
+        if not tries:
+            break
+        if not saving.is_known_to_be_committed(entry.path):
+            if not questions or not saving.is_followed(entry.path):
+                continue
+            questions -= 1
+            if not saving.is_committed(entry.path):
+                continue
+        try:
+            if _take_away(root, entry, report):
+                report(f"{entry.path} is removed from the disk: it is in the store")
+                removed.append(entry)
+                tries -= 1
+        except OSError as error:
+            if not entry.stuck:
+                report(f"{entry.path} is in the store, but cannot be removed from the disk: {os_reason(error)}")
+            entry.stuck += 1
+            tries -= 1
     return removed
 
 
-def _take_away(root: str, entry: Entry) -> bool:
+def _take_away(root: str, entry: Entry, report: Callable[[str], None]) -> bool:
     """Whether it could be removed just as it was saved."""
     path, away = os.path.join(root, entry.path), os.path.join(root, REMOVED_PREFIX + secrets.token_hex(8))
     with contextlib.suppress(FileNotFoundError):
@@ -54,14 +65,17 @@ def _take_away(root: str, entry: Entry) -> bool:
         if read_tree(away) != entry.saved:
             os.rename(away, path)
             return False
-        _remove(away)
+        _remove(away, report)
         return True
     return False
 
 
-def _remove(path: str) -> None:
-    if os.path.isdir(path) and not os.path.islink(path):
-        remove_tree(path)
-    else:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
+def _remove(path: str, report: Callable[[str], None]) -> None:
+    try:
+        if os.path.isdir(path) and not os.path.islink(path):
+            remove_tree(path)
+        else:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+    except OSError as error:
+        report(f"{path}, which nobody needs any more, cannot be removed: {os_reason(error)}")

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from .. import layout
 from ..errors import BacklogError, CheckpointError, SnapshotError, StoreError
-from ..spool.journal import COMMITTED, FAILED, SUPERSEDED
+from ..spool.journal import COMMITTED, FAILED, FINAL, SUPERSEDED
 from . import tree as trees
 from .options import WatchOptions
 from .recogniser import Entry
@@ -109,18 +109,21 @@ class Saving:
         return committed is not None
 
     def is_followed(self, path: str) -> bool:
-        """Whether it can be known when the last save of it is in the store."""
+        """Whether the last save of it may be in the store, now or later."""
         return path in self._ids
 
+    def is_known_to_be_committed(self, path: str) -> bool:
+        """Whether the last save of it is in the store, without asking."""
+        return self._ids.get(path) == ""
+
     def is_committed(self, path: str) -> bool:
-        """Whether the last save of it is in the store."""
-        identity = self._ids.get(path)
-        if identity:
-            state, _ = self._saver.state(identity)
-            if state == COMMITTED:
-                self._ids[path] = ""
-            return state == COMMITTED
-        return identity == ""
+        """Whether the last save of it, which is followed, is in the store."""
+        state, _ = self._saver.state(self._ids[path])
+        if state == COMMITTED:
+            self._ids[path] = ""
+        elif state in FINAL:
+            del self._ids[path]
+        return state == COMMITTED
 
     # -- saving ----------------------------------------------------------------------------------------------------
 

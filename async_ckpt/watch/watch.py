@@ -205,7 +205,7 @@ class Watch:
         return True
 
     def _begin(self) -> None:
-        retention.remove_leftovers(self.path)
+        retention.remove_leftovers(self.path, self._report)
         if not self._options.existing:
             for entry in filter(lambda entry: entry.is_old, list(self._recogniser.entries.values())):
                 self._recogniser.note_saved(entry, entry.tree)

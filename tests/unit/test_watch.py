@@ -15,7 +15,7 @@ import pytest
 
 from async_ckpt.config import Config
 from async_ckpt.errors import BacklogError, SnapshotError, StoreError, WatchError
-from async_ckpt.watch import Watch, WatchOptions, looking
+from async_ckpt.watch import Watch, WatchOptions, looking, retention
 from async_ckpt.watch.events import Events
 from async_ckpt.watch.tree import read_tree
 from tests.support.agents import wait_until
@@ -288,3 +288,77 @@ def test_one_in_which_snapshots_of_its_own_files_lie_is_not_removed_before_they_
     waiting.rmdir()
     wait_until(lambda: scene.heard("checkpoint-0 is removed"), "it is removed")
     assert os.listdir(scene.out) == ["checkpoint-2"]
+
+
+def test_room_is_made_behind_those_that_are_not_in_the_store_and_each_of_them_is_asked_for_once(scene: Scene) -> None:
+    lost = 10  # More than are removed in one round.
+    ids = [f"0.mfchckpt.{number}" for number in range(lost)]
+    ends = {identity: ("SUPERSEDED", "FAILED")[number % 2] for number, identity in enumerate(ids)}
+    scene.saver.states = lambda identity: ends.get(identity, "COMMITTED")
+    watch = scene.start(keep=2)
+    for number in range(lost + 12):
+        scene.write(f"checkpoint-{number}")
+        wait_until(lambda number=number: watch.saved == number + 1, "it is saved")
+    wait_until(lambda: len(os.listdir(scene.out)) == lost + 2, "all others are removed")
+    newest = [lost + 10, lost + 11]
+    assert sorted(os.listdir(scene.out)) == sorted(f"checkpoint-{n}" for n in [*range(lost), *newest])
+    assert all(scene.saver.asked.count(identity) == 1 for identity in ids)
+
+
+def test_the_agent_is_asked_about_no_more_than_a_few_in_a_round(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def count(*arguments: Any) -> Any:
+        before = len(scene.saver.asked)
+        found = retain(*arguments)
+        asked.append(len(scene.saver.asked) - before)
+        return found
+
+    retain = retention.retain
+    monkeypatch.setattr(retention, "retain", count)
+    for number in range(100):
+        scene.write(f"checkpoint-{number}")
+    watch = scene.start(keep=2)
+    wait_until(lambda: watch.saved == 100 and asked[-1:] != [0], "all are saved, and it was asked")
+    watch.stop()
+    assert max(asked) == 64
+
+
+def test_one_that_cannot_be_removed_is_told_once_and_holds_up_neither_others_nor_the_step(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, stuck = os.rename, [f"checkpoint-{number}" for number in range(10)]
+
+    def rename(source: str, target: str) -> None:
+        if os.path.basename(source) in stuck:
+            raise OSError(errno.EBUSY, "Device or resource busy", source)
+        real(source, target)
+
+    monkeypatch.setattr(retention.os, "rename", rename)
+    scene.saver.states = lambda identity: "COMMITTED"
+    watch = scene.start(keep=2)
+    for number in range(20):
+        scene.write(f"checkpoint-{number}")
+        wait_until(lambda number=number: watch.saved == number + 1, "it is saved")
+    wait_until(lambda: len(os.listdir(scene.out)) == len(stuck) + 2, "all others are removed")
+    watch.stop()
+    told = scene.heard("cannot be removed from the disk: Device or resource busy")
+    assert sorted(line.split()[1] for line in told) == stuck
+
+
+def test_what_cannot_be_removed_to_its_end_is_told_and_does_not_fail_the_step(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def remove(path: str) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", path)
+
+    monkeypatch.setattr(retention, "remove_tree", remove)
+    (scene.out / ".async_ckpt-removed-1").mkdir()
+    scene.saver.states = lambda identity: "COMMITTED"
+    watch = scene.start(keep=1)
+    for number in range(2):
+        scene.write(f"checkpoint-{number}")
+        wait_until(lambda number=number: watch.saved == number + 1, "it is saved")
+    wait_until(lambda: scene.heard("checkpoint-0 is removed"), "it is out of the way")
+    watch.stop()
+    assert len(scene.heard("cannot be removed: Read-only file system")) == 2
