@@ -55,7 +55,7 @@ from .remover import Remover
 from .saves import Saves
 from .throughput import Throughput
 from .unchanged import is_settled, recognizable, unchanged
-from .waiting import Waiting
+from .waiting import MAX_QUESTIONS, Waiting
 
 _TICK_S = 0.2
 _MAX_ERRORS = 20
@@ -195,6 +195,7 @@ class Agent:
             if self._queue.pending == len(self._queue.gathering()):
                 self._farewell.tick()
         self._waiting.tick(now)
+        self._set_pace()
 
     def terminate(self) -> None:
         """From a signal handler: everything on this machine is told to end."""
@@ -502,15 +503,16 @@ class Agent:
         elif op == "deadline":
             self._last_call.hear(_seconds(message.get("seconds"), self._config.termination_grace_s), "SIGTERM")
             connection.send({"seq": message.get("seq"), "first": self._queue.first})
+        elif op in ("wait", "flush", "room") and self._waiting.is_full(connection):
+            why = f"{MAX_QUESTIONS} questions of this connection wait for their answers: no more may"
+            connection.send({"seq": message.get("seq"), "error": why})
         elif op in ("wait", "flush", "room"):
             if op == "flush":
                 if "gather_s" in message:
                     self._gather_in(_seconds(message["gather_s"], self._config.collective_grace_s))
                 self._scan()
                 self._start_work()
-                self._hurry(True)
             self._waiting.add(connection, message, _seconds(message.get("timeout_s"), self._config.reply_timeout_s))
-            self._waiting.tick(time.monotonic())
         else:
             connection.send({"seq": message.get("seq"), "error": f"The operation {op!r} is unknown, or lacks a field"})
 
@@ -530,7 +532,6 @@ class Agent:
         connection.greeted = True
         if message.get("owner"):
             is_later = self._owners.come(connection, message)
-            self._hurry(False)
             if is_later:
                 self._farewell.said()  # Whoever waits for the last attempt's saves waits no more.
                 self._gather_in(self._config.collective_grace_s)
@@ -553,24 +554,24 @@ class Agent:
         self._owners.leave(connection)
 
     def _on_owner_left(self, for_good: bool) -> None:
-        self._hurry(not self._owners)
         if for_good:
             self._farewell.owner_died(self._owners.attempt)
             self._gather_in(self._config.collective_grace_s)
 
-    def _hurry(self, hurried: bool) -> None:
-        """While nobody trains (the task waits for a flush, or is gone) the data plane may use the machine."""
-        self._plane.set_priority(idle=not hurried)
+    def _set_pace(self) -> None:
+        """While nobody trains (the task waits for a flush, or is gone, or soon will be) the data plane may use the
+        machine.
+        """
+        trains = len(self._owners) > 0 and not self._waiting.has("flush") and not self._last_call.is_near
+        self._plane.set_priority(idle=trains)
 
-    def _answer(self, message: Message, late: bool) -> Message | None:
-        """What somebody is told who waits; None: not yet."""
+    def _answer(self, message: Message, first: bool, late: bool) -> Message | None:
+        """What somebody is told who waits; None: not yet. The spool is looked into the ``first`` time only."""
         op = message["op"]
         if op == "flush":
-            if not self._queue.pending and self._owners:
-                self._hurry(False)
             return self._flush_answer() if late or not self._queue.pending else None
         if op == "wait":
-            state = self._state(str(message.get("id")))
+            state = self._state(str(message.get("id")), look=first)
             return state if late or state["state"] in FINAL else None
         why = self._why_full(message)
         return {"full": why} if late or not why else None
@@ -579,8 +580,8 @@ class Agent:
         folder = str(message.get("folder"))
         return why_full(self._queue.pending, self._queue.open_bytes, folder, self._config)
 
-    def _state(self, identity: str) -> Message:
-        if identity not in self._queue.jobs:
+    def _state(self, identity: str, *, look: bool = True) -> Message:
+        if look and identity not in self._queue.jobs:
             self._admit_by_id(identity)
         job = self._queue.jobs.get(identity)
         return {"state": job.state, "why": job.why} if job else {"state": None, "why": "unknown to this agent"}

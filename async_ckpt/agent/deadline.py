@@ -133,6 +133,11 @@ class LastCall:
             self._plane.set_priority(idle=False)
             self.choose_again(f"{source}: {seconds:.0f} s are left")
 
+    @property
+    def is_near(self) -> bool:
+        """Whether an end is known that has not passed."""
+        return self._until is not None
+
     def makes_wait(self, identity: str) -> bool:
         """Whether a checkpoint waits for time that is left over."""
         return identity in self._waiting

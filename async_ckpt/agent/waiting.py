@@ -9,9 +9,11 @@ from typing import NamedTuple
 from ..ipc.protocol import Message
 from ..ipc.server import Connection
 
+#: Most questions of one connection that wait at once: each is looked at some times a second.
+MAX_QUESTIONS = 256
+
 
 class _Entry(NamedTuple):
-    connection: Connection
     message: Message
     until: float
 
@@ -22,30 +24,43 @@ class Waiting:
     Parameters
     ----------
     answer : callable
-        Given a request, and whether its time is over: what is said now; None, unless it is: not yet.
+        Given a request, whether it is looked at for the first time, and whether its time is over: what is said now;
+        None, unless it is: not yet.
     """
 
-    def __init__(self, answer: Callable[[Message, bool], Message | None]) -> None:
+    def __init__(self, answer: Callable[[Message, bool, bool], Message | None]) -> None:
         self._answer = answer
-        self._entries: list[_Entry] = []
+        self._entries: dict[Connection, list[_Entry]] = {}
+
+    def is_full(self, connection: Connection) -> bool:
+        """Whether a connection may ask nothing more before it has an answer."""
+        return len(self._entries.get(connection, ())) >= MAX_QUESTIONS
+
+    def has(self, op: str) -> bool:
+        """Whether somebody waits for the answer to such a request."""
+        return any(entry.message["op"] == op for entries in self._entries.values() for entry in entries)
 
     def add(self, connection: Connection, message: Message, limit_s: float) -> None:
         """Answer a request as soon as it has come about, or its time (seconds) is over."""
-        self._entries.append(_Entry(connection, message, time.monotonic() + limit_s))
+        if not self._say(connection, message, first=True, late=limit_s <= 0):
+            self._entries.setdefault(connection, []).append(_Entry(message, time.monotonic() + limit_s))
 
     def forget(self, connection: Connection) -> None:
         """Nobody is there any more to be answered."""
-        self._entries = [entry for entry in self._entries if entry.connection is not connection]
+        self._entries.pop(connection, None)
 
     def tick(self, now: float) -> None:
         """Answer whom there is something to tell."""
-        still = []
-        # Sending may end a connection, and then this list is made anew.
-        entries, self._entries = self._entries, []
-        for entry in entries:
-            said = self._answer(entry.message, now >= entry.until)
-            if said is None:
-                still.append(entry)
-            else:
-                entry.connection.send({"seq": entry.message.get("seq"), **said})
-        self._entries += still
+        for connection, entries in list(self._entries.items()):
+            still = [entry for entry in entries if not self._say(connection, entry.message, late=now >= entry.until)]
+            # Sending may end a connection, and then it is forgotten.
+            if connection in self._entries:
+                self._entries[connection] = still
+            if not still:
+                self.forget(connection)
+
+    def _say(self, connection: Connection, message: Message, *, first: bool = False, late: bool) -> bool:
+        said = self._answer(message, first, late)
+        if said is not None:
+            connection.send({"seq": message.get("seq"), **said})
+        return said is not None

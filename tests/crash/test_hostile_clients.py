@@ -10,13 +10,16 @@ from pathlib import Path
 
 import pytest
 
+from async_ckpt.agent.waiting import MAX_QUESTIONS
 from async_ckpt.checkpointer import Checkpointer
 from async_ckpt.ipc import protocol
+from async_ckpt.spool.spool import Admitted, Spool
 
-from ..support.agents import Task, agent_pid, is_alive, records, wait_until
+from ..support.agents import Task, agent_pid, is_alive, records, wait_until, worker_pid
 from ..support.hostile_client import descriptors_of
 from ..support.hostile_frames import frame
 from ..support.scenes import save
+from ..support.talking import Talker
 
 HELLO = protocol.encode({"op": "hello", "v": protocol.VERSION, "seq": 1})
 LAST = protocol.encode({"op": "state", "id": "", "seq": 987_654_321})
@@ -140,3 +143,57 @@ def test_questions_of_a_connection_that_was_ended_are_forgotten(task: Task) -> N
         say(checkpointer, refused + questions)
     # Each of them would be looked at again, five times a second, for ever.
     assert checkpointer.status()["pid"] == agent_pid(checkpointer)
+
+
+def test_questions_beyond_the_most_that_may_wait_are_refused_and_the_others_answered(task: Task) -> None:
+    gate = task.gate()
+    gate.hold("weights")
+    checkpointer = task.start()
+    save(checkpointer, task, 0)
+    with contextlib.closing(Talker(checkpointer.spool.directory)) as client:
+        numbers = range(1000, 1000 + MAX_QUESTIONS + 1)
+        for number in numbers:
+            client.send({"op": "wait", "id": "0.mfchckpt.0", "timeout_s": 600, "seq": number})
+        assert str(MAX_QUESTIONS) in client.answer(numbers[-1])["error"]
+        assert client.ask({"op": "status"})["pending"] == 1
+        gate.open("weights")
+        answers = client.answers(*numbers[:-1])
+        assert {answer["state"] for answer in answers} == {"COMMITTED"}
+        assert client.ask({"op": "wait", "id": "0.mfchckpt.0"})["state"] == "COMMITTED"
+
+
+def test_an_id_that_is_waited_for_in_vain_is_looked_for_once(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpointer = task.start(uploader="thread")
+    looked, read = [], Spool.read
+
+    def look(self: Spool, identity: str) -> Admitted | None:
+        looked.append(identity)
+        return read(self, identity)
+
+    monkeypatch.setattr(Spool, "read", look)
+    with contextlib.closing(Talker(checkpointer.spool.directory)) as client:
+        # Longer than the agent's loop goes round once.
+        assert client.ask({"op": "wait", "id": "0.mfchckpt.9", "timeout_s": 1})["state"] is None
+    assert looked == ["0.mfchckpt.9"]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root gets a process back from idle priority")
+def test_the_uploader_has_its_share_of_the_machine_for_as_long_as_somebody_waits_for_it(task: Task) -> None:
+    gate = task.gate()
+    gate.hold("weights")
+    checkpointer = task.start()
+    save(checkpointer, task, 0)
+    worker = worker_pid(checkpointer)
+    wait_until(lambda: os.sched_getscheduler(worker) == os.SCHED_IDLE, "it is idle while the task trains")
+    with contextlib.closing(Talker(checkpointer.spool.directory)) as client:
+        client.send({"op": "flush", "timeout_s": 600, "seq": 50})
+        wait_until(lambda: os.sched_getscheduler(worker) == os.SCHED_OTHER, "somebody waits")
+        assert client.ask({"op": "flush", "timeout_s": 0})["pending"] == 1
+        assert client.ask({"op": "status"})["pending"] == 1
+        assert os.sched_getscheduler(worker) == os.SCHED_OTHER
+    wait_until(lambda: os.sched_getscheduler(worker) == os.SCHED_IDLE, "nobody waits any more")
+    with contextlib.closing(Talker(checkpointer.spool.directory)) as client:
+        assert client.ask({"op": "flush", "timeout_s": 0.5})["pending"] == 1
+        wait_until(lambda: os.sched_getscheduler(worker) == os.SCHED_IDLE, "its time is over")
+    gate.open("weights")
+    checkpointer.flush(60)
