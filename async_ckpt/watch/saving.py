@@ -47,7 +47,7 @@ class Saving:
     Parameters
     ----------
     root : str
-        The watched directory.
+        The watched directory, absolute.
     clock : callable
         Monotonic seconds.
     report : callable
@@ -99,7 +99,7 @@ class Saving:
 
     def was_saved(self, entry: Entry) -> bool:
         """Whether it was saved just as it is, by this watch or an earlier one."""
-        identity = trees.identity(entry.path, entry.tree)
+        identity = self._identity(entry.path, entry.tree)
         if identity in self._mine:
             self._ids[entry.path] = self._mine[identity]
             return True
@@ -107,6 +107,9 @@ class Saving:
         if committed:
             self._ids[entry.path] = ""
         return committed is not None
+
+    def _identity(self, path: str, tree: Tree) -> str:
+        return trees.identity(self._root, path, self._options.name, tree)
 
     def is_followed(self, path: str) -> bool:
         """Whether the last save of it may be in the store, now or later."""
@@ -172,7 +175,7 @@ class Saving:
             return None
         else:
             self._ids[entry.path] = reference.id
-            self._mine[trees.identity(entry.path, tree)] = reference.id
+            self._mine[self._identity(entry.path, tree)] = reference.id
             if len(self._mine) > _MAX_MINE:
                 del self._mine[next(iter(self._mine))]
             self._report(f"{entry.path} is saved as {reference.id} ({why})")
@@ -191,7 +194,7 @@ class Saving:
                 extra = layout.check_metadata(source(path))
         except (Exception, SystemExit) as error:  # The user's function may do anything; the checkpoint is worth more.
             self._report(f"{entry.path} is saved without metadata_from: {type(error).__name__}: {error}")
-        return {"path": entry.path, **extra, WATCHED: trees.identity(entry.path, entry.tree)}
+        return {"path": entry.path, **extra, WATCHED: self._identity(entry.path, entry.tree)}
 
     # -- what went wrong -------------------------------------------------------------------------------------------
 

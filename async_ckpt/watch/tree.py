@@ -165,12 +165,13 @@ def newest_ns(tree: Tree) -> int:
     return max((fact.mtime_ns for fact in tree.values()), default=0)
 
 
-def identity(relative: str, tree: Tree) -> str:
-    """16 hex digits for this entry with these names, sizes and mtimes, the same in every process.
+def identity(root: str, relative: str, name: str, tree: Tree) -> str:
+    """16 hex digits for this entry with these files, sizes and mtimes, saved as ``name``; the same in every process.
 
-    Without inodes: some file systems number them anew when they are mounted.
+    With the watched directory, as each rank may have one: files of the same names and sizes, written in the same tick
+    of the kernel's clock, are still others. Without inodes: some file systems number them anew when they are mounted.
     """
-    digest = hashlib.sha256(os.fsencode(relative))
+    digest = hashlib.sha256(b"\0".join(map(os.fsencode, (root, relative, name))))
     for path in sorted(tree):
         fact = tree[path]
         digest.update(b"\0%s\0%d %d %d" % (os.fsencode(path), fact.kind, fact.size, fact.mtime_ns))

@@ -414,6 +414,21 @@ def test_only_what_is_in_the_store_is_removed_and_the_newest_stay(task: Task, wa
     assert len(stored(task, checkpointer)) == 5
 
 
+def test_two_watched_directories_share_nothing_though_their_files_have_the_same_names_sizes_and_times(
+    task: Task, watching: Watching
+) -> None:
+    checkpointer = task.start()
+    root = watching.out
+    for rank in range(2):
+        watching.out = root / f"rank{rank}"
+        watching.out.mkdir()
+        watching.write("checkpoint-1", model=f"of {rank}")
+        os.utime(watching.out / "checkpoint-1" / "model", ns=(10**18, 10**18))
+        watching.start(checkpointer).stop()
+        checkpointer.flush(60)  # The next one is told what was saved.
+    assert stored(task, checkpointer) == [("checkpoint-1", {"model": b"of %d" % rank}) for rank in range(2)]
+
+
 def test_a_capture_that_is_refused_at_its_end_saves_nothing_and_puts_back_what_was_moved(task: Task) -> None:
     checkpointer = task.start()
     folder = task.work / "checkpoint-1"

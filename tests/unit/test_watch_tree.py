@@ -89,9 +89,12 @@ def test_a_tree_tells_every_change_and_its_identity_is_the_same_for_the_same_fil
     copy = there / "copy"
     subprocess.run(["cp", "-a", str(folder), str(copy)], check=True)
     assert read_tree(str(copy)) != before
-    assert identity("c", read_tree(str(copy))) == identity("c", before) != identity("d", before)
+    what = ("/out", "c", "mfchckpt")
+    assert identity(*what, read_tree(str(copy))) == identity(*what, before)
+    others = [("/out2", "c", "mfchckpt"), ("/out", "d", "mfchckpt"), ("/out", "c", "best")]
+    assert len({identity(*other, before) for other in [what, *others]}) == 4
     (folder / "checkpoint-2/f").write_text("yy")
-    assert identity("c", read_tree(str(folder))) != identity("c", before)
+    assert identity(*what, read_tree(str(folder))) != identity(*what, before)
     assert read_tree(str(there / "epoch=3.ckpt")).keys() == {""}
     assert read_tree(str(there / "nothing")) == {}
 
