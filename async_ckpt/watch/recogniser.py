@@ -2,7 +2,8 @@
 
 What counts as finished:
 
-- it carries the marker, where one was asked for, and nobody has that open for writing: then nothing else counts;
+- it carries the marker, where one was asked for, and nobody has that open for writing: then nothing else counts; a
+  marker that is older than something in it may be one of an earlier time, and it must be quiet as well;
 - it was renamed into place, from a name that is no checkpoint's, and nobody has a file of it open for writing;
 - it was quiet for ``patience`` seconds: nothing in it changed, and nobody had a file of it open for writing.
 
@@ -10,7 +11,7 @@ The third is a guess, and these make it a careful one. Patience grows with the p
 the longest). A directory must be quiet ten times as long if it lacks files which the one before it had, or if it is the
 first of its kind and nobody has begun the next: nothing tells then whether more files will come. What only lost files
 since it was saved is being removed: never saved. And what the writer of an earlier attempt had under its hands
-when it was killed is quiet for ever: it counts when it is written to again, or marked.
+when it was killed is quiet for ever: it counts when it is written to again, or has a marker that is as new.
 """
 
 from __future__ import annotations
@@ -71,15 +72,22 @@ class Entry:
 
     @property
     def marked(self) -> bool:
-        """Whether the trainer says that it is finished."""
+        """Whether the trainer says, or said once, that it is finished."""
         return self.marker is not None
+
+    @property
+    def is_confirmed(self) -> bool:
+        """Whether the trainer says that it is finished as it is now: nothing in it is newer than the marker."""
+        return self.marker is not None and self.marker.mtime_ns >= trees.newest_ns(self.tree)
 
     @property
     def evidence(self) -> set[tuple[int, int]]:
         """(device, inode) of the files which nobody may have open for writing: of the marker, which says more than a
         descriptor does, or else of all.
         """
-        return {(self.marker.device, self.marker.inode)} if self.marker else trees.inodes(self.tree)
+        if self.marker is not None and self.is_confirmed:
+            return {(self.marker.device, self.marker.inode)}
+        return trees.inodes(self.tree)
 
     @property
     def is_due(self) -> bool:
@@ -220,11 +228,12 @@ class Recogniser:
         quiet = self._clock() - entry.changed_at
         if not trees.size(entry.tree) and not entry.marked and not last:
             return ""  # Begun, and nothing written.
-        if entry.is_open or (entry.is_orphan and not entry.marked):
+        if entry.is_open or not self._may_finish(entry):
             return ""
         if self._needs_marker:
             # One that is written anew in place still has the marker of its last time.
-            return "marked" if entry.marked and (entry.saved is None or quiet >= self.patience_s) else ""
+            at_once = entry.is_confirmed and entry.saved is None
+            return "marked" if at_once or quiet >= self.patience_s else ""
         if entry.renamed and not entry.put_back:
             return "renamed into place"
         lacking = "" if last else self.lacking(entry)
@@ -258,7 +267,7 @@ class Recogniser:
         return [entry for entry in self.entries.values() if entry.is_due and not self._may_finish(entry)]
 
     def _may_finish(self, entry: Entry) -> bool:
-        return entry.marked or not (self._needs_marker or entry.is_orphan)
+        return entry.is_confirmed or (not entry.is_orphan and (entry.marked or not self._needs_marker))
 
     # -- what became of them ---------------------------------------------------------------------------------------
 

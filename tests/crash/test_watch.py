@@ -193,6 +193,36 @@ def test_a_retry_saves_nothing_twice_and_leaves_out_what_the_killed_trainer_had_
     ]  # fmt: skip
 
 
+def test_a_retry_does_not_take_a_half_one_for_whole_because_of_the_marker_of_its_last_time(
+    task: Task, watching: Watching
+) -> None:
+    checkpointer = task.start()
+    last, marker = watching.out / "last.ckpt", watching.out / "last.ckpt.done"
+    last.write_text("whole")
+    marker.touch()
+    os.utime(last, ns=(10**18, 10**18))
+    os.utime(marker, ns=(10**18, 10**18))
+    watch = watching.start(checkpointer, pattern="*.ckpt", done="done")
+    wait_until(lambda: watch.saved == 1, "it is saved")
+    watch.stop()
+    checkpointer.flush(60)
+    last.write_text("hal")  # Written anew in place, and killed.
+    os.utime(last, ns=(10**18 + 1, 10**18 + 1))
+    checkpointer.close(clean=False)
+    checkpointer = task.start(attempt=1)
+    checkpointer.spool.new_work_directory()
+    watch = watching.start(checkpointer, pattern="*.ckpt", done="done")
+    watch.stop()
+    assert watch.saved == 0
+    assert watching.heard("left out: last.ckpt was left by an earlier attempt")()
+    last.write_text("whole again")
+    marker.touch()
+    watch = watching.start(checkpointer, pattern="*.ckpt", done="done")
+    watch.stop()
+    checkpointer.flush(60)
+    assert [files["last.ckpt"] for _, files in stored(task, checkpointer)] == [b"whole", b"whole again"]
+
+
 def test_what_was_there_before_can_be_left_alone(task: Task, watching: Watching) -> None:
     checkpointer = task.start()
     watching.write("checkpoint-1", model="old")

@@ -10,7 +10,7 @@ from async_ckpt.watch.recogniser import HOLD, Entry, Look, Recogniser
 from async_ckpt.watch.tree import Fact, Tree
 
 SETTLE_S = 10.0
-MARKER = Fact(stat.S_IFREG, 1, 77, 0, 0)
+MARKER = Fact(stat.S_IFREG, 1, 77, 0, 1)
 
 
 def tree(*names: str, size: int = 5, mtime_ns: int = 1) -> Tree:
@@ -147,6 +147,31 @@ def test_one_that_is_written_anew_under_its_old_marker_must_be_quiet() -> None:
     scene.write("last", "a", "DONE", marked=True, mtime_ns=2)
     assert scene.look(after=500) == []
     assert scene.look(after=SETTLE_S) == ["last"]
+
+
+def test_a_marker_that_is_older_than_something_in_it_counts_when_all_is_quiet_and_closed() -> None:
+    scene = Scene(needs_marker=True)
+    scene.write("last", "a", "b", marked=True, mtime_ns=2)
+    assert scene.look() == []
+    assert [entry.path for entry in scene.recogniser.pending()] == ["last"]
+    assert len(scene.recogniser.entries["last"].evidence) == 2, "not of the marker alone"
+    assert scene.look(after=SETTLE_S - 0.1) == []
+    assert scene.look(after=0.1) == ["last"]
+
+
+def test_what_a_killed_attempt_left_counts_with_a_marker_that_is_as_new_and_with_no_older_one() -> None:
+    scene = Scene(needs_marker=True)
+    scene.write("half", "a", marked=True, mtime_ns=2)
+    scene.write("whole", "a", marked=True)
+    scene.recogniser.observe(scene.there, old=("half", "whole"))
+    scene.recogniser.expect_orphans(10)
+    assert [entry.path for entry in scene.recogniser.pending()] == ["whole"]
+    assert [entry.path for entry in scene.recogniser.hopeless()] == ["half"]
+    assert scene.look() == ["whole"]
+    assert scene.look(after=100 * SETTLE_S, last=True) == []
+    scene.write("half", "a", marked=True, mtime_ns=3)
+    assert scene.look() == []
+    assert scene.look(after=SETTLE_S) == ["half"], "it was written to again"
 
 
 def test_a_half_that_goes_quiet_for_too_long_is_followed_by_the_whole_and_the_next_pause_is_waited_for() -> None:

@@ -382,7 +382,8 @@ class CurrentCheckpoint(_Checkpoints):
             name of a JSON file in it. ``path``, relative to the directory, is always kept.
         done : str, optional
             Name of a file that the trainer writes into a checkpoint when it is finished (for a single file: beside it,
-            ``<its name>.<done>``). Then nothing else counts.
+            ``<its name>.<done>``). Then nothing else counts. Where that file is older than the rest, as when a
+            checkpoint is written anew in place, the rest must be quiet for ``settle`` seconds as well.
         move : bool, default False
             Take each away from the directory, so that the disk does not fill. By quiet alone, a writer that comes back
             finds nothing in its place: use it with ``done``, or a trainer that renames. What could not be uploaded is
