@@ -24,7 +24,8 @@ save      path, name, metadata, latest, storage_format, snapshot,    id, referen
 room      folder (of what is to be saved), timeout_s                 full: why there is no room; empty: there is
 deadline  seconds (until the machine goes)                           first: id of what is uploaded before all others
 status                                                               see ``agent.status``
-bye       over (false: the attempt has failed, the task has not)     none; the agent exits when all is committed
+bye       over (false: the attempt has failed, the task has not)     none; of owners: the agent exits when all is
+                                                                     committed
 ========  =========================================================  ==============================================
 
 The agent by itself sends ``{"push": "unguard", "id", "paths"}`` (these leases are let go, close your descriptors), and

@@ -30,8 +30,8 @@ def note_origin(target: str, path: str, *, is_folder: bool) -> None:
 
 
 def origin_of(target: str) -> str | None:
-    """Where what was moved to ``target`` stood; None: nothing was."""
-    with contextlib.suppress(FileNotFoundError):
+    """Where what was moved to ``target`` stood; None: nothing was, as far as can be told."""
+    with contextlib.suppress(OSError):
         return os.readlink(origin_path(target)).removesuffix("/")
     return None
 
@@ -49,10 +49,11 @@ def give_back(target: str) -> str | None:
     OSError
         It cannot be put back; it is where it was. ``FileNotFoundError``: the directory it stood in is gone.
     """
-    original = origin_of(target)
-    if original is None:
+    try:
+        text = os.readlink(origin_path(target))
+    except FileNotFoundError:
         return None
-    is_folder = os.readlink(origin_path(target)).endswith("/")
+    original, is_folder = text.removesuffix("/"), text.endswith("/")
     now = target if is_folder else os.path.join(target, os.path.basename(original))
     place = None
     if os.path.lexists(now):

@@ -443,12 +443,11 @@ class Spool:
         told = []
         # Not only those whose link is in the list: that was made while savers ended.
         for target in {path.removesuffix(origin.SUFFIX) for path in leftovers}:
-            original = place = None
+            original, place = origin.origin_of(target) or "Something", None
             try:
-                original = origin.origin_of(target)
                 place = origin.give_back(target)
             except OSError as error:
-                if not isinstance(error, FileNotFoundError) or not self._was_in_here(original or ""):
+                if not isinstance(error, FileNotFoundError) or not self._was_in_here(original):
                     what = f"{original} was moved to {target} by a save that was cut off, and cannot be put back"
                     told.append(f"{what}: {os_reason(error)}")
                     continue
