@@ -14,7 +14,7 @@ from async_ckpt.files import locked
 from async_ckpt.ipc import protocol
 from async_ckpt.spool.journal import FAILED
 
-from ..support.agents import Task, agent_pid, content, is_alive, kill, wait_until, worker_pid
+from ..support.agents import Task, agent_pid, close_and_kill, content, is_alive, kill, wait_until, worker_pid
 from ..support.scenes import BIG, assert_all_in_order, save, save_and_die
 
 
@@ -22,8 +22,7 @@ def test_a_spool_whose_lock_somebody_else_holds_is_a_clear_error(task: Task) -> 
     task.set(reply_timeout_s=0.3)
     checkpointer = task.start()
     spool = checkpointer.spool
-    checkpointer.close(clean=False)
-    kill(agent_pid(checkpointer))
+    close_and_kill(checkpointer)
     wait_until(lambda: not is_alive(agent_pid(checkpointer)), "the agent is gone")
     with locked(spool.path("agent.lock"), timeout_s=5), pytest.raises(AgentError, match="holds this spool") as caught:
         task.start()

@@ -14,7 +14,7 @@ from async_ckpt.checkpointer import Checkpointer, Reference
 from async_ckpt.errors import SnapshotError
 from async_ckpt.spool.inode import identify, shows_writes
 
-from ..support.agents import Task, agent_pid, content, is_alive, kill, wait_until
+from ..support.agents import Task, agent_pid, close_and_kill, content, is_alive, kill, wait_until
 
 #: Large enough to be worth a copy in the store.
 FROZEN = 2 << 20
@@ -84,8 +84,7 @@ def test_it_is_recognized_by_the_next_attempt(task: Task) -> None:
     first = task.start()
     frozen(task)
     save(first, task, 0)
-    first.close(clean=False)
-    kill(agent_pid(first))
+    close_and_kill(first)
     wait_until(lambda: not task.processes(), "the agent is gone")
     checkpointer = task.start(attempt=1)
     save(checkpointer, task, 1)

@@ -20,7 +20,7 @@ from async_ckpt.config import Config
 from async_ckpt.files import locked
 from async_ckpt.ipc.server import MAX_CONNECTIONS
 
-from ..support.agents import Task, agent_pid, content, is_alive, kill, wait_until
+from ..support.agents import Task, agent_pid, close_and_kill, content, is_alive, kill, wait_until
 from ..support.saving import BIG, Forked, Subprocess, Thread, as_stored, save_some
 
 COUNT = 6
@@ -84,8 +84,7 @@ def test_a_subprocess_saves_where_no_agent_can_be_had(task: Task) -> None:
     task.set(reply_timeout_s=0.3)
     checkpointer = task.start()
     environment, lock = task.environment(checkpointer), checkpointer.spool.path("agent.lock")
-    checkpointer.close(clean=False)
-    kill(agent_pid(checkpointer))
+    close_and_kill(checkpointer)
     with locked(lock, timeout_s=5):
         process = Subprocess(environment, task.work / "p", 0, 3).ready()
         process.go()

@@ -196,6 +196,14 @@ def kill(pid: int, number: signal.Signals = signal.SIGKILL) -> bool:
     return True
 
 
+def close_and_kill(checkpointer: Checkpointer) -> None:
+    """The attempt fails, and the agent dies before it can take away a spool in which nothing is left to do."""
+    agent = agent_pid(checkpointer)
+    kill(agent, signal.SIGSTOP)
+    checkpointer.close(clean=False)
+    kill(agent)
+
+
 def is_alive(pid: int) -> bool:
     """Whether a process runs: a zombie does not."""
     try:
