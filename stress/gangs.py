@@ -32,6 +32,7 @@ COMMAND = "python -m stress.gangs"
 #: A kill comes at most so long after its victim began, in seconds: its saves take about as long.
 _LONGEST_S = 1.5
 _LIMIT_S = 300.0
+_LIMITS_S = {"COLLECTIVE_TIMEOUT_S": 20, "COLLECTIVE_GRACE_S": 3, "SETTLE_TIMEOUT_S": 10}
 
 
 class Reader(threading.Thread):
@@ -75,8 +76,8 @@ def play(
     """One round; returns what must not be."""
     chance, said = random.Random(seed), base / "said"
     said.mkdir()
-    # Where a rank's agent dies with it, nobody can say so: the others wait until this is over.
-    limits = {"METAFLOW_ASYNC_CKPT_COLLECTIVE_TIMEOUT_S": "20", "METAFLOW_ASYNC_CKPT_COLLECTIVE_GRACE_S": "3"}
+    # Where a rank's agent dies with it, nobody can say so: the others, and the retry, wait until this is over.
+    limits = {f"METAFLOW_ASYNC_CKPT_{name}": str(seconds) for name, seconds in _LIMITS_S.items()}
     workspace = Workspace(base / "world", limits)
     settings = {"SAID": str(said), "NODES": str(nodes), "SAVES": str(saves)}
     reader = Reader(workspace.store, nodes)
