@@ -16,7 +16,7 @@ def test_a_retry_begins_with_one_checkpoint_on_all_ranks_and_nothing_partial_is_
     tmp_path: Path, seed: str, rank: int
 ) -> None:
     figures: Counter[str] = Counter()
-    assert gangs.play(tmp_path, seed, 3, 20, figures, longest_s=0.3) == []
+    assert gangs.play(tmp_path, seed, 3, 40, figures, longest_s=0.3) == []
     assert figures["ranks killed"] == figures["retries"] == 1
     assert figures["of them control tasks"] == (rank == 0)
-    assert figures["checkpoints committed"] >= 20
+    assert figures["checkpoints committed"] >= 40
