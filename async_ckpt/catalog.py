@@ -13,6 +13,17 @@ from .manifest import load
 from .stores.base import Store
 
 
+async def read_json(store: Store, key: str) -> Any:
+    """A stored JSON object.
+
+    Raises
+    ------
+    NotFound, IntegrityError
+        There is none; or it is not JSON.
+    """
+    return load(await store.get_bytes(key), where=key)
+
+
 async def read_reference(store: Store, folder: str, name: str) -> dict[str, Any] | None:
     """One metadata object; None where it is missing (a listing may be stale) or is not a checkpoint's."""
     return (await read_tagged(store, folder, name))[0]
@@ -101,7 +112,7 @@ async def newest_of_step(store: Store, folder: str, config: Config) -> dict[str,
 async def _read_begun(store: Store, key: str) -> list[str] | None:
     """Keys of what an attempt was last about to commit; None where it did not say, or cannot be understood."""
     try:
-        keys = load(await store.get_bytes(key), where=key)["keys"]
+        keys = (await read_json(store, key))["keys"]
         for item in keys:
             layout.parse_key(item)
         return list(keys)

@@ -26,11 +26,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from . import layout
-from .catalog import read_reference
+from .catalog import read_json, read_reference
 from .concurrency import for_each
 from .config import Config
 from .errors import IntegrityError, NotFound, UsageError
-from .manifest import FileEntry, Manifest, dump, load
+from .manifest import FileEntry, Manifest, dump
 from .stores.base import Store
 
 OUTCOME = "outcome"
@@ -73,7 +73,7 @@ async def put_shard(store: Store, reference: Mapping[str, Any], manifest: Manife
     if await store.put_if(key, shard, None):
         return
     with contextlib.suppress(NotFound, IntegrityError, KeyError, TypeError):
-        other = load(await store.get_bytes(key), where=key)["reference"]
+        other = (await read_json(store, key))["reference"]
         if other.get("node") != reference.get("node"):
             why = same_rank(other, reference)
             await decide(store, reference, Outcome(FAILED, why))
@@ -110,7 +110,7 @@ async def gone_ranks(store: Store, reference: Mapping[str, Any]) -> set[int]:
     for key in [entry.key async for entry in store.list(folder)]:
         node = key[len(folder) + 1 :]
         with contextlib.suppress(NotFound, IntegrityError, KeyError, TypeError, ValueError):
-            ranks = load(await store.get_bytes(key), where=key)["ranks"]
+            ranks = (await read_json(store, key))["ranks"]
             found.update(map(int, ranks or ([node] if nodes_are_ranks else [])))
     return found
 
@@ -125,7 +125,7 @@ async def read_damaged(store: Store, pathspec: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for key in [entry.key async for entry in store.list(layout.damaged_folder(pathspec))]:
         with contextlib.suppress(NotFound, IntegrityError, KeyError, TypeError):
-            data = load(await store.get_bytes(key), where=key)
+            data = await read_json(store, key)
             found[str(data["key"])] = str(data["why"])
     return found
 
@@ -134,7 +134,7 @@ async def read_outcome(store: Store, reference: Mapping[str, Any]) -> Outcome | 
     """What was decided; None: nothing yet."""
     key = f"{layout.shards_folder(reference)}/{OUTCOME}"
     try:
-        data = load(await store.get_bytes(key), where=key)
+        data = await read_json(store, key)
         return Outcome(str(data["state"]), str(data.get("why", "")))
     except NotFound:
         return None
@@ -166,7 +166,7 @@ async def read_shards(store: Store, reference: Mapping[str, Any], config: Config
 
     async def read(rank: int) -> None:
         key = f"{folder}/{rank}"
-        data = load(await store.get_bytes(key), where=key)
+        data = await read_json(store, key)
         try:
             manifest = Manifest.from_json(data["manifest"], where=key)
             if not layout.is_reference(data["reference"]):
@@ -213,7 +213,7 @@ def merge(shards: Sequence[Shard]) -> tuple[Reference, Manifest]:
     for path in sorted(owners.keys() & dirs.keys()):
         rank = next(shard.rank for shard in shards if path in dict(shard.manifest.dirs))
         raise _same_name(path, owners[path], rank)
-    reference = {name: value for name, value in first.reference.items() if name != "rank"}
+    reference = layout.whole(first.reference)
     reference["size"] = sum(shard.reference["size"] for shard in shards)
     return reference, replace(first.manifest, files=files, dirs=sorted(dirs.items()), links=links)
 
@@ -268,7 +268,7 @@ async def left_by(store: Store, pathspec: str, now: tuple[int, int]) -> list[Ref
     found: list[Reference] = []
     for key in shards.values():
         with contextlib.suppress(NotFound, IntegrityError):  # Its rank 0 has just committed it; or it is nobody's.
-            data = load(await store.get_bytes(key), where=key)
+            data = await read_json(store, key)
             reference: Any = data.get("reference") if isinstance(data, dict) else None
             if layout.is_reference(reference) and layout.life(reference) < now:
                 found.append(reference)

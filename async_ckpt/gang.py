@@ -12,9 +12,10 @@ from typing import Any
 from . import collective, layout
 from .agent.gather import finish
 from .agent.uploader import Uploader
+from .catalog import read_json
 from .checkpointer import Checkpointer
 from .errors import IntegrityError, NotFound, UsageError, WaitTimeout
-from .manifest import dump, load
+from .manifest import dump
 from .reading import Report
 from .spool.spool import Admitted
 from .stores.base import Store
@@ -48,9 +49,9 @@ def _lead(checkpointer: Checkpointer, policy: str, path: str, report: Report, sh
     # What this node saved by itself, and its part of what all did, belong into the store first: there others find it.
     pending = checkpointer.spool.pending()
     checkpointer.settle(reversed(pending), checkpointer.config.settle_timeout_s)
-    for line in checkpointer.run(lambda store: _finish_newest(store, checkpointer)):
+    said, damaged = checkpointer.run(lambda store: _take_over(store, checkpointer))
+    for line in said:
         report(line)
-    damaged = checkpointer.run(lambda store: collective.read_damaged(store, checkpointer.task.pathspec))
     loaded = None
     for candidate in checkpointer.candidates(policy):
         if isinstance(candidate, Admitted):
@@ -68,6 +69,12 @@ def _lead(checkpointer: Checkpointer, policy: str, path: str, report: Report, sh
     key = layout.decision_key(checkpointer.task.pathspec, checkpointer.task.attempt)
     checkpointer.run(lambda store: store.put_bytes(key, decision))
     return loaded
+
+
+async def _take_over(store: Store, checkpointer: Checkpointer) -> tuple[list[str], dict[str, str]]:
+    """Finish what earlier attempts left. Returns what people should know, and what some node could not load."""
+    said = await _finish_newest(store, checkpointer)
+    return said, await collective.read_damaged(store, checkpointer.task.pathspec)
 
 
 async def _finish_newest(store: Store, checkpointer: Checkpointer) -> list[str]:
@@ -123,7 +130,7 @@ async def _decision(store: Store, task: layout.TaskInfo, limit_s: float) -> dict
     deadline, pause = time.monotonic() + limit_s, _FIRST_S
     while True:
         try:
-            found: dict[str, Any] | None = load(await store.get_bytes(key), where=key)["reference"]
+            found: dict[str, Any] | None = (await read_json(store, key))["reference"]
             return found
         except NotFound:
             if time.monotonic() >= deadline:

@@ -226,6 +226,11 @@ def is_shard(reference: Mapping[str, Any]) -> bool:
     return reference.get("rank") is not None
 
 
+def whole(reference: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a shard's reference that is of all ranks' checkpoint; any other's is as it was."""
+    return {name: value for name, value in reference.items() if name != "rank"}
+
+
 def life(reference: Mapping[str, Any]) -> tuple[int, int]:
     """(attempt, generation) of the ranks that saved a shard."""
     return order(reference)[0], generation(reference)

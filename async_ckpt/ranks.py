@@ -53,7 +53,7 @@ def find(
         raise UsageError("rank and world_size belong together", hint="Give both, or none of them")
     _check_torchrun(task, environment)
     names = next((pair for pair in _VARIABLES if all(environment.get(name) for name in pair)), None)
-    launch = f"{_launcher(os.getpid(), names[0])}" if names else ""
+    launch = _launcher(os.getpid(), names[0]) if names else ""
     launch += f".{environment[_RESTARTS]}" if environment.get(_RESTARTS) else ""
     if rank is not None and world is not None:
         return _check(Ranks(rank, world, launch), "rank and world_size")
@@ -92,11 +92,11 @@ def _launcher(pid: int, name: str) -> str:
     """Which process has started the ranks of process ``pid``, a rank: its nearest ancestor without the variable
     ``name``. Wrappers in between, a shell of each rank, have it.
     """
-    above: int | None = pid
-    for _ in range(_MOST_WRAPPERS):
-        above = parent_of(above) if above else None
-        if above and not _has_variable(above, name):
+    above = parent_of(pid)
+    for _ in range(_MOST_WRAPPERS - 1):
+        if not above or not _has_variable(above, name):
             break
+        above = parent_of(above)
     return f"{above}.{began_at(above) if above else None}"
 
 

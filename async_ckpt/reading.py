@@ -109,7 +109,7 @@ class Reading(abc.ABC):
             if item.reference["key"] != key:
                 continue
             if layout.is_shard(item.reference):  # The others' are not here.
-                if not self.run(functools.partial(_is_committed, item.reference)):
+                if self.run(functools.partial(collective.read_commit, reference=item.reference)) is None:
                     self.wait(item.id)
                 break
             self._load_admitted(item, path)
@@ -217,10 +217,6 @@ class Reading(abc.ABC):
     def run(self, function: Callable[[Store], Awaitable[T]]) -> T:
         """Do something with the task's store; see ``run_with_store``."""
         return run_with_store(self.spool.store, self.config, function)
-
-
-async def _is_committed(reference: Mapping[str, Any], store: Store) -> bool:
-    return await collective.read_commit(store, reference) is not None
 
 
 def check_shard(shard: str) -> str:

@@ -21,7 +21,7 @@ from .concurrency import for_each
 from .config import Config
 from .errors import CheckpointError, IntegrityError, NotFound, SnapshotError, os_hint, os_reason
 from .files import copy_content
-from .manifest import MAX_DEPTH, PACKED, FileEntry, Manifest, check_path, load
+from .manifest import MAX_DEPTH, PACKED, FileEntry, Manifest, check_path
 from .snapshot.base import remove_tree
 from .snapshot.lending import Lender
 from .source import FileSource, pack_path
@@ -92,7 +92,7 @@ async def _read_manifest(store: Store, reference: Mapping[str, Any]) -> Manifest
     if not isinstance(reference.get("manifest"), str):
         return None
     key = layout.parse_key(reference["key"]).manifest_key
-    return Manifest.from_json(load(await store.get_bytes(key), where=key), where=key)
+    return Manifest.from_json(await catalog.read_json(store, key), where=key)
 
 
 async def _load_files(store: Store, key: str, manifest: Manifest | None, staging: str, config: Config) -> None:

@@ -379,8 +379,8 @@ class Agent:
                 self._last_call.choose_again()
         elif op == "committed":
             crash_point("agent:before-committed")
-            own = {name: value for name, value in item.reference.items() if name != "rank"}
-            self._note({"id": identity, "state": COMMITTED, "reference": {**own, **message.get("reference", {})}})
+            reference = {**layout.whole(item.reference), **message.get("reference", {})}
+            self._note({"id": identity, "state": COMMITTED, "reference": reference})
             self._queue.end(identity, COMMITTED)
             self._outages.end(identity)
             self._leases.let_go(identity)

@@ -129,8 +129,6 @@ class LastCall:
         until = time.monotonic() + seconds
         if self._until is None or until < self._until:
             self._until = until
-            # Nobody is disturbed any more.
-            self._plane.set_priority(idle=False)
             self.choose_again(f"{source}: {seconds:.0f} s are left")
 
     @property

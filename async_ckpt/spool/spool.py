@@ -32,7 +32,6 @@ import contextlib
 import functools
 import json
 import os
-import re
 import secrets
 import stat
 import tempfile
@@ -113,7 +112,6 @@ class Spool:
 
     def __init__(self, directory: str, task: layout.TaskInfo, store: StoreSpec) -> None:
         self.directory, self.task, self.store = directory, task, store
-        self._annexes_known: set[str] = set()
         #: By parent of what is saved.
         self._annex_for: dict[str, str] = {}
         #: What ``spool.json`` was, and which attempt it named, when it was last read: (inode, mtime in nanoseconds).
@@ -198,10 +196,9 @@ class Spool:
         annex = os.path.join(annexes, f"{os.path.basename(self.directory)}-{os.stat(self.directory).st_ino}")
         private_directory(annexes)
         private_directory(annex)
-        if annex not in self._annexes_known:
+        if annex not in self._annex_for.values():
             with open(self.path("annexes"), "ab") as file:
                 file.write(json.dumps(annex).encode() + b"\n")
-            self._annexes_known.add(annex)
         return annex
 
     @functools.cached_property
@@ -320,18 +317,17 @@ class Spool:
         """How many others there were before this launch in this attempt. The versions are locked."""
         with open(self.path(f"launches.{self.task.attempt}"), "a+b") as file:
             file.seek(0)
-            known = file.read().split(b"\n")[:-1]
-            if launch.encode() not in known:
-                file.write(launch.encode() + b"\n")
-                file.flush()
-                known.append(launch.encode())
-        return known.index(launch.encode())
+            line, known = f"{launch}\n".encode(), file.readlines()
+            if line not in known:
+                file.write(line)
+                known.append(line)
+        return known.index(line)
 
     def ranks(self, attempt: int) -> list[int]:
         """As which ranks processes on this node have saved together with others in an attempt."""
         prefix = f"collective.{attempt}."
-        names = os.listdir(self.directory)
-        return sorted(int(name[len(prefix) :]) for name in names if re.fullmatch(rf"{re.escape(prefix)}\d+", name))
+        ranks = (name[len(prefix) :] for name in os.listdir(self.directory) if name.startswith(prefix))
+        return sorted(int(rank) for rank in ranks if rank.isdecimal())
 
     @contextlib.contextmanager
     def _versions(self) -> Iterator[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -22,12 +23,14 @@ class ThreadCredentials(AioCredentials):  # type: ignore[misc]  # aiobotocore ha
     def __init__(self, fetched: Fetched) -> None:
         super().__init__("asked", "for", method="async-ckpt")  # never sent: see get_frozen_credentials
         self._fetched = fetched
+        self._lock = asyncio.Lock()
 
     async def load_credentials(self) -> ThreadCredentials:
         return self
 
     async def get_frozen_credentials(self) -> Any:
-        return self._fetched.get() if self._fetched.is_fresh else await to_thread.run_sync(self._fetched.get)
+        async with self._lock:  # One thread asks, however many requests wait.
+            return self._fetched.get() if self._fetched.is_fresh else await to_thread.run_sync(self._fetched.get)
 
 
 def make_config(given: Any, config: Config) -> AioConfig:
