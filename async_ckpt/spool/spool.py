@@ -134,9 +134,9 @@ class Spool:
         directory = os.path.join(root, digest)
         try:
             private_directory(root)
-            private_directory(directory)
+            _make_private(directory)
             for name in ("data", "staging", "ready"):
-                os.makedirs(os.path.join(directory, name), mode=0o700, exist_ok=True)
+                _make_private(os.path.join(directory, name))
             identity = {"format": FORMAT, "task": asdict(task), "store": store.to_json()}
             write_atomically(os.path.join(directory, "spool.json"), dump(identity))
         except OSError as error:
@@ -548,6 +548,11 @@ def _alive(pid: str) -> bool:
 def private_directory(path: str) -> None:
     """Make a directory only its owner can use; refuse one that somebody else prepared."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
+    _make_private(path)
+
+
+def _make_private(path: str) -> None:
+    """The same below a directory that is there. ``FileNotFoundError`` if it is taken away in this moment."""
     with contextlib.suppress(FileExistsError):
         os.mkdir(path, 0o700)
     status = os.lstat(path)

@@ -460,3 +460,23 @@ def test_a_missing_or_shorter_file_is_torn(tmp_path: Path, how: str) -> None:
     assert torn_file(item, ()) == "file"
     path.unlink()
     assert torn_file(item, ()) == "file"
+
+
+def test_a_spool_that_is_taken_away_while_it_is_taken_up_is_known_to_be_gone(
+    spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By an earlier attempt's agent, which had nothing left to do: the task's start makes a new one then."""
+    real = os.mkdir
+
+    def mkdir(path: str, *rest: Any, **named: Any) -> None:
+        try:
+            real(path, *rest, **named)
+        except FileExistsError:
+            if path == spool.path("staging"):
+                os.rename(spool.directory, f"{spool.directory}.gone")
+            raise
+
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    with pytest.raises(SpoolError) as caught:
+        Spool.create(os.path.dirname(spool.directory), spool.task, spool.store)
+    assert isinstance(caught.value.__cause__, FileNotFoundError)
