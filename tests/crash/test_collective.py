@@ -27,6 +27,7 @@ from async_ckpt.errors import (
 from async_ckpt.spool.journal import COMMITTED, FAILED
 
 from ..support.agents import TASK, Task, agent_pid, kill, wait_until
+from ..support.environments import with_our_modules
 from ..support.gangs import Gang
 
 #: Those that only collective saves come by.
@@ -529,7 +530,7 @@ def test_a_rank_whose_task_has_died_is_not_waited_for(pair: Gang, dead: int, rea
     (pair.folder(dead) / "mine").write_bytes(b"1")
     (pair.folder(1 - dead) / "yours").write_bytes(b"1")
     command = [sys.executable, "-c", _SAVE_AND_DIE, task.root, task.store.root, str(pair.folder(dead)), str(dead)]
-    process = subprocess.Popen(command)
+    process = subprocess.Popen(command, env=with_our_modules())
     if reaped:
         assert process.wait() == -signal.SIGKILL
     whole, part = (pair.nodes[0].save(pair.folder(1 - dead), collective=True) for _ in range(2))
@@ -574,6 +575,6 @@ def test_a_worker_whose_control_task_was_killed_waits_no_longer(task: Task, tmp_
     (task.work / "mine").write_bytes(b"1")
     said = tmp_path / "said"
     command = [sys.executable, "-c", _ORPHAN, task.root, task.store.root, str(task.work), str(said)]
-    assert subprocess.run(command).returncode == -signal.SIGKILL
+    assert subprocess.run(command, env=with_our_modules()).returncode == -signal.SIGKILL
     wait_until(said.exists, "the orphan has ended its wait")
     assert "Rank 0 has not committed it" in said.read_text()

@@ -361,11 +361,15 @@ def test_one_that_is_opened_in_the_moment_it_is_moved_is_put_back_until_its_writ
 
 
 def test_one_that_was_moved_and_is_torn_is_put_back_and_the_error_says_so(task: Task, watching: Watching) -> None:
+    gate = task.gate()
+    gate.hold("log")
     checkpointer = task.start()
     watching.write("checkpoint-1", model="m", log="one\n")
     with open(watching.out / "checkpoint-1" / "log", "a") as log:
         reference = checkpointer.save(watching.out / "checkpoint-1", strategy="move")
+        wait_until(lambda: gate.waiting("log"), "it is on its way")
         log.write("two\n")
+    gate.open_all()
     wait_until(lambda: reference.state == "FAILED", "the uploader has seen it")
     agent = agent_pid(checkpointer)
     checkpointer.close(clean=False)

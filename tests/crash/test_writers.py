@@ -21,6 +21,7 @@ from async_ckpt.files import locked
 from async_ckpt.ipc.server import MAX_CONNECTIONS
 
 from ..support.agents import Task, agent_pid, close_and_kill, content, is_alive, kill, wait_until
+from ..support.environments import with_our_modules
 from ..support.saving import BIG, Forked, Subprocess, Thread, as_stored, save_some
 
 COUNT = 6
@@ -276,10 +277,9 @@ def test_the_agent_holds_none_of_the_tasks_pipes(task: Task) -> None:
     """Whoever reads the task's output would wait for the agent's end as well."""
     gate = task.gate()
     gate.hold("x")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run(
         [sys.executable, "-c", _SAVE_AND_END, task.root, task.store.root, str(task.work)],
-        capture_output=True, text=True, env=environment, timeout=60, check=True,
+        capture_output=True, text=True, env=with_our_modules(), timeout=60, check=True,
     )  # fmt: skip
     assert done.stdout == "saved\n"
     assert is_alive(int(Path(task.spool.path("agent.pid")).read_text()))

@@ -7,7 +7,6 @@ import json
 import os
 import secrets
 import signal
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,6 +22,7 @@ from async_ckpt.errors import CheckpointError
 from async_ckpt.layout import TaskInfo
 from async_ckpt.spool.spool import Spool
 from async_ckpt.stores.base import StoreSpec
+from tests.support.environments import with_our_modules
 from tests.support.writers import content
 
 __all__ = ["TASK", "Gate", "Task", "agent_pid", "content", "is_alive", "kill", "records", "wait_until", "worker_pid"]
@@ -92,12 +92,7 @@ class Task:
     def environment(self, checkpointer: Checkpointer) -> dict[str, str]:
         """What a subprocess of the task inherits."""
         attempt = str(checkpointer.task.attempt)
-        return {
-            **os.environ,
-            ENV_SPOOL: checkpointer.spool.directory,
-            ENV_ATTEMPT: attempt,
-            "PYTHONPATH": _python_path(),
-        }
+        return {**with_our_modules(), ENV_SPOOL: checkpointer.spool.directory, ENV_ATTEMPT: attempt}
 
     def gate(self) -> Gate:
         """A store whose uploads can be held; for agents that are started from now on."""
@@ -214,10 +209,6 @@ def is_alive(pid: int) -> bool:
 
 def command_line(pid: int) -> str:
     return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-
-
-def _python_path() -> str:
-    return os.pathsep.join(path for path in sys.path if path)
 
 
 class Gate:

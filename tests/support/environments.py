@@ -1,8 +1,12 @@
-"""Virtual environments beside the tests' own: made once, then found again. For the first time pip needs the network."""
+"""What other Pythons are started with: this one's modules, or a virtual environment beside the tests' own.
+
+Those are made once, then found again; for the first time pip needs the network.
+"""
 
 from __future__ import annotations
 
 import fcntl
+import os
 import shutil
 import subprocess
 import sys
@@ -10,6 +14,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.support.metaflow_env import REPOSITORY
+
+
+def with_our_modules() -> dict[str, str]:
+    """The environment in which another Python finds what this one does, these tests included, wherever it is started.
+
+    The working directory is no such place: with ``PYTHONSAFEPATH`` set, ``python -c`` does not look there.
+    """
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
 
 
 def find_or_make(name: str, *installs: Sequence[str]) -> Path:

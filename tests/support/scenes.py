@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from typing import Any
 
 from async_ckpt.checkpointer import Checkpointer, Reference
 from tests.support.agents import Task
+from tests.support.environments import with_our_modules
 from tests.support.writers import content
 
 #: Large enough to be linked, not packed.
@@ -65,9 +65,8 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 def save_and_die(task: Task, count: int, victims: str) -> None:
     """A task's process that saves and is killed in the next instruction."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     done = subprocess.run(
         [sys.executable, "-c", _SAVE_AND_DIE, task.root, task.store.root, str(task.work), str(count), victims],
-        env=environment, check=False,
+        env=with_our_modules(), check=False,
     )  # fmt: skip
     assert done.returncode == -signal.SIGKILL

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.support.environments import with_our_modules
+
 #: How a file is rewritten. ``kept`` ones hold their descriptor or mapping open for ever: no lease can be had.
 WAYS = ("truncate", "r+b", "append", "mmap", "mmap kept", "shrink", "open kept", "rename")
 
@@ -81,10 +83,9 @@ class RemoteWriters:
     """Rewriters in a process of their own, such as a data loader or a trainer in another language."""
 
     def __init__(self) -> None:
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         self._process = subprocess.Popen(
             [sys.executable, "-m", __name__],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=with_our_modules(),
         )  # fmt: skip
 
     def write(self, way: str, path: Path, number: int, size: int) -> None:

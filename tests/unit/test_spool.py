@@ -29,6 +29,7 @@ from async_ckpt.spool.spool import Admitted, Spool, torn_file
 from async_ckpt.stores.base import StoreSpec
 
 from ..support.agents import TASK
+from ..support.environments import with_our_modules
 from ..support.filesystems import CannotMount, small_tmpfs
 
 STORE = StoreSpec("local", "/nowhere")
@@ -331,8 +332,7 @@ def test_a_saver_that_admits_and_ends_while_leftovers_are_looked_for_loses_nothi
         found = pending(self)
         if not done:
             done.append(True)
-            environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-            subprocess.run([sys.executable, "-c", _ADMIT, self.directory], check=True, env=environment)
+            subprocess.run([sys.executable, "-c", _ADMIT, self.directory], check=True, env=with_our_modules())
         return found
 
     monkeypatch.setattr(Spool, "pending", pending_then_save)
