@@ -30,7 +30,7 @@ from .catalog import read_json, read_reference
 from .concurrency import for_each
 from .config import Config
 from .errors import IntegrityError, NotFound, UsageError
-from .manifest import FileEntry, Manifest, dump
+from .manifest import FileEntry, Link, Manifest, dump
 from .stores.base import Store
 
 OUTCOME = "outcome"
@@ -202,13 +202,13 @@ def merge(shards: Sequence[Shard]) -> tuple[Reference, Manifest]:
     files: list[FileEntry] = []
     dirs: dict[str, int] = {}
     owners: dict[str, int] = {}
-    links: list[tuple[str, str]] = []
+    links: list[Link] = []
     for shard in shards:
         files += [entry._replace(rank=shard.rank) for entry in shard.manifest.files]
-        links += shard.manifest.links
+        links += [link._replace(rank=shard.rank) for link in shard.manifest.links]
         for path, mode in shard.manifest.dirs:
             dirs.setdefault(path, mode)
-        for path in [*(entry.path for entry in shard.manifest.files), *(path for path, _ in shard.manifest.links)]:
+        for path in [*(entry.path for entry in shard.manifest.files), *(link.path for link in shard.manifest.links)]:
             _claim(path, shard.rank, owners)
     for path in sorted(owners.keys() & dirs.keys()):
         rank = next(shard.rank for shard in shards if path in dict(shard.manifest.dirs))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from .errors import IntegrityError
@@ -47,7 +47,7 @@ class FileEntry(NamedTuple):
     crc32 : list of int or None
         CRC-32 of every 16 MiB; only in the store, and not for members of a tar.
     rank : int or None
-        Of a collective checkpoint: whose file it is; only in the store.
+        Of a collective checkpoint: whose it is; only in the store.
     """
 
     path: str
@@ -61,15 +61,39 @@ class FileEntry(NamedTuple):
     rank: int | None = None
 
 
+class Link(NamedTuple):
+    """One symbolic link.
+
+    Parameters
+    ----------
+    path : str
+        Relative path.
+    target : str
+        What it says, as it stands.
+    rank : int or None
+        As of ``FileEntry``.
+    """
+
+    path: str
+    target: str
+    rank: int | None = None
+
+
 @dataclass(frozen=True)
 class Manifest:
     """The content of one checkpoint, directories before what is in them."""
 
     files: list[FileEntry] = field(default_factory=list)
     dirs: list[tuple[str, int]] = field(default_factory=list)
-    links: list[tuple[str, str]] = field(default_factory=list)
+    links: list[Link] = field(default_factory=list)
     #: For ``storage_format="tar"``, in the store: size in bytes and CRCs of the tar itself.
     tar: dict[str, Any] | None = None
+
+    def of_rank(self, rank: int) -> Manifest:
+        """What is this rank's or nobody's in particular. Directories have no rank: many may have files in one."""
+        mine = (rank, None)
+        files = [entry for entry in self.files if entry.rank in mine]
+        return replace(self, files=files, links=[link for link in self.links if link.rank in mine])
 
     @property
     def size(self) -> int:
@@ -79,7 +103,7 @@ class Manifest:
     def to_json(self) -> dict[str, Any]:
         """As plain JSON."""
         data: dict[str, Any] = {"format": FORMAT, "files": [_file_json(entry) for entry in self.files]}
-        data |= {"dirs": self.dirs, "links": self.links}
+        data |= {"dirs": self.dirs, "links": [link[: 2 if link.rank is None else 3] for link in self.links]}
         return {**data, "tar": self.tar} if self.tar else data
 
     @classmethod
@@ -97,7 +121,7 @@ class Manifest:
             return cls(
                 files=[_entry(item) for item in data["files"]],
                 dirs=[(check_path(path), int(mode) & PERMISSIONS) for path, mode in data["dirs"]],
-                links=[(check_path(path), str(target)) for path, target in data["links"]],
+                links=[_link(*item) for item in data["links"]],
                 tar=_tar(data.get("tar")),
             )
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -120,6 +144,12 @@ def _file_json(entry: FileEntry) -> dict[str, Any]:
     if entry.rank is not None:
         data["rank"] = entry.rank
     return data
+
+
+def _link(path: Any, target: Any, rank: Any = None) -> Link:
+    if not (rank is None or (isinstance(rank, int) and rank >= 0)):
+        raise ValueError(f"bad rank for {path!r}")
+    return Link(check_path(path), str(target), rank)
 
 
 def _entry(item: Mapping[str, Any]) -> FileEntry:

@@ -13,7 +13,6 @@ import secrets
 import shutil
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 from . import catalog, layout
@@ -67,7 +66,7 @@ async def load_from_store(
     with _landing(destination) as staging, _damaged(store.url(key)):
         manifest = await _read_manifest(store, reference)
         if manifest is not None and rank is not None:
-            manifest = replace(manifest, files=[entry for entry in manifest.files if entry.rank in (rank, None)])
+            manifest = manifest.of_rank(rank)
         if reference["storage_format"] == "tar":
             await _load_tar(store, key, manifest, staging)
         else:
@@ -194,7 +193,7 @@ class _Member(tarfile.TarInfo):
         before = tar.offset
         member = super().fromtarfile(tar)
         if member.size < 0 or tar.offset <= before:
-            raise tarfile.ReadError(f"The member {member.name!r} has a negative size")
+            raise tarfile.ReadError(f"The member {member.name!r} is of negative size, or leads back in the tar")
         return member
 
 
@@ -283,15 +282,15 @@ def _copy_captured(path: str, target: str, size: int) -> None:
 def _make_directories(manifest: Manifest, staging: str) -> None:
     for path, _ in manifest.dirs:
         os.makedirs(os.path.join(staging, path), exist_ok=True)
-    paths = [entry.path for entry in manifest.files] + [path for path, _ in manifest.links]
+    paths = [entry.path for entry in manifest.files] + [link.path for link in manifest.links]
     for parent in {os.path.dirname(path) for path in paths}:
         os.makedirs(os.path.join(staging, parent), exist_ok=True)
 
 
 def _finish(manifest: Manifest, staging: str) -> None:
     """Links last, so that nothing is written through one; then the directories' modes, deepest first."""
-    for path, target in manifest.links:
-        os.symlink(target, os.path.join(staging, path))
+    for link in manifest.links:
+        os.symlink(link.target, os.path.join(staging, link.path))
     for path, mode in reversed(manifest.dirs):
         os.chmod(os.path.join(staging, path), mode | 0o700)
 

@@ -265,5 +265,5 @@ def tar_members(item: Admitted) -> list[TarMember]:
     for entry in manifest.files:
         source = captured_source(item.data, entry)
         members.append(TarMember(entry.path, tarfile.REGTYPE, entry.mode, source=source))
-    members += [TarMember(path, tarfile.SYMTYPE, 0o777, target=target) for path, target in manifest.links]
+    members += [TarMember(link.path, tarfile.SYMTYPE, 0o777, target=link.target) for link in manifest.links]
     return members

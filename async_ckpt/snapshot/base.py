@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol
 
 from ..config import SPOOLS_PREFIX
 from ..errors import SnapshotError, os_hint, os_reason
-from ..manifest import LINK, FileEntry, Manifest
+from ..manifest import LINK, FileEntry, Link, Manifest
 from ..source import pack_path
 from .origin import give_back, origin_path
 
@@ -214,7 +214,7 @@ def capture_tree(path: str, target: str, strategy: FileStrategy) -> Captured:
             else:
                 link = os.readlink(item.full)
                 os.symlink(link, copy)
-                manifest.links.append((item.path, link))
+                manifest.links.append(Link(item.path, link))
         at = target
         strategy.finish()
         captured.leases = strategy.leases()

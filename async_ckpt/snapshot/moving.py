@@ -12,7 +12,7 @@ import os
 import stat
 
 from ..errors import SnapshotError, os_hint, os_reason
-from ..manifest import MOVED, FileEntry, Manifest
+from ..manifest import MOVED, FileEntry, Link, Manifest
 from .base import Captured, annex_in, walk
 from .origin import give_back, note_origin
 
@@ -44,7 +44,7 @@ def capture_by_move(path: str, target: str) -> Captured:
         elif item.kind == stat.S_IFDIR:
             manifest.dirs.append((item.path, mode))
         else:
-            manifest.links.append((item.path, os.readlink(item.full)))
+            manifest.links.append(Link(item.path, os.readlink(item.full)))
     is_file = not os.path.isdir(path)
     try:
         note_origin(target, path, is_folder=not is_file)

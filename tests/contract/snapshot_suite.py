@@ -93,7 +93,7 @@ def captured_tree(captured: Captured, target: Path) -> dict[str, object]:
         assert len(data) == entry.size
         found[entry.path] = (entry.mode, data)
     found.update({path: (stat.S_IFDIR, mode) for path, mode in manifest.dirs})
-    found.update({path: ("link", link) for path, link in manifest.links})
+    found.update({link.path: ("link", link.target) for link in manifest.links})
     return found
 
 

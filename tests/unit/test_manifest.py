@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from async_ckpt import manifest
 from async_ckpt.errors import IntegrityError
-from async_ckpt.manifest import FORMAT, FileEntry, Manifest
+from async_ckpt.manifest import FORMAT, FileEntry, Link, Manifest
 
 HOSTILE = [
     "",
@@ -58,9 +58,10 @@ def file(**fields: Any) -> dict[str, Any]:
         max_size=4,
     ),
     st.lists(PATHS),
+    st.lists(st.builds(Link, PATHS, st.just("../anywhere"), st.none() | st.integers(0, 2**20))),
 )
-def test_it_comes_back_as_it_was_stored(files: list[FileEntry], folders: list[str]) -> None:
-    made = Manifest(files, [(path, 0o755) for path in folders], [(path, "../anywhere") for path in folders])
+def test_it_comes_back_as_it_was_stored(files: list[FileEntry], folders: list[str], links: list[Link]) -> None:
+    made = Manifest(files, [(path, 0o755) for path in folders], links)
     assert Manifest.from_json(manifest.load(manifest.dump(made.to_json()), where="x"), where="x") == made
 
 
@@ -95,6 +96,7 @@ def test_a_path_that_leads_out_is_refused(path: Any, kind: str) -> None:
         with_(files=5),
         with_(dirs=[["a"]]),
         with_(links=[["a", "b", "c"]]),
+        with_(links=[["a", "b", -1]]),
     ],
 )
 def test_what_is_no_manifest_is_refused(data: Any) -> None:

@@ -19,7 +19,7 @@ import pytest
 
 from async_ckpt import layout
 from async_ckpt.errors import IntegrityError, SpoolError
-from async_ckpt.manifest import COPY, LINK, FileEntry, Manifest
+from async_ckpt.manifest import COPY, LINK, FileEntry, Link, Manifest
 from async_ckpt.snapshot import origin
 from async_ckpt.snapshot.moving import capture_by_move
 from async_ckpt.spool import mounts
@@ -141,7 +141,7 @@ def test_a_record_comes_back_as_it_was_admitted(spool: Spool) -> None:
     manifest = Manifest(
         [FileEntry(name, 5, 0o640, LINK, 7, 123456789012345678), FileEntry("a/b", 0, 0o755)],
         [("a", 0o750)],
-        [("l", "a/b")],
+        [Link("l", "a/b")],
     )
     made = spool.admit(reference(0, metadata={"x": [1, None]}), manifest, spool.path("data", "1-x"), "/some/where")
     assert spool.read(made.id) == made
