@@ -535,14 +535,14 @@ def test_a_rank_whose_task_has_died_is_not_waited_for(pair: Gang, dead: int, rea
     (pair.folder(dead) / "mine").write_bytes(b"1")
     (pair.folder(1 - dead) / "yours").write_bytes(b"1")
     command = [sys.executable, "-c", _SAVE_AND_DIE, task.root, task.store.root, str(pair.folder(dead)), str(dead)]
-    process = subprocess.Popen(command, env=with_our_modules())
-    if reaped:
-        assert process.wait() == -signal.SIGKILL
-    whole, part = (pair.nodes[0].save(pair.folder(1 - dead), collective=True) for _ in range(2))
-    whole.wait(60)
-    with pytest.raises(StoreError, match=f"rank {dead} died before saving"):
-        part.wait(60)
-    assert process.wait() == -signal.SIGKILL
+    with subprocess.Popen(command, env=with_our_modules()) as process:
+        if reaped:
+            assert process.wait(60) == -signal.SIGKILL
+        whole, part = (pair.nodes[0].save(pair.folder(1 - dead), collective=True) for _ in range(2))
+        whole.wait(60)
+        with pytest.raises(StoreError, match=f"rank {dead} died before saving"):
+            part.wait(60)
+    assert process.returncode == -signal.SIGKILL
     assert task.committed_versions() == [whole["version_id"]]
 
 
