@@ -126,7 +126,8 @@ def main(arguments: list[str] | None = None) -> int:
     ]
     print("\n".join(notes))
     given = f" --count {options.count} --settle {options.settle:g} --stall {options.stall:g} --seed {options.seed}"
-    results.record("watch", COMMAND + given + (" --server" if options.server else ""), rows, notes)
+    section, where = ("watch_s3", " --server") if options.server else ("watch", "")
+    results.record(section, COMMAND + given + where, rows, notes)
     return any(row["missing"] or row["twice"] or row["partial"] for row in rows)
 
 

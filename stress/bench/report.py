@@ -148,6 +148,7 @@ SECTIONS: tuple[tuple[str, str, str, Render, Judge | None], ...] = (
     ("preempt", "A machine that is taken away", PREEMPT, table, None),
     ("soak", "An hour of saves", SOAK, table, None),
     ("watch", "An unmodified trainer, watched", WATCH, table, None),
+    ("watch_s3", "An unmodified trainer, watched, to S3", "The same, to rclone's server.", table, None),
     ("fuzz", "Hostile frames and checkpoints", FUZZ, table, None),
     ("model", "Random lives against a model", MODEL, table, None),
     ("gangs", "Gangs whose ranks are killed", GANGS, table, None),
