@@ -75,7 +75,7 @@ class Commands:
         checkpoint = current.checkpoint
         before = time.perf_counter()
         if is_ours():
-            found = next(checkpoint._checkpointer._candidates("fresh"))["key"]
+            found = next(checkpoint._checkpointer.candidates("fresh"))["key"]
         else:
             found = checkpoint._default_checkpointer._checkpointer._get_latest_checkpoint(safe=True).key
         seconds = time.perf_counter() - before
@@ -161,7 +161,7 @@ class Commands:
             await for_each(files, mine.config.max_uploads, put)
             return time.perf_counter() - before
 
-        return {"seconds": mine._run(put_all)}
+        return {"seconds": mine.run(put_all)}
 
 
 def dict_of(reference):
