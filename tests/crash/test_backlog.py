@@ -159,16 +159,23 @@ def test_the_trainer_hears_of_a_store_that_refuses_at_its_next_save(task: Task, 
     refusing = Path(task.store.root, "mf.checkpoints")
     refusing.write_bytes(b"a file, where a folder is to be made")
     task.set(on_failure=on_failure)
+    gate = task.gate()
     said: list[str] = []
     checkpointer = task.start(report=said.append)
     first = save(checkpointer, task, 0)
     wait_until(lambda: said, "there is a line")
     assert ("the step will fail" in said[0]) == (on_failure == "raise")
+    gate.hold("weights")  # Only the first is refused until all is saved.
     if on_failure == "raise":
         with pytest.raises(StoreError, match=r"refuses checkpoints; of 0\.mfchckpt\.0"):
             save(checkpointer, task, 1)
     save(checkpointer, task, 2)
     assert first.error
+    gate.open_all()
+    wait_until(lambda: len(said) >= 2, "the next one is refused")
+    if on_failure == "raise":
+        with pytest.raises(StoreError, match=r"refuses checkpoints; of 0\.mfchckpt\.[12]"):
+            save(checkpointer, task, 3)
     refusing.unlink()
     checkpointer.close(clean=False)
 
