@@ -208,7 +208,7 @@ def merge(shards: Sequence[Shard]) -> tuple[Reference, Manifest]:
         links += [link._replace(rank=shard.rank) for link in shard.manifest.links]
         for path, mode in shard.manifest.dirs:
             dirs.setdefault(path, mode)
-        for path in [*(entry.path for entry in shard.manifest.files), *(link.path for link in shard.manifest.links)]:
+        for path in shard.manifest.paths:
             _claim(path, shard.rank, owners)
     for path in sorted(owners.keys() & dirs.keys()):
         rank = next(shard.rank for shard in shards if path in dict(shard.manifest.dirs))

@@ -96,6 +96,11 @@ class Manifest:
         return replace(self, files=files, links=[link for link in self.links if link.rank in mine])
 
     @property
+    def paths(self) -> list[str]:
+        """Of files and links."""
+        return [entry.path for entry in self.files] + [link.path for link in self.links]
+
+    @property
     def size(self) -> int:
         """Sum of the files' sizes in bytes."""
         return sum(entry.size for entry in self.files)
@@ -147,7 +152,7 @@ def _file_json(entry: FileEntry) -> dict[str, Any]:
 
 
 def _link(path: Any, target: Any, rank: Any = None) -> Link:
-    if not (rank is None or (isinstance(rank, int) and rank >= 0)):
+    if rank is not None and not _are_numbers(rank):
         raise ValueError(f"bad rank for {path!r}")
     return Link(check_path(path), str(target), rank)
 
@@ -156,8 +161,7 @@ def _entry(item: Mapping[str, Any]) -> FileEntry:
     entry = FileEntry(**item)
     check_path(entry.path)
     crcs = entry.crc32 if entry.crc32 is not None else []
-    numbers = (entry.size, entry.offset, entry.mode, entry.rank or 0, *crcs)
-    if not all(isinstance(number, int) and 0 <= number < _MOST for number in numbers):
+    if not _are_numbers(entry.size, entry.offset, entry.mode, entry.rank or 0, *crcs):
         raise ValueError(f"bad numbers for {entry.path!r}")
     return entry._replace(mode=entry.mode & PERMISSIONS)
 
@@ -165,9 +169,13 @@ def _entry(item: Mapping[str, Any]) -> FileEntry:
 def _tar(facts: Any) -> dict[str, Any] | None:
     if facts is None:
         return None
-    if not all(isinstance(number, int) and 0 <= number < _MOST for number in (facts["size"], *facts["crc32"])):
+    if not _are_numbers(facts["size"], *facts["crc32"]):
         raise ValueError("bad numbers for the tar")
     return dict(facts)
+
+
+def _are_numbers(*values: Any) -> bool:
+    return all(isinstance(value, int) and 0 <= value < _MOST for value in values)
 
 
 def check_path(path: str) -> str:

@@ -282,8 +282,7 @@ def _copy_captured(path: str, target: str, size: int) -> None:
 def _make_directories(manifest: Manifest, staging: str) -> None:
     for path, _ in manifest.dirs:
         os.makedirs(os.path.join(staging, path), exist_ok=True)
-    paths = [entry.path for entry in manifest.files] + [link.path for link in manifest.links]
-    for parent in {os.path.dirname(path) for path in paths}:
+    for parent in {os.path.dirname(path) for path in manifest.paths}:
         os.makedirs(os.path.join(staging, parent), exist_ok=True)
 
 

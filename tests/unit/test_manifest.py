@@ -97,6 +97,7 @@ def test_a_path_that_leads_out_is_refused(path: Any, kind: str) -> None:
         with_(dirs=[["a"]]),
         with_(links=[["a", "b", "c"]]),
         with_(links=[["a", "b", -1]]),
+        with_(links=[["a", "b", ""]]),
     ],
 )
 def test_what_is_no_manifest_is_refused(data: Any) -> None:
