@@ -1,9 +1,12 @@
-"""Bounded concurrency that reports plain errors."""
+"""Bounded concurrency that reports plain errors, and threads that may be left behind."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import threading
 from collections.abc import Awaitable, Callable, Iterable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 if TYPE_CHECKING:
     import anyio.abc
@@ -43,3 +46,38 @@ async def for_each(items: Iterable[T], limit: int, function: Callable[[T], Await
         group.start_soon(work, group)
     if errors:
         raise errors[0]
+
+
+async def in_thread(function: Callable[[], T], discard: Callable[[T], None] = lambda _: None) -> T:
+    """Call a function in a thread of its own, for calls of which nobody knows whether they ever return.
+
+    Whoever is cancelled meanwhile leaves the thread behind, which keeps no process from ending.
+
+    Parameters
+    ----------
+    discard : callable
+        Gets, in the event loop, what the function returns when nobody waits for it any more.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def deliver(result: T | None, error: BaseException | None) -> None:
+        if future.cancelled():
+            if error is None:
+                discard(cast(T, result))
+        elif error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(cast(T, result))
+
+    def work() -> None:
+        result, error = None, None
+        try:
+            result = function()
+        except BaseException as raised:
+            error = raised
+        with contextlib.suppress(RuntimeError):  # A loop that has ended waits for nothing.
+            loop.call_soon_threadsafe(deliver, result, error)
+
+    threading.Thread(target=work, name="async_ckpt-call", daemon=True).start()
+    return await future

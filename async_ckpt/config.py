@@ -6,6 +6,7 @@ agent, subprocesses and remote pods without a file. Units stand in the names: ``
 
 from __future__ import annotations
 
+import base64
 import os
 import tempfile
 from collections.abc import Mapping
@@ -54,6 +55,24 @@ class Config:
     #: Attempts at one store request, the first included, and their total deadline.
     store_attempts: int = 8
     store_deadline_s: float = 600.0
+    #: Limits of one request to S3: for name look-up, connection and handshake; for the answer once it is sent; for the
+    #: answer where the store puts an object together, from parts or from another object; and for a body of which less
+    #: than a KiB moves. A connection that has been idle for longer is not used again.
+    connect_timeout_s: float = 10.0
+    answer_timeout_s: float = 60.0
+    complete_timeout_s: float = 600.0
+    stall_timeout_s: float = 60.0
+    idle_connection_s: float = 12.0
+    #: How long the source of credentials may take to answer.
+    credentials_timeout_s: float = 60.0
+    #: What objects on S3 are encrypted with, besides Metaflow's own METAFLOW_S3_SERVER_SIDE_ENCRYPTION: a key of KMS
+    #: (and whether the bucket's key stands between), or a key of the user's own, 32 bytes in base64.
+    s3_kms_key_id: str = ""
+    s3_bucket_key: bool = False
+    s3_sse_c_key: str = ""
+    #: Storage class of files (not of metadata), and whether whoever asks pays.
+    s3_storage_class: str = ""
+    s3_requester_pays: bool = False
     #: How long a checkpoint is tried again while the store is out of reach, before it has failed.
     outage_s: float = 1800.0
     #: Limits of the backlog, of what is saved and not yet in the store: checkpoints, and their bytes; 0: none.
@@ -122,12 +141,44 @@ class Config:
                 ) from None
             choices = CHOICES.get(item.name)
             if choices and value not in choices:
-                raise UsageError(f"{name}={text!r} is unknown", hint=f"Use one of {', '.join(choices)}")
-        return cls(**values)  # type: ignore[arg-type]
+                raise UsageError(f"{name}={text!r} is unknown", hint=f"Use one of {', '.join(filter(None, choices))}")
+        config = cls(**values)  # type: ignore[arg-type]
+        config.check()
+        return config
+
+    def check(self) -> None:
+        """Refuse settings that cannot be honoured together.
+
+        Raises
+        ------
+        UsageError
+            Two kinds of encryption; a key that is none. The key is not shown.
+        """
+        if not self.s3_sse_c_key:
+            return
+        name = f"{ENV_PREFIX}S3_SSE_C_KEY"
+        if self.s3_kms_key_id or self.s3_bucket_key:
+            raise UsageError(f"{name} and a key of KMS cannot encrypt the same objects", hint="Set one of them")
+        try:
+            length = len(base64.b64decode(self.s3_sse_c_key, validate=True))
+        except ValueError:
+            length = 0
+        if length != 32:
+            raise UsageError(
+                f"{name} is not a key of 32 bytes in base64", hint="Make one with: openssl rand -base64 32"
+            )
 
 
 #: The values of settings that have few.
-CHOICES = {"on_backlog": ("wait", "supersede", "raise"), "on_failure": ("raise", "warn")}
+CHOICES = {
+    "on_backlog": ("wait", "supersede", "raise"),
+    "on_failure": ("raise", "warn"),
+    # Not GLACIER and DEEP_ARCHIVE: a retry could not read its checkpoint for hours.
+    "s3_storage_class": (
+        "", "STANDARD", "REDUCED_REDUNDANCY", "STANDARD_IA", "ONEZONE_IA", "INTELLIGENT_TIERING", "GLACIER_IR",
+        "EXPRESS_ONEZONE", "OUTPOSTS",
+    ),
+}  # fmt: skip
 
 #: Settings for which zero would mean that nothing is ever done.
 _POSITIVE = (
@@ -137,6 +188,11 @@ _POSITIVE = (
     "files_in_flight",
     "part_bytes",
     "store_attempts",
+    "connect_timeout_s",
+    "answer_timeout_s",
+    "complete_timeout_s",
+    "stall_timeout_s",
+    "credentials_timeout_s",
     "reply_timeout_s",
     "rescan_s",
     "progress_s",

@@ -77,6 +77,9 @@ class StoreError(CheckpointError):
 class TransientStoreError(StoreError):
     """The store failed in a way that may pass (429, 5xx, reset, time-out): worth a retry."""
 
+    #: For how many seconds the store asks us to stay away.
+    pause_s: float = 0.0
+
 
 class NotFound(StoreError):
     """There is no object, or no checkpoint, of that name."""

@@ -18,6 +18,8 @@ T = TypeVar("T")
 #: Upper bound in seconds of the first pause; doubles with every attempt up to the cap.
 BASE_S = 0.5
 CAP_S = 20.0
+#: A store that asks for a pause gets it, up to so many seconds.
+MAX_ASKED_S = 60.0
 
 
 class GaveUp(TransientStoreError):
@@ -71,7 +73,7 @@ async def with_retries(call: Callable[[Progress], Awaitable[T]], config: Config,
             raise
         except TransientStoreError as error:
             counted.take_back()
-            now, pause = time.monotonic(), pause_s(attempt)
+            now, pause = time.monotonic(), max(pause_s(attempt), min(error.pause_s, MAX_ASKED_S))
             deadline = min(deadline, now + config.store_deadline_s)
             if attempt >= config.store_attempts or now + pause >= deadline:
                 raise GaveUp(

@@ -1,173 +1,256 @@
-"""An S3 client that boto3's botocore alone makes, its calls in threads: where aiobotocore is missing or does not fit.
+"""Requests over boto3's botocore alone, each in a thread: where aiobotocore is missing or does not fit.
 
-What goes through a client are the requests around content; content itself moves in threads in any case
-(``_s3_bulk.py``). So little is lost: where everything has to go through the client (proxies, a client's certificate), a
-part holds a thread while it moves.
-
-A call that is cancelled is waited for, since a thread cannot be: one that sends content ends at once, others with their
-answer or the client's time-outs.
+Like ``_s3_aiohttp.py``: a client for the requests whose cost does not matter, and botocore's own HTTP session for all.
+Whoever is cancelled leaves a thread behind, which ends with its socket's time-out.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from contextlib import AsyncExitStack
-from typing import Any, TypeVar
+import concurrent.futures
+import contextlib
+import threading
+import time
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
 
+from botocore.awsrequest import AWSPreparedRequest, AWSResponse
 from botocore.config import Config as BotoConfig
-from botocore.credentials import Credentials
+from botocore.exceptions import ConnectionClosedError
+from botocore.httpsession import URLLib3Session
 from botocore.session import get_session
 
+from ..concurrency import in_thread
 from ..config import Config
-from ..errors import UsageError
-from ._s3_body import PIECE_BYTES, BlockingBody, Body
-from ._s3_pace import Fixed
-from ._s3_settings import Fetched, Opened, client_params, merged_config, prepare
-from ._s3_threads import Threads
+from ._s3_answers import Answer
+from ._s3_settings import Exchange, Network, Opened, client_params, made, merged_config
+from ._s3_transport import Content, Dropped, Incoming, Limits, Request, Watch
 from .base import S3Settings
 
-T = TypeVar("T")
+#: Bytes of an answer that are read at a time: all of them have to come before any is seen.
+_READ_BYTES = 64 << 10
 
 
-class FetchedCredentials(Credentials):  # type: ignore[misc]  # botocore has no types
-    """Credentials that whichever thread signs fetches; their own ``credential_provider`` of a botocore session."""
+class _Pieces:
+    """A body as a thread reads it: piece by piece, made in the loop."""
 
-    def __init__(self, fetched: Fetched) -> None:
-        super().__init__("asked", "for", method="async-ckpt")  # never sent: see get_frozen_credentials
-        self._fetched = fetched
+    def __init__(self, content: Content, watch: Watch) -> None:
+        self._pieces = content.pieces(watch)
+        self._loop = asyncio.get_running_loop()
+        self.stopped = False
 
-    def load_credentials(self) -> FetchedCredentials:
+    def __iter__(self) -> _Pieces:
         return self
 
-    def get_frozen_credentials(self) -> Any:
-        return self._fetched.get()
+    def __next__(self) -> bytes:
+        if self.stopped or self._loop.is_closed():
+            raise ConnectionAbortedError("nobody waits for this request any more")
+        data = asyncio.run_coroutine_threadsafe(self._next(), self._loop).result()
+        if not data:
+            raise StopIteration
+        return data
+
+    async def _next(self) -> bytes:
+        return await anext(self._pieces, b"")
+
+
+class _Answer:
+    """See ``Incoming``."""
+
+    def __init__(self, response: Any, *, empty: bool) -> None:
+        self._raw = response.raw
+        self.status: int = response.status_code
+        self.headers = {name.lower(): value for name, value in response.headers.items()}
+        length = self.headers.get("content-length", "")
+        self._left: int | None = None  # of the body; None: it ends where it ends
+        if empty:
+            self._left = 0
+        elif length.isdecimal() and "transfer-encoding" not in self.headers:
+            self._left = int(length)
+
+    @property
+    def is_read(self) -> bool:
+        """Whether its end was seen, so that another request may follow."""
+        return self._left == 0
+
+    async def readany(self) -> bytes:
+        # ``read1`` would return at once, and older releases of urllib3 have none.
+        count = _READ_BYTES if self._left is None else min(_READ_BYTES, self._left)
+        data: bytes = await in_thread(lambda: self._raw.read(count)) if count else b""
+        if self._left is not None:
+            if not data and self._left:
+                raise ConnectionResetError(f"the answer ended {self._left} bytes before its end")
+            self._left -= len(data)
+        elif not data:
+            self._left = 0
+        return data
+
+
+class ThreadTransport:
+    """See ``Transport``.
+
+    Parameters
+    ----------
+    network : Network
+        Certificates and proxies.
+    limits : Limits
+        Of the phases of a request; the answer's may be longer for some.
+    idle_s : float
+        How long connections may all be idle before none of them is used again.
+    most : int
+        Connections that are kept.
+    """
+
+    def __init__(self, network: Network, limits: Limits, idle_s: float, most: int) -> None:
+        self._network, self._limits, self._idle_s, self._most = network, limits, idle_s, most
+        self._sessions: dict[tuple[float, str | None], URLLib3Session] = {}
+        self._checked = False
+        self._used = 0.0
+
+    @asynccontextmanager
+    async def send(self, request: Request, watch: Watch) -> AsyncIterator[Incoming]:
+        if not self._checked and request.url.startswith("https:"):
+            await in_thread(self._network.certificates.context)  # Its words are better than urllib3's.
+            self._checked = True
+        if time.monotonic() - self._used > self._idle_s:
+            self.distrust()
+        body = request.body
+        pieces = None if body is None or isinstance(body, bytes) else _Pieces(body, watch)
+        session = self._session(watch.limits.answer_s, self._network.proxy(request.url))
+        prepared = AWSPreparedRequest(request.method, request.url, request.headers, pieces or body, True)
+        try:
+            response = await in_thread(lambda: session.send(prepared), _close)
+        except ConnectionClosedError as error:
+            raise Dropped(str(error)) from error
+        finally:
+            self._used = time.monotonic()
+            if pieces is not None:
+                pieces.stopped = True
+        answer = _Answer(response, empty=request.method == "HEAD" or response.status_code in (204, 304))
+        watch.answered()
+        try:
+            yield answer
+        finally:
+            if answer.is_read:
+                response.raw.read()  # Nothing is left, and only so the library knows.
+                response.raw.release_conn()
+            else:
+                _close(response)
+
+    def _session(self, answer_s: float, proxy: str | None) -> URLLib3Session:
+        key = answer_s, proxy
+        if key not in self._sessions:
+            network = self._network
+            self._sessions[key] = URLLib3Session(
+                verify=network.certificates.verify, proxies={"http": proxy, "https": proxy} if proxy else None,
+                timeout=(self._limits.connect_s, answer_s), max_pool_connections=self._most,
+                client_cert=network.certificates.client, proxies_config=network.proxies_config,
+            )  # fmt: skip
+        return self._sessions[key]
+
+    def distrust(self) -> None:
+        for session in self._sessions.values():
+            session.close()
+
+    async def aclose(self) -> None:
+        self.distrust()
+        self._sessions.clear()
+
+
+def _close(response: Any) -> None:
+    """Close the connection of an answer that is not read to its end."""
+    with contextlib.suppress(OSError):
+        response.raw.close()
+
+
+class _Call:
+    """A call of a client's method in a thread, and the request that it waits for in the loop."""
+
+    def __init__(self) -> None:
+        self._asked: concurrent.futures.Future[Answer] | None = None
+        self._cancelled = False
+
+    def ask(self, exchange: Coroutine[Any, Any, Answer], loop: asyncio.AbstractEventLoop) -> Answer:
+        """In the thread: have a request sent, and wait for its answer."""
+        self._asked = asyncio.run_coroutine_threadsafe(exchange, loop)
+        if self._cancelled:
+            self._asked.cancel()
+        return self._asked.result()
+
+    def cancel(self) -> None:
+        self._cancelled = True
+        if self._asked is not None:
+            self._asked.cancel()
+
+
+_local = threading.local()
 
 
 class ThreadClient:
-    """A client of botocore with the methods of one of aiobotocore, as far as ``S3Store`` uses them.
+    """A client of botocore with the methods of one of aiobotocore, as far as they are used here.
 
     Parameters
     ----------
     client : object
         Botocore's.
-    threads : Threads
-        Where its calls run.
     """
 
-    def __init__(self, client: Any, threads: Threads) -> None:
-        self._client, self._threads = client, threads
-        self.meta, self.exceptions = client.meta, client.exceptions
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self.meta = client.meta
 
     def __getattr__(self, operation: str) -> Any:
         method = getattr(self._client, operation)
 
         async def call(**params: Any) -> Any:
-            body = params.get("Body")
-            if isinstance(body, Body):
-                body = params["Body"] = BlockingBody(body, asyncio.get_running_loop())
-            stop = body.stop if isinstance(body, BlockingBody) else lambda: None
-            answer = await _run(self._threads, lambda: method(**params), stop, _discard)
-            if operation == "get_object":
-                answer["Body"] = _Content(answer["Body"], self._threads)
-            return answer
+            this = _Call()
+
+            def run() -> Any:
+                _local.call = this
+                return method(**params)
+
+            try:
+                return await in_thread(run)
+            except asyncio.CancelledError:
+                this.cancel()
+                raise
 
         return call
 
 
-class _Content:
-    """An answer's content as ``stream`` and its callers know it from aiobotocore."""
+class _Read:
+    """An answer's body that is there already, as botocore reads it."""
 
-    def __init__(self, body: Any, threads: Threads) -> None:
-        self._body, self._threads = body, threads
-        self.content = self
+    def __init__(self, data: bytes) -> None:
+        self._data = data
 
-    async def __aenter__(self) -> _Content:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._body.close()
-
-    async def readany(self) -> bytes:
-        """The next bytes; none at the end."""
-        return await _run(self._threads, lambda: bytes(self._body.read(PIECE_BYTES)))
+    def stream(self, *_: Any, **__: Any) -> list[bytes]:
+        return [self._data]
 
 
-class _Signing:
-    """Credentials of botocore, asked for from a loop that must not wait while they refresh."""
-
-    def __init__(self, credentials: Any, threads: Threads) -> None:
-        self._credentials, self._threads = credentials, threads
-
-    async def get_frozen_credentials(self) -> Any:
-        return await _run(self._threads, self._credentials.get_frozen_credentials)
-
-
-async def open_client(stack: AsyncExitStack, settings: S3Settings, config: Config) -> Opened:
-    """Make a client for the running loop; ``stack`` closes it, and its threads.
-
-    Raises
-    ------
-    UsageError
-        ``client_params`` holds something a client does not take.
-    """
+async def open_client(stack: AsyncExitStack, settings: S3Settings, config: Config, exchange: Exchange) -> Opened:
+    """Make a client for the running loop; ``stack`` closes it. See ``OpenClient``."""
     params = client_params(settings)
     params["config"] = merged_config(BotoConfig, params.get("config"), config)
-    most = config.max_parts_in_flight + config.files_in_flight
-    threads = Threads(Fixed(most), most)
-    stack.callback(threads.close)
+    session, loop = get_session(), asyncio.get_running_loop()
 
-    def make() -> tuple[Any, Fetched | None, Any]:
-        session = get_session()
-        fetched = None
-        if settings.credentials is not None:
-            fetched = Fetched(settings.credentials)
-            session.register_component("credential_provider", FetchedCredentials(fetched))
-        return session.create_client("s3", **params), fetched, session.get_config_variable("ca_bundle")
+    def make() -> Any:
+        with made():
+            return session.create_client("s3", **params)
 
-    try:
-        client, fetched, bundle = await _run(threads, make)
-    except TypeError as error:
-        raise UsageError(
-            f"An S3 client cannot be made from these settings: {error}", hint="Check METAFLOW_DATATOOLS_CLIENT_PARAMS"
-        ) from error
+    client = await in_thread(make)
+
+    def send(request: Any, event_name: str, **_: Any) -> AWSResponse:
+        call: _Call = _local.call
+        answer = call.ask(exchange(event_name.rpartition(".")[2], request), loop)
+        return AWSResponse(request.url, answer.status, dict(answer.headers), _Read(answer.body))
+
+    client.meta.events.register_first("before-send.s3", send)
     stack.callback(client.close)
-    prepare(client, config)
-    signing = client._request_signer._credentials
-    verify = params.get("verify")
-    return Opened(
-        ThreadClient(client, threads), _Signing(signing, threads) if signing is not None else None,
-        fetched.forget if fetched else None, bundle if verify is None else verify,
-    )  # fmt: skip
-
-
-async def _run(
-    threads: Threads, function: Callable[[], T], stop: Callable[[], None] = lambda: None,
-    discard: Callable[[T], None] = lambda _: None,
-) -> T:  # fmt: skip
-    """Call a function in a thread; where nobody waits for it any more: ``stop`` it, and ``discard`` what it returns."""
-    returned: list[T] = []
-
-    def call() -> T:
-        result = function()
-        returned.append(result)
-        return result
-
-    future = threads.run(call)
-    try:
-        return await future
-    except asyncio.CancelledError:
-        stop()
-        await threads.ended(future)
-        if future.done() and not future.cancelled():
-            future.exception()  # Nobody wants to know.
-        for result in returned:
-            discard(result)
-        raise
-
-
-def _discard(answer: Any) -> None:
-    """Give back the connection of an answer that nobody reads."""
-    body = answer.get("Body") if isinstance(answer, dict) else None
-    if body is not None:
-        body.close()
+    network = Network.of(client.meta.config, params, session)
+    limits = Limits(client.meta.config.connect_timeout, client.meta.config.read_timeout, config.stall_timeout_s)
+    most = config.max_parts_in_flight + config.files_in_flight
+    transport = ThreadTransport(network, limits, config.idle_connection_s, most)
+    stack.push_async_callback(transport.aclose)
+    return Opened(ThreadClient(client), transport, network, limits)

@@ -17,20 +17,20 @@ import botocore
 from ..config import Config
 from ..errors import UsageError
 from ._s3_boto3 import open_client as open_threads
-from ._s3_settings import Opened
+from ._s3_settings import Exchange, Opened
 from .base import S3Settings
 
 _REMEDY = "@pypi(packages={'aiobotocore': '>=3.0'}), or an image that has it, brings it"
 
 
-async def open_client(stack: AsyncExitStack, settings: S3Settings, config: Config) -> Opened:
+async def open_client(stack: AsyncExitStack, settings: S3Settings, config: Config, exchange: Exchange) -> Opened:
     """The best client that can be had; its ``notice`` says why it is not aiobotocore's. See ``OpenClient``."""
     why = why_not_aiobotocore()
     if not why:
         async with AsyncExitStack() as own:
             try:
-                opened: Opened = await importlib.import_module("._s3_client", __package__).open_client(
-                    own, settings, config
+                opened: Opened = await importlib.import_module("._s3_aiohttp", __package__).open_client(
+                    own, settings, config, exchange
                 )
             except (UsageError, ImportError, AttributeError, TypeError, NotImplementedError) as error:
                 # Settings that no client takes are refused by the other one as well, and in its words.
@@ -38,7 +38,7 @@ async def open_client(stack: AsyncExitStack, settings: S3Settings, config: Confi
             else:
                 stack.push_async_exit(own.pop_all())
                 return opened
-    opened = await open_threads(stack, settings, config)
+    opened = await open_threads(stack, settings, config, exchange)
     return opened._replace(notice=f"Uploads go over boto3 in threads: {why}. {_REMEDY}")
 
 
@@ -56,7 +56,7 @@ def why_not_aiobotocore() -> str:
             needed = requirement.split(";")[0].strip()
             return f"aiobotocore {version} needs {needed}, and botocore {botocore.__version__} is installed"
     try:
-        importlib.import_module("._s3_client", __package__)
+        importlib.import_module("._s3_aiohttp", __package__)
     except ModuleNotFoundError as error:
         missing = str(error.name).split(".")[0]
         return "aiobotocore is not installed" if missing == "aiobotocore" else f"aiobotocore needs {missing}"

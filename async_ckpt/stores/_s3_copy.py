@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
-
-import anyio
 
 from ..concurrency import for_each
 from ..config import Config
 from ..errors import IntegrityError, NotFound, StoreError, TransientStoreError
 from ._backoff import with_retries
-from ._s3_connection import Connection
+from ._s3_engine import Engine
+from ._s3_multipart import abort, begin
 
 #: Above this a copy is made of parts, side by side: the store copies each at the speed of a disk, and a request for
 #: gigabytes would outlast its time limit. (S3 itself demands it above 5 GiB.)
@@ -20,29 +18,22 @@ PART_BYTES = 256 << 20
 #: S3's limit for a copy by one request.
 MAX_BYTES = 5 << 30
 
-_TIDY_S = 10.0
 
-
-async def copy_object(
-    connection: Connection, config: Config, encryption: dict[str, str], source_key: str, key: str, size: int
-) -> None:
+async def copy_object(engine: Engine, config: Config, source_key: str, key: str, size: int) -> None:
     """See ``Store.copy``."""
-    client = await connection.client()
-    source = {**connection.name(source_key)}
-    with connection.request("read", source_key):
-        answer = await client.head_object(**source)
-    if int(answer["ContentLength"]) != size:
+    with engine.mapping("read", source_key):
+        answer, found = await engine.head(source_key)
+    if found != size:
         raise IntegrityError(
-            f"{source_key} has {answer['ContentLength']} bytes instead of {size}",
-            where=f"{connection.root}/{source_key}",
-        )
+            f"{source_key} has {found} bytes instead of {size}", where=f"{engine.root}/{source_key}"
+        )  # fmt: skip
     if source_key == key:
         return
     # What somebody replaces meanwhile is not copied.
-    origin = {"CopySource": source, "CopySourceIfMatch": answer["ETag"]}
+    origin = {"CopySource": engine.params(source_key), "CopySourceIfMatch": answer.headers["etag"]}
     if size > ONE_REQUEST_BYTES:
         try:
-            await _copy_parts(connection, client, config, encryption, origin, key, size)
+            await _copy_parts(engine, config, origin, key, size)
             return
         except (TransientStoreError, NotFound):
             raise
@@ -50,18 +41,15 @@ async def copy_object(
             if size > MAX_BYTES:
                 raise
             # Some stores cannot copy parts.
-    async with connection.small:
-        with connection.request("copy to", key):
-            await client.copy_object(**connection.name(key), **origin, **encryption)
+    client = await engine.client()
+    async with engine.small:
+        with engine.mapping("copy to", key):
+            await client.copy_object(**engine.params(key), **origin)
 
 
-async def _copy_parts(
-    connection: Connection, client: Any, config: Config, encryption: dict[str, str], origin: dict[str, Any], key: str,
-    size: int,
-) -> None:  # fmt: skip
-    name = connection.name(key)
-    with connection.request("copy to", key):
-        upload = (await client.create_multipart_upload(**name, **encryption))["UploadId"]
+async def _copy_parts(engine: Engine, config: Config, origin: dict[str, Any], key: str, size: int) -> None:
+    client, name = await engine.client(), engine.params(key)
+    upload = await begin(engine, config, key, {})
     tags: dict[int, str] = {}
 
     async def copy(number: int) -> None:
@@ -69,8 +57,8 @@ async def _copy_parts(
         span = f"bytes={first}-{min(first + PART_BYTES, size) - 1}"
 
         async def once(_: object) -> None:
-            async with connection.small:
-                with connection.request("copy to", key):
+            async with engine.small:
+                with engine.mapping("copy to", key):
                     answer = await client.upload_part_copy(
                         **name, **origin, CopySourceRange=span, PartNumber=number, UploadId=upload
                     )
@@ -81,10 +69,8 @@ async def _copy_parts(
     try:
         await for_each(range(1, -(-size // PART_BYTES) + 1), config.files_in_flight, copy)
         parts = [{"PartNumber": number, "ETag": tags[number]} for number in sorted(tags)]
-        with connection.request("copy to", key):
+        with engine.mapping("copy to", key):
             await client.complete_multipart_upload(**name, UploadId=upload, MultipartUpload={"Parts": parts})
     except BaseException:
-        tidy = connection.request("abort the upload of", key)
-        with anyio.move_on_after(_TIDY_S, shield=True), contextlib.suppress(StoreError), tidy:
-            await client.abort_multipart_upload(**name, UploadId=upload)
+        await abort(engine, config, key, upload)
         raise

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -19,11 +18,14 @@ _HOLD, _MAX_HOLD = 4, 64
 #: The same after a store that asked us to slow down.
 _HOLD_SLOW = 30
 
-#: What a small request takes the interpreter, in seconds; how many are looked back at.
-_WORK_S, _ROUND_TRIPS = 0.3e-3, 64
-
-#: The longest sleep of a throttled thread between two looks at whether it is still wanted, in seconds.
-_NAP_S = 0.2
+#: Bodies are sent in pieces of so many bytes. (Pieces of a MiB are slower.)
+PIECE_BYTES = 256 << 10
+#: A throttled connection gets a piece about so often, in seconds: servers hang up on those that are silent for long.
+_PIECE_S = 0.25
+#: And no smaller one, in bytes.
+_LEAST_PIECE_BYTES = 1 << 10
+#: And waits for its turn for no longer than so many seconds.
+_TURN_S = 2.0
 
 #: What was not sent may be made up for, if it is no longer ago: nobody sends all the time.
 _BURST_S = 0.2
@@ -88,31 +90,6 @@ class Climber:
             return
         self.limit = max((self._before or self.limit) // 2, 1)
         self._before, self._hold = 0, _HOLD_SLOW
-
-
-class RoundTrips:
-    """How many small requests at a time: as many as can be made while the answer to one is under way.
-
-    Making one takes the interpreter about ``_WORK_S``, and threads beyond that only wait for its lock, which costs more
-    than it brings. So a store on this machine gets a few at a time, and one that is 20 ms away all there may be, from
-    the first answer on.
-
-    Parameters
-    ----------
-    most : int
-        The highest limit.
-    """
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._recent: deque[float] = deque(maxlen=_ROUND_TRIPS)
-        self.limit = 1
-
-    def observe(self, seconds: float) -> None:
-        """A request was answered so long after it was sent; called from threads."""
-        self._recent.append(seconds)
-        # The shortest: what is longer waited, here or there.
-        self.limit = min(1 + int(min(list(self._recent)) / _WORK_S), self._most)
 
 
 class Lane:
@@ -184,29 +161,32 @@ class ClimbingLane(Lane):
 
 
 class Throttle:
-    """At most so many bytes a second, over all threads; 0: as many as there are.
+    """At most so many bytes a second, over all requests of one loop; 0: as many as there are.
 
     What a moment leaves over (``_BURST_S``) is made up for: otherwise each pause, for a digest or an answer, is lost.
     """
 
     def __init__(self, bytes_per_s: float) -> None:
         self._rate = bytes_per_s
-        self._lock = threading.Lock()
         self._free_at = 0.0
 
     def reserve(self, count: int) -> float:
         """Seconds to wait before ``count`` bytes may be sent."""
         if not self._rate:
             return 0.0
-        with self._lock:
-            now = time.monotonic()
-            due = max(self._free_at, now - _BURST_S)
-            self._free_at = due + count / self._rate
-            return max(due - now, 0.0)
+        now = time.monotonic()
+        due = max(self._free_at, now - _BURST_S)
+        self._free_at = due + count / self._rate
+        return max(due - now, 0.0)
 
-    def take(self, count: int, check: Callable[[], None]) -> None:
-        """Wait in this thread until ``count`` bytes may be sent; ``check`` is called meanwhile, and may raise."""
-        until = time.monotonic() + self.reserve(count)
-        while (left := until - time.monotonic()) > 0:
-            check()
-            time.sleep(min(left, _NAP_S))
+    @property
+    def piece_bytes(self) -> int:
+        """How much to send at a time on one connection: less where the rate is low, so that it is never silent."""
+        if not self._rate:
+            return PIECE_BYTES
+        return int(min(max(self._rate * _PIECE_S, _LEAST_PIECE_BYTES), PIECE_BYTES))
+
+    @property
+    def connections(self) -> int | None:
+        """How many requests may share the rate, so that each has a piece every few seconds; None: any number."""
+        return max(1, int(_TURN_S * self._rate / self.piece_bytes)) if self._rate else None

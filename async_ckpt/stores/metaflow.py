@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 from metaflow import metaflow_config
@@ -34,8 +35,8 @@ def s3_settings() -> S3Settings:
     MetaflowException
         From Metaflow: boto3 is missing, or its configuration is not valid.
     """
-    params = copy.deepcopy(metaflow_config.DATATOOLS_CLIENT_PARAMS)  # before the provider changes it
-    client = get_s3_client(s3_client_params=copy.deepcopy(params))[0]
+    params = copy.deepcopy(metaflow_config.DATATOOLS_CLIENT_PARAMS)
+    client = _client()
     if not params.get("endpoint_url") and "amazonaws.com" not in client.meta.endpoint_url:
         params["endpoint_url"] = client.meta.endpoint_url
     if client.meta.region_name and client.meta.region_name != "aws-global":
@@ -44,12 +45,22 @@ def s3_settings() -> S3Settings:
     if verify is not None:
         params.setdefault("verify", verify)
     params["config"] = _options(params.get("config"), client.meta.config)
-    credentials = client._request_signer._credentials
     return S3Settings(
         client_params=params,
-        credentials=credentials.get_frozen_credentials if credentials is not None else None,
+        credentials=_open_credentials,
         server_side_encryption=metaflow_config.S3_SERVER_SIDE_ENCRYPTION or None,
     )
+
+
+def _client() -> Any:
+    """A new client of Metaflow's, in a session of its own. A provider changes the parameters that it gets."""
+    return get_s3_client(s3_client_params=copy.deepcopy(metaflow_config.DATATOOLS_CLIENT_PARAMS))[0]
+
+
+def _open_credentials() -> Callable[[], Any]:
+    """A new client of Metaflow's, which looks for its credentials again; see ``OpenCredentials``."""
+    credentials = _client()._request_signer._credentials
+    return credentials.get_frozen_credentials if credentials is not None else lambda: None
 
 
 def s3_retry_attempts() -> int:

@@ -8,6 +8,7 @@ import os
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -16,14 +17,14 @@ from anyio.abc import SocketStream
 
 from async_ckpt.config import CHUNK_BYTES, Config
 from async_ckpt.errors import IntegrityError, NotFound, StoreError, TransientStoreError
-from async_ckpt.stores import _s3_copy
+from async_ckpt.stores import _s3_copy, _s3_pace
 from async_ckpt.stores.base import Multipart, S3Settings
 from async_ckpt.stores.s3 import S3Store
 
 from ..support.faulty import BytesSource, crcs_of, pattern
 from ..support.servers import BUCKET, S3Server, moto_server, moto_tls_server, rclone_server
 from .store_suite import LARGE, run
-from .test_s3_store import OK, Misbehaving, S3Suite, answer, open_uploads
+from .test_s3_store import OK, Misbehaving, answer, open_uploads, plain_client
 
 __all__ = ["moto_server", "moto_tls_server", "rclone_server"]
 
@@ -32,59 +33,6 @@ _numbers = itertools.count()
 
 def new_root() -> str:
     return f"s3://{BUCKET}/transfers/{os.getpid()}-{next(_numbers)}"
-
-
-class TestThroughBotocore(S3Suite):
-    """Behind a proxy everything goes through botocore. (This one is for other URLs, so nobody asks it.)"""
-
-    server_mixes = True
-
-    @pytest.fixture(autouse=True)
-    def _server(self, rclone_server: S3Server) -> None:
-        self.server = rclone_server
-
-    def make_store(self, **client_params: Any) -> S3Store:
-        config = {"proxies": {"https": "http://127.0.0.1:1"}, **client_params.pop("config", {})}
-        return super().make_store(config=config, **client_params)
-
-    def test_an_upload_that_fails_for_good_leaves_no_open_multipart(self) -> None:
-        async def check() -> None:
-            async with self.store() as store:
-                assert isinstance(store, S3Store)
-                assert await store._connection.bulk() is None
-                client = await store._connection.client()
-
-                async def refuse(**_: Any) -> None:
-                    raise client.exceptions.ClientError({"Error": {"Code": "AccessDenied"}}, "UploadPart")
-
-                with pytest.MonkeyPatch.context() as patch:
-                    patch.setattr(client, "upload_part", refuse)
-                    with pytest.raises(StoreError, match="AccessDenied"):
-                        await store.put_source("a/key", BytesSource(pattern(LARGE)))
-                assert await self.nothing_under(store, "a/key")
-
-        run(check)
-
-    def test_an_object_that_is_replaced_while_it_is_read_is_not_mixed(self, tmp_path: Path) -> None:
-        async def check() -> None:
-            async with self.store() as store:
-                assert isinstance(store, S3Store)
-                await store.put_source("a/key", BytesSource(b"a" * LARGE))
-                client = await store._connection.client()
-                get, replaced = client.get_object, []
-
-                async def replace_and_get(**params: Any) -> Any:
-                    if not replaced:
-                        replaced.append(1)
-                        await store.put_source("a/key", BytesSource(b"b" * LARGE))
-                    return await get(**params)
-
-                with pytest.MonkeyPatch.context() as patch:
-                    patch.setattr(client, "get_object", replace_and_get)
-                    with pytest.raises(TransientStoreError, match="replaced while it was read"):
-                        await store.get_file("a/key", str(tmp_path / "target"))
-
-        run(check)
 
 
 class TestTls:
@@ -98,7 +46,6 @@ class TestTls:
         async def check() -> None:
             store = self.store(server, verify=certificate)
             try:
-                assert await store._connection.bulk() is not None
                 crcs = await store.put_source("a/key", BytesSource(data))
                 assert await store.get_file("a/key", str(target), size=LARGE, crc32=crcs) == LARGE
                 assert target.read_bytes() == data
@@ -171,24 +118,23 @@ class Flipping(BytesSource):
         return b"\xff" + data[1:] if offset == 0 and self.reads == 2 else data
 
 
-@pytest.mark.parametrize("config", [{}, {"proxies": {"https": "http://127.0.0.1:1"}}], ids=["bulk", "botocore"])
-def test_what_arrives_otherwise_than_it_was_digested_is_refused_and_sent_again(config: dict[str, Any]) -> None:
+def test_what_arrives_otherwise_than_it_was_digested_is_refused_and_sent_again() -> None:
     data = pattern(3_000_000)
     server = Verifying()
 
     async def check() -> None:
-        async with server.store(config=config) as store:
+        async with server.store() as store:
             assert await store.put_source("key", Flipping(data)) == crcs_of(data)
 
     run(check)
     assert (server.refused, len(server.requests)) == (1, 2)
 
 
-def test_a_bucket_that_is_elsewhere_is_followed_by_botocore_and_then_asked_anew() -> None:
+def test_a_bucket_in_another_region_is_found_by_a_request_without_a_body_and_kept() -> None:
     wrong = answer(
         "400 Bad Request", b"<Error><Code>AuthorizationHeaderMalformed</Code><Region>eu-west-3</Region></Error>"
     )
-    server = Misbehaving(wrong, answer("200 OK", fields='ETag: "1"\r\n'))
+    server = Misbehaving(wrong, answer("404 Not Found"), answer("200 OK", fields='ETag: "1"\r\n'))
 
     async def check() -> None:
         async with server.store() as store:
@@ -196,7 +142,7 @@ def test_a_bucket_that_is_elsewhere_is_followed_by_botocore_and_then_asked_anew(
             await store.put_bytes("key", b"content")
 
     run(check)
-    assert [request.split()[0] for request in server.requests] == ["PUT", "PUT", "PUT"]
+    assert [request.split()[0] for request in server.requests] == ["PUT", "HEAD", "PUT", "PUT"]
 
 
 class Log:
@@ -278,7 +224,9 @@ class ResumeSuite:
             await self.interrupted(log)
             store = self.make_store()
             assert log.known is not None
-            await store._abort("a/key", log.known.upload)
+            plain_client(store).abort_multipart_upload(
+                **store._engine.params("a/key"), UploadId=log.known.upload.partition(":")[2]
+            )
             sent: list[int] = []
             assert await store.put_source("a/key", BytesSource(self.DATA), sent.append, log) == crcs_of(self.DATA)
             assert sum(sent) == len(self.DATA)
@@ -375,24 +323,26 @@ class TestCopyOnRclone(CopySuite):
 
 
 def test_uploads_take_no_more_than_the_bandwidth_they_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the clock of the throttle: what it made its threads wait for, not what passed meanwhile."""
+    """By the clock of the throttle: what it had its requests wait for, not what passed meanwhile."""
     server = Misbehaving(answer("200 OK", fields='ETag: "1"\r\n'))
     waited: list[float] = []
 
     async def check() -> None:
         async with server.store() as store:
-            connection = store._store._connection  # type: ignore[attr-defined]
-            connection.throttle._rate = 10e6
-            reserve = connection.throttle.reserve
+            throttle = store._store._engine.throttle  # type: ignore[attr-defined]
+            throttle._rate = 1e8
+            monkeypatch.setattr(_s3_pace, "time", SimpleNamespace(monotonic=lambda: 1000.0))
+            monkeypatch.setattr(_s3_pace, "_BURST_S", 0.0)
+            reserve = throttle.reserve
 
             def count(size: int) -> float:
                 waited.append(reserve(size))
                 return waited[-1]
 
-            monkeypatch.setattr(connection.throttle, "reserve", count)
+            monkeypatch.setattr(throttle, "reserve", count)
             await store.put_source("key", BytesSource(pattern(10_000_000)))
 
     run(check)
-    # Ten pieces of a megabyte, 100 ms apart.
-    assert len(waited) == 10
-    assert sum(waited) > 0
+    # In pieces of a quarter of a MiB, all in one moment of this clock: each waits for those before it.
+    sizes = [min(256 << 10, 10_000_000 - at) for at in range(0, 10_000_000, 256 << 10)]
+    assert waited == pytest.approx([sum(sizes[:number]) / 1e8 for number in range(len(sizes))])

@@ -1,0 +1,654 @@
+"""One request to S3: signed, sent, ended when it takes too long, understood, and sent again where the answer says how.
+
+Everything that goes to the store goes through ``Engine._exchange``: content, which is prepared here because it is much,
+and whatever a client of botocore prepares.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from typing import Any, NamedTuple, TypeVar
+from urllib.parse import quote, urlencode
+
+import anyio
+
+from ..config import Config
+from ..errors import IntegrityError, StoreError, UsageError
+from ..files import crc32
+from ._s3_answers import MAX_ERROR_BYTES, Answer, NotS3, Refusal, check, clock_offset_s, code_of, header
+from ._s3_body import Body, Digest, LocalFile, base64_crc, digest
+from ._s3_choice import open_client as open_best
+from ._s3_credentials import Credentials, asked, botocore_chain
+from ._s3_errors import CREDENTIAL_CODES, TIME_OUTS, StartOver, asks_to_slow_down, mapped
+from ._s3_pace import PIECE_BYTES, Climber, ClimbingLane, Fixed, Lane, Throttle
+from ._s3_place import PROBE, Place, endpoint_in, is_elsewhere, region_in
+from ._s3_settings import OpenClient, Opened, Wanted, is_loopback, sends_checksums, validates
+from ._s3_signing import NO_CONTENT, UNSIGNED_PAYLOAD, Headers, Signing, sha256
+from ._s3_transport import Dropped, Incoming, Request, Watch
+from .base import Progress, S3Settings, Source, check_key
+
+T = TypeVar("T")
+
+#: S3's limit for the name of an object, in bytes.
+_MAX_NAME_BYTES = 1024
+#: Documents of the store (listings) are at most so long.
+_MAX_DOCUMENT_BYTES = 64 << 20
+#: How often one request is sent to another place, and how far the way to the bucket may be.
+_MOST_MOVES = 4
+#: What is not taken over from a request that a client prepared.
+_MADE_ANEW = frozenset({
+    "accept-encoding", "amz-sdk-invocation-id", "amz-sdk-request", "authorization", "connection", "content-length",
+    "expect", "host", "user-agent", "x-amz-content-sha256", "x-amz-date", "x-amz-security-token",
+})  # fmt: skip
+#: These have the store put an object together.
+_LONG = ("CompleteMultipartUpload", "CopyObject", "UploadPartCopy")
+
+
+class Sent(NamedTuple):
+    """A range that is in the store: its ETag, its CRC-32 in base64, and the CRC-32 of every chunk in it."""
+
+    etag: str
+    checksum: str
+    crcs: list[int]
+
+
+class Part(NamedTuple):
+    """One part of a multipart upload."""
+
+    upload: str
+    number: int
+
+    @property
+    def query(self) -> str:
+        return urlencode({"partNumber": self.number, "uploadId": self.upload}, quote_via=quote)
+
+
+class _Task(NamedTuple):
+    """A request before it is signed.
+
+    Parameters
+    ----------
+    path : str
+        What follows the place's ``base``, with a query perhaps.
+    digest : str
+        SHA-256 of the body in hex digits, or ``UNSIGNED_PAYLOAD``.
+    """
+
+    operation: str
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    body: bytes | Body | None = None
+    digest: str = NO_CONTENT
+
+
+#: Reads an answer's content.
+Take = Callable[[Incoming, Watch], Awaitable[T]] | None
+
+
+class _Prepared(Exception):
+    """Not an error: how a request is kept from being sent."""
+
+    def __init__(self, request: Any) -> None:
+        self.request = request
+
+
+class _State(NamedTuple):
+    """What there is once the store was first used."""
+
+    opened: Opened
+    credentials: Credentials
+    wanted: Wanted
+    checksums: bool
+    validates: bool
+
+
+class Engine:
+    """Requests for the objects below ``root``; connects in the loop that first uses it.
+
+    Parameters
+    ----------
+    root : str
+        ``s3://bucket/prefix``.
+    settings : callable
+        Returns what the client is made with; called in a thread, at first use and after a failure.
+    config : Config
+        Limits.
+    open_client : callable
+        Makes the client.
+
+    Raises
+    ------
+    UsageError
+        ``root`` is not such an address.
+    """
+
+    def __init__(
+        self, root: str, settings: Callable[[], S3Settings], config: Config, open_client: OpenClient = open_best
+    ) -> None:
+        bucket, _, prefix = root.removeprefix("s3://").rstrip("/").partition("/")
+        if not root.startswith("s3://") or not bucket:
+            raise UsageError(
+                f"{root!r} is not an S3 address", hint="Set METAFLOW_DATASTORE_SYSROOT_S3 to s3://bucket/prefix"
+            )
+        self.root = root.rstrip("/")
+        self.bucket, self._prefix = bucket, f"{prefix}/" if prefix else ""
+        self._settings, self._config, self._open = settings, config, open_client
+        #: What the user should know of how requests travel; usually nothing.
+        self.notice = ""
+        self.throttle = Throttle(config.max_bandwidth_bytes_s)
+        self._opening = asyncio.Lock()
+        self._moving = asyncio.Lock()
+        self._stack: AsyncExitStack | None = None
+        self._state: _State | None = None
+        self._place: Place | None = None
+        self._learned = ""  # The base of what the client prepares; ``_place`` may be elsewhere by now.
+        self._signing: Signing | None = None
+        self._offset_s = 0.0
+        #: Whether something that is S3 has answered.
+        self._proven = False
+
+    # -- names ---------------------------------------------------------------------------------------------------------
+
+    def name(self, key: str) -> str:
+        """The name in the bucket of a key's object.
+
+        Raises
+        ------
+        StoreError
+            It is longer than S3 allows.
+        """
+        name = self._prefix + check_key(key)
+        length = len(name.encode())
+        if length > _MAX_NAME_BYTES:
+            raise StoreError(
+                f"The name of an object may have {_MAX_NAME_BYTES:,} bytes, and {name[:100]}… has {length:,}",
+                where=self.root, hint="Save with shorter names of directories and files",
+            )  # fmt: skip
+        return name
+
+    def key(self, name: str) -> str:
+        """The key of an object, from its name in the bucket."""
+        return name.removeprefix(self._prefix)
+
+    def params(self, key: str) -> dict[str, str]:
+        """The parameters of a client's methods that name the object of a key."""
+        return {"Bucket": self.bucket, "Key": self.name(key)}
+
+    # -- opening and closing -------------------------------------------------------------------------------------------
+
+    async def client(self) -> Any:
+        """The client, whose requests travel through this engine.
+
+        Raises
+        ------
+        StoreError
+            It cannot be made: a wrong endpoint, no region, settings that cannot be had.
+        """
+        return (await self._opened()).opened.client
+
+    async def checksums(self) -> bool:
+        """Whether the CRC-32 of what is sent goes with it."""
+        return (await self._opened()).checksums
+
+    async def _opened(self) -> _State:
+        if self._state is not None:
+            return self._state
+        async with self._opening:
+            if self._state is None:
+                async with AsyncExitStack() as stack:
+                    with mapped(f"Cannot make a client for {self.root}", self.root):
+                        settings = await self._ask_settings()
+                        opened = await self._open(stack, settings, self._config, self._send_prepared)
+                        place = await self._learn(opened.client)
+                    self._adopt(settings, opened, place)
+                    self._stack = stack.pop_all()
+            assert self._state is not None, "adopted"
+            return self._state
+
+    async def _ask_settings(self) -> S3Settings:
+        return await asked(self._settings, self._config.credentials_timeout_s, "Metaflow's S3 client")
+
+    def _adopt(self, settings: S3Settings, opened: Opened, place: Place) -> None:
+        config, options = self._config, opened.client.meta.config
+        wanted = Wanted(settings, config)
+        if wanted.needs_tls and not place.base.startswith("https:") and not is_loopback(place.base):
+            raise UsageError(
+                f"A key of one's own is sent with every request, and {place.host} has no TLS",
+                hint="Use https:// in METAFLOW_S3_ENDPOINT_URL",
+            )
+        source = settings.credentials or botocore_chain(settings.client_params)
+        given = settings.client_params.get("config")
+        self._state = _State(
+            opened, Credentials(source, config.credentials_timeout_s), wanted, sends_checksums(given, config),
+            validates(given),
+        )  # fmt: skip
+        self._place, self._learned, self._signing = place, place.base, place.signing()
+        self._signs_content = _signs_content(options.s3 or {}, place.base, config)
+        parts, shared = config.max_parts_in_flight, self.throttle.connections
+        #: Requests in flight over all calls of the store. Small ones have a lane of their own, so that a commit, or a
+        #: thousand small files, do not stand behind the parts of a big one.
+        self.small = Lane(Fixed(config.files_in_flight))
+        self.large = ClimbingLane(Climber(config.parts_in_flight, parts))
+        self._sharing = Lane(Fixed(shared if shared is not None else parts + config.files_in_flight))
+        slower = [opened.notice] if opened.notice else []
+        if self._signs_content:
+            slower.append("content is read twice, because it is signed: it travels over plain HTTP, or was asked for")
+        if proxy := opened.network.proxy(place.base):
+            slower.append(f"requests go through the proxy {proxy.rpartition('@')[2]}")
+        self.notice = "; ".join(slower)
+
+    async def _learn(self, client: Any) -> Place:
+        try:
+            await client.head_object(Bucket=self.bucket, Key=PROBE)
+        except _Prepared as prepared:
+            return Place.learn(prepared.request, self.bucket, client.meta.config.signature_version)
+        raise AssertionError("the request for the probe was sent")
+
+    async def aclose(self) -> None:
+        """Close the client; the next call would make another."""
+        stack, self._stack, self._state = self._stack, None, None
+        if stack is not None:
+            await stack.aclose()
+
+    # -- requests ------------------------------------------------------------------------------------------------------
+
+    async def put(
+        self, key: str, source: Source, offset: int, length: int, moved: Progress, *, part: Part | None = None,
+        condition: Mapping[str, str] | None = None, small: bool = False,
+    ) -> Sent:  # fmt: skip
+        """Send a range of a source as an object, or as a part of one.
+
+        Parameters
+        ----------
+        condition : mapping
+            Headers that say what has to be there.
+        small : bool
+            It is metadata.
+
+        Raises
+        ------
+        Refusal, OSError, or an error of a library underneath
+            As all requests here; to be mapped by whoever calls (``mapping``).
+        """
+        state = await self._opened()
+        path = f"{self._path(key)}?{part.query}" if part else self._path(key)
+        operation = "UploadPart" if part else "PutObject"
+        async with self._sharing, self._lane(length):
+            facts = await self._digest(source, offset, length)
+            checksum = base64_crc(facts.crc)
+            headers = {**state.wanted.headers(operation, small=small), **(condition or {})}
+            if state.checksums:
+                headers |= {"x-amz-checksum-crc32": checksum, "x-amz-sdk-checksum-algorithm": "CRC32"}
+            body: bytes | Body
+            if facts.data is not None:
+                body = facts.data
+                await anyio.sleep(self.throttle.reserve(length))
+            else:
+                body = Body(source, offset, length, self.throttle, self._counting(length, moved))
+                await body.begin()
+            task = _Task(operation, "PUT", path, headers, body, facts.sha256 or UNSIGNED_PAYLOAD)
+            answer = await self._exchange(task, state)
+        if facts.data is not None:
+            moved(length)
+        stored = answer.headers.get("x-amz-checksum-crc32")
+        if state.checksums and stored and "-" not in stored and stored != checksum:
+            raise ConnectionError(f"the CRC-32 of what was stored is {stored}, and that of what was sent {checksum}")
+        return Sent(answer.headers["etag"], checksum, facts.crcs)
+
+    async def get(self, key: str, file: LocalFile, offset: int, count: int, moved: Progress, tag: str | None) -> int:
+        """Read ``count`` bytes of an object to the same place in a file, and return their CRC-32.
+
+        Parameters
+        ----------
+        tag : str or None
+            The ETag that the object has to have.
+
+        Raises
+        ------
+        StartOver
+            It has another one.
+        IntegrityError
+            It has another size than the file.
+        Refusal, OSError, or an error of a library underneath
+            As ``put``.
+        """
+        state, where = await self._opened(), f"{self.root}/{key}"
+        ranged, last = count < file.size, offset + count - 1
+        headers = state.wanted.headers("GetObject")
+        if ranged:
+            headers["range"] = f"bytes={offset}-{last}"
+        elif state.validates:
+            headers["x-amz-checksum-mode"] = "ENABLED"
+        count_moved = self._counting(count, moved)
+
+        async def take(incoming: Incoming, watch: Watch) -> int:
+            if tag is not None and incoming.headers.get("etag") != tag:
+                raise StartOver(f"{where} was replaced while it was read", where=where)
+            announced = incoming.headers.get("content-length")
+            if ranged:
+                span = incoming.headers.get("content-range", "")
+                if not span.startswith(f"bytes {offset}-{last}/"):  # Some say so with 200.
+                    got = span or "the whole object"
+                    raise StoreError(f"The store answers bytes {offset}-{last} of {where} with {got}", where=where)
+            elif announced is not None and int(announced) != file.size:
+                raise IntegrityError(f"{key} has {announced} bytes instead of {file.size}", where=where)
+            crc = done = 0
+            async for data in _received(incoming, watch):
+                if done + len(data) > count:
+                    raise ConnectionError(f"{count} bytes were asked for and more came")
+                file.write(data, offset + done)
+                crc = crc32(data, crc)
+                done += len(data)
+                count_moved(len(data))
+            if done < count:
+                raise ConnectionError(f"{count} bytes were asked for and {done} came")
+            if not ranged:
+                _check_checksum(incoming.headers, crc, key, where)
+            return crc
+
+        async with self._lane(count):
+            crc: int = await self._exchange(_Task("GetObject", "GET", self._path(key), headers), state, take)
+        return crc
+
+    async def get_bytes(self, key: str, limit: int) -> tuple[bytes, str]:
+        """A small object, whole, and its ETag; raises as ``get``, also for one of more than ``limit`` bytes."""
+        state, where = await self._opened(), f"{self.root}/{key}"
+        headers = state.wanted.headers("GetObject")
+        if state.validates:
+            headers["x-amz-checksum-mode"] = "ENABLED"
+
+        async def take(incoming: Incoming, watch: Watch) -> tuple[bytes, str]:
+            announced = incoming.headers.get("content-length")
+            pieces: list[bytes] = []
+            total = crc = 0
+            if announced is not None and int(announced) > limit:
+                raise StoreError(f"{where} has {announced} bytes, and no metadata is so long", where=where)
+            async for data in _received(incoming, watch):
+                pieces.append(data)
+                total += len(data)
+                crc = crc32(data, crc)
+                if total > limit:
+                    raise StoreError(f"{where} has more than {limit} bytes, and no metadata is so long", where=where)
+            if announced is not None and int(announced) != total:
+                raise ConnectionError(f"{announced} bytes were announced and {total} came")
+            _check_checksum(incoming.headers, crc, key, where)
+            return b"".join(pieces), incoming.headers["etag"]
+
+        async with self.small:
+            task = _Task("GetObject", "GET", self._path(key), headers)
+            found: tuple[bytes, str] = await self._exchange(task, state, take)
+        return found
+
+    async def head(self, key: str) -> tuple[Answer, int]:
+        """An object's headers, and its size in bytes; raises as ``get``."""
+        state = await self._opened()
+        headers = state.wanted.headers("HeadObject")
+        if state.validates:
+            headers["x-amz-checksum-mode"] = "ENABLED"
+        task = _Task("HeadObject", "HEAD", self._path(key), headers)
+        try:
+            answer = await self._exchange(task, state)
+        except Refusal as error:
+            if code_of(error)[1] not in (400, 401, 403):
+                raise
+            # An answer to HEAD has no words: whoever asks for a byte is told why, or is let in by now.
+            first = {**state.wanted.headers("GetObject"), "range": "bytes=0-0"}
+            await self._exchange(_Task("GetObject", "GET", self._path(key), first), state, _nothing)
+            answer = await self._exchange(task, state)
+        length = answer.headers.get("content-length", "")
+        if not length.isdecimal():
+            raise NotS3.made("HeadObject", answer, "it does not say how long the object is")
+        return answer, int(length)
+
+    @contextlib.contextmanager
+    def mapping(self, verb: str, key: str) -> Iterator[None]:
+        """Around requests: maps their errors to ours, and gives way to a store that has too many.
+
+        Raises
+        ------
+        StoreError
+            As ``mapped``.
+        """
+        where = f"{self.root}/{key}"
+        try:
+            with mapped(f"Cannot {verb} {where}", where, proven=lambda: self._proven):
+                yield
+        except StoreError as error:
+            if self._state is not None and asks_to_slow_down(error.__cause__):
+                self.large.slow_down()
+            raise
+
+    def _path(self, key: str) -> str:
+        return Place.path(self.name(key))
+
+    def _lane(self, length: int) -> Lane:
+        return self.small if length <= PIECE_BYTES else self.large
+
+    def _counting(self, length: int, moved: Progress) -> Progress:
+        """A progress that the limit of requests in flight hears of as well."""
+        if length <= PIECE_BYTES:
+            return moved
+
+        def count(bytes_: int) -> None:
+            self.large.moved(bytes_)
+            moved(bytes_)
+
+        return count
+
+    async def _digest(self, source: Source, offset: int, length: int) -> Digest:
+        signs = self._signs_content
+        if length <= PIECE_BYTES:
+            return digest(source, offset, length, sha256=signs)
+        return await anyio.to_thread.run_sync(lambda: digest(source, offset, length, sha256=signs))
+
+    async def _send_prepared(self, operation: str, prepared: Any) -> Answer:
+        """See ``Exchange``."""
+        if operation == "HeadObject":
+            raise _Prepared(prepared)  # The only one that is asked through a client: for ``_learn``.
+        state = await self._opened()
+        body = prepared.body or b""
+        data = body if isinstance(body, bytes) else body.encode() if isinstance(body, str) else body.read()
+        headers = {
+            name.lower(): value.decode("latin-1") if isinstance(value, bytes) else str(value)
+            for name, value in prepared.headers.items()
+            if name.lower() not in _MADE_ANEW
+        }
+        path = prepared.url.removeprefix(self._learned)
+        headers |= state.wanted.headers(operation)
+        task = _Task(operation, prepared.method, path, headers, data or None, sha256(data))
+        answer: Answer = await self._exchange(task, state)
+        return answer
+
+    async def _exchange(self, task: _Task, state: _State, take: Take[Any] = None) -> Any:
+        """Send a request until its answer counts: to where the bucket is, by the store's clock, with credentials that
+        are not out of date, and once more where a connection was closed under it.
+
+        Parameters
+        ----------
+        take : callable or None
+            Reads the content of an answer that has some, and returns what is returned; None: the answer is.
+        """
+        done: set[str] = set()
+        moves = 0
+        while True:
+            place, signing = self._place, self._signing
+            assert place is not None and signing is not None, "known since the client was opened"  # noqa: PT018
+            keys = await state.credentials.get() if signing.signs else None
+            try:
+                result = await self._send(task, state, place, signing, keys, take)
+            except Dropped as error:
+                # The server had given up a kept connection, most likely; the next one is new.
+                if "dropped" in done:
+                    raise error.__cause__ or error from None
+                done.add("dropped")
+                state.opened.transport.distrust()
+            except Refusal as error:
+                code, _ = code_of(error)
+                if isinstance(error, NotS3) and error.may_pass is None:
+                    error.may_pass = self._proven
+                self._proven = self._proven or not isinstance(error, NotS3)
+                if is_elsewhere(error):
+                    moves += 1
+                    await self._move(state, place, error, moves)
+                elif code == "RequestTimeTooSkewed" and code not in done and (offset_s := clock_offset_s(error)):
+                    self._offset_s = offset_s
+                    done.add(code)
+                elif code in CREDENTIAL_CODES and keys is not None:
+                    if not await self._renew(state.credentials, keys, error) or "renewed" in done:
+                        raise
+                    done.add("renewed")
+                else:
+                    raise
+            else:
+                self._proven = True
+                if keys is not None:
+                    state.credentials.accepted(keys)
+                return result
+
+    async def _renew(self, credentials: Credentials, used: Any, error: Refusal) -> bool:
+        """Whether there are other credentials than those that were refused."""
+        ambiguous = code_of(error)[0] == "AccessDenied"
+        if not credentials.refuse(used, ambiguous=ambiguous):
+            return False
+        if await credentials.get() != used:
+            return True
+        if not ambiguous and credentials.were_good(used):
+            error.may_pass = True  # They were changed in the store, and the new ones are not here yet.
+        return False
+
+    async def _send(
+        self, task: _Task, state: _State, place: Place, signing: Signing, keys: Any, take: Take[Any]
+    ) -> Any:
+        """Send a request once."""
+        body, opened = task.body, state.opened
+        headers = Headers(task.headers)
+        headers["host"] = place.host
+        if body is not None or task.method in ("PUT", "POST"):
+            headers["content-length"] = str(body.length if isinstance(body, Body) else len(body or b""))
+        url = place.base + task.path
+        if keys is not None:
+            signing.sign(task.method, url, headers, task.digest, keys, self._offset_s)
+        headers["Accept-Encoding"] = "identity"
+        limits = opened.limits
+        if task.operation in _LONG:
+            limits = limits._replace(answer_s=max(limits.answer_s, self._config.complete_timeout_s))
+        try:
+            with Watch(limits) as watch:
+                async with opened.transport.send(Request(task.method, url, headers, body), watch) as incoming:
+                    return await _understand(task, incoming, watch, take)
+        except Exception as error:
+            if isinstance(body, Body) and body.error is not None:
+                raise body.error from None
+            if isinstance(error, TIME_OUTS):
+                opened.transport.distrust()
+            raise
+
+    # -- where the bucket is -------------------------------------------------------------------------------------------
+
+    async def _move(self, state: _State, place: Place, error: Refusal, moves: int) -> None:
+        """Find out where the bucket is, by requests without a body, once for all who are told that it is elsewhere."""
+        if moves > _MOST_MOVES:
+            raise error
+        async with self._moving:
+            if self._place is not place:
+                return
+            said = error
+            for _ in range(_MOST_MOVES):
+                found = await self._next_place(place, said)
+                try:
+                    signing = found.signing()
+                    keys = await state.credentials.get() if signing.signs else None
+                    await self._send(_Task("HeadObject", "HEAD", f"/{PROBE}", {}), state, found, signing, keys, None)
+                except Refusal as answer:
+                    if is_elsewhere(answer):
+                        place, said = found, answer
+                        continue
+                self._place, self._signing = found, found.signing()
+                return
+            raise StoreError(
+                f"{self.root} is elsewhere, and each place that the store names names another", where=place.base,
+                hint="Set METAFLOW_S3_ENDPOINT_URL, and AWS_DEFAULT_REGION, to where the bucket is",
+            )  # fmt: skip
+
+    async def _next_place(self, place: Place, said: Refusal) -> Place:
+        region = region_in(said) or place.region
+        found = place.at(header(said, "location"))
+        if found is None and region != place.region:
+            found = await self._place_in(region)
+        if found is None or found == place:
+            found = place.at(endpoint_in(said)) or place
+        found = replace(found, region=region)
+        if found == place:
+            raise said
+        return found
+
+    async def _place_in(self, region: str) -> Place:
+        """Where botocore looks for the bucket in a region."""
+        settings = await self._ask_settings()
+        settings = replace(settings, client_params={**settings.client_params, "region_name": region})
+        async with AsyncExitStack() as stack:
+            return await self._learn((await self._open(stack, settings, self._config, self._send_prepared)).client)
+
+
+async def _understand(task: _Task, incoming: Incoming, watch: Watch, take: Take[Any]) -> Any:
+    """What an answer says.
+
+    Raises
+    ------
+    Refusal
+        It says no, or is none that S3 gives.
+    """
+    if take is not None and incoming.status < 300:
+        check(task.operation, Answer(incoming.status, incoming.headers))
+        return await take(incoming, watch)
+    refused = incoming.status >= 300
+    limit = _MAX_DOCUMENT_BYTES if task.method != "PUT" and not refused else MAX_ERROR_BYTES
+    pieces: list[bytes] = []
+    total = 0
+    try:
+        async for data in _received(incoming, watch):
+            pieces.append(data[: limit - total])
+            total += len(data)
+            if total >= limit:
+                break
+    except Exception:
+        if not refused:
+            raise
+        # A store that refuses a body may reset the connection under it: what was heard counts.
+    answer = Answer(incoming.status, incoming.headers, b"".join(pieces))
+    check(task.operation, answer)
+    if isinstance(task.body, Body) and not task.body.passed:
+        raise ConnectionError("the store has answered before it had all of the content")
+    return answer
+
+
+async def _received(incoming: Incoming, watch: Watch) -> AsyncIterator[bytes]:
+    while data := await incoming.readany():
+        watch.received(len(data))
+        yield data
+
+
+async def _nothing(incoming: Incoming, watch: Watch) -> None:
+    """Read no content."""
+
+
+def _check_checksum(headers: Mapping[str, str], crc: int, key: str, where: str) -> None:
+    """Compare content with the CRC-32 that the store keeps of it, if it says that it is one of the whole."""
+    kept = headers.get("x-amz-checksum-crc32")
+    if kept and headers.get("x-amz-checksum-type") == "FULL_OBJECT" and kept != base64_crc(crc):
+        raise IntegrityError(
+            f"{key} is damaged: its CRC-32 is {base64_crc(crc)}, and the store's is {kept}", where=where
+        )
+
+
+def _signs_content(s3: Mapping[str, Any], base: str, config: Config) -> bool:
+    """Whether signatures cover content, which is read twice then: where the user says so, or nothing else guards it."""
+    said = s3.get("payload_signing_enabled")
+    if said is not None:
+        return bool(said)
+    return not (base.startswith("https:") or is_loopback(base) or config.unsigned_payload)

@@ -1,0 +1,153 @@
+"""What carries requests: the interface of the two that there are, and the limits of every phase of a request."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager
+from typing import NamedTuple, Protocol
+
+import anyio
+
+#: Less than so many bytes within ``stall_s`` is a stall: one byte a minute keeps no connection alive for ever.
+_LEAST_BYTES = 1 << 10
+
+
+class Content(Protocol):
+    """A body that is sent piece by piece; every pass begins at its first byte."""
+
+    @property
+    def length(self) -> int:
+        """Its size in bytes."""
+
+    def pieces(self, watch: Watch) -> AsyncIterator[bytes]:
+        """One pass over it, in which ``watch`` is told what goes out."""
+
+
+class Request(NamedTuple):
+    """One request as it is sent, signature and all.
+
+    Parameters
+    ----------
+    url : str
+        Percent-encoded; it is not encoded again.
+    body : bytes, Content or None
+        Its length stands in the headers.
+    """
+
+    method: str
+    url: str
+    headers: Mapping[str, str]
+    body: bytes | Content | None
+
+
+class Incoming(Protocol):
+    """An answer whose head is there. Header names are in lower case."""
+
+    @property
+    def status(self) -> int: ...
+
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+
+    async def readany(self) -> bytes:
+        """The next bytes of the body, as soon as there are some; none at its end.
+
+        Raises
+        ------
+        OSError, botocore's HTTPClientError or aiohttp's ClientError
+            The connection broke, or the body is shorter than announced.
+        """
+
+
+class Dropped(ConnectionError):
+    """The connection broke before there was an answer; the cause is the library's error. A kept one that the server
+    has given up in this moment breaks in this way.
+    """
+
+
+class Transport(Protocol):
+    """Sends requests over connections that it keeps, in one event loop."""
+
+    def send(self, request: Request, watch: Watch) -> AbstractAsyncContextManager[Incoming]:
+        """Send a request; the connection is kept if the answer was read to its end within the block.
+
+        Redirects are not followed and nothing is sent twice.
+
+        Raises
+        ------
+        Dropped
+            See there.
+        OSError, or an error of the library
+            Nobody answers, or as ``Incoming.readany``.
+        """
+
+    def distrust(self) -> None:
+        """Use none of the connections again that are there now: one of them was dead."""
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+
+
+class Limits(NamedTuple):
+    """Of the phases of a request, in seconds; see ``Config``. ``connect_s`` is the transport's own affair."""
+
+    connect_s: float
+    answer_s: float
+    stall_s: float
+
+
+class Watch:
+    """The limits of one request: ends it when the phase that it is in lasts too long.
+
+    Use it as a context manager around the request, and tell it what happens.
+
+    Raises
+    ------
+    TimeoutError
+        When the block is left because of a limit; says what was waited for.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self._scope = anyio.CancelScope()
+        self._untold = 0
+        self._doing = ""
+        self._limit_s = 0.0
+
+    def __enter__(self) -> Watch:
+        # Until a body is taken nobody tells us that there is a connection.
+        self._enter("no answer", self.limits.connect_s + self.limits.answer_s)
+        self._scope.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool | None:
+        swallow = self._scope.__exit__(kind, error, trace)  # type: ignore[arg-type]
+        if self._scope.cancelled_caught:
+            raise TimeoutError(f"{self._doing} within {self._limit_s:g} s") from None
+        return swallow
+
+    def _enter(self, doing: str, limit_s: float) -> None:
+        self._doing, self._limit_s, self._untold = doing, limit_s, 0
+        self._scope.deadline = anyio.current_time() + limit_s
+
+    def waits(self, seconds: float) -> None:
+        """The next piece is held back on purpose for so long."""
+        self._scope.deadline = anyio.current_time() + self.limits.stall_s + seconds
+
+    def sending(self) -> None:
+        """The connection takes the next piece of the body."""
+        self._enter("the server took no more of the body", self.limits.stall_s)
+
+    def sent(self) -> None:
+        """It has taken all of it (what lies in buffers may still have to go out)."""
+        self._enter("no answer", self.limits.stall_s + self.limits.answer_s)
+
+    def answered(self) -> None:
+        """The answer's head is there."""
+        self._enter("the answer did not go on", self.limits.stall_s)
+
+    def received(self, count: int) -> None:
+        """So many bytes of the answer's body are there."""
+        self._untold += count
+        if self._untold >= _LEAST_BYTES:
+            self._enter("the answer did not go on", self.limits.stall_s)
