@@ -73,6 +73,8 @@ class Config:
     #: Storage class of files (not of metadata), and whether whoever asks pays.
     s3_storage_class: str = ""
     s3_requester_pays: bool = False
+    #: How long a commit may be held up by noting which checkpoint is the latest: a hint.
+    latest_timeout_s: float = 20.0
     #: How long a checkpoint is tried again while the store is out of reach, before it has failed.
     outage_s: float = 1800.0
     #: Limits of the backlog, of what is saved and not yet in the store: checkpoints, and their bytes; 0: none.

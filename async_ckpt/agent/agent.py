@@ -116,6 +116,8 @@ class Agent:
         #: What the user should know of how the store works here.
         self._notices: deque[str] = deque(maxlen=_MAX_ERRORS)
         self._outages = Outages(config.outage_s)
+        #: Whether the task was told of the outage that lasts.
+        self._held_up = False
         self._last_call = LastCall(self._queue, self._throughput, self._plane, config, self._owners.tell)
         #: Shards of ranks that were started again since.
         self._outdated: set[str] = set()
@@ -344,6 +346,7 @@ class Agent:
             return
         if op == "progress":
             job.sent += message["bytes"]
+            self._held_up = False
             self._outages.end(identity)  # The store is back.
             self._throughput.add(message["bytes"])
             return
@@ -382,6 +385,7 @@ class Agent:
             reference = {**layout.whole(item.reference), **message.get("reference", {})}
             self._note({"id": identity, "state": COMMITTED, "reference": reference})
             self._queue.end(identity, COMMITTED)
+            self._held_up = False
             self._outages.end(identity)
             self._leases.let_go(identity)
             self._forget(item)
@@ -416,7 +420,10 @@ class Agent:
             self._leases.let_go(item.id, [path])
 
     def _try_later(self, identity: str, why: str) -> None:
-        """The store is out of reach: pause and try again, until the outage has lasted too long."""
+        """The store is out of reach: say so once, pause and try again, until the outage has lasted too long."""
+        if not self._held_up:
+            self._held_up = True
+            self._owners.tell({"push": "notice", "why": f"Uploads are held up, and tried again: {why}"})
         if not self._outages.pause(identity):
             self._fail(identity, f"The store was out of reach for {self._config.outage_s:g} s: {why}")
             return

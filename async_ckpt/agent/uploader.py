@@ -5,6 +5,7 @@ Both steps may be repeated from the start at any time: the same keys get the sam
 
 from __future__ import annotations
 
+import random
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -24,8 +25,9 @@ from ..spool.spool import Admitted
 from ..stores.base import Multipart, Source, Store
 from .handover import TAR, Handover
 
-#: How often the latest checkpoint is moved anew after others came first: each time one of them did.
-_MOVES = 50
+#: How often the latest checkpoint is moved anew after others came first, and the first pause before, in seconds.
+_MOVES = 8
+_MOVE_PAUSE_S = 0.05
 
 #: Smallest file without a lease that is worth a record of its own, so that it is not sent again.
 _REMEMBERED_BYTES = 1 << 20
@@ -88,6 +90,10 @@ class Uploader:
         self._store, self._config = store, config
         #: One commit at a time: what ``begun`` says, and where ``latest`` is, must not be mixed.
         self._committing = anyio.Lock()
+        #: What ``latest`` is to be moved to, and what newer means, by its folder.
+        self._newest: dict[str, tuple[Reference, Callable[[Reference], Any]]] = {}
+        #: What the user should know, as of a store; usually nothing.
+        self.notice = ""
 
     async def upload(self, item: Admitted, known: Handover, events: Events) -> None:
         """Write everything but the metadata: files or tar, and the manifest with their digests; of a shard, what rank 0
@@ -170,12 +176,12 @@ class Uploader:
 
     async def commit(self, batch: Sequence[Reference]) -> tuple[int, CheckpointError | None]:
         """Make uploaded checkpoints of one task visible, in order, and move ``latest`` on to the newest of them unless
-        it is on a newer one.
+        it is on a newer one, or cannot be moved.
 
         Returns
         -------
         int
-            How many are committed, ``latest`` included. Others may be visible as well; they are to be committed again.
+            How many are committed. Others may be visible as well; they are to be committed again.
         CheckpointError or None
             Why the next one is not.
         """
@@ -206,10 +212,7 @@ class Uploader:
                 break
             committed.append(reference)
         crash_point("worker:before-latest")
-        try:
-            await self._move_latest([reference for reference in committed if reference.get("latest")])
-        except CheckpointError as latest_error:
-            return 0, latest_error
+        await self._move_latest([reference for reference in committed if reference.get("latest")])
         return len(committed), error
 
     async def _put_all(self, objects: Mapping[str, bytes]) -> dict[str, CheckpointError]:
@@ -226,24 +229,38 @@ class Uploader:
         return failed
 
     async def _move_latest(self, references: Sequence[Reference]) -> None:
-        newest: dict[str, tuple[Reference, Callable[[Reference], Any]]] = {}
-        for reference in sorted(references, key=layout.order):
-            newest[layout.metadata_folder(reference["pathspec"])] = reference, layout.order
-        for reference in sorted(references, key=layout.age):
-            newest[layout.parse_key(reference["key"]).scope_folder] = reference, layout.age
+        """Move ``latest`` on. It is a hint: what cannot be moved is said, moved with the next commit, and holds up none
+        for long.
+        """
+        for reference in references:
+            self._note_newest(layout.metadata_folder(reference["pathspec"]), reference, layout.order)
+            self._note_newest(layout.parse_key(reference["key"]).scope_folder, reference, layout.age)
+        try:
+            with anyio.fail_after(self._config.latest_timeout_s):
+                await for_each(list(self._newest), self._config.files_in_flight, self._move)
+        except (CheckpointError, TimeoutError) as error:
+            why = str(error) or f"no end within {self._config.latest_timeout_s:g} s"
+            self.notice = (
+                "Checkpoints are in the store, but which is the latest could not be noted there, so other programs may "
+                f"see an earlier one: {why}"
+            )
 
-        async def move(folder: str) -> None:
-            reference, rank = newest[folder]
-            # An attempt on another machine, and other runs of the step, write there as well.
-            for _ in range(_MOVES):
-                current, tag = await read_tagged(self._store, folder, layout.LATEST)
-                if current is not None and (rank(reference) < rank(current) or reference == current):
-                    return
-                if await self._store.put_if(f"{folder}/{layout.LATEST}", dump(reference), tag):
-                    return
-            raise TransientStoreError("Others move the latest checkpoint all the time", where=self._store.url(folder))
+    def _note_newest(self, folder: str, reference: Reference, rank: Callable[[Reference], Any]) -> None:
+        if folder not in self._newest or rank(self._newest[folder][0]) <= rank(reference):
+            self._newest[folder] = reference, rank
 
-        await for_each(newest, self._config.files_in_flight, move)
+    async def _move(self, folder: str) -> None:
+        """Move one ``latest``, unless it is on a newer checkpoint."""
+        reference, rank = self._newest[folder]
+        # An attempt on another machine, and other runs of the step, write there as well.
+        for attempt in range(_MOVES):
+            current, tag = await read_tagged(self._store, folder, layout.LATEST)
+            moved_on = current is not None and (rank(reference) < rank(current) or reference == current)
+            if moved_on or await self._store.put_if(f"{folder}/{layout.LATEST}", dump(reference), tag):
+                del self._newest[folder]
+                return
+            await anyio.sleep(random.uniform(0, _MOVE_PAUSE_S * 2**attempt))
+        raise TransientStoreError("Others move the latest checkpoint all the time", where=self._store.url(folder))
 
 
 def _begun(batch: Sequence[Reference]) -> dict[str, bytes]:

@@ -146,7 +146,7 @@ async def _messages(sock: socket.socket) -> AsyncIterator[Message]:
 class _Worker:
     def __init__(self, sock: socket.socket, spool: Spool, config: Config, on_notice: Callable[[str], None]) -> None:
         self._sock, self._spool, self._on_notice = sock, spool, on_notice
-        self._notice = ""
+        self._told: set[str] = set()
         self.store = open_store(spool.store, config)
         self._uploader = Uploader(self.store, config)
         self._sending = anyio.Lock()
@@ -236,10 +236,11 @@ class _Worker:
             data = protocol.encode(message)
         except errors.ProtocolError as error:
             data = protocol.encode(_failed(message["id"], error))
-        if self.store.notice != self._notice:  # Known since the first request: told before its outcome.
-            self._notice = self.store.notice
-            self._on_notice(self._notice)
-            data = protocol.encode({"op": "notice", "id": "", "why": self._notice}) + data
+        for notice in (self._uploader.notice, self.store.notice):
+            if notice and notice not in self._told:  # Known since the first request: told before its outcome.
+                self._told.add(notice)
+                self._on_notice(notice)
+                data = protocol.encode({"op": "notice", "id": "", "why": notice[:_MAX_WHY]}) + data
         async with self._sending:
             while data:
                 try:

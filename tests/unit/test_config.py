@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from dataclasses import fields
 
 import pytest
@@ -15,10 +16,39 @@ def test_every_setting_can_be_given_by_its_variable(monkeypatch: pytest.MonkeyPa
         return CHOICES[name][-1] if name in CHOICES else {bool: True, int: 7, float: 7.5, str: "/x"}[kind]
 
     for item in fields(Config):
-        monkeypatch.setenv(ENV_PREFIX + item.name.upper(), str(value(item.name, type(item.default))))
+        if item.name != "s3_sse_c_key":  # It excludes others, and is a key: see below.
+            monkeypatch.setenv(ENV_PREFIX + item.name.upper(), str(value(item.name, type(item.default))))
     config = Config.from_env()
     for item in fields(Config):
-        assert getattr(config, item.name) == value(item.name, type(item.default))
+        assert item.name == "s3_sse_c_key" or getattr(config, item.name) == value(item.name, type(item.default))
+
+
+KEY = base64.b64encode(bytes(range(32))).decode()
+
+
+def test_a_key_of_ones_own_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"{ENV_PREFIX}S3_SSE_C_KEY", KEY)
+    assert Config.from_env().s3_sse_c_key == KEY
+
+
+@pytest.mark.parametrize(
+    ("key", "others"), [("no key", {}), (KEY[:20], {}), (KEY, {"S3_KMS_KEY_ID": "k"}), (KEY, {"S3_BUCKET_KEY": "1"})]
+)
+def test_keys_that_cannot_be_used_are_refused_and_not_shown(
+    monkeypatch: pytest.MonkeyPatch, key: str, others: dict[str, str]
+) -> None:
+    for name, text in {"S3_SSE_C_KEY": key, **others}.items():
+        monkeypatch.setenv(ENV_PREFIX + name, text)
+    with pytest.raises(UsageError, match="S3_SSE_C_KEY") as caught:
+        Config.from_env()
+    assert key not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["GLACIER", "DEEP_ARCHIVE"])
+def test_a_storage_class_that_a_retry_cannot_read_is_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(f"{ENV_PREFIX}S3_STORAGE_CLASS", name)
+    with pytest.raises(UsageError, match="STANDARD_IA"):
+        Config.from_env()
 
 
 @pytest.mark.parametrize("name", CHOICES)

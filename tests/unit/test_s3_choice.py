@@ -15,7 +15,8 @@ import pytest
 
 from async_ckpt.config import Config
 from async_ckpt.errors import UsageError
-from async_ckpt.stores import _s3_boto3, _s3_choice, _s3_client, open_store
+from async_ckpt.stores import _s3_aiohttp, _s3_boto3, _s3_choice, open_store
+from async_ckpt.stores._s3_answers import Answer
 from async_ckpt.stores._s3_choice import fits_requirement, why_not_aiobotocore
 from async_ckpt.stores._s3_settings import Opened
 from async_ckpt.stores.base import S3Settings, StoreSpec
@@ -42,10 +43,15 @@ def _undescribed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metadata, "requires", requires)
 
 
+async def nobody(operation: str, request: Any) -> Answer:
+    """Where no request is sent."""
+    raise AssertionError(operation)
+
+
 def opened(params: dict[str, Any] = SETTINGS) -> Opened:
     async def check() -> Opened:
         async with AsyncExitStack() as stack:
-            return await _s3_choice.open_client(stack, S3Settings(params), Config())
+            return await _s3_choice.open_client(stack, S3Settings(params), Config(), nobody)
 
     return anyio.run(check)
 
@@ -58,7 +64,7 @@ def test_aiobotocore_is_taken_without_a_word_where_it_fits() -> None:
 
 @pytest.mark.usefixtures("_undescribed")
 def test_without_aiobotocore_threads_are_taken_and_the_remedy_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, _s3_client.__name__)
+    monkeypatch.delitem(sys.modules, _s3_aiohttp.__name__)
     for name in [name for name in sys.modules if name.partition(".")[0] == "aiobotocore"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "aiobotocore", None)  # As if it could not be found.
@@ -83,7 +89,7 @@ def test_an_import_that_fails_in_whatever_way_is_a_reason(monkeypatch: pytest.Mo
     imported = importlib.import_module
 
     def fail(name: str, package: str | None = None) -> Any:
-        if name == "._s3_client":
+        if name == "._s3_aiohttp":
             raise error
         return imported(name, package)
 
@@ -98,7 +104,7 @@ def test_a_client_that_cannot_be_made_is_a_reason(monkeypatch: pytest.MonkeyPatc
         def create_client(self, *_: Any, **__: Any) -> Any:
             raise TypeError("f() missing 3 required positional arguments")
 
-    monkeypatch.setattr(_s3_client, "get_session", Session)
+    monkeypatch.setattr(_s3_aiohttp, "get_session", Session)
     found = opened()
     assert isinstance(found.client, _s3_boto3.ThreadClient)
     assert "missing 3 required positional arguments" in found.notice
@@ -107,6 +113,12 @@ def test_a_client_that_cannot_be_made_is_a_reason(monkeypatch: pytest.MonkeyPatc
 def test_settings_that_no_client_takes_are_still_refused() -> None:
     with pytest.raises(UsageError, match="colour"):
         opened({**SETTINGS, "colour": "red"})
+
+
+def test_proxies_that_only_botocore_knows_go_through_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = opened({**SETTINGS, "config": {"proxies_config": {"proxy_ca_bundle": "/ca.pem"}}})
+    assert isinstance(found.client, _s3_boto3.ThreadClient)
+    assert "proxies_config" in found.notice
 
 
 def test_the_notice_reaches_who_opened_the_store(monkeypatch: pytest.MonkeyPatch) -> None:

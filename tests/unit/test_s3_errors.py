@@ -11,7 +11,8 @@ from botocore import exceptions
 from botocore.parsers import ResponseParserError
 
 from async_ckpt.errors import IntegrityError, NotFound, StoreError, TransientStoreError
-from async_ckpt.stores._s3_errors import StartOver, expired, mapped
+from async_ckpt.stores._s3_answers import NotS3, Refusal
+from async_ckpt.stores._s3_errors import StartOver, asks_to_slow_down, mapped
 
 WHERE = "s3://bucket/key"
 
@@ -39,7 +40,8 @@ def verdict(error: BaseException) -> StoreError:
         refused("TooManyRequests", 429),
         refused("RequestTimeout", 400),
         refused("ExpiredToken", 400),
-        refused("400", 400),
+        refused("KMS.ThrottlingException", 400),
+        refused("RequestTimeTooSkewed", 403),
         refused("BadDigest", 400),
         refused("OperationAborted", 409),
         exceptions.EndpointConnectionError(endpoint_url="http://x"),
@@ -75,7 +77,15 @@ def test_what_may_pass_is_transient(error: BaseException) -> None:
         (refused("NoSuchBucket", 404), "Create the bucket"),
         (refused("InvalidAccessKeyId", 403), "access key"),
         (refused("SignatureDoesNotMatch", 403), "secret key"),
-        (refused("RequestTimeTooSkewed", 403), "clock"),
+        (refused("400", 400), ""),
+        (exceptions.SSLError(endpoint_url="https://x", error="[SSL: WRONG_VERSION_NUMBER] wrong"), "use http://"),
+        (exceptions.SSLError(endpoint_url="https://x", error="NO_APPLICATION_PROTOCOL"), "HTTP/1.1"),
+        (
+            exceptions.SSLError(endpoint_url="https://x", error="CERTIFICATE_VERIFY_FAILED Hostname mismatch"),
+            "name that its certificate is for",
+        ),
+        (exceptions.SSLError(endpoint_url="https://x", error="CERTIFICATE_VERIFY_FAILED: has expired"), "clock"),
+        (refused("KMS.DisabledException", 400), ""),
         (refused("PermanentRedirect", 301), "region"),
         (refused("InvalidRequest", 400), "when_supported"),
         (refused("NotImplemented", 501), ""),
@@ -121,7 +131,33 @@ def test_the_password_in_a_url_is_not_shown() -> None:
     assert "minio:9000" in str(verdict(error))
 
 
-def test_an_expired_token_is_told_apart() -> None:
-    assert expired(refused("ExpiredToken", 400))
-    assert not expired(refused("AccessDenied", 403))
-    assert not expired(None)
+def test_what_sounds_like_something_else_may_pass_where_s3_has_answered_before() -> None:
+    error = exceptions.SSLError(endpoint_url="https://x", error="[SSL: WRONG_VERSION_NUMBER] wrong version number")
+    with pytest.raises(TransientStoreError, match="use http://"), mapped("Cannot write", WHERE, proven=lambda: True):
+        raise error
+    page = NotS3({"Error": {"Code": "NotS3", "Message": "HTTP 200, but it has no ETag"}}, "PutObject")
+    with pytest.raises(TransientStoreError, match="has no ETag"), mapped("Cannot write", WHERE, proven=lambda: True):
+        raise page
+    with pytest.raises(StoreError, match="has no ETag") as caught, mapped("Cannot write", WHERE):
+        raise page
+    assert not isinstance(caught.value, TransientStoreError)
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [("SlowDown", 503), ("ThrottlingException", 400), ("KMS.ThrottlingException", 400), ("502", 429)],
+)
+def test_a_store_that_has_too_many_requests_is_heard(code: str, status: int) -> None:
+    assert asks_to_slow_down(refused(code, status))
+    assert not asks_to_slow_down(refused("AccessDenied", 403))
+    assert not asks_to_slow_down(None)
+
+
+def test_a_pause_that_the_store_asks_for_is_kept() -> None:
+    answer = {
+        "Error": {"Code": "SlowDown"},
+        "ResponseMetadata": {"HTTPStatusCode": 503, "HTTPHeaders": {"retry-after": "17"}},
+    }
+    with pytest.raises(TransientStoreError) as caught, mapped("Cannot write", WHERE):
+        raise Refusal(answer, "PutObject")
+    assert caught.value.pause_s == 17

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from async_ckpt.stores._s3_pace import Climber, ClimbingLane, Fixed, Lane, RoundTrips, Throttle
+from async_ckpt.stores._s3_pace import PIECE_BYTES, Climber, ClimbingLane, Fixed, Lane, Throttle
 
 
 def climb(climber: Climber, rate_of: dict[str, float], windows: int) -> None:
@@ -160,39 +160,11 @@ class TestThrottle:
         assert throttle.reserve(1000) == pytest.approx(0)
         assert throttle.reserve(1000) == pytest.approx(0.8)
 
-    def test_somebody_who_is_not_wanted_any_more_does_not_wait_to_the_end(self) -> None:
-        throttle = Throttle(1)
-        throttle.reserve(3600)
-
-        def check() -> None:
-            raise InterruptedError
-
-        with pytest.raises(InterruptedError):
-            throttle.take(1, check)
-
-
-class TestRoundTrips:
-    def test_a_store_nearby_gets_few_and_one_far_away_all_there_may_be(self) -> None:
-        for seconds, limit in ((0.0001, 1), (0.0028, 10), (0.02, 32)):
-            trips = RoundTrips(32)
-            assert trips.limit == 1
-            trips.observe(seconds)
-            assert trips.limit == limit
-
-    def test_answers_that_waited_do_not_count(self) -> None:
-        trips = RoundTrips(32)
-        for seconds in (0.02, 0.0002, 1.0, 0.5):
-            trips.observe(seconds)
-        assert trips.limit == 1
-
-    def test_a_store_that_has_become_slow_is_noticed(self) -> None:
-        trips = RoundTrips(32)
-        trips.observe(0.0001)
-        for _ in range(64):
-            trips.observe(0.02)
-        assert trips.limit == 32
-
-    def test_there_are_never_more_than_allowed(self) -> None:
-        trips = RoundTrips(2)
-        trips.observe(1.0)
-        assert trips.limit == 2
+    @pytest.mark.parametrize("rate", [100, 1_000, 10_000, 300_000, 5_000_000, 10**9])
+    def test_no_connection_is_silent_for_long_at_any_rate(self, rate: int) -> None:
+        throttle = Throttle(rate)
+        assert throttle.connections is not None
+        assert throttle.connections >= 1
+        assert 1024 <= throttle.piece_bytes <= PIECE_BYTES
+        # Servers hang up after 20 seconds and more.
+        assert throttle.connections * throttle.piece_bytes / rate <= max(2.0, 1024 / rate)

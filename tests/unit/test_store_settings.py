@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -14,26 +14,94 @@ from typing import Any
 import anyio
 import pytest
 from botocore.config import Config as BotoConfig
-from botocore.exceptions import CredentialRetrievalError
 
 from async_ckpt.config import Config
 from async_ckpt.errors import UsageError
-from async_ckpt.stores._s3_boto3 import FetchedCredentials
-from async_ckpt.stores._s3_client import ThreadCredentials, make_config, open_client
-from async_ckpt.stores._s3_settings import Fetched, is_loopback
+from async_ckpt.stores import _s3_settings
+from async_ckpt.stores._s3_aiohttp import open_client
+from async_ckpt.stores._s3_answers import Answer
+from async_ckpt.stores._s3_engine import Engine
+from async_ckpt.stores._s3_settings import Wanted, is_loopback, merged_config, sends_checksums, validates
 from async_ckpt.stores.base import S3Settings
 
 KEYS = {"aws_access_key_id": "a", "aws_secret_access_key": "b", "region_name": "eu-north-1"}
 
 
+async def nobody(operation: str, request: Any) -> Answer:
+    """Where no request is sent."""
+    raise AssertionError(operation)
+
+
 def test_the_users_config_counts_and_the_rest_is_ours() -> None:
-    merged = make_config(BotoConfig(read_timeout=7, s3={"addressing_style": "path"}), Config(parts_in_flight=20))
-    assert (merged.read_timeout, merged.s3) == (7, {"addressing_style": "path"})
-    assert merged.max_pool_connections >= 40
-    assert merged.request_checksum_calculation == "when_required"
-    assert make_config({"request_checksum_calculation": "when_supported"}, Config()).request_checksum_calculation == (
-        "when_supported"
-    )
+    given = BotoConfig(read_timeout=7, s3={"addressing_style": "path"}, retries={"total_max_attempts": 9})
+    merged = merged_config(BotoConfig, given, Config(connect_timeout_s=3))
+    assert (merged.read_timeout, merged.connect_timeout, merged.s3["addressing_style"]) == (7, 3, "path")
+    assert merged.retries["total_max_attempts"] == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "environment", "checksums", "sent"),
+    [
+        (None, {}, True, True),
+        (None, {}, False, False),
+        (None, {"AWS_REQUEST_CHECKSUM_CALCULATION": "when_required"}, True, False),
+        (None, {"AWS_REQUEST_CHECKSUM_CALCULATION": "WHEN_SUPPORTED"}, True, True),
+        ({"request_checksum_calculation": "when_required"}, {}, True, False),
+        (BotoConfig(request_checksum_calculation="when_required"), {}, True, False),
+    ],
+)
+def test_checksums_are_sent_unless_the_user_said_otherwise_in_any_spelling(
+    monkeypatch: pytest.MonkeyPatch, given: Any, environment: dict[str, str], checksums: bool, sent: bool
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert sends_checksums(given, Config(checksums=checksums)) is sent
+
+
+def test_the_stores_checksums_are_asked_for_unless_the_user_said_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert validates(None)
+    monkeypatch.setenv("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
+    assert not validates(None)
+
+
+def test_what_is_wanted_of_the_store_stands_on_the_requests_that_it_is_for() -> None:
+    config = Config(s3_kms_key_id="k", s3_bucket_key=True, s3_storage_class="STANDARD_IA", s3_requester_pays=True)
+    wanted = Wanted(S3Settings(), config)
+    encryption = {
+        "x-amz-server-side-encryption": "aws:kms",
+        "x-amz-server-side-encryption-aws-kms-key-id": "k",
+        "x-amz-server-side-encryption-bucket-key-enabled": "true",
+    }
+    payer, storage = {"x-amz-request-payer": "requester"}, {"x-amz-storage-class": "STANDARD_IA"}
+    for operation in ("PutObject", "CreateMultipartUpload", "CopyObject"):
+        assert wanted.headers(operation) == payer | encryption | storage
+    assert wanted.headers("PutObject", small=True) == payer | encryption
+    for operation in ("UploadPart", "GetObject", "ListObjectsV2", "DeleteObject"):
+        assert wanted.headers(operation) == payer
+
+
+def test_a_key_of_ones_own_goes_with_every_request_that_touches_content() -> None:
+    key = base64.b64encode(bytes(range(32))).decode()
+    wanted = Wanted(S3Settings(), Config(s3_sse_c_key=key))
+    assert wanted.needs_tls
+    for operation in ("PutObject", "UploadPart", "GetObject", "HeadObject", "CreateMultipartUpload"):
+        assert wanted.headers(operation)["x-amz-server-side-encryption-customer-key"] == key
+    assert wanted.headers("CopyObject")["x-amz-copy-source-server-side-encryption-customer-key"] == key
+    assert wanted.headers("ListObjectsV2") == {}
+
+
+def test_a_key_of_ones_own_is_not_sent_where_everybody_can_read_it() -> None:
+    async def check() -> None:
+        key = base64.b64encode(bytes(range(32))).decode()
+        settings = S3Settings({**KEYS, "endpoint_url": "http://store.example"})
+        engine = Engine("s3://bucket/x", lambda: settings, Config(s3_sse_c_key=key))
+        try:
+            with pytest.raises(UsageError, match="https://"):
+                await engine.client()
+        finally:
+            await engine.aclose()
+
+    anyio.run(check)
 
 
 def test_client_params_are_not_changed() -> None:
@@ -42,7 +110,7 @@ def test_client_params_are_not_changed() -> None:
 
     async def check() -> None:
         async with AsyncExitStack() as stack:
-            await open_client(stack, S3Settings(params), Config())
+            await open_client(stack, S3Settings(params), Config(), nobody)
 
     anyio.run(check)
     assert json.dumps(params) == before
@@ -54,28 +122,64 @@ def test_client_params_are_not_changed() -> None:
         ("https://store.example", False, {}, False),
         ("http://127.0.0.1:9000", False, {}, False),
         ("http://[::1]:9000", False, {}, False),
-        ("http://store.example", False, {}, None),
+        ("http://store.example", False, {}, True),
         ("http://store.example", True, {}, False),
         ("https://store.example", False, {"payload_signing_enabled": True}, True),
     ],
 )
-def test_payloads_are_signed_where_nothing_else_guards_them(
-    url: str, unsigned_payload: bool, given: dict[str, Any], signed: bool | None
+def test_payloads_are_signed_where_nothing_else_guards_them_and_that_is_said(
+    url: str, unsigned_payload: bool, given: dict[str, Any], signed: bool
 ) -> None:
     async def check() -> None:
-        async with AsyncExitStack() as stack:
-            settings = S3Settings({**KEYS, "endpoint_url": url, "config": {"s3": given}})
-            client = (await open_client(stack, settings, Config(unsigned_payload=unsigned_payload))).client
-            assert (client.meta.config.s3 or {}).get("payload_signing_enabled") is signed
+        settings = S3Settings({**KEYS, "endpoint_url": url, "config": {"s3": given}})
+        engine = Engine("s3://bucket/x", lambda: settings, Config(unsigned_payload=unsigned_payload))
+        try:
+            await engine.client()
+            assert engine._signs_content is signed
+            assert ("signed" in engine.notice) is signed
+        finally:
+            await engine.aclose()
 
     anyio.run(check)
+
+
+@pytest.mark.parametrize(
+    ("environment", "proxy"),
+    [
+        ({"HTTPS_PROXY": "http://user:pass@proxy.example:3128"}, "proxy.example:3128"),
+        ({"HTTPS_PROXY": "http://proxy.example:3128", "NO_PROXY": "store.example"}, ""),
+        ({"NO_PROXY": "store.example"}, ""),
+        ({"HTTP_PROXY": "http://proxy.example:3128"}, ""),
+    ],
+)
+def test_proxies_are_found_as_botocore_finds_them_and_named(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], proxy: str
+) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    _s3_settings._environment_proxy.cache_clear()
+
+    async def check() -> None:
+        settings = S3Settings({**KEYS, "endpoint_url": "https://store.example"})
+        engine = Engine("s3://bucket/x", lambda: settings, Config())
+        try:
+            await engine.client()
+            assert engine.notice == (f"requests go through the proxy {proxy}" if proxy else "")
+        finally:
+            await engine.aclose()
+
+    anyio.run(check)
+    _s3_settings._environment_proxy.cache_clear()
 
 
 def test_a_setting_that_no_client_takes_is_refused_by_name() -> None:
     async def check() -> None:
         async with AsyncExitStack() as stack:
             with pytest.raises(UsageError, match="colour"):
-                await open_client(stack, S3Settings({**KEYS, "colour": "red"}), Config())
+                await open_client(stack, S3Settings({**KEYS, "colour": "red"}), Config(), nobody)
 
     anyio.run(check)
 
@@ -85,36 +189,6 @@ def test_loopback_is_this_machine_only() -> None:
     assert is_loopback("http://127.0.0.2")
     assert not is_loopback("http://127.0.0.1.example.com")
     assert not is_loopback("http://10.0.0.1")
-
-
-#: How both kinds of clients ask for the credentials of a request.
-KINDS = {
-    "in threads": lambda fetched: FetchedCredentials(fetched).get_frozen_credentials(),
-    "aiobotocore": lambda fetched: anyio.run(ThreadCredentials(fetched).get_frozen_credentials),
-}
-
-
-@pytest.mark.parametrize("ask", KINDS.values(), ids=KINDS)
-def test_credentials_are_asked_for_once_a_minute_and_again_when_the_store_found_them_expired(
-    ask: Callable[[Fetched], Any],
-) -> None:
-    calls: list[int] = []
-    fetched = Fetched(lambda: calls.append(1) or len(calls))
-    assert [ask(fetched) for _ in range(3)] == [1, 1, 1]
-    fetched.forget()
-    assert ask(fetched) == 2
-
-
-@pytest.mark.parametrize("ask", KINDS.values(), ids=KINDS)
-def test_credentials_that_cannot_be_had_do_not_show_why_in_words_that_may_hold_them(
-    ask: Callable[[Fetched], Any],
-) -> None:
-    def fetch() -> Any:
-        raise RuntimeError("the process printed hunter2")
-
-    with pytest.raises(CredentialRetrievalError) as caught:
-        ask(Fetched(fetch))
-    assert "hunter2" not in str(caught.value)
 
 
 def in_metaflow(code: str, tmp_path: Path, **environment: str) -> Any:
@@ -137,7 +211,7 @@ from metaflow import metaflow_config
 from async_ckpt.stores.metaflow import s3_retry_attempts, s3_settings
 before = json.dumps(metaflow_config.DATATOOLS_CLIENT_PARAMS)
 found = s3_settings()
-key = found.credentials() if found.credentials else None
+key = found.credentials()() if found.credentials else None
 params = dict(found.client_params)
 config = {k: v if isinstance(v, (str, int, float, dict)) else repr(type(v)) for k, v in params.pop("config").items()}
 print(json.dumps([params, config, found.server_side_encryption, s3_retry_attempts(), key and key.access_key]))

@@ -11,6 +11,7 @@ import anyio
 import pytest
 
 from async_ckpt import catalog, layout
+from async_ckpt.agent import uploader as uploader_module
 from async_ckpt.agent.handover import TAR, Handover, messages
 from async_ckpt.agent.uploader import Uploader
 from async_ckpt.config import Config
@@ -220,7 +221,18 @@ def test_latest_that_another_writer_moves_in_this_moment_ends_on_the_newest(betw
     assert json.loads(store.objects[key]) == max(filter(None, [between, reference(7)]), key=layout.order)
 
 
-def test_a_latest_that_others_move_all_the_time_is_tried_again_later() -> None:
+def committed_and_said(store: MemoryStore, *batches: list[dict[str, Any]]) -> tuple[list[int], str]:
+    """How many of each batch one uploader commits, and what it says to the user in the end."""
+
+    async def check() -> tuple[list[int], str]:
+        uploader = Uploader(store, Config(latest_timeout_s=5))
+        return [(await uploader.commit(batch))[0] for batch in batches], uploader.notice
+
+    return anyio.run(check)
+
+
+def test_a_latest_that_others_move_all_the_time_holds_up_no_commit_and_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploader_module, "_MOVE_PAUSE_S", 0.0)
     store, key = MemoryStore(), f"{FOLDER}/latest"
     commit(store, [reference(0)])
     moved = 0
@@ -232,9 +244,26 @@ def test_a_latest_that_others_move_all_the_time_is_tried_again_later() -> None:
             store.objects[key] = json.dumps({**reference(1), "moved": moved}).encode()
 
     store.before = others
-    committed, error = commit(store, [reference(7)])
-    assert committed == 0
-    assert isinstance(error, TransientStoreError)
+    assert committed_and_said(store, [reference(7)])[0] == [1]
+    assert moved == uploader_module._MOVES
+    assert newest(store) == listed(store) == reference(7)
+
+
+@pytest.mark.parametrize("error", [StoreError, TransientStoreError])
+def test_a_latest_that_cannot_be_moved_is_moved_with_the_next_commit(error: type[StoreError]) -> None:
+    store, refused = MemoryStore(), 0
+
+    def refuse(operation: str, key: str) -> None:
+        nonlocal refused
+        if operation == "put" and key.endswith("/latest") and refused < 2:
+            refused += 1
+            raise error("not today", where=key)
+
+    store.before = refuse
+    committed, said = committed_and_said(store, [reference(0)], [reference(1, latest=False)])
+    assert committed == [1, 1]
+    assert "not today" in said
+    assert json.loads(store.objects[f"{FOLDER}/latest"])["version_id"] == 0
 
 
 @pytest.mark.parametrize("refused", [f"{FOLDER}/0.a.2.metadata", layout.parse_key(reference(2)["key"]).metadata_key])
@@ -254,19 +283,18 @@ def test_a_batch_ends_at_the_first_that_the_store_refuses(refused: str) -> None:
     assert newest(store) == listed(store) == reference(1)
 
 
-def test_nothing_is_committed_that_latest_or_begun_could_not_follow() -> None:
-    for name in ("latest", "begun/"):
-        store = MemoryStore()
+def test_nothing_is_committed_that_begun_could_not_follow() -> None:
+    store = MemoryStore()
 
-        def refuse(operation: str, key: str, name: str = name) -> None:
-            if operation == "put" and name in key:
-                raise TransientStoreError("no", where=key)
+    def refuse(operation: str, key: str) -> None:
+        if operation == "put" and "begun/" in key:
+            raise TransientStoreError("no", where=key)
 
-        store.before = refuse
-        committed, error = commit(store, [reference(0), reference(1)])
-        assert committed == 0
-        assert isinstance(error, TransientStoreError)
-        assert newest(store) == listed(store)
+    store.before = refuse
+    committed, error = commit(store, [reference(0), reference(1)])
+    assert committed == 0
+    assert isinstance(error, TransientStoreError)
+    assert newest(store) == listed(store)
 
 
 class Death(BaseException):
