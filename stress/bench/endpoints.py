@@ -11,7 +11,9 @@ from typing import Any
 from .environment import memory_directory, ours
 from .servers import PLAIN_BODIES, Sink, free_port, rclone, s3_client, s3_environment, serving, sink
 
-NAMES = ("rclone", "sink", "sink-tls", "moto")
+NAMES = ("rclone", "sink", "sink-tls", "sink-tls-20ms", "moto")
+#: How the sinks differ.
+SINKS = {"sink": [], "sink-tls": ["--tls"], "sink-tls-20ms": ["--tls", "--latency-ms", "20"]}
 BUCKET = "bench"
 
 
@@ -79,8 +81,8 @@ class Endpoint:
 @contextlib.contextmanager
 def endpoint(name: str) -> Iterator[Endpoint]:
     """Start one of ``NAMES``, with the bucket ``BUCKET``; what it keeps lies in memory."""
-    if name.startswith("sink"):
-        with sink(*(["--tls"] if name == "sink-tls" else [])) as server:
+    if name in SINKS:
+        with sink(*SINKS[name]) as server:
             yield Endpoint(name, server.url, server.ca, sink=server)
     elif name == "moto":
         with _moto() as url:

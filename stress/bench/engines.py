@@ -25,7 +25,10 @@ from .transfers import Bench, Case, Failed
 
 COMMAND = "python -m stress.bench.engines"
 DIRECTIONS = ("up", "down")
-SERVERS = ("rclone", "sink", "sink-tls")
+SERVERS = ("rclone", "sink", "sink-tls", "sink-tls-20ms")
+
+#: The engine of another checkout.
+BEFORE = "ours before"
 
 _KIB, _MIB, _GIB = 1 << 10, 1 << 20, 1 << 30
 _QUICK_SHARE = 16
@@ -50,6 +53,7 @@ SERVER_NOTES = {
     "when they are required. It shares the two cores and the memory with the client.",
     "sink": "The server throws away what it gets and answers at once: a client's ceiling, not a store's.",
     "sink-tls": "As the sink, over TLS: the server's share of the encryption is on the same cores.",
+    "sink-tls-20ms": "As the sink over TLS, which waits 20 ms before each answer, as a store in the same region does.",
     "moto": "moto_server is a tool for tests, in Python: its own speed is what is seen.",
 }
 
@@ -138,7 +142,7 @@ def bench_server(name: str, options: argparse.Namespace, packages: Mapping[str, 
         notes.insert(0, f"Quick: every case has 1/{_QUICK_SHARE} of its bytes.")
     rounds = options.rounds or (2 if options.quick else 5)
     with work_directory() as work, endpoint(name) as server:
-        bench = Bench(server, work, packages)
+        bench = Bench(server, work, packages, {BEFORE: os.path.abspath(options.before)} if options.before else {})
         bench.prepare()
         for case in cases(options.quick):
             if options.case and case.label not in options.case:
@@ -196,9 +200,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--direction", action="append", choices=DIRECTIONS, help="only this one")
     parser.add_argument("--engine", action="append", choices=list(ENGINES), help="only this one (may be repeated)")
     parser.add_argument("--rounds", type=int, help="runs of each engine (default 5)")
+    parser.add_argument("--before", metavar="CHECKOUT", help="measure another checkout of this project as well")
     parser.add_argument("--record", action="store_true", help="record for the report although something is left out")
     options = parser.parse_args(arguments)
     packages = {package.name: package for package in (ours(), peer(), tools())}
+    if options.before:
+        ENGINES[BEFORE] = ENGINES["ours"]
     for name in options.server or SERVERS:
         bench_server(name, options, packages)
 

@@ -179,9 +179,9 @@ def soak(samples: Rows, path: str) -> None:
 
 
 DRAWN: dict[str, Callable[[Rows, str], None]] = {
-    "engines_sink": engines, "engines_sink_tls": engines, "engines_rclone": engines, "memory": memory,
-    "interference": interference, "history": history, "backlog": backlog, "dedup": dedup, "restore": restore,
-    "soak": soak,
+    **dict.fromkeys(("engines_sink", "engines_sink_tls", "engines_sink_tls_20ms", "engines_rclone"), engines),
+    "memory": memory, "interference": interference, "history": history, "backlog": backlog, "dedup": dedup,
+    "restore": restore, "soak": soak,
 }  # fmt: skip
 
 

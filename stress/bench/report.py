@@ -133,6 +133,13 @@ SECTIONS: tuple[tuple[str, str, str, Render, Judge | None], ...] = (
     ("threshold", "Copy or link", THRESHOLD, threshold_table, None),
     ("engines_sink", "Engines: a server that discards", data_plane.ENGINES, ENGINES_TABLE, data_plane.of_engines),
     ("engines_sink_tls", "Engines: the same over TLS", data_plane.ENGINES, ENGINES_TABLE, data_plane.of_engines),
+    (
+        "engines_sink_tls_20ms",
+        "Engines: over TLS, 20 ms away",
+        data_plane.ENGINES,
+        ENGINES_TABLE,
+        data_plane.of_engines,
+    ),
     ("engines_rclone", "Engines: rclone's server", data_plane.ENGINES, ENGINES_TABLE, data_plane.of_engines),
     ("memory", "Memory of the agent", data_plane.MEMORY, table, data_plane.of_memory),
     ("interference", "The training loop beside an upload", data_plane.INTERFERENCE, table, None),

@@ -44,6 +44,8 @@ class Bench:
     server: Endpoint
     work: str
     packages: Mapping[str, Package]
+    #: Engines that are those of another checkout: its directory. There they are called ``ours``.
+    checkouts: Mapping[str, str] = field(default_factory=dict)
     runs: int = 0
     downloads: list[str] = field(default_factory=list)
 
@@ -58,14 +60,14 @@ class Bench:
         package = self.packages[ENGINES[engine].package]
         server, warm = self.server, self.warm if direction == "up" else "seed-warm"
         job = Job(
-            engine=engine, direction=direction, url=server.url, ca=server.ca, bucket=BUCKET, prefix=prefix,
-            directory=directory, sizes=sizes, warm=warm, key=KEY, secret=SECRET,
+            engine="ours" if engine in self.checkouts else engine, direction=direction, url=server.url, ca=server.ca,
+            bucket=BUCKET, prefix=prefix, directory=directory, sizes=sizes, warm=warm, key=KEY, secret=SECRET,
         )  # fmt: skip
         command = [package.python, "-m", "stress.bench.clients", job.to_json()]
         touch_memory(2 * sum(sizes.values()))
         process = subprocess.Popen(
-            command, cwd=REPOSITORY, env=flow_environment(package, self.work, server.environment),
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            command, cwd=self.checkouts.get(engine, REPOSITORY), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            text=True, env=flow_environment(package, self.work, server.environment),
         )  # fmt: skip
         with ChildrenPeak(process.pid) as children:
             try:
