@@ -56,6 +56,7 @@ def why_not_aiobotocore() -> str:
             needed = requirement.split(";")[0].strip()
             return f"aiobotocore {version} needs {needed}, and botocore {botocore.__version__} is installed"
     try:
+        importlib.import_module("aiobotocore")  # First: without it, what it brings may be missing as well.
         importlib.import_module("._s3_aiohttp", __package__)
     except ModuleNotFoundError as error:
         missing = str(error.name).split(".")[0]

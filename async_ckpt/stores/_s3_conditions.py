@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from ._s3_answers import NotS3, Refusal, code_of
 from ._s3_body import Bytes
 from ._s3_engine import Engine
+from ._s3_objects import Objects
 from .base import no_progress
 
 #: Answers to one whose condition does not hold: nothing there, somebody writes in this moment, something else there.
@@ -28,12 +29,12 @@ class Conditions:
 
     Parameters
     ----------
-    engine : Engine
+    engine, objects : Engine, Objects
         What sends them.
     """
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, objects: Objects) -> None:
+        self._engine, self._objects = engine, objects
         #: Whether the store keeps its word; None: not known yet.
         self.kept: bool | None = None
         self._quoted = True
@@ -56,7 +57,7 @@ class Conditions:
         """The condition did not hold, says a store of which nothing is known: is that so?"""
         with self._engine.mapping("read", key):
             try:
-                now = (await self._engine.head(key))[0].headers["etag"]
+                now = (await self._objects.head(key))[0].headers["etag"]
             except Refusal as error:
                 if code_of(error)[1] != 404:
                     raise
@@ -73,8 +74,12 @@ class Conditions:
     async def _plainly(self, key: str, data: bytes) -> bool:
         """Write in any case."""
         self.kept = False
-        await put_small(self._engine, key, data)
+        with self._engine.mapping("write", key):
+            await self._put(key, data, {})
         return True
+
+    async def _put(self, key: str, data: bytes, condition: Mapping[str, str]) -> None:
+        await self._objects.put(key, Bytes(key, data), 0, len(data), no_progress, condition=condition, small=True)
 
     async def _try(self, key: str, data: bytes, tag: str | None) -> bool | None:
         """Write on a condition. False: it does not hold; None: the store knows no conditions."""
@@ -82,20 +87,10 @@ class Conditions:
         condition = {"if-none-match": "*"} if value is None else {"if-match": value}
         with self._engine.mapping("write", key):
             try:
-                await put_small_if(self._engine, key, data, condition)
+                await self._put(key, data, condition)
             except Refusal as error:
                 status = code_of(error)[1]
                 if isinstance(error, NotS3) or status not in (*_NOT_AS_EXPECTED, *_NOT_KNOWN):
                     raise
                 return False if status in _NOT_AS_EXPECTED else None
         return True
-
-
-async def put_small(engine: Engine, key: str, data: bytes) -> None:
-    """Write a small object, whatever is there."""
-    with engine.mapping("write", key):
-        await put_small_if(engine, key, data, {})
-
-
-async def put_small_if(engine: Engine, key: str, data: bytes, condition: Mapping[str, str]) -> None:
-    await engine.put(key, Bytes(key, data), 0, len(data), no_progress, condition=condition, small=True)

@@ -10,6 +10,7 @@ from ..errors import IntegrityError, NotFound, StoreError, TransientStoreError
 from ._backoff import with_retries
 from ._s3_engine import Engine
 from ._s3_multipart import abort, begin
+from ._s3_objects import Objects
 
 #: Above this a copy is made of parts, side by side: the store copies each at the speed of a disk, and a request for
 #: gigabytes would outlast its time limit. (S3 itself demands it above 5 GiB.)
@@ -19,10 +20,10 @@ PART_BYTES = 256 << 20
 MAX_BYTES = 5 << 30
 
 
-async def copy_object(engine: Engine, config: Config, source_key: str, key: str, size: int) -> None:
+async def copy_object(engine: Engine, objects: Objects, config: Config, source_key: str, key: str, size: int) -> None:
     """See ``Store.copy``."""
     with engine.mapping("read", source_key):
-        answer, found = await engine.head(source_key)
+        answer, found = await objects.head(source_key)
     if found != size:
         raise IntegrityError(
             f"{source_key} has {found} bytes instead of {size}", where=f"{engine.root}/{source_key}"

@@ -1,7 +1,7 @@
 """One request to S3: signed, sent, ended when it takes too long, understood, and sent again where the answer says how.
 
-Everything that goes to the store goes through ``Engine._exchange``: content, which is prepared here because it is much,
-and whatever a client of botocore prepares.
+Everything that goes to the store goes through ``Engine.exchange``: content (``_s3_objects.py``), and whatever a client
+of botocore prepares.
 """
 
 from __future__ import annotations
@@ -12,24 +12,20 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
-from urllib.parse import quote, urlencode
-
-import anyio
 
 from ..config import Config
-from ..errors import IntegrityError, StoreError, UsageError
-from ..files import crc32
+from ..errors import StoreError, UsageError
 from ._s3_answers import MAX_ERROR_BYTES, Answer, NotS3, Refusal, check, clock_offset_s, code_of, header
-from ._s3_body import Body, Digest, LocalFile, base64_crc, digest
+from ._s3_body import Body
 from ._s3_choice import open_client as open_best
 from ._s3_credentials import Credentials, asked, botocore_chain
-from ._s3_errors import CREDENTIAL_CODES, TIME_OUTS, StartOver, asks_to_slow_down, mapped
-from ._s3_pace import PIECE_BYTES, Climber, ClimbingLane, Fixed, Lane, Throttle
+from ._s3_errors import CREDENTIAL_CODES, TIME_OUTS, asks_to_slow_down, mapped
+from ._s3_pace import Climber, ClimbingLane, Fixed, Lane, Throttle
 from ._s3_place import PROBE, Place, endpoint_in, is_elsewhere, region_in
-from ._s3_settings import OpenClient, Opened, Wanted, is_loopback, sends_checksums, validates
-from ._s3_signing import NO_CONTENT, UNSIGNED_PAYLOAD, Headers, Signing, sha256
+from ._s3_settings import OpenClient, Opened, Wanted, is_loopback, sends_checksums, signs_content, validates
+from ._s3_signing import NO_CONTENT, Headers, Signing, sha256
 from ._s3_transport import Dropped, Incoming, Request, Watch
-from .base import Progress, S3Settings, Source, check_key
+from .base import S3Settings, check_key
 
 T = TypeVar("T")
 
@@ -48,26 +44,7 @@ _MADE_ANEW = frozenset({
 _LONG = ("CompleteMultipartUpload", "CopyObject", "UploadPartCopy")
 
 
-class Sent(NamedTuple):
-    """A range that is in the store: its ETag, its CRC-32 in base64, and the CRC-32 of every chunk in it."""
-
-    etag: str
-    checksum: str
-    crcs: list[int]
-
-
-class Part(NamedTuple):
-    """One part of a multipart upload."""
-
-    upload: str
-    number: int
-
-    @property
-    def query(self) -> str:
-        return urlencode({"partNumber": self.number, "uploadId": self.upload}, quote_via=quote)
-
-
-class _Task(NamedTuple):
+class Task(NamedTuple):
     """A request before it is signed.
 
     Parameters
@@ -97,14 +74,25 @@ class _Prepared(Exception):
         self.request = request
 
 
-class _State(NamedTuple):
-    """What there is once the store was first used."""
+class State(NamedTuple):
+    """What there is once the store was first used.
+
+    Parameters
+    ----------
+    wanted : Wanted
+        Headers that the user wants.
+    checksums, validates : bool
+        Whether the CRC-32 of what is sent goes with it, and whether the store is asked for its own of what is read.
+    signs_content : bool
+        Whether signatures cover content.
+    """
 
     opened: Opened
     credentials: Credentials
     wanted: Wanted
     checksums: bool
     validates: bool
+    signs_content: bool
 
 
 class Engine:
@@ -141,10 +129,16 @@ class Engine:
         #: What the user should know of how requests travel; usually nothing.
         self.notice = ""
         self.throttle = Throttle(config.max_bandwidth_bytes_s)
+        #: Requests in flight over all calls of the store. Small ones have a lane of their own, so that a commit, or a
+        #: thousand small files, do not stand behind the parts of a big one.
+        self.small = Lane(Fixed(config.files_in_flight))
+        self.large = ClimbingLane(Climber(config.parts_in_flight, config.max_parts_in_flight))
+        #: How many there can be.
+        self.most = config.files_in_flight + config.max_parts_in_flight
         self._opening = asyncio.Lock()
         self._moving = asyncio.Lock()
         self._stack: AsyncExitStack | None = None
-        self._state: _State | None = None
+        self._state: State | None = None
         self._place: Place | None = None
         self._learned = ""  # The base of what the client prepares; ``_place`` may be elsewhere by now.
         self._signing: Signing | None = None
@@ -171,6 +165,10 @@ class Engine:
             )  # fmt: skip
         return name
 
+    def path(self, key: str) -> str:
+        """What follows the place's ``base`` in the URL of a key's object."""
+        return Place.path(self.name(key))
+
     def key(self, name: str) -> str:
         """The key of an object, from its name in the bucket."""
         return name.removeprefix(self._prefix)
@@ -189,13 +187,9 @@ class Engine:
         StoreError
             It cannot be made: a wrong endpoint, no region, settings that cannot be had.
         """
-        return (await self._opened()).opened.client
+        return (await self.opened()).opened.client
 
-    async def checksums(self) -> bool:
-        """Whether the CRC-32 of what is sent goes with it."""
-        return (await self._opened()).checksums
-
-    async def _opened(self) -> _State:
+    async def opened(self) -> State:
         if self._state is not None:
             return self._state
         async with self._opening:
@@ -223,20 +217,13 @@ class Engine:
             )
         source = settings.credentials or botocore_chain(settings.client_params)
         given = settings.client_params.get("config")
-        self._state = _State(
+        self._state = State(
             opened, Credentials(source, config.credentials_timeout_s), wanted, sends_checksums(given, config),
-            validates(given),
+            validates(given), signs_content(options.s3 or {}, place.base, config),
         )  # fmt: skip
         self._place, self._learned, self._signing = place, place.base, place.signing()
-        self._signs_content = _signs_content(options.s3 or {}, place.base, config)
-        parts, shared = config.max_parts_in_flight, self.throttle.connections
-        #: Requests in flight over all calls of the store. Small ones have a lane of their own, so that a commit, or a
-        #: thousand small files, do not stand behind the parts of a big one.
-        self.small = Lane(Fixed(config.files_in_flight))
-        self.large = ClimbingLane(Climber(config.parts_in_flight, parts))
-        self._sharing = Lane(Fixed(shared if shared is not None else parts + config.files_in_flight))
         slower = [opened.notice] if opened.notice else []
-        if self._signs_content:
+        if self._state.signs_content:
             slower.append("content is read twice, because it is signed: it travels over plain HTTP, or was asked for")
         if proxy := opened.network.proxy(place.base):
             slower.append(f"requests go through the proxy {proxy.rpartition('@')[2]}")
@@ -257,154 +244,6 @@ class Engine:
 
     # -- requests ------------------------------------------------------------------------------------------------------
 
-    async def put(
-        self, key: str, source: Source, offset: int, length: int, moved: Progress, *, part: Part | None = None,
-        condition: Mapping[str, str] | None = None, small: bool = False,
-    ) -> Sent:  # fmt: skip
-        """Send a range of a source as an object, or as a part of one.
-
-        Parameters
-        ----------
-        condition : mapping
-            Headers that say what has to be there.
-        small : bool
-            It is metadata.
-
-        Raises
-        ------
-        Refusal, OSError, or an error of a library underneath
-            As all requests here; to be mapped by whoever calls (``mapping``).
-        """
-        state = await self._opened()
-        path = f"{self._path(key)}?{part.query}" if part else self._path(key)
-        operation = "UploadPart" if part else "PutObject"
-        async with self._sharing, self._lane(length):
-            facts = await self._digest(source, offset, length)
-            checksum = base64_crc(facts.crc)
-            headers = {**state.wanted.headers(operation, small=small), **(condition or {})}
-            if state.checksums:
-                headers |= {"x-amz-checksum-crc32": checksum, "x-amz-sdk-checksum-algorithm": "CRC32"}
-            body: bytes | Body
-            if facts.data is not None:
-                body = facts.data
-                await anyio.sleep(self.throttle.reserve(length))
-            else:
-                body = Body(source, offset, length, self.throttle, self._counting(length, moved))
-                await body.begin()
-            task = _Task(operation, "PUT", path, headers, body, facts.sha256 or UNSIGNED_PAYLOAD)
-            answer = await self._exchange(task, state)
-        if facts.data is not None:
-            moved(length)
-        stored = answer.headers.get("x-amz-checksum-crc32")
-        if state.checksums and stored and "-" not in stored and stored != checksum:
-            raise ConnectionError(f"the CRC-32 of what was stored is {stored}, and that of what was sent {checksum}")
-        return Sent(answer.headers["etag"], checksum, facts.crcs)
-
-    async def get(self, key: str, file: LocalFile, offset: int, count: int, moved: Progress, tag: str | None) -> int:
-        """Read ``count`` bytes of an object to the same place in a file, and return their CRC-32.
-
-        Parameters
-        ----------
-        tag : str or None
-            The ETag that the object has to have.
-
-        Raises
-        ------
-        StartOver
-            It has another one.
-        IntegrityError
-            It has another size than the file.
-        Refusal, OSError, or an error of a library underneath
-            As ``put``.
-        """
-        state, where = await self._opened(), f"{self.root}/{key}"
-        ranged, last = count < file.size, offset + count - 1
-        headers = state.wanted.headers("GetObject")
-        if ranged:
-            headers["range"] = f"bytes={offset}-{last}"
-        elif state.validates:
-            headers["x-amz-checksum-mode"] = "ENABLED"
-        count_moved = self._counting(count, moved)
-
-        async def take(incoming: Incoming, watch: Watch) -> int:
-            if tag is not None and incoming.headers.get("etag") != tag:
-                raise StartOver(f"{where} was replaced while it was read", where=where)
-            announced = incoming.headers.get("content-length")
-            if ranged:
-                span = incoming.headers.get("content-range", "")
-                if not span.startswith(f"bytes {offset}-{last}/"):  # Some say so with 200.
-                    got = span or "the whole object"
-                    raise StoreError(f"The store answers bytes {offset}-{last} of {where} with {got}", where=where)
-            elif announced is not None and int(announced) != file.size:
-                raise IntegrityError(f"{key} has {announced} bytes instead of {file.size}", where=where)
-            crc = done = 0
-            async for data in _received(incoming, watch):
-                if done + len(data) > count:
-                    raise ConnectionError(f"{count} bytes were asked for and more came")
-                file.write(data, offset + done)
-                crc = crc32(data, crc)
-                done += len(data)
-                count_moved(len(data))
-            if done < count:
-                raise ConnectionError(f"{count} bytes were asked for and {done} came")
-            if not ranged:
-                _check_checksum(incoming.headers, crc, key, where)
-            return crc
-
-        async with self._lane(count):
-            crc: int = await self._exchange(_Task("GetObject", "GET", self._path(key), headers), state, take)
-        return crc
-
-    async def get_bytes(self, key: str, limit: int) -> tuple[bytes, str]:
-        """A small object, whole, and its ETag; raises as ``get``, also for one of more than ``limit`` bytes."""
-        state, where = await self._opened(), f"{self.root}/{key}"
-        headers = state.wanted.headers("GetObject")
-        if state.validates:
-            headers["x-amz-checksum-mode"] = "ENABLED"
-
-        async def take(incoming: Incoming, watch: Watch) -> tuple[bytes, str]:
-            announced = incoming.headers.get("content-length")
-            pieces: list[bytes] = []
-            total = crc = 0
-            if announced is not None and int(announced) > limit:
-                raise StoreError(f"{where} has {announced} bytes, and no metadata is so long", where=where)
-            async for data in _received(incoming, watch):
-                pieces.append(data)
-                total += len(data)
-                crc = crc32(data, crc)
-                if total > limit:
-                    raise StoreError(f"{where} has more than {limit} bytes, and no metadata is so long", where=where)
-            if announced is not None and int(announced) != total:
-                raise ConnectionError(f"{announced} bytes were announced and {total} came")
-            _check_checksum(incoming.headers, crc, key, where)
-            return b"".join(pieces), incoming.headers["etag"]
-
-        async with self.small:
-            task = _Task("GetObject", "GET", self._path(key), headers)
-            found: tuple[bytes, str] = await self._exchange(task, state, take)
-        return found
-
-    async def head(self, key: str) -> tuple[Answer, int]:
-        """An object's headers, and its size in bytes; raises as ``get``."""
-        state = await self._opened()
-        headers = state.wanted.headers("HeadObject")
-        if state.validates:
-            headers["x-amz-checksum-mode"] = "ENABLED"
-        task = _Task("HeadObject", "HEAD", self._path(key), headers)
-        try:
-            answer = await self._exchange(task, state)
-        except Refusal as error:
-            if code_of(error)[1] not in (400, 401, 403):
-                raise
-            # An answer to HEAD has no words: whoever asks for a byte is told why, or is let in by now.
-            first = {**state.wanted.headers("GetObject"), "range": "bytes=0-0"}
-            await self._exchange(_Task("GetObject", "GET", self._path(key), first), state, _nothing)
-            answer = await self._exchange(task, state)
-        length = answer.headers.get("content-length", "")
-        if not length.isdecimal():
-            raise NotS3.made("HeadObject", answer, "it does not say how long the object is")
-        return answer, int(length)
-
     @contextlib.contextmanager
     def mapping(self, verb: str, key: str) -> Iterator[None]:
         """Around requests: maps their errors to ours, and gives way to a store that has too many.
@@ -419,38 +258,15 @@ class Engine:
             with mapped(f"Cannot {verb} {where}", where, proven=lambda: self._proven):
                 yield
         except StoreError as error:
-            if self._state is not None and asks_to_slow_down(error.__cause__):
+            if asks_to_slow_down(error.__cause__):
                 self.large.slow_down()
             raise
-
-    def _path(self, key: str) -> str:
-        return Place.path(self.name(key))
-
-    def _lane(self, length: int) -> Lane:
-        return self.small if length <= PIECE_BYTES else self.large
-
-    def _counting(self, length: int, moved: Progress) -> Progress:
-        """A progress that the limit of requests in flight hears of as well."""
-        if length <= PIECE_BYTES:
-            return moved
-
-        def count(bytes_: int) -> None:
-            self.large.moved(bytes_)
-            moved(bytes_)
-
-        return count
-
-    async def _digest(self, source: Source, offset: int, length: int) -> Digest:
-        signs = self._signs_content
-        if length <= PIECE_BYTES:
-            return digest(source, offset, length, sha256=signs)
-        return await anyio.to_thread.run_sync(lambda: digest(source, offset, length, sha256=signs))
 
     async def _send_prepared(self, operation: str, prepared: Any) -> Answer:
         """See ``Exchange``."""
         if operation == "HeadObject":
             raise _Prepared(prepared)  # The only one that is asked through a client: for ``_learn``.
-        state = await self._opened()
+        state = await self.opened()
         body = prepared.body or b""
         data = body if isinstance(body, bytes) else body.encode() if isinstance(body, str) else body.read()
         headers = {
@@ -460,11 +276,11 @@ class Engine:
         }
         path = prepared.url.removeprefix(self._learned)
         headers |= state.wanted.headers(operation)
-        task = _Task(operation, prepared.method, path, headers, data or None, sha256(data))
-        answer: Answer = await self._exchange(task, state)
+        task = Task(operation, prepared.method, path, headers, data or None, sha256(data))
+        answer: Answer = await self.exchange(task)
         return answer
 
-    async def _exchange(self, task: _Task, state: _State, take: Take[Any] = None) -> Any:
+    async def exchange(self, task: Task, take: Take[Any] = None) -> Any:
         """Send a request until its answer counts: to where the bucket is, by the store's clock, with credentials that
         are not out of date, and once more where a connection was closed under it.
 
@@ -473,6 +289,7 @@ class Engine:
         take : callable or None
             Reads the content of an answer that has some, and returns what is returned; None: the answer is.
         """
+        state = await self.opened()
         done: set[str] = set()
         moves = 0
         while True:
@@ -521,9 +338,7 @@ class Engine:
             error.may_pass = True  # They were changed in the store, and the new ones are not here yet.
         return False
 
-    async def _send(
-        self, task: _Task, state: _State, place: Place, signing: Signing, keys: Any, take: Take[Any]
-    ) -> Any:
+    async def _send(self, task: Task, state: State, place: Place, signing: Signing, keys: Any, take: Take[Any]) -> Any:
         """Send a request once."""
         body, opened = task.body, state.opened
         headers = Headers(task.headers)
@@ -550,7 +365,7 @@ class Engine:
 
     # -- where the bucket is -------------------------------------------------------------------------------------------
 
-    async def _move(self, state: _State, place: Place, error: Refusal, moves: int) -> None:
+    async def _move(self, state: State, place: Place, error: Refusal, moves: int) -> None:
         """Find out where the bucket is, by requests without a body, once for all who are told that it is elsewhere."""
         if moves > _MOST_MOVES:
             raise error
@@ -563,7 +378,7 @@ class Engine:
                 try:
                     signing = found.signing()
                     keys = await state.credentials.get() if signing.signs else None
-                    await self._send(_Task("HeadObject", "HEAD", f"/{PROBE}", {}), state, found, signing, keys, None)
+                    await self._send(Task("HeadObject", "HEAD", f"/{PROBE}", {}), state, found, signing, keys, None)
                 except Refusal as answer:
                     if is_elsewhere(answer):
                         place, said = found, answer
@@ -595,7 +410,7 @@ class Engine:
             return await self._learn((await self._open(stack, settings, self._config, self._send_prepared)).client)
 
 
-async def _understand(task: _Task, incoming: Incoming, watch: Watch, take: Take[Any]) -> Any:
+async def _understand(task: Task, incoming: Incoming, watch: Watch, take: Take[Any]) -> Any:
     """What an answer says.
 
     Raises
@@ -611,7 +426,7 @@ async def _understand(task: _Task, incoming: Incoming, watch: Watch, take: Take[
     pieces: list[bytes] = []
     total = 0
     try:
-        async for data in _received(incoming, watch):
+        async for data in received(incoming, watch):
             pieces.append(data[: limit - total])
             total += len(data)
             if total >= limit:
@@ -627,28 +442,7 @@ async def _understand(task: _Task, incoming: Incoming, watch: Watch, take: Take[
     return answer
 
 
-async def _received(incoming: Incoming, watch: Watch) -> AsyncIterator[bytes]:
+async def received(incoming: Incoming, watch: Watch) -> AsyncIterator[bytes]:
     while data := await incoming.readany():
         watch.received(len(data))
         yield data
-
-
-async def _nothing(incoming: Incoming, watch: Watch) -> None:
-    """Read no content."""
-
-
-def _check_checksum(headers: Mapping[str, str], crc: int, key: str, where: str) -> None:
-    """Compare content with the CRC-32 that the store keeps of it, if it says that it is one of the whole."""
-    kept = headers.get("x-amz-checksum-crc32")
-    if kept and headers.get("x-amz-checksum-type") == "FULL_OBJECT" and kept != base64_crc(crc):
-        raise IntegrityError(
-            f"{key} is damaged: its CRC-32 is {base64_crc(crc)}, and the store's is {kept}", where=where
-        )
-
-
-def _signs_content(s3: Mapping[str, Any], base: str, config: Config) -> bool:
-    """Whether signatures cover content, which is read twice then: where the user says so, or nothing else guards it."""
-    said = s3.get("payload_signing_enabled")
-    if said is not None:
-        return bool(said)
-    return not (base.startswith("https:") or is_loopback(base) or config.unsigned_payload)

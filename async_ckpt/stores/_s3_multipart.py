@@ -15,8 +15,9 @@ from ..concurrency import for_each
 from ..config import CHUNK_BYTES, Config
 from ..errors import CheckpointError, StoreError, TransientStoreError
 from ._backoff import Counted, with_retries
-from ._s3_engine import Engine, Part
+from ._s3_engine import Engine
 from ._s3_errors import StartOver
+from ._s3_objects import Objects, Part
 from .base import Multipart, PartsLog, Progress, Source
 
 #: S3's limit of parts in one upload.
@@ -36,7 +37,7 @@ def part_size(size: int, part_bytes: int) -> int:
 
 
 async def put_parts(
-    engine: Engine, config: Config, key: str, source: Source, progress: Progress, log: PartsLog | None
+    engine: Engine, objects: Objects, config: Config, key: str, source: Source, progress: Progress, log: PartsLog | None
 ) -> Crcs:
     """Write a source as a multipart; see ``Store.put_source``.
 
@@ -49,23 +50,23 @@ async def put_parts(
     if known is not None:
         # Where it was aborted meanwhile, by a lifecycle rule perhaps, it is begun anew.
         with contextlib.suppress(StartOver):
-            return await _Upload(engine, config, key, source, known, progress, log).run()
+            return await _Upload(engine, objects, config, key, source, known, progress, log).run()
     mark = uuid.uuid4().hex
     upload = await with_retries(lambda _: begin(engine, config, key, {_MARK: mark}), config, progress)
     multipart = Multipart(f"{mark}:{upload}", part_size(source.size, config.part_bytes))
     if log is not None:
         log.began(multipart.upload, multipart.part_bytes)
-    return await _Upload(engine, config, key, source, multipart, progress, log).run()
+    return await _Upload(engine, objects, config, key, source, multipart, progress, log).run()
 
 
 class _Upload:
     """One multipart upload on its way."""
 
     def __init__(
-        self, engine: Engine, config: Config, key: str, source: Source, multipart: Multipart, progress: Progress,
-        log: PartsLog | None,
+        self, engine: Engine, objects: Objects, config: Config, key: str, source: Source, multipart: Multipart,
+        progress: Progress, log: PartsLog | None,
     ) -> None:  # fmt: skip
-        self._engine, self._config, self._key, self._source = engine, config, key, source
+        self._engine, self._objects, self._config, self._key, self._source = engine, objects, config, key, source
         mark, colon, rest = multipart.upload.partition(":")
         self._mark, self._id = (mark, rest) if colon else ("", mark)
         self._part_bytes = multipart.part_bytes
@@ -111,7 +112,7 @@ class _Upload:
 
         async def send(progress: Progress) -> None:
             with self._engine.mapping("write", self._key):
-                sent = await self._engine.put(self._key, self._source, offset, length, progress, part=part)
+                sent = await self._objects.put(self._key, self._source, offset, length, progress, part=part)
             self._parts[number] = f"{sent.checksum}:{sent.etag}", sent.crcs
 
         await with_retries(send, self._config, self._counted)
@@ -125,7 +126,7 @@ class _Upload:
             await client.list_parts(**self._engine.params(self._key), UploadId=self._id, MaxParts=1)
 
     async def _complete(self) -> None:
-        checksums = await self._engine.checksums()
+        checksums = (await self._engine.opened()).checksums
         listed = []
         for number in sorted(self._parts):
             checksum, _, etag = self._parts[number][0].partition(":")
@@ -142,7 +143,7 @@ class _Upload:
             return False
         try:
             with self._engine.mapping("read", self._key):
-                answer, size = await self._engine.head(self._key)
+                answer, size = await self._objects.head(self._key)
         except StoreError:
             return False
         if size != self._source.size:
@@ -161,7 +162,7 @@ async def begin(engine: Engine, config: Config, key: str, marks: dict[str, str])
     """The id of a new multipart upload; one that the store began while we were cancelled is aborted."""
     client = await engine.client()
     params: dict[str, Any] = {**engine.params(key), "Metadata": marks}
-    if await engine.checksums():
+    if (await engine.opened()).checksums:
         params["ChecksumAlgorithm"] = "CRC32"
     with engine.mapping("write", key):
         request = asyncio.ensure_future(client.create_multipart_upload(**params))

@@ -218,6 +218,14 @@ def _options(given: Any) -> dict[str, Any]:
     return dict(given if isinstance(given, Mapping) else getattr(given, "_user_provided_options", None) or {})
 
 
+def signs_content(s3: Mapping[str, Any], base: str, config: Config) -> bool:
+    """Whether signatures cover content, which is read twice then: where the user says so, or nothing else guards it."""
+    said = s3.get("payload_signing_enabled")
+    if said is not None:
+        return bool(said)
+    return not (base.startswith("https:") or is_loopback(base) or config.unsigned_payload)
+
+
 class Wanted:
     """Headers that the user wants on requests, by what is asked of the store.
 

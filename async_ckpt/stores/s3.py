@@ -17,13 +17,14 @@ from ..concurrency import for_each
 from ..config import CHUNK_BYTES, Config
 from ..errors import IntegrityError, NotFound, StoreError, TransientStoreError
 from ._backoff import with_retries
-from ._s3_body import LocalFile
+from ._s3_body import Bytes, LocalFile
 from ._s3_choice import open_client as open_best
-from ._s3_conditions import Conditions, put_small
+from ._s3_conditions import Conditions
 from ._s3_copy import copy_object
 from ._s3_engine import Engine
 from ._s3_errors import StartOver
 from ._s3_multipart import part_size, put_parts
+from ._s3_objects import Objects
 from ._s3_settings import OpenClient
 from .base import Capabilities, Entry, PartsLog, Progress, S3Settings, Source, Store, no_progress
 
@@ -60,7 +61,8 @@ class S3Store(Store):
     ) -> None:  # fmt: skip
         given = settings
         self._engine = Engine(root, (lambda: given) if isinstance(given, S3Settings) else given, config, open_client)
-        self._conditions = Conditions(self._engine)
+        self._objects = Objects(self._engine)
+        self._conditions = Conditions(self._engine, self._objects)
         self.root = self._engine.root
         self._config = config
 
@@ -77,24 +79,25 @@ class S3Store(Store):
     ) -> Crcs:
         try:
             if source.size > part_size(source.size, self._config.part_bytes):
-                return await put_parts(self._engine, self._config, key, source, progress, log)
+                return await put_parts(self._engine, self._objects, self._config, key, source, progress, log)
             with self._engine.mapping("write", key):
-                return (await self._engine.put(key, source, 0, source.size, progress)).crcs
+                return (await self._objects.put(key, source, 0, source.size, progress)).crcs
         except StartOver as error:
             raise TransientStoreError(error.what, where=error.where, hint=error.hint) from error
 
     async def copy(self, source_key: str, key: str, size: int) -> None:
-        await copy_object(self._engine, self._config, source_key, key, size)
+        await copy_object(self._engine, self._objects, self._config, source_key, key, size)
 
     async def put_bytes(self, key: str, data: bytes) -> None:
-        await put_small(self._engine, key, data)
+        with self._engine.mapping("write", key):
+            await self._objects.put(key, Bytes(key, data), 0, len(data), no_progress, small=True)
 
     async def get_bytes(self, key: str) -> bytes:
         return (await self.get_tagged(key))[0]
 
     async def get_tagged(self, key: str) -> tuple[bytes, str]:
         with self._engine.mapping("read", key):
-            return await self._engine.get_bytes(key, MAX_BYTES)
+            return await self._objects.get_bytes(key, MAX_BYTES)
 
     async def put_if(self, key: str, data: bytes, tag: str | None) -> bool:
         return await self._conditions.put(key, data, tag)
@@ -118,7 +121,7 @@ class S3Store(Store):
         async def fetch(offset: int, counted: Progress) -> None:
             count = min(CHUNK_BYTES, total - offset)
             with self._engine.mapping("read", key):
-                crc = await self._engine.get(key, file, offset, count, counted, tag)
+                crc = await self._objects.get(key, file, offset, count, counted, tag)
             if crc32 is not None and crc != crc32[offset // CHUNK_BYTES]:
                 raise IntegrityError(f"{key} is damaged at byte {offset}", where=self.url(key))
 
@@ -180,7 +183,7 @@ class S3Store(Store):
     async def _head(self, key: str) -> tuple[int, str]:
         """Size and ETag."""
         with self._engine.mapping("read", key):
-            answer, size = await self._engine.head(key)
+            answer, size = await self._objects.head(key)
         return size, answer.headers["etag"]
 
     def _check_size(self, key: str, found: int, size: int | None, crc32: Sequence[int] | None) -> None:

@@ -121,7 +121,7 @@ class S3Suite(StoreSuite):
                     raise ClientError({"Error": {"Code": "AccessDenied"}}, "UploadPart")
 
                 with pytest.MonkeyPatch.context() as patch:
-                    patch.setattr(store._engine, "put", refuse)
+                    patch.setattr(store._objects, "put", refuse)
                     with pytest.raises(StoreError, match="AccessDenied"):
                         await store.put_source("a/key", BytesSource(pattern(LARGE)))
                 assert await self.nothing_under(store, "a/key")
@@ -152,7 +152,7 @@ class S3Suite(StoreSuite):
             async with self.store() as store:
                 assert isinstance(store, S3Store)
                 await store.put_source("a/key", BytesSource(b"a" * LARGE))
-                get = store._engine.get
+                get = store._objects.get
                 replaced = False
 
                 async def replace_and_get(*args: Any, **params: Any) -> Any:
@@ -163,7 +163,7 @@ class S3Suite(StoreSuite):
                     return await get(*args, **params)
 
                 with pytest.MonkeyPatch.context() as patch:
-                    patch.setattr(store._engine, "get", replace_and_get)
+                    patch.setattr(store._objects, "get", replace_and_get)
                     with pytest.raises(TransientStoreError, match="replaced while it was read"):
                         await store.get_file("a/key", str(tmp_path / "target"))
 

@@ -27,8 +27,8 @@ from ..support.scenes import BIG, save
 @pytest.mark.parametrize("killed", [False, True], ids=["the agent goes on", "another agent"])
 def test_only_the_commit_is_repeated_where_all_bytes_were_stored_before_it_failed(task: Task, killed: bool) -> None:
     """Nobody guards the snapshot any more: what the trainer has written since must not get into the store."""
-    latest = Path(task.store.root, TASK.task_folder, "latest")
-    latest.mkdir(parents=True)  # Whoever moves it is refused.
+    metadata = Path(task.store.root, TASK.task_folder, "0.mfchckpt.0.metadata")
+    metadata.mkdir(parents=True)  # Whoever commits is refused.
     checkpointer = task.start()
     first = save(checkpointer, task, 0)
     wait_until(lambda: checkpointer.state(first.id)[0] == FAILED, "its commit is refused")
@@ -37,7 +37,7 @@ def test_only_the_commit_is_repeated_where_all_bytes_were_stored_before_it_faile
     checkpointer.close(clean=False)
     if killed:
         kill(pid)
-    latest.rmdir()
+    metadata.rmdir()
     checkpointer = task.start(attempt=1)
     checkpointer.flush(60)
     assert checkpointer.state(first.id)[0] == COMMITTED

@@ -135,7 +135,7 @@ def test_payloads_are_signed_where_nothing_else_guards_them_and_that_is_said(
         engine = Engine("s3://bucket/x", lambda: settings, Config(unsigned_payload=unsigned_payload))
         try:
             await engine.client()
-            assert engine._signs_content is signed
+            assert (await engine.opened()).signs_content is signed
             assert ("signed" in engine.notice) is signed
         finally:
             await engine.aclose()
