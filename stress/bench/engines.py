@@ -141,6 +141,7 @@ def bench_server(name: str, options: argparse.Namespace, packages: Mapping[str, 
     if options.quick:
         notes.insert(0, f"Quick: every case has 1/{_QUICK_SHARE} of its bytes.")
     rounds = options.rounds or (2 if options.quick else 5)
+    names = [*(options.engine or ENGINES), *([BEFORE] if options.before else [])]
     with work_directory() as work, endpoint(name) as server:
         bench = Bench(server, work, packages, {BEFORE: os.path.abspath(options.before)} if options.before else {})
         bench.prepare()
@@ -150,9 +151,7 @@ def bench_server(name: str, options: argparse.Namespace, packages: Mapping[str, 
             if server.keeps and 2 * case.bytes + _GIB > available_memory():
                 notes.append(f"{case.label}: left out, since the server keeps it in memory and there is too little.")
                 continue
-            more_rows, more_notes = measure(
-                bench, case, options.direction or list(DIRECTIONS), options.engine or list(ENGINES), rounds
-            )
+            more_rows, more_notes = measure(bench, case, options.direction or list(DIRECTIONS), names, rounds)
             rows, notes = rows + more_rows, notes + more_notes
             for row in more_rows:
                 print(summary_line(name, row), flush=True)
@@ -204,8 +203,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--record", action="store_true", help="record for the report although something is left out")
     options = parser.parse_args(arguments)
     packages = {package.name: package for package in (ours(), peer(), tools())}
-    if options.before:
-        ENGINES[BEFORE] = ENGINES["ours"]
     for name in options.server or SERVERS:
         bench_server(name, options, packages)
 

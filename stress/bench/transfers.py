@@ -57,7 +57,8 @@ class Bench:
         Failed
             It says why, or not all has arrived.
         """
-        package = self.packages[ENGINES[engine].package]
+        kind = ENGINES["ours" if engine in self.checkouts else engine]
+        package = self.packages[kind.package]
         server, warm = self.server, self.warm if direction == "up" else "seed-warm"
         job = Job(
             engine="ours" if engine in self.checkouts else engine, direction=direction, url=server.url, ca=server.ca,
@@ -79,7 +80,7 @@ class Bench:
             raise Failed(complained.strip()[-300:] or f"status {process.returncode}")
         found = Measured(**json.loads(said.splitlines()[-1]))
         # A tool reports its own peak: it is the only child.
-        counted = 0 if ENGINES[engine].module == "tools" else children.bytes
+        counted = 0 if kind.module == "tools" else children.bytes
         return Measured(found.seconds, found.cpu, found.rss + counted)
 
     @property
