@@ -1,6 +1,6 @@
 PYTHON ?= .venv/bin/python
 
-.PHONY: demo test check bench
+.PHONY: demo test test-long check bench
 
 .venv:
 	python3 -m venv .venv && .venv/bin/pip install -qe '.[test]'
@@ -10,6 +10,9 @@ demo: .venv
 
 test: .venv
 	$(PYTHON) -m pytest -n 2
+
+test-long: .venv
+	$(PYTHON) -m pytest -n 2 -m long
 
 check: .venv
 	$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check . && $(PYTHON) -m mypy

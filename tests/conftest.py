@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.support import agents, filesystems
+from tests.support.allowed_skips import pytest_sessionfinish, pytest_terminal_summary
+
+__all__ = ["pytest_sessionfinish", "pytest_terminal_summary"]
 
 
 @pytest.fixture(scope="session")

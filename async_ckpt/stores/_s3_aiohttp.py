@@ -8,11 +8,13 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import aiohttp
+import anyio
 from aiobotocore.awsrequest import AioAWSResponse
 from aiobotocore.config import AioConfig
 from aiobotocore.session import get_session
@@ -75,25 +77,33 @@ class _Addresses(AbstractResolver):  # type: ignore[misc]  # aiohttp's types are
 
 
 class _Connector(aiohttp.TCPConnector):  # type: ignore[misc]
-    """Remembers the addresses that it reached."""
+    """Remembers the addresses that it reached, and the connections, so that none outlives it."""
 
     def __init__(self, addresses: _Addresses, **options: Any) -> None:
         super().__init__(resolver=addresses, use_dns_cache=False, **options)
         self._addresses = addresses
+        self._made: weakref.WeakSet[asyncio.WriteTransport] = weakref.WeakSet()
 
     async def connect(self, *arguments: Any, **options: Any) -> Any:
         connection = await super().connect(*arguments, **options)
-        peer = connection.transport.get_extra_info("peername") if connection.transport is not None else None
-        if peer:
-            self._addresses.worked(peer[0])
+        transport = connection.transport
+        if transport is not None:
+            self._made.add(transport)
+            if peer := transport.get_extra_info("peername"):
+                self._addresses.worked(peer[0])
         return connection
+
+    def abort(self) -> None:
+        """End what is still saying goodbye: over TLS that takes an answer, which may never come."""
+        for transport in list(self._made):
+            transport.abort()
 
 
 class _Pool:
     """One session of aiohttp, closed once nobody uses it who began before it was given up."""
 
-    def __init__(self, session: aiohttp.ClientSession) -> None:
-        self.session = session
+    def __init__(self, session: aiohttp.ClientSession, connector: _Connector) -> None:
+        self.session, self._connector = session, connector
         self._users, self._given_up = 0, False
 
     @asynccontextmanager
@@ -104,12 +114,17 @@ class _Pool:
         finally:
             self._users -= 1
             if self._given_up and not self._users:
-                await self.session.close()
+                with anyio.CancelScope(shield=True):
+                    await self.close()
 
     def give_up(self) -> bool:
         """Whether it is to be closed now."""
         self._given_up = True
         return not self._users
+
+    async def close(self) -> None:
+        await self.session.close()
+        self._connector.abort()
 
 
 class _Answer:
@@ -138,7 +153,8 @@ class AioTransport:
         self._network, self._idle_s = network, idle_s
         self._timeout = aiohttp.ClientTimeout(total=None, connect=limits.connect_s)
         self._addresses: _Addresses | None = None
-        self._tls: ssl.SSLContext | bool = True
+        self._opening = asyncio.Lock()
+        self._tls: ssl.SSLContext | None = None
         self._pool: _Pool | None = None
         self._closing: set[asyncio.Task[None]] = set()
 
@@ -162,20 +178,24 @@ class AioTransport:
                 yield _Answer(response)
 
     async def _open(self, url: str) -> _Pool:
+        if url.startswith("https:") and self._tls is None:
+            async with self._opening:
+                self._tls = self._tls or await to_thread.run_sync(self._network.certificates.context)
         if self._addresses is None:
             self._addresses = _Addresses(asyncio.get_running_loop().time)
-            if url.startswith("https:"):
-                self._tls = await to_thread.run_sync(self._network.certificates.context)
         if self._pool is None:
             connector = _Connector(
-                self._addresses, ssl=self._tls, limit=0, keepalive_timeout=self._idle_s, happy_eyeballs_delay=0.25
+                self._addresses,
+                ssl=self._tls or True,
+                limit=0,
+                keepalive_timeout=self._idle_s,
+                happy_eyeballs_delay=0.25,
             )
-            self._pool = _Pool(
-                aiohttp.ClientSession(
-                    connector=connector, timeout=self._timeout, auto_decompress=False, trust_env=False,
-                    skip_auto_headers=_NOT_ADDED, read_bufsize=_READ_AHEAD_BYTES, cookie_jar=aiohttp.DummyCookieJar(),
-                )
+            session = aiohttp.ClientSession(
+                connector=connector, timeout=self._timeout, auto_decompress=False, trust_env=False,
+                skip_auto_headers=_NOT_ADDED, read_bufsize=_READ_AHEAD_BYTES, cookie_jar=aiohttp.DummyCookieJar(),
             )  # fmt: skip
+            self._pool = _Pool(session, connector)
         return self._pool
 
     def distrust(self) -> None:
@@ -183,7 +203,7 @@ class AioTransport:
         if self._addresses is not None:
             self._addresses.forget()
         if pool is not None and pool.give_up():
-            closing = asyncio.ensure_future(pool.session.close())
+            closing = asyncio.ensure_future(pool.close())
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
 
@@ -191,6 +211,7 @@ class AioTransport:
         self.distrust()
         if self._closing:
             await asyncio.wait(set(self._closing))
+        await asyncio.sleep(0)  # Aborted connections end in the next turn of the loop.
         if self._addresses is not None:
             await self._addresses.close()
             self._addresses = None

@@ -35,55 +35,73 @@ class Conditions:
 
     def __init__(self, engine: Engine, objects: Objects) -> None:
         self._engine, self._objects = engine, objects
-        #: Whether the store keeps its word; None: not known yet.
-        self.kept: bool | None = None
+        #: Whether the store keeps its word where nothing may be there, and where a tag has to fit; None: not known yet.
+        self._creates: bool | None = None
+        self._matches: bool | None = None
         self._quoted = True
+
+    @property
+    def kept(self) -> bool:
+        """Whether the store keeps its word, as far as is known."""
+        return self._creates is not False and self._matches is not False
 
     async def put(self, key: str, data: bytes, tag: str | None) -> bool:
         """See ``Store.put_if``."""
-        if self.kept is False or tag == "":
-            return await self._plainly(key, data)
-        written = await self._try(key, data, tag)
-        if written is None:
-            return await self._plainly(key, data)
-        if self.kept is None and not written:
-            return await self._doubt(key, data, tag)
-        if self.kept is None:
-            # A store that ignores conditions has written as well. It does so again, and nothing changes.
-            self.kept = await self._try(key, data, _NO_TAG) is False
-        return written
+        if tag is None:
+            return await self._create(key, data)
+        return await self._replace(key, data, tag)
 
-    async def _doubt(self, key: str, data: bytes, tag: str | None) -> bool:
-        """The condition did not hold, says a store of which nothing is known: is that so?"""
+    async def _create(self, key: str, data: bytes) -> bool:
+        if self._creates is False:
+            return await self._plainly(key, data)
+        written = await self._try(key, data, None)
+        if self._creates is None:
+            if written:
+                # A store that ignores conditions has written as well. It does so again, and nothing changes.
+                self._creates = await self._try(key, data, None) is False
+            elif written is False and await self._tag(key) is not None:
+                self._creates = True
+            else:
+                self._creates = False
+                return await self._plainly(key, data)
+        return bool(written)
+
+    async def _replace(self, key: str, data: bytes, tag: str) -> bool:
+        if self._matches is False or not tag:
+            return await self._plainly(key, data)
+        written = await self._try(key, data, tag, quoted=self._quoted)
+        if self._matches is not None:
+            return bool(written)
+        if written is False:
+            if await self._tag(key) != tag:
+                return False
+            written = await self._try(key, data, tag, quoted=False)
+            if written is False and await self._tag(key) != tag:
+                return False
+            self._quoted = not written
+        # As above; and a store that refuses the right tag in either spelling knows no tags.
+        self._matches = bool(written) and await self._try(key, data, _NO_TAG, quoted=self._quoted) is False
+        return bool(written) or await self._plainly(key, data)
+
+    async def _tag(self, key: str) -> str | None:
+        """The tag of what is there; None: nothing."""
         with self._engine.mapping("read", key):
             try:
-                now = (await self._objects.head(key))[0].headers["etag"]
+                return (await self._objects.head(key))[0].headers["etag"]
             except Refusal as error:
                 if code_of(error)[1] != 404:
                     raise
-                now = None
-        if now != tag:
-            return False
-        if tag is not None:
-            self._quoted = False
-            if await self._try(key, data, tag):
-                self.kept = await self._try(key, data, _NO_TAG) is False
-                return True
-        return await self._plainly(key, data)
+        return None
 
     async def _plainly(self, key: str, data: bytes) -> bool:
         """Write in any case."""
-        self.kept = False
         with self._engine.mapping("write", key):
             await self._put(key, data, {})
         return True
 
-    async def _put(self, key: str, data: bytes, condition: Mapping[str, str]) -> None:
-        await self._objects.put(key, Bytes(key, data), 0, len(data), no_progress, condition=condition, small=True)
-
-    async def _try(self, key: str, data: bytes, tag: str | None) -> bool | None:
+    async def _try(self, key: str, data: bytes, tag: str | None, *, quoted: bool = True) -> bool | None:
         """Write on a condition. False: it does not hold; None: the store knows no conditions."""
-        value = tag if self._quoted or tag is None else tag.strip('"')
+        value = tag if quoted or tag is None else tag.strip('"')
         condition = {"if-none-match": "*"} if value is None else {"if-match": value}
         with self._engine.mapping("write", key):
             try:
@@ -94,3 +112,6 @@ class Conditions:
                     raise
                 return False if status in _NOT_AS_EXPECTED else None
         return True
+
+    async def _put(self, key: str, data: bytes, condition: Mapping[str, str]) -> None:
+        await self._objects.put(key, Bytes(key, data), 0, len(data), no_progress, condition=condition, small=True)

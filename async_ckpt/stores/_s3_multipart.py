@@ -13,7 +13,7 @@ import anyio
 
 from ..concurrency import for_each
 from ..config import CHUNK_BYTES, Config
-from ..errors import CheckpointError, StoreError, TransientStoreError
+from ..errors import CheckpointError, NotFound, StoreError, TransientStoreError
 from ._backoff import Counted, with_retries
 from ._s3_engine import Engine
 from ._s3_errors import StartOver
@@ -84,11 +84,15 @@ class _Upload:
                 await self._retried(self._find)
             numbers = (number for number in range(1, -(-size // part_bytes) + 1) if number not in self._parts)
             await for_each(numbers, self._config.max_parts_in_flight, self._send)
-            await self._retried(self._complete)
+            try:
+                await self._retried(self._complete)
+            except StoreError:
+                # It may be there all the same: the answer was lost, or came too late, or lacks the ETag (Ceph's first).
+                if not await self._is_complete():
+                    raise
         except StartOver:
             if await self._is_complete():
-                # It was completed, and the answer was lost, perhaps with the one who asked.
-                return self._crcs()
+                return self._crcs()  # Perhaps the one who asked has died before the answer came.
             self._counted.take_back()
             await abort(self._engine, self._config, self._key, self._id)
             raise
@@ -122,8 +126,11 @@ class _Upload:
     async def _find(self) -> None:
         """``StartOver`` if the upload is gone. Asked first, since stores answer a part for none in many ways."""
         client = await self._engine.client()
-        with self._engine.mapping("find the upload of", self._key):
-            await client.list_parts(**self._engine.params(self._key), UploadId=self._id, MaxParts=1)
+        try:
+            with self._engine.mapping("find the upload of", self._key):
+                await client.list_parts(**self._engine.params(self._key), UploadId=self._id, MaxParts=1)
+        except NotFound as error:  # Ceph's word for it
+            raise StartOver(error.what, where=error.where) from error
 
     async def _complete(self) -> None:
         checksums = (await self._engine.opened()).checksums

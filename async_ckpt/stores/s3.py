@@ -68,7 +68,7 @@ class S3Store(Store):
 
     @property
     def capabilities(self) -> Capabilities:  # type: ignore[override]  # what a store can do is found out on the way
-        return Capabilities(copy=True, conditional_put=self._conditions.kept is not False)
+        return Capabilities(copy=True, conditional_put=self._conditions.kept)
 
     @property
     def notice(self) -> str:

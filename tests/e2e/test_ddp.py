@@ -14,6 +14,7 @@ from tests.support.metaflow_env import Workspace
 STEPS, EVERY = 14, 2
 
 
+@pytest.mark.long
 @pytest.mark.skipif(bool(ddp.MISSING), reason=ddp.MISSING or "-")
 @pytest.mark.timeout(600)
 def test_a_training_that_was_killed_and_resumed_has_the_losses_of_one_that_was_not(

@@ -119,6 +119,14 @@ class Workspace:
         """Environment in which ``python`` is also what a bare ``python`` on PATH means."""
         return {**self.env, "PATH": os.pathsep.join([os.path.dirname(python), os.environ["PATH"]]), **(extra or {})}
 
+    def take_away(self, *modules: str) -> None:
+        """From now on, as if these were not installed."""
+        folder = self.root / "taken-away"
+        folder.mkdir(exist_ok=True)
+        for name in modules:
+            (folder / f"{name}.py").write_text(f"raise ModuleNotFoundError('No module named {name}', name={name!r})\n")
+        self.env["PYTHONPATH"] = str(folder)
+
     def start_flow(
         self, flow: str | Path, *arguments: str, python: str = sys.executable, env: Mapping[str, str] | None = None,
         top: tuple[str, ...] = (),

