@@ -18,7 +18,7 @@ import anyio
 from aiobotocore.awsrequest import AioAWSResponse
 from aiobotocore.config import AioConfig
 from aiobotocore.session import get_session
-from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.abc import AbstractResolver
 from anyio import to_thread
 from yarl import URL
 
@@ -45,13 +45,11 @@ class _Addresses(AbstractResolver):  # type: ignore[misc]  # aiohttp's types are
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._resolver = aiohttp.ThreadedResolver()
-        self._known: dict[tuple[str, int, int], tuple[float, list[ResolveResult]]] = {}
+        self._known: dict[tuple[str, int, int], tuple[float, list[Any]]] = {}
         self._lock = asyncio.Lock()
         self._good: dict[str, None] = {}
 
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
-    ) -> list[ResolveResult]:
+    async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET) -> list[Any]:
         key = (host, port, family)
         async with self._lock:
             until, found = self._known.get(key, (0.0, []))
@@ -184,13 +182,7 @@ class AioTransport:
         if self._addresses is None:
             self._addresses = _Addresses(asyncio.get_running_loop().time)
         if self._pool is None:
-            connector = _Connector(
-                self._addresses,
-                ssl=self._tls or True,
-                limit=0,
-                keepalive_timeout=self._idle_s,
-                happy_eyeballs_delay=0.25,
-            )
+            connector = _Connector(self._addresses, ssl=self._tls or True, limit=0, keepalive_timeout=self._idle_s)
             session = aiohttp.ClientSession(
                 connector=connector, timeout=self._timeout, auto_decompress=False, trust_env=False,
                 skip_auto_headers=_NOT_ADDED, read_bufsize=_READ_AHEAD_BYTES, cookie_jar=aiohttp.DummyCookieJar(),

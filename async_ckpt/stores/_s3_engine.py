@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
+from urllib.parse import urlsplit
 
 from ..config import Config
 from ..errors import StoreError, UsageError
@@ -274,7 +275,8 @@ class Engine:
             for name, value in prepared.headers.items()
             if name.lower() not in _MADE_ANEW
         }
-        path = prepared.url.removeprefix(self._learned)
+        url = urlsplit(prepared.url)
+        path = url.path.removeprefix(urlsplit(self._learned).path) + (f"?{url.query}" if url.query else "")
         headers |= state.wanted.headers(operation)
         task = Task(operation, prepared.method, path, headers, data or None, sha256(data))
         answer: Answer = await self.exchange(task)

@@ -179,7 +179,7 @@ def map_error(error: BaseException, what: str, where: str, *, proven: bool = Fal
         hint = _REGION
     elif isinstance(error, CredentialRetrievalError):
         kind, hint = TransientStoreError, _KEYS
-    elif "CERTIFICATE_VERIFY_FAILED" in text:
+    elif "CERTIFICATE_VERIFY_FAILED" in text or "doesn't match" in text:
         hint = _way_out(_CERTIFICATES, text)
     elif stranger:
         kind, hint = (TransientStoreError if proven else StoreError), stranger

@@ -57,7 +57,8 @@ class Place:
         UsageError
             It is signed in a way that needs more than a key.
         """
-        base, _, _ = request.url.partition("?")
+        parts = urlsplit(request.url)
+        base = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
         authorization = _text(request.headers.get("Authorization", ""))
         if "AWS4-ECDSA" in authorization or not base.endswith(f"/{PROBE}"):
             raise UsageError(
@@ -73,7 +74,7 @@ class Place:
     @property
     def host(self) -> str:
         """The ``Host`` header."""
-        return urlsplit(self.base).netloc.rpartition("@")[2]
+        return urlsplit(self.base).netloc
 
     @staticmethod
     def path(name: str) -> str:

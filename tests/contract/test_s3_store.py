@@ -300,13 +300,15 @@ class Misbehaving:
         await stream.send(answer)
 
     @asynccontextmanager
-    async def store(self, limits: Config = Config(), **client_params: Any) -> AsyncIterator[RetryStore]:  # noqa: B008
+    async def store(
+        self, limits: Config = Config(), open_client: OpenClient = _s3_aiohttp.open_client, **client_params: Any  # noqa: B008
+    ) -> AsyncIterator[RetryStore]:  # fmt: skip
         """A store with retries that talks to this server."""
         listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
         port = listener.extra(SocketAttribute.local_port)
-        config = replace(limits, store_attempts=3)
+        config = limits if limits.store_attempts == 1 else replace(limits, store_attempts=3)
         params = S3Server(f"http://127.0.0.1:{port}", 0).client_params | client_params
-        store = RetryStore(S3Store("s3://bucket/root", S3Settings(params), config), config)
+        store = RetryStore(S3Store("s3://bucket/root", S3Settings(params), config, open_client), config)
         async with listener, anyio.create_task_group() as group:
             group.start_soon(listener.serve, self._connected)
             try:
