@@ -28,6 +28,8 @@ T = TypeVar("T")
 _LIFE_S = 60.0
 #: Where an answer may be about something else, a new session is asked at most so often.
 _AMBIGUOUS_S = 10.0
+#: After a failure the source has so many seconds of peace: each question may be a process, or a request that is limited.
+_PEACE_S = 2.0
 
 #: What may be a secret: a long run of letters and digits in which both occur, and which is no path.
 _SECRET = re.compile(r"(?<![\w/+=])(?=[A-Za-z+/=]*\d)(?=[\d+/=]*[A-Za-z])[A-Za-z0-9+=][A-Za-z0-9+/=]{19,}")
@@ -51,6 +53,7 @@ class Credentials:
         self._lock = anyio.Lock()
         self._last: Any = None
         self._asked = self._until = 0.0
+        self._failure: CredentialRetrievalError | None = None
         #: The last ones that the store took, and those that it refused.
         self._accepted: Any = None
         self._refused: Any = None
@@ -67,10 +70,13 @@ class Credentials:
             return self._last
         async with self._lock:  # One thread asks, however many requests wait.
             if time.monotonic() >= self._until:
+                if self._failure is not None and time.monotonic() < self._asked + _PEACE_S:
+                    raise self._failure
                 try:
-                    self._last = await self._fetch()
-                except CredentialRetrievalError:
+                    self._last, self._failure = await self._fetch(), None
+                except CredentialRetrievalError as error:
                     if self._last is None or self._last == self._refused:
+                        self._asked, self._failure = time.monotonic(), error
                         raise
                     # What the store still takes is good enough; the source is asked again in a minute.
                 self._asked = time.monotonic()

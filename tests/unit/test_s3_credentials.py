@@ -96,6 +96,25 @@ def test_an_ambiguous_refusal_asks_a_new_session_only_now_and_then() -> None:
     assert source.questions == 1
 
 
+@pytest.fixture
+def _no_peace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_s3_credentials, "_PEACE_S", 0.0)
+
+
+def test_a_source_that_has_just_failed_is_left_in_peace() -> None:
+    source = Source(RuntimeError("vault is sealed"))
+
+    async def check() -> None:
+        credentials = Credentials(source, 5)
+        for _ in range(10):
+            with pytest.raises(CredentialRetrievalError, match="vault is sealed"):
+                await credentials.get()
+
+    anyio.run(check)
+    assert source.questions == 1
+
+
+@pytest.mark.usefixtures("_no_peace")
 def test_a_source_that_fails_is_asked_again_in_a_new_session() -> None:
     source = Source(RuntimeError("vault is sealed"), None, Keys("a"))
 

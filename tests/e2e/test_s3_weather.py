@@ -1,0 +1,31 @@
+"""Over TLS, with whatever is wrong on the way to S3: the flow ends green, and all that it saved can be loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.s3_weather import QUICK, cases, play
+from tests.support.servers import moto_server, rclone_server
+
+__all__ = ["moto_server", "rclone_server"]
+
+CASES = cases(QUICK)
+#: They last, or have to be waited for.
+_LONG = (
+    "every 20th answer stops midway",
+    "idle connections are dead",
+    "credentials are rotated",
+    "the provider is down",
+    "the provider is down at first",
+)
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.long] * (name in _LONG)) for name in CASES])
+def test_a_flow_ends_green_at_its_first_attempt_and_all_its_checkpoints_can_be_loaded(
+    name: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    case = CASES[name]
+    outcome = play(case, QUICK, tmp_path / "flow", request.getfixturevalue(f"{case.server}_server"))
+    assert outcome.wrong == [], outcome.output
