@@ -28,7 +28,7 @@ T = TypeVar("T")
 _LIFE_S = 60.0
 #: Where an answer may be about something else, a new session is asked at most so often.
 _AMBIGUOUS_S = 10.0
-#: After a failure the source has so many seconds of peace: each question may be a process, or a request that is limited.
+#: After a failure the source has so many seconds of peace: each question may be a process, or be counted and limited.
 _PEACE_S = 2.0
 
 #: What may be a secret: a long run of letters and digits in which both occur, and which is no path.

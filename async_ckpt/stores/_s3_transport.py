@@ -112,7 +112,7 @@ class Watch:
         self._scope = anyio.CancelScope()
         self._untold = 0
         self._doing = ""
-        self._limit_s = 0.0
+        self._limit_s = self._since = 0.0
 
     def __enter__(self) -> Watch:
         # Until a body is taken nobody tells us that there is a connection.
@@ -127,11 +127,16 @@ class Watch:
         return swallow
 
     def _enter(self, doing: str, limit_s: float) -> None:
-        self._doing, self._limit_s, self._untold = doing, limit_s, 0
-        self._scope.deadline = anyio.current_time() + limit_s
+        now = anyio.current_time()
+        self._untold = 0
+        if doing == self._doing and now < self._since + limit_s / 20:
+            return  # Moving a deadline costs as much as reading a piece: a twentieth of it is not missed.
+        self._doing, self._limit_s, self._since = doing, limit_s, now
+        self._scope.deadline = now + limit_s
 
     def waits(self, seconds: float) -> None:
         """The next piece is held back on purpose for so long."""
+        self._since = 0.0  # Whatever follows counts from then.
         self._scope.deadline = anyio.current_time() + self.limits.stall_s + seconds
 
     def sending(self) -> None:
