@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import threading
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, TypeVar, cast
@@ -76,8 +77,14 @@ async def in_thread(function: Callable[[], T], discard: Callable[[T], None] = la
             result = function()
         except BaseException as raised:
             error = raised
+            if not isinstance(raised, Exception) or isinstance(raised, StopIteration):
+                # A future does not take the one, and the other would end the loop: it was meant for the thread.
+                error = RuntimeError(f"{type(raised).__name__}: {raised}")
         with contextlib.suppress(RuntimeError):  # A loop that has ended waits for nothing.
             loop.call_soon_threadsafe(deliver, result, error)
 
-    threading.Thread(target=work, name="async_ckpt-call", daemon=True).start()
+    try:
+        threading.Thread(target=work, name="async_ckpt-call", daemon=True).start()
+    except RuntimeError as error:
+        raise OSError(errno.EAGAIN, str(error)) from error  # No more threads, for now.
     return await future

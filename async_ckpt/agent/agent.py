@@ -345,12 +345,13 @@ class Agent:
         if item is None or job is None:
             return
         if op == "progress":
-            job.sent += message["bytes"]
-            self._held_up = False
-            self._outages.end(identity)  # The store is back.
+            job.sent += message["bytes"]  # Sent is not stored: the store may refuse it.
             self._throughput.add(message["bytes"])
             return
         self._plane.is_well()
+        if op in ("file", "part", "uploaded", "committed"):
+            self._held_up = False
+            self._outages.end(identity)  # The store is back.
         if op == "file":
             self._on_file(item, job, message)
         elif op == "parts":
@@ -385,8 +386,6 @@ class Agent:
             reference = {**layout.whole(item.reference), **message.get("reference", {})}
             self._note({"id": identity, "state": COMMITTED, "reference": reference})
             self._queue.end(identity, COMMITTED)
-            self._held_up = False
-            self._outages.end(identity)
             self._leases.let_go(identity)
             self._forget(item)
             self._last_call.choose_again()

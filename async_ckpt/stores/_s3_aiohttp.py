@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -31,6 +30,8 @@ from .base import S3Settings
 _READ_AHEAD_BYTES = 2 << 20
 #: How long the addresses of a name are taken from memory, in seconds.
 _LOOK_UP_S = 10.0
+#: Connections after which it is looked which are closed.
+_MOST_MADE = 512
 #: Addresses that worked which are remembered.
 _MAX_GOOD = 64
 #: Headers that aiohttp would add by itself.
@@ -80,12 +81,14 @@ class _Connector(aiohttp.TCPConnector):  # type: ignore[misc]
     def __init__(self, addresses: _Addresses, **options: Any) -> None:
         super().__init__(resolver=addresses, use_dns_cache=False, **options)
         self._addresses = addresses
-        self._made: weakref.WeakSet[asyncio.WriteTransport] = weakref.WeakSet()
+        self._made: set[asyncio.WriteTransport] = set()
 
     async def connect(self, *arguments: Any, **options: Any) -> Any:
         connection = await super().connect(*arguments, **options)
         transport = connection.transport
         if transport is not None:
+            if len(self._made) >= _MOST_MADE:
+                self._made = {made for made in self._made if not made.is_closing()}
             self._made.add(transport)
             if peer := transport.get_extra_info("peername"):
                 self._addresses.worked(peer[0])
@@ -158,14 +161,15 @@ class AioTransport:
 
     @asynccontextmanager
     async def send(self, request: Request, watch: Watch) -> AsyncIterator[Incoming]:
-        pool = self._pool or await self._open(request.url)
-        body = request.body
+        proxy, body = self._network.proxy(request.url), request.body
+        tls = request.url.startswith("https:") or (proxy or "").startswith("https:")
+        pool = self._pool if self._pool and (self._tls or not tls) else await self._open(tls)
         async with pool.used() as session:
             try:
                 response = await session.request(
                     request.method, URL(request.url, encoded=True), headers=request.headers,
                     data=body if body is None or isinstance(body, bytes) else body.pieces(watch),
-                    allow_redirects=False, proxy=self._network.proxy(request.url),
+                    allow_redirects=False, proxy=proxy,
                 )  # fmt: skip
             except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
                 if isinstance(error, aiohttp.ClientConnectorError):
@@ -175,10 +179,12 @@ class AioTransport:
                 watch.answered()
                 yield _Answer(response)
 
-    async def _open(self, url: str) -> _Pool:
-        if url.startswith("https:") and self._tls is None:
+    async def _open(self, tls: bool) -> _Pool:
+        if tls and self._tls is None:
             async with self._opening:
-                self._tls = self._tls or await to_thread.run_sync(self._network.certificates.context)
+                if self._tls is None:
+                    self._tls = await to_thread.run_sync(self._network.certificates.context)
+                    self.distrust()  # What is there knows nothing of our certificates.
         if self._addresses is None:
             self._addresses = _Addresses(asyncio.get_running_loop().time)
         if self._pool is None:

@@ -100,14 +100,14 @@ def check(operation: str, answer: Answer) -> None:
         raise refusal(operation, answer)
     if answer.status not in promise.statuses:
         raise NotS3.made(operation, answer, "the status means nothing for this request")
-    if promise.header and not answer.headers.get(promise.header):
-        raise NotS3.made(operation, answer, "it has no ETag")
     body = answer.body.strip()
-    if promise.element is None or (not body and not promise.element):
-        return
-    root = _document(body)
+    root = _document(body) if body and promise.element is not None else None
     if root is not None and _local(root.tag) == "Error":
         raise refusal(operation, answer)  # S3 does this to copies and completions that fail late.
+    if promise.header and not answer.headers.get(promise.header):
+        raise NotS3.made(operation, answer, "it has no ETag")
+    if promise.element is None or (not body and not promise.element):
+        return
     if not promise.element:
         raise NotS3.made(operation, answer, "it has a body where S3 has none")
     if root is None or not any(_local(child.tag) == promise.element and child.text for child in root):
@@ -120,20 +120,37 @@ def check(operation: str, answer: Answer) -> None:
 
 def refusal(operation: str, answer: Answer) -> Refusal:
     """The error of an answer: S3's code and message, or where it is not S3's, its status and first words."""
-    parts = {"status_code": answer.status, "headers": answer.headers, "body": answer.body}
+    # The parser looks for an error only where the status is one.
+    status = answer.status if answer.status >= 300 else 500
+    parts = {"status_code": status, "headers": answer.headers, "body": answer.body}
     try:
         parsed = create_parser("rest-xml").parse(parts, None)
     except (ResponseParserError, AttributeError):  # The latter for XML of another kind.
         parsed = {}
     error = parsed.setdefault("Error", {})
     said = str(error.get("Code") or "")
-    if not said or said == str(answer.status):
+    if not said or said == str(status):
         error.update(Code=str(answer.status), Message=first_words(answer.body) or error.get("Message", ""))
     metadata = parsed.setdefault("ResponseMetadata", {})
     metadata.update(HTTPStatusCode=answer.status, HTTPHeaders=dict(answer.headers))
-    # A page of words says nothing of an object, not even that it is missing. An answer to HEAD never has a body.
-    foreign = said in ("", str(answer.status)) and answer.status < 500 and bool(answer.body.strip())
+    # A page of words, or an answer of nothing at all, says nothing of an object, not even that it is missing. An answer
+    # to HEAD never has a body.
+    silent = operation != "HeadObject" and not is_amazons(answer.headers)
+    client_fault = answer.status < 500 and answer.status not in (408, 425, 429)
+    foreign = said in ("", str(answer.status)) and client_fault and (silent or bool(answer.body.strip()))
     return (NotS3 if foreign else Refusal)(parsed, operation)
+
+
+def is_amazons(headers: Mapping[str, str]) -> bool:
+    """Whether there are headers that only S3 gives."""
+    return any(name.startswith("x-amz-") for name in headers)
+
+
+def is_s3(error: Refusal) -> bool:
+    """Whether it is S3 that refuses: in a document with a code, or with its headers."""
+    code, status = code_of(error)
+    named = code not in ("Unknown", str(status))
+    return not isinstance(error, NotS3) and (named or is_amazons(error.response["ResponseMetadata"]["HTTPHeaders"]))
 
 
 def first_words(body: bytes, shown: int = _SHOWN) -> str:

@@ -22,6 +22,10 @@ from .base import Source
 _DIGEST_BYTES = 1 << 20
 
 
+#: A cautious pass sends so much, and then listens for so long, in seconds.
+_FIRST_BYTES, _LISTEN_S = 1 << 10, 1.0
+
+
 class Digest(NamedTuple):
     """Of a range: the CRC-32 of every chunk in it and of the whole, SHA-256 in hex digits (None: not asked for), and
     the content itself where it is no longer than a piece.
@@ -94,6 +98,9 @@ class Body:
         self._throttle, self._moved = throttle, moved
         #: What the source raised, if it did: the HTTP client reports that as a broken connection.
         self.error: Exception | None = None
+        #: Whether the next pass listens after its first bytes: the last connection broke under it, perhaps because the
+        #: store had refused, and who sends cannot hear.
+        self.cautious = False
         #: Whether the last pass came to its end.
         self.passed = False
         self._told = 0
@@ -107,8 +114,11 @@ class Body:
                 watch.waits(pause_s)
                 await anyio.sleep(pause_s)
             watch.sending()
+            if self.cautious and done == _FIRST_BYTES:
+                await anyio.sleep(_LISTEN_S)
+            count = _FIRST_BYTES if self.cautious and not done else size
             try:
-                data = self._source.pread(min(size, self.length - done), self._offset + done)
+                data = self._source.pread(min(count, self.length - done), self._offset + done)
             except Exception as error:
                 self.error = error
                 raise

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Coroutine
@@ -17,9 +18,11 @@ from typing import Any
 
 from botocore.awsrequest import AWSPreparedRequest, AWSResponse
 from botocore.config import Config as BotoConfig
-from botocore.exceptions import ConnectionClosedError
+from botocore.exceptions import ConnectionClosedError, HTTPClientError, ReadTimeoutError, SSLError
 from botocore.httpsession import URLLib3Session
 from botocore.session import get_session
+from urllib3.exceptions import HTTPError
+from urllib3.exceptions import ReadTimeoutError as StreamTimeoutError
 
 from ..concurrency import in_thread
 from ..config import Config
@@ -30,6 +33,8 @@ from .base import S3Settings
 
 #: Bytes of an answer that are read at a time: all of them have to come before any is seen.
 _READ_BYTES = 64 << 10
+#: Bytes of a body that are handed over at a time: while it sends, urllib3 has the limit of a connection for each.
+_SEND_BYTES = 16 << 10
 
 
 class _Pieces:
@@ -38,7 +43,8 @@ class _Pieces:
     def __init__(self, content: Content, watch: Watch) -> None:
         self._pieces = content.pieces(watch)
         self._loop = asyncio.get_running_loop()
-        self.stopped = False
+        self.stopped = self.begun = False
+        self._rest = memoryview(b"")
 
     def __iter__(self) -> _Pieces:
         return self
@@ -46,10 +52,13 @@ class _Pieces:
     def __next__(self) -> bytes:
         if self.stopped or self._loop.is_closed():
             raise ConnectionAbortedError("nobody waits for this request any more")
-        data = asyncio.run_coroutine_threadsafe(self._next(), self._loop).result()
-        if not data:
-            raise StopIteration
-        return data
+        self.begun = True
+        if not self._rest:
+            self._rest = memoryview(asyncio.run_coroutine_threadsafe(self._next(), self._loop).result())
+            if not self._rest:
+                raise StopIteration
+        piece, self._rest = self._rest[:_SEND_BYTES], self._rest[_SEND_BYTES:]
+        return bytes(piece)
 
     async def _next(self) -> bytes:
         return await anext(self._pieces, b"")
@@ -58,8 +67,8 @@ class _Pieces:
 class _Answer:
     """See ``Incoming``."""
 
-    def __init__(self, response: Any, *, empty: bool) -> None:
-        self._raw = response.raw
+    def __init__(self, response: Any, limit_s: float, *, empty: bool) -> None:
+        self._raw, self._limit_s = response.raw, limit_s
         self.status: int = response.status_code
         self.headers = {name.lower(): value for name, value in response.headers.items()}
         length = self.headers.get("content-length", "")
@@ -77,7 +86,12 @@ class _Answer:
     async def readany(self) -> bytes:
         # ``read1`` would return at once, and older releases of urllib3 have none.
         count = _READ_BYTES if self._left is None else min(_READ_BYTES, self._left)
-        data: bytes = await in_thread(lambda: self._raw.read(count)) if count else b""
+        try:
+            data: bytes = await in_thread(lambda: self._raw.read(count)) if count else b""
+        except StreamTimeoutError as error:
+            raise TimeoutError(f"the answer did not go on within {self._limit_s:g} s") from error
+        except HTTPError as error:
+            raise ConnectionResetError(f"the answer broke off: {error}") from error
         if self._left is not None:
             if not data and self._left:
                 raise ConnectionResetError(f"the answer ended {self._left} bytes before its end")
@@ -121,13 +135,19 @@ class ThreadTransport:
         prepared = AWSPreparedRequest(request.method, request.url, request.headers, pieces or body, True)
         try:
             response = await in_thread(lambda: session.send(prepared), _close)
-        except ConnectionClosedError as error:
-            raise Dropped(str(error)) from error
+        except ReadTimeoutError:
+            raise  # An HTTPClientError that is none of those below.
+        except (ConnectionClosedError, SSLError, HTTPClientError) as error:
+            if isinstance(error, ConnectionClosedError) or (pieces is not None and pieces.begun):
+                raise Dropped(str(error)) from error
+            raise
         finally:
             self._used = time.monotonic()
             if pieces is not None:
                 pieces.stopped = True
-        answer = _Answer(response, empty=request.method == "HEAD" or response.status_code in (204, 304))
+        answer = _Answer(
+            response, watch.limits.answer_s, empty=request.method == "HEAD" or response.status_code in (204, 304)
+        )
         watch.answered()
         try:
             yield answer
@@ -151,6 +171,10 @@ class ThreadTransport:
 
     def distrust(self) -> None:
         for session in self._sessions.values():
+            # It only forgets its pools, and what holds an error's traceback keeps their connections open.
+            for manager in (session._manager, *session._proxy_managers.values()):
+                for pool in map(manager.pools.get, manager.pools.keys()):
+                    pool.close()
             session.close()
 
     async def aclose(self) -> None:
@@ -159,9 +183,15 @@ class ThreadTransport:
 
 
 def _close(response: Any) -> None:
-    """Close the connection of an answer that is not read to its end."""
-    with contextlib.suppress(OSError):
-        response.raw.close()
+    """Close the connection of an answer that is not read to its end. A thread may be reading it, and ``close`` waits
+    for that: so it is ended below the library, and below TLS, first.
+    """
+    raw = response.raw
+    sock = getattr(raw.connection, "sock", None)
+    if sock is not None:
+        with contextlib.suppress(OSError):
+            socket.socket.shutdown(sock, socket.SHUT_RDWR)
+    threading.Thread(target=raw.close, name="async_ckpt-close", daemon=True).start()
 
 
 class _Call:

@@ -18,8 +18,11 @@ from .base import no_progress
 
 #: Answers to one whose condition does not hold: nothing there, somebody writes in this moment, something else there.
 _NOT_AS_EXPECTED = (404, 409, 412)
-#: Answers of a store that knows no conditions, with any code but those that have another reason.
-_NOT_KNOWN = (400, 405, 501)
+#: What a store that knows no conditions says of them.
+_NOT_KNOWN = frozenset({
+    "400", "405", "501", "BadRequest", "InvalidArgument", "InvalidRequest", "MethodNotAllowed", "NotImplemented",
+    "NotSupported",
+})  # fmt: skip
 #: The ETag of no object.
 _NO_TAG = f'"{"0" * 32}"'
 
@@ -107,10 +110,12 @@ class Conditions:
             try:
                 await self._put(key, data, condition)
             except Refusal as error:
-                status = code_of(error)[1]
-                if isinstance(error, NotS3) or status not in (*_NOT_AS_EXPECTED, *_NOT_KNOWN):
+                code, status = code_of(error)
+                if status in _NOT_AS_EXPECTED and not isinstance(error, NotS3):
+                    return False
+                if code not in _NOT_KNOWN or isinstance(error, NotS3):
                     raise
-                return False if status in _NOT_AS_EXPECTED else None
+                return None
         return True
 
     async def _put(self, key: str, data: bytes, condition: Mapping[str, str]) -> None:

@@ -31,8 +31,8 @@ _AMBIGUOUS_S = 10.0
 #: After a failure the source has so many seconds of peace: each question may be a process, or be counted and limited.
 _PEACE_S = 2.0
 
-#: What may be a secret: a long run of letters and digits in which both occur, and which is no path.
-_SECRET = re.compile(r"(?<![\w/+=])(?=[A-Za-z+/=]*\d)(?=[\d+/=]*[A-Za-z])[A-Za-z0-9+=][A-Za-z0-9+/=]{19,}")
+#: What may be a secret: a long run of letters and digits in which both occur.
+_SECRET = re.compile(r"(?<![A-Za-z0-9])(?=[A-Za-z+/=_]*\d)(?=[\d+/=_]*[A-Za-z])[A-Za-z0-9+/=_]{20,}")
 _MAX_WORDS = 300
 
 
@@ -101,6 +101,8 @@ class Credentials:
     def accepted(self, used: Any) -> None:
         """The store has taken a request that was signed with these."""
         self._accepted = used
+        if self._refused == used:
+            self._refused = None
 
     def refuse(self, used: Any, *, ambiguous: bool = False) -> bool:
         """The store refused a request that was signed with these: the next ``get`` asks a new session.
@@ -115,7 +117,8 @@ class Credentials:
             if ambiguous and now - self._asked < _AMBIGUOUS_S:
                 return False
             self._ask, self._until = None, 0.0
-        self._refused = used
+        if not ambiguous:
+            self._refused = used
         return True
 
     def were_good(self, used: Any) -> bool:
@@ -139,18 +142,17 @@ async def asked(function: Callable[[], T], timeout_s: float, provider: str, know
         It failed, or did not return in time; in its own words, without what may be a secret.
     """
     try:
-        with anyio.fail_after(timeout_s):
+        with anyio.move_on_after(timeout_s):
             return await in_thread(function)
-    except TimeoutError:
-        raise CredentialRetrievalError(provider=provider, error_msg=f"no answer within {timeout_s:g} s") from None
+        text = f"no answer within {timeout_s:g} s"
     except CheckpointError:
         raise
     except Exception as error:
         text = " ".join(str(error).split()) or type(error).__name__
         for secret in (getattr(keys, name, None) for keys in known for name in ("secret_key", "token")):
             text = text.replace(secret, "***") if secret else text
-        words = _SECRET.sub("***", text)[:_MAX_WORDS]
-        raise CredentialRetrievalError(provider=provider, error_msg=words) from error
+    # Without its cause, whose words are not masked.
+    raise CredentialRetrievalError(provider=provider, error_msg=_SECRET.sub("***", text)[:_MAX_WORDS]) from None
 
 
 def botocore_chain(params: Mapping[str, Any]) -> OpenCredentials:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -15,8 +16,8 @@ from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from ..config import Config
-from ..errors import StoreError, UsageError
-from ._s3_answers import MAX_ERROR_BYTES, Answer, NotS3, Refusal, check, clock_offset_s, code_of, header
+from ..errors import StoreError, TransientStoreError, UsageError
+from ._s3_answers import MAX_ERROR_BYTES, Answer, NotS3, Refusal, check, clock_offset_s, code_of, header, is_s3
 from ._s3_body import Body
 from ._s3_choice import open_client as open_best
 from ._s3_credentials import Credentials, asked, botocore_chain
@@ -32,8 +33,8 @@ T = TypeVar("T")
 
 #: S3's limit for the name of an object, in bytes.
 _MAX_NAME_BYTES = 1024
-#: Documents of the store (listings) are at most so long.
-_MAX_DOCUMENT_BYTES = 64 << 20
+#: A page of a listing is at most so long.
+_MAX_LISTING_BYTES = 8 << 20
 #: How often one request is sent to another place, and how far the way to the bucket may be.
 _MOST_MOVES = 4
 #: What is not taken over from a request that a client prepared.
@@ -41,6 +42,10 @@ _MADE_ANEW = frozenset({
     "accept-encoding", "amz-sdk-invocation-id", "amz-sdk-request", "authorization", "connection", "content-length",
     "expect", "host", "user-agent", "x-amz-content-sha256", "x-amz-date", "x-amz-security-token",
 })  # fmt: skip
+#: For so many seconds a failure of what all wait for counts for all of them.
+_REMEMBERED_S = 2.0
+_COMPRESSED = ("gzip", "x-gzip", "deflate", "br", "zstd")
+_CUT = "the answer broke off in its head"
 #: These have the store put an object together.
 _LONG = ("CompleteMultipartUpload", "CopyObject", "UploadPartCopy")
 
@@ -142,7 +147,9 @@ class Engine:
         self._state: State | None = None
         self._place: Place | None = None
         self._learned = ""  # The base of what the client prepares; ``_place`` may be elsewhere by now.
+        self._home: Place | None = None
         self._signing: Signing | None = None
+        self._failures: dict[str, tuple[float, Exception]] = {}
         self._offset_s = 0.0
         #: Whether something that is S3 has answered.
         self._proven = False
@@ -158,7 +165,12 @@ class Engine:
             It is longer than S3 allows.
         """
         name = self._prefix + check_key(key)
-        length = len(name.encode())
+        try:
+            length = len(name.encode())
+        except UnicodeEncodeError:
+            raise StoreError(
+                f"The name of {name!r} is not UTF-8, and S3 has no others", where=self.root, hint="Rename the file"
+            ) from None
         if length > _MAX_NAME_BYTES:
             raise StoreError(
                 f"The name of an object may have {_MAX_NAME_BYTES:,} bytes, and {name[:100]}… has {length:,}",
@@ -196,7 +208,7 @@ class Engine:
         async with self._opening:
             if self._state is None:
                 async with AsyncExitStack() as stack:
-                    with mapped(f"Cannot make a client for {self.root}", self.root):
+                    with self._remembering("open"), mapped(f"Cannot make a client for {self.root}", self.root):
                         settings = await self._ask_settings()
                         opened = await self._open(stack, settings, self._config, self._send_prepared)
                         place = await self._learn(opened.client)
@@ -222,7 +234,8 @@ class Engine:
             opened, Credentials(source, config.credentials_timeout_s), wanted, sends_checksums(given, config),
             validates(given), signs_content(options.s3 or {}, place.base, config),
         )  # fmt: skip
-        self._place, self._learned, self._signing = place, place.base, place.signing()
+        self._place = self._home = place
+        self._learned, self._signing = place.base, place.signing()
         slower = [opened.notice] if opened.notice else []
         if self._state.signs_content:
             slower.append("content is read twice, because it is signed: it travels over plain HTTP, or was asked for")
@@ -293,7 +306,6 @@ class Engine:
         """
         state = await self.opened()
         done: set[str] = set()
-        moves = 0
         while True:
             place, signing = self._place, self._signing
             assert place is not None and signing is not None, "known since the client was opened"  # noqa: PT018
@@ -303,36 +315,59 @@ class Engine:
             except Dropped as error:
                 # The server had given up a kept connection, most likely; the next one is new.
                 if "dropped" in done:
+                    self._go_back()
                     raise error.__cause__ or error from None
                 done.add("dropped")
                 state.opened.transport.distrust()
+                if isinstance(task.body, Body):
+                    task.body.cautious = True
             except Refusal as error:
-                code, _ = code_of(error)
-                if isinstance(error, NotS3) and error.may_pass is None:
-                    error.may_pass = self._proven
-                self._proven = self._proven or not isinstance(error, NotS3)
-                if is_elsewhere(error):
-                    moves += 1
-                    await self._move(state, place, error, moves)
-                elif code == "RequestTimeTooSkewed" and code not in done and (offset_s := clock_offset_s(error)):
-                    self._offset_s = offset_s
-                    done.add(code)
-                elif code in CREDENTIAL_CODES and keys is not None:
-                    if not await self._renew(state.credentials, keys, error) or "renewed" in done:
-                        raise
-                    done.add("renewed")
-                else:
-                    raise
+                await self._heed(error, task, state, place, keys, done)
+            except Exception:
+                self._go_back()
+                raise
             else:
                 self._proven = True
                 if keys is not None:
                     state.credentials.accepted(keys)
                 return result
 
-    async def _renew(self, credentials: Credentials, used: Any, error: Refusal) -> bool:
+    async def _heed(
+        self, error: Refusal, task: Task, state: State, place: Place, keys: Any, done: set[str]
+    ) -> None:  # fmt: skip
+        """Do what an answer says, so that the request can be sent again; raise it where that is of no use.
+
+        Parameters
+        ----------
+        done : set of str
+            What was done before for this request: nothing is done twice, but for a few moves.
+        """
+        if isinstance(error, NotS3):
+            if error.may_pass is None:
+                error.may_pass = self._proven
+            self._go_back()
+        self._proven = self._proven or is_s3(error)
+        code, _ = code_of(error)
+        move = next((f"move {n}" for n in range(_MOST_MOVES) if f"move {n}" not in done), None)
+        if is_elsewhere(error) and move is not None:
+            done.add(move)
+            await self._move(state, place, task, error)
+        elif code == "RequestTimeTooSkewed" and code not in done and (offset_s := clock_offset_s(error)):
+            done.add(code)
+            self._offset_s = offset_s
+        elif code in CREDENTIAL_CODES and keys is not None and "renewed" not in done:
+            done.add("renewed")
+            if not await self._renew(state.credentials, keys, error, writes=task.method not in ("GET", "HEAD")):
+                raise error
+        else:
+            raise error
+
+    async def _renew(self, credentials: Credentials, used: Any, error: Refusal, *, writes: bool) -> bool:
         """Whether there are other credentials than those that were refused."""
         ambiguous = code_of(error)[0] == "AccessDenied"
         if not credentials.refuse(used, ambiguous=ambiguous):
+            # Nobody was asked. A write that was allowed before may be again; a read may be of what we may not see.
+            error.may_pass = True if writes and credentials.were_good(used) else None
             return False
         if await credentials.get() != used:
             return True
@@ -353,7 +388,9 @@ class Engine:
         headers["Accept-Encoding"] = "identity"
         limits = opened.limits
         if task.operation in _LONG:
-            limits = limits._replace(answer_s=max(limits.answer_s, self._config.complete_timeout_s))
+            # It may send a head at once, and then a space now and then until it is done.
+            longest = max(limits.answer_s, self._config.complete_timeout_s)
+            limits = limits._replace(answer_s=longest, stall_s=max(limits.stall_s, longest))
         try:
             with Watch(limits) as watch:
                 async with opened.transport.send(Request(task.method, url, headers, body), watch) as incoming:
@@ -367,42 +404,80 @@ class Engine:
 
     # -- where the bucket is -------------------------------------------------------------------------------------------
 
-    async def _move(self, state: State, place: Place, error: Refusal, moves: int) -> None:
-        """Find out where the bucket is, by requests without a body, once for all who are told that it is elsewhere."""
-        if moves > _MOST_MOVES:
-            raise error
+    async def _move(self, state: State, place: Place, task: Task, said: Refusal) -> None:
+        """Find out where the bucket is, by requests without a body, once for all who are told that it is elsewhere.
+
+        Raises
+        ------
+        StoreError
+            The way leads nowhere. Where S3 has answered before, that may pass: it was a portal, perhaps.
+        """
         async with self._moving:
             if self._place is not place:
                 return
-            said = error
-            for _ in range(_MOST_MOVES):
-                found = await self._next_place(place, said)
-                try:
-                    signing = found.signing()
-                    keys = await state.credentials.get() if signing.signs else None
-                    await self._send(Task("HeadObject", "HEAD", f"/{PROBE}", {}), state, found, signing, keys, None)
-                except Refusal as answer:
-                    if is_elsewhere(answer):
-                        place, said = found, answer
-                        continue
-                self._place, self._signing = found, found.signing()
-                return
-            raise StoreError(
-                f"{self.root} is elsewhere, and each place that the store names names another", where=place.base,
+            kind = TransientStoreError if self._proven else StoreError
+            why = "each place that it names names another"
+            try:
+                with self._remembering("move"):
+                    path = task.path
+                    for _ in range(_MOST_MOVES):
+                        place = await self._next_place(place, said, path)
+                        answer = await self._probe(state, place)
+                        if not isinstance(answer, Refusal) or not is_elsewhere(answer):
+                            if not isinstance(answer, Refusal) or is_s3(answer):
+                                self._place, self._signing = place, place.signing()
+                                return
+                            why = f"{place.base} is no S3: {answer}"
+                            break
+                        said, path = answer, f"/{PROBE}"
+            except LookupError:
+                why = "it does not say where"
+            raise kind(
+                f"The bucket is elsewhere, says the store, and {why}", where=self.root,
                 hint="Set METAFLOW_S3_ENDPOINT_URL, and AWS_DEFAULT_REGION, to where the bucket is",
-            )  # fmt: skip
+            ) from said  # fmt: skip
 
-    async def _next_place(self, place: Place, said: Refusal) -> Place:
+    async def _probe(self, state: State, place: Place) -> Answer | Refusal:
+        """What a place says to a request for an object that need not be there."""
+        signing = place.signing()
+        keys = await state.credentials.get() if signing.signs else None
+        try:
+            task = Task("HeadObject", "HEAD", f"/{PROBE}", {})
+            answer: Answer = await self._send(task, state, place, signing, keys, None)
+        except Refusal as refusal:
+            return refusal
+        return answer
+
+    async def _next_place(self, place: Place, said: Refusal, path: str) -> Place:
+        """The place that an answer names; ``LookupError``: it names none."""
         region = region_in(said) or place.region
-        found = place.at(header(said, "location"))
+        found = place.at(header(said, "location"), path)
         if found is None and region != place.region:
             found = await self._place_in(region)
         if found is None or found == place:
-            found = place.at(endpoint_in(said)) or place
+            found = place.at(endpoint_in(said), path) or place
         found = replace(found, region=region)
         if found == place:
-            raise said
+            raise LookupError
         return found
+
+    def _go_back(self) -> None:
+        """Where the bucket was said to be nobody answers: the next try goes to where we were sent from."""
+        if self._home is not None:
+            self._place, self._signing = self._home, self._home.signing()
+
+    @contextlib.contextmanager
+    def _remembering(self, what: str) -> Iterator[None]:
+        """Around something that all wait for in turn: what failed a moment ago fails for them in the same words."""
+        until, error = self._failures.get(what, (0.0, None))
+        if error is not None and time.monotonic() < until:
+            raise error
+        try:
+            yield
+        except Exception as raised:
+            self._failures[what] = time.monotonic() + _REMEMBERED_S, raised
+            raise
+        self._failures.pop(what, None)
 
     async def _place_in(self, region: str) -> Place:
         """Where botocore looks for the bucket in a region."""
@@ -421,10 +496,14 @@ async def _understand(task: Task, incoming: Incoming, watch: Watch, take: Take[A
         It says no, or is none that S3 gives.
     """
     if take is not None and incoming.status < 300:
+        if not _is_framed(incoming.headers):
+            raise ConnectionError(_CUT)
+        if incoming.headers.get("content-encoding", "").lower() in _COMPRESSED:
+            raise ConnectionError("the answer is compressed on its way, which was asked not to be")
         check(task.operation, Answer(incoming.status, incoming.headers))
         return await take(incoming, watch)
     refused = incoming.status >= 300
-    limit = _MAX_DOCUMENT_BYTES if task.method != "PUT" and not refused else MAX_ERROR_BYTES
+    limit = _MAX_LISTING_BYTES if task.operation.startswith("List") and not refused else MAX_ERROR_BYTES
     pieces: list[bytes] = []
     total = 0
     try:
@@ -438,10 +517,20 @@ async def _understand(task: Task, incoming: Incoming, watch: Watch, take: Take[A
             raise
         # A store that refuses a body may reset the connection under it: what was heard counts.
     answer = Answer(incoming.status, incoming.headers, b"".join(pieces))
-    check(task.operation, answer)
+    try:
+        check(task.operation, answer)
+    except NotS3 as error:
+        if answer.status == 200 and not answer.body and not _is_framed(incoming.headers):
+            raise ConnectionError(_CUT) from error
+        raise
     if isinstance(task.body, Body) and not task.body.passed:
         raise ConnectionError("the store has answered before it had all of the content")
     return answer
+
+
+def _is_framed(headers: Mapping[str, str]) -> bool:
+    """Whether an answer says where its body ends. One that was cut in its head does not, and may look whole."""
+    return "content-length" in headers or "transfer-encoding" in headers
 
 
 async def received(incoming: Incoming, watch: Watch) -> AsyncIterator[bytes]:

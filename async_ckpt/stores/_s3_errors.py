@@ -180,7 +180,7 @@ def map_error(error: BaseException, what: str, where: str, *, proven: bool = Fal
     elif isinstance(error, CredentialRetrievalError):
         kind, hint = TransientStoreError, _KEYS
     elif "CERTIFICATE_VERIFY_FAILED" in text or "doesn't match" in text:
-        hint = _way_out(_CERTIFICATES, text)
+        kind, hint = (TransientStoreError if proven else StoreError), _way_out(_CERTIFICATES, text)
     elif stranger:
         kind, hint = (TransientStoreError if proven else StoreError), stranger
     elif isinstance(error, (SSLError, ssl.SSLError)):

@@ -25,7 +25,7 @@ MAX_PARTS = 10_000
 #: How long a cancelled or failed call may take to tidy up, seconds.
 _TIDY_S = 10.0
 #: Metadata of the object that says which upload it came from.
-_MARK = "async-ckpt-upload"
+_MARK, _MARK_LENGTH = "async-ckpt-upload", 32
 
 Crcs = list[int]
 
@@ -68,7 +68,8 @@ class _Upload:
     ) -> None:  # fmt: skip
         self._engine, self._objects, self._config, self._key, self._source = engine, objects, config, key, source
         mark, colon, rest = multipart.upload.partition(":")
-        self._mark, self._id = (mark, rest) if colon else ("", mark)
+        # One of an older spool has no mark.
+        self._mark, self._id = (mark, rest) if colon and len(mark) == _MARK_LENGTH else ("", multipart.upload)
         self._part_bytes = multipart.part_bytes
         self._parts = dict(multipart.parts)
         self._counted = Counted(progress)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import SplitResult, quote, urlsplit
 
 from botocore import UNSIGNED
 
@@ -57,8 +57,7 @@ class Place:
         UsageError
             It is signed in a way that needs more than a key.
         """
-        parts = urlsplit(request.url)
-        base = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        base = _base(urlsplit(request.url))
         authorization = _text(request.headers.get("Authorization", ""))
         if "AWS4-ECDSA" in authorization or not base.endswith(f"/{PROBE}"):
             raise UsageError(
@@ -86,8 +85,8 @@ class Place:
         in_host = "" if urlsplit(self.base).path.endswith(f"/{self.bucket}") else f"/{self.bucket}"
         return Signing(self.version, self.region, self.service, in_host)
 
-    def at(self, location: str) -> Place | None:
-        """The same bucket on the server that a URL (or a host alone) names; None where it names none.
+    def at(self, location: str, path: str) -> Place | None:
+        """Where the bucket is, from the URL that a request for ``path`` is sent to (or a host alone); None: it is none.
 
         Raises
         ------
@@ -96,15 +95,27 @@ class Place:
         """
         mine = urlsplit(self.base)
         theirs = urlsplit(location if "://" in location else f"{mine.scheme}://{location}")
-        if theirs.scheme not in ("http", "https") or not theirs.netloc:
+        if theirs.scheme not in ("http", "https") or not theirs.hostname:
             return None
         if (mine.scheme, theirs.scheme) == ("https", "http"):
             raise StoreError(
                 f"The store sends us to {theirs.netloc} over a connection without encryption", where=self.base,
                 hint="Set METAFLOW_S3_ENDPOINT_URL to where the bucket is",
             )  # fmt: skip
-        in_host = theirs.netloc.startswith(f"{self.bucket}.")
-        return replace(self, base=f"{theirs.scheme}://{theirs.netloc}{'' if in_host else '/' + self.bucket}")
+        path = path.partition("?")[0]
+        if theirs.path.strip("/"):
+            # What stands before the request's own path is the bucket's address.
+            base = _base(theirs)
+            return replace(self, base=base.removesuffix(path).rstrip("/")) if base.endswith(path) else None
+        in_host = theirs.hostname.startswith(f"{self.bucket.lower()}.s3")
+        return replace(self, base=_base(theirs).rstrip("/") + ("" if in_host else f"/{self.bucket}"))
+
+
+def _base(url: SplitResult) -> str:
+    """A URL without who asks, its query, and a port that says nothing: as botocore signs it."""
+    port = f":{url.port}" if url.port not in (None, {"http": 80, "https": 443}.get(url.scheme)) else ""
+    host = f"[{url.hostname}]" if ":" in (url.hostname or "") else url.hostname
+    return f"{url.scheme}://{host}{port}{url.path}"
 
 
 def is_elsewhere(error: Refusal) -> bool:

@@ -32,6 +32,7 @@ Crcs = list[int]  # inside the class, ``list`` is its method
 
 #: What is read into memory (metadata, manifests) is at most so long.
 MAX_BYTES = 256 << 20
+_UPDATE = "Update the store: it does not list as S3 does"
 
 
 class S3Store(Store):
@@ -154,22 +155,30 @@ class S3Store(Store):
             with self._engine.mapping("list", prefix):
                 return await client.list_objects_v2(**params)
 
+        seen: set[str] = set()
         while True:
             answer = await with_retries(page, self._config, no_progress)
             for item in answer.get("Contents", ()):
                 # A key that ends in a slash is a console's folder marker, not an object anybody can name.
-                if not item["Key"].endswith("/"):
-                    yield Entry(self._engine.key(item["Key"]), int(item["Size"]))
+                name = item.get("Key", "")
+                if not name.startswith(params["Prefix"]) or "Size" not in item:
+                    raise StoreError(
+                        f"The listing of {self.url(prefix)} has an entry {name!r} that is none of it, or has no size",
+                        where=self.url(prefix), hint=_UPDATE,
+                    )  # fmt: skip
+                if not name.endswith("/"):
+                    yield Entry(self._engine.key(name), int(item["Size"]))
             if not answer.get("IsTruncated"):
                 return
             token = answer.get("NextContinuationToken")
-            if not token or token == params.get("ContinuationToken"):
+            if not token or token in seen:
                 # A short list would look like checkpoints that are gone, and the same page again never ends.
                 what = "the same token again" if token else "no token"
                 raise StoreError(
                     f"The listing of {self.url(prefix)} goes on, says the store, and gives {what} for the next page",
-                    where=self.url(prefix), hint="Update the store: it does not list more than one page",
+                    where=self.url(prefix), hint=_UPDATE,
                 )  # fmt: skip
+            seen.add(token)
             params["ContinuationToken"] = token
 
     async def delete(self, key: str) -> None:
