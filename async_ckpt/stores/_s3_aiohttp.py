@@ -6,6 +6,7 @@ The client prepares its requests and understands the answers; they travel like a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
@@ -81,23 +82,25 @@ class _Connector(aiohttp.TCPConnector):  # type: ignore[misc]
     def __init__(self, addresses: _Addresses, **options: Any) -> None:
         super().__init__(resolver=addresses, use_dns_cache=False, **options)
         self._addresses = addresses
-        self._made: set[asyncio.WriteTransport] = set()
+        self._made: dict[asyncio.WriteTransport, Any] = {}  # and their sockets
 
     async def connect(self, *arguments: Any, **options: Any) -> Any:
         connection = await super().connect(*arguments, **options)
         transport = connection.transport
         if transport is not None:
             if len(self._made) >= _MOST_MADE:
-                self._made = {made for made in self._made if not made.is_closing()}
-            self._made.add(transport)
+                self._made = {made: sock for made, sock in self._made.items() if not made.is_closing()}
+            self._made[transport] = transport.get_extra_info("socket")
             if peer := transport.get_extra_info("peername"):
                 self._addresses.worked(peer[0])
         return connection
 
     def abort(self) -> None:
         """End what is still saying goodbye: over TLS that takes an answer, which may never come."""
-        for transport in list(self._made):
-            transport.abort()
+        for transport, sock in self._made.items():
+            transport.abort()  # Does nothing to a TLS connection that was closed twice, as aiohttp does.
+            with contextlib.suppress(OSError, TypeError, AttributeError):  # It is closed, or no socket of Python's.
+                sock.shutdown(socket.SHUT_RDWR)
 
 
 class _Pool:

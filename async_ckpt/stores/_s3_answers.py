@@ -42,11 +42,14 @@ class _Promise(NamedTuple):
         One that has to be there; empty: none.
     element : str or None
         What a document in the body has to have in its root; empty: the body is empty; None: it is content.
+    root : str
+        What the document is called, where all servers call it so.
     """
 
     statuses: tuple[int, ...] = (200,)
     header: str = ""
     element: str | None = ""
+    root: str = ""
 
 
 #: Roots of documents have other names on some servers; what they are for is in them everywhere.
@@ -59,7 +62,7 @@ _PROMISES = {
     "CopyObject": _Promise(element="ETag"),
     "UploadPartCopy": _Promise(element="ETag"),
     "ListParts": _Promise(element="UploadId"),
-    "ListObjectsV2": _Promise(element="Name"),
+    "ListObjectsV2": _Promise(element="Name", root="ListBucketResult"),
     "GetObject": _Promise((200, 206), header="etag", element=None),
     "HeadObject": _Promise(header="etag", element=None),
     "DeleteObject": _Promise((200, 204)),
@@ -110,7 +113,8 @@ def check(operation: str, answer: Answer) -> None:
         return
     if not promise.element:
         raise NotS3.made(operation, answer, "it has a body where S3 has none")
-    if root is None or not any(_local(child.tag) == promise.element and child.text for child in root):
+    named = root is not None and promise.root in ("", _local(root.tag))
+    if root is None or not named or not any(_local(e.tag) == promise.element and e.text for e in root):
         strange = NotS3.made(operation, answer, f"it is no document with {promise.element}")
         page = root is None or _local(root.tag).lower() == "html"
         if not page or (not body and "x-amz-request-id" in answer.headers):
@@ -144,6 +148,11 @@ def refusal(operation: str, answer: Answer) -> Refusal:
 def is_amazons(headers: Mapping[str, str]) -> bool:
     """Whether there are headers that only S3 gives."""
     return any(name.startswith("x-amz-") for name in headers)
+
+
+def is_page(error: Refusal) -> bool:
+    """Whether it is something for people to look at, and so none of S3's."""
+    return "html" in header(error, "content-type")
 
 
 def is_s3(error: Refusal) -> bool:

@@ -103,10 +103,12 @@ class Body:
         self.cautious = False
         #: Whether the last pass came to its end.
         self.passed = False
-        self._told = 0
+        self._told = self._pass = 0
 
     async def pieces(self, watch: Watch) -> AsyncIterator[bytes]:
         done, size, self.passed = 0, self._throttle.piece_bytes, False
+        self._pass += 1
+        this = self._pass
         self._tell(-self._told)
         while done < self.length:
             # Before the first piece the throttle was asked already: a head is not sent before there is budget.
@@ -115,6 +117,7 @@ class Body:
                 await anyio.sleep(pause_s)
             watch.sending()
             if self.cautious and done == _FIRST_BYTES:
+                watch.waits(_LISTEN_S)
                 await anyio.sleep(_LISTEN_S)
             count = _FIRST_BYTES if self.cautious and not done else size
             try:
@@ -123,10 +126,16 @@ class Body:
                 self.error = error
                 raise
             done += len(data)
+            if this != self._pass:
+                return
             self._tell(len(data))
             yield data
         self.passed = True
         watch.sent()
+
+    def give_up(self) -> None:
+        """Nobody sends this pass any more: what is still under way in a thread is not counted."""
+        self._pass += 1
 
     def _tell(self, count: int) -> None:
         if count:

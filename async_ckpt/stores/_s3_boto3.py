@@ -61,7 +61,7 @@ class _Pieces:
         return bytes(piece)
 
     async def _next(self) -> bytes:
-        return await anext(self._pieces, b"")
+        return b"" if self.stopped else await anext(self._pieces, b"")
 
 
 class _Answer:
@@ -145,6 +145,9 @@ class ThreadTransport:
             self._used = time.monotonic()
             if pieces is not None:
                 pieces.stopped = True
+        if response.status_code < 200:
+            _close(response)
+            raise ConnectionResetError("an interim answer came first, and this client does not read on after it")
         answer = _Answer(
             response, watch.limits.answer_s, empty=request.method == "HEAD" or response.status_code in (204, 304)
         )

@@ -27,7 +27,7 @@ T = TypeVar("T")
 #: expire, so one minute never sends expired ones.
 _LIFE_S = 60.0
 #: Where an answer may be about something else, a new session is asked at most so often.
-_AMBIGUOUS_S = 10.0
+_AMBIGUOUS_S = 3.0
 #: After a failure the source has so many seconds of peace: each question may be a process, or be counted and limited.
 _PEACE_S = 2.0
 

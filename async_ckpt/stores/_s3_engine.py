@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from ..config import Config
 from ..errors import StoreError, TransientStoreError, UsageError
-from ._s3_answers import MAX_ERROR_BYTES, Answer, NotS3, Refusal, check, clock_offset_s, code_of, header, is_s3
+from ._s3_answers import MAX_ERROR_BYTES, Answer, NotS3, Refusal, check, clock_offset_s, code_of, header, is_page, is_s3
 from ._s3_body import Body
 from ._s3_choice import open_client as open_best
 from ._s3_credentials import Credentials, asked, botocore_chain
@@ -357,17 +357,15 @@ class Engine:
             self._offset_s = offset_s
         elif code in CREDENTIAL_CODES and keys is not None and "renewed" not in done:
             done.add("renewed")
-            if not await self._renew(state.credentials, keys, error, writes=task.method not in ("GET", "HEAD")):
+            if not await self._renew(state.credentials, keys, error):
                 raise error
         else:
             raise error
 
-    async def _renew(self, credentials: Credentials, used: Any, error: Refusal, *, writes: bool) -> bool:
+    async def _renew(self, credentials: Credentials, used: Any, error: Refusal) -> bool:
         """Whether there are other credentials than those that were refused."""
         ambiguous = code_of(error)[0] == "AccessDenied"
         if not credentials.refuse(used, ambiguous=ambiguous):
-            # Nobody was asked. A write that was allowed before may be again; a read may be of what we may not see.
-            error.may_pass = True if writes and credentials.were_good(used) else None
             return False
         if await credentials.get() != used:
             return True
@@ -396,8 +394,10 @@ class Engine:
                 async with opened.transport.send(Request(task.method, url, headers, body), watch) as incoming:
                     return await _understand(task, incoming, watch, take)
         except Exception as error:
-            if isinstance(body, Body) and body.error is not None:
-                raise body.error from None
+            if isinstance(body, Body):
+                body.give_up()
+                if body.error is not None:
+                    raise body.error from None
             if isinstance(error, TIME_OUTS):
                 opened.transport.distrust()
             raise
@@ -424,7 +424,7 @@ class Engine:
                         place = await self._next_place(place, said, path)
                         answer = await self._probe(state, place)
                         if not isinstance(answer, Refusal) or not is_elsewhere(answer):
-                            if not isinstance(answer, Refusal) or is_s3(answer):
+                            if not isinstance(answer, Refusal) or is_s3(answer) or not is_page(answer):
                                 self._place, self._signing = place, place.signing()
                                 return
                             why = f"{place.base} is no S3: {answer}"

@@ -105,8 +105,10 @@ class Place:
         path = path.partition("?")[0]
         if theirs.path.strip("/"):
             # What stands before the request's own path is the bucket's address.
-            base = _base(theirs)
-            return replace(self, base=base.removesuffix(path).rstrip("/")) if base.endswith(path) else None
+            base = _base(theirs).rstrip("/")
+            if not base.endswith(path.rstrip("/") or f"/{self.bucket}"):
+                return None
+            return replace(self, base=base.removesuffix(path.rstrip("/")))
         in_host = theirs.hostname.startswith(f"{self.bucket.lower()}.s3")
         return replace(self, base=_base(theirs).rstrip("/") + ("" if in_host else f"/{self.bucket}"))
 
