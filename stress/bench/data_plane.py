@@ -7,6 +7,8 @@ from typing import Any
 from .aims import Aim, Rows
 
 INCUMBENT = "metaflow-checkpoint"
+#: Another checkout of this project: what something costs, and no peer.
+BEFORE = "ours before"
 #: What is no Python: the small objects' aim is against these.
 NATIVE = ("boto3 CRT", "obstore", "s5cmd", "rclone")
 SMALL = "1,000 x 64 KiB"
@@ -17,7 +19,8 @@ FLAT = 2.0
 
 ENGINES = """The S3 store alone, without a flow, beside other clients: seconds, CPU seconds of the client, and its peak
 resident memory; medians, engines in turns. Every engine is a process that has connected and moved one small object
-before the clock starts; command line tools are timed whole."""
+before the clock starts; command line tools are timed whole. *ours before* is the hand-written HTTP client that the
+present engine replaced."""
 MEMORY = """One checkpoint of one file through the real agent, to a server that throws it away: what the uploader (the
 worker) and the agent beside it had resident at most."""
 INTERFERENCE = """Steps of a training loop (half pure Python, half NumPy, about 6 ms) while something uploads in the
@@ -63,6 +66,7 @@ def of_engines(rows: Rows) -> list[Aim]:
     for direction, case in dict.fromkeys((row["direction"], row["case"]) for row in rows):
         seconds = {r["engine"]: r["seconds"] for r in rows if (r["direction"], r["case"]) == (direction, case)}
         mine, incumbent = seconds.pop("ours", 0.0), seconds.pop(INCUMBENT, 0.0)
+        seconds.pop(BEFORE, None)
         native = direction == "up" and case == SMALL
         wanted = (UP_SMALL if native else UP) if direction == "up" else DOWN
         peers = {name: value for name, value in seconds.items() if not native or name in NATIVE}

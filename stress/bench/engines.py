@@ -19,6 +19,7 @@ from typing import Any
 from . import pattern, results
 from .clients import ENGINES
 from .clients.job import IN_FLIGHT, PART_BYTES, Measured
+from .data_plane import BEFORE
 from .endpoints import NAMES, endpoint
 from .environment import Package, available_memory, caveats, ours, peer, tools, work_directory
 from .transfers import Bench, Case, Failed
@@ -26,9 +27,6 @@ from .transfers import Bench, Case, Failed
 COMMAND = "python -m stress.bench.engines"
 DIRECTIONS = ("up", "down")
 SERVERS = ("rclone", "sink", "sink-tls", "sink-tls-20ms")
-
-#: The engine of another checkout.
-BEFORE = "ours before"
 
 _KIB, _MIB, _GIB = 1 << 10, 1 << 20, 1 << 30
 _QUICK_SHARE = 16
