@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from ..config import Config
-from ..errors import StoreError, TransientStoreError, UsageError
+from ..errors import CheckpointError, StoreError, TransientStoreError, UsageError
 from ._s3_answers import MAX_ERROR_BYTES, Answer, NotS3, Refusal, check, clock_offset_s, code_of, header, is_page, is_s3
 from ._s3_body import Body
 from ._s3_choice import open_client as open_best
@@ -323,6 +323,8 @@ class Engine:
                     task.body.cautious = True
             except Refusal as error:
                 await self._heed(error, task, state, place, keys, done)
+            except CheckpointError:
+                raise  # Of the content, at this end.
             except Exception:
                 self._go_back()
                 raise

@@ -463,6 +463,48 @@ class TestMisbehavingServer:
 
         run(check)
 
+    def test_a_refusal_for_another_reason_is_no_word_on_conditions(self) -> None:
+        server = Misbehaving(
+            answer("400 Bad Request", b"<Error><Code>RequestTimeout</Code></Error>"),
+            answer("412 Precondition Failed", b"<Error><Code>PreconditionFailed</Code></Error>"),
+            answer("200 OK", fields='ETag: "1"\r\n'),
+        )
+
+        async def check() -> None:
+            async with server.store() as store:
+                assert not await store.put_if("key", b"mine", None)
+                assert store.capabilities.conditional_put
+
+        run(check)
+        assert [request.split()[0] for request in server.requests] == ["PUT", "PUT", "HEAD"]
+
+    def test_small_writes_do_not_wait_behind_parts(self) -> None:
+        class Slow(Misbehaving):
+            """Takes no part before a small object was written."""
+
+            async def _serve(self, stream: SocketStream) -> None:
+                self.small = getattr(self, "small", None) or anyio.Event()
+                head = await stream.receive()
+                if b"partNumber" in head:
+                    await self.small.wait()
+                    return
+                body = b"<R><UploadId>u</UploadId></R>" if b"uploads" in head else b""
+                await stream.send(answer("200 OK", body, fields='ETag: "1"\r\n'))
+                if b"PUT" in head:
+                    self.small.set()
+
+        async def check() -> None:
+            limits = Config(store_attempts=1, files_in_flight=2, parts_in_flight=1, max_parts_in_flight=4)
+            async with Slow(NOTHING).store(limits) as store, anyio.create_task_group() as group:
+                for number in range(3):
+                    group.start_soon(store.put_source, f"large-{number}", BytesSource(bytes(8 * CHUNK_BYTES)))
+                await anyio.wait_all_tasks_blocked()
+                with anyio.fail_after(15):
+                    await store.put_bytes("small", b"x")
+                group.cancel_scope.cancel()
+
+        run(check, timeout_s=30)
+
     def test_a_missing_object_is_not_looked_for_twice(self) -> None:
         server = Misbehaving(answer("404 Not Found"))
 

@@ -11,8 +11,10 @@ import anyio
 import pytest
 from botocore.exceptions import CredentialRetrievalError
 
+from async_ckpt.errors import StoreError
 from async_ckpt.stores import _s3_credentials
 from async_ckpt.stores._s3_credentials import Credentials, botocore_chain
+from async_ckpt.stores._s3_errors import mapped
 
 
 class Keys(NamedTuple):
@@ -199,3 +201,43 @@ def test_the_chain_is_botocores_and_keys_that_are_given_come_first(monkeypatch: 
     assert botocore_chain({})()().access_key == "from-environment"
     given = {"aws_access_key_id": "given", "aws_secret_access_key": "s"}
     assert botocore_chain(given)()().access_key == "given"
+
+
+def test_what_is_masked_is_not_shown_by_a_cause() -> None:
+    secret = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
+    source = Source(RuntimeError(f'{{"SecretAccessKey": "{secret}", "secret_key={secret}"}}'))
+
+    async def check() -> None:
+        with pytest.raises(StoreError) as caught, mapped("Cannot write", "s3://b/k"):
+            await Credentials(source, 5).get()
+        assert secret not in str(caught.value)
+
+    anyio.run(check)
+
+
+def test_a_refusal_is_forgotten_once_the_store_has_taken_the_same_again() -> None:
+    source = Source(Keys("a"), Keys("a"), RuntimeError("vault is sealed"))
+
+    async def check() -> None:
+        credentials = Credentials(source, 5)
+        used = await credentials.get()
+        credentials.refuse(used)
+        assert await credentials.get() == used
+        credentials.accepted(used)
+        assert credentials.were_good(used)
+        credentials._until = 0.0
+        assert await credentials.get() == used
+
+    anyio.run(check)
+
+
+@pytest.mark.parametrize("error", [SystemExit(1), StopIteration(), KeyboardInterrupt()])
+def test_a_source_that_wants_to_end_the_process_only_fails(error: BaseException) -> None:
+    def ask() -> Any:
+        raise error
+
+    async def check() -> None:
+        with pytest.raises(CredentialRetrievalError, match=type(error).__name__):
+            await Credentials(lambda: ask, 5).get()
+
+    anyio.run(check)
