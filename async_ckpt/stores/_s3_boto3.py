@@ -12,10 +12,11 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
+import anyio
 from botocore.awsrequest import AWSPreparedRequest, AWSResponse
 from botocore.config import Config as BotoConfig
 from botocore.exceptions import ConnectionClosedError, HTTPClientError, ReadTimeoutError, SSLError
@@ -31,10 +32,14 @@ from ._s3_settings import Exchange, Network, Opened, client_params, made, merged
 from ._s3_transport import Content, Dropped, Incoming, Limits, Request, Watch
 from .base import S3Settings
 
+T = TypeVar("T")
+
 #: Bytes of an answer that are read at a time: all of them have to come before any is seen.
 _READ_BYTES = 64 << 10
 #: Bytes of a body that are handed over at a time: while it sends, urllib3 has the limit of a connection for each.
 _SEND_BYTES = 16 << 10
+#: How long closing waits for threads that nobody waits for any more, in seconds.
+_LEFT_BEHIND_S = 2.0
 
 
 class _Pieces:
@@ -67,8 +72,8 @@ class _Pieces:
 class _Answer:
     """See ``Incoming``."""
 
-    def __init__(self, response: Any, limit_s: float, *, empty: bool) -> None:
-        self._raw, self._limit_s = response.raw, limit_s
+    def __init__(self, response: Any, in_thread: Any, limit_s: float, *, empty: bool) -> None:
+        self._raw, self._in_thread, self._limit_s = response.raw, in_thread, limit_s
         self.status: int = response.status_code
         self.headers = {name.lower(): value for name, value in response.headers.items()}
         length = self.headers.get("content-length", "")
@@ -87,7 +92,7 @@ class _Answer:
         # ``read1`` would return at once, and older releases of urllib3 have none.
         count = _READ_BYTES if self._left is None else min(_READ_BYTES, self._left)
         try:
-            data: bytes = await in_thread(lambda: self._raw.read(count)) if count else b""
+            data: bytes = await self._in_thread(lambda: self._raw.read(count)) if count else b""
         except StreamTimeoutError as error:
             raise TimeoutError(f"the answer did not go on within {self._limit_s:g} s") from error
         except HTTPError as error:
@@ -120,6 +125,7 @@ class ThreadTransport:
         self._network, self._limits, self._idle_s, self._most = network, limits, idle_s, most
         self._sessions: dict[tuple[float, str | None], URLLib3Session] = {}
         self._checked = False
+        self._under_way: set[object] = set()
         self._used = 0.0
 
     @asynccontextmanager
@@ -134,7 +140,7 @@ class ThreadTransport:
         session = self._session(watch.limits.answer_s, self._network.proxy(request.url))
         prepared = AWSPreparedRequest(request.method, request.url, request.headers, pieces or body, True)
         try:
-            response = await in_thread(lambda: session.send(prepared), _close)
+            response = await self._in_thread(lambda: session.send(prepared), _close)
         except ReadTimeoutError:
             raise  # An HTTPClientError that is none of those below.
         except (ConnectionClosedError, SSLError, HTTPClientError) as error:
@@ -148,9 +154,8 @@ class ThreadTransport:
         if response.status_code < 200:
             _close(response)
             raise ConnectionResetError("an interim answer came first, and this client does not read on after it")
-        answer = _Answer(
-            response, watch.limits.answer_s, empty=request.method == "HEAD" or response.status_code in (204, 304)
-        )
+        empty = request.method == "HEAD" or response.status_code in (204, 304)
+        answer = _Answer(response, self._in_thread, watch.limits.answer_s, empty=empty)
         watch.answered()
         try:
             yield answer
@@ -182,7 +187,25 @@ class ThreadTransport:
 
     async def aclose(self) -> None:
         self.distrust()
+        # A thread that was left behind may give its connection back to a pool that is being closed.
+        with anyio.move_on_after(_LEFT_BEHIND_S, shield=True):
+            while self._under_way:
+                await anyio.sleep(_LEFT_BEHIND_S / 100)
+        self.distrust()
         self._sessions.clear()
+
+    async def _in_thread(self, function: Callable[[], T], discard: Callable[[T], None] = lambda _: None) -> T:
+        """See ``in_thread``; ``aclose`` waits for it."""
+        call = object()
+        self._under_way.add(call)
+
+        def run() -> T:
+            try:
+                return function()
+            finally:
+                self._under_way.discard(call)
+
+        return await in_thread(run, discard)
 
 
 def _close(response: Any) -> None:
