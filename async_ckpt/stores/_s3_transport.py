@@ -144,8 +144,8 @@ class Watch:
         self._enter("the server took no more of the body", self.limits.stall_s)
 
     def sent(self) -> None:
-        """It has taken all of it (what lies in buffers may still have to go out)."""
-        self._enter("no answer", self.limits.stall_s + self.limits.answer_s)
+        """It has taken all of it; the little that lies in buffers goes out within the limit of the answer."""
+        self._enter("no answer", self.limits.answer_s)
 
     def answered(self) -> None:
         """The answer's head is there."""
