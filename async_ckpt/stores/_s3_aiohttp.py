@@ -87,7 +87,7 @@ class _Connector(aiohttp.TCPConnector):  # type: ignore[misc]
     async def connect(self, *arguments: Any, **options: Any) -> Any:
         connection = await super().connect(*arguments, **options)
         transport = connection.transport
-        if transport is not None:
+        if transport is not None and transport not in self._made:  # A kept one is known: this is for every request.
             if len(self._made) >= _MOST_MADE:
                 self._made = {made: sock for made, sock in self._made.items() if not made.is_closing()}
             self._made[transport] = transport.get_extra_info("socket")
