@@ -48,7 +48,7 @@ async def list_references(
     wanted: list[str] = []
     async for entry in store.list(folder):
         file = entry.key[len(folder) + 1 :]
-        parts = layout.metadata_name_parts(file)
+        parts = layout.metadata_name_parts(folder, file)
         if parts and (name is None or parts[1] == name) and (attempt is None or parts[0] == attempt):
             wanted.append(file)
     return await _read_all(store, folder, wanted, config)
@@ -125,7 +125,7 @@ async def _newest_listed(store: Store, folder: str, known: tuple[int, int]) -> d
     newer: list[tuple[tuple[int, int], str]] = []
     async for entry in store.list(folder):
         name = entry.key[len(folder) + 1 :]
-        parts = layout.metadata_name_parts(name)
+        parts = layout.metadata_name_parts(folder, name)
         if parts and (parts[0], parts[2]) > known:
             newer.append(((parts[0], parts[2]), name))
     for _, name in sorted(newer, reverse=True):

@@ -157,7 +157,7 @@ class Checkpointer(Following):
         self,
         path: str | os.PathLike[str],
         *,
-        name: str = layout.DEFAULT_NAME,
+        name: Any = layout.DEFAULT_NAME,
         metadata: Mapping[str, Any] | None = None,
         latest: bool = True,
         storage_format: str = "files",
@@ -191,7 +191,7 @@ class Checkpointer(Following):
         shard = self._shard(collective, rank, world_size)
         # Before anything can go wrong: whoever fails here has had its turn, like all other ranks.
         version = self._take_turn(shard, os.path.dirname(source)) if shard else None
-        layout.check_name(name)
+        name = layout.check_name(name)
         plain = layout.check_metadata(metadata)
         check_storage_format(storage_format)
         if shard and storage_format != "files":

@@ -29,6 +29,8 @@ import datetime
 import functools
 import hashlib
 import json
+import numbers
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -47,14 +49,22 @@ COLLECTIVE_STEP = 1_000_000
 #: So many collective saves fit between two restarts of the ranks.
 GENERATION_STEP = 100_000
 _SUFFIX = ".metadata"
-_NAME = re.compile(r"[^/.\\\x00-\x1f\x7f]+")
-_NAME_BYTES = 128
+#: What a name may not have: ``/`` makes a folder of it, others break lines of logs or the XML of S3's listings.
+_NOT_IN_NAMES = re.compile(r"[/\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]")
+#: Of UTF-8. With hash, attempt, version and suffix around it a name must fit the 255 bytes of a file's name.
+_NAME_BYTES = 200
+#: So much of a name that is refused stands in the error.
+_SHOWN = 60
 #: Digits of an attempt's or a version's number.
 _MAX_DIGITS = 18
+#: Of a key's last part the first two fields and the last are fixed; all between is the name, dots included. Other
+#: decorators of metaflow-checkpoint keep theirs under other roots, such as ``mf.huggingface_hub/checkpoints``.
 _KEY = re.compile(
-    re.escape(ROOT) + r"/artifacts/(?P<flow>[^/]+)/(?P<step>[^/]+)/(?P<scope>[^/]+)/(?P<identifier>[^/]+)"
-    r"/(?P<hash>[^/.]+)\.(?P<attempt>\d+)\.(?P<name>[^/.]+)\.(?P<version>\d+)"
+    r"(?P<root>(?:[^/]+/)+checkpoints)/artifacts"
+    r"/(?P<flow>[^/]+)/(?P<step>[^/]+)/(?P<scope>[^/]+)/(?P<identifier>[^/]+)"
+    r"/(?P<hash>[^/.]+)\.(?P<attempt>\d+)\.(?P<name>[^/]+)\.(?P<version>\d+)"
 )
+_HASHED_FOLDER = f"{ROOT}/artifact_metadata/"
 
 
 @functools.lru_cache(maxsize=256)
@@ -247,6 +257,7 @@ class KeyParts:
     """A checkpoint's key taken apart."""
 
     key: str
+    root: str
     flow: str
     step: str
     scope: str
@@ -262,7 +273,7 @@ class KeyParts:
 
     @property
     def scope_folder(self) -> str:
-        return f"{ROOT}/artifact_metadata/{self.flow}/{self.step}/{self.scope}/{self.identifier}"
+        return f"{self.root}/artifact_metadata/{self.flow}/{self.step}/{self.scope}/{self.identifier}"
 
     @property
     def metadata_key(self) -> str:
@@ -270,10 +281,11 @@ class KeyParts:
 
     @property
     def manifest_key(self) -> str:
-        return f"{ROOT}/manifests/{self.flow}/{self.step}/{self.scope}/{self.identifier}/{self.stem}.json"
+        return f"{self.root}/manifests/{self.flow}/{self.step}/{self.scope}/{self.identifier}/{self.stem}.json"
 
     def task_metadata_key(self, pathspec: str) -> str:
-        return f"{metadata_folder(pathspec)}/{self.attempt}.{self.name}.{self.version}{_SUFFIX}"
+        folder = self.root + metadata_folder(pathspec).removeprefix(ROOT)
+        return f"{folder}/{self.attempt}.{self.name}.{self.version}{_SUFFIX}"
 
 
 def parse_key(key: str) -> KeyParts:
@@ -294,7 +306,7 @@ def parse_key(key: str) -> KeyParts:
     if max(len(part["attempt"]), len(part["version"])) > _MAX_DIGITS:
         raise UsageError(f"{key[:200]!r} is not the key of a checkpoint: no attempt or version has such a number")
     return KeyParts(
-        key, part["flow"], part["step"], part["scope"], part["identifier"], part["hash"],
+        key, part["root"], part["flow"], part["step"], part["scope"], part["identifier"], part["hash"],
         int(part["attempt"]), part["name"], int(part["version"]),
     )  # fmt: skip
 
@@ -304,30 +316,54 @@ def is_metadata(name: str) -> bool:
     return name.endswith(_SUFFIX) and name.count(".") >= 3
 
 
-def metadata_name_parts(name: str) -> tuple[int, str, int] | None:
-    """(attempt, name, version) from a metadata object's name in either folder; None for anything else."""
-    match = re.fullmatch(r"(?:[^/.]+\.)?(\d+)\.([^/.]+)\.(\d+)" + re.escape(_SUFFIX), name)
+def metadata_name_parts(folder: str, name: str) -> tuple[int, str, int] | None:
+    """(attempt, name, version) of the checkpoint whose metadata is the object ``name`` in ``folder``, a task's or a
+    step's; None for any other object.
+    """
+    if not name.endswith(_SUFFIX):
+        return None
+    stem = name.removesuffix(_SUFFIX)
+    if folder.startswith(_HASHED_FOLDER):
+        stem = stem.partition(".")[2]
+    match = re.fullmatch(r"(\d+)\.([^/]+)\.(\d+)", stem)
     if match is None or max(len(match[1]), len(match[3])) > _MAX_DIGITS:
         return None
     return int(match[1]), match[2], int(match[3])
 
 
-def check_name(name: str) -> str:
-    """Return a checkpoint's name if a key can be made of it.
+def check_name(name: Any) -> str:
+    """Return the name of a checkpoint as it stands in its key: a number as its text, None as the default name.
 
     Raises
     ------
     UsageError
-        It is empty, longer than 128 bytes of UTF-8, or has ``/``, ``.``, a backslash or a control character, which
-        would break the key's pattern.
+        It is something else, is empty, is longer than 200 bytes of UTF-8, or has a character that keys cannot have.
     """
-    valid = isinstance(name, str) and _NAME.fullmatch(name) and name.isprintable()
-    if not valid or len(name.encode()) > _NAME_BYTES:
+    if name is None:
+        return DEFAULT_NAME
+    text = str(name) if isinstance(name, (numbers.Number, os.PathLike)) else name
+    if not isinstance(text, str):
+        raise UsageError(f"{name!r} cannot be the name of a checkpoint: it is no text", hint="Use name=str(...)")
+    if not text:
+        raise UsageError("A checkpoint cannot have the empty name", hint=f"Leave name out for {DEFAULT_NAME!r}")
+    found = _NOT_IN_NAMES.search(text)
+    if found is not None:
+        why = "would be a folder of its key, in which list() does not look" if found[0] == "/" else "breaks its key"
         raise UsageError(
-            f"{name!r} cannot be the name of a checkpoint",
-            hint=f"Use 1 to {_NAME_BYTES} printable characters, none of them / . or \\; use metadata for the rest",
+            f"{_shown(text)} cannot be the name of a checkpoint: {found[0]!r} {why}",
+            hint="Use another character, such as '-'; metadata takes any text",
         )
-    return name
+    if len(text.encode()) > _NAME_BYTES:
+        raise UsageError(
+            f"{_shown(text)} cannot be the name of a checkpoint: it has {len(text.encode())} bytes of UTF-8, and "
+            f"{_NAME_BYTES} are the most that fit a file's name with the rest of the key",
+            hint="Keep the name short, and the rest in metadata",
+        )
+    return text
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…")
 
 
 def check_metadata(metadata: Mapping[str, Any] | None) -> dict[str, Any]:

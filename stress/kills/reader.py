@@ -86,7 +86,7 @@ class Reader(threading.Thread):
 
     def _names(self, folder: str) -> set[str]:
         with contextlib.suppress(FileNotFoundError):
-            return {name for name in os.listdir(self._root / folder) if layout.metadata_name_parts(name)}
+            return {name for name in os.listdir(self._root / folder) if layout.metadata_name_parts(folder, name)}
         return set()
 
     def _read(self, folder: str, name: str) -> dict[str, Any] | None:

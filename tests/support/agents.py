@@ -118,7 +118,7 @@ class Task:
         """(attempt, version) of all metadata in the task's folder."""
         folder = os.path.join(self.store.root, TASK.task_folder)
         with contextlib.suppress(FileNotFoundError):
-            names = [layout.metadata_name_parts(name) for name in os.listdir(folder)]
+            names = [layout.metadata_name_parts(TASK.task_folder, name) for name in os.listdir(folder)]
             return sorted((parts[0], parts[2]) for parts in names if parts)
         return []
 

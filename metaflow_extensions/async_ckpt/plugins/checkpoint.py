@@ -305,7 +305,7 @@ class CurrentCheckpoint(_Checkpoints):
         path : str or PathLike, optional
             A directory, whose content is saved, or a file. Default: ``directory``.
         name : str, default "mfchckpt"
-            Part of the key: no ``/`` and no ``.``.
+            Part of the key: 1 to 200 bytes of UTF-8 without ``/`` and control characters. A number is taken as text.
         metadata : dict, optional
             JSON values to keep with it.
         latest : bool, default True

@@ -66,7 +66,7 @@ class ApiFlow(FlowSpec):
             "metadata": why(lambda: here.save("single", metadata={"good": 1, "bad": Unfit()})),
             "metadata key": why(lambda: here.save("single", metadata={3: 1})),
             "slash": why(lambda: here.save("single", name="a/b")),
-            "dot": why(lambda: here.save("single", name="a.b")),
+            "newline": why(lambda: here.save("single", name="a\nb")),
             "format": why(lambda: here.save("single", storage_format="zip")),
             "snapshot": why(lambda: here.save("single", snapshot="magic")),
             "reference": why(lambda: here.load({"key": first["key"].replace(".file.", ".other.")}, "x")),
