@@ -240,6 +240,12 @@ class Checkpointer(Following):
             captured.drop(data)
             raise
         self._guard(admitted, captured.leases)
+        if captured.followed:
+            self._say_once(
+                f"{len(captured.followed)} symbolic links lead out of {source}, and are saved as what they point to; "
+                f"the first is {captured.followed[0]}",
+                topic="followed",
+            )
         return admitted
 
     def _shard(self, collective: bool, rank: int | None, world_size: int | None) -> Ranks | None:
@@ -271,9 +277,7 @@ class Checkpointer(Following):
         identity, why = str(push.get("id")), str(push.get("why"))
         if push["push"] == "notice":
             # Once a task, however often the agent is started again.
-            if why not in self._noticed:
-                self._noticed.add(why)
-                self._report(why)
+            self._say_once(why, topic=why)
         elif push["push"] == "superseded":
             self._report(f"Checkpoint {identity} was {why}")
         elif push["push"] == "given up":
@@ -287,6 +291,11 @@ class Checkpointer(Following):
                 self._refused[identity] = why
             end = ", and the step will fail at its end" if mine and self.config.on_failure == "raise" else ""
             self._report(f"Checkpoint {identity} is not in the store{end}: {why}")
+
+    def _say_once(self, line: str, *, topic: str) -> None:
+        if topic not in self._noticed:
+            self._noticed.add(topic)
+            self._report(line)
 
     def _say_what_was_refused(self) -> None:
         """Training for hours is no use where the store takes nothing: the next save says so, once.
@@ -349,15 +358,15 @@ class Checkpointer(Following):
 
 def _check_object_names(url: str, manifest: Manifest, source: str) -> None:
     """S3 has names of at most 1024 bytes of UTF-8: noticed now, not at the upload."""
-    for entry in manifest.files:
+    for path in [entry.path for entry in manifest.files] + [path for path, _ in manifest.files_behind_links()]:
         try:
-            length = len(f"{url}/{entry.path}".encode())
+            length = len(f"{url}/{path}".encode())
         except UnicodeEncodeError:
             length = -1
         if not 0 <= length <= 1024:
             raise SnapshotError(
-                f"The store cannot have an object of the name of {entry.path!r}: it is too long, or no UTF-8",
-                where=os.path.join(source, os.fsdecode(os.fsencode(entry.path))),
+                f"The store cannot have an object of the name of {path!r}: it is too long, or no UTF-8",
+                where=os.path.join(source, os.fsdecode(os.fsencode(path))),
                 hint="Use storage_format='tar'",
             )
 

@@ -30,7 +30,7 @@ from .catalog import read_json, read_reference
 from .concurrency import for_each
 from .config import Config
 from .errors import IntegrityError, NotFound, UsageError
-from .manifest import FileEntry, Link, Manifest, dump
+from .manifest import Directory, FileEntry, Link, Manifest, dump
 from .stores.base import Store
 
 OUTCOME = "outcome"
@@ -200,22 +200,22 @@ def merge(shards: Sequence[Shard]) -> tuple[Reference, Manifest]:
                     hint="Every rank calls save(collective=True) equally often, with the same metadata",
                 )
     files: list[FileEntry] = []
-    dirs: dict[str, int] = {}
+    dirs: dict[str, Directory] = {}
     owners: dict[str, int] = {}
     links: list[Link] = []
     for shard in shards:
         files += [entry._replace(rank=shard.rank) for entry in shard.manifest.files]
         links += [link._replace(rank=shard.rank) for link in shard.manifest.links]
-        for path, mode in shard.manifest.dirs:
-            dirs.setdefault(path, mode)
+        for folder in shard.manifest.dirs:
+            dirs.setdefault(folder.path, folder)
         for path in shard.manifest.paths:
             _claim(path, shard.rank, owners)
     for path in sorted(owners.keys() & dirs.keys()):
-        rank = next(shard.rank for shard in shards if path in dict(shard.manifest.dirs))
+        rank = next(shard.rank for shard in shards if path in {folder.path for folder in shard.manifest.dirs})
         raise _same_name(path, owners[path], rank)
     reference = layout.whole(first.reference)
     reference["size"] = sum(shard.reference["size"] for shard in shards)
-    return reference, replace(first.manifest, files=files, dirs=sorted(dirs.items()), links=links)
+    return reference, replace(first.manifest, files=files, dirs=sorted(dirs.values()), links=links)
 
 
 def _shown(value: Any) -> str:

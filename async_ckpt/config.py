@@ -87,6 +87,13 @@ class Config:
     on_backlog: str = "wait"
     #: Limit of that wait.
     backlog_timeout_s: float = 3600.0
+    #: Whether a symbolic link that leads nowhere is an error (``refuse``) or saved as it stands (``keep``). How many
+    #: folders that stand elsewhere may be reached through links.
+    dangling_links: str = "refuse"
+    max_linked_folders: int = 1000
+    #: How many files are stored a second time, under the paths of symbolic links that lead to them, for clients that
+    #: know no links.
+    max_files_behind_links: int = 10_000
     #: Whether a checkpoint that cannot be stored is an error (``raise``) or a line in the log (``warn``).
     on_failure: str = "raise"
     #: How long a task lives on after a SIGTERM, to bring in what it can; and where a notice says more.
@@ -175,6 +182,7 @@ class Config:
 CHOICES = {
     "on_backlog": ("wait", "supersede", "raise"),
     "on_failure": ("raise", "warn"),
+    "dangling_links": ("refuse", "keep"),
     # Not GLACIER and DEEP_ARCHIVE: a retry could not read its checkpoint for hours.
     "s3_storage_class": (
         "", "STANDARD", "REDUCED_REDUNDANCY", "STANDARD_IA", "ONEZONE_IA", "INTELLIGENT_TIERING", "GLACIER_IR",

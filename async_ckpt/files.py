@@ -55,6 +55,16 @@ class _Buffers(threading.local):
 _buffers = _Buffers()
 
 
+def set_mtime(path: str, mtime_ns: int) -> None:
+    """Set a modification time in nanoseconds; 0, for not known, leaves it as it is.
+
+    Where the file system takes no times it stays as it is as well: the content is what counts.
+    """
+    if mtime_ns:
+        with contextlib.suppress(OSError, OverflowError):
+            os.utime(path, ns=(mtime_ns, mtime_ns))
+
+
 def clone(source_fd: int, target_fd: int) -> bool:
     """Reflink a whole file; False where the file system cannot."""
     try:

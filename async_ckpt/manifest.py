@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -21,6 +22,8 @@ PERMISSIONS = 0o777
 #: Folders above a file: beyond, walking through them is no longer safe.
 MAX_DEPTH = 300
 _MOST = 1 << 63
+#: So many symbolic links are followed one after the other, as by the kernel.
+MAX_HOPS = 40
 
 #: How a file came into the snapshot. Only ``LINK`` shares its inode with the trainer's file.
 COPY, REFLINK, LINK, MOVED, PACKED = "copy", "reflink", "link", "moved", "packed"
@@ -39,9 +42,11 @@ class FileEntry(NamedTuple):
         Permission bits.
     how : str
         ``COPY``, ``REFLINK``, ``LINK``, ``MOVED`` or ``PACKED``; only in the spool.
-    ino, mtime_ns : int
-        Inode and modification time (nanoseconds) when it was captured, by which recovery tells whether a link that lost
-        its lease was written to; only in the spool.
+    ino : int
+        Inode when it was captured: with the time, recovery tells by it whether a link that lost its lease was written
+        to; only in the spool.
+    mtime_ns : int
+        Modification time in nanoseconds; 0: not known.
     offset : int
         For ``PACKED``: where in the snapshot's pack its bytes begin; only in the spool.
     crc32 : list of int or None
@@ -59,6 +64,28 @@ class FileEntry(NamedTuple):
     offset: int = 0
     crc32: list[int] | None = None
     rank: int | None = None
+
+
+class Directory(NamedTuple):
+    """One directory.
+
+    Parameters
+    ----------
+    path : str
+        Relative path.
+    mode : int
+        Permission bits.
+    mtime_ns : int
+        As of ``FileEntry``.
+    """
+
+    path: str
+    mode: int
+    mtime_ns: int = 0
+
+    @classmethod
+    def of(cls, path: str, status: os.stat_result) -> Directory:
+        return cls(path, stat.S_IMODE(status.st_mode), status.st_mtime_ns)
 
 
 class Link(NamedTuple):
@@ -84,7 +111,7 @@ class Manifest:
     """The content of one checkpoint, directories before what is in them."""
 
     files: list[FileEntry] = field(default_factory=list)
-    dirs: list[tuple[str, int]] = field(default_factory=list)
+    dirs: list[Directory] = field(default_factory=list)
     links: list[Link] = field(default_factory=list)
     #: For ``storage_format="tar"``, in the store: size in bytes and CRCs of the tar itself.
     tar: dict[str, Any] | None = None
@@ -99,6 +126,30 @@ class Manifest:
     def paths(self) -> list[str]:
         """Of files and links."""
         return [entry.path for entry in self.files] + [link.path for link in self.links]
+
+    def files_behind_links(self) -> list[tuple[str, FileEntry]]:
+        """(path, file) for every path that leads to a file through a symbolic link, for clients that know no links.
+
+        Through one link to a folder: what is reached through a second one within it is left out, and so is a link to a
+        folder above itself, whose files would have no end.
+        """
+        if not self.links:  # Asked at every save.
+            return []
+        files = {entry.path: entry for entry in self.files}
+        links = {link.path: link.target for link in self.links}
+        found: list[tuple[str, FileEntry]] = []
+        for path in links:
+            target = _follow(path, links)
+            if not target or path.startswith(f"{target}/"):
+                continue
+            if target in files:
+                found.append((path, files[target]))
+                continue
+            above = f"{target}/"
+            reached = {inner: inner for inner in files if inner.startswith(above)}
+            reached |= {inner: _follow(inner, links) or "" for inner in links if inner.startswith(above)}
+            found += [(path + inner[len(target) :], files[at]) for inner, at in reached.items() if at in files]
+        return found
 
     @property
     def size(self) -> int:
@@ -125,7 +176,7 @@ class Manifest:
                 raise ValueError(f"format {data['format']!r} is unknown to this version")
             return cls(
                 files=[_entry(item) for item in data["files"]],
-                dirs=[(check_path(path), int(mode) & PERMISSIONS) for path, mode in data["dirs"]],
+                dirs=[_directory(*item) for item in data["dirs"]],
                 links=[_link(*item) for item in data["links"]],
                 tar=_tar(data.get("tar")),
             )
@@ -140,8 +191,10 @@ class Manifest:
 def _file_json(entry: FileEntry) -> dict[str, Any]:
     # By hand and without what is not there: this stands in save(), once for each file.
     data: dict[str, Any] = {"path": entry.path, "size": entry.size, "mode": entry.mode, "how": entry.how}
-    if entry.ino or entry.mtime_ns:
-        data["ino"], data["mtime_ns"] = entry.ino, entry.mtime_ns
+    if entry.ino:
+        data["ino"] = entry.ino
+    if entry.mtime_ns:
+        data["mtime_ns"] = entry.mtime_ns
     if entry.offset:
         data["offset"] = entry.offset
     if entry.crc32 is not None:
@@ -157,11 +210,18 @@ def _link(path: Any, target: Any, rank: Any = None) -> Link:
     return Link(check_path(path), str(target), rank)
 
 
+def _directory(path: Any, mode: Any, mtime_ns: Any = 0) -> Directory:
+    if not _are_numbers(mode) or not _is_time(mtime_ns):
+        raise ValueError(f"bad numbers for {path!r}")
+    return Directory(check_path(path), mode & PERMISSIONS, mtime_ns)
+
+
 def _entry(item: Mapping[str, Any]) -> FileEntry:
     entry = FileEntry(**item)
     check_path(entry.path)
     crcs = entry.crc32 if entry.crc32 is not None else []
-    if not _are_numbers(entry.size, entry.offset, entry.mode, entry.rank or 0, *crcs):
+    numbers = (entry.size, entry.offset, entry.mode, entry.rank or 0, *crcs)
+    if not _are_numbers(*numbers) or not _is_time(entry.mtime_ns):
         raise ValueError(f"bad numbers for {entry.path!r}")
     return entry._replace(mode=entry.mode & PERMISSIONS)
 
@@ -178,6 +238,11 @@ def _are_numbers(*values: Any) -> bool:
     return all(isinstance(value, int) and 0 <= value < _MOST for value in values)
 
 
+def _is_time(mtime_ns: Any) -> bool:
+    """There are files from before 1970, and negative times with them."""
+    return isinstance(mtime_ns, int) and -_MOST < mtime_ns < _MOST
+
+
 def check_path(path: str) -> str:
     """Return the relative path of something in a checkpoint.
 
@@ -192,6 +257,27 @@ def check_path(path: str) -> str:
         raise ValueError(f"path {path[:100]!r}… is more than {MAX_DEPTH} folders deep")
     os.fsencode(path)
     return path
+
+
+def _follow(path: str, links: Mapping[str, str]) -> str | None:
+    """Where a path leads within a checkpoint when all links on its way are followed; None: out of it, or in a circle.
+    The empty path is the checkpoint's own folder.
+    """
+    left, at, hops = path.split("/"), "", 0
+    while left:
+        part = left.pop(0)
+        if part == "..":
+            if not at:
+                return None
+            at = at.rpartition("/")[0]
+        elif part not in ("", "."):
+            at = f"{at}/{part}" if at else part
+            if at in links:
+                hops += 1
+                if hops > MAX_HOPS or links[at].startswith("/"):
+                    return None
+                left, at = links[at].split("/") + left, at.rpartition("/")[0]
+    return at
 
 
 def dump(data: Any) -> bytes:

@@ -19,7 +19,7 @@ from . import catalog, layout
 from .concurrency import for_each
 from .config import Config
 from .errors import CheckpointError, IntegrityError, NotFound, SnapshotError, os_hint, os_reason
-from .files import copy_content
+from .files import copy_content, set_mtime
 from .manifest import MAX_DEPTH, PACKED, FileEntry, Manifest, check_path
 from .snapshot.base import remove_tree
 from .snapshot.lending import Lender
@@ -106,6 +106,7 @@ async def _load_files(store: Store, key: str, manifest: Manifest | None, staging
         target = os.path.join(staging, entry.path)
         await store.get_file(f"{key}/{entry.path}", target, size=entry.size, crc32=entry.crc32)
         os.chmod(target, entry.mode)
+        set_mtime(target, entry.mtime_ns)
 
     await for_each(manifest.files, config.files_in_flight, fetch)
     _finish(manifest, staging)
@@ -124,6 +125,11 @@ async def _load_tar(store: Store, key: str, manifest: Manifest | None, staging: 
     try:
         await store.get_file(key, archive, size=facts.get("size"), crc32=facts.get("crc32"))
         extract_tar(archive, staging, where=store.url(key))
+        if manifest is not None:  # It knows them to the nanosecond.
+            for entry in manifest.files:
+                set_mtime(os.path.join(staging, entry.path), entry.mtime_ns)
+            for folder in reversed(manifest.dirs):
+                set_mtime(os.path.join(staging, folder.path), folder.mtime_ns)
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(archive)
@@ -139,7 +145,7 @@ def extract_tar(archive: str, destination: str, *, where: str) -> None:
         names it.
     """
     links: list[tuple[str, str]] = []
-    modes: list[tuple[str, int]] = []
+    folders: list[tuple[str, int, int]] = []
     left = os.path.getsize(archive)
     try:
         with tarfile.open(archive, "r:", tarinfo=_Member) as tar:
@@ -154,7 +160,7 @@ def extract_tar(archive: str, destination: str, *, where: str) -> None:
                     raise IntegrityError(f"The tar's member {member.name!r} is sparse", where=where)
                 if member.isdir():
                     os.makedirs(target, exist_ok=True)
-                    modes.append((target, member.mode & 0o777 | 0o700))
+                    folders.append((target, member.mode & 0o777 | 0o700, int(member.mtime * 10**9)))
                 elif member.issym():
                     links.append((target, member.linkname))
                 elif member.isreg() or member.islnk():  # A hard link's content is that of the member it names.
@@ -168,6 +174,7 @@ def extract_tar(archive: str, destination: str, *, where: str) -> None:
                     with content, open(target, "wb") as file:
                         shutil.copyfileobj(content, file, 1 << 20)
                     os.chmod(target, member.mode & 0o777)
+                    set_mtime(target, int(member.mtime * 10**9))
                 else:
                     raise IntegrityError(
                         f"The tar's member {member.name!r} is neither file nor directory nor link", where=where
@@ -177,8 +184,9 @@ def extract_tar(archive: str, destination: str, *, where: str) -> None:
                 os.makedirs(os.path.dirname(target), exist_ok=True)
             for target, link in links:
                 os.symlink(link, target)
-            for target, mode in reversed(modes):
+            for target, mode, mtime_ns in reversed(folders):
                 os.chmod(target, mode)
+                set_mtime(target, mtime_ns)
     except CheckpointError:
         raise
     except (tarfile.TarError, EOFError, *_NONSENSE, FileExistsError, FileNotFoundError, NotADirectoryError) as error:
@@ -239,6 +247,7 @@ def load_from_spool(
             else:
                 _copy_captured(item.file(entry.path), target, entry.size)
             os.chmod(target, entry.mode)
+            set_mtime(target, entry.mtime_ns)
         # After the copies: whatever was clean then was clean while it was copied.
         torn = torn_file(item, {})
         if torn is not None:
@@ -280,18 +289,19 @@ def _copy_captured(path: str, target: str, size: int) -> None:
 
 
 def _make_directories(manifest: Manifest, staging: str) -> None:
-    for path, _ in manifest.dirs:
-        os.makedirs(os.path.join(staging, path), exist_ok=True)
+    for folder in manifest.dirs:
+        os.makedirs(os.path.join(staging, folder.path), exist_ok=True)
     for parent in {os.path.dirname(path) for path in manifest.paths}:
         os.makedirs(os.path.join(staging, parent), exist_ok=True)
 
 
 def _finish(manifest: Manifest, staging: str) -> None:
-    """Links last, so that nothing is written through one; then the directories' modes, deepest first."""
+    """Links last, so that nothing is written through one; then the directories' modes and times, deepest first."""
     for link in manifest.links:
         os.symlink(link.target, os.path.join(staging, link.path))
-    for path, mode in reversed(manifest.dirs):
+    for path, mode, mtime_ns in reversed(manifest.dirs):
         os.chmod(os.path.join(staging, path), mode | 0o700)
+        set_mtime(os.path.join(staging, path), mtime_ns)
 
 
 class _landing:

@@ -123,12 +123,14 @@ def pack_path(data: str) -> str:
 
 @dataclass(frozen=True)
 class TarMember:
-    """One member of a tar: ``kind`` is ``tarfile``'s type byte, ``target`` a symbolic link's."""
+    """One member of a tar: ``kind`` is ``tarfile``'s type byte, ``mtime_ns`` a time in nanoseconds, ``target`` a
+    symbolic link's.
+    """
 
     path: str
     kind: bytes
     mode: int
-    mtime: float = 0.0
+    mtime_ns: int = 0
     target: str = ""
     source: FileSource | None = None
 
@@ -181,6 +183,6 @@ class TarSource:
 def _header(member: TarMember) -> bytes:
     info = tarfile.TarInfo(member.path)
     info.type, info.linkname = member.kind, member.target
-    info.mode, info.mtime = stat.S_IMODE(member.mode), int(member.mtime)
+    info.mode, info.mtime = stat.S_IMODE(member.mode), max(member.mtime_ns // 10**9, 0)
     info.size = member.source.size if member.source else 0
     return info.tobuf(format=tarfile.GNU_FORMAT, errors="surrogateescape")

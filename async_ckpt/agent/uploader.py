@@ -143,8 +143,35 @@ class Uploader:
                 events.stored(entry.path, digests[entry.path], copied=copied)
 
         await for_each(item.manifest.files, self._config.files_in_flight, put)
-        files = [FileEntry(e.path, e.size, e.mode, crc32=digests[e.path]) for e in item.manifest.files]
+        await self._put_files_behind_links(item)
+        files = [
+            FileEntry(e.path, e.size, e.mode, mtime_ns=e.mtime_ns, crc32=digests[e.path]) for e in item.manifest.files
+        ]
         return replace(item.manifest, files=files)
+
+    async def _put_files_behind_links(self, item: Admitted) -> None:
+        """Store what symbolic links lead to under the links' own paths as well. Loads of ours make links again, by the
+        manifest; metaflow-checkpoint knows no links, and would not have the files at all.
+        """
+        behind = item.manifest.files_behind_links()
+        most = self._config.max_files_behind_links
+        if len(behind) > most:
+            self.notice = (
+                f"Symbolic links in {item.source} lead to {len(behind)} files, of which {most} are stored under the "
+                "links' own paths: what metaflow-checkpoint loads lacks the others"
+            )
+
+        async def put(number: int) -> None:
+            path, entry = behind[number]
+            base = item.reference["key"]
+            if not await self._copy(f"{base}/{entry.path}", f"{base}/{path}", entry.size):
+                source = captured_source(item.data, entry)
+                try:
+                    await self._store.put_source(f"{base}/{path}", source)
+                finally:
+                    source.close()
+
+        await for_each(range(min(len(behind), most)), self._config.files_in_flight, put)
 
     async def _copy(self, source_key: str, key: str, size: int) -> bool:
         """Copy an object inside the store; False where that cannot be done, and the bytes are to be sent."""
@@ -164,7 +191,7 @@ class Uploader:
         if crc32 is None:
             crc32 = await self._send(item.reference["key"], TAR, source, known, events)
             events.stored(TAR, crc32, copied=False)
-        files = [FileEntry(e.path, e.size, e.mode) for e in item.manifest.files]
+        files = [FileEntry(e.path, e.size, e.mode, mtime_ns=e.mtime_ns) for e in item.manifest.files]
         return replace(item.manifest, files=files, tar={"size": source.size, "crc32": crc32})
 
     async def _send(self, key: str, path: str, source: _Content, known: Handover, events: Events) -> list[int]:
@@ -278,9 +305,9 @@ def _begun(batch: Sequence[Reference]) -> dict[str, bytes]:
 def tar_members(item: Admitted) -> list[TarMember]:
     """The members of a checkpoint's tar, directories first, links last."""
     manifest = item.manifest
-    members = [TarMember(path, tarfile.DIRTYPE, mode) for path, mode in manifest.dirs]
+    members = [TarMember(path, tarfile.DIRTYPE, mode, mtime_ns) for path, mode, mtime_ns in manifest.dirs]
     for entry in manifest.files:
         source = captured_source(item.data, entry)
-        members.append(TarMember(entry.path, tarfile.REGTYPE, entry.mode, source=source))
+        members.append(TarMember(entry.path, tarfile.REGTYPE, entry.mode, entry.mtime_ns, source=source))
     members += [TarMember(link.path, tarfile.SYMTYPE, 0o777, target=link.target) for link in manifest.links]
     return members

@@ -62,7 +62,7 @@ def capture(
         With the path and the reason; ``target`` is removed, and ``path`` is as it was.
     """
     if strategy == "move":
-        return capture_by_move(path, target)
+        return capture_by_move(path, target, config)
     small = config.pack_below_bytes
     copies = Copy(Pack(target), small, reflink=strategy == "auto")
     files: FileStrategy
@@ -76,4 +76,4 @@ def capture(
         files = HardLink(owner_pid, lease_budget)
     else:
         files = Auto(HardLink(owner_pid, lease_budget), copies, small)
-    return capture_tree(path, target, files)
+    return capture_tree(path, target, files, config)

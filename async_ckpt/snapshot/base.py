@@ -1,7 +1,6 @@
-"""The walk over what is captured, shared by all strategies.
+"""A snapshot in the making: one strategy captures what the walk finds.
 
-Kept: relative paths, modes, symbolic links (as links, never followed), empty directories. Refused by name: FIFOs,
-sockets, devices. A file that is missing when its turn comes is an error: a snapshot is whole or it is none.
+A file that is missing when its turn comes is an error: a snapshot is whole or it is none.
 """
 
 from __future__ import annotations
@@ -10,18 +9,17 @@ import contextlib
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from ..config import SPOOLS_PREFIX
-from ..errors import SnapshotError, os_hint, os_reason
-from ..manifest import LINK, FileEntry, Link, Manifest
+from ..config import Config
+from ..errors import SnapshotError, os_reason
+from ..manifest import LINK, Directory, FileEntry, Link, Manifest
 from ..source import pack_path
+from .links import failure, refused
 from .origin import give_back, origin_path
-
-#: Our own folders beside what is saved on another file system than the spool; never part of a checkpoint.
-ANNEX_PREFIX = ".async_ckpt-"
+from .walk import ANNEX_PREFIX, Item, walk
 
 
 @dataclass
@@ -33,6 +31,8 @@ class Captured:
 
     manifest: Manifest
     leases: dict[str, int] = field(default_factory=dict)
+    #: Symbolic links that led out of what was saved, and were captured as what they point to.
+    followed: list[str] = field(default_factory=list)
     #: For ``move``: where the item stood, and where it stands now; it is put back if it cannot be admitted.
     moved: tuple[str, str] | None = None
 
@@ -142,79 +142,26 @@ class FileStrategy(Protocol):
         """Leases taken so far: relative path → descriptor."""
 
 
-class Item(NamedTuple):
-    """One entry of the walk: ``path`` is relative, ``full`` is where it stands, ``kind`` one of ``stat.S_IFREG``,
-    ``S_IFDIR``, ``S_IFLNK``.
-    """
-
-    path: str
-    full: str
-    kind: int
-
-
-def walk(path: str) -> Iterator[Item]:
-    """Everything under ``path``, directories before what is in them; for a file, the file alone.
-
-    Raises
-    ------
-    SnapshotError
-        ``path`` is neither, or something under it cannot be captured.
-    """
-    try:
-        mode = os.stat(path).st_mode
-    except FileNotFoundError as error:
-        what = f"Cannot save {path}: it does not exist"
-        raise SnapshotError(
-            what, where=path, hint="Check the path; a relative one counts from the working directory"
-        ) from error
-    except OSError as error:
-        raise failure(path, error) from error
-    if stat.S_ISREG(mode):
-        yield Item(os.path.basename(path), os.path.realpath(path), stat.S_IFREG)
-        return
-    if not stat.S_ISDIR(mode):
-        raise refused(path, mode)
-    pending = [("", path)]
-    spools = f"{SPOOLS_PREFIX}{os.getuid()}"
-    while pending:
-        relative, folder = pending.pop()
-        try:
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    name = entry.name
-                    # The directory says what is what: no stat for each file.
-                    if entry.is_file(follow_symlinks=False):
-                        yield Item(relative + name, entry.path, stat.S_IFREG)
-                    elif entry.is_symlink():
-                        yield Item(relative + name, entry.path, stat.S_IFLNK)
-                    elif not entry.is_dir(follow_symlinks=False):
-                        raise refused(entry.path, entry.stat(follow_symlinks=False).st_mode)
-                    elif not name.startswith(ANNEX_PREFIX) and name != spools:
-                        pending.append((f"{relative}{name}/", entry.path))
-                        yield Item(relative + name, entry.path, stat.S_IFDIR)
-        except OSError as error:
-            raise failure(error.filename or folder, error) from error
-
-
-def capture_tree(path: str, target: str, strategy: FileStrategy) -> Captured:
+def capture_tree(path: str, target: str, strategy: FileStrategy, config: Config) -> Captured:
     """Capture everything under ``path`` into the new directory ``target`` with one strategy for files."""
     manifest = Manifest()
     captured = Captured(manifest)
     at = target
     try:
         os.mkdir(target, 0o700)
-        for item in walk(path):
-            at = item.full
+        for item in walk(path, config):
+            at = f"{item.link} -> {item.full}" if item.link else item.full
             copy = f"{target}/{item.path}"
+            if item.link:
+                captured.followed.append(item.link)
             if item.kind == stat.S_IFREG:
                 manifest.files.append(_capture_file(item, copy, strategy))
             elif item.kind == stat.S_IFDIR:
                 os.mkdir(copy, 0o700)
-                manifest.dirs.append((item.path, stat.S_IMODE(os.lstat(item.full).st_mode)))
+                manifest.dirs.append(Directory.of(item.path, os.lstat(item.full)))
             else:
-                link = os.readlink(item.full)
-                os.symlink(link, copy)
-                manifest.links.append(Link(item.path, link))
+                os.symlink(item.text, copy)
+                manifest.links.append(Link(item.path, item.text))
         at = target
         strategy.finish()
         captured.leases = strategy.leases()
@@ -242,27 +189,3 @@ def _capture_file(item: Item, target: str, strategy: FileStrategy) -> FileEntry:
     finally:
         if not kept:
             os.close(fd)
-
-
-def failure(path: str, error: OSError) -> SnapshotError:
-    """An OSError during a capture, in the user's words."""
-    if isinstance(error, FileNotFoundError):
-        return SnapshotError(
-            f"Cannot capture {path}: it vanished while it was captured",
-            where=path, hint="Save only what is complete; let nothing delete files there during save()",
-        )  # fmt: skip
-    return SnapshotError(f"Cannot capture {path}: {os_reason(error)}", where=path, hint=os_hint(error))
-
-
-def refused(path: str, mode: int) -> SnapshotError:
-    """The error for what is neither file nor directory nor link."""
-    kinds = {
-        stat.S_IFIFO: "a FIFO",
-        stat.S_IFSOCK: "a socket",
-        stat.S_IFBLK: "a block device",
-        stat.S_IFCHR: "a device",
-    }
-    kind = kinds.get(stat.S_IFMT(mode), "no regular file")
-    return SnapshotError(
-        f"Cannot capture {path}: it is {kind}", where=path, hint="Keep it outside of the directory you save"
-    )

@@ -58,7 +58,8 @@ def copy_file(file: OpenFile, target: str, *, reflink: bool) -> FileEntry:
             # A file that only grew meanwhile (a log) is taken as it was: its beginning is read again to be sure.
             grew = after.st_size > before.st_size == size
             if is_still(before, after, size) or (grew and digest_fd(file.fd, size) == digest_fd(target_fd, size)):
-                return FileEntry(file.path, size, stat.S_IMODE(before.st_mode), COPY)
+                mode = stat.S_IMODE(before.st_mode)
+                return FileEntry(file.path, size, mode, COPY, mtime_ns=before.st_mtime_ns)
             before = after
             os.ftruncate(target_fd, 0)
         raise restless(file.source)

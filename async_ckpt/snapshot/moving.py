@@ -11,16 +11,18 @@ import errno
 import os
 import stat
 
+from ..config import Config
 from ..errors import SnapshotError, os_hint, os_reason
-from ..manifest import MOVED, FileEntry, Link, Manifest
-from .base import Captured, annex_in, walk
+from ..manifest import MOVED, Directory, FileEntry, Link, Manifest
+from .base import Captured, annex_in
 from .origin import give_back, note_origin
+from .walk import walk
 
 #: Errors of rename(2) and symlink(2) that mean that this file system, or this pair of them, cannot.
 _NEVER_HERE = {errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP}
 
 
-def capture_by_move(path: str, target: str) -> Captured:
+def capture_by_move(path: str, target: str, config: Config) -> Captured:
     """Rename ``path`` to (a file: into) ``target``, which must not exist yet.
 
     Raises
@@ -36,15 +38,15 @@ def capture_by_move(path: str, target: str) -> Captured:
         )  # fmt: skip
     manifest = Manifest()
     # The whole tree is looked at first: what cannot be saved must not have been moved.
-    for item in walk(path):
+    for item in walk(path, config, follow=False):
         status = os.lstat(item.full)
-        mode = stat.S_IMODE(status.st_mode)
         if item.kind == stat.S_IFREG:
-            manifest.files.append(FileEntry(item.path, status.st_size, mode, MOVED))
+            mode, mtime_ns = stat.S_IMODE(status.st_mode), status.st_mtime_ns
+            manifest.files.append(FileEntry(item.path, status.st_size, mode, MOVED, mtime_ns=mtime_ns))
         elif item.kind == stat.S_IFDIR:
-            manifest.dirs.append((item.path, mode))
+            manifest.dirs.append(Directory.of(item.path, status))
         else:
-            manifest.links.append(Link(item.path, os.readlink(item.full)))
+            manifest.links.append(Link(item.path, item.text))
     is_file = not os.path.isdir(path)
     try:
         note_origin(target, path, is_folder=not is_file)

@@ -60,7 +60,8 @@ class Pack:
         self._buffer += data
         if len(self._buffer) >= _BUFFER:
             self._flush()
-        return FileEntry(file.path, len(data), stat.S_IMODE(before.st_mode), PACKED, offset=offset)
+        mode = stat.S_IMODE(before.st_mode)
+        return FileEntry(file.path, len(data), mode, PACKED, mtime_ns=before.st_mtime_ns, offset=offset)
 
     def _flush(self) -> None:
         if self._fd < 0:

@@ -28,7 +28,9 @@ class Reflink:
             size = os.fstat(target_fd).st_size
         finally:
             os.close(target_fd)
-        return FileEntry(file.path, size, stat.S_IMODE(file.status.st_mode), REFLINK)
+        status = file.status
+        mode, mtime_ns = stat.S_IMODE(status.st_mode), status.st_mtime_ns
+        return FileEntry(file.path, size, mode, REFLINK, mtime_ns=mtime_ns)
 
     def finish(self) -> None:
         """Nothing is held back."""

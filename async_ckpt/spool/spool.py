@@ -44,7 +44,8 @@ from ..errors import IntegrityError, SpoolError, os_hint, os_reason
 from ..files import locked, process_exists, write_atomically, write_new
 from ..manifest import LINK, PACKED, FileEntry, Manifest, dump
 from ..snapshot import origin
-from ..snapshot.base import ANNEX_PREFIX, remove_snapshot, remove_tree
+from ..snapshot.base import remove_snapshot, remove_tree
+from ..snapshot.walk import ANNEX_PREFIX
 from ..source import pack_path
 from ..stores.base import StoreSpec
 from .mounts import down_from_mount

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from ..config import SPOOLS_PREFIX
 from ..errors import UsageError
-from ..snapshot.base import ANNEX_PREFIX
+from ..snapshot.walk import ANNEX_PREFIX
 
 #: Names under which programs write what they rename when it is finished.
 UNFINISHED = ("*.tmp", "*.tmp.*", "*.tmp-*", "*-tmp-*", "tmp-*", "*.part", "*.partial", "*.incomplete", "*.lock", "*~")

@@ -30,12 +30,14 @@ class Place:
         self._snapshots.mkdir()
         self._captured: list[tuple[Captured, str]] = []
 
-    def capture(self, path: Path | None = None, *, lease_budget: int = 1000) -> tuple[Captured, Path]:
+    def capture(
+        self, path: Path | None = None, *, lease_budget: int = 1000, config: Config | None = None
+    ) -> tuple[Captured, Path]:
         target = self._snapshots / str(len(self._captured))
         # Breaks are signalled to process 1, which does not care about them: nobody here may be killed by one.
         captured = snapshot.capture(
             str(path or self.source), str(target), self.strategy,
-            owner_pid=1, config=Config(), lease_budget=lease_budget,
+            owner_pid=1, config=config or Config(), lease_budget=lease_budget,
         )  # fmt: skip
         self._captured.append((captured, str(target)))
         return captured, target
@@ -92,7 +94,7 @@ def captured_tree(captured: Captured, target: Path) -> dict[str, object]:
         data = read(captured, target, entry.path)
         assert len(data) == entry.size
         found[entry.path] = (entry.mode, data)
-    found.update({path: (stat.S_IFDIR, mode) for path, mode in manifest.dirs})
+    found.update({path: (stat.S_IFDIR, mode) for path, mode, _ in manifest.dirs})
     found.update({link.path: ("link", link.target) for link in manifest.links})
     return found
 

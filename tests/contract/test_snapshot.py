@@ -36,7 +36,6 @@ def test_a_snapshot_holds_content_modes_links_and_empty_directories(place: Place
     (place.source / "nothing").chmod(0o700)
     (place.source / "link").symlink_to("deep/script")
     (place.source / "link-to-dir").symlink_to("deep")
-    (place.source / "dangling").symlink_to("/nowhere/at all")
     before = tree(place.source)
     captured, target = place.capture()
     assert captured_tree(captured, target) == before
@@ -46,11 +45,24 @@ def test_a_snapshot_holds_content_modes_links_and_empty_directories(place: Place
     assert all(entry.path in captured.leases for entry in captured.manifest.files if entry.how == LINK)
 
 
+def test_modification_times_of_files_and_directories_are_kept(place: Place) -> None:
+    (place.source / "a/b").mkdir(parents=True)
+    for number, (name, size) in enumerate({"small": 9, "a/big": BIG, "a/b/empty": 0}.items()):
+        (place.source / name).write_bytes(content(number, size))
+    expected = {name: 1_000_000_000_123_456_789 + number for number, name in enumerate(["small", "a/big", "a/b/empty"])}
+    expected |= {"a": 999_999_999_987_654_321, "a/b": -1_000_000_001}
+    for name, mtime_ns in sorted(expected.items(), reverse=True):
+        os.utime(place.source / name, ns=(mtime_ns, mtime_ns))
+    on_disk = {name: os.stat(place.source / name).st_mtime_ns for name in expected}  # As exactly as it can be here.
+    manifest = place.capture()[0].manifest
+    assert {item.path: item.mtime_ns for item in (*manifest.files, *manifest.dirs)} == on_disk
+
+
 def test_directories_stand_before_what_is_in_them(place: Place) -> None:
     (place.source / "a/b/c").mkdir(parents=True)
     (place.source / "a/b/c/file").touch()
     captured, _ = place.capture()
-    assert [path for path, _ in captured.manifest.dirs] == ["a", "a/b", "a/b/c"]
+    assert [path for path, _, _ in captured.manifest.dirs] == ["a", "a/b", "a/b/c"]
 
 
 def test_a_single_file_is_a_snapshot_of_one_entry(place: Place) -> None:

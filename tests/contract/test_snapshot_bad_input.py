@@ -77,8 +77,8 @@ def _vanishing(victim: Path) -> object:
 
     walk = base.walk
 
-    def walking(path: str) -> Iterator[base.Item]:
-        for item in walk(path):
+    def walking(path: str, config: Config) -> Iterator[base.Item]:
+        for item in walk(path, config):
             if item.full == str(victim):
                 victim.unlink()
             yield item
@@ -252,7 +252,7 @@ def test_what_holds_snapshots_of_its_own_files_is_not_moved_before_they_are_in_t
     assert "snapshot='auto'" in error.hint
     waiting.rmdir()
     captured, _ = place.capture()
-    assert captured.manifest.dirs == [("sub", 0o755)]
+    assert [(folder.path, folder.mode) for folder in captured.manifest.dirs] == [("sub", 0o755)]
 
 
 def test_move_to_another_file_system_is_refused_with_the_way_out(tmp_path: Path, on_filesystem: OnFilesystem) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from async_ckpt import manifest
 from async_ckpt.errors import IntegrityError
-from async_ckpt.manifest import FORMAT, FileEntry, Link, Manifest
+from async_ckpt.manifest import FORMAT, Directory, FileEntry, Link, Manifest
 
 HOSTILE = [
     "",
@@ -52,16 +52,17 @@ def file(**fields: Any) -> dict[str, Any]:
             st.integers(0, 2**62),
             st.integers(0, 0o777),
             offset=st.integers(0, 9),
+            mtime_ns=st.integers(-(2**62), 2**62),
             crc32=st.none(),
             rank=st.none() | st.integers(0, 2**20),
         ),
         max_size=4,
     ),
-    st.lists(PATHS),
+    st.lists(st.builds(Directory, PATHS, st.integers(0, 0o777), st.integers(-(2**62), 2**62))),
     st.lists(st.builds(Link, PATHS, st.just("../anywhere"), st.none() | st.integers(0, 2**20))),
 )
-def test_it_comes_back_as_it_was_stored(files: list[FileEntry], folders: list[str], links: list[Link]) -> None:
-    made = Manifest(files, [(path, 0o755) for path in folders], links)
+def test_it_comes_back_as_it_was_stored(files: list[FileEntry], folders: list[Directory], links: list[Link]) -> None:
+    made = Manifest(files, folders, links)
     assert Manifest.from_json(manifest.load(manifest.dump(made.to_json()), where="x"), where="x") == made
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from async_ckpt.agent import remover
 from async_ckpt.agent.remover import Remover
+from async_ckpt.config import Config
 from async_ckpt.manifest import Manifest
 from async_ckpt.snapshot.base import remove_snapshot
 from async_ckpt.snapshot.moving import capture_by_move
@@ -87,7 +88,7 @@ def test_what_was_moved_and_is_lost_is_put_back_and_what_is_in_the_store_is_not(
         path.mkdir(parents=True)
         (path / "weights").write_text("all I have")
         data = spool.path("data", f"1-{path.name}")
-        capture_by_move(str(path), data)
+        capture_by_move(str(path), data, Config())
         item = spool.admit(reference(version), Manifest(), data, str(path))
         if taken:
             path.mkdir()

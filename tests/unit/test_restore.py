@@ -17,7 +17,7 @@ import pytest
 from async_ckpt import layout, manifest, restore
 from async_ckpt.config import Config
 from async_ckpt.errors import CheckpointError, IntegrityError, NotFound, SnapshotError, UsageError
-from async_ckpt.manifest import COPY, LINK, FileEntry, Link, Manifest
+from async_ckpt.manifest import COPY, LINK, Directory, FileEntry, Link, Manifest
 from async_ckpt.spool.spool import Admitted
 from async_ckpt.stores.local import LocalStore
 
@@ -322,7 +322,9 @@ def spooled(folder: Path, data: bytes, how: str) -> Admitted:
     (folder / "weights").write_bytes(data)
     status = (folder / "weights").stat()
     entry = FileEntry("weights", len(data), 0o640, how, status.st_ino, status.st_mtime_ns)
-    return Admitted("0.x.0", {"key": KEY}, Manifest([entry], [("d", 0o750)], [Link("l", "weights")]), str(folder), "/x")
+    return Admitted(
+        "0.x.0", {"key": KEY}, Manifest([entry], [Directory("d", 0o750)], [Link("l", "weights")]), str(folder), "/x"
+    )
 
 
 @pytest.mark.parametrize("how", [COPY, LINK])

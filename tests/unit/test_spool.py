@@ -18,8 +18,9 @@ from typing import Any
 import pytest
 
 from async_ckpt import layout
+from async_ckpt.config import Config
 from async_ckpt.errors import IntegrityError, SpoolError
-from async_ckpt.manifest import COPY, LINK, FileEntry, Link, Manifest
+from async_ckpt.manifest import COPY, LINK, Directory, FileEntry, Link, Manifest
 from async_ckpt.snapshot import origin
 from async_ckpt.snapshot.moving import capture_by_move
 from async_ckpt.spool import mounts
@@ -140,7 +141,7 @@ def test_a_record_comes_back_as_it_was_admitted(spool: Spool) -> None:
     name = os.fsdecode(b"odd-\xff\n name")
     manifest = Manifest(
         [FileEntry(name, 5, 0o640, LINK, 7, 123456789012345678), FileEntry("a/b", 0, 0o755)],
-        [("a", 0o750)],
+        [Directory("a", 0o750, 7)],
         [Link("l", "a/b")],
     )
     made = spool.admit(reference(0, metadata={"x": [1, None]}), manifest, spool.path("data", "1-x"), "/some/where")
@@ -232,7 +233,7 @@ def test_leftovers_of_dead_savers_are_swept_and_those_of_living_ones_stay(spool:
 def move(spool: Spool, path: Path, pid: int) -> str:
     """Move a file or directory to where a process of that number would; returns the snapshot's directory."""
     target = spool.path("data", f"{pid}-{path.name}")
-    capture_by_move(str(path), target)
+    capture_by_move(str(path), target, Config())
     assert not path.exists()
     return target
 

@@ -46,7 +46,7 @@ _INTERRUPT_FLUSH_S = 2.0
 
 
 #: Options that are settings as well: handed on through the environment, to the agent and to subprocesses.
-_SETTINGS = ("on_failure", "on_backlog", "max_pending", "max_pending_bytes")
+_SETTINGS = ("on_failure", "on_backlog", "max_pending", "max_pending_bytes", "dangling_links")
 
 
 class CheckpointException(MetaflowException):  # type: ignore[misc]
@@ -88,6 +88,8 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
         How many checkpoints may wait for the store; 0, the default: any number.
     max_pending_bytes : int, optional
         How many bytes; 0, the default: any number.
+    dangling_links : str, optional
+        What `save()` does with a symbolic link that leads nowhere: "refuse" (the default), or "keep" it as it stands.
 
     MF Add To Current
     -----------------

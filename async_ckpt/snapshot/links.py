@@ -1,0 +1,169 @@
+"""Where a symbolic link below what is saved leads, and what becomes of it.
+
+A link is worth nothing on another machine if what it points to stays behind. So a link whose target is saved as well
+stays a link, made relative where it is not; one that leads out of what is saved is saved as what it points to, and a
+folder behind it is walked like any other. ``Root`` says which folders of the disk are in the snapshot, and where.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from ..errors import SnapshotError, os_hint, os_reason
+
+
+@dataclass(frozen=True)
+class Root:
+    """A folder of the disk that the snapshot holds with all that is in it.
+
+    Parameters
+    ----------
+    folder : str
+        Where it stands.
+    path : str
+        Its path in the snapshot; empty for what is saved itself, else with a ``/`` at its end.
+    """
+
+    folder: str
+    path: str
+
+    @cached_property
+    def real(self) -> str:
+        """Where it stands, free of links. Only asked for where there is a link: it costs a call for each folder."""
+        return os.path.realpath(self.folder)
+
+    def place(self, real: str) -> str | None:
+        """The path in the snapshot of what stands at ``real``; None: it is not below this folder."""
+        if real == self.real:
+            return self.path.rstrip("/")
+        above = self.real.rstrip("/") + "/"
+        return self.path + real[len(above) :] if real.startswith(above) else None
+
+
+@dataclass(frozen=True)
+class Target:
+    """What becomes of one link.
+
+    Parameters
+    ----------
+    text : str or None
+        What the link says in the snapshot; None: it becomes what stands at ``real``.
+    real, kind : str and int
+        Where that stands, and whether it is a file or a folder (``stat.S_IFREG``, ``S_IFDIR``).
+    """
+
+    text: str | None
+    real: str = ""
+    kind: int = 0
+
+
+def target_of(link: str, path: str, roots: Sequence[Root], *, keep_dangling: bool) -> Target:
+    """Decide about one link.
+
+    Parameters
+    ----------
+    link : str
+        Where it stands.
+    path : str
+        Its path in the snapshot.
+    roots : sequence of Root
+        What the snapshot holds, as far as it leads here; the last one holds the link.
+    keep_dangling : bool
+        Keep a link that leads nowhere as it stands, instead of refusing it.
+
+    Raises
+    ------
+    SnapshotError
+        It leads nowhere, round in a circle, to what cannot be saved, or up to a folder above itself.
+    OSError
+        It cannot be followed.
+    """
+    text = os.readlink(link)
+    folder = os.path.join(roots[-1].real, os.path.dirname(path)[len(roots[-1].path) :])
+    try:
+        real = os.path.realpath(os.path.join(folder, text), strict=True)
+        mode = os.stat(real).st_mode
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            raise
+        if keep_dangling:
+            return Target(text)
+        where = "round in a circle" if error.errno == errno.ELOOP else "nowhere"
+        raise _refused(
+            link, text, f"it leads {where}",
+            "Remove the link, or keep it as it is with @checkpoint(dangling_links='keep')",
+        ) from None  # fmt: skip
+    inside = _place(_one_hop(folder, text), roots)
+    if inside is None:
+        inside = _place(real, roots)
+    if inside is not None:
+        depth = path.count("/") - roots[-1].path.count("/")
+        relative = text if _stays_inside(text, depth) else os.path.relpath(inside or ".", os.path.dirname(path) or ".")
+        return Target(relative)
+    if stat.S_ISREG(mode):
+        return Target(None, real, stat.S_IFREG)
+    if not stat.S_ISDIR(mode):
+        raise refused(link, mode, text)
+    for root in roots:
+        if root.real.startswith(real.rstrip("/") + "/"):
+            raise _refused(
+                link, text, "it leads up to a folder that holds what is saved",
+                "Remove the link, or point it to what is to be saved with it",
+            )  # fmt: skip
+    return Target(None, real, stat.S_IFDIR)
+
+
+def _one_hop(folder: str, text: str) -> str:
+    """Where a link leads by itself, before what stands there is followed as well."""
+    target = os.path.join(folder, text)
+    name = os.path.basename(target)
+    if name in ("", ".", ".."):
+        return os.path.realpath(target)
+    return os.path.join(os.path.realpath(os.path.dirname(target)), name)
+
+
+def _place(real: str, roots: Sequence[Root]) -> str | None:
+    return next((place for root in reversed(roots) if (place := root.place(real)) is not None), None)
+
+
+def _stays_inside(text: str, depth: int) -> bool:
+    """Whether a link's text, as it stands, means the same wherever the snapshot is restored."""
+    if text.startswith("/"):
+        return False
+    parts = [part for part in text.split("/") if part not in ("", ".")]
+    up = next((index for index, part in enumerate(parts) if part != ".."), len(parts))
+    return up <= depth and ".." not in parts[up:]
+
+
+def failure(path: str, error: OSError) -> SnapshotError:
+    """An OSError during a capture, in the user's words."""
+    if isinstance(error, FileNotFoundError):
+        return SnapshotError(
+            f"Cannot capture {path}: it vanished while it was captured",
+            where=path, hint="Save only what is complete; let nothing delete files there during save()",
+        )  # fmt: skip
+    return SnapshotError(f"Cannot capture {path}: {os_reason(error)}", where=path, hint=os_hint(error))
+
+
+def refused(path: str, mode: int, text: str = "") -> SnapshotError:
+    """The error for what is neither file nor directory nor link; ``text`` is that of a link that leads there."""
+    kinds = {
+        stat.S_IFIFO: "a FIFO",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFBLK: "a block device",
+        stat.S_IFCHR: "a device",
+    }
+    kind = kinds.get(stat.S_IFMT(mode), "no regular file")
+    hint = "Keep it outside of the directory you save"
+    if text:
+        return _refused(path, text, f"that is {kind}", hint)
+    return SnapshotError(f"Cannot capture {path}: it is {kind}", where=path, hint=hint)
+
+
+def _refused(link: str, text: str, why: str, hint: str) -> SnapshotError:
+    return SnapshotError(f"Cannot capture the symbolic link {link} -> {text}: {why}", where=link, hint=hint)
