@@ -18,6 +18,7 @@ from async_ckpt import layout, manifest, restore
 from async_ckpt.config import Config
 from async_ckpt.errors import CheckpointError, IntegrityError, NotFound, SnapshotError, UsageError
 from async_ckpt.manifest import COPY, LINK, Directory, FileEntry, Link, Manifest
+from async_ckpt.source import TarMember, TarSource
 from async_ckpt.spool.spool import Admitted
 from async_ckpt.stores.local import LocalStore
 
@@ -184,6 +185,46 @@ def test_files_arrive_with_content_modes_links_and_empty_directories(room: Room)
     assert os.readlink(room.destination / "dangling") == "/nowhere"
     assert (room.destination / "link").read_bytes() == b"w" * 1000
     assert (room.destination / "mine").read_text() == "mine"
+
+
+TIMES = {"d/weights": 1_500_000_000_111_222_333, "old": -5_000_000_000, "d": 1_400_000_000_999_888_777}
+
+
+def test_modification_times_come_back_from_the_store(room: Room) -> None:
+    for path in ("d/weights", "old"):
+        room.put(f"{KEY}/{path}", b"w")
+    room.put_manifest(
+        files=[{**file(path, b"w"), "mtime_ns": TIMES[path]} for path in ("d/weights", "old")],
+        dirs=[["d", 0o750, TIMES["d"]]],
+    )
+    room.load()
+    assert {path: os.stat(room.destination / path).st_mtime_ns for path in TIMES} == TIMES
+
+
+@pytest.mark.parametrize("described", [True, False])
+def test_modification_times_come_back_from_a_tar(room: Room, described: bool) -> None:
+    members = [TarMember("d", tarfile.DIRTYPE, 0o755, TIMES["d"])]
+    members += [TarMember(path, tarfile.REGTYPE, 0o644, TIMES[path]) for path in ("d/weights", "old")]
+    tar = TarSource("tar", members)
+    room.put(KEY, tar.pread(tar.size, 0))
+    if described:
+        files = [{**file(path, b""), "mtime_ns": TIMES[path]} for path in ("d/weights", "old")]
+        room.put_manifest(files=files, dirs=[["d", 0o750, TIMES["d"]]])
+    room.load(storage_format="tar", manifest=MANIFEST_KEY if described else None)
+    found = {path: os.stat(room.destination / path).st_mtime_ns for path in TIMES}
+    if described:
+        assert found == TIMES
+    else:  # As metaflow-checkpoint reads it: whole seconds, none before 1970.
+        whole = {path: time_ns // 10**9 for path, time_ns in TIMES.items()}
+        assert {path: time_ns // 10**9 for path, time_ns in found.items()} | {"old": 0} == whole | {"old": 0}
+
+
+@pytest.mark.parametrize("mtime_ns", [2**62, -(2**62), 10**17])
+def test_a_time_that_no_file_system_has_costs_no_checkpoint(room: Room, mtime_ns: int) -> None:
+    room.put(f"{KEY}/a", b"w")
+    room.put_manifest(files=[{**file("a", b"w"), "mtime_ns": mtime_ns}])
+    room.load()
+    assert (room.destination / "a").read_bytes() == b"w"
 
 
 def test_a_missing_object_is_noticed_and_nothing_changes(room: Room) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from async_ckpt.agent.handover import TAR, Handover, messages
 from async_ckpt.agent.uploader import Uploader
 from async_ckpt.config import Config
 from async_ckpt.errors import CheckpointError, IntegrityError, NotFound, StoreError, TransientStoreError
-from async_ckpt.manifest import COPY, LINK, FileEntry, Manifest
+from async_ckpt.manifest import COPY, LINK, FileEntry, Link, Manifest
 from async_ckpt.spool.journal import Known, Progress
 from async_ckpt.spool.spool import Admitted
 from async_ckpt.spool.stored import StoredFile
@@ -109,6 +110,35 @@ def test_what_cannot_be_copied_is_sent(item: Admitted, error: Exception) -> None
     upload(store, item, heard, OLD)
     assert heard.copied == []
     assert heard.progress_known.files["weights"] == crcs_of(pattern(SIZE))
+
+
+LINKS = [Link("last", "weights"), Link("best", "last"), Link("nowhere", "missing"), Link("here", ".")]
+
+
+@pytest.mark.parametrize("copies", [True, False])
+def test_files_behind_links_are_stored_for_clients_that_know_no_links(
+    item: Admitted, monkeypatch: pytest.MonkeyPatch, copies: bool
+) -> None:
+    store, heard = MemoryStore(), Heard()
+    if not copies:
+        monkeypatch.setattr(store, "capabilities", type(store.capabilities)())
+    upload(store, dataclasses.replace(item, manifest=Manifest(item.manifest.files, links=LINKS)), heard)
+    key = item.reference["key"]
+    files = {name[len(key) + 1 :]: data for name, data in store.objects.items() if name.startswith(f"{key}/")}
+    assert files == {"weights": pattern(SIZE), "small": b"s", "last": pattern(SIZE), "best": pattern(SIZE)}
+    assert heard.bytes == SIZE + 1, "what lies behind links is no more progress"
+    stored = json.loads(store.objects[item.reference["manifest"]])
+    assert [entry["path"] for entry in stored["files"]] == ["weights", "small"]
+    assert stored["links"] == [[link.path, link.target] for link in LINKS]
+
+
+def test_more_files_behind_links_than_the_limit_are_left_out_and_that_is_said(item: Admitted) -> None:
+    store, links = MemoryStore(), [Link(f"link-{number}", "small") for number in range(5)]
+    uploader = Uploader(store, Config(max_files_behind_links=3))
+    linked = dataclasses.replace(item, manifest=Manifest(item.manifest.files, links=links))
+    anyio.run(uploader.upload, linked, Heard().handover({}), Heard())
+    assert len([name for name in store.objects if "/link-" in name]) == 3
+    assert "lead to 5 files, of which 3" in uploader.notice
 
 
 def test_an_outage_during_a_copy_is_one_of_the_upload(item: Admitted) -> None:
