@@ -61,6 +61,21 @@ def save_table(rows: Rows) -> str:
     return table(lines)
 
 
+def save_before_table(rows: Rows) -> str:
+    """One line a store and case, this version and the earlier one in it."""
+    lines: Rows = []
+    for mine in (row for row in rows if row["package"] == "ours"):
+        case = mine["store"], mine["case"]
+        earlier = next(row for row in rows if row["package"] != "ours" and (row["store"], row["case"]) == case)
+        lines.append({
+            "store": mine["store"], "files x size": mine["case"], "n": mine["n"],
+            "before p50_ms": earlier["p50_ms"], "p50_ms": mine["p50_ms"],
+            "before p99_ms": earlier["p99_ms"], "p99_ms": mine["p99_ms"],
+            "now / before (p50)": f"{mine['p50_ms'] / earlier['p50_ms']:.2f}",
+        })  # fmt: skip
+    return table(lines)
+
+
 def in_place_table(rows: Rows) -> str:
     lines: Rows = []
     for row in rows:
@@ -76,6 +91,9 @@ def in_place_table(rows: Rows) -> str:
 def threshold_table(rows: Rows) -> str:
     return table([{**row, "bytes": f"{row['bytes'] >> 10:,} KiB"} for row in rows])
 
+
+SAVE_BEFORE = """Both versions run in a Metaflow task each, in the same run, and take turns in blocks. The earlier one
+knows no symbolic links that lead out, and keeps no modification times."""
 
 SAVE = """How long the caller is blocked in `save()`, in a Metaflow task of each package, in turns, on the same store.
 Before every save the trainer has written its files (of many files: 100 of them) anew to a temporary name and renamed
@@ -128,6 +146,7 @@ Judge = Callable[[Rows], list[aims.Aim]]
 SECTIONS: tuple[tuple[str, str, str, Render, Judge | None], ...] = (
     ("machine", "Machine", "", table, None),
     ("save", "Time blocked in save()", SAVE, save_table, aims.of_save),
+    ("save_before", "Time blocked in save(), beside an earlier version", SAVE_BEFORE, save_before_table, None),
     ("in_place", "Writing in place after save()", IN_PLACE, in_place_table, None),
     ("overhead", "What @checkpoint adds to a task", OVERHEAD, table, aims.of_overhead),
     ("threshold", "Copy or link", THRESHOLD, threshold_table, None),

@@ -3,11 +3,14 @@
 Both packages run in a real Metaflow task each, at the same time but never both at work: they take turns in blocks.
 Between two saves the trainer rewrites its files (all of them, up to 100), by a rename or in place. Big checkpoints wait
 until the store has everything before the next save; small ones are saved as fast as the trainer goes.
+
+``--before CHECKOUT`` puts another checkout of this project, installed in its ``.venv``, in the incumbent's place.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 import time
@@ -15,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from . import results
-from .environment import available_memory, caveats, ours, peer, touch_memory, work_directory
+from .environment import Package, available_memory, caveats, ours, peer, touch_memory, work_directory
 from .remote_task import RemoteTask, remote_task
 from .servers import Target, target
 
@@ -23,6 +26,8 @@ Rows = list[dict[str, Any]]
 
 COMMAND = "python -m stress.bench.save"
 STORES = ("local", "s3")
+#: What rows of an earlier version are called.
+BEFORE = "before"
 
 _KIB, _MIB, _GIB = 1 << 10, 1 << 20, 1 << 30
 _BLOCK_BYTES, _BLOCK_SAVES = _GIB, 20
@@ -94,13 +99,16 @@ class Series:
         self.seconds -= time.monotonic() - began
 
 
-def measure(case: Case, store: Target, work: str, limit_s: float, pause: float) -> tuple[Rows, Rows]:
+def measure(case: Case, store: Target, work: str, limit_s: float, pause: float, rival: Package) -> tuple[Rows, Rows]:
     """One case on one store: rows of the table of saves, and of the one of writes in place."""
-    with remote_task(ours(), store, work) as mine, remote_task(peer(), store, work) as theirs:
+    with remote_task(ours(), store, work) as mine, remote_task(rival, store, work) as theirs:
         for task in (mine, theirs):
             task.do("prepare", count=case.count, size=case.size)
         alone = [mine.do("open_alone", limit=_REWRITTEN)["held"] for _ in range(3)]
-        renamed, incumbent = Series(mine, case.ours, limit_s), Series(theirs, case.peer, limit_s / 2)
+        if rival.name == BEFORE:
+            renamed, incumbent = Series(mine, case.ours, limit_s), Series(theirs, case.ours, limit_s)
+        else:
+            renamed, incumbent = Series(mine, case.ours, limit_s), Series(theirs, case.peer, limit_s / 2)
         while not (renamed.done and incumbent.done):
             for series in (renamed, incumbent):
                 if not series.done:
@@ -113,7 +121,7 @@ def measure(case: Case, store: Target, work: str, limit_s: float, pause: float) 
     facts = {"store": store.name, "case": case.label, "files": case.count, "bytes": case.bytes}
     saves = [
         {**facts, "package": "ours", "first_ms": renamed.blocked[0] * 1000, **results.summary(renamed.blocked)},
-        {**facts, "package": "peer", "first_ms": incumbent.blocked[0] * 1000, **results.summary(incumbent.blocked)},
+        {**facts, "package": rival.name, "first_ms": incumbent.blocked[0] * 1000, **results.summary(incumbent.blocked)},
     ]
     writes = {
         **facts, **results.summary(in_place.blocked), "open_alone_ms": results.median(alone) * 1000,
@@ -126,7 +134,8 @@ def summary_line(mine: dict[str, Any], theirs: dict[str, Any], write: dict[str, 
     """One case's figures for the terminal."""
     return (
         f"{mine['store']:6}{mine['case']:15} ours p50 {mine['p50_ms']:7.2f} p99 {mine['p99_ms']:7.2f} n {mine['n']} | "
-        f"peer p50 {theirs['p50_ms']:8.1f} n {theirs['n']:3} | {theirs['p50_ms'] / mine['p50_ms']:6.0f} x | "
+        f"{theirs['package']} p50 {theirs['p50_ms']:8.2f} p99 {theirs['p99_ms']:7.2f} n {theirs['n']:3} | "
+        f"{theirs['p50_ms'] / mine['p50_ms']:6.2f} x | "
         f"open {write['open_p50_ms']:7.1f} (alone {write['open_alone_ms']:.1f}) ms |"
     )
 
@@ -140,7 +149,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--record", action="store_true", help="record for the report although cases are left out")
     parser.add_argument("--limit", type=float, default=40.0, help="seconds for one package in one case (default 40)")
     parser.add_argument("--pause", type=float, default=0.0, help="seconds the trainer sleeps before a save (default 0)")
+    parser.add_argument("--before", metavar="CHECKOUT", help="compare with another checkout of this project")
     options = parser.parse_args(arguments)
+    checkout = os.path.abspath(options.before) if options.before else ""
+    rival = Package(BEFORE, os.path.join(checkout, ".venv", "bin", "python")) if checkout else peer()
     cases = [
         case.quick() if options.quick else case for case in CASES if not options.case or case.label in options.case
     ]
@@ -154,7 +166,7 @@ def main(arguments: list[str] | None = None) -> None:
         with work_directory() as work, target(name, work) as store:
             for case in cases:
                 began = time.monotonic()
-                more_saves, more_writes = measure(case, store, work, options.limit, options.pause)
+                more_saves, more_writes = measure(case, store, work, options.limit, options.pause, rival)
                 saves += more_saves
                 writes += more_writes
                 print(
@@ -166,6 +178,9 @@ def main(arguments: list[str] | None = None) -> None:
         print("Not recorded: the report shows whole runs, unless --record is given.")
         return
     command = shlex.join([*COMMAND.split(), *(sys.argv[1:] if arguments is None else arguments)])
+    if options.before:
+        results.record("save_before", command, saves, notes)
+        return
     results.record("save", command, saves, notes)
     results.record("in_place", command, writes, notes)
 

@@ -361,13 +361,14 @@ def test_ranks_whose_wrappers_differ_were_started_together(task: Task) -> None:
 def test_own_shards_go_to_their_ranks_and_only_while_there_are_as_many(pair: Gang, tmp_path: Path) -> None:
     pair.start()
     for node in range(2):
-        (pair.folder(node) / f"latest-{node}").symlink_to(f"epoch-{node}")  # Dangling, and so kept as it is.
+        (pair.folder(node) / f"epoch-{node}").touch()
+        (pair.folder(node) / f"latest-{node}").symlink_to(f"epoch-{node}")
     reference = pair.save_all(1)[0]
     pair.flush()
     for node in pair.nodes:
         rank, target = node.task.node, tmp_path / str(node.task.node)
         node.load(reference, str(target), shard="own")
-        assert sorted(os.listdir(target)) == [f"latest-{rank}", f"shard-{rank}", f"step-{rank}"]
+        assert sorted(os.listdir(target)) == [f"epoch-{rank}", f"latest-{rank}", f"shard-{rank}", f"step-{rank}"]
         assert os.readlink(target / f"latest-{rank}") == f"epoch-{rank}"
     other = Gang(pair.task, 3).start(attempt=1)
     with pytest.raises(UsageError, match="2 ranks saved the checkpoint, and there are 3 now"):
@@ -375,6 +376,7 @@ def test_own_shards_go_to_their_ranks_and_only_while_there_are_as_many(pair: Gan
     other.nodes[2].load(reference, str(tmp_path / "all"))
     for node in range(2):
         (tmp_path / "all" / f"latest-{node}").unlink()
+        (tmp_path / "all" / f"epoch-{node}").unlink()
     pair.assert_whole(tmp_path / "all", 1)
 
 
