@@ -80,7 +80,7 @@ async def newest_of_task(store: Store, task: layout.TaskInfo, config: Config) ->
         if attempt is None:
             hint.append(await read_reference(store, folder, layout.LATEST))
             return
-        keys = await _read_begun(store, layout.begun_key(task.pathspec, attempt))
+        keys = await read_begun(store, layout.begun_key(task.pathspec, attempt))
         if keys is not None:
             begun.append(keys)
 
@@ -109,7 +109,7 @@ async def newest_of_step(store: Store, folder: str, config: Config) -> dict[str,
     return max((data for data in found if data.get("latest", True)), key=layout.age, default=None)
 
 
-async def _read_begun(store: Store, key: str) -> list[str] | None:
+async def read_begun(store: Store, key: str) -> list[str] | None:
     """Keys of what an attempt was last about to commit; None where it did not say, or cannot be understood."""
     try:
         keys = (await read_json(store, key))["keys"]

@@ -268,6 +268,11 @@ class KeyParts:
     version: int
 
     @property
+    def order(self) -> tuple[int, int]:
+        """See ``layout.order``."""
+        return self.attempt, self.version
+
+    @property
     def stem(self) -> str:
         return f"{self.pathspec_hash}.{self.attempt}.{self.name}.{self.version}"
 

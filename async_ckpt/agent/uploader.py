@@ -5,6 +5,7 @@ Both steps may be repeated from the start at any time: the same keys get the sam
 
 from __future__ import annotations
 
+import contextlib
 import random
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,7 @@ from typing import Any, Protocol
 import anyio
 
 from .. import collective, layout
-from ..catalog import read_tagged
+from ..catalog import read_begun, read_reference, read_tagged
 from ..concurrency import for_each
 from ..config import Config
 from ..crash import crash_point
@@ -92,6 +93,8 @@ class Uploader:
         self._committing = anyio.Lock()
         #: What ``latest`` is to be moved to, and what newer means, by its folder.
         self._newest: dict[str, tuple[Reference, Callable[[Reference], Any]]] = {}
+        #: The newest that is committed of an attempt, by the key that says what it has begun to commit.
+        self._last_committed: dict[str, Reference] = {}
         #: What the user should know, as of a store; usually nothing.
         self.notice = ""
 
@@ -218,7 +221,7 @@ class Uploader:
             return await self._commit(batch)
 
     async def _commit(self, batch: Sequence[Reference]) -> tuple[int, CheckpointError | None]:
-        begun = _begun(batch)
+        begun = await self._begun(batch)
         described = {layout.parse_key(reference["key"]).metadata_key: dump(reference) for reference in batch}
         failed = await self._put_all({**begun, **described})
         for key in begun.keys() & failed.keys():
@@ -238,9 +241,49 @@ class Uploader:
             if error is not None:
                 break
             committed.append(reference)
+            self._note_committed(reference)
         crash_point("worker:before-latest")
         await self._move_latest([reference for reference in committed if reference.get("latest")])
         return len(committed), error
+
+    async def _begun(self, batch: Sequence[Reference]) -> dict[str, bytes]:
+        """What is written before a batch is committed (``layout`` says why), by key: one object for each attempt; none
+        for a gang.
+
+        When time is short the newest goes first, so one that is committed already may be newer than the batch. It is
+        named again: this object must not hide it from readers while ``latest`` is behind.
+        """
+        keys: dict[str, list[str]] = {}
+        for reference in sorted(batch, key=layout.order, reverse=True):
+            if (key := _begun_key(reference)) is not None:
+                keys.setdefault(key, []).append(reference["key"])
+        for key, named in keys.items():
+            if key not in self._last_committed:
+                await self._recall(key)
+            last = self._last_committed.get(key)
+            if last is not None and layout.order(last) > layout.parse_key(named[0]).order:
+                named.insert(0, last["key"])
+        return {key: dump({"keys": named}) for key, named in keys.items()}
+
+    async def _recall(self, key: str) -> None:
+        """Find the newest that an uploader before this one has committed, for which it may not have moved ``latest``.
+
+        A store that does not tell holds up no commit; it is asked again with the next one.
+        """
+        with contextlib.suppress(CheckpointError, TimeoutError), anyio.fail_after(self._config.latest_timeout_s):
+            for named in await read_begun(self._store, key) or []:
+                parts = layout.parse_key(named)
+                found = await read_reference(self._store, *parts.metadata_key.rsplit("/", 1))
+                commit = found and parts.task_metadata_key(found["pathspec"]).rsplit("/", 1)
+                if commit and (reference := await read_reference(self._store, *commit)) is not None:
+                    self._note_committed(reference)
+                    self._note_newest_everywhere(reference)
+
+    def _note_committed(self, reference: Reference) -> None:
+        key = _begun_key(reference)
+        last = self._last_committed.get(key) if key is not None else None
+        if key is not None and (last is None or layout.order(last) < layout.order(reference)):
+            self._last_committed[key] = reference
 
     async def _put_all(self, objects: Mapping[str, bytes]) -> dict[str, CheckpointError]:
         """Write small objects side by side. Returns what could not be written, by key."""
@@ -260,8 +303,7 @@ class Uploader:
         for long.
         """
         for reference in references:
-            self._note_newest(layout.metadata_folder(reference["pathspec"]), reference, layout.order)
-            self._note_newest(layout.parse_key(reference["key"]).scope_folder, reference, layout.age)
+            self._note_newest_everywhere(reference)
         try:
             with anyio.fail_after(self._config.latest_timeout_s):
                 await for_each(list(self._newest), self._config.files_in_flight, self._move)
@@ -271,6 +313,10 @@ class Uploader:
                 "Checkpoints are in the store, but which is the latest could not be noted there, so other programs may "
                 f"see an earlier one: {why}"
             )
+
+    def _note_newest_everywhere(self, reference: Reference) -> None:
+        self._note_newest(layout.metadata_folder(reference["pathspec"]), reference, layout.order)
+        self._note_newest(layout.parse_key(reference["key"]).scope_folder, reference, layout.age)
 
     def _note_newest(self, folder: str, reference: Reference, rank: Callable[[Reference], Any]) -> None:
         if folder not in self._newest or rank(self._newest[folder][0]) <= rank(reference):
@@ -290,16 +336,11 @@ class Uploader:
         raise TransientStoreError("Others move the latest checkpoint all the time", where=self._store.url(folder))
 
 
-def _begun(batch: Sequence[Reference]) -> dict[str, bytes]:
-    """What is written before a batch is committed (``layout`` says why), by key: one object for each attempt; none for
-    a gang.
-    """
-    keys: dict[str, list[str]] = {}
-    for reference in sorted(batch, key=layout.order, reverse=True):
-        if reference.get("latest") and not reference.get("nodes"):
-            attempt, _ = layout.order(reference)
-            keys.setdefault(layout.begun_key(reference["pathspec"], attempt), []).append(reference["key"])
-    return {key: dump({"keys": found}) for key, found in keys.items()}
+def _begun_key(reference: Reference) -> str | None:
+    """Key of what its attempt has begun to commit; None where that says nothing of it."""
+    if not reference.get("latest") or reference.get("nodes"):
+        return None
+    return layout.begun_key(reference["pathspec"], layout.order(reference)[0])
 
 
 def tar_members(item: Admitted) -> list[TarMember]:

@@ -373,6 +373,27 @@ def test_the_newest_is_found_without_listing_wherever_the_writer_died(history: l
         assert "list" not in store.calls
 
 
+@pytest.mark.parametrize("versions", [[0, 5, 3, 1, 4], [9, 8, 7], [0, 1, 5, 2, 6]])
+def test_a_newer_one_committed_first_is_not_hidden_by_older_ones_wherever_a_writer_died(versions: list[int]) -> None:
+    # When time is short the newest goes first. What is committed is not committed again by the next uploader.
+    for puts in range(30):
+        store = MemoryStore()
+        store.before = dying(puts)
+        for version in versions:
+            try:
+                commit(store, [reference(version)])
+            except BaseException as death:
+                if not _is_death(death):
+                    raise
+                store.before = lambda operation, key: None
+                if f"{FOLDER}/0.a.{version}.metadata" not in store.objects:
+                    commit(store, [reference(version)])
+            assert newest(store) == listed(store), f"died before write {puts}, then came {version}"
+        commit(store, [reference(min(versions))])  # With any later commit the hint catches up.
+        latest = json.loads(store.objects[f"{FOLDER}/latest"])
+        assert latest == listed(store), f"died before write {puts}"
+
+
 async def _commit_all(store: MemoryStore, history: list[list[dict[str, Any]]]) -> None:
     for batch in history:
         assert await Uploader(store, Config()).commit(batch) == (len(batch), None)
