@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from . import catalog, collective, layout, ranks, restore
+from . import catalog, collective, layout, moments, ranks, restore
 from .config import Config
 from .errors import CheckpointError, IntegrityError, NotFound, UsageError
 from .ipc.client import AgentClient
@@ -81,7 +81,7 @@ class Reading(abc.ABC):
             if (name is None or data["name"] == name) and (attempt is None or data["attempt"] == attempt):
                 state = known[item.id].state if item.id in known else ADMITTED
                 found.setdefault(data["key"], {**data, "state": state})
-        return sorted(found.values(), key=layout.order if within_task else layout.age, reverse=True)
+        return moments.newest_first(found.values())
 
     def load(self, reference: Mapping[str, Any] | str, path: str, *, shard: str = "all") -> dict[str, Any]:
         """Load a checkpoint into the directory ``path``, from this machine's disk if it is still there. Returns its
@@ -207,7 +207,7 @@ class Reading(abc.ABC):
                 yield stored
                 older = self.run(functools.partial(catalog.list_references, folder=folder, config=self.config))
                 older = [data for data in older if data.get("latest", True) and data["key"] != stored["key"]]
-                yield from sorted(older, key=layout.age if by_age else layout.order, reverse=True)
+                yield from moments.newest_first(older)
 
     async def _newest(self, folder: str, store: Store) -> dict[str, Any] | None:
         if folder == self.task.task_folder:

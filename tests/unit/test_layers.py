@@ -24,6 +24,7 @@ LAYERS = (
     "files",
     "concurrency",
     "layout",
+    "moments",
     "manifest",
     "source",
     "stores",
