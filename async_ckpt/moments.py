@@ -1,9 +1,9 @@
 """Which of two checkpoints is the newer one.
 
-Within a task its (attempt, version) says so. Between tasks it is the moment of the save, ``created_at``, in UTC. Clients
-of old, and metaflow-checkpoint, write only ``created_on``, the local time of a machine whose zone nobody knows: it
-counts as the earliest moment that it can have been, 14 hours before the same time in UTC. So a checkpoint of theirs may
-be taken for up to 26 hours older than it is, and never holds up one that is newer.
+Within a task its (attempt, version) says so. Between tasks it is the moment of the save, ``created_at``, in UTC.
+Clients of old, and metaflow-checkpoint, write only ``created_on``, the local time of a machine whose zone nobody
+knows: it counts as the earliest moment that it can have been, 14 hours before the same time in UTC. So a checkpoint of
+theirs may be taken for up to 26 hours older than it is, and never holds up one that is newer.
 """
 
 from __future__ import annotations

@@ -295,9 +295,10 @@ class Hostile:
         data = {
             "key": self._or(KEY, _KEYS), "pathspec": TASK.pathspec, "attempt": self._or(0, _NUMBERS),
             "version_id": self._or(0, _NUMBERS), "storage_format": self._or("files", ("tar", "x", None, [])),
-            "created_on": self._or("2026-01-01", _NUMBERS), "created_at": self._or("9999-12-31T23:59:59-12:00", _NUMBERS),
-            "latest": self._or(True, _NUMBERS), "manifest": None,
-            "name": "mfchckpt", "metadata": {}, "size": self._or(1, _NUMBERS),
+            "created_on": self._or("2026-01-01", _NUMBERS),
+            "created_at": self._or("9999-12-31T23:59:59-12:00", _NUMBERS),
+            "latest": self._or(True, _NUMBERS), "manifest": None, "name": "mfchckpt",
+            "metadata": {}, "size": self._or(1, _NUMBERS),
         }  # fmt: skip
         fate = self._random.random()
         if fate < 0.1:
