@@ -78,7 +78,9 @@ def test_the_counter_reaches_18_resumes_at_9_and_leaves_nothing_behind(workspace
     workspace.assert_clean()
 
 
-def test_references_kept_as_artifacts_are_dicts_that_need_none_of_our_code_and_keep_their_attributes(local: Workspace) -> None:
+def test_references_kept_as_artifacts_keep_their_attributes_and_need_none_of_our_code(
+    local: Workspace,
+) -> None:
     run = local.run_flow(COUNTER)
     task = next((local.store / ".metaflow" / run.pathspec / "train").glob("[0-9]*"))
     pathspec = f"{run.pathspec}/train/{task.name}"

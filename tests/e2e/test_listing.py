@@ -116,7 +116,9 @@ def test_a_task_that_only_the_store_knows_is_listed_from_there(s3: Workspace) ->
     for options, count in (([], 9), (["--attempt", "0"], 9), (["--attempt", "all"], 18)):
         done = s3.run_command(["async-ckpt", "list", "--task", train.pathspec, "--json", *options], env=other)
         assert len(json.loads(done.stdout)) == count
-    code = "import sys; from metaflow import Checkpoint; print([c.attempt for c in Checkpoint().list(task=sys.argv[1])])"
+    code = (
+        "import sys; from metaflow import Checkpoint; print([c.attempt for c in Checkpoint().list(task=sys.argv[1])])"
+    )
     assert s3.query(code, train.pathspec, env=other) == [1] * 9
     assert f"({s3.env['METAFLOW_DATASTORE_SYSROOT_S3']})" in refused(s3, "NoFlow/1/start/1", env=other)
 
@@ -137,4 +139,7 @@ def test_what_is_on_its_way_on_this_machine_is_listed_with_its_state_by_whoever_
     # In the step: as another task, by the environment of the own one, and by another one's.
     assert task.artifacts["listed"] == [["second", True], ["first", True]]
     done = s3.run_command(["async-ckpt", "list", "--task", pathspec, "--json"])
-    assert [[c["name"], c["state"]] for c in json.loads(done.stdout)] == [["second", "COMMITTED"], ["first", "COMMITTED"]]
+    assert [[c["name"], c["state"]] for c in json.loads(done.stdout)] == [
+        ["second", "COMMITTED"],
+        ["first", "COMMITTED"],
+    ]

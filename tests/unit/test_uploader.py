@@ -267,6 +267,17 @@ def test_the_latest_of_a_step_stays_on_what_another_run_saved_later() -> None:
     assert json.loads(store.objects[key])["pathspec"].split("/")[1] == "later"
 
 
+def test_where_the_latest_of_a_step_is_gone_the_one_saved_last_is_found_among_those_listed() -> None:
+    store = MemoryStore()
+    last = reference(0, run="last", now=ago(seconds=1))
+    commit(store, [last])
+    commit(store, [reference(5, run="earlier", now=ago(hours=1))])
+    laptop = old(reference(9, run="laptop", now=ago(minutes=5)), 10)
+    store.objects[layout.parse_key(laptop["key"]).metadata_key] = json.dumps(laptop).encode()
+    del store.objects[f"{TASK.scope_folder}/latest"]
+    assert anyio.run(catalog.newest_of_step, store, TASK.scope_folder, Config()) == last
+
+
 def test_a_clock_that_goes_backwards_moves_the_latest_of_its_own_task_all_the_same() -> None:
     store = MemoryStore()
     commit(store, [reference(0, now=ago(days=-2))])
