@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from . import layout
+from . import layout, moments
 from .concurrency import for_each
 from .config import Config
 from .errors import IntegrityError, NotFound, UsageError
@@ -106,7 +106,7 @@ async def newest_of_step(store: Store, folder: str, config: Config) -> dict[str,
     if hint is not None:
         return hint
     found = await list_references(store, folder, config)
-    return max((data for data in found if data.get("latest", True)), key=layout.age, default=None)
+    return next(iter(moments.newest_first(data for data in found if data.get("latest", True))), None)
 
 
 async def read_begun(store: Store, key: str) -> list[str] | None:

@@ -214,6 +214,25 @@ class Checkpointer(Following):
             self._say_what_was_refused()
         return Reference(admitted.reference, self)
 
+    def next_key(self, name: Any, version: int | str | None = None) -> str:
+        """The key of this attempt's checkpoint of a name and version; without a version, that of the next save (not of
+        a collective one) if nobody else in the task saves before.
+
+        Raises
+        ------
+        UsageError
+            There is no such name or version.
+        SpoolError
+            This process has outlived its task, or its spool cannot be read.
+        """
+        text = layout.check_name(name)
+        if version is None:
+            with self._while_it_runs():
+                return self.task.key(text, self.spool.upcoming_version())
+        if not str(version).isdecimal():
+            raise UsageError(f"version_id={version!r} is not the number of a version", hint="They count from 0")
+        return self.task.key(text, int(version))
+
     def _capture_and_admit(
         self,
         source: str,

@@ -16,14 +16,15 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from . import __version__, catalog, layout, restore, snapshot
+from . import __version__, layout, moments, restore, snapshot
 from .checkpointer import Checkpointer
 from .config import ENV_SPOOL, Config
 from .errors import CheckpointError, UsageError
 from .reading import SHARDS, run_with_store
-from .reference import format_bytes
+from .reference import CheckpointInfo, format_bytes
 from .spool.spool import Spool
-from .stores.base import Store, StoreSpec
+from .stores.base import StoreSpec
+from .task_listing import check_attempt, list_task
 
 #: How often a command that waits for a signal looks whether it came, in seconds.
 _SIGNAL_S = 0.2
@@ -94,9 +95,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     flush.add_argument("--timeout", type=float, default=None, metavar="SECONDS")
 
-    listing = _command(commands, "list", _list, _text_list, "checkpoints of this task, newest first")
+    listing = _command(commands, "list", _list, _text_list, "checkpoints of this task, or of another, newest first")
     listing.add_argument("--name", dest="checkpoint", default=None)
-    listing.add_argument("--attempt", type=int, default=None)
+    listing.add_argument("--attempt", metavar="N|all", help="(default: all of this task; with --task, the last one)")
     listing.add_argument("--full-namespace", action="store_true", help="those of this step from all runs")
     listing.add_argument("--task", metavar="FLOW/RUN/STEP/TASK", help="another task")
 
@@ -179,20 +180,16 @@ def _flush(options: argparse.Namespace) -> dict[str, Any]:
     return {"pending": 0}
 
 
-def _list(options: argparse.Namespace) -> list[dict[str, Any]]:
+def _list(options: argparse.Namespace) -> list[CheckpointInfo]:
+    attempt = check_attempt(options.attempt)
     if options.task is None:
         return _checkpointer(options).list(
-            name=options.checkpoint, attempt=options.attempt, within_task=not options.full_namespace
-        )
+            name=options.checkpoint, attempt=attempt if isinstance(attempt, int) else None,
+            within_task=not options.full_namespace,
+        )  # fmt: skip
     if options.full_namespace:
         raise UsageError("--task and --full-namespace exclude each other")
-    folder, config = layout.metadata_folder(options.task), Config.from_env()
-
-    async def listing(store: Store) -> list[dict[str, Any]]:
-        return await catalog.list_references(store, folder, config, name=options.checkpoint, attempt=options.attempt)
-
-    found = run_with_store(_default_store(), config, listing)
-    return sorted(({**data, "state": "COMMITTED"} for data in found), key=layout.order, reverse=True)
+    return list_task(options.task, name=options.checkpoint, attempt=attempt, spool=options.spool)
 
 
 def _load(options: argparse.Namespace) -> dict[str, Any]:
@@ -239,16 +236,18 @@ def _text_status(status: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _text_list(found: list[dict[str, Any]]) -> str:
+def _text_list(found: list[CheckpointInfo]) -> str:
     if not found:
         return "no checkpoints"
     rows = [("STATE", "ATTEMPT", "VERSION", "NAME", "SIZE", "CREATED", "KEY")]
     for data in found:
-        created = str(data["created_on"])[:19]
         size = format_bytes(int(data["size"]))
         rows.append(
-            (data["state"], str(data["attempt"]), str(data["version_id"]), data["name"], size, created, data["key"])
-        )
+            (
+                data["state"], str(data["attempt"]), str(data["version_id"]), data["name"], size,
+                moments.shown(data), data["key"],
+            )
+        )  # fmt: skip
     widths = [max(len(row[column]) for row in rows) for column in range(6)]
     return "\n".join("  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[6]]) for row in rows)
 

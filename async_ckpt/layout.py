@@ -399,15 +399,17 @@ def check_metadata(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def reference(
     task: TaskInfo, *, name: str, version: int, url: str, size: int, metadata: Mapping[str, Any], storage_format: str,
-    latest: bool, created_on: str | None = None, shard: tuple[int, int] | None = None,
+    latest: bool, now: datetime.datetime | None = None, shard: tuple[int, int] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """The metadata of a checkpoint: what is stored, listed and handed out.
 
     ``url`` is that of the store's root; ``size`` the sum of the files' sizes in bytes; ``shard`` rank and world of a
-    part of a collective checkpoint. All fields but ``latest``, ``manifest``, ``rank``, ``world``, ``node`` and
-    ``nodes`` are those existing clients read.
+    part of a collective checkpoint; ``now`` the moment, with its zone. All fields but ``created_at``, ``latest``,
+    ``manifest``, ``rank``, ``world``, ``node`` and ``nodes`` are those existing clients read. They compare
+    ``created_on`` as local times without a zone, so it stays one; ``created_at`` is what orders (see ``moments``).
     """
     key = task.key(name, version)
+    now = now or datetime.datetime.now(datetime.timezone.utc)
     return {
         "size": size,
         "pathspec": task.pathspec,
@@ -417,7 +419,8 @@ def reference(
         "type": "checkpoint",
         "url": f"{url.rstrip('/')}/{key}",
         "name": name,
-        "created_on": created_on or datetime.datetime.now().isoformat(),
+        "created_on": now.astimezone().replace(tzinfo=None).isoformat(),
+        "created_at": now.astimezone(datetime.timezone.utc).isoformat(timespec="microseconds"),
         "metadata": dict(metadata),
         "storage_format": storage_format,
         "creation_context": "task",
@@ -445,8 +448,3 @@ def order(data: Mapping[str, Any]) -> tuple[int, int]:
     Clients of old wrote the attempt of a subprocess as a string.
     """
     return int(data.get("attempt") or 0), int(data.get("version_id") or 0)
-
-
-def age(data: Mapping[str, Any]) -> tuple[str, int, int]:
-    """(created on, attempt, version) of a reference, by which checkpoints of several runs are ordered."""
-    return (str(data.get("created_on") or ""), *order(data))

@@ -9,10 +9,11 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from . import catalog, collective, layout, ranks, restore
+from . import catalog, collective, layout, moments, ranks, restore
 from .config import Config
 from .errors import CheckpointError, IntegrityError, NotFound, UsageError
 from .ipc.client import AgentClient
+from .reference import CheckpointInfo
 from .snapshot.lending import Lender
 from .spool import journal
 from .spool.journal import ADMITTED, COMMITTED, Progress
@@ -58,7 +59,7 @@ class Reading(abc.ABC):
 
     def list(
         self, *, name: str | None = None, attempt: int | None = None, within_task: bool = True
-    ) -> list[dict[str, Any]]:
+    ) -> list[CheckpointInfo]:
         """Checkpoints of this task (all attempts), or of its step in the namespace, newest first.
 
         Each is its metadata and a ``state``: ``COMMITTED``, or how far one that is still on this machine has come.
@@ -72,16 +73,10 @@ class Reading(abc.ABC):
         """
         self._check_attempt()
         folder = self.task.task_folder if within_task else self.task.scope_folder
-        on_disk = {item.id: item for item in self.spool.pending()}
+        on_disk = self.spool.pending()
         known = self._look() if on_disk else {}
         stored = self.run(lambda s: catalog.list_references(s, folder, self.config, name=name, attempt=attempt))
-        found = {data["key"]: {**data, "state": COMMITTED} for data in stored}
-        for item in on_disk.values():
-            data = item.reference
-            if (name is None or data["name"] == name) and (attempt is None or data["attempt"] == attempt):
-                state = known[item.id].state if item.id in known else ADMITTED
-                found.setdefault(data["key"], {**data, "state": state})
-        return sorted(found.values(), key=layout.order if within_task else layout.age, reverse=True)
+        return with_states(stored, on_disk, known, name=name, attempt=attempt)
 
     def load(self, reference: Mapping[str, Any] | str, path: str, *, shard: str = "all") -> dict[str, Any]:
         """Load a checkpoint into the directory ``path``, from this machine's disk if it is still there. Returns its
@@ -207,7 +202,7 @@ class Reading(abc.ABC):
                 yield stored
                 older = self.run(functools.partial(catalog.list_references, folder=folder, config=self.config))
                 older = [data for data in older if data.get("latest", True) and data["key"] != stored["key"]]
-                yield from sorted(older, key=layout.age if by_age else layout.order, reverse=True)
+                yield from moments.newest_first(older)
 
     async def _newest(self, folder: str, store: Store) -> dict[str, Any] | None:
         if folder == self.task.task_folder:
@@ -217,6 +212,25 @@ class Reading(abc.ABC):
     def run(self, function: Callable[[Store], Awaitable[T]]) -> T:
         """Do something with the task's store; see ``run_with_store``."""
         return run_with_store(self.spool.store, self.config, function)
+
+
+def with_states(
+    stored: Iterable[Mapping[str, Any]], on_disk: Iterable[Admitted], known: Mapping[str, Progress], *,
+    name: str | None, attempt: int | None,
+) -> list[CheckpointInfo]:  # fmt: skip
+    """What is in the store and what is on its way there, each once and with its ``state``, newest first.
+
+    ``known`` is what the journal says of those on the disk; ``name`` and ``attempt`` choose, if they are not None.
+    """
+    found = {data["key"]: CheckpointInfo(data, state=COMMITTED) for data in stored}
+    for item in on_disk:
+        state = known[item.id].state if item.id in known else ADMITTED
+        found.setdefault(item.reference["key"], CheckpointInfo(item.reference, state=state))
+    return moments.newest_first(
+        data
+        for data in found.values()
+        if (name is None or data["name"] == name) and (attempt is None or layout.order(data)[0] == attempt)
+    )
 
 
 def check_shard(shard: str) -> str:

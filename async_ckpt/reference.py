@@ -1,7 +1,9 @@
-"""What ``save()`` returns, and how numbers about it are written for people."""
+"""What is handed out of a checkpoint, what ``save()`` returns, and how numbers about it are written for people."""
 
 from __future__ import annotations
 
+import functools
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -17,20 +19,56 @@ class Tracker(Protocol):
     def wait(self, identity: str, timeout_s: float | None = None) -> None: ...
 
 
-class Reference(dict[str, Any]):
-    """A saved checkpoint: a plain dict with the fields of its metadata, which also knows how far it has come.
+#: Always there as attributes; None where the metadata does not say.
+ATTRIBUTES = (
+    "key", "name", "pathspec", "attempt", "version_id", "size", "metadata", "url", "created_on", "storage_format",
+)  # fmt: skip
 
-    It pickles, copies and serializes as a ``dict`` that needs nothing of this package to be read.
+
+class CheckpointInfo(dict[str, Any]):
+    """The metadata of a checkpoint: a dict whose fields are attributes as well.
+
+    Where something keeps it (an artifact, a copy), it becomes an ``OrderedDict`` with the same fields, attributes and
+    ``to_dict()``, which needs nothing of this package: what works in a step works in the next one.
     """
+
+    def __getattr__(self, field: str) -> Any:
+        try:
+            return self[field]
+        except KeyError:
+            if field in ATTRIBUTES:
+                return None
+            raise AttributeError(f"The metadata of this checkpoint has no {field!r}") from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """A plain dict of the fields."""
+        return dict(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The pickle of a cycle: to_dict of what comes out is that of the OrderedDict, not of this object.
+        return OrderedDict, (dict(self),), {**self._attributes(), "to_dict": functools.partial(dict, self)}
+
+    def __copy__(self) -> OrderedDict[str, Any]:
+        made = OrderedDict(self)
+        vars(made).update(self._attributes(), to_dict=functools.partial(dict, made))
+        return made
+
+    def _attributes(self) -> dict[str, Any]:
+        """Those that what is kept has; none hides a method of dict."""
+        fields = dict.fromkeys(ATTRIBUTES) | self
+        return {
+            field: value for field, value in fields.items() if field.isidentifier() and not hasattr(OrderedDict, field)
+        }
+
+
+class Reference(CheckpointInfo):
+    """A saved checkpoint: its metadata, and how far it has come."""
 
     _tracker: Tracker
 
     def __init__(self, data: Mapping[str, Any], tracker: Tracker) -> None:
         super().__init__(data)
         self._tracker = tracker
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return dict, (dict(self),)
 
     @property
     def id(self) -> str:

@@ -8,13 +8,13 @@ from __future__ import annotations
 import contextlib
 import random
 import tarfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
 import anyio
 
-from .. import collective, layout
+from .. import collective, layout, moments
 from ..catalog import read_begun, read_reference, read_tagged
 from ..concurrency import for_each
 from ..config import Config
@@ -91,8 +91,8 @@ class Uploader:
         self._store, self._config = store, config
         #: One commit at a time: what ``begun`` says, and where ``latest`` is, must not be mixed.
         self._committing = anyio.Lock()
-        #: What ``latest`` is to be moved to, and what newer means, by its folder.
-        self._newest: dict[str, tuple[Reference, Callable[[Reference], Any]]] = {}
+        #: What ``latest`` is to be moved to, by its folder.
+        self._newest: dict[str, Reference] = {}
         #: The newest that is committed of an attempt, by the key that says what it has begun to commit.
         self._last_committed: dict[str, Reference] = {}
         #: What the user should know, as of a store; usually nothing.
@@ -315,20 +315,20 @@ class Uploader:
             )
 
     def _note_newest_everywhere(self, reference: Reference) -> None:
-        self._note_newest(layout.metadata_folder(reference["pathspec"]), reference, layout.order)
-        self._note_newest(layout.parse_key(reference["key"]).scope_folder, reference, layout.age)
+        self._note_newest(layout.metadata_folder(reference["pathspec"]), reference)
+        self._note_newest(layout.parse_key(reference["key"]).scope_folder, reference)
 
-    def _note_newest(self, folder: str, reference: Reference, rank: Callable[[Reference], Any]) -> None:
-        if folder not in self._newest or rank(self._newest[folder][0]) <= rank(reference):
-            self._newest[folder] = reference, rank
+    def _note_newest(self, folder: str, reference: Reference) -> None:
+        if folder not in self._newest or not moments.newer(self._newest[folder], reference):
+            self._newest[folder] = reference
 
     async def _move(self, folder: str) -> None:
         """Move one ``latest``, unless it is on a newer checkpoint."""
-        reference, rank = self._newest[folder]
+        reference = self._newest[folder]
         # An attempt on another machine, and other runs of the step, write there as well.
         for attempt in range(_MOVES):
             current, tag = await read_tagged(self._store, folder, layout.LATEST)
-            moved_on = current is not None and (rank(reference) < rank(current) or reference == current)
+            moved_on = current is not None and (reference == current or moments.blocks(current, reference))
             if moved_on or await self._store.put_if(f"{folder}/{layout.LATEST}", dump(reference), tag):
                 del self._newest[folder]
                 return

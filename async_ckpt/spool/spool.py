@@ -268,6 +268,13 @@ class Spool:
         except OSError as error:
             raise _spool_error("The checkpoint directory cannot be made", folder, error) from error
 
+    def remove_work_directory(self, directory: str) -> None:
+        """Remove what ``new_work_directory`` made; one that is gone is no error."""
+        try:
+            remove_tree(directory)
+        except OSError as error:
+            raise _spool_error("The checkpoint directory cannot be removed", directory, error) from error
+
     def attempt_began_ns(self) -> int:
         """When this attempt began, or later (wall clock); 0 for the first one."""
         with contextlib.suppress(FileNotFoundError):
@@ -280,6 +287,11 @@ class Spool:
             counter = _counter(fd)
             os.pwrite(fd, b"%d" % (counter + 1), 0)
         return self.task.version(counter)
+
+    def upcoming_version(self) -> int:
+        """What ``next_version`` would give out now; it does not take it."""
+        with self._versions() as fd:
+            return self.task.version(_counter(fd))
 
     def next_collective(self, rank: int, launch: str = "", turns: int = 1) -> int:
         """The version of a rank's next collective save; its n-th is the n-th of every rank.

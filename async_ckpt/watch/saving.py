@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from .. import layout
@@ -34,7 +34,7 @@ class Saver(Protocol):
         check: Callable[[str], None],
     ) -> Any: ...  # fmt: skip
     def state(self, identity: str) -> tuple[str, str]: ...
-    def list(self) -> list[dict[str, Any]]: ...
+    def list(self) -> Sequence[Mapping[str, Any]]: ...
 
 
 class _Changed(Exception):

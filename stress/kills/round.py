@@ -271,8 +271,8 @@ class Round:
     def _judge_latest(self, committed: dict[str, dict[str, Any]]) -> None:
         for what in self._reader.backwards:
             self.figures.violation("out_of_order", what)
-        for folder, rank in ((agents.TASK.task_folder, layout.order), (agents.TASK.scope_folder, layout.age)):
-            newest = max(committed.values(), key=rank, default={"key": None})["key"]
+        newest = max(committed.values(), key=layout.order, default={"key": None})["key"]
+        for folder in (agents.TASK.task_folder, agents.TASK.scope_folder):
             found = self._reader.latest(folder)
             if found != newest:
                 self.figures.violation("out_of_order", f"latest in {folder} is {found} instead of {newest}")

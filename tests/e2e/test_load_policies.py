@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+
+import pytest
+
 from tests.support.metaflow_env import FlowRun, Workspace
 
 
@@ -60,3 +64,23 @@ def test_a_resumed_run_goes_on_from_the_newest_of_the_failed_one_under_eager_and
     again = local.run_flow("policy_flow", "resume", "fresh", "--origin-run-id", run_id(broken))
     assert loaded_by(again)["fresh"] is None
     assert loaded_by(again)["last"] == f"{run_id(resumed)} 0"
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("first", ["ours", "metaflow-checkpoint"])
+def test_eager_takes_what_was_saved_last_whatever_the_zones_of_the_machines(
+    local: Workspace, peer_python: str, first: str
+) -> None:
+    options = {"CKPT_OPTIONS": '{"load_policy": "eager", "show_card": false}'}
+
+    def run(zone: str, python: str = sys.executable) -> tuple[str, str]:
+        """The text of what it saved, and its output."""
+        done = local.run_flow("save_flow", python=python, env={**options, "TZ": zone})
+        return f"{run_id(done)}, attempt 0", done.output
+
+    run("Australia/Sydney", sys.executable if first == "ours" else peer_python)
+    later, _ = run("UTC")
+    still_later, output = run("America/Los_Angeles")
+    assert f"Loaded: {later}" in output
+    _, output = run("UTC")
+    assert f"Loaded: {still_later}" in output

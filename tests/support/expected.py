@@ -193,8 +193,8 @@ class Expected:
             self._assert_whole(saved)
             self._assert_described(saved)
         assert all(saved.id in visible for saved in self.saved.values() if saved.visible), "a commit is gone"
-        moved = self._check_latest(TASK.task_folder, layout.order)
-        moved |= self._check_latest(TASK.scope_folder, layout.age)
+        moved = self._check_latest(TASK.task_folder)
+        moved |= self._check_latest(TASK.scope_folder)
         if new or moved:
             self._assert_found_from_elsewhere()
         ready = set(self.spool.ready_ids())
@@ -204,14 +204,14 @@ class Expected:
             lost = saved.state == FAILED and bool(saved.why) and (saved.torn or saved.given_up)
             assert kept or lost, f"{saved.id} is gone: {saved.state} {saved.why}"
 
-    def _check_latest(self, folder: str, rank: Any) -> bool:
+    def _check_latest(self, folder: str) -> bool:
         """It names a commit, and never an older one than before. True if it has moved."""
         path = self._store / folder / layout.LATEST
         if not path.exists():
             assert folder not in self._latest, f"{path} is gone"
             return False
         data = json.loads(path.read_bytes())
-        before, now = self._latest.get(folder), rank(data)
+        before, now = self._latest.get(folder), layout.order(data)
         if before == now:
             return False
         saved = self.saved[_id(data)]

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from async_ckpt import catalog, layout, manifest, restore
+from async_ckpt import catalog, layout, manifest, moments, restore
 from async_ckpt.config import Config
 from async_ckpt.errors import CheckpointError, IntegrityError, NotFound
 from async_ckpt.stores.base import Entry, Progress, no_progress
@@ -244,7 +244,7 @@ class Hostile:
             found.append(await catalog.newest_of_step(place.store, task.scope_folder, _CONFIG))
             for folder in (task.task_folder, task.scope_folder):
                 listed = await catalog.list_references(place.store, folder, _CONFIG)
-                found += sorted(listed, key=layout.age)[-1:] + sorted(listed, key=layout.order)[-1:]
+                found += moments.newest_first(listed)[:1] + sorted(listed, key=layout.order)[-1:]
             found = [data for data in found if data is not None]
             if not found:
                 raise NotFound("There is none")
@@ -295,8 +295,10 @@ class Hostile:
         data = {
             "key": self._or(KEY, _KEYS), "pathspec": TASK.pathspec, "attempt": self._or(0, _NUMBERS),
             "version_id": self._or(0, _NUMBERS), "storage_format": self._or("files", ("tar", "x", None, [])),
-            "created_on": self._or("2026-01-01", _NUMBERS), "latest": self._or(True, _NUMBERS), "manifest": None,
-            "name": "mfchckpt", "metadata": {}, "size": self._or(1, _NUMBERS),
+            "created_on": self._or("2026-01-01", _NUMBERS),
+            "created_at": self._or("9999-12-31T23:59:59-12:00", _NUMBERS),
+            "latest": self._or(True, _NUMBERS), "manifest": None, "name": "mfchckpt",
+            "metadata": {}, "size": self._or(1, _NUMBERS),
         }  # fmt: skip
         fate = self._random.random()
         if fate < 0.1:

@@ -24,6 +24,7 @@ LAYERS = (
     "files",
     "concurrency",
     "layout",
+    "moments",
     "manifest",
     "source",
     "stores",
@@ -37,6 +38,7 @@ LAYERS = (
     "restore",
     "ranks",
     "reading",
+    "task_listing",
     "following",
     "checkpointer",
     "gang",
@@ -117,9 +119,9 @@ def test_siblings_in_a_room_share_only_what_is_made_for_sharing(room: str) -> No
         assert used - private - SHARED_IN_ROOM[room] - {path.stem} == set(), path.name
 
 
-def test_only_the_metaflow_store_and_the_extension_import_metaflow() -> None:
+def test_only_the_metaflow_store_the_listing_of_tasks_and_the_extension_import_metaflow() -> None:
     importing = {str(path.relative_to(PACKAGE)) for path in modules(PACKAGE) if "metaflow" in roots(path)}
-    assert importing == {"stores/metaflow.py"}
+    assert importing == {"stores/metaflow.py", "task_listing.py"}
 
 
 def test_only_the_s3_store_imports_aws_libraries() -> None:

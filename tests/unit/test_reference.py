@@ -1,4 +1,4 @@
-"""What ``save()`` returns is a plain dict to everybody who only reads it."""
+"""What is handed out is a dict with attributes, here and wherever something keeps it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from async_ckpt.reference import Reference, format_bytes, progress_line
+from async_ckpt.reference import CheckpointInfo, Reference, format_bytes, progress_line
 
 DATA = {"key": "a/b", "attempt": 1, "name": "mfchckpt", "version_id": 7, "metadata": {"loss": 0.5}, "size": 3}
 
@@ -38,28 +38,63 @@ def test_it_is_a_dict_with_the_fields_of_the_metadata() -> None:
     assert reference["metadata"]["loss"] == 0.5
 
 
+#: What flows do with a reference that an earlier step kept, in an interpreter that has the standard library alone.
+_ELSEWHERE = """
+import copy, json, pickle, sys
+r = pickle.load(sys.stdin.buffer)
+assert "async_ckpt" not in sys.modules
+assert isinstance(r, dict) and r == json.loads(sys.argv[1]) == json.loads(json.dumps(r))
+for kept in (r, copy.copy(r), copy.deepcopy(r), pickle.loads(pickle.dumps(r))):
+    assert type(kept.to_dict()) is dict and kept.to_dict() == r == dict(kept)
+    assert (kept.key, kept.name, kept.attempt, kept.version_id, kept.size) == ("a/b", "mfchckpt", 1, 7, 3)
+    assert kept.metadata["loss"] == 0.5 and kept.metadata is kept["metadata"]
+    assert kept.pathspec is kept.url is kept.created_on is kept.storage_format is None
+    assert sorted(kept.keys()) == sorted(r) and kept.extra == "more" and kept["items"] == "of a dict"
+print("as expected")
+"""
+
+KINDS = [lambda data: Reference(data, Known("ADMITTED")), CheckpointInfo]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=["saved", "listed"])
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_its_pickle_needs_nothing_of_this_package(protocol: int) -> None:
-    data = pickle.dumps(Reference(DATA, Known("ADMITTED")), protocol)
-    assert b"async_ckpt" not in data
-    code = "import pickle, sys; r = pickle.load(sys.stdin.buffer); assert type(r) is dict, type(r); print(r['key'])"
-    done = subprocess.run([sys.executable, "-I", "-S", "-c", code], input=data, capture_output=True, check=True)
-    assert done.stdout == b"a/b\n"
+def test_what_is_kept_has_fields_and_attributes_and_needs_nothing_of_this_package(protocol: int, kind: Any) -> None:
+    data = {**DATA, "extra": "more", "items": "of a dict", "no name": 1, "to_dict": "hidden"}
+    pickled = pickle.dumps(kind(data), protocol)
+    assert b"async_ckpt" not in pickled
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", _ELSEWHERE, json.dumps(data)], input=pickled, capture_output=True
+    )
+    assert done.stdout == b"as expected\n", done.stderr.decode()
 
 
 def test_it_is_json() -> None:
     assert json.loads(json.dumps(Reference(DATA, Known("ADMITTED")))) == DATA
 
 
-@pytest.mark.parametrize("make", [copy.copy, copy.deepcopy, dict])
-def test_a_copy_is_a_plain_dict(make: Any) -> None:
-    reference = Reference(DATA, Known("ADMITTED"))
+@pytest.mark.parametrize("kind", KINDS, ids=["saved", "listed"])
+@pytest.mark.parametrize("make", [copy.copy, copy.deepcopy])
+def test_a_copy_has_the_attributes_and_is_independent(make: Any, kind: Any) -> None:
+    reference = kind(DATA)
     copied = make(reference)
-    assert type(copied) is dict
+    assert isinstance(copied, dict)
     assert copied == DATA
+    assert copied.key == "a/b"
+    copied["key"] = "c"
+    assert copied.to_dict()["key"] == "c"
     if make is copy.deepcopy:
         copied["metadata"]["loss"] = 9
-        assert reference["metadata"]["loss"] == 0.5
+    assert reference == DATA
+    assert reference.to_dict() == DATA
+
+
+def test_fields_are_attributes_and_those_that_clients_read_are_always_there() -> None:
+    info = CheckpointInfo({**DATA, "extra": "more"})
+    assert [info.key, info.extra, info.metadata] == ["a/b", "more", {"loss": 0.5}]
+    assert info.url is info.created_on is None
+    with pytest.raises(AttributeError, match="'neither'"):
+        info.neither  # noqa: B018
+    assert type(info.to_dict()) is dict
 
 
 @pytest.mark.parametrize(

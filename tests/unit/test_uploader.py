@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,14 @@ FOLDER = TASK.task_folder
 SIZE = 3 << 20
 
 
-def reference(version: int, *, attempt: int = 0, latest: bool = True, storage_format: str = "files") -> dict[str, Any]:
-    task = layout.TaskInfo(**{**vars(TASK), "attempt": attempt})
+def reference(
+    version: int, *, attempt: int = 0, latest: bool = True, storage_format: str = "files", run: str = TASK.run,
+    now: datetime | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    task = layout.TaskInfo(**{**vars(TASK), "attempt": attempt, "run": run})
     return layout.reference(
         task, name="a", version=version, url="memory://", size=SIZE, metadata={}, storage_format=storage_format,
-        latest=latest, created_on=f"2026-01-{attempt + 1:02}T00:00:{version:02}",
+        latest=latest, now=now or datetime(2026, 1, attempt + 1, second=version, tzinfo=timezone.utc),
     )  # fmt: skip
 
 
@@ -249,6 +253,70 @@ def test_latest_that_another_writer_moves_in_this_moment_ends_on_the_newest(betw
     store.before = others
     commit(store, [reference(7)])
     assert json.loads(store.objects[key]) == max(filter(None, [between, reference(7)]), key=layout.order)
+
+
+NOW = datetime.now(timezone.utc)
+
+
+def ago(**how_long: float) -> datetime:
+    return NOW - timedelta(**how_long)
+
+
+def old(reference: dict[str, Any], zone_hours: int) -> dict[str, Any]:
+    """As metaflow-checkpoint wrote it on a machine of that zone: the time of its wall clock, and no zone."""
+    at = datetime.fromisoformat(reference["created_at"]).astimezone(timezone(timedelta(hours=zone_hours)))
+    kept = {name: value for name, value in reference.items() if name not in ("created_at", "latest", "manifest")}
+    return {**kept, "created_on": at.replace(tzinfo=None).isoformat()}
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        old(reference(9, run="laptop", now=ago(minutes=5)), 10),
+        old(reference(9, run="laptop", now=ago(minutes=5)), -12),
+        old(reference(9, run="laptop", now=ago(minutes=5)), 14),
+        reference(9, run="laptop", now=ago(minutes=5).astimezone(timezone(timedelta(hours=10)))),
+        reference(9, run="laptop", now=ago(days=-400)),
+        {**reference(9, run="laptop"), "created_at": "yesterday", "created_on": None},
+    ],
+    ids=["Sydney, no zone", "the last place on Earth", "Kiritimati", "Sydney", "a clock in the future", "no time"],
+)
+def test_the_latest_of_a_step_moves_on_to_what_was_saved_later_whatever_the_zone_of_the_one_before(
+    before: dict[str, Any],
+) -> None:
+    store, key = MemoryStore(), f"{TASK.scope_folder}/latest"
+    store.objects[key] = json.dumps(before).encode()
+    commit(store, [reference(0, run="server", now=ago(seconds=2))])
+    assert json.loads(store.objects[key])["pathspec"].split("/")[1] == "server"
+
+
+def test_the_latest_of_a_step_stays_on_what_another_run_saved_later() -> None:
+    store, key = MemoryStore(), f"{TASK.scope_folder}/latest"
+    commit(store, [reference(0, run="later", now=ago(seconds=1))])
+    commit(store, [reference(5, run="earlier", now=ago(hours=1))])
+    assert json.loads(store.objects[key])["pathspec"].split("/")[1] == "later"
+
+
+def test_where_the_latest_of_a_step_is_gone_the_one_saved_last_is_found_among_those_listed() -> None:
+    store = MemoryStore()
+    last = reference(0, run="last", now=ago(seconds=1))
+    commit(store, [last])
+    commit(store, [reference(5, run="earlier", now=ago(hours=1))])
+    laptop = old(reference(9, run="laptop", now=ago(minutes=5)), 10)
+    store.objects[layout.parse_key(laptop["key"]).metadata_key] = json.dumps(laptop).encode()
+    del store.objects[f"{TASK.scope_folder}/latest"]
+    assert anyio.run(catalog.newest_of_step, store, TASK.scope_folder, Config()) == last
+
+
+def test_a_clock_that_goes_backwards_moves_the_latest_of_its_own_task_all_the_same() -> None:
+    store = MemoryStore()
+    commit(store, [reference(0, now=ago(days=-2))])
+    commit(store, [reference(1, now=ago(hours=1))])
+    for folder in (TASK.task_folder, TASK.scope_folder):
+        assert json.loads(store.objects[f"{folder}/latest"])["version_id"] == 1
+    commit(store, [reference(0, now=ago(days=-2))])
+    for folder in (TASK.task_folder, TASK.scope_folder):
+        assert json.loads(store.objects[f"{folder}/latest"])["version_id"] == 1
 
 
 def committed_and_said(store: MemoryStore, *batches: list[dict[str, Any]]) -> tuple[list[int], str]:

@@ -9,19 +9,19 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from async_ckpt import catalog, layout, restore
+from async_ckpt import layout, restore
 from async_ckpt.checkpointer import Checkpointer
 from async_ckpt.config import ENV_SPOOL, Config
 from async_ckpt.errors import UsageError, WatchError
 from async_ckpt.reading import check_shard, run_with_store
-from async_ckpt.reference import Reference
+from async_ckpt.reference import CheckpointInfo, Reference
 from async_ckpt.stores.base import StoreSpec
+from async_ckpt.task_listing import check_attempt, list_task
 from async_ckpt.watch import MetadataFrom, Watch, WatchOptions
 
 if TYPE_CHECKING:
     from metaflow import Task
 
-TASK_CHECKPOINTS = "_task_checkpoints"
 TASK_LATEST_CHECKPOINT = "_task_latest_checkpoint"
 
 
@@ -36,19 +36,6 @@ class JsonList:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return json.loads, (b"[" + b",".join(self._items) + b"]",)
-
-
-class CheckpointInfo(dict[str, Any]):
-    """The metadata of a loaded checkpoint; its fields are attributes as well."""
-
-    def __getattr__(self, field: str) -> Any:
-        try:
-            return self[field]
-        except KeyError:
-            raise AttributeError(field) from None
-
-    def to_dict(self) -> dict[str, Any]:
-        return dict(self)
 
 
 class _Checkpoints:
@@ -78,9 +65,10 @@ class _Checkpoints:
         name: str | None = None,
         task: Task | str | None = None,
         attempt: int | str | None = None,
-        within_task: bool | None = None,
         full_namespace: bool = False,
-    ) -> list[dict[str, Any]]:
+        as_dict: bool = True,
+        within_task: bool | None = None,
+    ) -> list[CheckpointInfo]:
         """List checkpoints, newest first.
 
         Parameters
@@ -88,54 +76,83 @@ class _Checkpoints:
         name : str, optional
             Only those of this name.
         task : Task or str, optional
-            Another task, or its pathspec ``flow/run/step/task``; its last attempt, unless ``attempt`` says which.
-            Without it, this task's, all attempts.
-        attempt : int, optional
-            Only those of this attempt.
-        within_task, full_namespace : bool, optional
-            ``full_namespace=True`` (the same as ``within_task=False``): those of this step in the namespace, from all
-            runs.
+            Another task, or its pathspec ``flow/run/step/task``: of its last attempt (of a ``Task`` made for one
+            attempt, of that), unless ``attempt`` says which. One that ``resume`` cloned has those of its origin.
+            Without ``task``, this task's, of all attempts.
+        attempt : int or "all", optional
+            Only those of this attempt, or of every one.
+        full_namespace : bool, default False
+            Those of this step in the namespace, from all runs; ``within_task=True`` or ``False`` is the opposite of it.
+        as_dict : bool, default True
+            Accepted for compatibility: what is returned is always a dict that has the fields as attributes as well.
 
         Returns
         -------
-        list of dict
-            Each with a ``state``: ``COMMITTED``, or how far one that this task has saved and that is still on its way
+        list of CheckpointInfo
+            Dicts with a ``state``: ``COMMITTED``, or how far one that was saved on this machine and is still on its way
             has come.
 
         Raises
         ------
         UsageError
-            No task is given and this process belongs to none; or the arguments contradict each other.
+            No task is given and this process belongs to none; or the arguments are not valid, or contradict each other.
+        NotFound
+            There is no such task; says where was looked.
+        StoreError
+            The store, or Metaflow's metadata, cannot be read.
         """
         if within_task is not None and within_task == full_namespace and (within_task or full_namespace):
             raise UsageError(f"within_task={within_task} and full_namespace={full_namespace} contradict each other")
         within = not full_namespace if within_task is None else within_task
-        number = _attempt_number(attempt)
+        number = check_attempt(attempt)
         if task is not None:
             if not within:
                 raise UsageError(
                     "The namespace of another task cannot be listed", hint="Leave out task or full_namespace"
                 )
-            return _list_task(task, name, number)
+            return list_task(task, name=name, attempt=number)
         if self._checkpointer is None and ENV_SPOOL not in os.environ:
             raise UsageError(
                 "Outside of a step with @checkpoint, list() needs a task",
                 hint="Checkpoint().list(task='Flow/run/step/task')",
             )
-        return self._writer().list(name=name, attempt=number, within_task=within)
+        return self._writer().list(name=name, attempt=number if isinstance(number, int) else None, within_task=within)
 
-    def _load(self, reference: Mapping[str, Any] | str, path: str, shard: str) -> None:
+    def generate_key(self, name: str | None, version_id: int | None = None) -> str:
+        """The key of a checkpoint of this task and attempt.
+
+        Parameters
+        ----------
+        name : str
+            Of the checkpoint; None for the default name.
+        version_id : int, optional
+            Its version. Default: that of the next ``save()``. It is not taken by this: if another process or thread of
+            the task saves in between, that save has this version, and the next one a later one. Only what ``save()``
+            returns is certain. Collective saves count for themselves.
+
+        Raises
+        ------
+        UsageError, SpoolError
+            There is no such name or version, or this process belongs to no task that runs.
+        """
+        return self._writer().next_key(name, version_id)
+
+    def _load(self, reference: Any, path: str | os.PathLike[str], shard: str) -> str:
+        target = os.fsdecode(path)
+        if not isinstance(reference, (str, Mapping)) and callable(getattr(reference, "to_dict", None)):
+            reference = reference.to_dict()  # metaflow-checkpoint's CheckpointArtifact.
         if self._checkpointer is not None or ENV_SPOOL in os.environ:
-            self._writer().load(reference, path, shard=shard)
-            return
+            self._writer().load(reference, target, shard=shard)
+            return target
         if check_shard(shard) == "own":
             raise UsageError(
                 "Outside of a step with @checkpoint nobody has a shard of its own", hint="Load shard='all'"
             )
         config = Config.from_env()
         run_with_store(
-            _store_of(reference), config, lambda store: restore.find_and_load(store, reference, path, config)
+            _store_of(reference), config, lambda store: restore.find_and_load(store, reference, target, config)
         )
+        return target
 
     def flush(self, timeout: float | None = None) -> None:
         """Wait until everything this task saved is in the store.
@@ -162,14 +179,15 @@ class Checkpoint(_Checkpoints):
 
     Parameters
     ----------
-    temp_dir_root : str, optional
-        Where ``directory`` is made.
+    temp_dir_root : str or PathLike, optional
+        Where ``directory`` is made; a relative path is one in the directory that is current now.
     init_dir : bool, default False
         Make ``directory`` now. As a context manager it is made in any case, and removed at the end.
     """
 
-    def __init__(self, temp_dir_root: str | None = None, init_dir: bool = False) -> None:
-        self._temp_dir_root = temp_dir_root
+    def __init__(self, temp_dir_root: str | os.PathLike[str] | None = None, init_dir: bool = False) -> None:
+        # Programs change their directory; and before Python 3.12 what tempfile makes has a relative path as well.
+        self._temp_dir_root = os.path.abspath(temp_dir_root) if temp_dir_root else None
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         if init_dir:
             self._make_directory()
@@ -212,16 +230,25 @@ class Checkpoint(_Checkpoints):
             collective=collective, rank=rank, world_size=world_size,
         )  # fmt: skip
 
-    def load(self, reference: Mapping[str, Any] | str, path: str | None = None, shard: str = "all") -> None:
+    def load(
+        self, reference: Mapping[str, Any] | str, path: str | os.PathLike[str] | None = None, shard: str = "all"
+    ) -> str:
         """Load a checkpoint into ``path``, or into ``directory``.
 
         Parameters
         ----------
         reference : dict or str
             What ``save()`` returned, an entry of ``list()``, or a key. A key alone is looked up in Metaflow's
-            configured datastore.
+            configured datastore. Objects that have a ``to_dict()``, as metaflow-checkpoint hands them out, will do.
+        path : str or PathLike, optional
+            A directory; made if it is missing, and what is there stays.
         shard : "all" or "own", default "all"
             Of a collective checkpoint: the files of all ranks, or of this one alone.
+
+        Returns
+        -------
+        str
+            The directory that it was loaded into.
 
         Raises
         ------
@@ -231,7 +258,7 @@ class Checkpoint(_Checkpoints):
         target = path or self.directory
         if target is None:
             raise UsageError("There is no directory to load into", hint="Pass a path, or use Checkpoint(init_dir=True)")
-        self._load(reference, target, shard)
+        return self._load(reference, target, shard)
 
 
 class CurrentCheckpoint(_Checkpoints):
@@ -270,9 +297,16 @@ class CurrentCheckpoint(_Checkpoints):
     @property
     def info(self) -> CheckpointInfo | None:
         """What was loaded: ``pathspec``, ``attempt``, ``key``, ``name``, ``version_id``, ``metadata``,
-        ``created_on``, ``size``, ``url``.
+        ``created_on``, ``size``, ``url``, ``storage_format``, as items and as attributes.
         """
         return self._loaded
+
+    @property
+    def task_identifier(self) -> str:
+        """What this task has in common with the same step's (in a foreach, the same split's) tasks of other runs, as it
+        stands in keys: 12 hex digits.
+        """
+        return self._checkpointer.task.identifier
 
     def load_newest(self, policy: str, shard: str, report: Callable[[str], None]) -> CheckpointInfo | None:
         """Apply a load policy; the decorator calls this once."""
@@ -325,7 +359,8 @@ class CurrentCheckpoint(_Checkpoints):
         Returns
         -------
         Reference
-            A dict that can be kept as an artifact, with ``wait()``, ``done()``, ``state`` and ``error``.
+            A dict whose fields are attributes as well, with ``wait()``, ``done()``, ``state`` and ``error``. Kept as an
+            artifact it has its fields and attributes, and needs nothing of this package.
 
         Raises
         ------
@@ -433,49 +468,29 @@ class CurrentCheckpoint(_Checkpoints):
         if errors:
             raise errors[0] if len(errors) == 1 else WatchError("; ".join(map(str, errors)))
 
-    def load(self, reference: Mapping[str, Any] | str, path: str | None = None, shard: str = "all") -> None:
-        """Load a checkpoint into ``path``; without one, ``directory`` becomes a new directory with it. See
-        ``Checkpoint.load``.
+    def load(
+        self, reference: Mapping[str, Any] | str, path: str | os.PathLike[str] | None = None, shard: str = "all"
+    ) -> str:
+        """Load a checkpoint into ``path``; without one, ``directory`` becomes a new directory with it, and the old one
+        is removed with what is in it. See ``Checkpoint.load``.
         """
-        target = path or self._checkpointer.spool.new_work_directory()
-        self._load(reference, target, shard)
-        if path is None:
-            self._directory = target
+        if path:
+            return self._load(reference, path, shard)
+        target = self._load(reference, self._checkpointer.spool.new_work_directory(), shard)
+        self.cleanup()
+        self._directory = target
+        return target
 
+    def refresh_directory(self) -> None:
+        """Make ``directory`` a new, empty one; the old one is removed with what is in it. What was saved is not
+        concerned.
+        """
+        self.cleanup()
+        self._directory = self._checkpointer.spool.new_work_directory()
 
-def _attempt_number(attempt: int | str | None) -> int | None:
-    try:
-        return None if attempt is None else int(attempt)
-    except (TypeError, ValueError):
-        raise UsageError(f"attempt={attempt!r} is not a number") from None
-
-
-def _list_task(task: Task | str, name: str | None, attempt: int | None) -> list[dict[str, Any]]:
-    from metaflow import Task
-    from metaflow.exception import MetaflowNotFound
-
-    from async_ckpt.stores.metaflow import spec_for
-
-    pathspec = task if isinstance(task, str) else task.pathspec
-    folder = layout.metadata_folder(pathspec)
-    try:
-        found = Task(pathspec, attempt=attempt, _namespace_check=False)
-    except MetaflowNotFound as error:
-        raise UsageError(
-            f"There is no task {pathspec!r}: {error}", hint="Check the pathspec and METAFLOW_DEFAULT_METADATA"
-        ) from None
-    if found.successful and TASK_CHECKPOINTS in found:
-        recorded = found[TASK_CHECKPOINTS].data
-    else:
-        # It runs, or failed, and later attempts may have brought in what it left: only the store knows.
-        metadata = found.metadata_dict
-        if "ds-root" not in metadata:
-            raise UsageError(f"The task {pathspec!r} has not begun", hint="Try again when it runs")
-        spec, config = spec_for(metadata["ds-type"], metadata["ds-root"]), Config.from_env()
-        number = found.current_attempt if attempt is None else attempt
-        recorded = run_with_store(spec, config, lambda s: catalog.list_references(s, folder, config, attempt=number))
-    chosen = [dict(data) for data in recorded if name is None or data.get("name") == name]
-    return sorted(({**data, "state": "COMMITTED"} for data in chosen), key=layout.order, reverse=True)
+    def cleanup(self) -> None:
+        """Remove ``directory`` with what is in it, as the end of the step does. What was saved is not concerned."""
+        self._checkpointer.spool.remove_work_directory(self._directory)
 
 
 def _store_of(reference: Mapping[str, Any] | str) -> StoreSpec:

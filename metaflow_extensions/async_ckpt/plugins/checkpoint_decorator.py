@@ -27,10 +27,12 @@ from async_ckpt.checkpointer import Checkpointer, check_storage_format
 from async_ckpt.config import ENV_ATTEMPT, ENV_PREFIX, ENV_SPOOL, Config, spool_root
 from async_ckpt.errors import CheckpointError, FlushError, UsageError, WatchError
 from async_ckpt.reading import check_shard
+from async_ckpt.reference import CheckpointInfo
 from async_ckpt.snapshot import check_strategy
+from async_ckpt.task_listing import TASK_CHECKPOINTS
 from async_ckpt.termination import Termination
 
-from .checkpoint import TASK_CHECKPOINTS, TASK_LATEST_CHECKPOINT, CheckpointInfo, CurrentCheckpoint, JsonList
+from .checkpoint import TASK_LATEST_CHECKPOINT, CurrentCheckpoint, JsonList
 
 LOAD_POLICIES = ("fresh", "eager", "none")
 _DATASTORES = ("local", "s3")
