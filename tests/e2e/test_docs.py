@@ -93,7 +93,7 @@ BY_LANGUAGE = {"python": python_in_a_step, "sh": shell_in_a_step}
 
 
 def excerpt_of(flow: str) -> Callable[[Block, Workspace], None]:
-    """For blocks that show parts of an example, which ``test_examples.py`` runs as a whole; ``...`` leaves lines out."""
+    """For blocks that show parts of an example, which other tests run as a whole; ``...`` stands for lines left out."""
 
     def check(block: Block, local: Workspace) -> None:
         rest = (REPOSITORY / "examples" / flow).read_text()
@@ -229,7 +229,7 @@ way("docs/foreach.md", "self.input")(excerpt_of("foreach_flow.py"))
 way("docs/foreach.md", "self.models")(excerpt_of("foreach_flow.py"))
 way("docs/subprocesses.md", "rank-{rank}")(excerpt_of("subprocess_flow.py"))
 
-_GANG = '''
+_GANG = """
 import os
 from metaflow import FlowSpec, checkpoint, current, parallel, retry, step
 
@@ -280,7 +280,7 @@ class GangFlow(FlowSpec):
 
 if __name__ == "__main__":
     GangFlow()
-'''
+"""
 
 
 @way("docs/gangs.md", "@parallel")
