@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
-
-import pytest
 
 from tests.support.metaflow_env import REPOSITORY, Workspace
 
@@ -60,11 +57,3 @@ def test_one_split_is_retried_from_its_own_checkpoint_and_the_others_are_left_al
     contents = local.query(_LOAD_ALL, json.dumps(list(models.values())))
     assert contents == [{"rate": float(rate), "epoch": 4} for rate in models]
     local.assert_clean()
-
-
-@pytest.mark.parametrize("page", sorted(p.name for p in (REPOSITORY / "docs").glob("*.md")))
-def test_links_between_the_pages_lead_somewhere(page: str) -> None:
-    path = REPOSITORY / "docs" / page
-    links = re.findall(r"\]\(([^)#:]+)\)", path.read_text())
-    assert [link for link in links if not Path(path.parent, link).exists()] == []
-    assert f"(docs/{page})" in (REPOSITORY / "README.md").read_text(), "the README leads to it"
