@@ -5,6 +5,7 @@ One function a section: it takes the recorded rows and the PNG's path.
 
 from __future__ import annotations
 
+import argparse
 import os
 from collections.abc import Callable
 from typing import Any
@@ -193,4 +194,5 @@ def main(directory: str = PLOTS) -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(prog="python -m stress.bench.plots", description=__doc__).parse_args()
     main()

@@ -5,6 +5,7 @@ Every section is a function from its recorded rows to Markdown; what was not rec
 
 from __future__ import annotations
 
+import argparse
 import os
 from collections.abc import Callable
 from typing import Any
@@ -223,4 +224,5 @@ def write(path: str | None = None) -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(prog="python -m stress.bench.report", description=__doc__).parse_args()
     print(write())

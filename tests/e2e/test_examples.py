@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
-
-import pytest
 
 from tests.support.metaflow_env import REPOSITORY, Workspace
 
 EXAMPLES = REPOSITORY / "examples"
-CHAPTERS = {"subprocesses.md": "subprocess_flow.py", "foreach.md": "foreach_flow.py"}
 
 _LOAD_ALL = """
 import json, sys
@@ -61,25 +57,3 @@ def test_one_split_is_retried_from_its_own_checkpoint_and_the_others_are_left_al
     contents = local.query(_LOAD_ALL, json.dumps(list(models.values())))
     assert contents == [{"rate": float(rate), "epoch": 4} for rate in models]
     local.assert_clean()
-
-
-@pytest.mark.parametrize("chapter", CHAPTERS)
-def test_what_a_chapter_shows_stands_in_its_flow(chapter: str) -> None:
-    """Every line of its Python, but for what it leaves out by an ellipsis."""
-    page, flow = (REPOSITORY / "docs" / chapter).read_text(), (EXAMPLES / CHAPTERS[chapter]).read_text()
-    shown = [
-        line.strip()
-        for block in re.findall(r"^```python\n(.*?)^```$", page, re.S | re.M)
-        for line in block.splitlines()
-    ]
-    there = {line.strip() for line in flow.splitlines()}
-    assert shown
-    assert [line for line in shown if line not in there and line != "..."] == []
-
-
-@pytest.mark.parametrize("page", sorted(p.name for p in (REPOSITORY / "docs").glob("*.md")))
-def test_links_between_the_pages_lead_somewhere(page: str) -> None:
-    path = REPOSITORY / "docs" / page
-    links = re.findall(r"\]\(([^)#:]+)\)", path.read_text())
-    assert [link for link in links if not Path(path.parent, link).exists()] == []
-    assert f"(docs/{page})" in (REPOSITORY / "README.md").read_text(), "the README leads to it"
