@@ -10,7 +10,6 @@ happens where ours are declared, in every process that imports Metaflow, also in
 from __future__ import annotations
 
 import importlib
-from types import ModuleType
 from typing import Any
 
 from metaflow.extension_support import get_modules
@@ -19,13 +18,13 @@ from metaflow.extension_support import get_modules
 THEIRS = "obcheckpoint"
 
 
-def peer(extension_point: str) -> ModuleType | None:
+def peer(extension_point: str) -> Any:
     """metaflow-checkpoint's part of ``"plugins"`` or ``"toplevel"``; None where Metaflow does not load it."""
     return next((found.module for found in get_modules(extension_point) if found.tl_package == THEIRS), None)
 
 
 def take_decorator(name: str) -> None:
-    """Take a step decorator from metaflow-checkpoint. Call it while Metaflow loads the plugins: it merges them later."""
+    """Take a step decorator from metaflow-checkpoint; call it while Metaflow loads plugins, before it merges them."""
     plugins = peer("plugins")
     if plugins is not None:
         plugins.STEP_DECORATORS_DESC = [entry for entry in plugins.STEP_DECORATORS_DESC if entry[0] != name]

@@ -34,6 +34,7 @@ LAYERS = (
     "collective",
     "agent",
     "reference",
+    "places",
     "restore",
     "ranks",
     "reading",

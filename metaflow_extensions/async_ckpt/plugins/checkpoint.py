@@ -9,14 +9,15 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from async_ckpt import catalog, layout, restore
+from async_ckpt import catalog, layout
 from async_ckpt.checkpointer import Checkpointer
 from async_ckpt.config import ENV_SPOOL, Config
 from async_ckpt.errors import UsageError, WatchError
-from async_ckpt.reading import check_shard, run_with_store
+from async_ckpt.reading import check_shard, list_from_first, load_from_first
 from async_ckpt.reference import Reference
-from async_ckpt.stores.base import StoreSpec
 from async_ckpt.watch import MetadataFrom, Watch, WatchOptions
+
+from .artifact_store import store_in_context, stores_of_reference, stores_of_task
 
 if TYPE_CHECKING:
     from metaflow import Task
@@ -126,16 +127,14 @@ class _Checkpoints:
 
     def _load(self, reference: Mapping[str, Any] | str, path: str, shard: str) -> None:
         if self._checkpointer is not None or ENV_SPOOL in os.environ:
-            self._writer().load(reference, path, shard=shard)
+            self._writer().load(reference, path, shard=shard, first=store_in_context())
             return
         if check_shard(shard) == "own":
             raise UsageError(
                 "Outside of a step with @checkpoint nobody has a shard of its own", hint="Load shard='all'"
             )
         config = Config.from_env()
-        run_with_store(
-            _store_of(reference), config, lambda store: restore.find_and_load(store, reference, path, config)
-        )
+        load_from_first(stores_of_reference(reference), reference, path, config)
 
     def flush(self, timeout: float | None = None) -> None:
         """Wait until everything this task saved is in the store.
@@ -454,8 +453,6 @@ def _list_task(task: Task | str, name: str | None, attempt: int | None) -> list[
     from metaflow import Task
     from metaflow.exception import MetaflowNotFound
 
-    from async_ckpt.stores.metaflow import spec_for
-
     pathspec = task if isinstance(task, str) else task.pathspec
     folder = layout.metadata_folder(pathspec)
     try:
@@ -471,21 +468,8 @@ def _list_task(task: Task | str, name: str | None, attempt: int | None) -> list[
         metadata = found.metadata_dict
         if "ds-root" not in metadata:
             raise UsageError(f"The task {pathspec!r} has not begun", hint="Try again when it runs")
-        spec, config = spec_for(metadata["ds-type"], metadata["ds-root"]), Config.from_env()
+        stores, config = stores_of_task(metadata), Config.from_env()
         number = found.current_attempt if attempt is None else attempt
-        recorded = run_with_store(spec, config, lambda s: catalog.list_references(s, folder, config, attempt=number))
+        recorded = list_from_first(stores, lambda s: catalog.list_references(s, folder, config, attempt=number), config)
     chosen = [dict(data) for data in recorded if name is None or data.get("name") == name]
     return sorted(({**data, "state": "COMMITTED"} for data in chosen), key=layout.order, reverse=True)
-
-
-def _store_of(reference: Mapping[str, Any] | str) -> StoreSpec:
-    """The store a reference points to by its URL; for a key, the configured datastore."""
-    from async_ckpt.stores.metaflow import default_spec, spec_for
-
-    url = reference.get("url") if isinstance(reference, Mapping) else None
-    key = reference.get("key") if isinstance(reference, Mapping) else None
-    if isinstance(url, str) and isinstance(key, str) and url.endswith(f"/{key}"):
-        root = url[: -len(key) - 1]
-        kind = "local" if root.startswith("/") else root.partition("://")[0]
-        return spec_for(kind, root)
-    return default_spec()
