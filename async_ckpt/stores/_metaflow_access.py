@@ -62,7 +62,7 @@ def artifact_store(context: Any) -> StoreSpec:
     if wrong:
         known = ", ".join(["root (text)", *(["role_arn (text)", "session_vars, client_params (dicts)"] if s3 else [])])
         raise UsageError(
-            f"The config of an artifact store of the type {kind!r} has what would be ignored: {', '.join(wrong)}",
+            f"The config of an artifact store of the type {kind!r} has what cannot be used: {', '.join(wrong)}",
             where=root, hint=f"It may have {known}",
         )  # fmt: skip
     if not s3:

@@ -3,8 +3,8 @@
 Of two extensions with the same name Metaflow takes the one that it loads last, and the order depends on how they were
 installed: by requirements, else by the alphabet; what is only on ``PYTHONPATH`` comes after all that, in the order of
 its folders; and within one folder as the file system lists them. Requirements cannot say "after that one, wherever it
-is". So the two names are taken from metaflow-checkpoint before Metaflow reads them, and all else of it stays. That
-happens where ours are declared, in every process that imports Metaflow, also in one that runs from a code package.
+is". So what we serve is taken from metaflow-checkpoint before Metaflow reads it, and all else of it stays. That
+happens where ours is declared, in every process that imports Metaflow, also in one that runs from a code package.
 """
 
 from __future__ import annotations
@@ -23,11 +23,25 @@ def peer(extension_point: str) -> Any:
     return next((found.module for found in get_modules(extension_point) if found.tl_package == THEIRS), None)
 
 
-def take_decorator(name: str) -> None:
-    """Take a step decorator from metaflow-checkpoint; call it while Metaflow loads plugins, before it merges them."""
+def take_plugin(declared: str, name: str) -> bool:
+    """Take a plugin from metaflow-checkpoint. Call it while Metaflow loads plugins, before it merges them.
+
+    Parameters
+    ----------
+    declared : str
+        The list in which it is, e.g. ``"STEP_DECORATORS_DESC"``.
+
+    Returns
+    -------
+    bool
+        Whether metaflow-checkpoint is there and had it.
+    """
     plugins = peer("plugins")
+    before = getattr(plugins, declared, [])
+    kept = [entry for entry in before if entry[0] != name]
     if plugins is not None:
-        plugins.STEP_DECORATORS_DESC = [entry for entry in plugins.STEP_DECORATORS_DESC if entry[0] != name]
+        setattr(plugins, declared, kept)
+    return len(kept) < len(before)
 
 
 def take_export(name: str, ours: Any) -> None:

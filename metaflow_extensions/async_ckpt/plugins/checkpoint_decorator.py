@@ -25,7 +25,7 @@ from async_ckpt import carried, layout
 from async_ckpt.agent.launch import UPLOADERS
 from async_ckpt.checkpointer import Checkpointer, check_storage_format
 from async_ckpt.config import ENV_ATTEMPT, ENV_PREFIX, ENV_SPOOL, Config, spool_root
-from async_ckpt.errors import CheckpointError, FlushError, UsageError, WatchError
+from async_ckpt.errors import CheckpointError, FlushError, StoreError, UsageError, WatchError
 from async_ckpt.reading import check_shard
 from async_ckpt.snapshot import check_strategy
 from async_ckpt.termination import Termination
@@ -118,6 +118,8 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
     _checkpointer: Checkpointer | None = None
     _flush_failed = False
     _loaded: CheckpointInfo | None = None
+    #: What to say with an error that the store may have caused; nothing where it is Metaflow's datastore.
+    _about_store = ""
 
     # -- when the flow starts --------------------------------------------------------------------------------------
 
@@ -197,6 +199,10 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
             config = Config.from_env()
             store, notes = store_of_flow(flow, self._flow_datastore)
             if notes:
+                self._about_store = (
+                    f". This flow's checkpoints go to the artifact store {store.root}: look for its root, endpoint and "
+                    "credentials in the config of @with_artifact_store"
+                )
                 metadata.register_metadata(run_id, step_name, task_id, noted(notes, retry_count))
             root = spool_root(self.attributes["temp_dir_root"], config)
             self._checkpointer = Checkpointer.start(
@@ -213,6 +219,8 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
             self._termination.install()
             self._current = checkpoint = CurrentCheckpoint(self._checkpointer, self.attributes, self._log)
             loaded = checkpoint.load_newest(self.attributes["load_policy"], self.attributes["load_shard"], self._log)
+        except StoreError as error:
+            raise CheckpointException(f"{error}{self._about_store}") from error
         except CheckpointError as error:
             raise CheckpointException(str(error)) from error
         os.environ[ENV_SPOOL], os.environ[ENV_ATTEMPT] = self._checkpointer.spool.directory, str(retry_count)
@@ -281,9 +289,9 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
             self._flush_failed = self._config.on_failure != "warn"
             failed.append(error)
         if failed and self._config.on_failure != "warn":
-            raise CheckpointException("; ".join(map(str, failed))) from failed[0]
+            raise CheckpointException("; ".join(map(str, failed)) + self._about_store) from failed[0]
         for problem in failed:
-            self._log(str(problem))
+            self._log(f"{problem}{self._about_store}")
         self._record(flow)
 
     def task_exception(
