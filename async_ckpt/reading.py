@@ -274,7 +274,7 @@ def list_from_first(
     Raises
     ------
     StoreError
-        None of them can be listed, or one is out of reach at this time; see ``load_from_first``.
+        One of them cannot be listed, and the others have nothing; or it is out of reach at this time.
     """
     failed: list[StoreError] = []
     for spec in stores:
@@ -287,8 +287,8 @@ def list_from_first(
             continue
         if found:
             return found
-    if failed and len(failed) == len(stores):
-        raise failed[0] if len(failed) == 1 else places.in_none_of(stores, failed)
+    if failed:
+        raise failed[0]
     return []
 
 

@@ -37,14 +37,13 @@ _EXPECTED = [
 ]
 
 
-_WAYS = list(itertools.product(
-    ["wheel", "editable", "folder b", "folder y"], ["wheel", "wheel named otherwise", "editable", "folder a", "folder z"]
-))  # fmt: skip
+_OURS = ("wheel", "editable", "folder b", "folder y")
+_PEERS = ("wheel", "wheel named otherwise", "editable", "folder a", "folder z")
 
 
 @pytest.mark.parametrize(
     ("ours", "peer", "first"),
-    [(ours, peer, "peer") for ours, peer in _WAYS] + [("wheel", "wheel", "ours"), ("editable", "editable", "ours")],
+    [*itertools.product(_OURS, _PEERS, ["peer"]), ("wheel", "wheel", "ours"), ("editable", "editable", "ours")],
 )
 def test_ours_is_served_however_the_two_are_installed(
     local: Workspace, peer_python: str, tmp_path: Path, ours: str, peer: str, first: str
