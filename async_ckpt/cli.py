@@ -22,6 +22,7 @@ from .config import ENV_SPOOL, Config
 from .errors import CheckpointError, UsageError
 from .reading import SHARDS, run_with_store
 from .reference import CheckpointInfo, format_bytes
+from .serving import serving, text_of
 from .spool.spool import Spool
 from .stores.base import StoreSpec
 from .task_listing import check_attempt, list_task
@@ -100,6 +101,8 @@ def _parser() -> argparse.ArgumentParser:
     listing.add_argument("--attempt", metavar="N|all", help="(default: all of this task; with --task, the last one)")
     listing.add_argument("--full-namespace", action="store_true", help="those of this step from all runs")
     listing.add_argument("--task", metavar="FLOW/RUN/STEP/TASK", help="another task")
+
+    _command(commands, "which", lambda _: serving(), text_of, "who serves @checkpoint and Checkpoint here")
 
     load = _command(commands, "load", _load, lambda r: f"loaded {r['key']}", "load a checkpoint into a directory")
     load.add_argument("key", help="a key as 'list' shows it")

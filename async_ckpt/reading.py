@@ -6,12 +6,12 @@ import abc
 import contextlib
 import functools
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from . import catalog, collective, layout, moments, ranks, restore
+from . import catalog, collective, layout, moments, places, ranks, restore
 from .config import Config
-from .errors import CheckpointError, IntegrityError, NotFound, UsageError
+from .errors import CheckpointError, IntegrityError, NotFound, StoreError, TransientStoreError, UsageError
 from .ipc.client import AgentClient
 from .reference import CheckpointInfo
 from .snapshot.lending import Lender
@@ -78,14 +78,18 @@ class Reading(abc.ABC):
         stored = self.run(lambda s: catalog.list_references(s, folder, self.config, name=name, attempt=attempt))
         return with_states(stored, on_disk, known, name=name, attempt=attempt)
 
-    def load(self, reference: Mapping[str, Any] | str, path: str, *, shard: str = "all") -> dict[str, Any]:
-        """Load a checkpoint into the directory ``path``, from this machine's disk if it is still there. Returns its
-        metadata.
+    def load(
+        self, reference: Mapping[str, Any] | str, path: str, *, shard: str = "all", first: StoreSpec | None = None
+    ) -> dict[str, Any]:
+        """Load a checkpoint into the directory ``path``, from this machine's disk if it is still there, else from the
+        task's store, else from where the reference says that it was saved. Returns its metadata.
 
         Parameters
         ----------
         shard : str
             Of a collective checkpoint: ``"all"`` ranks' files, or this rank's ``"own"``.
+        first : StoreSpec, optional
+            A store to look in before all others.
 
         Raises
         ------
@@ -110,7 +114,8 @@ class Reading(abc.ABC):
             self._load_admitted(item, path)
             return item.reference
         own = self._own_rank if shard == "own" else None
-        return self.run(lambda store: restore.find_and_load(store, reference, path, self.config, own))
+        stores = places.distinct(first, self.spool.store, places.of_reference(reference, self.spool.store))
+        return load_from_first(stores, reference, path, self.config, own)
 
     def _own_rank(self, world: int) -> int:
         """Which of the ``world`` ranks that saved a checkpoint this process is now."""
@@ -238,6 +243,67 @@ def check_shard(shard: str) -> str:
     if shard not in SHARDS:
         raise UsageError(f"shard={shard!r} is unknown", hint=f"Use one of {', '.join(SHARDS)}")
     return shard
+
+
+def load_from_first(
+    stores: Sequence[StoreSpec],
+    reference: Mapping[str, Any] | str,
+    path: str,
+    config: Config,
+    own: Callable[[int], int] | None = None,
+) -> dict[str, Any]:
+    """Load a checkpoint from the first of some stores that has it; see ``restore.find_and_load``.
+
+    Raises
+    ------
+    NotFound, StoreError
+        None of them has it, or lets it be read; names all of them with their reasons.
+    TransientStoreError
+        One of them is out of reach at this time: it may have what the next ones have not, so those are not asked.
+    UsageError, IntegrityError
+        The reference is none, or the checkpoint is damaged.
+    """
+    failed: list[StoreError] = []
+    for spec in stores:
+        try:
+            if spec.kind in places.KINDS:
+                return run_with_store(
+                    spec, config, lambda store: restore.find_and_load(store, reference, path, config, own)
+                )
+            failed.append(StoreError(f"Stores of the kind {spec.kind!r} cannot be read", where=spec.root))
+        except (IntegrityError, TransientStoreError):
+            raise
+        except StoreError as error:
+            failed.append(error)
+    if len(failed) == 1:
+        raise failed[0]
+    raise places.in_none_of(stores, failed)
+
+
+def list_from_first(
+    stores: Sequence[StoreSpec], listing: Callable[[Store], Awaitable[list[dict[str, Any]]]], config: Config
+) -> list[dict[str, Any]]:
+    """The first listing of some stores that is not empty; an empty one where none has anything.
+
+    Raises
+    ------
+    StoreError
+        One of them cannot be listed, and the others have nothing; or it is out of reach at this time.
+    """
+    failed: list[StoreError] = []
+    for spec in stores:
+        try:
+            found = run_with_store(spec, config, listing)
+        except TransientStoreError:
+            raise
+        except StoreError as error:
+            failed.append(error)
+            continue
+        if found:
+            return found
+    if failed:
+        raise failed[0]
+    return []
 
 
 def run_with_store(spec: StoreSpec, config: Config, function: Callable[[Store], Awaitable[T]]) -> T:

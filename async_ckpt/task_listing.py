@@ -12,10 +12,10 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from . import catalog, layout
+from . import catalog, layout, places
 from .config import ENV_SPOOL, Config, spool_root
 from .errors import CheckpointError, NotFound, SpoolError, StoreError, UsageError
-from .reading import run_with_store, with_states
+from .reading import list_from_first, with_states
 from .reference import CheckpointInfo
 from .spool import journal
 from .spool.spool import Spool
@@ -27,11 +27,19 @@ ALL = "all"
 #: The artifact in which a task keeps what its last attempt has committed.
 TASK_CHECKPOINTS = "_task_checkpoints"
 
+#: What a task notes of the store that ``@with_artifact_store`` names, as metaflow-checkpoint does.
+NOTED_TYPE, NOTED_ROOT = "artifact-store-ds-type", "artifact-store-ds-root"
+
 _PARTS = ("flow", "run", "step", "task")
 
 
 def list_task(
-    task: Any, *, name: str | None = None, attempt: int | str | None = None, spool: str | None = None
+    task: Any,
+    *,
+    name: str | None = None,
+    attempt: int | str | None = None,
+    spool: str | None = None,
+    first: StoreSpec | None = None,
 ) -> list[CheckpointInfo]:
     """Checkpoints of any task, newest first, each with a ``state``.
 
@@ -46,6 +54,8 @@ def list_task(
         task that ``resume`` cloned are those of its origin.
     spool : str or None
         A spool to look into beside those in the usual directory.
+    first : StoreSpec or None
+        A store to look in before that of the task.
 
     Raises
     ------
@@ -62,17 +72,17 @@ def list_task(
         found = _find(pathspec)
         if number is None and found is not None and found.pathspec == pathspec:
             number = chosen
-        listed = _list(found, pathspec, name, number, spool)
+        listed = _list(found, pathspec, name, number, spool, first)
         if listed or found is None:
             return listed
         recorded = _recorded(found)
         # Nodes of a gang have theirs with the first node's task.
         owner = next((data.pathspec for data in recorded if data.pathspec != found.pathspec), None)
         if owner is not None:
-            return _list(_find(owner), owner, name, number, spool)
+            return _list(_find(owner), owner, name, number, spool, first)
         # What is not in this store any more was removed; but it may never have been there.
-        root = store_of_task(found).root
-        elsewhere = [data for data in recorded if not str(data.url).startswith(root)]
+        roots = tuple(store.root for store in stores_of_task(found, first))
+        elsewhere = [data for data in recorded if not str(data.url).startswith(roots)]
         return with_states(elsewhere, (), {}, name=name, attempt=number if isinstance(number, int) else None)
 
 
@@ -87,14 +97,15 @@ def check_attempt(attempt: int | str | None) -> int | str | None:
     return int(attempt)
 
 
-def store_of_task(task: Any) -> StoreSpec:
-    """The store in which a ``metaflow.Task`` keeps its checkpoints; for None, or one that has not begun, the configured
-    datastore.
+def stores_of_task(task: Any, first: StoreSpec | None = None) -> list[StoreSpec]:
+    """Where to look for the checkpoints of a ``metaflow.Task``: in ``first``, then where the task says that it saves,
+    then in the configured datastore; ``task`` may be None.
     """
-    from .stores.metaflow import default_spec, spec_for
+    from .stores.metaflow import spec_for
 
     metadata = task.metadata_dict if task is not None else {}
-    return spec_for(metadata["ds-type"], metadata["ds-root"]) if "ds-root" in metadata else default_spec()
+    kind, root = (NOTED_TYPE, NOTED_ROOT) if NOTED_ROOT in metadata else ("ds-type", "ds-root")
+    return places.with_default(first, spec_for(metadata[kind], metadata[root]) if root in metadata else None)
 
 
 def _pathspec(task: Any) -> tuple[str, int | None]:
@@ -133,12 +144,17 @@ def _find(pathspec: str) -> Any:
 
 
 def _list(
-    task: Any, pathspec: str, name: str | None, attempt: int | str | None, spool: str | None
+    task: Any,
+    pathspec: str,
+    name: str | None,
+    attempt: int | str | None,
+    spool: str | None,
+    first: StoreSpec | None,
 ) -> list[CheckpointInfo]:
-    """What the store and the spools have of a task, which may be None: then ``NotFound`` if it is nothing."""
-    store, config = store_of_task(task), Config.from_env()
+    """What the stores and the spools have of a task, which may be None: then ``NotFound`` if it is nothing."""
+    stores, config = stores_of_task(task, first), Config.from_env()
     pathspec = task.pathspec if task is not None else pathspec
-    spools = [found for found in _spools(config, spool) if _is_of(found, pathspec, store)]
+    spools = [found for found in _spools(config, spool) if _is_of(found, pathspec, stores)]
     # Before the store: what is committed meanwhile is seen twice, not missed.
     on_disk = [item for found in spools for item in found.pending()]
     known = {key: value for found in spools for key, value in journal.Reader(found.path("journal")).look().items()}
@@ -146,18 +162,18 @@ def _list(
         attempt = max([task.current_attempt, *(found.task.attempt for found in spools)])
     number = attempt if isinstance(attempt, int) else None
     folder, named = layout.metadata_folder(pathspec), name if task is not None else None
-    stored = run_with_store(
-        store, config, lambda s: catalog.list_references(s, folder, config, name=named, attempt=number)
+    stored = list_from_first(
+        stores, lambda s: catalog.list_references(s, folder, config, name=named, attempt=number), config
     )
     if task is None and not stored and not on_disk:
-        raise _not_found(pathspec, store)
+        raise _not_found(pathspec, stores)
     if attempt is None:
         number = max(layout.order(data)[0] for data in [*stored, *(item.reference for item in on_disk)])
     return with_states(stored, on_disk, known, name=name, attempt=number)
 
 
-def _is_of(spool: Spool, pathspec: str, store: StoreSpec) -> bool:
-    return spool.task.pathspec == pathspec and spool.store.root == store.root
+def _is_of(spool: Spool, pathspec: str, stores: list[StoreSpec]) -> bool:
+    return spool.task.pathspec == pathspec and spool.store.root in {store.root for store in stores}
 
 
 def _spools(config: Config, given: str | None) -> Iterator[Spool]:
@@ -180,7 +196,7 @@ def _recorded(task: Any) -> list[CheckpointInfo]:
     return [CheckpointInfo(data) for data in recorded if data["pathspec"].rpartition("/")[0] == step]
 
 
-def _not_found(pathspec: str, store: StoreSpec) -> NotFound:
+def _not_found(pathspec: str, stores: list[StoreSpec]) -> NotFound:
     from metaflow import Flow, Run, Step, get_metadata
     from metaflow.exception import MetaflowNotFound
 
@@ -194,7 +210,7 @@ def _not_found(pathspec: str, store: StoreSpec) -> NotFound:
             break
     return NotFound(
         f"There is no {missing} in Metaflow's metadata ({get_metadata()}), and no checkpoint of {pathspec!r} in the "
-        f"datastore ({store.root})",
+        f"datastore ({', '.join(store.root for store in stores)})",
         hint="Check the pathspec; METAFLOW_PROFILE, METAFLOW_DEFAULT_METADATA and METAFLOW_DEFAULT_DATASTORE say where "
         "this process looks",
     )

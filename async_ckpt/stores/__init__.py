@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 from ..config import Config
@@ -53,7 +54,8 @@ def open_store(spec: StoreSpec, config: Config) -> Store:
     if spec.kind == "metaflow-s3":
         from .metaflow import s3_retry_attempts, s3_settings
 
-        settings: S3Settings | Callable[[], S3Settings] = s3_settings  # Asked for at the first request: it may fail.
+        # Asked for at the first request: it may fail.
+        settings: S3Settings | Callable[[], S3Settings] = functools.partial(s3_settings, spec)
         if config.store_attempts == Config.store_attempts:
             config = dataclasses.replace(config, store_attempts=s3_retry_attempts())
     else:

@@ -111,6 +111,20 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class Access:
+    """How a bucket is opened that is not the datastore's, in the words of Metaflow's ``get_s3_client``. It may hold
+    credentials: no part of it is ever printed or written down.
+    """
+
+    role_arn: str | None = None
+    session_vars: Mapping[str, Any] | None = None
+    client_params: Mapping[str, Any] | None = None
+
+    def __repr__(self) -> str:
+        return "Access(...)"
+
+
+@dataclass(frozen=True)
 class StoreSpec:
     """How to open a store in another process: plain JSON, and never a credential.
 
@@ -122,12 +136,16 @@ class StoreSpec:
     root : str
         Absolute directory or ``s3://bucket/prefix`` under which the keys lie.
     options : mapping
-        JSON-able settings of that kind.
+        JSON-able settings of that kind. For ``"metaflow-s3"``, ``access_from`` names the environment variable in which
+        another process finds how to open it.
+    access : Access or None
+        How this process opens it; for ``"metaflow-s3"``. It does not travel.
     """
 
     kind: str
     root: str
     options: Mapping[str, Any] = field(default_factory=dict)
+    access: Access | None = field(default=None, repr=False, compare=False)
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": self.kind, "root": self.root, "options": dict(self.options)}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -11,10 +13,10 @@ from metaflow.plugins import DATASTORES
 from metaflow.plugins.datatools.s3.s3util import get_s3_client
 
 from ..errors import UsageError
-from .base import S3Settings, StoreSpec
+from ._metaflow_access import ENV_ARTIFACT_STORE, KINDS, access_of, artifact_store
+from .base import Access, S3Settings, StoreSpec
 
-#: Metaflow's names of datastores and our kinds of stores.
-_KINDS = {"local": "local", "s3": "metaflow-s3"}
+__all__ = ["ENV_ARTIFACT_STORE", "artifact_store", "default_spec", "s3_retry_attempts", "s3_settings", "spec_for"]
 
 #: Options of botocore's Config that a client provider may have set, and that hold for an asynchronous client as well.
 _OPTIONS = (
@@ -23,20 +25,28 @@ _OPTIONS = (
 )  # fmt: skip
 
 
-def s3_settings() -> S3Settings:
-    """Settings that make an asynchronous client the twin of Metaflow's own.
+def s3_settings(spec: StoreSpec | None = None) -> S3Settings:
+    """Settings that make an asynchronous client the twin of the one that Metaflow would use for a store.
 
     Metaflow's client is built, so every way of configuring it counts: METAFLOW_S3_ENDPOINT_URL,
     METAFLOW_DATATOOLS_CLIENT_PARAMS, METAFLOW_S3_SERVER_SIDE_ENCRYPTION, a client provider of one's own. Credentials
     stay with it: they are asked for when a request is signed, and refresh the way it refreshes them.
 
+    Parameters
+    ----------
+    spec : StoreSpec, optional
+        The store; its role, session and parameters of the client go before Metaflow's own.
+
     Raises
     ------
     MetaflowException
         From Metaflow: boto3 is missing, or its configuration is not valid.
+    UsageError
+        How the store is opened is not known in this process.
     """
-    params = copy.deepcopy(metaflow_config.DATATOOLS_CLIENT_PARAMS)
-    client = _client()
+    access = access_of(spec) if spec is not None else Access()
+    params = _params(access)
+    client = _client(access)
     if not params.get("endpoint_url") and "amazonaws.com" not in client.meta.endpoint_url:
         params["endpoint_url"] = client.meta.endpoint_url
     if client.meta.region_name and client.meta.region_name != "aws-global":
@@ -47,19 +57,25 @@ def s3_settings() -> S3Settings:
     params["config"] = _options(params.get("config"), client.meta.config)
     return S3Settings(
         client_params=params,
-        credentials=_open_credentials,
+        credentials=functools.partial(_open_credentials, access),
         server_side_encryption=metaflow_config.S3_SERVER_SIDE_ENCRYPTION or None,
     )
 
 
-def _client() -> Any:
+def _params(access: Access) -> dict[str, Any]:
+    """The parameters of the client that Metaflow makes: either a store's own, or those of its configuration."""
+    return copy.deepcopy(dict(access.client_params or metaflow_config.DATATOOLS_CLIENT_PARAMS))
+
+
+def _client(access: Access) -> Any:
     """A new client of Metaflow's, in a session of its own. A provider changes the parameters that it gets."""
-    return get_s3_client(s3_client_params=copy.deepcopy(metaflow_config.DATATOOLS_CLIENT_PARAMS))[0]
+    session_vars = dict(access.session_vars) if access.session_vars else None
+    return get_s3_client(access.role_arn, session_vars, _params(access))[0]
 
 
-def _open_credentials() -> Callable[[], Any]:
+def _open_credentials(access: Access) -> Callable[[], Any]:
     """A new client of Metaflow's, which looks for its credentials again; see ``OpenCredentials``."""
-    credentials = _client()._request_signer._credentials
+    credentials = _client(access)._request_signer._credentials
     return credentials.get_frozen_credentials if credentials is not None else lambda: None
 
 
@@ -77,10 +93,9 @@ def default_spec() -> StoreSpec:
         As ``spec_for``, or it has no root.
     """
     kind = metaflow_config.DEFAULT_DATASTORE
-    root = None
-    if kind in _KINDS:
-        storage = next(storage for storage in DATASTORES if kind == storage.TYPE)
-        root = storage.get_datastore_root_from_config(lambda *_args, **_kwargs: None, create_on_absent=True)
+    storage = next((storage for storage in DATASTORES if kind == storage.TYPE), None) if kind in KINDS else None
+    # Whoever reads must not make a datastore.
+    root = storage and storage.get_datastore_root_from_config(lambda *_args, **_kwargs: None, create_on_absent=False)
     return spec_for(kind, root)
 
 
@@ -92,16 +107,17 @@ def spec_for(ds_type: str, root: str | None) -> StoreSpec:
     UsageError
         Checkpoints cannot be kept in that type of datastore, or the root is not set.
     """
-    if ds_type not in _KINDS:
+    if ds_type not in KINDS:
         raise UsageError(
             f"Checkpoints cannot be kept in the datastore {ds_type!r}",
-            hint=f"Use one of these with --datastore: {', '.join(_KINDS)}",
+            hint="Use one of these with --datastore: local, s3; or @with_artifact_store of such a type",
         )
+    kind = KINDS[ds_type]
     if not root:
-        raise UsageError(
-            f"The datastore {ds_type!r} has no root", hint=f"Set METAFLOW_DATASTORE_SYSROOT_{ds_type.upper()}"
-        )
-    return StoreSpec(_KINDS[ds_type], root)
+        name = "LOCAL" if kind == "local" else "S3"
+        raise UsageError(f"The datastore {ds_type!r} has no root", hint=f"Set METAFLOW_DATASTORE_SYSROOT_{name}")
+    # A step may change its working directory.
+    return StoreSpec(kind, os.path.abspath(root) if kind == "local" else root)
 
 
 def _options(given: Any, resolved: Any) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.both import find_or_make_both
 from tests.support.gated_s3 import GatedS3
 from tests.support.metaflow_env import Workspace
 from tests.support.peer import find_or_make_peer
@@ -51,3 +52,9 @@ def workspace(request: pytest.FixtureRequest) -> Workspace:
 def peer_python() -> str:
     """The interpreter of an environment with metaflow-checkpoint."""
     return find_or_make_peer()
+
+
+@pytest.fixture(scope="session")
+def both_python() -> str:
+    """The interpreter of an environment with this package and metaflow-checkpoint."""
+    return find_or_make_both()

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support.metaflow_env import Workspace
-from tests.support.peer import copy_peer_to
 
 #: The first of them may make the peer's environment.
 pytestmark = pytest.mark.timeout(400)
@@ -148,15 +146,3 @@ print(json.dumps([names(attempt=0), names(attempt=1), names()]))
         assert "attempt 0" in run.output.partition("Task is starting (retry)")[2]
         first, second = [0, "model", {"attempt": 0}], [1, "model", {"attempt": 1}]
         assert local.query(listing, f"{run.pathspec}/start/1", python=reader) == [[first], [second], [second]]
-
-
-def test_with_both_installed_ours_is_the_decorator_and_one_warning_says_so(
-    local: Workspace, peer_python: str, tmp_path: Path
-) -> None:
-    copy_peer_to(peer_python, tmp_path / "peer")
-    run = local.run_flow("peer_flow", env={"PYTHONPATH": str(tmp_path / "peer")})
-    assert "obcheckpoint(0.2.14)" in run.output, "The peer is not there"
-    assert run.output.count("metaflow-checkpoint is installed as well") == 1
-    (start,) = run.tasks()["start"]
-    assert all("manifest" in reference for reference in start.artifacts["saved"])
-    local.assert_clean()

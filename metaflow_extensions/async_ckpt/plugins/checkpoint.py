@@ -9,15 +9,16 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from async_ckpt import layout, restore
+from async_ckpt import layout
 from async_ckpt.checkpointer import Checkpointer
 from async_ckpt.config import ENV_SPOOL, Config
 from async_ckpt.errors import UsageError, WatchError
-from async_ckpt.reading import check_shard, run_with_store
+from async_ckpt.reading import check_shard, load_from_first
 from async_ckpt.reference import CheckpointInfo, Reference
-from async_ckpt.stores.base import StoreSpec
 from async_ckpt.task_listing import check_attempt, list_task
 from async_ckpt.watch import MetadataFrom, Watch, WatchOptions
+
+from .artifact_store import store_in_context, stores_of_reference
 
 if TYPE_CHECKING:
     from metaflow import Task
@@ -110,7 +111,7 @@ class _Checkpoints:
                 raise UsageError(
                     "The namespace of another task cannot be listed", hint="Leave out task or full_namespace"
                 )
-            return list_task(task, name=name, attempt=number)
+            return list_task(task, name=name, attempt=number, first=store_in_context())
         if self._checkpointer is None and ENV_SPOOL not in os.environ:
             raise UsageError(
                 "Outside of a step with @checkpoint, list() needs a task",
@@ -142,16 +143,14 @@ class _Checkpoints:
         if not isinstance(reference, (str, Mapping)) and callable(getattr(reference, "to_dict", None)):
             reference = reference.to_dict()  # metaflow-checkpoint's CheckpointArtifact.
         if self._checkpointer is not None or ENV_SPOOL in os.environ:
-            self._writer().load(reference, target, shard=shard)
+            self._writer().load(reference, target, shard=shard, first=store_in_context())
             return target
         if check_shard(shard) == "own":
             raise UsageError(
                 "Outside of a step with @checkpoint nobody has a shard of its own", hint="Load shard='all'"
             )
         config = Config.from_env()
-        run_with_store(
-            _store_of(reference), config, lambda store: restore.find_and_load(store, reference, target, config)
-        )
+        load_from_first(stores_of_reference(reference), reference, target, config)
         return target
 
     def flush(self, timeout: float | None = None) -> None:
@@ -491,16 +490,3 @@ class CurrentCheckpoint(_Checkpoints):
     def cleanup(self) -> None:
         """Remove ``directory`` with what is in it, as the end of the step does. What was saved is not concerned."""
         self._checkpointer.spool.remove_work_directory(self._directory)
-
-
-def _store_of(reference: Mapping[str, Any] | str) -> StoreSpec:
-    """The store a reference points to by its URL; for a key, the configured datastore."""
-    from async_ckpt.stores.metaflow import default_spec, spec_for
-
-    url = reference.get("url") if isinstance(reference, Mapping) else None
-    key = reference.get("key") if isinstance(reference, Mapping) else None
-    if isinstance(url, str) and isinstance(key, str) and url.endswith(f"/{key}"):
-        root = url[: -len(key) - 1]
-        kind = "local" if root.startswith("/") else root.partition("://")[0]
-        return spec_for(kind, root)
-    return default_spec()

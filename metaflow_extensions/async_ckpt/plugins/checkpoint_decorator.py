@@ -25,17 +25,17 @@ from async_ckpt import carried, layout
 from async_ckpt.agent.launch import UPLOADERS
 from async_ckpt.checkpointer import Checkpointer, check_storage_format
 from async_ckpt.config import ENV_ATTEMPT, ENV_PREFIX, ENV_SPOOL, Config, spool_root
-from async_ckpt.errors import CheckpointError, FlushError, UsageError, WatchError
+from async_ckpt.errors import CheckpointError, FlushError, StoreError, UsageError, WatchError
 from async_ckpt.reading import check_shard
 from async_ckpt.reference import CheckpointInfo
 from async_ckpt.snapshot import check_strategy
 from async_ckpt.task_listing import TASK_CHECKPOINTS
 from async_ckpt.termination import Termination
 
+from .artifact_store import noted, store_of_flow
 from .checkpoint import TASK_LATEST_CHECKPOINT, CurrentCheckpoint, JsonList
 
 LOAD_POLICIES = ("fresh", "eager", "none")
-_DATASTORES = ("local", "s3")
 _ENV_UID = "METAFLOW_CHECKPOINT_UID"
 #: Set by Metaflow for the workers of a gang, wherever they run.
 _ENV_CONTROL_TASK = "MF_PARALLEL_CONTROL_TASK_ID"
@@ -117,10 +117,11 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
         **dict.fromkeys(_SETTINGS),
     }
 
-    _warned = False
     _checkpointer: Checkpointer | None = None
     _flush_failed = False
     _loaded: CheckpointInfo | None = None
+    #: What to say with an error that the store may have caused; nothing where it is Metaflow's datastore.
+    _about_store = ""
 
     # -- when the flow starts --------------------------------------------------------------------------------------
 
@@ -130,11 +131,12 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
         self._logger, self._flow_datastore = logger, flow_datastore
         INTERNAL_ARTIFACTS_SET.update([TASK_CHECKPOINTS, TASK_LATEST_CHECKPOINT])
         try:
-            self._check(flow_datastore.TYPE)
+            self._check()
+            store_of_flow(flow, flow_datastore)
         except CheckpointError as error:
             raise CheckpointException(f"Step *{step_name}*: {error}") from error
 
-    def _check(self, datastore: str) -> None:
+    def _check(self) -> None:
         options = self.attributes
         _one_of("load_policy", options["load_policy"], LOAD_POLICIES)
         _one_of("uploader", options["uploader"], UPLOADERS)
@@ -146,11 +148,6 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
         timeout = options["flush_timeout"]
         if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or timeout < 0):
             raise UsageError(f"flush_timeout={timeout!r} is not a number of seconds")
-        if datastore not in _DATASTORES:
-            raise UsageError(
-                f"@checkpoint does not work with the datastore {datastore!r} yet",
-                hint=f"Use one of {', '.join(_DATASTORES)}",
-            )
         for name in _SETTINGS:
             if isinstance(options[name], bool):
                 raise UsageError(f"{name}={options[name]!r} is not valid")
@@ -159,14 +156,6 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
     def _settings(self) -> dict[str, str]:
         given = {name: self.attributes[name] for name in _SETTINGS}
         return {f"{ENV_PREFIX}{name.upper()}": str(value) for name, value in given.items() if value is not None}
-
-    def runtime_init(self, flow: Any, graph: Any, package: Any, run_id: str) -> None:
-        if importlib.util.find_spec("metaflow_extensions.obcheckpoint") and not CheckpointDecorator._warned:
-            CheckpointDecorator._warned = True
-            self._log(
-                "metaflow-checkpoint is installed as well; @checkpoint is metaflow-async-ckpt's. "
-                "Uninstall one of the two."
-            )
 
     def add_to_package(self) -> Iterator[tuple[str, str]]:
         """What a pod needs beside this library, which its ``METAFLOW_PACKAGE_POLICY`` puts there."""
@@ -192,8 +181,6 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
             return  # @catch's fallback: the user's code does not run.
         from metaflow import current
 
-        from async_ckpt.stores.metaflow import spec_for
-
         stack = [(index, value) for index, _, value in flow.foreach_stack() or []]
         gang = graph[step_name].parallel_step
         in_foreach = bool(stack) or gang
@@ -212,7 +199,13 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
             _check_installed()
             os.environ.update(self._settings())
             config = Config.from_env()
-            store = spec_for(self._flow_datastore.TYPE, self._flow_datastore.datastore_root)
+            store, notes = store_of_flow(flow, self._flow_datastore)
+            if notes:
+                self._about_store = (
+                    f". This flow's checkpoints go to the artifact store {store.root}: look for its root, endpoint and "
+                    "credentials in the config of @with_artifact_store"
+                )
+                metadata.register_metadata(run_id, step_name, task_id, noted(notes, retry_count))
             root = spool_root(self.attributes["temp_dir_root"], config)
             self._checkpointer = Checkpointer.start(
                 root,
@@ -228,6 +221,8 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
             self._termination.install()
             self._current = checkpoint = CurrentCheckpoint(self._checkpointer, self.attributes, self._log)
             loaded = checkpoint.load_newest(self.attributes["load_policy"], self.attributes["load_shard"], self._log)
+        except StoreError as error:
+            raise CheckpointException(f"{error}{self._about_store}") from error
         except CheckpointError as error:
             raise CheckpointException(str(error)) from error
         os.environ[ENV_SPOOL], os.environ[ENV_ATTEMPT] = self._checkpointer.spool.directory, str(retry_count)
@@ -296,9 +291,9 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
             self._flush_failed = self._config.on_failure != "warn"
             failed.append(error)
         if failed and self._config.on_failure != "warn":
-            raise CheckpointException("; ".join(map(str, failed))) from failed[0]
+            raise CheckpointException("; ".join(map(str, failed)) + self._about_store) from failed[0]
         for problem in failed:
-            self._log(str(problem))
+            self._log(f"{problem}{self._about_store}")
         self._record(flow)
 
     def task_exception(
