@@ -46,7 +46,15 @@ def s3_settings(spec: StoreSpec | None = None) -> S3Settings:
     """
     access = access_of(spec) if spec is not None else Access()
     params = _params(access)
-    client = _client(access)
+    try:
+        client = _client(access)
+    except (TypeError, ValueError, KeyError) as error:
+        if spec is None or access == Access():
+            raise
+        raise UsageError(
+            f"An S3 client cannot be made with the settings of this artifact store: {error}", where=spec.root,
+            hint="Check role_arn, session_vars and client_params in its config",
+        ) from error  # fmt: skip
     if not params.get("endpoint_url") and "amazonaws.com" not in client.meta.endpoint_url:
         params["endpoint_url"] = client.meta.endpoint_url
     if client.meta.region_name and client.meta.region_name != "aws-global":

@@ -23,6 +23,9 @@ from async_ckpt.stores._s3_answers import Answer
 from async_ckpt.stores._s3_engine import Engine
 from async_ckpt.stores._s3_settings import Wanted, is_loopback, merged_config, sends_checksums, validates
 from async_ckpt.stores.base import S3Settings
+from tests.support.servers import S3Server, moto_server
+
+__all__ = ["moto_server"]
 
 KEYS = {"aws_access_key_id": "a", "aws_secret_access_key": "b", "region_name": "eu-north-1"}
 
@@ -233,6 +236,52 @@ def test_metaflows_settings_are_carried_over(tmp_path: Path) -> None:
     assert (encryption, attempts, key) == ("aws:kms", 4, "key-id")
 
 
+ROLE = """
+import json, os
+from async_ckpt.stores.base import Access, StoreSpec
+from async_ckpt.stores.metaflow import s3_settings
+params = {"endpoint_url": os.environ["ENDPOINT"], "region_name": "eu-west-1", "config": {"read_timeout": 7}}
+access = Access(os.environ.get("ROLE"), {"region": ["region", None, "eu-west-3", None]}, params)
+found = s3_settings(StoreSpec("metaflow-s3", "s3://b", access=access))
+keys = [found.credentials()() for _ in range(2)]
+shown = {k: found.client_params[k] for k in ("endpoint_url", "region_name")}
+print(json.dumps([shown, found.client_params["config"]["read_timeout"], [key.access_key for key in keys], params]))
+"""
+
+
+def test_a_stores_own_parameters_and_role_go_before_metaflows(tmp_path: Path, moto_server: S3Server) -> None:
+    common = {
+        "METAFLOW_S3_ENDPOINT_URL": "http://127.0.0.1:1", "ENDPOINT": moto_server.url,
+        "AWS_ENDPOINT_URL_STS": moto_server.url, "AWS_ACCESS_KEY_ID": "own", "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }  # fmt: skip
+    shown, timeout, keys, params = in_metaflow(ROLE, tmp_path, **common)
+    assert shown == {"endpoint_url": moto_server.url, "region_name": "eu-west-1"}
+    assert timeout == 7
+    assert keys == ["own", "own"]
+    assert params["config"] == {"read_timeout": 7}, "What the user gave is not changed"
+    _, _, keys, _ = in_metaflow(ROLE, tmp_path, ROLE="arn:aws:iam::123456789012:role/training", **common)
+    assert all(key.startswith("ASIA") for key in keys), "Not those of a role"
+    assert keys[0] != keys[1], "A new session asks for new ones"
+
+
+def test_settings_of_which_no_client_can_be_made_are_an_error_that_says_whose_they_are(tmp_path: Path) -> None:
+    code = """
+import json
+from async_ckpt.errors import UsageError
+from async_ckpt.stores.base import Access, StoreSpec
+from async_ckpt.stores.metaflow import s3_settings
+try:
+    s3_settings(StoreSpec("metaflow-s3", "s3://b/x", access=Access(client_params={"secret": "not-to-be-shown"})))
+except UsageError as error:
+    print(json.dumps(str(error)))
+"""
+    said = in_metaflow(code, tmp_path)
+    assert "s3://b/x" in said
+    assert "secret" in said
+    assert "not-to-be-shown" not in said
+
+
 def test_without_settings_the_endpoint_stays_amazons_choice(tmp_path: Path) -> None:
     params, config, encryption, attempts, key = in_metaflow(SETTINGS, tmp_path)
     assert "endpoint_url" not in params
@@ -257,6 +306,13 @@ def test_the_default_datastore_is_the_default_store(tmp_path: Path) -> None:
     assert local == {"kind": "local", "root": f"{tmp_path}/.metaflow", "options": {}}
     s3 = in_metaflow(SPEC, tmp_path, METAFLOW_DEFAULT_DATASTORE="s3", METAFLOW_DATASTORE_SYSROOT_S3="s3://b/p")
     assert s3 == {"kind": "metaflow-s3", "root": "s3://b/p", "options": {}}
+
+
+def test_a_relative_root_is_made_absolute_and_reading_makes_no_datastore(tmp_path: Path) -> None:
+    local = in_metaflow(SPEC, tmp_path, METAFLOW_DATASTORE_SYSROOT_LOCAL="some/where")
+    assert local["root"] == f"{tmp_path}/some/where/.metaflow"
+    assert "METAFLOW_DATASTORE_SYSROOT_LOCAL" in in_metaflow(SPEC, tmp_path)
+    assert not (tmp_path / ".metaflow").exists()
 
 
 def test_a_datastore_that_cannot_keep_checkpoints_is_refused(tmp_path: Path) -> None:
