@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -27,6 +28,7 @@ from .errors import (
 from .following import Following
 from .ipc.client import AgentClient, Lease
 from .manifest import Manifest
+from .metadata import Said, plain
 from .ranks import Ranks
 from .ranks import find as find_ranks
 from .reading import Report
@@ -53,7 +55,7 @@ class Checkpointer(Following):
     owner : bool
         True in the task's own process: the agent is started now and exits some time after this process.
     report : callable
-        Gets lines for people, from another thread: what failed, what was dropped.
+        Gets lines for people, some from another thread: what failed, what was dropped, what of metadata is not kept.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class Checkpointer(Following):
             on_push=self._on_push,
         )  # fmt: skip
         self._report = report
+        self._said = Said(report)
         #: What the store refused, by id, until a save has said so.
         self._refused: dict[str, str] = {}
         self._noticed: set[str] = set()
@@ -143,7 +146,7 @@ class Checkpointer(Following):
             spool = spool_of(directory, attempt)
             # Kept: each has a thread and a connection, and people make a Checkpoint() for every save.
             _of_this_process.clear()
-            found = _of_this_process[os.getpid(), directory, attempt] = cls(spool, Config.from_env())
+            found = _of_this_process[os.getpid(), directory, attempt] = cls(spool, Config.from_env(), report=to_stderr)
         return found
 
     def _check_attempt(self) -> None:
@@ -158,7 +161,7 @@ class Checkpointer(Following):
         path: str | os.PathLike[str],
         *,
         name: Any = layout.DEFAULT_NAME,
-        metadata: Mapping[str, Any] | None = None,
+        metadata: Any = None,
         latest: bool = True,
         storage_format: str = "files",
         strategy: str = "auto",
@@ -169,6 +172,8 @@ class Checkpointer(Following):
     ) -> Reference:
         """Snapshot a file or directory and admit it; the upload happens later. See ``Checkpoint.save`` for the
         parameters.
+
+        ``metadata`` never fails a save: see ``metadata.plain`` for what becomes of it.
 
         ``check`` is called when all is captured, with the path where the original stands now (after a move, another
         one); what it raises is raised, and nothing was saved.
@@ -192,7 +197,8 @@ class Checkpointer(Following):
         # Before anything can go wrong: whoever fails here has had its turn, like all other ranks.
         version = self._take_turn(shard, os.path.dirname(source)) if shard else None
         name = layout.check_name(name)
-        plain = layout.check_metadata(metadata)
+        stored, notes = plain(metadata, self.config)
+        self._said.say(notes)
         check_storage_format(storage_format)
         if shard and storage_format != "files":
             raise UsageError(
@@ -203,7 +209,7 @@ class Checkpointer(Following):
         def describe(size: int) -> dict[str, Any]:
             return layout.reference(
                 self.task, name=name, version=self.spool.next_version() if version is None else version,
-                url=self.spool.store.root, size=size, metadata=plain, storage_format=storage_format,
+                url=self.spool.store.root, size=size, metadata=stored, storage_format=storage_format,
                 latest=bool(latest), shard=shard[:2] if shard else None,
             )  # fmt: skip
 
@@ -388,6 +394,12 @@ def _check_object_names(url: str, manifest: Manifest, source: str) -> None:
                 where=os.path.join(source, os.fsdecode(os.fsencode(path))),
                 hint="Use storage_format='tar'",
             )
+
+
+def to_stderr(line: str) -> None:
+    """Say a line where people see what a subprocess of a task, or a command, has to say."""
+    with contextlib.suppress(OSError, ValueError):  # Nobody reads it, or it is closed: no reason to lose a checkpoint.
+        print(f"[@checkpoint] {line}", file=sys.stderr, flush=True)
 
 
 def check_storage_format(storage_format: str) -> str:

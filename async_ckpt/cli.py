@@ -8,6 +8,7 @@ names the spool of a task that was killed. Exit status: 0 done, 1 it failed (the
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import signal
@@ -17,9 +18,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from . import __version__, layout, moments, restore, snapshot
-from .checkpointer import Checkpointer
+from .checkpointer import Checkpointer, to_stderr
 from .config import ENV_SPOOL, Config
 from .errors import CheckpointError, UsageError
+from .printable import dumps
 from .reading import SHARDS, run_with_store
 from .reference import CheckpointInfo, format_bytes
 from .serving import serving, text_of
@@ -34,12 +36,14 @@ _SIGNAL_S = 0.2
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; see the module's docstring for the exit status."""
     options = _parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # A name that no terminal can show is no reason to show nothing.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         result = options.command(options)
-        print(json.dumps(result) if options.json else options.text(result), flush=True)
+        print(dumps(result) if options.json else options.text(result), flush=True)
     except CheckpointError as error:
         if options.json:
-            print(json.dumps({"error": str(error), "kind": type(error).__name__}))
+            print(dumps({"error": str(error), "kind": type(error).__name__}))
         print(f"async-ckpt {options.name}: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UsageError) else 1)
     except BrokenPipeError:
@@ -58,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     save = _command(commands, "save", _save, _text_save, "save a file or directory as a checkpoint of this task")
     save.add_argument("path")
     save.add_argument("--name", dest="checkpoint", default=layout.DEFAULT_NAME)
-    save.add_argument("--metadata", default="{}", help="a JSON object")
+    save.add_argument("--metadata", default="{}", help="a JSON object; what is no JSON is kept as text")
     save.add_argument("--no-latest", action="store_true", help="a retry does not load it by itself")
     save.add_argument("--storage-format", default="files", choices=layout.STORAGE_FORMATS)
     save.add_argument("--snapshot", default="auto", choices=snapshot.STRATEGIES)
@@ -79,7 +83,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     watch.add_argument("--settle", type=float, metavar="SECONDS", help="how long one must be quiet (default: 30)")
     watch.add_argument("--done", metavar="NAME", help="a file in a checkpoint that says that it is finished")
-    watch.add_argument("--metadata-from", metavar="FILE", help="a JSON file in a checkpoint, e.g. trainer_state.json")
+    watch.add_argument(
+        "--metadata-from",
+        metavar="FILE",
+        help=(
+            "a JSON file in a checkpoint, e.g. trainer_state.json: its single values and the last entry of each history"
+        ),
+    )
     watch.add_argument("--move", action="store_true", help="take each checkpoint out of DIR")
     watch.add_argument(
         "--keep", type=int, metavar="N", help="remove from DIR what is in the store, but for the newest N"
@@ -121,7 +131,7 @@ def _command(commands: Any, name: str, run: Any, text: Any, help_text: str) -> a
 
 def _checkpointer(options: argparse.Namespace) -> Checkpointer:
     if options.spool:
-        return Checkpointer(Spool.open(options.spool), Config.from_env())
+        return Checkpointer(Spool.open(options.spool), Config.from_env(), report=to_stderr)
     return Checkpointer.from_environment()
 
 
@@ -135,8 +145,9 @@ def _inside(options: argparse.Namespace) -> bool:
 def _save(options: argparse.Namespace) -> dict[str, Any]:
     try:
         metadata = json.loads(options.metadata)
-    except ValueError as error:
-        raise UsageError(f"--metadata is not JSON: {error}", hint="e.g. --metadata '{\"epoch\": 3}'") from None
+    except (ValueError, RecursionError) as error:
+        metadata = options.metadata
+        to_stderr(f"--metadata is not JSON, and is kept as text: {error}. JSON is e.g. --metadata '{{\"epoch\": 3}}'")
     checkpointer = _checkpointer(options)
     reference = checkpointer.save(
         options.path, name=options.checkpoint, metadata=metadata, latest=not options.no_latest,
@@ -244,13 +255,10 @@ def _text_list(found: list[CheckpointInfo]) -> str:
         return "no checkpoints"
     rows = [("STATE", "ATTEMPT", "VERSION", "NAME", "SIZE", "CREATED", "KEY")]
     for data in found:
-        size = format_bytes(int(data["size"]))
-        rows.append(
-            (
-                data["state"], str(data["attempt"]), str(data["version_id"]), data["name"], size,
-                moments.shown(data), data["key"],
-            )
-        )  # fmt: skip
+        # Others may have written anything but the key.
+        size = format_bytes(data["size"]) if isinstance(data.get("size"), (int, float)) else "?"
+        fields = [str(data.get(field, "?")) for field in ("attempt", "version_id", "name")]
+        rows.append((data["state"], *fields, size, moments.shown(data), data["key"]))
     widths = [max(len(row[column]) for row in rows) for column in range(6)]
     return "\n".join("  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[6]]) for row in rows)
 

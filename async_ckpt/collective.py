@@ -21,6 +21,7 @@ In ``layout.decision_key``, what all nodes of a gang load when an attempt begins
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -193,7 +194,7 @@ def merge(shards: Sequence[Shard]) -> tuple[Reference, Manifest]:
             ("that there are so many ranks", first.world, shard.world),
             ("the metadata", first.reference["metadata"], shard.reference["metadata"]),
         ):
-            if mine != theirs:
+            if not _same(mine, theirs):
                 raise UsageError(
                     f"Ranks {first.rank} and {shard.rank} do not save the same checkpoint: of {what}, "
                     f"one says {_shown(mine)} and the other {_shown(theirs)}",
@@ -216,6 +217,11 @@ def merge(shards: Sequence[Shard]) -> tuple[Reference, Manifest]:
     reference = layout.whole(first.reference)
     reference["size"] = sum(shard.reference["size"] for shard in shards)
     return reference, replace(first.manifest, files=files, dirs=sorted(dirs.values()), links=links)
+
+
+def _same(mine: Any, theirs: Any) -> bool:
+    """Whether two JSON values are equal; NaN is equal to NaN here."""
+    return bool(mine == theirs) or json.dumps(mine, sort_keys=True) == json.dumps(theirs, sort_keys=True)
 
 
 def _shown(value: Any) -> str:

@@ -119,6 +119,15 @@ class Config:
     rescan_s: float = 1.0
     #: How long a watched checkpoint that says nothing else must be quiet before it counts as finished.
     watch_settle_s: float = 30.0
+    #: Limits of a checkpoint's metadata, as JSON: bytes in all, elements of one value, and levels (200 at most). What
+    #: is beyond is replaced by a text. From so many bytes on the task's log says once that it belongs into a file.
+    metadata_bytes: int = 1 << 20
+    metadata_elements: int = 100_000
+    metadata_depth: int = 64
+    metadata_notice_bytes: int = 64 << 10
+    #: Of a JSON file that a watch takes metadata from: what is read at most, and how much is taken.
+    metadata_file_bytes: int = 64 << 20
+    metadata_from_bytes: int = 16 << 10
     #: How often a flush writes a progress line.
     progress_s: float = 5.0
     #: Send unsigned payloads over plain HTTP as well (TLS and loopback do without asking).
@@ -203,6 +212,9 @@ _POSITIVE = (
     "complete_timeout_s",
     "stall_timeout_s",
     "credentials_timeout_s",
+    "metadata_bytes",
+    "metadata_elements",
+    "metadata_depth",
     "reply_timeout_s",
     "rescan_s",
     "progress_s",

@@ -371,40 +371,15 @@ def _shown(text: str) -> str:
     return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…")
 
 
-def check_metadata(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the user's metadata as plain JSON.
-
-    Raises
-    ------
-    UsageError
-        It is not a mapping, or a value is not JSON; the key is named.
-    """
-    if metadata is None:
-        return {}
-    if not isinstance(metadata, Mapping):
-        raise UsageError(f"metadata is a {type(metadata).__name__}, not a dict", hint='Pass e.g. {"epoch": 3}')
-    plain: dict[str, Any] = {}
-    for key, value in metadata.items():
-        if not isinstance(key, str):
-            raise UsageError(f"The metadata key {key!r} is not a string", hint="JSON objects have string keys")
-        try:
-            plain[key] = json.loads(json.dumps(value, allow_nan=True))
-        except (TypeError, ValueError, RecursionError) as error:
-            raise UsageError(
-                f"metadata[{key!r}] is not JSON: {error}",
-                hint="Convert it, e.g. tensor.item(), str(path), array.tolist()",
-            ) from None
-    return plain
-
-
 def reference(
-    task: TaskInfo, *, name: str, version: int, url: str, size: int, metadata: Mapping[str, Any], storage_format: str,
+    task: TaskInfo, *, name: str, version: int, url: str, size: int, metadata: Any, storage_format: str,
     latest: bool, now: datetime.datetime | None = None, shard: tuple[int, int] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """The metadata of a checkpoint: what is stored, listed and handed out.
 
-    ``url`` is that of the store's root; ``size`` the sum of the files' sizes in bytes; ``shard`` rank and world of a
-    part of a collective checkpoint; ``now`` the moment, with its zone. All fields but ``created_at``, ``latest``,
+    ``url`` is that of the store's root; ``size`` the sum of the files' sizes in bytes; ``metadata`` the user's as plain
+    JSON, a dict as a rule (see ``metadata.plain``); ``shard`` rank and world of a part of a collective checkpoint;
+    ``now`` the moment, with its zone. All fields but ``created_at``, ``latest``,
     ``manifest``, ``rank``, ``world``, ``node`` and ``nodes`` are those existing clients read. They compare
     ``created_on`` as local times without a zone, so it stays one; ``created_at`` is what orders (see ``moments``).
     """
@@ -421,7 +396,7 @@ def reference(
         "name": name,
         "created_on": now.astimezone().replace(tzinfo=None).isoformat(),
         "created_at": now.astimezone(datetime.timezone.utc).isoformat(timespec="microseconds"),
-        "metadata": dict(metadata),
+        "metadata": metadata,
         "storage_format": storage_format,
         "creation_context": "task",
         "version_id": version,

@@ -5,7 +5,7 @@ It saves as any subprocess of the task does. One save at a time, in the order in
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import os
 import socket
 import traceback
@@ -17,16 +17,17 @@ from .config import Config
 from .errors import CheckpointError, UsageError
 from .ipc import protocol
 from .ipc.protocol import Message
+from .printable import valid
 from .reference import Reference
 from .spool.spool import Spool
 
 #: What may be asked for, and of which type it is.
 FIELDS: dict[str, type] = {
-    "path": str, "name": str, "metadata": dict, "latest": bool, "storage_format": str, "snapshot": str, "attempt": int,
-    "collective": bool, "rank": int, "world_size": int,
+    "path": str, "name": str, "metadata": object, "latest": bool, "storage_format": str, "snapshot": str,
+    "attempt": int, "collective": bool, "rank": int, "world_size": int,
 }  # fmt: skip
 
-#: Metadata comes back in the answer, in one frame with the rest of the reference.
+#: Most bytes of metadata: it comes back in the answer, in one frame with the rest of the reference.
 MAX_METADATA = protocol.MAX_FRAME // 4
 
 #: Longest error in characters: it may quote what the client sent.
@@ -52,7 +53,10 @@ class Saver:
     """
 
     def __init__(self, directory: str, config: Config) -> None:
-        self._directory, self._config = directory, config
+        limit = min(config.metadata_bytes, MAX_METADATA)
+        self._directory, self._config = directory, dataclasses.replace(config, metadata_bytes=limit)
+        #: What the client that is served should know.
+        self._warnings: list[str] = []
         self._checkpointer: Checkpointer | None = None
 
     def serve(self, sock: socket.socket) -> None:
@@ -88,6 +92,7 @@ class Saver:
             self._checkpointer = None
 
     def _answer(self, message: Message) -> Message:
+        self._warnings.clear()
         try:
             reference = self._save({name: value for name, value in message.items() if name != "op"})
         except CheckpointError as error:
@@ -95,7 +100,8 @@ class Saver:
         except Exception as error:
             traceback.print_exc()
             return {"error": f"The save failed: {error!r}"[:_MAX_ERROR], "kind": "CheckpointError"}
-        return {"id": reference.id, "reference": reference}
+        warnings = {"warnings": list(self._warnings)} if self._warnings else {}
+        return {"id": reference.id, "reference": valid(reference), **warnings}
 
     def _save(self, fields: dict[str, Any]) -> Reference:
         """Save as asked; the errors are those of ``Checkpointer.save``."""
@@ -106,7 +112,7 @@ class Saver:
         if self._checkpointer is not None and self._checkpointer.task != spool.task:
             self._close()
         if self._checkpointer is None:
-            self._checkpointer = Checkpointer(spool, self._config)
+            self._checkpointer = Checkpointer(spool, self._config, report=self._warnings.append)
         reference = self._checkpointer.save(fields.pop("path"), strategy=strategy, **fields)
         self._checkpointer.disown(reference.id)
         return reference
@@ -123,10 +129,8 @@ def check_fields(fields: dict[str, Any]) -> None:
     for name, value in fields.items():
         if name not in FIELDS:
             raise UsageError(f"A save has no field {name!r}", hint=f"It has {', '.join(FIELDS)}, timeout_s")
-        if type(value) is not FIELDS[name]:
+        if FIELDS[name] is not object and type(value) is not FIELDS[name]:
             raise UsageError(f"The field {name!r} of a save is no {FIELDS[name].__name__}: {value!r}")
     path = fields.get("path", "")
     if not os.path.isabs(path) or "\0" in path:
         raise UsageError(f"path={path!r} is not an absolute path", hint="The agent has another working directory")
-    if len(json.dumps(fields.get("metadata", {}))) > MAX_METADATA:
-        raise UsageError(f"The metadata is longer than {MAX_METADATA} bytes", hint="Save it as a file")

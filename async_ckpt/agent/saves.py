@@ -80,10 +80,9 @@ class Saves:
         request = _Request(connection, message.get("seq"), fields, time.monotonic() + limit_s)
         try:
             protocol.encode({**fields, "op": "save", "n": _LONGEST})
-        except (ProtocolError, ValueError, RecursionError):
-            request.answer(
-                _error("ProtocolError", "This save does not fit into a frame. Save large metadata as a file")
-            )
+        except (ProtocolError, ValueError, RecursionError) as error:
+            why = "is nested too deep" if isinstance(error, RecursionError) else "does not fit into a frame"
+            request.answer(_error("ProtocolError", f"This save {why}. Save large metadata as a file"))
             return
         if self.count >= MAX_WAITING:
             why = f"{self.count} saves wait already, which is the most. Wait for the answers, and save less often"

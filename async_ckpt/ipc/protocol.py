@@ -119,7 +119,9 @@ class Decoder:
     def _message(self, body: bytes) -> tuple[Message, list[int]]:
         try:
             message = json.loads(body)
-        except (ValueError, RecursionError) as error:
+        except RecursionError:
+            raise ProtocolError("A frame is JSON that is nested too deep. Save large metadata as a file") from None
+        except ValueError as error:
             raise ProtocolError(f"A frame is not JSON: {error}") from None
         if not isinstance(message, dict):
             raise ProtocolError("A frame is not a JSON object")

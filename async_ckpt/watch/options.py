@@ -12,7 +12,7 @@ from ..checkpointer import check_storage_format
 from ..errors import UsageError
 from .tree import Pattern
 
-#: From the path of a checkpoint to its metadata, or the name of a JSON file in it.
+#: From the path of a checkpoint to its metadata, or the name of a JSON file in it (see ``summary``).
 MetadataFrom = Callable[[str], Mapping[str, Any]] | str
 
 

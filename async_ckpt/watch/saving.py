@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from .. import layout
+from ..config import Config
 from ..errors import BacklogError, CheckpointError, SnapshotError, StoreError
+from ..metadata import Said, plain
 from ..spool.journal import COMMITTED, FAILED, FINAL, SUPERSEDED
+from . import summary
 from . import tree as trees
 from .options import WatchOptions
 from .recogniser import Entry
@@ -48,6 +49,8 @@ class Saving:
     ----------
     root : str
         The watched directory, absolute.
+    config : Config
+        Its limits of metadata count.
     clock : callable
         Monotonic seconds.
     report : callable
@@ -59,12 +62,14 @@ class Saving:
         saver: Saver,
         root: str,
         options: WatchOptions,
+        config: Config,
         *,
         clock: Callable[[], float],
         report: Callable[[str], None],
     ) -> None:
-        self._saver, self._root, self._options = saver, root, options
+        self._saver, self._root, self._options, self._config = saver, root, options, config
         self._clock, self._report = clock, report
+        self._said = Said(report)
         self.count = 0
         #: By path: why the last try failed.
         self.errors: dict[str, str] = {}
@@ -91,9 +96,12 @@ class Saving:
                 return False
             self._forgive("")
             self._known = {
-                str(data["metadata"][WATCHED]): data.get("state") == COMMITTED
+                str(metadata[WATCHED]): data.get("state") == COMMITTED
                 for data in listed
-                if WATCHED in (data.get("metadata") or {}) and data.get("state") not in (FAILED, SUPERSEDED)
+                # Other clients keep whatever they were given.
+                if isinstance(metadata := data.get("metadata"), dict)
+                and WATCHED in metadata
+                and data.get("state") not in (FAILED, SUPERSEDED)
             }
         return True
 
@@ -184,14 +192,17 @@ class Saving:
         return tree
 
     def _metadata(self, entry: Entry, path: str) -> dict[str, Any]:
-        extra: dict[str, Any] = {}
+        extra: Any = {}
         source = self._options.metadata_from
         try:
             if isinstance(source, str):
-                with open(os.path.join(path, source), encoding="utf-8") as file:
-                    extra = layout.check_metadata(json.load(file))
+                extra, notes = summary.read(os.path.join(path, source), source, self._config)
+                self._said.say(notes)
             elif source is not None:
-                extra = layout.check_metadata(source(path))
+                # Here already, so that what is too large takes nothing of the rest with it.
+                extra, notes = plain(source(path), self._config)
+                self._said.say(notes)
+                extra = extra if isinstance(extra, dict) else {"metadata_from": extra}
         except (Exception, SystemExit) as error:  # The user's function may do anything; the checkpoint is worth more.
             self._report(f"{entry.path} is saved without metadata_from: {type(error).__name__}: {error}")
         return {"path": entry.path, **extra, WATCHED: self._identity(entry.path, entry.tree)}

@@ -69,7 +69,7 @@ class Watch:
         self._recogniser = Recogniser(
             self._settle_s, needs_marker=options.done is not None, clock=time.monotonic, report=self._report
         )
-        self._saving = Saving(saver, self.path, options, clock=time.monotonic, report=self._report)
+        self._saving = Saving(saver, self.path, options, config, clock=time.monotonic, report=self._report)
         self._wake = threading.Event()
         self._looking = Looking(
             self.path,

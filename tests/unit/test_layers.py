@@ -20,6 +20,8 @@ LAYERS = (
     "carried",
     "errors",
     "config",
+    "metadata",
+    "printable",
     "crash",
     "files",
     "concurrency",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import pathlib
 from typing import Any
 
@@ -150,41 +149,6 @@ def test_what_is_no_key_is_refused_and_shown(key: Any) -> None:
 def test_what_is_no_pathspec_of_a_task_is_refused(pathspec: str) -> None:
     with pytest.raises(UsageError, match="flow/run/step/task"):
         layout.metadata_folder(pathspec)
-
-
-@pytest.mark.parametrize("value", [{1, 2}, object(), b"x", 1j, [object()], {"a": {"b": object()}}, {1: {2: {3}}}])
-def test_metadata_that_is_not_json_names_the_key(value: object) -> None:
-    with pytest.raises(UsageError, match="'loss'") as caught:
-        layout.check_metadata({"epoch": 1, "loss": value})
-    assert ".item()" in caught.value.hint
-
-
-def test_metadata_that_contains_itself_names_the_key() -> None:
-    loop: list[Any] = []
-    loop.append(loop)
-    with pytest.raises(UsageError, match="'loop'"):
-        layout.check_metadata({"loop": loop})
-
-
-@pytest.mark.parametrize("key", [1, None, (1, 2), b"x"])
-def test_metadata_keys_are_strings(key: Any) -> None:
-    with pytest.raises(UsageError, match="is not a string"):
-        layout.check_metadata({key: 1})
-
-
-@pytest.mark.parametrize("metadata", [[], "x", 3, [("a", 1)]])
-def test_metadata_is_a_mapping(metadata: Any) -> None:
-    with pytest.raises(UsageError, match="not a dict"):
-        layout.check_metadata(metadata)
-
-
-def test_metadata_is_copied_as_plain_json() -> None:
-    given_ = {"t": (1, 2), "n": {"x": None}, "f": math.inf}
-    plain = layout.check_metadata(given_)
-    assert plain == {"t": [1, 2], "n": {"x": None}, "f": math.inf}
-    given_["n"]["x"] = 9  # type: ignore[index]
-    assert plain["n"] == {"x": None}
-    assert layout.check_metadata(None) == {}
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import sys
 import threading
@@ -192,7 +193,9 @@ def test_what_an_earlier_watch_saved_is_known_by_its_metadata_unless_that_failed
         ("model", {"loss": 0.5}, ""),
         ("nothing.json", {}, "FileNotFoundError"),
         ("broken.json", {}, "JSONDecodeError"),
-        (lambda path: {"a": object()}, {}, "metadata['a'] is not JSON"),
+        (lambda path: {"a": object(), 3: {2, 1}}, {"a": "<object object>", "3": [1, 2]}, ""),
+        (lambda path: [1, 2], {"metadata_from": [1, 2]}, ""),
+        (lambda path: None, {}, ""),
         (lambda path: 1 / 0, {}, "ZeroDivisionError"),
         (lambda path: sys.exit("no"), {}, "SystemExit: no"),
         (lambda path: {"path": "mine", "watched": "mine"}, {"path": "mine"}, ""),
@@ -208,6 +211,26 @@ def test_metadata_comes_from_a_function_or_a_file_and_without_it_the_save_still_
     assert len(metadata.pop("watched")) == 16
     assert metadata == {"path": "checkpoint-1", **found}
     assert [why in line for line in scene.heard("without metadata_from")] == ([True] if why else [])
+
+
+def test_the_history_in_a_file_is_not_kept_with_every_checkpoint_and_the_log_says_so_once(scene: Scene) -> None:
+    history = [{"step": step, "loss": 1 / (step + 1)} for step in range(50_000)]
+    for number in (1, 2):
+        scene.write(f"checkpoint-{number}", json.dumps({"global_step": number, "log_history": history}))
+    scene.start(metadata_from="model").stop()
+    for saved in scene.saver.saved:
+        assert saved["metadata"]["log_history"] == history[-1]
+        assert len(json.dumps(saved["metadata"])) < 1000
+    assert [line.rpartition(": ")[2] for line in scene.heard("Of model")] == [
+        "log_history before its last entry. The checkpoint has the whole file"
+    ]
+
+
+def test_what_others_keep_as_metadata_does_not_stop_a_watch(scene: Scene) -> None:
+    scene.saver.before = [{"metadata": odd, "state": "COMMITTED"} for odd in (None, [1], "watched", 3, {"watched": []})]
+    scene.write("checkpoint-1", "x")
+    scene.start().stop()
+    assert scene.paths() == ["checkpoint-1"]
 
 
 def test_one_that_cannot_be_read_holds_up_no_other_and_is_told_at_the_end(

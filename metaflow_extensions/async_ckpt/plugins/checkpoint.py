@@ -340,7 +340,8 @@ class CurrentCheckpoint(_Checkpoints):
         name : str, default "mfchckpt"
             Part of the key: 1 to 200 bytes of UTF-8 without ``/`` and control characters. A number is taken as text.
         metadata : dict, optional
-            JSON values to keep with it.
+            Values to keep with it. What is not JSON is converted (numbers of numpy and torch, dates, paths, sets), or
+            kept as its ``repr``; what is larger than 1 MiB in all is replaced by a text. The log says so, once a key.
         latest : bool, default True
             Whether a retry may load it by itself.
         storage_format : "files" or "tar", optional
@@ -413,7 +414,8 @@ class CurrentCheckpoint(_Checkpoints):
             Seconds. Default: 30 (``METAFLOW_ASYNC_CKPT_WATCH_SETTLE_S``). 0: as soon as it is closed, for single files.
         metadata_from : callable or str, optional
             What to keep with each: a function of its path that returns a dict, called in the watch's thread; or the
-            name of a JSON file in it. ``path``, relative to the directory, is always kept.
+            name of a JSON file in it, of which single values at the top and those of the last entry of each history (a
+            list of objects) are kept, nothing nested. ``path``, relative to the directory, is always kept.
         done : str, optional
             Name of a file that the trainer writes into a checkpoint when it is finished (for a single file: beside it,
             ``<its name>.<done>``). Then nothing else counts. Where that file is older than the rest, as when a

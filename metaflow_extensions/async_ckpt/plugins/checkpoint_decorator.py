@@ -22,11 +22,9 @@ from metaflow.metadata_provider import MetaDatum
 from metaflow.unbounded_foreach import UBF_CONTROL
 
 from async_ckpt import carried, layout
-from async_ckpt.agent.launch import UPLOADERS
-from async_ckpt.checkpointer import Checkpointer, check_storage_format
+from async_ckpt.checkpointer import Checkpointer
 from async_ckpt.config import ENV_ATTEMPT, ENV_PREFIX, ENV_SPOOL, Config, spool_root
 from async_ckpt.errors import CheckpointError, FlushError, StoreError, UsageError, WatchError
-from async_ckpt.reading import check_shard
 from async_ckpt.reference import CheckpointInfo
 from async_ckpt.snapshot import check_strategy
 from async_ckpt.task_listing import TASK_CHECKPOINTS
@@ -34,8 +32,8 @@ from async_ckpt.termination import Termination
 
 from .artifact_store import noted, store_of_flow
 from .checkpoint import TASK_LATEST_CHECKPOINT, CurrentCheckpoint, JsonList
+from .options import OPTIONS, SETTINGS, convert
 
-LOAD_POLICIES = ("fresh", "eager", "none")
 _ENV_UID = "METAFLOW_CHECKPOINT_UID"
 #: Set by Metaflow for the workers of a gang, wherever they run.
 _ENV_CONTROL_TASK = "MF_PARALLEL_CONTROL_TASK_ID"
@@ -45,10 +43,6 @@ _ANYIO = (4, 7)
 
 #: After Ctrl-C Metaflow kills the task within 5 s; the agent goes on without it.
 _INTERRUPT_FLUSH_S = 2.0
-
-
-#: Options that are settings as well: handed on through the environment, to the agent and to subprocesses.
-_SETTINGS = ("on_failure", "on_backlog", "max_pending", "max_pending_bytes", "dangling_links")
 
 
 class CheckpointException(MetaflowException):  # type: ignore[misc]
@@ -61,11 +55,13 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
     files are captured in about a millisecond and uploaded in the background; the end of the step waits until they are
     in the datastore.
 
+    Every option may be given as text, as `run --with checkpoint:load_policy=eager,max_pending=3` does.
+
     Parameters
     ----------
     load_policy : str, default "fresh"
         What is loaded when the task starts. "fresh": the newest checkpoint of this task (none in its first attempt).
-        "eager": else the newest of this step in the namespace, from whatever run. "none": nothing.
+        "eager": else the newest of this step in the namespace, from whatever run. "none", or None: nothing.
     load_shard : str, default "all"
         Of a collective checkpoint: "all" ranks' files are loaded, or each rank's "own".
     temp_dir_root : str, optional
@@ -105,18 +101,9 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
     """
 
     name = "checkpoint"
-    defaults = {  # noqa: RUF012
-        "load_policy": "fresh",
-        "load_shard": "all",
-        "temp_dir_root": None,
-        "show_card": True,
-        "uploader": "process",
-        "storage_format": "files",
-        "snapshot": "auto",
-        "flush_timeout": None,
-        **dict.fromkeys(_SETTINGS),
-    }
+    defaults = {name: option.default for name, option in OPTIONS.items()}  # noqa: RUF012
 
+    attributes: dict[str, Any]
     _checkpointer: Checkpointer | None = None
     _flush_failed = False
     _loaded: CheckpointInfo | None = None
@@ -131,30 +118,19 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
         self._logger, self._flow_datastore = logger, flow_datastore
         INTERNAL_ARTIFACTS_SET.update([TASK_CHECKPOINTS, TASK_LATEST_CHECKPOINT])
         try:
+            # Here alone: a task of a step that has its decorator by --with gets text again, and comes by here as well.
+            self.attributes = convert(self.attributes)
             self._check()
             store_of_flow(flow, flow_datastore)
         except CheckpointError as error:
             raise CheckpointException(f"Step *{step_name}*: {error}") from error
 
     def _check(self) -> None:
-        options = self.attributes
-        _one_of("load_policy", options["load_policy"], LOAD_POLICIES)
-        _one_of("uploader", options["uploader"], UPLOADERS)
-        check_storage_format(options["storage_format"])
-        check_shard(options["load_shard"])
-        check_strategy(options["snapshot"], leases=options["uploader"] == "process")
-        if not isinstance(options["show_card"], bool):
-            raise UsageError(f"show_card={options['show_card']!r} is not True or False")
-        timeout = options["flush_timeout"]
-        if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or timeout < 0):
-            raise UsageError(f"flush_timeout={timeout!r} is not a number of seconds")
-        for name in _SETTINGS:
-            if isinstance(options[name], bool):
-                raise UsageError(f"{name}={options[name]!r} is not valid")
+        check_strategy(self.attributes["snapshot"], leases=self.attributes["uploader"] == "process")
         Config.from_env({**os.environ, **self._settings()})
 
     def _settings(self) -> dict[str, str]:
-        given = {name: self.attributes[name] for name in _SETTINGS}
+        given = {name: self.attributes[name] for name in SETTINGS}
         return {f"{ENV_PREFIX}{name.upper()}": str(value) for name, value in given.items() if value is not None}
 
     def add_to_package(self) -> Iterator[tuple[str, str]]:
@@ -356,11 +332,6 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
 def _runs_locally() -> bool:
     """Whether the nodes of a gang are processes that the first has started (Metaflow decides by the same)."""
     return os.environ.get("METAFLOW_RUNTIME_ENVIRONMENT", "local") == "local"
-
-
-def _one_of(option: str, value: Any, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise UsageError(f"{option}={value!r} is unknown", hint=f"Use one of {', '.join(allowed)}")
 
 
 def _check_installed() -> None:

@@ -22,7 +22,7 @@ async-ckpt load "$(python -c 'import json; print(json.load(open("first.json"))["
 async-ckpt list | head -n 1 > head.txt
 set +e
 async-ckpt save no-such-file 2> error.txt; echo $? > error.status
-async-ckpt save out --metadata '{' --json > error.json 2> /dev/null; echo $? >> error.status
+async-ckpt save out --name '' --json > error.json 2> /dev/null; echo $? >> error.status
 async-ckpt save out --name a/b 2>> error.txt; echo $? >> error.status
 """
 

@@ -1,0 +1,145 @@
+"""The options of ``@checkpoint``: each is declared once, with its default and what it takes.
+
+Metaflow hands options over as text: ``run --with checkpoint:max_pending=3`` does, and every task of a step that got its
+decorator so is started with all of them (``show_card=True``, ``temp_dir_root=None``). ``convert`` makes of text what
+the same option is in Python. None, and the text "None", stand for the default, and for ``load_policy`` for "none".
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+import operator
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from async_ckpt import layout
+from async_ckpt.agent.launch import UPLOADERS
+from async_ckpt.config import CHOICES
+from async_ckpt.errors import UsageError
+from async_ckpt.reading import SHARDS
+from async_ckpt.snapshot import STRATEGIES
+
+LOAD_POLICIES = ("fresh", "eager", "none")
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option.
+
+    Parameters
+    ----------
+    default : Any
+        What stands for None.
+    read : callable
+        Makes a value of what was given; ``ValueError`` or ``TypeError`` if it is none.
+    allowed : str
+        What people may give.
+    """
+
+    default: Any
+    read: Callable[[Any], Any]
+    allowed: str
+
+
+def convert(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options as the decorator works with them.
+
+    Raises
+    ------
+    UsageError
+        A value is wrong: names the option, the value and what is allowed.
+    """
+    return {name: _convert(name, OPTIONS[name], value) for name, value in given.items()}
+
+
+def _convert(name: str, option: Option, value: Any) -> Any:
+    text = value.strip() if isinstance(value, str) else value
+    if text is None or (isinstance(text, str) and text.lower() == "none"):
+        return option.default if name != "load_policy" else "none"
+    try:
+        return option.read(text)
+    except (ValueError, TypeError, OverflowError):
+        raise UsageError(f"{name}={value!r} is not valid", hint=f"It is {option.allowed}") from None
+
+
+def _choice(default: str | None, values: tuple[str, ...]) -> Option:
+    def read(value: Any) -> str:
+        if not isinstance(value, str) or value not in values:
+            raise ValueError(value)
+        return value
+
+    return Option(default, read, f"one of {', '.join(values)}")
+
+
+def _flag(default: bool) -> Option:
+    def read(value: Any) -> bool:
+        found = {"true": True, "1": True, "false": False, "0": False}.get(str(value).lower())
+        if found is None:
+            raise ValueError(value)
+        return found
+
+    return Option(default, read, "True or False")
+
+
+def _count(what: str) -> Option:
+    def read(value: Any) -> int:
+        if isinstance(value, bool):
+            raise TypeError(value)
+        if isinstance(value, str):
+            value = float(value) if not value.lstrip("+-").isdigit() else int(value)
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        found = int(operator.index(value))
+        if found < 0:
+            raise ValueError(value)
+        return found
+
+    return Option(None, read, f"a number of {what}, 0 for any number")
+
+
+def _seconds() -> Option:
+    def read(value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, (str, numbers.Real)):
+            raise TypeError(value)
+        found = float(value)
+        if not 0 <= found < math.inf:  # Also refuses nan.
+            raise ValueError(value)
+        return found
+
+    return Option(None, read, "a number of seconds, 0 or more")
+
+
+def _folder() -> Option:
+    def read(value: Any) -> str:
+        if isinstance(value, bool) or not isinstance(value, (str, os.PathLike, int)):
+            raise TypeError(value)
+        return str(value) if isinstance(value, int) else os.fsdecode(value)  # As text, 2024 became a number.
+
+    return Option(None, read, "the path of a directory")
+
+
+#: Options that are settings as well: handed on through the environment, to the agent and to subprocesses. None: what
+#: the environment says.
+SETTINGS: dict[str, Option] = {
+    "on_failure": _choice(None, CHOICES["on_failure"]),
+    "on_backlog": _choice(None, CHOICES["on_backlog"]),
+    "max_pending": _count("checkpoints"),
+    "max_pending_bytes": _count("bytes"),
+    "dangling_links": _choice(None, CHOICES["dangling_links"]),
+}
+
+#: By name.
+OPTIONS: dict[str, Option] = {
+    "load_policy": _choice("fresh", LOAD_POLICIES),
+    "load_shard": _choice("all", SHARDS),
+    "temp_dir_root": _folder(),
+    "show_card": _flag(True),
+    "uploader": _choice("process", UPLOADERS),
+    "storage_format": _choice("files", layout.STORAGE_FORMATS),
+    "snapshot": _choice("auto", STRATEGIES),
+    "flush_timeout": _seconds(),
+    **SETTINGS,
+}
