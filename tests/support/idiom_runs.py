@@ -89,3 +89,28 @@ def _read(notes: Path) -> Seen:
         note = json.loads(line)
         seen.setdefault(note["what"], []).append(note["value"])
     return seen
+
+
+#: Of ``Different``: there is no such note.
+ABSENT = "absent"
+
+#: What is noted down differently: what → (theirs, ours).
+Different = dict[str, tuple[Any, Any]]
+
+
+def assert_same_but(seen: tuple[Seen, Seen], different: Different | None = None) -> None:
+    """Both noted down the same, except for ``different``.
+
+    What differs must be exactly that: a difference that went away has to leave docs/compatibility.md as well.
+    """
+    found = {}
+    theirs, ours = ({what: _only(notes) for what, notes in side.items()} for side in seen)
+    for what in {*theirs, *ours}:
+        pair = theirs.get(what, ABSENT), ours.get(what, ABSENT)
+        if pair[0] != pair[1]:
+            found[what] = pair
+    assert found == (different or {})
+
+
+def _only(notes: list[Any]) -> Any:
+    return notes[0] if len(notes) == 1 else notes

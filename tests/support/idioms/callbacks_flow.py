@@ -20,8 +20,9 @@ class CallbacksFlow(FlowSpec):
             info = current.checkpoint.info
             filename = info.metadata["file_names"][0]
             with open(os.path.join(directory, filename)) as file:
-                saw("resumed", [info.name, info.attempt, filename, file.read(), tree(directory)])
-            saw("info", [info.pathspec.split("/")[0], *map(type(info).__name__.__ne__, ("NoneType",)), info.metadata])
+                saw("resumed", [info.name, filename, file.read(), tree(directory)])
+            saw("attempt of Checkpoint().save()", info.attempt)
+            saw("info", [info.pathspec.split("/")[0], info.metadata])
         best = LightningCallback("val_loss_best", set_latest=False)
         last = LightningCallback("last")
         for epoch in range(2):
@@ -31,10 +32,10 @@ class CallbacksFlow(FlowSpec):
             best.save(os.path.join(directory, name), {"epoch": epoch, "callback_info": {"monitor": None}})
         if current.retry_count == 0:
             os.kill(os.getpid(), signal.SIGKILL)
-        saw("lightning", [told(callback.latest_checkpoint, "version_id") for callback in (best, last)])
+        saw("lightning", [told(callback.latest_checkpoint, "version_id", "attempt") for callback in (best, last)])
 
         write("model_checkpoints", {"checkpoint_3.keras": "keras"})
-        saw("keras", told(KerasCallback().save("model_checkpoints/checkpoint_3.keras", 3), "version_id"))
+        saw("keras", told(KerasCallback().save("model_checkpoints/checkpoint_3.keras", 3), "version_id", "attempt"))
 
         trainer = TrainerCallback()
         self.saved = [trainer.on_save("out", step) for step in (500, 1000, 1500)]

@@ -19,11 +19,11 @@ class DecoratedFlow(FlowSpec):
     def train(self):
         directory = current.checkpoint.directory
         where = os.path.relpath(os.path.realpath(directory), os.path.realpath("scratch/here"))
-        saw("temp_dir_root", [self.input, not where.startswith(".."), os.path.isabs(directory)])
+        saw(f"temp_dir_root {self.input}", [not where.startswith(".."), os.path.isabs(directory)])
         saw(f"resumed {self.input}", [current.retry_count, current.checkpoint.is_loaded, tree(directory)])
         write(directory, {"state": f"{self.input} of attempt {current.retry_count}"})
         self.reference = current.checkpoint.save(name=f"run_{self.index}", metadata={"model": self.input})
-        saw(f"list {self.input}", [[c["attempt"], c["name"]] for c in current.checkpoint.list()])
+        saw(f"list {self.input}", sorted([c["attempt"], c["name"]] for c in current.checkpoint.list()))
         if current.retry_count == 0 and self.index == 1:
             raise RuntimeError("Split 1 fails once")
         self.next(self.join)

@@ -1,4 +1,4 @@
-"""A gang in which the control node alone saves, as the public DDP example does; and each node under a name of its own."""
+"""A gang in which the control node alone saves, as the public DDP example does, and which fails once."""
 
 import os
 

@@ -44,7 +44,7 @@ class MetadataFlow(FlowSpec):
         self.keys = {}
         for kind, metadata in KINDS.items():
             result, reference = outcome(current.checkpoint.save, metadata=metadata)
-            saw(kind, reference if result == "failed" else reference["metadata"])
+            saw(kind, result if result == "failed" else reference["metadata"])
             if result == "ok":
                 self.keys[reference["version_id"]] = kind
         self.next(self.end)

@@ -17,17 +17,17 @@ class NamesFlow(FlowSpec):
     @step
     def start(self):
         for name in NAMES + BAD:
-            write(current.checkpoint.directory, {"name": str(name)})
+            write(current.checkpoint.directory, {"name": "named"})
             kind, result = outcome(current.checkpoint.save, name=name)
-            note = {"saved": result if kind == "failed" else [result["name"], result["key"].count("/")]}
+            note = {"saved": kind if kind == "failed" else [result["name"], result["key"].count("/")]}
             if kind == "ok":
                 for how, reference in (("by reference", result), ("by key", result["key"])):
                     with Checkpoint() as into:
                         kind, error = outcome(into.load, reference)
-                        note[how] = error if kind == "failed" else tree(into.directory)
-                # Whether the name in an entry is the one that was given is shown by "saved".
-                note["listed by name"] = len(current.checkpoint.list(name=name)) if name is not None else None
-            saw(repr(name)[:30], note)
+                        note[how] = kind if kind == "failed" else tree(into.directory)
+                entries = current.checkpoint.list(name=name)
+                note["listed by name"] = result["key"] in [entry["key"] for entry in entries]
+            saw(repr(name if len(str(name)) < 200 else len(name)), note)
         self.next(self.end)
 
     @step

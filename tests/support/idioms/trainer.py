@@ -55,7 +55,7 @@ def train_ddp(epochs):
         checkpoint.save(os.path.join(checkpoint.directory, "epoch.pth"), name="epoch_checkpoint", latest=False)
         write(checkpoint.directory, {"best_model.pth": f"best of {epoch}"})
         best = checkpoint.save(metadata={"epoch": epoch}, name="best_model", latest=True)
-    return told(best, "version_id")
+    return told(best, "version_id", "attempt")
 
 
 if __name__ == "__main__":
