@@ -48,7 +48,7 @@ class SnapshotError(CheckpointError):
 
 
 class MissingPathError(SnapshotError, FileNotFoundError):
-    """There is nothing at the path that was to be saved."""
+    """What was to be saved, or a part of it, is not there."""
 
 
 class SpoolError(CheckpointError):

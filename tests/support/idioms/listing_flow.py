@@ -11,6 +11,11 @@ def brief(entries):
     return [[entry["attempt"], entry["name"], entry["version_id"]] for entry in entries]
 
 
+def attempts(pathspec, attempt):
+    kind, found = outcome(Checkpoint().list, task=pathspec, attempt=attempt)
+    return brief(found) if kind == "ok" else kind
+
+
 class ListingFlow(FlowSpec):
     @retry(times=1, minutes_between_retries=0)
     @checkpoint(show_card=False)
@@ -38,13 +43,15 @@ class ListingFlow(FlowSpec):
         saw("of another task", brief(current.checkpoint.list(task=self.pathspec)))
         saw("of a Task", brief(current.checkpoint.list(task=Task(self.pathspec))))
         saw("of another task by name", brief(current.checkpoint.list(name="best", task=self.pathspec)))
-        saw("entries", [type(entry).__name__ for entry in current.checkpoint.list(task=self.pathspec)][:1])
+        saw("entries", [isinstance(entry, dict) for entry in current.checkpoint.list(task=self.pathspec)])
         saw("of a Task's attempt", brief(Checkpoint().list(task=Task(self.pathspec, attempt=0))))
         saw("of a Task, attempt=0", brief(Checkpoint().list(task=Task(self.pathspec), attempt=0)))
-        saw("of a pathspec, attempt=0", outcome(lambda: brief(Checkpoint().list(task=self.pathspec, attempt=0))))
-        saw("of a pathspec, attempt='0'", outcome(lambda: brief(Checkpoint().list(task=self.pathspec, attempt="0"))))
-        saw("as objects", [[e.attempt, e.name, e.version_id, e.metadata] for e in Checkpoint().list(task=self.pathspec, as_dict=False)])
-        saw("of a task that is not there", outcome(lambda: brief(Checkpoint().list(task="ListingFlow/1/start/1"))))
+        saw("of a pathspec, attempt=0", attempts(self.pathspec, 0))
+        saw("of a pathspec, attempt='0'", attempts(self.pathspec, "0"))
+        entries = Checkpoint().list(task=self.pathspec, as_dict=False)
+        saw("as objects", [[e.attempt, e.name, e.version_id, e.metadata, e.size] for e in entries])
+        saw("objects as dicts", [told(entry.to_dict()) for entry in entries])
+        saw("of a task that is not there", outcome(Checkpoint().list, task="ListingFlow/1/start/1")[0])
 
 
 if __name__ == "__main__":
