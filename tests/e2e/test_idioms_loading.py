@@ -80,40 +80,31 @@ def test_a_task_that_was_killed_is_read_from_outside(sides: Sides) -> None:
     assert seen[1]["loaded"] == [{"state": "1"}, {"state": "0"}]
 
 
-def test_scopes(sides: Sides) -> None:
-    """What a first attempt finds: by policy, by the user's namespace, and by a tag."""
+def test_scopes_and_caches(sides: Sides) -> None:
+    """What a first attempt finds of earlier runs: by the user's namespace, and by a tag; and what it lists of them."""
 
-    def run(number: int, *arguments: str, **env: str) -> dict[str, object]:
-        seen = sides.run("scope_flow", "run", "--number", str(number), *arguments, env=env)
-        assert_same_but(seen)
-        (found,), (cached,), _ = seen[1]["found"], seen[1]["cached"], seen[1]["of this task"]
-        return {"found": found[2] and found[2]["number"], "cached": cached}
+    def run(number: int, *arguments: str) -> tuple[object, object]:
+        seen = sides.run("scope_flow", "run", "--number", str(number), *arguments)
+        (found,), (cached,) = seen[1]["found"], seen[1]["cached"]
+        # As metaflow-checkpoint's guide and its early examples have it.
+        assert_same_but(seen, {"within_task=False": ("TypeError", cached)})
+        return found[2] and found[2]["number"], cached
 
-    assert run(1) == {"found": None, "cached": []}
-    assert run(2) == {"found": 1, "cached": [1]}
-    assert run(3, LOAD_POLICY="fresh") == {"found": None, "cached": [1, 2]}
-    assert run(4, "--tag", "checkpoint:shared") == {"found": None, "cached": []}
-    assert run(5, "--tag", "checkpoint:shared") == {"found": 4, "cached": [4]}
-    assert run(6, USER="colleague") == {"found": None, "cached": []}
+    assert run(1) == (None, [])
+    assert run(2) == (1, [1])
+    assert run(3, "--tag", "checkpoint:shared") == (None, [])
 
-
-def test_a_tag_that_users_share(sides: Sides) -> None:
-    """The second user's run fails there at the start: it may not see the run whose checkpoint it loads."""
-    tag = ("run", "--tag", "checkpoint:shared")
-    assert_same_but(sides.run("scope_flow", *tag, "--number", "1"))
+    # Of another user: nothing; and by the tag, a run that may not see the one whose checkpoint it loads fails there.
     colleague = {"USER": "colleague"}
-    theirs, run = sides.theirs.run("scope_flow", *tag, env=colleague, succeeds=False)
+    seen = sides.run("scope_flow", env=colleague)
+    assert_same_but(seen, {"within_task=False": ("TypeError", [])})
+    assert seen[1]["found"] == [[False, {}, None]]
+    tag = ("run", "--tag", "checkpoint:shared")
+    theirs, failed = sides.theirs.run("scope_flow", *tag, env=colleague, succeeds=False)
     assert theirs == {}
-    assert "Object not in namespace 'user:colleague'" in run.output
+    assert "Object not in namespace 'user:colleague'" in failed.output
     ours, _ = sides.ours.run("scope_flow", *tag, env=colleague)
-    assert ours["found"] == [[True, {"state": "run 1", "more": "of it"}, {"number": 1}]]
-
-
-def test_within_task(sides: Sides) -> None:
-    """``list(within_task=False)``, as metaflow-checkpoint's guide and early examples have it."""
-    refused = [FAILED, "TypeError"]
-    for count in range(2):
-        assert_same_but(sides.run("within_flow"), {"cached": (refused, [OK, count])})
+    assert ours["found"] == [[True, {"state": "run 3", "more": "of it"}, {"number": 3}]]
 
 
 def test_decorators_foreach_and_directory(sides: Sides) -> None:
@@ -158,3 +149,16 @@ def test_model_and_load_model(with_both: Sides) -> None:
     assert len(seen[1]["load_model(entry)"]) == 2
 
 
+
+
+def test_artifact_store(with_both: Sides) -> None:
+    for side in (with_both.theirs, with_both.ours):
+        side.workspace.env["ARTIFACTS"] = str(side.workspace.root / "artifacts")
+    assert_same_but(with_both.run("artifact_store_flow"))
+    seen = with_both.script("artifact_store")
+    assert_same_but(seen)
+    assert seen[1]["loaded"] == [{"my_file.txt": "Hello, World!"}]
+    for side in (with_both.theirs, with_both.ours):
+        keys = [str(path) for path in side.workspace.root.rglob("my_file.txt") if "checkpoints/artifacts" in str(path)]
+        assert keys
+        assert all(key.startswith(side.workspace.env["ARTIFACTS"]) for key in keys)

@@ -3,7 +3,7 @@
 import os
 
 from metaflow import FlowSpec, Parameter, checkpoint, current, step
-from seen import saw, tree, write
+from seen import outcome, saw, tree, write
 
 POLICY = os.environ.get("LOAD_POLICY", "eager")
 
@@ -18,6 +18,8 @@ class ScopeFlow(FlowSpec):
         saw("found", [current.checkpoint.is_loaded, tree(current.checkpoint.directory), info and info.metadata])
         cached = current.checkpoint.list(name="cache", full_namespace=True)
         saw("cached", sorted(c["metadata"]["number"] for c in cached))
+        kind, cached = outcome(lambda: list(current.checkpoint.list(name="cache", within_task=False)))
+        saw("within_task=False", [c["metadata"]["number"] for c in cached] if kind == "ok" else cached[0])
         saw("of this task", len(current.checkpoint.list(name="cache")))
         write(current.checkpoint.directory, {"state": f"run {self.number}"})
         current.checkpoint.save(name="cache", metadata={"number": self.number}, latest=False)
