@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from tests.support.gated_s3 import GatedS3
 from tests.support.idiom_runs import Sides, assert_same_but
+from tests.support.metaflow_env import Workspace
 
 #: The first of them may make the peer's environment.
 pytestmark = pytest.mark.timeout(400)
@@ -23,6 +27,20 @@ def test_the_counter_of_metaflows_documentation(sides: Sides) -> None:
     seen = sides.script("notebook")
     assert_same_but(seen)
     assert [[entry["attempt"] for entry in found] for found in seen[1]["of an attempt"]] == [[0], [1, 1], [2, 2]]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("workspace", ["s3"], indirect=True)
+def test_counter_and_callbacks_on_s3(workspace: Workspace, gate: GatedS3, peer_python: str, tmp_path: Path) -> None:
+    other = Workspace(tmp_path / "ours", gate.new_bucket())
+    sides = Sides.of(peer_python, workspace, other)
+    for flow in ("counter_flow", "policy_flow"):
+        assert_same_but(sides.run(flow))
+    assert_same_but(sides.script("notebook"))
+    seen = sides.run("callbacks_flow")
+    assert seen[0]["resumed"] == seen[1]["resumed"]
+    assert seen[0]["loaded in the next step"] == seen[1]["loaded in the next step"]
+    other.kill_leftovers()
 
 
 def test_eager_and_resume(sides: Sides) -> None:
@@ -147,8 +165,6 @@ def test_model_and_load_model(with_both: Sides) -> None:
     seen = with_both.script("gallery")
     assert_same_but(seen)
     assert len(seen[1]["load_model(entry)"]) == 2
-
-
 
 
 def test_artifact_store(with_both: Sides) -> None:

@@ -17,8 +17,14 @@ OK, FAILED = "ok", "failed"
 def test_callbacks_of_the_examples(sides: Sides) -> None:
     """Lightning's, Keras', the Trainer's and DDP's, in the step and in a process of its own; killed, and resumed."""
     seen = sides.run("callbacks_flow")
-    # There, Checkpoint() reads the attempt from a variable, and leaves it a text.
-    assert_same_but(seen, {"attempt of Checkpoint().save()": ("0", 0)})
+    assert_same_but(
+        seen,
+        {
+            # There, Checkpoint() reads the attempt from a variable, and leaves it a text; and each counts for itself.
+            "attempt of Checkpoint().save()": ("0", 0),
+            "versions of two objects": ([1, 1], [2, 3]),
+        },
+    )
     assert seen[1]["resumed"] == [
         ["last", "loss-checkpoint-epoch=1-step=100.ckpt", "epoch 1 of attempt 0",
          {"loss-checkpoint-epoch=1-step=100.ckpt": "epoch 1 of attempt 0"}],
@@ -103,6 +109,8 @@ def test_directories_and_files_in_both_formats(sides: Sides) -> None:
     assert_same_but(
         seen,
         {
+            # The archive's size, and that of what is in it.
+            "size of a tar": (20480, 32),
             # On a local datastore what is loaded are links to the store's own files.
             "links: a directory as files": (True, False),
             "load: a directory with an empty one as files": ({"full/file": "x"}, {"full/file": "x", "hollow/": None}),

@@ -8,9 +8,7 @@ import pytest
 
 from async_ckpt import errors
 
-KINDS = [
-    kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.CheckpointError)
-]
+KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.CheckpointError)]
 
 
 @pytest.mark.parametrize("kind", KINDS)

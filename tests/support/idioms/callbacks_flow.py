@@ -34,6 +34,8 @@ class CallbacksFlow(FlowSpec):
             os.kill(os.getpid(), signal.SIGKILL)
         saw("lightning", [told(callback.latest_checkpoint, "version_id", "attempt") for callback in (best, last)])
 
+        saw("versions of two objects", [callback.latest_checkpoint["version_id"] for callback in (last, best)])
+
         write("model_checkpoints", {"checkpoint_3.keras": "keras"})
         saw("keras", told(KerasCallback().save("model_checkpoints/checkpoint_3.keras", 3), "version_id", "attempt"))
 

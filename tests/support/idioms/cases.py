@@ -16,4 +16,10 @@ METADATA = {"epoch": 3, "loss": 0.25, "file_names": ["a", "b"], "nested": {"ü":
 
 def content(writer, number):
     text = f"{writer} {number}"
-    return {"state.json": text, "deep/er/file": f"deep {text}", "deep/.hidden": f"hidden {text}", "empty": "", "é": text}
+    return {
+        "state.json": text,
+        "deep/er/file": f"deep {text}",
+        "deep/.hidden": f"hidden {text}",
+        "empty": "",
+        "é": text,
+    }

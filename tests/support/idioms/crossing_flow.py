@@ -6,6 +6,7 @@ from cases import CASES, METADATA, content
 from metaflow import Checkpoint, FlowSpec, Task, checkpoint, current, retry, step
 from seen import outcome, saw, told, tree, write
 
+
 def read(entry, other):
     """How the loads of one checkpoint come out: by the entry, and by its key alone."""
     found = []
@@ -47,7 +48,10 @@ class CrossingFlow(FlowSpec):
             if "OTHER" in os.environ:
                 other = os.environ["OTHER"]
                 of_the_other = [c for c in current.checkpoint.list(full_namespace=True) if c["pathspec"] == other]
-                saw("in the namespace", sorted([int(c["attempt"]), c["name"], c["storage_format"]] for c in of_the_other))
+                saw(
+                    "in the namespace",
+                    sorted([int(c["attempt"]), c["name"], c["storage_format"]] for c in of_the_other),
+                )
                 read_task(other)
             write("out", content(writer, "of attempt 0"))
             current.checkpoint.save("out", name="before the error")

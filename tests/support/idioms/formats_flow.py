@@ -47,6 +47,7 @@ class FormatsFlow(FlowSpec):
         save("what is not there", "out/missing")
         write(current.checkpoint.directory, {"state": "of the step"})
         save("no path", None)
+        saw("size of a tar", self.saved["a directory as tar"]["size"])
         saw("an unknown format", "ValueError" in outcome(current.checkpoint.save, folder, storage_format="zip")[1])
         self.next(self.end)
 

@@ -26,7 +26,10 @@ class LoadsFlow(FlowSpec):
     @checkpoint(load_policy="none", show_card=False)
     @step
     def end(self):
-        saw("policy none", [current.checkpoint.is_loaded, current.checkpoint.info, os.listdir(current.checkpoint.directory)])
+        saw(
+            "policy none",
+            [current.checkpoint.is_loaded, current.checkpoint.info, os.listdir(current.checkpoint.directory)],
+        )
         saw("info of the step before", [self.info.name, self.info.metadata, self.info.pathspec.split("/")[0]])
 
         write(current.checkpoint.directory, {"left over": "from before"})
@@ -52,7 +55,9 @@ class LoadsFlow(FlowSpec):
         write(current.checkpoint.directory, {"x": "x"})
         before = current.checkpoint.directory
         current.checkpoint.refresh_directory()
-        saw("refresh_directory", [os.path.isdir(current.checkpoint.directory), os.listdir(current.checkpoint.directory)])
+        saw(
+            "refresh_directory", [os.path.isdir(current.checkpoint.directory), os.listdir(current.checkpoint.directory)]
+        )
         saw("task_identifier", current.checkpoint.task_identifier)
         saw("generate_key", Checkpoint().generate_key("best", 3).rpartition("/")[0])
 

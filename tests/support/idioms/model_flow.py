@@ -14,7 +14,9 @@ class ModelFlow(FlowSpec):
         write("checkpoint_dir", {"config.json": "{}", "weights.txt": "weights"})
         self.checkpoint_foo = current.checkpoint.save("checkpoint_dir", metadata={"version": "2.0"})
         self.packed = current.checkpoint.save("checkpoint_dir", name="trained_model", latest=True, storage_format="tar")
-        self.trained = current.model.save("checkpoint_dir", label="trained", metadata={"checkpoint": self.packed["key"]})
+        self.trained = current.model.save(
+            "checkpoint_dir", label="trained", metadata={"checkpoint": self.packed["key"]}
+        )
         self.model_key = self.checkpoint_foo["key"]
         self.next(self.serve)
 
