@@ -23,7 +23,7 @@ def check_reads(seen: Seen, writer: str, *, by_theirs: bool) -> None:
     (listed,) = seen["listed"]
     expected = list(enumerate(CASES))[::-1]
     assert [entry["name"] for entry in listed] == [name for _, (name, _, _) in expected]
-    for entry, (number, (name, storage_format, what)) in zip(listed, expected, strict=True):
+    for entry, (number, (name, storage_format, _)) in zip(listed, expected, strict=True):
         assert entry["metadata"] == {**METADATA, "number": number}
         assert (entry["attempt"], entry["version_id"], entry["storage_format"]) == (1, number, storage_format)
         assert entry["key"].endswith(f"/*.1.{name}.{number}")

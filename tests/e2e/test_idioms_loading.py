@@ -44,7 +44,7 @@ def test_counter_and_callbacks_on_s3(workspace: Workspace, gate: GatedS3, peer_p
 
 
 def test_eager_and_resume(sides: Sides) -> None:
-    """The counter with ``load_policy="eager"``: a run that failed is resumed, and a later run has nothing left to do."""
+    """With ``load_policy="eager"`` a run that failed is resumed, and a later run has nothing left to do."""
     eager = {"LOAD_POLICY": "eager", "RETRIES": "0"}
     first = sides.run("counter_flow", env=eager, succeeds=False)
     resumed = sides.run("counter_flow", "resume", "flaky_count", env=eager)

@@ -58,7 +58,7 @@ def test_names(sides: Sides) -> None:
     assert theirs.pop("'a/b'")[0]["listed by name"] is False
     assert theirs.pop(repr("line\nbreak"))[0]["by reference"] == FAILED
     assert theirs.pop("''") == found("")
-    assert ours == dict.fromkeys(("'a/b'", repr("line\nbreak"), "''"), [{"saved": FAILED}])
+    assert ours == {name: [{"saved": FAILED}] for name in ("'a/b'", repr("line\nbreak"), "''")}
     assert theirs == {}
 
 

@@ -1,4 +1,4 @@
-"""The callbacks of metaflow-checkpoint's examples, in the step's process and in one that it starts; killed, and retried."""
+"""The callbacks of metaflow-checkpoint's examples, in the step and in a process that it starts; killed, and retried."""
 
 import os
 import signal

@@ -1,7 +1,5 @@
 """A gang in which the control node alone saves, as the public DDP example does, and which fails once."""
 
-import os
-
 from metaflow import Checkpoint, FlowSpec, checkpoint, current, parallel, retry, step
 from seen import saw, tree, write
 

@@ -2,8 +2,6 @@
 
 import os
 import signal
-import sys
-import time
 
 from metaflow import FlowSpec, checkpoint, current, step
 from seen import saw, write

@@ -53,7 +53,6 @@ class LoadsFlow(FlowSpec):
         saw("load over files of the same names", [outcome(current.checkpoint.load, self.second, "old/place")[0]])
 
         write(current.checkpoint.directory, {"x": "x"})
-        before = current.checkpoint.directory
         current.checkpoint.refresh_directory()
         saw(
             "refresh_directory", [os.path.isdir(current.checkpoint.directory), os.listdir(current.checkpoint.directory)]

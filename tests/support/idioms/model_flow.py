@@ -1,7 +1,5 @@
 """Checkpoints in the hands of metaflow-checkpoint's other decorators and functions."""
 
-import os
-
 from metaflow import FlowSpec, checkpoint, current, load_model, model, step
 from seen import outcome, saw, tree, write
 

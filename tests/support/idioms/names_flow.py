@@ -1,13 +1,11 @@
 """Names as people give them, and a few that nobody should."""
 
-import os
-
 from metaflow import Checkpoint, FlowSpec, checkpoint, current, step
-from seen import outcome, saw, told, tree, write
+from seen import outcome, saw, tree, write
 
 NAMES = [
-    "run_7", "epoch-3-loss-0.25", "epoch=3-val_loss=0.25", "run.1", "Qwen2.5-7B", "v1.", ".hidden", "a b", "modèle-日本",
-    "100%", "a:b", "latest", "metadata", "n" * 200, 7, 0.5,
+    "run_7", "epoch-3-loss-0.25", "epoch=3-val_loss=0.25", "run.1", "Qwen2.5-7B", "v1.", ".hidden", "a b",
+    "modèle-日本", "100%", "a:b", "latest", "metadata", "n" * 200, 7, 0.5,
 ]  # fmt: skip
 BAD = [None, "", "a/b", "line\nbreak", "n" * 300]
 
@@ -23,7 +21,7 @@ class NamesFlow(FlowSpec):
             if kind == "ok":
                 for how, reference in (("by reference", result), ("by key", result["key"])):
                     with Checkpoint() as into:
-                        kind, error = outcome(into.load, reference)
+                        kind, _ = outcome(into.load, reference)
                         note[how] = kind if kind == "failed" else tree(into.directory)
                 entries = current.checkpoint.list(name=name)
                 note["listed by name"] = result["key"] in [entry["key"] for entry in entries]

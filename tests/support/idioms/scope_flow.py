@@ -1,4 +1,4 @@
-"""What a first attempt finds of earlier runs: by policy, by namespace and by tag; and caches of other runs' checkpoints."""
+"""What a first attempt finds of earlier runs, by policy, namespace and tag; and a cache of other runs' checkpoints."""
 
 import os
 

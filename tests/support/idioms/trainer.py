@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import sys
 
 from metaflow import Checkpoint, current
 from seen import told, write
