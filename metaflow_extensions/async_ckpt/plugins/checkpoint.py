@@ -105,7 +105,7 @@ class _Checkpoints:
         if within_task is not None and within_task == full_namespace and (within_task or full_namespace):
             raise UsageError(f"within_task={within_task} and full_namespace={full_namespace} contradict each other")
         within = not full_namespace if within_task is None else within_task
-        number = check_attempt(attempt)
+        number, name = check_attempt(attempt), layout.name_text(name)
         if task is not None:
             if not within:
                 raise UsageError(
