@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,18 +31,14 @@ class Side:
         Its interpreter.
     workspace : Workspace
         Its datastore, home and working directory.
-    path : tuple of Path
-        Further places of modules: packages that are there beside those of the environment.
     """
 
     python: str
     workspace: Workspace
-    path: tuple[Path, ...] = ()
 
     def _environment(self, extra: Mapping[str, str] | None) -> tuple[Path, dict[str, str]]:
         notes = self.workspace.root / f"seen-{next(_NUMBERS)}.jsonl"
-        path = os.pathsep.join(map(str, (IDIOMS, *self.path)))
-        return notes, {**(extra or {}), "SEEN": str(notes), "PYTHONPATH": path}
+        return notes, {**(extra or {}), "SEEN": str(notes), "PYTHONPATH": str(IDIOMS)}
 
     def run(
         self, flow: str, *arguments: str, env: Mapping[str, str] | None = None, succeeds: bool = True, **options: Any
@@ -71,9 +66,8 @@ class Sides:
     ours: Side
 
     @classmethod
-    def of(cls, peer_python: str, theirs: Workspace, ours: Workspace, *path: Path) -> Sides:
-        """``path``: where packages lie that are there beside ours."""
-        return cls(Side(peer_python, theirs), Side(sys.executable, ours, path))
+    def of(cls, peer_python: str, theirs: Workspace, ours: Workspace) -> Sides:
+        return cls(Side(peer_python, theirs), Side(sys.executable, ours))
 
     def run(self, flow: str, *arguments: str, **options: Any) -> tuple[Seen, Seen]:
         """Run a flow in both; what each noted down."""
