@@ -29,7 +29,7 @@ def test_every_row_has_its_cells_and_names_a_test_that_there_is(row: str) -> Non
     assert idiom.strip()
     assert theirs.strip()
     assert ours.strip()
-    link = re.fullmatch(r" \[test\]\((\S+)#(\w+)\) ", test)
+    link = re.fullmatch(r' \[test\]\((\S+) "(\w+)"\) ', test)
     assert link is not None, test
     file = PAGE.parent / link[1]
     assert link[2] in claims_in(file)
@@ -37,5 +37,5 @@ def test_every_row_has_its_cells_and_names_a_test_that_there_is(row: str) -> Non
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_every_test_of_an_idiom_has_a_row(file: Path) -> None:
-    named = {name for row in ROWS for name in re.findall(rf"/{file.name}#(\w+)\)", row)}
+    named = {name for row in ROWS for name in re.findall(rf'/{file.name} "(\w+)"\)', row)}
     assert claims_in(file) - named == set()
