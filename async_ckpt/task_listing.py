@@ -81,7 +81,7 @@ def list_task(
         if owner is not None:
             return _list(_find(owner), owner, name, number, spool, first)
         # What is not in this store any more was removed; but it may never have been there.
-        roots = tuple(store.root for store in stores_of_task(found, first))
+        roots = tuple(store.root.rstrip("/") + "/" for store in stores_of_task(found, first))
         elsewhere = [data for data in recorded if not str(data.url).startswith(roots)]
         return with_states(elsewhere, (), {}, name=name, attempt=number if isinstance(number, int) else None)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import Any
 
 import pytest
@@ -123,6 +124,19 @@ def test_a_task_that_only_the_store_knows_is_listed_from_there(s3: Workspace) ->
     assert f"({s3.env['METAFLOW_DATASTORE_SYSROOT_S3']})" in refused(s3, "NoFlow/1/start/1", env=other)
 
 
+def test_checkpoints_that_were_removed_from_the_store_are_not_listed_though_the_task_recorded_them(
+    local: Workspace,
+) -> None:
+    run = local.run_flow("save_flow")
+    (task,) = run.tasks()["start"]
+    assert len(task.artifacts["_task_checkpoints"]) == 1
+    shutil.rmtree(local.store / ".metaflow" / "mf.checkpoints")
+    done = local.run_command(["async-ckpt", "list", "--task", task.pathspec])
+    assert done.stdout == "no checkpoints\n"
+    code = "import sys; from metaflow import Checkpoint; print(Checkpoint().list(task=sys.argv[1]))"
+    assert local.query(code, task.pathspec) == []
+
+
 def test_what_is_on_its_way_on_this_machine_is_listed_with_its_state_by_whoever_asks(s3: Workspace) -> None:
     running = s3.start_flow("on_its_way_flow")
     asked = s3.cwd / "asked"
@@ -132,6 +146,11 @@ def test_what_is_on_its_way_on_this_machine_is_listed_with_its_state_by_whoever_
     rows = [line.split() for line in done.stdout.splitlines()]
     assert [row[3] for row in rows] == ["NAME", "second", "first"]
     assert {row[0] for row in rows[1:]} <= {"ADMITTED", "UPLOADING"}
+    # A spool that is not in the usual place has to be named.
+    (spool,) = s3.spool_directories()
+    elsewhere = {"METAFLOW_ASYNC_CKPT_SPOOL_DIR": str(s3.root / "nowhere")}
+    done = s3.run_command(["async-ckpt", "list", "--task", pathspec, "--spool", str(spool), "--json"], env=elsewhere)
+    assert [c["name"] for c in json.loads(done.stdout)] == ["second", "first"]
     (s3.cwd / "go").touch()
     run = running.finish()
     assert run.returncode == 0, run.output
