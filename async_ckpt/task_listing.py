@@ -193,7 +193,7 @@ def _recorded(task: Any) -> list[CheckpointInfo]:
     """What the task's artifact has of its step: later steps inherit it."""
     step = task.pathspec.rpartition("/")[0]
     recorded = task[TASK_CHECKPOINTS].data if TASK_CHECKPOINTS in task else []
-    return [CheckpointInfo(data) for data in recorded if data["pathspec"].rpartition("/")[0] == step]
+    return [CheckpointInfo(data) for data in recorded if str(data.get("pathspec")).rpartition("/")[0] == step]
 
 
 def _not_found(pathspec: str, stores: list[StoreSpec]) -> NotFound:

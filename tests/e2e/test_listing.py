@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -77,6 +78,13 @@ def test_attempts_of_a_task_and_of_its_clones_are_listed_alike_by_the_api_and_th
         assert train.pathspec != tasks["train"].pathspec
         assert ask(local, train.pathspec) == of_clone
 
+    command = ["async-ckpt", "list", "--task", tasks["train"].pathspec]
+    (first, *_) = json.loads(local.run_command([*command, "--json"]).stdout)
+    assert first["created_at"].endswith("+00:00")
+    row = local.run_command(command, env={"TZ": "Asia/Tokyo"}).stdout.splitlines()[1]
+    at = datetime.fromisoformat(first["created_at"]).astimezone(timezone(timedelta(hours=9)))
+    assert f" {at.isoformat(sep=' ', timespec='seconds')} " in row
+
     done = local.run_command(["async-ckpt", "list", "--task", tasks["end"].pathspec])
     assert done.stdout == "no checkpoints\n"
     said = refused(local, f"{tasks['train'].pathspec}0")
@@ -99,6 +107,19 @@ def test_what_is_no_task_is_an_error_that_says_what_is_missing_and_where_was_loo
     assert "is a flow, and not a task" in refused(local, run.split("/")[0])
     assert "is not the pathspec of a task" in refused(local, f"{task}/x")
     assert "is not the pathspec of a task" in refused(local, f"{run}//1")
+    objects = """
+import json, sys
+from metaflow import Checkpoint, Run
+def why(task):
+    try:
+        Checkpoint().list(task=task)
+    except ValueError as error:
+        return str(error)
+print(json.dumps([why(Run(sys.argv[1])), why(3)]))
+"""
+    of_run, of_number = local.query(objects, run)
+    assert f"'{run}' is a run, and not a task" in of_run
+    assert "3 is no task" in of_number
     for attempt in ("first", "-1", "1.5", ""):
         done = local.run_command(["async-ckpt", "list", "--task", task, f"--attempt={attempt}"], check=False)
         assert done.returncode == 2
