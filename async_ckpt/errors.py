@@ -48,7 +48,7 @@ class SnapshotError(CheckpointError):
 
 
 class MissingPathError(SnapshotError, FileNotFoundError):
-    """What was to be saved, or a part of it, is not there."""
+    """What was to be saved, or a part of it, is not there; callers of ``open`` catch it as they are used to."""
 
 
 class SpoolError(CheckpointError):

@@ -171,7 +171,7 @@ def capture_tree(path: str, target: str, strategy: FileStrategy, config: Config)
             strategy.finish()
         captured.leases = strategy.leases()
         captured.drop(target)
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and not isinstance(error, SnapshotError):
             raise failure(at, error) from error
         raise
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import gzip
 import io
 import json
 import pickle
 import re
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +28,7 @@ class _PlainUnpickler(pickle.Unpickler):
     """Reads nothing that is not built of the standard library's types, as it is or as JSON."""
 
     def find_class(self, module: str, name: str) -> Any:
-        known = {
-            ("builtins", "dict"): dict, ("json", "loads"): json.loads, ("collections", "OrderedDict"): OrderedDict,
-            ("functools", "partial"): functools.partial,
-        }  # fmt: skip
+        known = {("builtins", "dict"): dict, ("json", "loads"): json.loads}
         if (module, name) in known:
             return known[module, name]
         raise AssertionError(f"The artifact needs {module}.{name} to be read")
@@ -78,9 +73,7 @@ def test_the_counter_reaches_18_resumes_at_9_and_leaves_nothing_behind(workspace
     workspace.assert_clean()
 
 
-def test_references_kept_as_artifacts_keep_their_attributes_and_need_none_of_our_code(
-    local: Workspace,
-) -> None:
+def test_references_kept_as_artifacts_are_plain_dicts_that_need_none_of_our_code(local: Workspace) -> None:
     run = local.run_flow(COUNTER)
     task = next((local.store / ".metaflow" / run.pathspec / "train").glob("[0-9]*"))
     pathspec = f"{run.pathspec}/train/{task.name}"
@@ -95,9 +88,8 @@ def test_references_kept_as_artifacts_keep_their_attributes_and_need_none_of_our
         "size", "pathspec", "pathspec_hash", "attempt", "key", "type", "url", "name", "created_on", "metadata",
         "storage_format", "creation_context", "version_id", "created_at",
     }  # fmt: skip
-    assert type(latest) is dict
+    assert type(latest) is type(kept) is dict
     assert fields <= set(latest)
     assert latest == kept == everything[0]
-    assert [kept.key, kept.metadata, kept.to_dict()] == [latest["key"], latest["metadata"], latest]
     assert [c["metadata"]["counter"] for c in everything] == list(range(18, 9, -1))
     assert [c["metadata"]["counter"] for c in before] == list(range(9, 0, -1))
