@@ -103,7 +103,7 @@ def _is_simple(key: Any, value: Any) -> bool:
 
 
 #: The key of the note about the size of all; no dotted path has it.
-_SIZE = "\0size"
+SIZE = "\0size"
 
 
 class _Conversion:
@@ -126,7 +126,7 @@ class _Conversion:
         if isinstance(metadata, Mapping) and not isinstance(value, dict):
             value = {"not kept": value}  # Who reads it expects a dict.
         if size > self._notice_bytes:
-            self._notes[_SIZE] = (
+            self._notes[SIZE] = (
                 f"The metadata has {_kib(size)}. It is stored several times with every checkpoint, and read by every "
                 "list(): save what is large as a file of the checkpoint"
             )
