@@ -179,7 +179,7 @@ def lines(notes: list[Note]) -> str:
         (None, None),
         ("ü\udc80", "ü\udc80"),
     ],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )
 def test_what_has_an_obvious_json_value_becomes_it_without_a_word(value: Any, found: Any) -> None:
     for given, expected in ((value, found), ({"deep": [value]}, {"deep": [found]})):
