@@ -7,10 +7,6 @@ import pickle
 from metaflow import FlowSpec, checkpoint, current, step
 
 
-class Unfit:
-    pass
-
-
 def why(call):
     try:
         call()
@@ -63,8 +59,6 @@ class ApiFlow(FlowSpec):
             "missing": why(lambda: here.save("no-such-path")),
             "fifo": why(lambda: here.save("fifo")),
             "fifo inside": why(lambda: here.save("with-fifo")),
-            "metadata": why(lambda: here.save("single", metadata={"good": 1, "bad": Unfit()})),
-            "metadata key": why(lambda: here.save("single", metadata={3: 1})),
             "slash": why(lambda: here.save("single", name="a/b")),
             "newline": why(lambda: here.save("single", name="a\nb")),
             "format": why(lambda: here.save("single", storage_format="zip")),
