@@ -234,7 +234,7 @@ def with_states(
     return moments.newest_first(
         data
         for data in found.values()
-        if (name is None or data["name"] == name) and (attempt is None or layout.order(data)[0] == attempt)
+        if name in (None, data.name) and (attempt is None or layout.order(data)[0] == attempt)
     )
 
 

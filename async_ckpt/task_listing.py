@@ -81,7 +81,7 @@ def list_task(
         if owner is not None:
             return _list(_find(owner), owner, name, number, spool, first)
         # What is not in this store any more was removed; but it may never have been there.
-        roots = tuple(store.root for store in stores_of_task(found, first))
+        roots = tuple(store.root.rstrip("/") + "/" for store in stores_of_task(found, first))
         elsewhere = [data for data in recorded if not str(data.url).startswith(roots)]
         return with_states(elsewhere, (), {}, name=name, attempt=number if isinstance(number, int) else None)
 
@@ -193,7 +193,7 @@ def _recorded(task: Any) -> list[CheckpointInfo]:
     """What the task's artifact has of its step: later steps inherit it."""
     step = task.pathspec.rpartition("/")[0]
     recorded = task[TASK_CHECKPOINTS].data if TASK_CHECKPOINTS in task else []
-    return [CheckpointInfo(data) for data in recorded if data["pathspec"].rpartition("/")[0] == step]
+    return [CheckpointInfo(data) for data in recorded if str(data.get("pathspec")).rpartition("/")[0] == step]
 
 
 def _not_found(pathspec: str, stores: list[StoreSpec]) -> NotFound:

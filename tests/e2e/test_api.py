@@ -47,6 +47,8 @@ def test_the_whole_interface_in_a_step_while_the_store_is_closed_and_after_it_op
     assert "auto, hardlink, reflink, copy, move" in mistakes["snapshot"]
     assert mistakes["reference"].startswith("NotFound: ")
     assert "is not the key of a checkpoint" in mistakes["dots"]
+    assert "'a/b' cannot be the name" in mistakes["key's name"]
+    assert "version_id=-1 is not the number of a version" in mistakes["key's version"]
 
     # A checkpoint saved with latest=False is recorded, and not the latest.
     assert [c["name"] for c in task.artifacts["_task_checkpoints"]] == ["moved", "mfchckpt", "file"]

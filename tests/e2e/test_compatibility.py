@@ -128,6 +128,24 @@ print(json.dumps(found))
         assert workspace.query(read, *(run.pathspec for run in runs), python=reader) == expected
 
 
+def test_the_peer_loads_what_a_flow_of_ours_kept_as_an_artifact_and_reads_its_attributes(
+    local: Workspace, peer_python: str
+) -> None:
+    run = local.run_flow("save_flow", env={**_EAGER, "RETRIES": "1", "RAISES": "once"})
+    code = """
+import json, os, sys
+from metaflow import Checkpoint, Task
+kept = Task(sys.argv[1], _namespace_check=False)["reference"].data
+with Checkpoint() as into:
+    into.load(kept)
+    names = sorted(os.listdir(into.directory))
+print(json.dumps([kept.name, kept.attempt, kept.metadata, kept.to_dict() == kept, names]))
+"""
+    for python in (peer_python, sys.executable):
+        read = local.query(code, f"{run.pathspec}/start/1", python=python)
+        assert read == ["model", 1, {"attempt": 1}, True, ["deep", "state"]]
+
+
 def test_attempts_of_a_task_that_failed_under_one_side_are_listed_attempt_by_attempt_by_the_other(
     local: Workspace, peer_python: str
 ) -> None:

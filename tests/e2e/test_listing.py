@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -76,6 +78,13 @@ def test_attempts_of_a_task_and_of_its_clones_are_listed_alike_by_the_api_and_th
         assert train.pathspec != tasks["train"].pathspec
         assert ask(local, train.pathspec) == of_clone
 
+    command = ["async-ckpt", "list", "--task", tasks["train"].pathspec]
+    (first, *_) = json.loads(local.run_command([*command, "--json"]).stdout)
+    assert first["created_at"].endswith("+00:00")
+    row = local.run_command(command, env={"TZ": "Asia/Tokyo"}).stdout.splitlines()[1]
+    at = datetime.fromisoformat(first["created_at"]).astimezone(timezone(timedelta(hours=9)))
+    assert f" {at.isoformat(sep=' ', timespec='seconds')} " in row
+
     done = local.run_command(["async-ckpt", "list", "--task", tasks["end"].pathspec])
     assert done.stdout == "no checkpoints\n"
     said = refused(local, f"{tasks['train'].pathspec}0")
@@ -98,6 +107,19 @@ def test_what_is_no_task_is_an_error_that_says_what_is_missing_and_where_was_loo
     assert "is a flow, and not a task" in refused(local, run.split("/")[0])
     assert "is not the pathspec of a task" in refused(local, f"{task}/x")
     assert "is not the pathspec of a task" in refused(local, f"{run}//1")
+    objects = """
+import json, sys
+from metaflow import Checkpoint, Run
+def why(task):
+    try:
+        Checkpoint().list(task=task)
+    except ValueError as error:
+        return str(error)
+print(json.dumps([why(Run(sys.argv[1])), why(3)]))
+"""
+    of_run, of_number = local.query(objects, run)
+    assert f"'{run}' is a run, and not a task" in of_run
+    assert "3 is no task" in of_number
     for attempt in ("first", "-1", "1.5", ""):
         done = local.run_command(["async-ckpt", "list", "--task", task, f"--attempt={attempt}"], check=False)
         assert done.returncode == 2
@@ -123,6 +145,19 @@ def test_a_task_that_only_the_store_knows_is_listed_from_there(s3: Workspace) ->
     assert f"({s3.env['METAFLOW_DATASTORE_SYSROOT_S3']})" in refused(s3, "NoFlow/1/start/1", env=other)
 
 
+def test_checkpoints_that_were_removed_from_the_store_are_not_listed_though_the_task_recorded_them(
+    local: Workspace,
+) -> None:
+    run = local.run_flow("save_flow")
+    (task,) = run.tasks()["start"]
+    assert len(task.artifacts["_task_checkpoints"]) == 1
+    shutil.rmtree(local.store / ".metaflow" / "mf.checkpoints")
+    done = local.run_command(["async-ckpt", "list", "--task", task.pathspec])
+    assert done.stdout == "no checkpoints\n"
+    code = "import sys; from metaflow import Checkpoint; print(Checkpoint().list(task=sys.argv[1]))"
+    assert local.query(code, task.pathspec) == []
+
+
 def test_what_is_on_its_way_on_this_machine_is_listed_with_its_state_by_whoever_asks(s3: Workspace) -> None:
     running = s3.start_flow("on_its_way_flow")
     asked = s3.cwd / "asked"
@@ -132,6 +167,11 @@ def test_what_is_on_its_way_on_this_machine_is_listed_with_its_state_by_whoever_
     rows = [line.split() for line in done.stdout.splitlines()]
     assert [row[3] for row in rows] == ["NAME", "second", "first"]
     assert {row[0] for row in rows[1:]} <= {"ADMITTED", "UPLOADING"}
+    # A spool that is not in the usual place has to be named.
+    (spool,) = s3.spool_directories()
+    elsewhere = {"METAFLOW_ASYNC_CKPT_SPOOL_DIR": str(s3.root / "nowhere")}
+    done = s3.run_command(["async-ckpt", "list", "--task", pathspec, "--spool", str(spool), "--json"], env=elsewhere)
+    assert [c["name"] for c in json.loads(done.stdout)] == ["second", "first"]
     (s3.cwd / "go").touch()
     run = running.finish()
     assert run.returncode == 0, run.output

@@ -28,4 +28,12 @@ def test_every_save_of_every_rank_of_a_gang_is_in_the_store_with_its_own_content
         assert [c["metadata"] for c in recorded] == [
             {"rank": task.artifacts["rank"], "count": n} for n in range(5, -1, -1)
         ]
+    # Whichever of the gang's tasks is asked for, they are all there: they are the first one's.
+    listing = """
+import json, sys
+from metaflow import Checkpoint
+print(json.dumps([sorted(c.key for c in Checkpoint().list(task=task)) for task in sys.argv[1:]]))
+"""
+    listed = local.query(listing, *(task.pathspec for task in tasks["train"]))
+    assert listed == [sorted(expected)] * 2
     local.assert_clean()

@@ -75,7 +75,7 @@ def test_what_a_reference_says_of_its_moment_does_not_depend_on_the_zone_and_old
     assert made["created_at"] == "2026-11-28T12:00:00.000000+00:00"
     assert datetime.fromisoformat(made["created_on"]) == datetime(2026, 11, 28, 23)
     assert moments.shown(made) == "2026-11-28 23:00:00+11:00"
-    assert moments.shown({"created_on": "2026-11-28T12:00:00.5"}) == "2026-11-28 12:00:00"
+    assert moments.shown({"created_on": "2026-11-28T12:00:00.500000"}) == "2026-11-28 12:00:00"
 
 
 def test_within_a_task_attempt_and_version_decide_and_between_tasks_the_moment() -> None:

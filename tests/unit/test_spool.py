@@ -150,6 +150,12 @@ def test_a_record_comes_back_as_it_was_admitted(spool: Spool) -> None:
     assert os.listdir(spool.path("staging")) == []
 
 
+def test_looking_at_the_next_version_does_not_take_it(spool: Spool) -> None:
+    for version in range(3):
+        assert spool.upcoming_version() == spool.upcoming_version() == version
+        assert spool.next_version() == version
+
+
 def test_pending_is_ordered_by_attempt_and_version(spool: Spool) -> None:
     for version in (10, 2, 9):
         admit(spool, version)

@@ -209,7 +209,7 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
             self._log(
                 "Loading the following checkpoint:"
                 f"\n\t[pathspec] {loaded.pathspec}\n\t[key] {loaded.key}"
-                f"\n\t[created on] {loaded.created_on}\n\t[url] {loaded.url}"
+                f"\n\t[created on] {loaded.get('created_at') or loaded.created_on}\n\t[url] {loaded.url}"
             )
             metadata.register_metadata(run_id, step_name, task_id, _load_metadata(loaded, retry_count))
         current._update_env({"checkpoint": checkpoint})

@@ -64,6 +64,8 @@ class ApiFlow(FlowSpec):
             "format": why(lambda: here.save("single", storage_format="zip")),
             "snapshot": why(lambda: here.save("single", snapshot="magic")),
             "reference": why(lambda: here.load({"key": first["key"].replace(".file.", ".other.")}, "x")),
+            "key's name": why(lambda: here.generate_key("a/b")),
+            "key's version": why(lambda: here.generate_key("a", -1)),
             "dots": why(lambda: here.load(first["key"].replace("/artifacts/", "/artifacts/../"), "x")),
         }
 

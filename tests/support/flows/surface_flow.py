@@ -102,7 +102,7 @@ class SurfaceFlow(FlowSpec):
         lone = Checkpoint("roots", True)
         same["relative root"] = os.listdir("roots") == [os.path.basename(lone.directory)]
         if os.environ.get("OURS"):
-            os.chdir("..")
+            os.chdir("/")  # There the incumbent has lost its relative directories.
             write(os.path.join(lone.directory, "state"))
             write(os.path.join(here.directory, "state"))
             ours["after chdir"] = [lone.save(name="lone")["size"], here.save()["size"]]
