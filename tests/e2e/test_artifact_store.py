@@ -72,7 +72,7 @@ def assert_nothing_in_the_datastore(workspace: Workspace) -> None:
         ("s3", "mutator", "thread"),
         ("local", "decorator", "process"),
         # "coreweave" cannot be had with this Metaflow: metaflow-checkpoint imports what is not there any more.
-        ("s3-compatible", "subclass", "process"),
+        pytest.param("s3-compatible", "subclass", "process", marks=pytest.mark.long),
     ],
 )
 def test_checkpoints_go_to_the_artifact_store_and_its_keys_nowhere(
@@ -192,7 +192,7 @@ def test_without_the_context_the_noted_store_is_read_with_the_machines_own_keys(
     assert "SignatureDoesNotMatch" in refused or "AccessDenied" in refused
 
 
-@pytest.mark.parametrize("uploader", ["process", "thread"])
+@pytest.mark.parametrize("uploader", ["process", pytest.param("thread", marks=pytest.mark.long)])
 def test_a_store_that_refuses_its_keys_fails_the_step_by_name_and_a_retry_with_new_ones_brings_all_in(
     place: Place, both_python: str, uploader: str
 ) -> None:
