@@ -73,7 +73,7 @@ class Checkpointer(Following):
         self._launcher = Launcher(spool, config, uploader)
         self._client = AgentClient(
             self._launcher.connect, owner=owner, config=config, attempt=self.task.attempt, lead=lead,
-            on_push=self._on_push,
+            access=os.environ.get(str(spool.store.options.get("access_from")), ""), on_push=self._on_push,
         )  # fmt: skip
         self._report = report
         self._said = Said(report)
