@@ -14,6 +14,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import pytest
@@ -366,6 +367,14 @@ def a_gang_goes_on_from_the_same_checkpoint(block: Block, local: Workspace) -> N
 def ranks_save_one_checkpoint(block: Block, local: Workspace) -> None:
     (saved,) = in_a_step(block, local, RANKS=str(RANKS))
     assert (saved["metadata"], saved["world"]) == ({"epoch": 3}, RANKS)
+
+
+@way("docs/metadata.md", "datetime.now()")
+def metadata_is_converted(block: Block, local: Workspace) -> None:
+    (saved,) = in_a_step(block, local, "in the step")
+    metadata = saved["metadata"]
+    assert datetime.fromisoformat(metadata.pop("when"))
+    assert metadata == {"epoch": 3, "loss": 0.5, "labels": ["cat", "dog"]}
 
 
 # -- other pages -------------------------------------------------------------------------------------------------------
