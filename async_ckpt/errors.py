@@ -8,6 +8,7 @@ one, *the way out*. Errors of other libraries are mapped to these once, at the e
 from __future__ import annotations
 
 import errno
+import functools
 
 
 class CheckpointError(Exception):
@@ -27,6 +28,10 @@ class CheckpointError(Exception):
         self.what, self.where, self.hint = what, where, hint
         super().__init__(what, where, hint)
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Other processes get errors pickled, and so does an artifact of ``@catch``."""
+        return functools.partial(type(self), where=self.where, hint=self.hint), (self.what,), self.__dict__
+
     def __str__(self) -> str:
         text = self.what
         if self.where and self.where not in text:
@@ -40,6 +45,10 @@ class UsageError(CheckpointError, ValueError):
 
 class SnapshotError(CheckpointError):
     """A directory could not be captured; nothing was admitted."""
+
+
+class MissingPathError(SnapshotError, FileNotFoundError):
+    """What was to be saved, or a part of it, is not there."""
 
 
 class SpoolError(CheckpointError):

@@ -346,7 +346,7 @@ def check_name(name: Any) -> str:
     """
     if name is None:
         return DEFAULT_NAME
-    text = str(name) if isinstance(name, (numbers.Number, os.PathLike)) else name
+    text = name_text(name)
     if not isinstance(text, str):
         raise UsageError(f"{name!r} cannot be the name of a checkpoint: it is no text", hint="Use name=str(...)")
     if not text:
@@ -365,6 +365,11 @@ def check_name(name: Any) -> str:
             hint="Keep the name short, and the rest in metadata",
         )
     return text
+
+
+def name_text(name: Any) -> Any:
+    """A number or a path that is given as a name, as its text; anything else as it is."""
+    return str(name) if isinstance(name, (numbers.Number, os.PathLike)) else name
 
 
 def _shown(text: str) -> str:

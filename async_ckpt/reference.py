@@ -25,11 +25,24 @@ ATTRIBUTES = (
 )  # fmt: skip
 
 
-class CheckpointInfo(dict[str, Any]):
+class _PassesForDict(type):
+    """The type of types that are equal to ``dict``.
+
+    metaflow-checkpoint asks ``type(reference) == dict``: ``load_model`` of any other type loads nothing and says
+    nothing, ``@model(load=...)`` and ``current.model.load`` refuse it.
+    """
+
+    def __eq__(cls, other: object) -> bool:
+        return other is dict or other is cls
+
+    __hash__ = type.__hash__
+
+
+class CheckpointInfo(dict[str, Any], metaclass=_PassesForDict):
     """The metadata of a checkpoint: a dict whose fields are attributes as well.
 
-    Where something keeps it (an artifact, a copy), it becomes an ``OrderedDict`` with the same fields, attributes and
-    ``to_dict()``, which needs nothing of this package: what works in a step works in the next one.
+    Where something keeps it (an artifact, a copy), it is a plain ``dict``, as metaflow-checkpoint's are: nothing else
+    will do for what loads it in the next step.
     """
 
     def __getattr__(self, field: str) -> Any:
@@ -43,6 +56,17 @@ class CheckpointInfo(dict[str, Any]):
     def to_dict(self) -> dict[str, Any]:
         """A plain dict of the fields."""
         return dict(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (dict(self),)
+
+
+class LoadedInfo(CheckpointInfo):
+    """The metadata of what was loaded, ``current.checkpoint.info``.
+
+    Flows keep it as an artifact for its attributes: it becomes an ``OrderedDict`` with the same fields, attributes and
+    ``to_dict()``, which needs nothing of this package.
+    """
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The pickle of a cycle: to_dict of what comes out is that of the OrderedDict, not of this object.

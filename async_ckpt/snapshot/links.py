@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from ..errors import SnapshotError, os_hint, os_reason
+from ..errors import MissingPathError, SnapshotError, os_hint, os_reason
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def _stays_inside(text: str, depth: int) -> bool:
 def failure(path: str, error: OSError) -> SnapshotError:
     """An OSError during a capture, in the user's words."""
     if isinstance(error, FileNotFoundError):
-        return SnapshotError(
+        return MissingPathError(
             f"Cannot capture {path}: it vanished while it was captured",
             where=path, hint="Save only what is complete; let nothing delete files there during save()",
         )  # fmt: skip

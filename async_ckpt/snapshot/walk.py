@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ..config import SPOOLS_PREFIX, Config
-from ..errors import SnapshotError
+from ..errors import MissingPathError, SnapshotError
 from .links import Root, failure, refused, target_of
 
 #: Our own folders beside what is saved on another file system than the spool; never part of a checkpoint.
@@ -72,7 +72,7 @@ def walk(path: str, config: Config, *, follow: bool = True) -> Iterator[Item]:
         mode = os.stat(path).st_mode
     except FileNotFoundError as error:
         what = f"Cannot save {path}: it does not exist"
-        raise SnapshotError(
+        raise MissingPathError(
             what, where=path, hint="Check the path; a relative one counts from the working directory"
         ) from error
     except OSError as error:

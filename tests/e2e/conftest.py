@@ -9,6 +9,7 @@ import pytest
 
 from tests.support.both import find_or_make_both
 from tests.support.gated_s3 import GatedS3
+from tests.support.idiom_runs import Sides
 from tests.support.metaflow_env import Workspace
 from tests.support.peer import find_or_make_peer
 
@@ -58,3 +59,19 @@ def peer_python() -> str:
 def both_python() -> str:
     """The interpreter of an environment with this package and metaflow-checkpoint."""
     return find_or_make_both()
+
+
+@pytest.fixture
+def sides(tmp_path: Path, peer_python: str) -> Iterator[Sides]:
+    """metaflow-checkpoint's environment and ours, each with a local datastore of its own."""
+    theirs, ours = Workspace(tmp_path / "theirs"), Workspace(tmp_path / "ours")
+    yield Sides.of(peer_python, theirs, ours)
+    theirs.kill_leftovers()
+    ours.kill_leftovers()
+
+
+@pytest.fixture
+def with_both(sides: Sides, both_python: str) -> Sides:
+    """The same, but metaflow-checkpoint is installed beside ours as well."""
+    sides.ours.python = both_python
+    return sides

@@ -12,7 +12,7 @@ def test_the_whole_interface_in_a_step_while_the_store_is_closed_and_after_it_op
 
     assert seen["directory"].startswith("roots/temporary/")
     assert seen["handed over"] is False
-    assert seen["is dict"] == [True, "OrderedDict"]
+    assert seen["is dict"] == [True, "dict"]
     assert seen["json"] is True
     # Nothing waits for the store ...
     assert seen["pending"] == [False, None, True]

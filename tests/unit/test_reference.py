@@ -1,4 +1,4 @@
-"""What is handed out is a dict with attributes, here and wherever something keeps it."""
+"""What is handed out is a dict with attributes, and needs nothing of this package where something keeps it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import json
 import pickle
 import subprocess
 import sys
+from collections import OrderedDict
 from typing import Any
 
 import pytest
 
-from async_ckpt.reference import CheckpointInfo, Reference, format_bytes, progress_line
+from async_ckpt.reference import CheckpointInfo, LoadedInfo, Reference, format_bytes, progress_line
 
 DATA = {"key": "a/b", "attempt": 1, "name": "mfchckpt", "version_id": 7, "metadata": {"loss": 0.5}, "size": 3}
 
@@ -53,10 +54,31 @@ for kept in (r, copy.copy(r), copy.deepcopy(r), pickle.loads(pickle.dumps(r))):
 print("as expected")
 """
 
-KINDS = [lambda data: Reference(data, Known("ADMITTED")), CheckpointInfo]
+KINDS = [lambda data: Reference(data, Known("ADMITTED")), CheckpointInfo, LoadedInfo]
+NAMES = ["saved", "listed", "loaded"]
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=["saved", "listed"])
+@pytest.mark.parametrize("kind", KINDS, ids=NAMES)
+def test_metaflow_checkpoint_takes_it_for_a_dict(kind: Any) -> None:
+    """Its load_model asks for the exact type, and does nothing for any other."""
+    made = kind(DATA)
+    assert type(made) == dict  # noqa: E721
+    assert type(made) != OrderedDict  # noqa: E721
+    assert type(made) in {type(made)}
+
+
+@pytest.mark.parametrize("kind", KINDS[:2], ids=NAMES[:2])
+@pytest.mark.parametrize("keep", [copy.copy, copy.deepcopy, lambda made: pickle.loads(pickle.dumps(made))])
+def test_what_was_saved_or_listed_is_a_plain_dict_where_it_is_kept(keep: Any, kind: Any) -> None:
+    made = kind(DATA)
+    kept = keep(made)
+    assert kept == DATA
+    assert type(kept) is dict
+    kept["key"] = "c"
+    assert made == DATA
+
+
+@pytest.mark.parametrize("kind", KINDS[2:], ids=NAMES[2:])
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_what_is_kept_has_fields_and_attributes_and_needs_nothing_of_this_package(protocol: int, kind: Any) -> None:
     data = {**DATA, "extra": "more", "items": "of a dict", "no name": 1, "to_dict": "hidden"}
@@ -72,7 +94,7 @@ def test_it_is_json() -> None:
     assert json.loads(json.dumps(Reference(DATA, Known("ADMITTED")))) == DATA
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=["saved", "listed"])
+@pytest.mark.parametrize("kind", KINDS[2:], ids=NAMES[2:])
 @pytest.mark.parametrize("make", [copy.copy, copy.deepcopy])
 def test_a_copy_has_the_attributes_and_is_independent(make: Any, kind: Any) -> None:
     reference = kind(DATA)

@@ -14,7 +14,7 @@ from async_ckpt.checkpointer import Checkpointer
 from async_ckpt.config import ENV_SPOOL, Config
 from async_ckpt.errors import UsageError, WatchError
 from async_ckpt.reading import check_shard, load_from_first
-from async_ckpt.reference import CheckpointInfo, Reference
+from async_ckpt.reference import CheckpointInfo, LoadedInfo, Reference
 from async_ckpt.task_listing import check_attempt, list_task
 from async_ckpt.watch import MetadataFrom, Watch, WatchOptions
 
@@ -105,7 +105,7 @@ class _Checkpoints:
         if within_task is not None and within_task == full_namespace and (within_task or full_namespace):
             raise UsageError(f"within_task={within_task} and full_namespace={full_namespace} contradict each other")
         within = not full_namespace if within_task is None else within_task
-        number = check_attempt(attempt)
+        number, name = check_attempt(attempt), layout.name_text(name)
         if task is not None:
             if not within:
                 raise UsageError(
@@ -315,7 +315,7 @@ class CurrentCheckpoint(_Checkpoints):
             data = gang.load_newest(self._checkpointer, policy, self._directory, report, shard)
         else:
             data = self._checkpointer.load_newest(policy, self._directory, report, shard)
-        self._loaded = CheckpointInfo(data) if data else None
+        self._loaded = LoadedInfo(data) if data else None
         return self._loaded
 
     def save(
@@ -360,7 +360,7 @@ class CurrentCheckpoint(_Checkpoints):
         -------
         Reference
             A dict whose fields are attributes as well, with ``wait()``, ``done()``, ``state`` and ``error``. Kept as an
-            artifact it has its fields and attributes, and needs nothing of this package.
+            artifact it is a plain dict, which needs nothing of this package.
 
         Raises
         ------
