@@ -18,7 +18,7 @@ def wait_to_be_killed(moment, *processes):
         return
     marker = os.environ["KILL_MARKER"]
     with open(f"{marker}.part", "w") as file:
-        json.dump([os.getpid(), *processes], file)
+        json.dump(sorted({os.getpid(), *processes}), file)
     os.rename(f"{marker}.part", marker)
     time.sleep(PATIENCE_S)
     raise RuntimeError("Nobody has killed this process")

@@ -1,6 +1,7 @@
 """What the flow with Lightning trains, and the callback that saves."""
 
 import os
+import time
 
 import pytorch_lightning as pl
 import torch
@@ -91,3 +92,24 @@ def train(checkpoint_path, callbacks, num_epochs):
 def test(checkpoint_path):
     (result,) = make_trainer().test(Classifier.load_from_checkpoint(checkpoint_path), make_loader(2, 64))
     return result["val_loss"]
+
+
+def fill(directory):
+    """Outputs of two trainings, each with a link to its last file; that of the first is the newer one."""
+    for epochs in (3, 2):
+        callback = ModelCheckpoint(
+            dirpath=directory, filename="{epoch}-{step}", save_top_k=2, save_last="link", monitor="val_loss"
+        )
+        make_trainer(max_epochs=epochs, callbacks=[callback]).fit(Classifier(), make_loader(1, 256), make_loader(2, 64))
+    now = time.time()
+    for age, name in ((60, "last-v1.ckpt"), (0, "last.ckpt")):
+        os.utime(os.path.join(directory, name), (now - age, now - age), follow_symlinks=False)
+
+
+def chosen(directory):
+    """With what epoch a training goes on that is told to go on with the last one, and whether that is a link."""
+    callback = ModelCheckpoint(dirpath=directory, save_last="link")
+    trainer = make_trainer(max_epochs=3, callbacks=[callback])
+    trainer.fit(Classifier(), make_loader(1, 256), make_loader(2, 64), ckpt_path="last")
+    path = trainer.ckpt_path
+    return [os.path.basename(path), trainer.current_epoch, os.path.islink(path)]

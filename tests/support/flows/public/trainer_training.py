@@ -1,12 +1,13 @@
 """What the flow with Hugging Face's Trainer trains, and the callback that saves."""
 
 import os
+import time
 
 import torch
 from dying import digest, wait_to_be_killed
 from metaflow import Checkpoint, current
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, sort_checkpoints
 
 
 class MetaflowCheckpointCallback(TrainerCallback):
@@ -58,12 +59,34 @@ class Tokens(torch.utils.data.Dataset):
         return {"input_ids": tokens, "labels": tokens}
 
 
+def make_model():
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(
+        GPT2Config(vocab_size=50, n_positions=16, n_embd=16, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)
+    )
+
+
 def make_instead_of_downloading(repo_id, local_dir, **_):
     """What a snapshot of the hub holds, for a model of random weights."""
-    torch.manual_seed(0)
-    config = GPT2Config(vocab_size=50, n_positions=16, n_embd=16, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)
-    GPT2LMHeadModel(config).save_pretrained(local_dir)
+    make_model().save_pretrained(local_dir)
     return local_dir
+
+
+def arguments(output_dir, steps):
+    return TrainingArguments(
+        output_dir=output_dir,
+        max_steps=steps,
+        per_device_train_batch_size=8,
+        learning_rate=1e-2,
+        save_strategy="steps",
+        save_steps=2,
+        save_total_limit=2,
+        logging_steps=1,
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+        seed=7,
+    )
 
 
 def train(base_model_path, output_dir, resuming_checkpoint_path, steps, callback):
@@ -73,20 +96,7 @@ def train(base_model_path, output_dir, resuming_checkpoint_path, steps, callback
     trainer = Trainer(
         model=network,
         train_dataset=Tokens(),
-        args=TrainingArguments(
-            output_dir=output_dir,
-            max_steps=steps,
-            per_device_train_batch_size=8,
-            learning_rate=1e-2,
-            save_strategy="steps",
-            save_steps=2,
-            save_total_limit=2,
-            logging_steps=1,
-            report_to="none",
-            use_cpu=True,
-            disable_tqdm=True,
-            seed=7,
-        ),
+        args=arguments(output_dir, steps),
         callbacks=[callback, beginning],
     )
     trainer.train(resume_from_checkpoint=resuming_checkpoint_path)
@@ -103,3 +113,17 @@ def test(path):
     batch = Tokens()[0]["input_ids"].unsqueeze(0)
     with torch.no_grad():
         return network(input_ids=batch, labels=batch).loss.item()
+
+
+def fill(directory):
+    """Outputs of a training whose checkpoint of step 6 is newer than that of step 8: it was written again later."""
+    Trainer(model=make_model(), train_dataset=Tokens(), args=arguments(directory, 8)).train()
+    now = time.time()
+    for age, name in ((60, "checkpoint-8"), (0, "checkpoint-6")):
+        os.utime(os.path.join(directory, name), (now - age, now - age))
+
+
+def chosen(directory):
+    """What the Trainer resumes from, and in which order it would remove what is there."""
+    in_order = sort_checkpoints(directory, use_mtime=True)
+    return [os.path.basename(path) for path in (get_last_checkpoint(directory), *in_order)]
