@@ -151,6 +151,16 @@ def test_a_public_flow_that_is_killed_resumes_and_ends_as_if_it_had_not_been(
     assert {reference["name"] for reference in newest} == {example.name}
 
 
+#: What a flow saved is loaded later on, from anywhere.
+_LOAD_MODEL = """
+import sys
+from metaflow import Run, load_model, namespace
+namespace(None)
+load_model(Run(sys.argv[1])["start"].task["final_checkpoint"].data, "there")
+print(open("there/counter.txt").read())
+"""
+
+
 def test_the_counter_of_the_documentation_fails_by_itself_and_reaches_18(
     both: str, incumbent: str, tmp_path: Path
 ) -> None:
@@ -161,7 +171,8 @@ def test_the_counter_of_the_documentation_fails_by_itself_and_reaches_18(
         (start,), (end,) = run.tasks()["start"], run.tasks()["end"]
         artifacts = start.artifacts
         assert artifacts["loaded_from"] == [start.pathspec, 0]
-        found.append((start.attempt, artifacts["resumed_at"], artifacts["counter"], end.artifacts["read_by_model"]))
+        afterwards = workspace.query(_LOAD_MODEL, run.pathspec, python=python)
+        found.append((start.attempt, artifacts["resumed_at"], end.artifacts["read_by_model"], afterwards))
     assert found == [(1, 9, 18, 18)] * 2
 
 

@@ -7,6 +7,7 @@ environment that exists and has the frameworks, which are large.
 from __future__ import annotations
 
 import os
+from importlib import metadata
 from pathlib import Path
 
 from tests.support.environments import find_or_make
@@ -27,7 +28,9 @@ def find_or_make_incumbent() -> str:
 
 def find_or_make_both() -> str:
     """The interpreter of an environment with ours beside metaflow-checkpoint, and the frameworks."""
-    ours = ("--editable", f"{REPOSITORY}[metaflow-checkpoint]", *REQUIREMENTS)
+    # By name as well: with other requirements it is another environment.
+    needed = [each for each in metadata.requires("metaflow-async-ckpt") or () if "extra" not in each]
+    ours = ("--editable", f"{REPOSITORY}[metaflow-checkpoint]", *REQUIREMENTS, *needed)
     return _python(find_or_make(".venv-both", ours, lender=_frameworks()))
 
 

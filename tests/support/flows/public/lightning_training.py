@@ -103,7 +103,7 @@ def fill(directory):
         make_trainer(max_epochs=epochs, callbacks=[callback]).fit(Classifier(), make_loader(1, 256), make_loader(2, 64))
     now = time.time()
     for age, name in ((60, "last-v1.ckpt"), (0, "last.ckpt")):
-        os.utime(os.path.join(directory, name), (now - age, now - age), follow_symlinks=False)
+        os.utime(os.path.join(directory, name), (now - age, now - age))
 
 
 def chosen(directory):
