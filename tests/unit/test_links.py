@@ -71,7 +71,8 @@ def _capture(path: Path, target: Path) -> Admitted | None:
         link = Path(error.where)
         assert link.is_symlink()
         # Nowhere, in a circle, or up to a folder above one that is saved: nothing else here is refused.
-        assert not link.exists() or (link.is_dir() and "leads up to a folder" in str(error))
+        up = "leads up to a folder" in str(error)
+        assert up == (link.exists() and link.is_dir())
         return None
     return Admitted("0.x.0", {}, captured.manifest, str(target), str(path))
 
