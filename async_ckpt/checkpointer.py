@@ -25,6 +25,7 @@ from .errors import (
     UsageError,
     WaitTimeout,
 )
+from .files import given_path
 from .following import Following
 from .ipc.client import AgentClient, Lease
 from .manifest import Manifest
@@ -73,7 +74,7 @@ class Checkpointer(Following):
         self._launcher = Launcher(spool, config, uploader)
         self._client = AgentClient(
             self._launcher.connect, owner=owner, config=config, attempt=self.task.attempt, lead=lead,
-            on_push=self._on_push,
+            access=os.environ.get(str(spool.store.options.get("access_from")), ""), on_push=self._on_push,
         )  # fmt: skip
         self._report = report
         self._said = Said(report)
@@ -192,10 +193,10 @@ class Checkpointer(Following):
         """
         if self._closed:
             raise UsageError("The step has ended: nothing can be saved any more", hint="Save before the step returns")
-        source = os.path.abspath(os.fspath(path))
         shard = self._shard(collective, rank, world_size)
         # Before anything can go wrong: whoever fails here has had its turn, like all other ranks.
-        version = self._take_turn(shard, os.path.dirname(source)) if shard else None
+        version = self._take_turn(shard, os.path.dirname(os.path.abspath(os.fsdecode(path)))) if shard else None
+        source = given_path(path)
         name = layout.check_name(name)
         stored, notes = plain(metadata, self.config)
         self._said.say(notes)

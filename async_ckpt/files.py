@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from .config import CHUNK_BYTES
+from .errors import UsageError
 
 try:  # Four times faster; a pod may be without it, and the agent's control plane does without.
     from zlib_ng.zlib_ng import crc32 as crc32
@@ -53,6 +54,22 @@ class _Buffers(threading.local):
 
 
 _buffers = _Buffers()
+
+
+def given_path(path: str | bytes | os.PathLike[str]) -> str:
+    """A path that a user gave, made absolute.
+
+    Raises
+    ------
+    UsageError
+        It is empty, and would mean the whole working directory; or no path can have its characters.
+    """
+    text = os.fsdecode(path)
+    if not text or "\0" in text:
+        raise UsageError(
+            f"{text!r} is not a path", hint="Perhaps a variable is empty. The working directory itself is '.'"
+        )
+    return os.path.abspath(text)
 
 
 def set_mtime(path: str, mtime_ns: int) -> None:

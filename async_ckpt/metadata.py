@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import array
 import collections
+import contextlib
 import dataclasses
 import datetime
 import decimal
@@ -47,8 +48,9 @@ _MAX_DEPTH = 200
 _MAX_BITS = 14_000
 #: Upper bounds in bytes of JSON: a float, a bool or None; what stands between two values.
 _SMALL, _BETWEEN = 24, 2
-#: Ordinary metadata, which needs no conversion, has so many entries and so long texts at most; as JSON, so many bytes.
-_FEW, _SHORT, _SMALL_BYTES = 32, 100, 64 << 10
+#: Ordinary metadata, which needs no conversion, has so many entries in all and so long texts at most; as JSON, each
+#: entry has so many bytes.
+_FEW, _SHORT, _SMALL_BYTES = 32, 100, 2 << 10
 _LONG = 1 << 63
 
 _encode = json.encoder.encode_basestring_ascii
@@ -83,27 +85,42 @@ def plain(metadata: Any, config: Config) -> tuple[Any, list[Note]]:
     """
     if metadata is None:
         return {}, []
-    if type(metadata) is dict and len(metadata) <= _FEW and config.metadata_bytes >= _SMALL_BYTES:
-        copied = metadata.copy()  # At once: another thread may change the original.
-        if all(map(_is_simple, copied, copied.values())):
-            return copied, []
+    if min(config.metadata_bytes // _SMALL_BYTES, config.metadata_elements, config.metadata_depth) >= _FEW:
+        with contextlib.suppress(_NotSimple):
+            return _copy(metadata, [_FEW]), []
     return _Conversion(config).convert(metadata)
 
 
-def _is_simple(key: Any, value: Any) -> bool:
-    """Whether an entry is JSON, and small, at first sight."""
-    if type(key) is not str or len(key) > _SHORT:
-        return False
+class _NotSimple(Exception):
+    """Not JSON, or not small, at first sight."""
+
+
+def _copy(value: Any, left: list[int]) -> Any:
+    """The short way for ordinary metadata: a copy of what is JSON already; ``left``: so many entries it may have."""
     kind = type(value)
-    return (
+    if (
         kind is float or value is None or kind is bool
         or (kind is int and -_LONG < value < _LONG)
         or (kind is str and len(value) <= _SHORT)
-    )  # fmt: skip
+    ):  # fmt: skip
+        return value
+    if kind is not dict and kind is not list:
+        raise _NotSimple
+    left[0] -= len(value)
+    if left[0] < 0:
+        raise _NotSimple
+    if kind is list:
+        return [_copy(item, left) for item in value]
+    copied = {}
+    for key, item in value.copy().items():  # Of a copy: another thread may change the original.
+        if type(key) is not str or len(key) > _SHORT:
+            raise _NotSimple
+        copied[key] = _copy(item, left)
+    return copied
 
 
 #: The key of the note about the size of all; no dotted path has it.
-_SIZE = "\0size"
+SIZE = "\0size"
 
 
 class _Conversion:
@@ -126,7 +143,7 @@ class _Conversion:
         if isinstance(metadata, Mapping) and not isinstance(value, dict):
             value = {"not kept": value}  # Who reads it expects a dict.
         if size > self._notice_bytes:
-            self._notes[_SIZE] = (
+            self._notes[SIZE] = (
                 f"The metadata has {_kib(size)}. It is stored several times with every checkpoint, and read by every "
                 "list(): save what is large as a file of the checkpoint"
             )

@@ -19,7 +19,7 @@ from . import catalog, layout
 from .concurrency import for_each
 from .config import Config
 from .errors import CheckpointError, IntegrityError, NotFound, SnapshotError, os_hint, os_reason
-from .files import copy_content, set_mtime
+from .files import copy_content, given_path, set_mtime
 from .manifest import MAX_DEPTH, PACKED, FileEntry, Manifest, check_path
 from .snapshot.base import remove_tree
 from .snapshot.lending import Lender
@@ -308,7 +308,7 @@ class _landing:
     """A new directory beside the destination, renamed into it at the end of the block, or removed."""
 
     def __init__(self, destination: str) -> None:
-        self._destination = os.path.abspath(destination)
+        self._destination = given_path(destination)
 
     def __enter__(self) -> str:
         try:

@@ -538,6 +538,7 @@ class Agent:
         connection.greeted = True
         if message.get("owner"):
             is_later = self._owners.come(connection, message)
+            self._take_access(message.get("access"))
             if is_later:
                 self._farewell.said()  # Whoever waits for the last attempt's saves waits no more.
                 self._gather_in(self._config.collective_grace_s)
@@ -549,6 +550,15 @@ class Agent:
         if message.get("owner"):
             for why in self._notices:
                 connection.send({"push": "notice", "why": why})
+
+    def _take_access(self, access: Any) -> None:
+        """Open the store from now on as a later attempt does: the keys of the one that started this agent may have
+        expired. What is under way begins anew, with a worker that inherits these.
+        """
+        name = self._spool.store.options.get("access_from")
+        if isinstance(name, str) and isinstance(access, str) and os.environ.get(name) != access:
+            os.environ[name] = access
+            self._plane.renew()
 
     def _gather_in(self, seconds: float) -> None:
         """Wait for the other ranks no longer than this."""

@@ -163,6 +163,12 @@ class DataPlane:
             self._deaths = 0
         self._on_death(hopeless)
 
+    def renew(self) -> None:
+        """End the worker, if there is one; the next one is told again what this one had not done."""
+        if self._worker is not None:
+            self.stop()
+            self._on_death(False)
+
     def stop(self) -> None:
         """End the worker; it aborts what it has under way."""
         if self._worker is not None:

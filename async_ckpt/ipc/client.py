@@ -71,6 +71,9 @@ class AgentClient:
         The owner's.
     lead : int
         The process without which the owner's gang has no future; 0: none that can be seen from here.
+    access : str
+        How the store is opened, where that does not stand in the spool: the value of the environment variable that its
+        specification names. An agent of an earlier attempt goes on with this one.
     on_push : callable
         Gets what the agent says without being asked (but for leases), from the keeper's thread.
     """
@@ -83,10 +86,11 @@ class AgentClient:
         config: Config,
         attempt: int = 0,
         lead: int = 0,
+        access: str = "",
         on_push: Callable[[Message], None] = lambda push: None,
     ) -> None:
         self._connect, self._owner, self._config, self._on_push = connect, owner, config, on_push
-        self._attempt, self._lead = attempt, lead
+        self._attempt, self._lead, self._access = attempt, lead, access
         self._reset()
 
     def _reset(self) -> None:
@@ -250,6 +254,8 @@ class AgentClient:
             self._sequence += 1
             hello = {"op": "hello", "v": protocol.VERSION, "pid": os.getpid(), "owner": self._owner}
             hello |= {"attempt": self._attempt, "lead": self._lead}
+            if self._owner and self._access:
+                hello["access"] = self._access
             self._send(link, {**hello, "seq": self._sequence}, [])
             for identity, leases in self._leases.items():
                 for item in leases.values():

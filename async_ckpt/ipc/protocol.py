@@ -12,7 +12,8 @@ op        fields                                                     answer
 ========  =========================================================  ==============================================
 hello     v, pid, owner (bool: exit when this connection ends),      v, pid (the agent's)
           attempt (the owner's), lead (its parent, if without that
-          process the gang it belongs to has no future)
+          process the gang it belongs to has no future), access (how
+          the store is opened, if that does not stand in the spool)
 admit     id; guard: list of paths, fds: their leased descriptors    none
 state     id                                                         state, why
 wait      id, timeout_s                                              state, why (not final: the time is over)

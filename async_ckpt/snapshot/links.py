@@ -86,8 +86,9 @@ def target_of(link: str, path: str, roots: Sequence[Root], *, keep_dangling: boo
     text = os.readlink(link)
     folder = os.path.join(roots[-1].real, os.path.dirname(path)[len(roots[-1].path) :])
     try:
+        # Asked of the kernel: realpath() goes on from a file as if it were a folder, in "file/../other".
+        mode = os.stat(link).st_mode
         real = os.path.realpath(os.path.join(folder, text), strict=True)
-        mode = os.stat(real).st_mode
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
             raise

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from ..config import Config
 from ..errors import BacklogError, CheckpointError, SnapshotError, StoreError
-from ..metadata import Said, plain
+from ..metadata import SIZE, Said, plain
 from ..spool.journal import COMMITTED, FAILED, FINAL, SUPERSEDED
 from . import summary
 from . import tree as trees
@@ -201,7 +201,7 @@ class Saving:
             elif source is not None:
                 # Here already, so that what is too large takes nothing of the rest with it.
                 extra, notes = plain(source(path), self._config)
-                self._said.say(notes)
+                self._said.say(note for note in notes if note.key != SIZE)  # Of that, whoever saves tells.
                 extra = extra if isinstance(extra, dict) else {"metadata_from": extra}
         except (Exception, SystemExit) as error:  # The user's function may do anything; the checkpoint is worth more.
             self._report(f"{entry.path} is saved without metadata_from: {type(error).__name__}: {error}")

@@ -11,6 +11,7 @@ from types import TracebackType
 
 from ..config import Config
 from ..errors import CheckpointError, WatchError, os_reason
+from ..files import given_path
 from . import retention
 from .events import Events
 from .looking import Looking
@@ -62,7 +63,7 @@ class Watch:
         began_ns: int = 0,
         report: Callable[[str], None] = lambda line: None,
     ) -> None:
-        self.path = os.path.abspath(os.fspath(path))
+        self.path = given_path(path)
         self._options, self._config, self._began_ns = options, config, began_ns
         self._settle_s = config.watch_settle_s if options.settle is None else options.settle
         self._log = report

@@ -156,6 +156,7 @@ def _twin(place: Place) -> Path:
         ("/nowhere/at all", "leads nowhere"),
         ("missing", "leads nowhere"),
         ("top/file", "leads nowhere"),
+        ("{outside}/top/../deep/file", "leads nowhere"),
         ("bad", "round in a circle"),
         ("bad/x", "round in a circle"),
         ("/", "leads up to a folder that holds what is saved"),

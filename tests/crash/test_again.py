@@ -20,7 +20,7 @@ from async_ckpt.ipc import protocol
 from async_ckpt.spool.journal import COMMITTED, FAILED
 from async_ckpt.spool.spool import Spool
 
-from ..support.agents import TASK, Task, agent_pid, content, kill, wait_until
+from ..support.agents import TASK, Task, agent_pid, content, kill, wait_until, worker_pid
 from ..support.scenes import BIG, save
 
 
@@ -112,3 +112,30 @@ def test_a_spool_that_its_last_agent_takes_away_in_this_moment_is_made_anew(
     assert gone
     save(checkpointer, task, 0)
     checkpointer.flush(60)
+
+
+def test_an_agent_that_lives_on_opens_the_store_as_the_later_attempt_does(
+    task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys of an artifact store expire: what waits for the store is sent with those of the attempt that runs."""
+    task.store = replace(task.store, options={"access_from": "ACCESS_OF_TEST"})
+    monkeypatch.setenv("ACCESS_OF_TEST", "the first keys")
+    gate = task.gate()
+    gate.hold(".0.mfchckpt.0/")
+    checkpointer = task.start()
+    first = save(checkpointer, task, 0)
+    agent, before = agent_pid(checkpointer), worker_pid(checkpointer)
+    assert b"the first keys" in Path(f"/proc/{before}/environ").read_bytes()
+    checkpointer.close(clean=False)
+    monkeypatch.setenv("ACCESS_OF_TEST", "the second keys")
+    checkpointer = task.start(attempt=1)
+    assert agent_pid(checkpointer) == agent
+    after = wait_until(lambda: (pid := worker_pid(checkpointer)) != before and pid, "another uploader runs")
+    environment = Path(f"/proc/{after}/environ").read_bytes()
+    assert b"the second keys" in environment
+    assert b"the first keys" not in environment
+    gate.open_all()
+    checkpointer.flush(60)
+    assert checkpointer.state(first.id)[0] == COMMITTED
+    on_disk = b"".join(path.read_bytes() for path in Path(task.root).rglob("*") if path.is_file())
+    assert b"the second keys" not in on_disk

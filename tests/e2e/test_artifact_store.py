@@ -72,7 +72,7 @@ def assert_nothing_in_the_datastore(workspace: Workspace) -> None:
         ("s3", "mutator", "thread"),
         ("local", "decorator", "process"),
         # "coreweave" cannot be had with this Metaflow: metaflow-checkpoint imports what is not there any more.
-        ("s3-compatible", "subclass", "process"),
+        pytest.param("s3-compatible", "subclass", "process", marks=pytest.mark.long),
     ],
 )
 def test_checkpoints_go_to_the_artifact_store_and_its_keys_nowhere(
@@ -133,6 +133,37 @@ def test_what_is_in_an_artifact_store_is_read_within_artifact_store_from_by_both
     assert place.workspace.query(_READ, task, "null", python=peer_python, env=place.keys()) == expected
 
 
+def test_a_step_with_a_datastore_of_its_own_reads_an_artifact_store_within_artifact_store_from(
+    place: Place, both_python: str
+) -> None:
+    run = place.run(both_python, place.settings(), RAISES="once")
+    own = place.workspace.root / "own"
+    own.write_text("own")
+    config = json.dumps({"client_params": place.client_params})
+    environment = {"TASK": f"{run.pathspec}/start/1", "CONFIG": config, "OWN": str(own)}
+    reader = place.workspace.run_flow("reader_flow", python=both_python, env=environment)
+    (start,) = reader.tasks()["start"]
+    assert start.artifacts["names"] == ["files", "packed"]
+    assert start.artifacts["read"] == {
+        "by entry": "attempt 0", "by key": "attempt 0", "own": "own", "own afterwards": "own",
+    }  # fmt: skip
+    assert start.artifacts["_task_checkpoints"][0]["url"].startswith(str(place.workspace.store))
+
+
+def test_a_flow_without_one_that_is_run_by_a_step_with_one_keeps_its_own_datastore(
+    place: Place, both_python: str
+) -> None:
+    """It inherits the variable, and has no such decorator."""
+    elsewhere = place.workspace.root / "of the outer flow"
+    inherited = json.dumps({"type": "local", "config": {"root": str(elsewhere)}})
+    environment = {"METAFLOW_CHECKPOINT_ARTIFACT_STORE_CONFIG": inherited}
+    run = place.workspace.run_flow("moved_flow", python=both_python, env=environment)
+    (start,) = run.tasks()["start"]
+    assert start.artifacts["saved"]["url"].startswith(str(place.workspace.store))
+    assert start.metadata_of("artifact-store-ds-root") == []
+    assert not elsewhere.exists()
+
+
 _READ_WITHOUT = """
 import json, sys
 from async_ckpt.errors import CheckpointError
@@ -161,7 +192,7 @@ def test_without_the_context_the_noted_store_is_read_with_the_machines_own_keys(
     assert "SignatureDoesNotMatch" in refused or "AccessDenied" in refused
 
 
-@pytest.mark.parametrize("uploader", ["process", "thread"])
+@pytest.mark.parametrize("uploader", ["process", pytest.param("thread", marks=pytest.mark.long)])
 def test_a_store_that_refuses_its_keys_fails_the_step_by_name_and_a_retry_with_new_ones_brings_all_in(
     place: Place, both_python: str, uploader: str
 ) -> None:

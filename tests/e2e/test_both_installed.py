@@ -136,7 +136,9 @@ def test_the_command_line_tells_who_serves(local: Workspace, both_python: str, p
     assert "metaflow-checkpoint is not here" in alone
 
 
-@pytest.mark.parametrize("scope", ["checkpoint", "flow", "global"])
+@pytest.mark.parametrize(
+    "scope", ["checkpoint", *(pytest.param(s, marks=pytest.mark.long) for s in ("flow", "global"))]
+)
 def test_what_the_peers_huggingface_hub_keeps_is_loaded_by_reference_and_by_key(
     local: Workspace, both_python: str, scope: str
 ) -> None:

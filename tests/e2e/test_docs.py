@@ -14,13 +14,16 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import pytest
 
 from tests.support import ddp
+from tests.support.both import find_or_make_both
 from tests.support.metaflow_env import REPOSITORY, Workspace
 from tests.support.pages import Block, all_blocks, blocks_of, pages
+from tests.support.servers import rclone
 
 #: A page, and what one of its blocks contains. No code: nothing to run.
 NOT_CODE = {("CONTRIBUTING.md", "task (or a subprocess)")}
@@ -283,6 +286,65 @@ if __name__ == "__main__":
 """
 
 
+_STORE_FLOW = """
+import os
+from metaflow import FlowSpec, checkpoint, current, step, with_artifact_store
+
+{block}    @checkpoint
+    @step
+    def start(self):
+        self.next(self.train)
+
+    @checkpoint
+    @step
+    def train(self):
+        with open(os.path.join(current.checkpoint.directory, "state"), "w") as file:
+            file.write("trained")
+        current.checkpoint.save()
+        self.next(self.end)
+
+    @step
+    def end(self):
+        pass
+
+
+if __name__ == "__main__":
+    TrainFlow()
+"""
+
+#: Goes before the block that reads.
+_READER = """
+import json, sys
+from metaflow import Checkpoint, Run, artifact_store_from, namespace
+namespace(None)
+run, client_params = Run(sys.argv[1]), json.loads(sys.argv[2])
+"""
+
+
+@way("docs/artifact_store.md", "class TrainFlow", pytest.mark.timeout(400))
+@way("docs/artifact_store.md", "with artifact_store_from", pytest.mark.timeout(400))
+def checkpoints_go_to_the_other_bucket_and_are_read_from_there(block: Block, local: Workspace) -> None:
+    """The page's two blocks belong together: the second one reads what a flow with the first one has saved."""
+    python = find_or_make_both()
+    writes, reads = (each.text for each in all_blocks() if each.page == block.page)
+    flow, bucket = local.root / "train.py", local.root / "server" / "another-bucket"
+    flow.write_text(_STORE_FLOW.replace("{block}", writes.replace("    ...\n", "")))
+    bucket.mkdir(parents=True)
+    with rclone(bucket.parent) as server:
+        params = server.client_params
+        # rclone takes no bodies in chunks, which are how botocore sends its own checksums.
+        plain = {"AWS_REQUEST_CHECKSUM_CALCULATION": "when_required", "AWS_DEFAULT_REGION": params["region_name"]}
+        keys = {
+            "TRAINING_ENDPOINT": server.url, "TRAINING_KEY": params["aws_access_key_id"],
+            "TRAINING_SECRET": params["aws_secret_access_key"],
+        }  # fmt: skip
+        run = local.run_flow(flow, python=python, env={**plain, **keys})
+        assert list(bucket.glob("checkpoints/mf.checkpoints/**/state"))
+        local.run_python(_READER + reads, run.pathspec, json.dumps(params), python=python, env=plain)
+    assert (local.cwd / "model" / "state").read_text() == "trained"
+    local.assert_clean()
+
+
 @way("docs/gangs.md", "@parallel")
 def a_gang_goes_on_from_the_same_checkpoint(block: Block, local: Workspace) -> None:
     """The block is a method; what it calls says in a file for each rank what it did."""
@@ -305,6 +367,14 @@ def a_gang_goes_on_from_the_same_checkpoint(block: Block, local: Workspace) -> N
 def ranks_save_one_checkpoint(block: Block, local: Workspace) -> None:
     (saved,) = in_a_step(block, local, RANKS=str(RANKS))
     assert (saved["metadata"], saved["world"]) == ({"epoch": 3}, RANKS)
+
+
+@way("docs/metadata.md", "datetime.now()")
+def metadata_is_converted(block: Block, local: Workspace) -> None:
+    (saved,) = in_a_step(block, local, "in the step")
+    metadata = saved["metadata"]
+    assert datetime.fromisoformat(metadata.pop("when"))
+    assert metadata == {"epoch": 3, "loss": 0.5, "labels": ["cat", "dog"]}
 
 
 # -- other pages -------------------------------------------------------------------------------------------------------

@@ -24,18 +24,30 @@ def with_our_modules() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
 
 
-def find_or_make(name: str, *installs: Sequence[str]) -> Path:
-    """The directory ``<name>`` at the repository's root, an environment with what each of ``installs`` makes pip do."""
+def find_or_make(name: str, *installs: Sequence[str], lender: Path | None = None) -> Path:
+    """The directory ``<name>`` at the repository's root, an environment with what each of ``installs`` makes pip do.
+
+    What it has not got itself is imported from ``lender``, another environment.
+    """
+    wanted = repr((installs, str(lender))) if lender else repr(installs)
     directory = REPOSITORY / name
     done = directory / "complete"
     # Test processes that run side by side make it once.
     with open(REPOSITORY / f"{name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not done.exists() or done.read_text() != repr(installs):
+        if not done.exists() or done.read_text() != wanted:
             shutil.rmtree(directory, ignore_errors=True)
             subprocess.run([sys.executable, "-m", "venv", str(directory)], check=True)
             for arguments in installs:
                 pip = [str(directory / "bin" / "python"), "-m", "pip", "install", "--quiet", *arguments]
                 subprocess.run(pip, check=True)
-            done.write_text(repr(installs))
+            if lender:
+                _site_packages(directory).joinpath("lent.pth").write_text(f"{_site_packages(lender)}\n")
+            done.write_text(wanted)
     return directory
+
+
+def _site_packages(environment: Path) -> Path:
+    found = list(environment.glob("lib/python3*/site-packages"))
+    assert len(found) == 1, f"{environment} is no virtual environment"
+    return found[0]

@@ -21,9 +21,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from async_ckpt import cli
 from async_ckpt.config import Config
 from async_ckpt.metadata import Note, Said, plain
 from async_ckpt.printable import dumps, valid
+from async_ckpt.reference import CheckpointInfo
 
 CONFIG = Config()
 UTC = datetime.timezone.utc
@@ -177,7 +179,7 @@ def lines(notes: list[Note]) -> str:
         (None, None),
         ("ü\udc80", "ü\udc80"),
     ],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )
 def test_what_has_an_obvious_json_value_becomes_it_without_a_word(value: Any, found: Any) -> None:
     for given, expected in ((value, found), ({"deep": [value]}, {"deep": [found]})):
@@ -448,3 +450,16 @@ def test_notes_about_ever_new_keys_come_to_an_end() -> None:
     _, notes = plain({f"loss {step}": object() for step in range(1000)}, CONFIG)
     assert len(notes) == 11
     assert "990 more values" in notes[-1].line
+
+
+def test_what_others_wrote_beside_the_key_does_not_break_a_list() -> None:
+    odd: list[dict[str, Any]] = [
+        {},
+        {"size": None, "name": None, "created_on": 3, "metadata": None},
+        {"size": "large", "name": ["x"], "attempt": "0", "version_id": None, "created_on": "x" * 100},
+        {"size": 1024, "name": "model", "attempt": 0, "version_id": 1, "metadata": [math.nan]},
+    ]
+    found = [CheckpointInfo({"key": f"key-{n}", "state": "COMMITTED", **data}) for n, data in enumerate(odd)]
+    rows = cli._text_list(found).splitlines()[1:]
+    assert [row.split()[-1] for row in rows] == ["key-0", "key-1", "key-2", "key-3"]
+    assert [item["key"] for item in json.loads(dumps(found))] == ["key-0", "key-1", "key-2", "key-3"]

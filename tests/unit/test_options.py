@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import async_ckpt
 from async_ckpt.errors import UsageError
-from metaflow_extensions.async_ckpt.plugins.options import OPTIONS, convert
+
+# By its path: its package is Metaflow's to import, with all of Metaflow.
+_FILE = Path(async_ckpt.__file__).parents[1] / "metaflow_extensions" / "async_ckpt" / "plugins" / "options.py"
+_SPEC = importlib.util.spec_from_file_location("checkpoint_options", _FILE)
+assert _SPEC is not None
+assert _SPEC.loader is not None
+sys.modules[_SPEC.name] = options = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(options)
+OPTIONS, convert = options.OPTIONS, options.convert
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def store_of_flow(flow: Any, flow_datastore: Any) -> tuple[StoreSpec, list[tuple
     if not _has_artifact_store(flow):
         return spec_for(flow_datastore.TYPE, flow_datastore.datastore_root), []
     # Its decorator has put it there when this process began; the uploader's process looks there, too.
-    context = json.loads(os.environ[ENV_ARTIFACT_STORE])
+    context = json.loads(os.environ.get(ENV_ARTIFACT_STORE, "null"))
     spec = artifact_store(context)
     return spec, [(NOTED_TYPE, _NOTED_TYPES.get(context["type"], context["type"])), (NOTED_ROOT, spec.root)]
 

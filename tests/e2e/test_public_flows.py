@@ -1,0 +1,208 @@
+"""The public example flows with tiny models are killed and resume: with ours beside metaflow-checkpoint, and with that.
+
+Slow for the imports of the frameworks, of which each flow starts four to six processes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.frameworks import find_or_make_both, find_or_make_incumbent
+from tests.support.metaflow_env import FLOWS, Workspace, wait_until
+
+#: The first of them may make the environments.
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1500)]
+
+PUBLIC = FLOWS / "public"
+#: Imports, on whatever the machine has left.
+_MARKER_S, _FLOW_S = 240.0, 400.0
+
+
+@dataclass(frozen=True)
+class Example:
+    """A flow, and what is known about it.
+
+    Parameters
+    ----------
+    flow : str
+        File in the folder of public flows.
+    step : str
+        The step that trains.
+    kill_at : int
+        Its processes are killed when this epoch, step or round is saved.
+    first : int
+        With what the next attempt begins.
+    name : str
+        Name of the checkpoint that the next attempt loads.
+    history : bool
+        Its checkpoints hold the losses as well.
+    """
+
+    flow: str
+    step: str
+    kill_at: int
+    first: int
+    name: str
+    history: bool = False
+
+
+EXAMPLES = {
+    "torch": Example("torch_flow", "start", 3, 4, "mfchckpt"),
+    "lightning": Example("lightning_flow", "start", 2, 3, "val_loss_best"),
+    "trainer": Example("trainer_flow", "finetune", 6, 7, "chckpt_1", history=True),
+    "keras": Example("keras_flow", "start", 2, 3, "metaflow_keras_checkpoint_1"),
+    "xgboost": Example("xgboost_flow", "start", 9, 10, "mfchckpt"),
+    "ddp": Example("ddp_flow", "start", 2, 3, "epoch_checkpoint"),
+}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run came to: what the attempt that succeeded found and computed, and what the last step read of it."""
+
+    attempt: int
+    loaded: list[str]
+    losses: dict[int, float]
+    weights: str
+    tested: Any
+    artifacts: Mapping[str, Any]
+    output: str
+
+
+@pytest.fixture(scope="module")
+def both() -> str:
+    """The interpreter of the environment with ours and metaflow-checkpoint."""
+    return find_or_make_both()
+
+
+@pytest.fixture(scope="module")
+def incumbent() -> str:
+    """The interpreter of the environment with metaflow-checkpoint alone."""
+    return find_or_make_incumbent()
+
+
+def train(base: Path, example: Example, python: str, *, killed: bool) -> Trained:
+    """Run the flow in a world of its own; with ``killed``, SIGKILL its training as soon as it has saved."""
+    workspace = Workspace(base)
+    marker = base / "marker"
+    settings = {
+        "PYTHONPATH": str(PUBLIC),
+        "KILL_MARKER": str(marker),
+        "KILL_AT": str(example.kill_at if killed else ""),
+    }
+    try:
+        running = workspace.start_flow(PUBLIC / f"{example.flow}.py", python=python, env=settings)
+        if killed:
+            wait_until(lambda: marker.exists() or running.process.poll() is not None, "the flow gets there", _MARKER_S)
+            assert marker.exists(), running.output
+            for process in json.loads(marker.read_text()):
+                os.kill(process, signal.SIGKILL)
+        run = running.finish(_FLOW_S)
+        assert run.returncode == 0, run.output
+        tasks = run.tasks()
+        (trained,), (end,) = tasks[example.step], tasks["end"]
+        found = trained.artifacts
+        return Trained(
+            trained.attempt,
+            trained.metadata_of("checkpoint-load-key"),
+            {int(moment): loss for moment, loss in found["losses"].items()},
+            found["weights"],
+            end.artifacts["tested"],
+            {**found, **end.artifacts},
+            run.output,
+        )
+    finally:
+        workspace.kill_leftovers()
+
+
+@pytest.mark.parametrize("framework", EXAMPLES)
+def test_a_public_flow_that_is_killed_resumes_and_ends_as_if_it_had_not_been(
+    framework: str, both: str, incumbent: str, tmp_path: Path
+) -> None:
+    example = EXAMPLES[framework]
+    whole = train(tmp_path / "whole", example, both, killed=False)
+    killed = train(tmp_path / "killed", example, both, killed=True)
+    theirs = train(tmp_path / "theirs", example, incumbent, killed=True)
+
+    assert (whole.attempt, whole.loaded) == (0, [])
+    for name, one in (("ours", killed), ("theirs", theirs)):
+        assert one.attempt == 1, name
+        # The newest that was saved before the kill, and nothing else.
+        (key,) = one.loaded
+        assert key.rsplit("/", 1)[1].split(".")[1:3] == ["0", example.name], name
+        # It goes on where it was, not at the beginning, and comes to the same end.
+        assert one.artifacts.get("resumed_at", example.kill_at) == example.kill_at, name
+        assert min(one.losses) == (min(whole.losses) if example.history else example.first), name
+        assert one.losses == {moment: whole.losses[moment] for moment in one.losses}, name
+        assert max(one.losses) == max(whole.losses), name
+        assert (one.weights, one.tested) == (whole.weights, whole.tested), name
+    assert len(set(whole.losses.values())) == len(whole.losses), "the model learns"
+    # Both know which of them it was; only references of ours have a manifest.
+    newest = [one.artifacts["_task_latest_checkpoint"] for one in (whole, killed, theirs)]
+    assert ["manifest" in reference for reference in newest] == [True, True, False]
+    assert {reference["name"] for reference in newest} == {example.name}
+
+
+#: What a flow saved is loaded later on, from anywhere.
+_LOAD_MODEL = """
+import sys
+from metaflow import Run, load_model, namespace
+namespace(None)
+load_model(Run(sys.argv[1])["start"].task["final_checkpoint"].data, "there")
+print(open("there/counter.txt").read())
+"""
+
+
+def test_the_counter_of_the_documentation_fails_by_itself_and_reaches_18(
+    both: str, incumbent: str, tmp_path: Path
+) -> None:
+    found = []
+    for name, python in (("ours", both), ("theirs", incumbent)):
+        workspace = Workspace(tmp_path / name)
+        run = workspace.run_flow(PUBLIC / "counter_flow.py", python=python, env={"PYTHONPATH": str(PUBLIC)})
+        (start,), (end,) = run.tasks()["start"], run.tasks()["end"]
+        artifacts = start.artifacts
+        assert artifacts["loaded_from"] == [start.pathspec, 0]
+        afterwards = workspace.query(_LOAD_MODEL, run.pathspec, python=python)
+        found.append((start.attempt, artifacts["resumed_at"], end.artifacts["read_by_model"], afterwards))
+    assert found == [(1, 9, 18, 18)] * 2
+
+
+#: In a process of its own: the directory as it comes from the store, and what the framework takes of it.
+_CHOSEN = """
+import importlib, json, os, sys
+from metaflow import Checkpoint
+module, reference = sys.argv[1:]
+Checkpoint().load(json.loads(reference), "there")
+print(json.dumps(importlib.import_module(module).chosen("there")))
+"""
+
+
+#: Neither the name nor the number says which is the newest: only the time does.
+_CHOICES = {"trainer": ["checkpoint-8", "checkpoint-8", "checkpoint-6"], "lightning": ["last.ckpt", 3, True]}
+
+
+@pytest.mark.parametrize("framework", _CHOICES)
+@pytest.mark.parametrize("storage_format", ["files", "tar"])
+def test_on_another_machine_a_framework_takes_the_newest_of_an_output_directory(
+    framework: str, storage_format: str, both: str, tmp_path: Path
+) -> None:
+    """What is saved is a whole directory of outputs, in which the newest is not the one of the highest number."""
+    workspace = Workspace(tmp_path)
+    module = f"{framework}_training"
+    settings = {"PYTHONPATH": str(PUBLIC), "TRAINING": module, "STORAGE_FORMAT": storage_format}
+    run = workspace.start_flow(PUBLIC / "outputs_flow.py", python=both, env=settings).finish(_FLOW_S)
+    assert run.returncode == 0, run.output
+    (start,) = run.tasks()["start"]
+    assert not Path(start.artifacts["directory"]).exists(), "the originals are gone"
+    reference = json.dumps(start.artifacts["saved"])
+    after = workspace.query(_CHOSEN, module, reference, python=both, env={"PYTHONPATH": str(PUBLIC)})
+    assert after == start.artifacts["before"] == _CHOICES[framework]
