@@ -105,6 +105,7 @@ _OS_HINTS = {
     errno.EPERM: "Check the ownership and the mount options of the path",
     errno.EROFS: "The file system is mounted read-only: choose another path",
     errno.EMFILE: "Raise the limit of open files (ulimit -n), or save with snapshot='copy'",
+    errno.ELOOP: "A symbolic link leads round in a circle there, or has just taken a file's place",
     errno.EIO: "The disk reports an I/O error: check it before anything else",
 }
 

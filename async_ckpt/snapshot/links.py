@@ -83,15 +83,20 @@ def target_of(link: str, path: str, roots: Sequence[Root], *, keep_dangling: boo
     OSError
         It cannot be followed.
     """
-    text = os.readlink(link)
+    try:
+        text = os.readlink(link)
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # Something else has taken its place since it was listed.
+            raise FileNotFoundError(errno.ENOENT, "is no symbolic link any more", link) from None
+        raise
     folder = os.path.join(roots[-1].real, os.path.dirname(path)[len(roots[-1].path) :])
     try:
         # Asked of the kernel: realpath() goes on from a file as if it were a folder, in "file/../other".
         mode = os.stat(link).st_mode
         real = os.path.realpath(os.path.join(folder, text), strict=True)
     except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-            raise
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
+            raise _refused(link, text, os_reason(error), os_hint(error)) from error
         if keep_dangling:
             return Target(text)
         where = "round in a circle" if error.errno == errno.ELOOP else "nowhere"

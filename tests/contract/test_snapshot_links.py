@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from async_ckpt.config import Config
+from async_ckpt.snapshot.links import Root, target_of
 
 from ..support.agents import content
 from .snapshot_suite import BIG, Place, captured_tree, read
@@ -166,6 +167,7 @@ def _twin(place: Place) -> Path:
         ("{outside}/socket", "that is a socket"),
         ("/dev/null", "that is a device"),
         ("{outside}/gone", "leads nowhere"),
+        ("n" * 300, "leads nowhere"),
     ],
 )
 @pytest.mark.parametrize("folder", ["", "deep/"])
@@ -205,3 +207,16 @@ def test_links_that_multiply_folders_without_end_are_refused(place: Place) -> No
     (place.source / "first").symlink_to(levels / "0")
     error = place.refused()
     assert place.strategy == "move" or "to more than 1000 folders" in str(error)
+
+
+def test_a_link_in_whose_place_something_else_is_by_now_has_vanished(tmp_path: Path) -> None:
+    (tmp_path / "was-a-link").write_text("a file")
+    with pytest.raises(FileNotFoundError, match="is no symbolic link any more"):
+        target_of(str(tmp_path / "was-a-link"), "was-a-link", [Root(str(tmp_path), "")], keep_dangling=False)
+
+
+def test_a_path_that_leads_round_in_a_circle_is_an_error_with_a_way_out(place: Place) -> None:
+    (place.source / "self").symlink_to("self")
+    error = place.refused(place.source / "self")
+    assert str(place.source / "self") in str(error)
+    assert "round in a circle" in error.hint

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from tests.support.frameworks import find_or_make_both, find_or_make_incumbent
-from tests.support.metaflow_env import FLOWS, Workspace, wait_until
+from tests.support.gated_s3 import GatedS3
+from tests.support.metaflow_env import FLOWS, RunningFlow, Workspace, wait_until
 
 #: The first of them may make the environments.
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1500)]
@@ -101,10 +102,7 @@ def train(base: Path, example: Example, python: str, *, killed: bool) -> Trained
     try:
         running = workspace.start_flow(PUBLIC / f"{example.flow}.py", python=python, env=settings)
         if killed:
-            wait_until(lambda: marker.exists() or running.process.poll() is not None, "the flow gets there", _MARKER_S)
-            assert marker.exists(), running.output
-            for process in json.loads(marker.read_text()):
-                os.kill(process, signal.SIGKILL)
+            kill_at_marker(running, marker)
         run = running.finish(_FLOW_S)
         assert run.returncode == 0, run.output
         tasks = run.tasks()
@@ -121,6 +119,14 @@ def train(base: Path, example: Example, python: str, *, killed: bool) -> Trained
         )
     finally:
         workspace.kill_leftovers()
+
+
+def kill_at_marker(running: RunningFlow, marker: Path) -> None:
+    """SIGKILL of what trains, as soon as it says that it has saved enough."""
+    wait_until(lambda: marker.exists() or running.process.poll() is not None, "the flow gets there", _MARKER_S)
+    assert marker.exists(), running.output
+    for process in json.loads(marker.read_text()):
+        os.kill(process, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("framework", EXAMPLES)
@@ -149,6 +155,37 @@ def test_a_public_flow_that_is_killed_resumes_and_ends_as_if_it_had_not_been(
     newest = [one.artifacts["_task_latest_checkpoint"] for one in (whole, killed, theirs)]
     assert ["manifest" in reference for reference in newest] == [True, True, False]
     assert {reference["name"] for reference in newest} == {example.name}
+
+
+#: Of each checkpoint of the first attempt: its step, and the files that a model is read from.
+_SAVED_BEFORE = """
+import json, os, sys
+from metaflow import Checkpoint, Task
+found = []
+for entry in Checkpoint().list(task=Task(sys.argv[1], _namespace_check=False), attempt=0):
+    Checkpoint().load(entry, entry["metadata"]["checkpoint_dir"])
+    there = os.listdir(entry["metadata"]["checkpoint_dir"])
+    found.append([entry["metadata"]["global_step"], "model.safetensors" in there and "optimizer.pt" in there])
+print(json.dumps(found))
+"""
+
+
+def test_what_the_trainer_removes_while_it_waits_for_the_store_is_not_lost(
+    s3: Workspace, gate: GatedS3, both: str
+) -> None:
+    """Nothing reaches the store before the kill, and the Trainer keeps two of its four checkpoints."""
+    marker, killed_at = s3.root / "marker", 8
+    settings = {"PYTHONPATH": str(PUBLIC), "KILL_MARKER": str(marker), "KILL_AT": str(killed_at)}
+    gate.close_gate("PUT,POST:hang")
+    running = s3.start_flow(PUBLIC / "trainer_flow.py", python=both, env=settings)
+    kill_at_marker(running, marker)
+    wait_until(lambda: "Task is starting (retry)" in running.output, "the retry begins", _MARKER_S)
+    gate.open_gate()
+    run = running.finish(_FLOW_S)
+    assert run.returncode == 0, run.output
+    (trained,) = run.tasks()["finetune"]
+    assert (trained.attempt, trained.artifacts["resumed_at"]) == (1, killed_at)
+    assert s3.query(_SAVED_BEFORE, trained.pathspec, python=both) == [[8, True], [6, True], [4, True], [2, True]]
 
 
 #: What a flow saved is loaded later on, from anywhere.
