@@ -267,9 +267,10 @@ class Checkpointer(Following):
             raise
         self._guard(admitted, captured.leases)
         if captured.followed:
+            first, *others = captured.followed
+            more = f"; so are {len(others)} more" if others else ""
             self._say_once(
-                f"{len(captured.followed)} symbolic links lead out of {source}, and are saved as what they point to; "
-                f"the first is {captured.followed[0]}",
+                f"The symbolic link {first} leads out of {source}, and is saved as what it points to{more}",
                 topic="followed",
             )
         return admitted

@@ -12,7 +12,7 @@ import pytest
 from async_ckpt.config import Config
 from async_ckpt.snapshot.links import Root, target_of
 
-from ..support.agents import content
+from ..support.agents import Task, content
 from .snapshot_suite import BIG, Place, captured_tree, read
 
 
@@ -220,3 +220,18 @@ def test_a_path_that_leads_round_in_a_circle_is_an_error_with_a_way_out(place: P
     error = place.refused(place.source / "self")
     assert str(place.source / "self") in str(error)
     assert "round in a circle" in error.hint
+
+
+def test_the_log_says_once_that_links_are_saved_as_what_they_point_to(task: Task) -> None:
+    folder, outside = task.work / "model", task.work / "base"
+    folder.mkdir()
+    outside.mkdir()
+    (folder / "base").symlink_to(outside)
+    heard: list[str] = []
+    checkpointer = task.start(report=heard.append)
+    checkpointer.save(folder)
+    (folder / "again").symlink_to(outside)
+    checkpointer.save(folder)
+    assert [line for line in heard if "symbolic" in line] == [
+        f"The symbolic link {folder}/base leads out of {folder}, and is saved as what it points to"
+    ]
