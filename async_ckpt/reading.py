@@ -97,16 +97,8 @@ class Reading(abc.ABC):
             See ``restore``; ``path`` is as it was.
         """
         check_shard(shard)
-        key = (
-            reference
-            if isinstance(reference, str)
-            else reference.get("key")
-            if isinstance(reference, Mapping)
-            else None
-        )
-        for item in self.spool.pending():
-            if item.reference["key"] != key:
-                continue
+        key = reference.get("key") if isinstance(reference, Mapping) else reference
+        for item in self._pending(key):
             if layout.is_shard(item.reference):  # The others' are not here.
                 if self.run(functools.partial(collective.read_commit, reference=item.reference)) is None:
                     self.wait(item.id)
@@ -116,6 +108,20 @@ class Reading(abc.ABC):
         own = self._own_rank if shard == "own" else None
         stores = places.distinct(first, self.spool.store, places.of_reference(reference, self.spool.store))
         return load_from_first(stores, reference, path, self.config, own)
+
+    def wait_for_key(self, key: str) -> None:
+        """Wait until the checkpoint of this key is in the store, if it is on its way there from this machine.
+
+        Raises
+        ------
+        StoreError, WaitTimeout
+            As ``wait``.
+        """
+        for item in self._pending(key):
+            self.wait(item.id)
+
+    def _pending(self, key: Any) -> Iterator[Admitted]:
+        return (item for item in self.spool.pending() if item.reference["key"] == key)
 
     def _own_rank(self, world: int) -> int:
         """Which of the ``world`` ranks that saved a checkpoint this process is now."""

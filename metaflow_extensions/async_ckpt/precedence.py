@@ -5,11 +5,16 @@ installed: by requirements, else by the alphabet; what is only on ``PYTHONPATH``
 its folders; and within one folder as the file system lists them. Requirements cannot say "after that one, wherever it
 is". So what we serve is taken from metaflow-checkpoint before Metaflow reads it, and all else of it stays. That
 happens where ours is declared, in every process that imports Metaflow, also in one that runs from a code package.
+
+And what metaflow-checkpoint reads waits until it is in the store: its own ``save()`` returns no earlier, so nobody who
+calls ``load_model`` right after it knows of waiting.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
+from collections.abc import Callable
 from typing import Any
 
 from metaflow.extension_support import get_modules
@@ -53,3 +58,30 @@ def take_export(name: str, ours: Any) -> None:
     if isinstance(exports, str):
         exports = importlib.import_module(f"{toplevel.__name__}.{exports}")
     setattr(exports, name, ours)
+
+
+def before_reading(hook: Callable[[Any], None]) -> None:
+    """Have metaflow-checkpoint call ``hook`` with the reference or key of what it is going to read or delete.
+
+    ``load_model``, ``delete_model`` and ``current.model.load`` look into the store and nowhere else. All of them go
+    through one class.
+    """
+    if peer("toplevel") is None:
+        return
+    room = f"metaflow_extensions.{THEIRS}.plugins.machine_learning_utilities"
+    factory = importlib.import_module(f"{room}.datastructures").Factory
+    for name in _READERS:
+        setattr(factory, name, classmethod(_after(hook, factory.__dict__[name].__func__)))
+
+
+#: Methods whose first argument is a reference or a key.
+_READERS = ("load", "load_from_key", "load_metadata_from_key", "delete", "delete_from_key")
+
+
+def _after(hook: Callable[[Any], None], function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def wrapped(cls: Any, reference: Any, *arguments: Any, **named: Any) -> Any:
+        hook(reference)
+        return function(cls, reference, *arguments, **named)
+
+    return wrapped

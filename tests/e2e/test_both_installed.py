@@ -58,6 +58,46 @@ def test_ours_is_served_however_the_two_are_installed(
     assert local.query(_WHO, python=site.python, env=environment) == _EXPECTED
 
 
+_WAITS = """
+import json, os
+from metaflow import delete_model, load_model
+from metaflow_extensions.async_ckpt.plugins import checkpoint
+from async_ckpt.config import ENV_SPOOL
+class Task:
+    waited = []
+    @classmethod
+    def from_environment(cls):
+        return cls()
+    def wait_for_key(self, key):
+        self.waited.append(key)
+        raise InterruptedError
+checkpoint.Checkpointer = Task
+os.environ[ENV_SPOOL] = "a task's"
+def key(number):
+    return f"mf.checkpoints/checkpoints/artifacts/F/s/0/0/0.0.n.{number}"
+def reference(number):
+    return {"url": "u", "key": key(number), "created_on": "2026-01-01T00:00:00", "type": "checkpoint"}
+for call in (
+    lambda: load_model(reference(0), "x"), lambda: load_model(key(1), "x"),
+    lambda: delete_model(reference(2)), lambda: delete_model(key(3)),
+):
+    try:
+        call()
+    except InterruptedError:
+        pass
+print(json.dumps([waited.rpartition(".")[2] for waited in Task.waited]))
+"""
+
+
+def test_what_the_peer_reads_or_deletes_waits_until_it_is_in_the_store(
+    local: Workspace, peer_python: str, tmp_path: Path
+) -> None:
+    site = Site(tmp_path / "site", peer_folder(peer_python))
+    for name in ("ours", "peer"):
+        site.lay(name, "wheel")
+    assert local.query(_WAITS, python=site.python) == ["0", "1", "2", "3"]
+
+
 def test_ours_is_served_where_one_folder_holds_both(local: Workspace, peer_python: str, tmp_path: Path) -> None:
     site = Site(tmp_path / "site", peer_folder(peer_python))
     site.lay("ours", "one folder")

@@ -492,3 +492,10 @@ class CurrentCheckpoint(_Checkpoints):
     def cleanup(self) -> None:
         """Remove ``directory`` with what is in it, as the end of the step does. What was saved is not concerned."""
         self._checkpointer.spool.remove_work_directory(self._directory)
+
+
+def wait_until_stored(reference: Any) -> None:
+    """Wait for a checkpoint, by its reference or key, if it is one that this task has saved and that is on its way."""
+    key = reference.get("key") if isinstance(reference, Mapping) else getattr(reference, "key", reference)
+    if isinstance(key, str) and ENV_SPOOL in os.environ:
+        Checkpointer.from_environment().wait_for_key(key)

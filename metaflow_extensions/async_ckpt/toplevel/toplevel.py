@@ -2,11 +2,12 @@
 
 from async_ckpt import __version__
 
-from ..plugins.checkpoint import Checkpoint
-from ..precedence import take_export
+from ..plugins.checkpoint import Checkpoint, wait_until_stored
+from ..precedence import before_reading, take_export
 
 __mf_extensions__ = "async_ckpt"
 __all__ = ["Checkpoint", "__mf_extensions__", "__version__"]
 
 take_export("Checkpoint", Checkpoint)
-del take_export  # Metaflow exports every name that is left here.
+before_reading(wait_until_stored)
+del before_reading, take_export, wait_until_stored  # Metaflow exports every name that is left here.

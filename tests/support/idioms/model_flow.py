@@ -35,8 +35,6 @@ class ModelFlow(FlowSpec):
         # In the process that saved, and what list() gives.
         write(current.checkpoint.directory, {"state": "fresh"})
         fresh = current.checkpoint.save()
-        if hasattr(fresh, "wait"):
-            fresh.wait()
         saw("just saved", [outcome(load_model, fresh, "fresh"), tree("fresh")])
         (listed,) = current.checkpoint.list()
         saw("just listed", [outcome(load_model, listed, "listed"), tree("listed")])
