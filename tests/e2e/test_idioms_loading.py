@@ -30,6 +30,8 @@ def test_the_counter_of_metaflows_documentation(sides: Sides) -> None:
 
 
 @pytest.mark.long
+# metaflow-checkpoint starts a process for most requests to S3.
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("workspace", ["s3"], indirect=True)
 def test_counter_and_callbacks_on_s3(workspace: Workspace, gate: GatedS3, peer_python: str, tmp_path: Path) -> None:
     other = Workspace(tmp_path / "ours", gate.new_bucket())
