@@ -150,7 +150,7 @@ def capture_tree(path: str, target: str, strategy: FileStrategy, config: Config)
     try:
         os.mkdir(target, 0o700)
         for item in walk(path, config):
-            at = f"{item.link} -> {item.full}" if item.link else item.full
+            at = item.shown
             copy = f"{target}/{item.path}"
             if item.link:
                 captured.followed.append(item.link)
@@ -182,7 +182,13 @@ def _capture_file(item: Item, target: str, strategy: FileStrategy) -> FileEntry:
     try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
-            raise refused(item.full, status.st_mode)
+            raise refused(item.shown, status.st_mode)
+        if not status.st_size and os.pread(fd, 1, 0) and not os.fstat(fd).st_size:
+            raise SnapshotError(
+                f"Cannot capture {item.shown}: it has content and no size, as files of the kernel do",
+                where=item.shown,
+                hint="Copy its content into a file, and save that",
+            )  # fmt: skip
         entry = strategy.capture_file(OpenFile(fd, item.full, item.path, status), target)
         kept = entry.how == LINK
         return entry

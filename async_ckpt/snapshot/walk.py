@@ -43,6 +43,11 @@ class Item(NamedTuple):
     text: str = ""
     link: str = ""
 
+    @property
+    def shown(self) -> str:
+        """Where it stands, for people."""
+        return f"{self.link} -> {self.full}" if self.link else self.full
+
 
 @dataclass(frozen=True)
 class _Folder:

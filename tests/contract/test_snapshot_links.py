@@ -196,6 +196,13 @@ def test_a_link_that_leads_nowhere_is_kept_where_that_is_asked_for(place: Place,
     assert [(link.path, link.target) for link in captured.manifest.links] == [("bad", text)]
 
 
+def test_a_file_of_the_kernel_that_says_it_is_empty_is_refused(place: Place) -> None:
+    (place.source / "version").symlink_to("/proc/version")
+    error = place.refused()
+    assert str(place.source / "version") in str(error)
+    assert place.strategy == "move" or "it has content and no size" in str(error)
+
+
 def test_links_that_multiply_folders_without_end_are_refused(place: Place) -> None:
     # Two links from each level to the next: twenty levels are a million folders.
     levels = place.source.parent / "levels"
