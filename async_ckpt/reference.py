@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections import OrderedDict
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Protocol
 
 from . import layout
 from .spool import journal
@@ -65,10 +65,16 @@ class LoadedInfo(CheckpointInfo):
     """The metadata of what was loaded, ``current.checkpoint.info``.
 
     Flows keep it as an artifact for its attributes: it becomes an ``OrderedDict`` with the same fields, attributes and
-    ``to_dict()``, which needs nothing of this package.
+    ``to_dict()``, which needs nothing of this package. Where metaflow-checkpoint is installed it becomes what that
+    makes of it, as ``@model(load=...)`` takes nothing else that has attributes.
     """
 
+    #: metaflow-checkpoint's class of a checkpoint, made from the fields by name; None where it is not installed.
+    kept_as: ClassVar[Callable[..., Any] | None] = None
+
     def __reduce__(self) -> tuple[Any, ...]:
+        if self.kept_as is not None:
+            return functools.partial(self.kept_as, **self), ()
         # The pickle of a cycle: to_dict of what comes out is that of the OrderedDict, not of this object.
         return OrderedDict, (dict(self),), {**self._attributes(), "to_dict": functools.partial(dict, self)}
 

@@ -60,17 +60,21 @@ def take_export(name: str, ours: Any) -> None:
     setattr(exports, name, ours)
 
 
+def datastructures() -> Any:
+    """metaflow-checkpoint's module with the classes of what it stores; None where Metaflow does not load it."""
+    if peer("toplevel") is None:
+        return None
+    return importlib.import_module(f"metaflow_extensions.{THEIRS}.plugins.machine_learning_utilities.datastructures")
+
+
 def before_reading(hook: Callable[[Any], None]) -> None:
     """Have metaflow-checkpoint call ``hook`` with the reference or key of what it is going to read or delete.
 
     ``load_model``, ``delete_model`` and ``current.model.load`` look into the store and nowhere else. All of them go
     through one class.
     """
-    if peer("toplevel") is None:
-        return
-    room = f"metaflow_extensions.{THEIRS}.plugins.machine_learning_utilities"
-    factory = importlib.import_module(f"{room}.datastructures").Factory
-    for name in _READERS:
+    factory = getattr(datastructures(), "Factory", None)
+    for name in _READERS if factory is not None else ():
         setattr(factory, name, classmethod(_after(hook, factory.__dict__[name].__func__)))
 
 

@@ -98,6 +98,33 @@ def test_what_the_peer_reads_or_deletes_waits_until_it_is_in_the_store(
     assert local.query(_WAITS, python=site.python) == ["0", "1", "2", "3"]
 
 
+_KEEPS = """
+import json, pickle, sys
+import metaflow
+from async_ckpt.reference import LoadedInfo
+info = LoadedInfo(url="u", key="k", created_on="2026", type="checkpoint", metadata={"epoch": 3}, version_id=7)
+print(json.dumps(pickle.dumps(info).hex()))
+"""
+_READS = """
+import json, pickle
+import metaflow
+from metaflow_extensions.obcheckpoint.plugins.machine_learning_utilities.datastructures import CheckpointArtifact
+info = pickle.loads(bytes.fromhex("{}"))
+print(json.dumps([type(info) is CheckpointArtifact, info.key, info.metadata["epoch"], info.version_id]))
+"""
+
+
+def test_what_is_kept_of_the_loaded_checkpoint_is_the_peers_own_where_it_is_installed(
+    local: Workspace, peer_python: str, tmp_path: Path
+) -> None:
+    # @model(load="info") takes nothing else that has attributes.
+    site = Site(tmp_path / "site", peer_folder(peer_python))
+    for name in ("ours", "peer"):
+        site.lay(name, "wheel")
+    kept = local.query(_KEEPS, python=site.python)
+    assert local.query(_READS.format(kept), python=peer_python) == [True, "k", 3, 7]
+
+
 def test_ours_is_served_where_one_folder_holds_both(local: Workspace, peer_python: str, tmp_path: Path) -> None:
     site = Site(tmp_path / "site", peer_folder(peer_python))
     site.lay("ours", "one folder")
