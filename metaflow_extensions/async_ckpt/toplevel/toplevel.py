@@ -12,10 +12,5 @@ __all__ = ["Checkpoint", "__mf_extensions__", "__version__"]
 take_export("Checkpoint", Checkpoint)
 before_reading(wait_until_stored)
 LoadedInfo.kept_as = getattr(datastructures(), "CheckpointArtifact", None)
-del (
-    LoadedInfo,
-    before_reading,
-    datastructures,
-    take_export,
-    wait_until_stored,
-)  # Metaflow exports every name that is left here.
+# Metaflow exports every name that is left here.
+del LoadedInfo, before_reading, datastructures, take_export, wait_until_stored
