@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(dumps(result) if options.json else options.text(result), flush=True)
     except CheckpointError as error:
         if options.json:
-            print(dumps({"error": str(error), "kind": type(error).__name__}))
+            print(dumps({"error": str(error), "kind": error.kind}))
         print(f"async-ckpt {options.name}: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UsageError) else 1)
     except BrokenPipeError:

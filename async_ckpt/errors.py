@@ -28,6 +28,11 @@ class CheckpointError(Exception):
         self.what, self.where, self.hint = what, where, hint
         super().__init__(what, where, hint)
 
+    @property
+    def kind(self) -> str:
+        """The name by which other programs know it."""
+        return type(self).__name__
+
     def __reduce__(self) -> tuple[object, ...]:
         """Other processes get errors pickled, and so does an artifact of ``@catch``."""
         return functools.partial(type(self), where=self.where, hint=self.hint), (self.what,), self.__dict__
@@ -49,6 +54,10 @@ class SnapshotError(CheckpointError):
 
 class MissingPathError(SnapshotError, FileNotFoundError):
     """What was to be saved, or a part of it, is not there; callers of ``open`` catch it as they are used to."""
+
+    @property
+    def kind(self) -> str:
+        return "SnapshotError"
 
 
 class SpoolError(CheckpointError):

@@ -96,7 +96,7 @@ class Saver:
         try:
             reference = self._save({name: value for name, value in message.items() if name != "op"})
         except CheckpointError as error:
-            return {"error": str(error)[:_MAX_ERROR], "kind": type(error).__name__}
+            return {"error": str(error)[:_MAX_ERROR], "kind": error.kind}
         except Exception as error:
             traceback.print_exc()
             return {"error": f"The save failed: {error!r}"[:_MAX_ERROR], "kind": "CheckpointError"}

@@ -41,11 +41,12 @@ def test_what_is_no_file_is_refused_by_name(place: Place, kind: str) -> None:
         os.mkfifo(folder / "odd")
     else:
         with socket.socket(socket.AF_UNIX) as sock:
+            before = os.getcwd()
             os.chdir(folder)  # the path of a socket must be short
             try:
                 sock.bind("odd")
             finally:
-                os.chdir("/")
+                os.chdir(before)
     error = place.refused()
     assert error.where == str(folder / "odd")
     assert kind in str(error)

@@ -51,7 +51,7 @@ def test_without_a_retry_the_agent_alone_brings_everything_in_when_the_store_is_
     (spool,) = s3.spool_directories()
     pathspec = json.loads((spool / "spool.json").read_text())["task"]
     task = f"{run.pathspec}/start/{pathspec['task']}"
-    assert s3.query(_LIST, task, "0") == []
+    assert {found["state"] for found in s3.query(_LIST, task, "0")} <= {"ADMITTED", "UPLOADING"}
 
     # A shell beside it sees what is left ...
     status = json.loads(s3.run_command(["async-ckpt", "status", "--json", "--spool", str(spool)]).stdout)
