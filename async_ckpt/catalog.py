@@ -163,6 +163,7 @@ async def find(store: Store, reference: Mapping[str, Any] | str) -> dict[str, An
     if data is None or data["key"] != key:
         raise NotFound(
             "There is no such checkpoint in the store", where=store.url(key),
-            hint="It was never committed, or was removed; list() shows what there is",
+            hint="It was never committed, or was removed; list() shows what there is. What is in an artifact store is "
+            "found by its whole reference, as list() gives it, and not by its key",
         )  # fmt: skip
     return data

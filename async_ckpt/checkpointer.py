@@ -40,6 +40,8 @@ from .spool.spool import Admitted, Spool
 from .stores.base import StoreSpec
 
 _STARTS = 3
+#: Of more links it is not said what became of them.
+_LINKS_SAID = 1000
 
 _of_this_process: dict[tuple[int, str, str | None], Checkpointer] = {}
 
@@ -81,6 +83,8 @@ class Checkpointer(Following):
         #: What the store refused, by id, until a save has said so.
         self._refused: dict[str, str] = {}
         self._noticed: set[str] = set()
+        #: Paths, below what was saved, of links of which was said what became of them.
+        self._links_said: set[str] = set()
         #: By rank and launch: turns in collective saves that could not be counted yet.
         self._owed: Counter[tuple[int, str]] = Counter()
 
@@ -267,13 +271,17 @@ class Checkpointer(Following):
             raise
         self._guard(admitted, captured.leases)
         if captured.followed:
-            first, *others = captured.followed
-            more = f"; so are {len(others)} more" if others else ""
-            self._say_once(
-                f"The symbolic link {first} leads out of {source}, and is saved as what it points to{more}",
-                topic="followed",
-            )
+            self._say_what_links_became(source, captured.followed)
         return admitted
+
+    def _say_what_links_became(self, source: str, links: list[str]) -> None:
+        """Once for links of a name: with every save of a trainer they are the same ones, in a new directory."""
+        new = [link for link in links if os.path.relpath(link, source) not in self._links_said]
+        if not new or len(self._links_said) >= _LINKS_SAID:
+            return
+        self._links_said.update(os.path.relpath(link, source) for link in new)
+        more = {0: "", 1: "; so is 1 more"}.get(len(new) - 1, f"; so are {len(new) - 1} more")
+        self._report(f"The symbolic link {new[0]} leads out of {source}, and is saved as what it points to{more}")
 
     def _shard(self, collective: bool, rank: int | None, world_size: int | None) -> Ranks | None:
         """Which part of a collective checkpoint this is."""

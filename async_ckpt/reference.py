@@ -57,6 +57,19 @@ class CheckpointInfo(dict[str, Any], metaclass=_PassesForDict):
         """A plain dict of the fields."""
         return dict(self)
 
+    def __eq__(self, other: object) -> bool:
+        """An entry of ``list()`` is equal to what ``save()`` returned: the ``state`` is no part of a checkpoint."""
+        if not isinstance(other, Mapping):
+            return NotImplemented
+        return self.keys() - {"state"} == other.keys() - {"state"} and all(
+            value == other[field] for field, value in self.items() if field != "state"
+        )
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = None
+
     def __reduce__(self) -> tuple[Any, ...]:
         return dict, (dict(self),)
 

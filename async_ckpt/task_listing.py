@@ -76,7 +76,7 @@ def list_task(
         if listed or found is None:
             return listed
         recorded = _recorded(found)
-        # Nodes of a gang have theirs with the first node's task.
+        # Nodes of a gang have theirs with the first node's task, and a step that saves nothing inherits them.
         owner = next((data.pathspec for data in recorded if data.pathspec != found.pathspec), None)
         if owner is not None:
             return _list(_find(owner), owner, name, number, spool, first)
@@ -158,8 +158,9 @@ def _list(
     # Before the store: what is committed meanwhile is seen twice, not missed.
     on_disk = [item for found in spools for item in found.pending()]
     known = {key: value for found in spools for key, value in journal.Reader(found.path("journal")).look().items()}
-    if attempt is None and task is not None:
-        attempt = max([task.current_attempt, *(found.task.attempt for found in spools)])
+    last = max([task.current_attempt, *(found.task.attempt for found in spools)]) if task is not None else None
+    if attempt is None:
+        attempt = last
     number = attempt if isinstance(attempt, int) else None
     folder, named = layout.metadata_folder(pathspec), name if task is not None else None
     stored = list_from_first(
@@ -167,6 +168,11 @@ def _list(
     )
     if task is None and not stored and not on_disk:
         raise _not_found(pathspec, stores)
+    if last is not None and number is not None and number > last and not stored:
+        raise NotFound(
+            f"The task {pathspec!r} has no attempt {number}",
+            hint=f"Its attempts are 0 to {last}" if last else "Its only attempt is 0",
+        )
     if attempt is None:
         number = max(layout.order(data)[0] for data in [*stored, *(item.reference for item in on_disk)])
     return with_states(stored, on_disk, known, name=name, attempt=number)
@@ -190,10 +196,9 @@ def _spools(config: Config, given: str | None) -> Iterator[Spool]:
 
 
 def _recorded(task: Any) -> list[CheckpointInfo]:
-    """What the task's artifact has of its step: later steps inherit it."""
-    step = task.pathspec.rpartition("/")[0]
+    """What the task's artifact has, its own or inherited from an earlier step."""
     recorded = task[TASK_CHECKPOINTS].data if TASK_CHECKPOINTS in task else []
-    return [CheckpointInfo(data) for data in recorded if str(data.get("pathspec")).rpartition("/")[0] == step]
+    return [CheckpointInfo(data) for data in recorded if isinstance(data.get("pathspec"), str)]
 
 
 def _not_found(pathspec: str, stores: list[StoreSpec]) -> NotFound:

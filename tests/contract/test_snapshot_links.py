@@ -229,16 +229,19 @@ def test_a_path_that_leads_round_in_a_circle_is_an_error_with_a_way_out(place: P
     assert "round in a circle" in error.hint
 
 
-def test_the_log_says_once_that_links_are_saved_as_what_they_point_to(task: Task) -> None:
-    folder, outside = task.work / "model", task.work / "base"
-    folder.mkdir()
+def test_the_log_says_once_a_name_that_links_are_saved_as_what_they_point_to(task: Task) -> None:
+    outside = task.work / "base"
     outside.mkdir()
-    (folder / "base").symlink_to(outside)
     heard: list[str] = []
     checkpointer = task.start(report=heard.append)
-    checkpointer.save(folder)
-    (folder / "again").symlink_to(outside)
-    checkpointer.save(folder)
-    assert [line for line in heard if "symbolic" in line] == [
-        f"The symbolic link {folder}/base leads out of {folder}, and is saved as what it points to"
-    ]
+    for number, names in enumerate([["base"], ["base"], ["base", "vocab", "merges", "config"], ["vocab"]]):
+        folder = task.work / f"checkpoint-{number}"
+        folder.mkdir()
+        for name in names:
+            (folder / name).symlink_to(outside)
+        checkpointer.save(folder)
+    first, more = [line for line in heard if "symbolic" in line]
+    base = task.work / "checkpoint-0"
+    assert first == f"The symbolic link {base}/base leads out of {base}, and is saved as what it points to"
+    assert f"leads out of {task.work}/checkpoint-2" in more
+    assert more.endswith("; so are 2 more")

@@ -150,3 +150,15 @@ def test_the_progress_line_says_how_much_how_fast_and_how_long() -> None:
     line = progress_line({"pending": 3, "pending_bytes": 1240 << 20, "bytes_per_s": 310e6})
     assert line == "left: 3 checkpoints, 1.2 GiB, 310 MB/s, 4 s"
     assert "waiting for the store" in progress_line({"pending": 1, "pending_bytes": 1, "bytes_per_s": 0})
+
+
+def test_an_entry_of_a_list_is_equal_to_what_was_saved_whatever_its_state() -> None:
+    saved = Reference({"key": "k", "size": 1}, Known("ADMITTED"))
+    entry = CheckpointInfo({"key": "k", "size": 1, "state": "COMMITTED"})
+    assert saved == entry
+    assert saved in [entry]
+    assert entry == {"key": "k", "size": 1}
+    assert (saved != entry) is False
+    assert saved != {**entry, "size": 2}
+    assert entry != {"key": "k"}
+    assert entry != ["key", "size"]
