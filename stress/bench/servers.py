@@ -47,7 +47,7 @@ def target(name: str, work: str) -> Iterator[Target]:
         yield Target(name, {}, work)
         return
     with memory_directory() as directory, rclone(directory) as url:
-        for package in ("ours", "peer"):
+        for package in ("ours", "peer", "before"):
             os.mkdir(os.path.join(directory, f"bench-{package}"))
         yield Target(name, s3_environment(url) | PLAIN_BODIES, directory)
 
