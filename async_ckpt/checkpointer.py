@@ -276,10 +276,11 @@ class Checkpointer(Following):
 
     def _say_what_links_became(self, source: str, links: list[str]) -> None:
         """Once for links of a name: with every save of a trainer they are the same ones, in a new directory."""
-        new = [link for link in links if os.path.relpath(link, source) not in self._links_said]
+        names = {os.path.relpath(link, source): link for link in links}
+        new = [link for name, link in names.items() if name not in self._links_said]
         if not new or len(self._links_said) >= _LINKS_SAID:
             return
-        self._links_said.update(os.path.relpath(link, source) for link in new)
+        self._links_said.update(names)
         more = {0: "", 1: "; so is 1 more"}.get(len(new) - 1, f"; so are {len(new) - 1} more")
         self._report(f"The symbolic link {new[0]} leads out of {source}, and is saved as what it points to{more}")
 
@@ -312,7 +313,9 @@ class Checkpointer(Following):
         identity, why = str(push.get("id")), str(push.get("why"))
         if push["push"] == "notice":
             # Once a task, however often the agent is started again.
-            self._say_once(why, topic=why)
+            if why not in self._noticed:
+                self._noticed.add(why)
+                self._report(why)
         elif push["push"] == "superseded":
             self._report(f"Checkpoint {identity} was {why}")
         elif push["push"] == "given up":
@@ -326,11 +329,6 @@ class Checkpointer(Following):
                 self._refused[identity] = why
             end = ", and the step will fail at its end" if mine and self.config.on_failure == "raise" else ""
             self._report(f"Checkpoint {identity} is not in the store{end}: {why}")
-
-    def _say_once(self, line: str, *, topic: str) -> None:
-        if topic not in self._noticed:
-            self._noticed.add(topic)
-            self._report(line)
 
     def _say_what_was_refused(self) -> None:
         """Training for hours is no use where the store takes nothing: the next save says so, once.

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import anyio
 
 from .. import collective, layout, moments
-from ..catalog import read_begun, read_reference, read_tagged
+from ..catalog import read_begun, read_tagged
 from ..concurrency import for_each
 from ..config import Config
 from ..crash import crash_point
@@ -259,23 +259,21 @@ class Uploader:
                 keys.setdefault(key, []).append(reference["key"])
         for key, named in keys.items():
             if key not in self._last_committed:
-                await self._recall(key)
+                await self._recall(key, batch[0]["pathspec"])
             last = self._last_committed.get(key)
             if last is not None and layout.order(last) > layout.parse_key(named[0]).order:
                 named.insert(0, last["key"])
         return {key: dump({"keys": named}) for key, named in keys.items()}
 
-    async def _recall(self, key: str) -> None:
+    async def _recall(self, key: str, pathspec: str) -> None:
         """Find the newest that an uploader before this one has committed, for which it may not have moved ``latest``.
 
         A store that does not tell holds up no commit; it is asked again with the next one.
         """
         with contextlib.suppress(CheckpointError, TimeoutError), anyio.fail_after(self._config.latest_timeout_s):
             for named in await read_begun(self._store, key) or []:
-                parts = layout.parse_key(named)
-                found = await read_reference(self._store, *parts.metadata_key.rsplit("/", 1))
-                commit = found and parts.task_metadata_key(found["pathspec"]).rsplit("/", 1)
-                if commit and (reference := await read_reference(self._store, *commit)) is not None:
+                reference = await collective.read_commit(self._store, {"key": named, "pathspec": pathspec})
+                if reference is not None:
                     self._note_committed(reference)
                     self._note_newest_everywhere(reference)
 

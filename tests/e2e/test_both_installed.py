@@ -58,6 +58,13 @@ def test_ours_is_served_however_the_two_are_installed(
     assert local.query(_WHO, python=site.python, env=environment) == _EXPECTED
 
 
+def _both_as_wheels(folder: Path, peer_python: str) -> Site:
+    site = Site(folder / "site", peer_folder(peer_python))
+    for name in ("ours", "peer"):
+        site.lay(name, "wheel")
+    return site
+
+
 _WAITS = """
 import json, os
 from metaflow import delete_model, load_model
@@ -92,9 +99,7 @@ print(json.dumps([waited.rpartition(".")[2] for waited in Task.waited]))
 def test_what_the_peer_reads_or_deletes_waits_until_it_is_in_the_store(
     local: Workspace, peer_python: str, tmp_path: Path
 ) -> None:
-    site = Site(tmp_path / "site", peer_folder(peer_python))
-    for name in ("ours", "peer"):
-        site.lay(name, "wheel")
+    site = _both_as_wheels(tmp_path, peer_python)
     assert local.query(_WAITS, python=site.python) == ["0", "1", "2", "3"]
 
 
@@ -118,9 +123,7 @@ def test_what_is_kept_of_the_loaded_checkpoint_is_the_peers_own_where_it_is_inst
     local: Workspace, peer_python: str, tmp_path: Path
 ) -> None:
     # @model(load="info") takes nothing else that has attributes.
-    site = Site(tmp_path / "site", peer_folder(peer_python))
-    for name in ("ours", "peer"):
-        site.lay(name, "wheel")
+    site = _both_as_wheels(tmp_path, peer_python)
     kept = local.query(_KEEPS, python=site.python)
     assert local.query(_READS.format(kept), python=peer_python) == [True, "k", 3, 7]
 
