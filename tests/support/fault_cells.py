@@ -49,7 +49,7 @@ ATTEMPTS = 3
 WAIT_S = CONNECT_S + ANSWER_S + STALL_S + COMPLETE_S
 SLACK_S = 15.0
 #: How long connections may live on after the store was closed: a thread of the fallback ends with its time-out.
-_CLOSING_S = COMPLETE_S + 10.0
+_CLOSING_S = COMPLETE_S + 1.0
 #: After its limit a cell's server is closed, which ends whatever waits for it.
 _GRACE_S = 5.0
 
