@@ -7,7 +7,6 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -30,6 +29,7 @@ from .following import Following
 from .ipc.client import AgentClient, Lease
 from .manifest import Manifest
 from .metadata import Said, plain
+from .printable import to_stderr
 from .ranks import Ranks
 from .ranks import find as find_ranks
 from .reading import Report
@@ -402,12 +402,6 @@ def _check_object_names(url: str, manifest: Manifest, source: str) -> None:
                 where=os.path.join(source, os.fsdecode(os.fsencode(path))),
                 hint="Use storage_format='tar'",
             )
-
-
-def to_stderr(line: str) -> None:
-    """Say a line where people see what a subprocess of a task, or a command, has to say."""
-    with contextlib.suppress(OSError, ValueError):  # Nobody reads it, or it is closed: no reason to lose a checkpoint.
-        print(f"[@checkpoint] {line}", file=sys.stderr, flush=True)
 
 
 def check_storage_format(storage_format: str) -> str:
