@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from .config import SPOOLS_PREFIX, Config
+from .config import Config, is_spools_name
 from .errors import CheckpointError, SnapshotError, UsageError, os_hint, os_reason
 from .files import given_path
 from .manifest import follow
@@ -161,7 +161,7 @@ def _counted(names: list[str]) -> str:
 
 def _is_ours(name: str) -> bool:
     """Whether this is a directory of another load, of snapshots, or of spools."""
-    return name.startswith((ANNEX_PREFIX, f"{SPOOLS_PREFIX}{os.getuid()}"))
+    return name.startswith(ANNEX_PREFIX) or is_spools_name(name)
 
 
 def _replace(staging: str, destination: str) -> None:
