@@ -171,6 +171,8 @@ def _watch(options: argparse.Namespace) -> dict[str, Any]:
         name=options.checkpoint, latest=not options.no_latest, move=options.move, keep=options.keep,
         existing=not options.no_existing, storage_format=options.storage_format,
     )  # fmt: skip
+    # A script's background ignores the first; whoever started us may have blocked both.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
     ended: list[int] = []  # No event: its lock may be held by the very thread that handles the signal.
     before = {
         number: signal.signal(number, lambda number, _: ended.append(number))

@@ -35,6 +35,9 @@ _MAX_STARTS, _WINDOW_S = 6, 30.0
 #: So many limits of an answer a new agent waits for the lock of one that has ended.
 _LOCK_WAITS = 3
 
+#: None of these is ignored in the agent because whoever started the flow ignored it (nohup, a shell's background).
+_SIGNALS = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
+
 _PACKAGE_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
@@ -162,7 +165,7 @@ class Launcher:
             with listening:
                 pid = os.posix_spawn(
                     sys.executable, [*bootstrap(heavy=False), *arguments], environment,
-                    file_actions=actions, setsid=True, setsigmask=[LEASE_SIGNAL],
+                    file_actions=actions, setsid=True, setsigmask=[LEASE_SIGNAL], setsigdef=_SIGNALS,
                 )  # fmt: skip
                 self._children.add(pid)
                 return pid

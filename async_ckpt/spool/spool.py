@@ -153,12 +153,17 @@ class Spool:
 
     @classmethod
     def find(cls, root: str, task: layout.TaskInfo, store: StoreSpec) -> bool:
-        """Whether there is a spool of the task under ``root``, made by this user."""
+        """Whether there is a spool of the task under ``root``, made by this user; also one that has lost files."""
+        directory = cls.place(root, task, store)
         try:
-            found = [os.lstat(path) for path in (root, cls.place(root, task, store))]
+            found = [os.lstat(path) for path in (root, directory)]
+            if not all(stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() for status in found):
+                return False
+            return os.path.exists(os.path.join(directory, "spool.json")) or bool(
+                os.listdir(os.path.join(directory, "ready"))
+            )
         except OSError:
             return False
-        return all(stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() for status in found)
 
     @staticmethod
     def place(root: str, task: layout.TaskInfo, store: StoreSpec) -> str:

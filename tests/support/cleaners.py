@@ -120,8 +120,8 @@ class Scene:
         close_and_kill(self.checkpointer)
         wait_until(lambda: not is_alive(agent), "the agent is gone")
 
-    def assert_all_is_stored_or_named(self) -> None:
-        """Of what was saved: what the store has is right, and the rest is said to be missing, by name."""
+    def assert_all_is_stored_or_named(self) -> set[str]:
+        """Of what was saved: what the store has is right, and the rest is said to be missing, by name. Returns that."""
         missing: set[str] = set()
         try:
             self.checkpointer.flush(60, self.said.append)
@@ -136,10 +136,11 @@ class Scene:
         for reference in self.checkpointer.list():
             path = self.task.stored(reference, "weights")
             assert path.read_bytes() == content(reference["metadata"]["number"], BIG)
+        return missing
 
 
-def run(task: Task, kind: str, phase: str) -> None:
-    """Have one kind of files vanish in one phase, and see what becomes of what was saved."""
+def run(task: Task, kind: str, phase: str) -> set[str]:
+    """Have one kind of files vanish in one phase, and see what becomes of what was saved. Returns what is lost."""
     scene = Scene(task, phase)
     spool = Path(scene.checkpointer.spool.directory)
     if phase == "between attempts":
@@ -154,6 +155,7 @@ def run(task: Task, kind: str, phase: str) -> None:
         if kind in _RECORDS:  # Nobody is left who knows what there was.
             scene.saved.clear()
     scene.gate.open_all()
-    scene.assert_all_is_stored_or_named()
+    missing = scene.assert_all_is_stored_or_named()
     if phase in ("between saves", "before a subprocess saves") or kind not in (*_RECORDS[1:], "data"):
         assert len(task.committed()) == len(scene.saved), "what could be made again is lost"
+    return missing
