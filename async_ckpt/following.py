@@ -30,6 +30,8 @@ _NAMED = 5
 #: Of so many it is asked whether the store has them after all.
 _ASKED = 100
 
+_VANISHED = "it was removed from the spool before it was stored, by something that cleans that directory"
+
 #: How long an agent may leave somebody who waits without an answer, in seconds: a machine that is busy to the brim
 #: answers late, and one that was killed may take the kernel long to be done with.
 _SILENCE_S = 60.0
@@ -65,15 +67,25 @@ class Following(Reading):
         SpoolError
             This process has outlived the task, and what became of the checkpoint is not known here any more.
         """
+        state, why = self._seen(identity)
+        if state is None and identity in self._saved:  # Neither the disk nor the agent knows it any more.
+            return (COMMITTED, "") if self._stored([identity]) else (FAILED, _VANISHED)
+        return state or ADMITTED, why
+
+    def _seen(self, identity: str) -> tuple[str | None, str]:
+        """(state, why) as the agent, the journal or the spool has it; None where all of them should and none does."""
+        asked = False
         if not self._closed:
             with contextlib.suppress(AgentError, WaitTimeout):
                 answer = self._client.request("state", self.config.reply_timeout_s, id=identity)
                 if answer["state"]:
                     return answer["state"], answer["why"]
+                asked = True
         known = self._look().get(identity)
-        if known is None:
-            self._check_attempt()  # Or it would be under way for ever.
-        return (known.state, known.why) if known else (ADMITTED, "")
+        if known is not None:
+            return known.state, known.why
+        self._check_attempt()  # Or it would be under way for ever.
+        return None if asked and not self.spool.is_ready(identity) else ADMITTED, ""
 
     def _look(self) -> dict[str, Progress]:
         """What the journal says; after the end, what it said then, as it may be gone with the spool."""
@@ -103,7 +115,8 @@ class Following(Reading):
                     answer = agent.ask("wait", min(left, _WAIT_SLICE_S), id=identity)
                 if answer is None:
                     continue
-                state, why = answer["state"], answer["why"]
+                # None: the agent, which began after that, does not know it.
+                state, why = (answer["state"], answer["why"]) if answer["state"] else self.state(identity)
             if state == COMMITTED:
                 return
             if state == SUPERSEDED:
@@ -228,15 +241,13 @@ class Following(Reading):
         failed = {identity: item.why for identity, item in known.items() if item.state == FAILED}
         for identity in saved & self._saved.keys():
             journaled = identity in known and known[identity].state in journal.FINAL
-            state, why = (known[identity].state, "") if journaled else self.state(identity)
+            state, why = (known[identity].state, "") if journaled else self._seen(identity)
             if state in SETTLED:
                 reference = self._saved.pop(identity)
                 if not journaled and state == COMMITTED:  # The disk is too full for the journal.
                     self._unjournaled.append(reference)
-            elif state == ADMITTED and not self.spool.is_ready(identity):
-                failed[identity] = "it was removed from the spool by something that cleans that directory"
             else:
-                failed.setdefault(identity, why or f"it is {state}")
+                failed.setdefault(identity, why or (f"it is {state}" if state else _VANISHED))
         return failed
 
     def _stored(self, identities: Collection[str]) -> list[str]:
@@ -245,8 +256,11 @@ class Following(Reading):
 
         async def ask(store: Store) -> None:
             for identity in list(identities)[:_ASKED]:
+                reference = self._saved[identity]
                 with contextlib.suppress(StoreError):  # It cannot be told: it counts as lost.
-                    if await collective.read_commit(store, reference := self._saved[identity]) == reference:
+                    stored = await collective.read_commit(store, reference)
+                    # A rank's part has no metadata of its own.
+                    if stored is not None and (stored == reference or layout.is_shard(reference)):
                         found.append(identity)
 
         if identities:

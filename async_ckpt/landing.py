@@ -44,11 +44,14 @@ class Arrival:
         Gets lines for people.
     needed : tuple of str
         Directories that a clean load must not take away: the spool, a local store.
+    tell_stale : bool
+        Whether it is said what stays.
     """
 
     clean: bool = False
     say: Callable[[str], None] = to_stderr
     needed: tuple[str, ...] = ()
+    tell_stale: bool = True
 
 
 def check_clean(destination: str, needed: tuple[str, ...] = ()) -> None:
@@ -118,7 +121,7 @@ class Landing:
             return
         stale: list[str] = []
         _move_into(self._staging, self._destination, stale)
-        if stale and self._destination not in _said and len(_said) < _MAX_SAID:
+        if stale and self._arrival.tell_stale and self._destination not in _said and len(_said) < _MAX_SAID:
             _said.add(self._destination)
             names = [os.path.relpath(path, self._destination) for path in sorted(stale)]
             self._arrival.say(

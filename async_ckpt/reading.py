@@ -108,6 +108,11 @@ class Reading(abc.ABC):
             See ``restore``; ``path`` is as it was.
         """
         check_shard(shard)
+        if clean and shard == "own":
+            raise UsageError(
+                "Each rank would take away what the others have loaded there: shard='own' has no clean load",
+                hint="Remove the directory before the ranks load into it",
+            )
         key = reference.get("key") if isinstance(reference, Mapping) else reference
         for item in self._pending(key):
             if layout.is_shard(item.reference):  # The others' are not here.

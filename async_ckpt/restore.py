@@ -12,6 +12,7 @@ import os
 import shutil
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from . import catalog, layout
@@ -73,6 +74,8 @@ async def load_from_store(
         A file is not what was saved, or a path leads out of the destination; names it.
     """
     key = layout.parse_key(reference["key"]).key
+    if rank is not None:  # What else is there may be the other ranks'.
+        arrival = replace(arrival, tell_stale=False)
     with Landing(destination, arrival) as staging, _damaged(store.url(key)):
         manifest = await _read_manifest(store, reference)
         if manifest is not None and rank is not None:

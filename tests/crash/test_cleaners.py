@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 
 from async_ckpt.checkpointer import Checkpointer
 from async_ckpt.config import ENV_ATTEMPT, ENV_SPOOL
+from async_ckpt.errors import FlushError, StoreError
 from async_ckpt.spool import journal
 from async_ckpt.spool.upkeep import is_held
 
@@ -123,6 +125,23 @@ def test_what_is_in_the_store_is_never_reported_as_lost(task: Task) -> None:
     remove(Path(checkpointer.spool.directory))
     checkpointer.flush(60)
     assert len(checkpointer.committed()) == 3
+
+
+def test_who_waits_for_what_nobody_has_any_more_is_told_so(task: Task) -> None:
+    gate = task.gate()
+    gate.hold("weights")
+    checkpointer = task.start()
+    reference = save(checkpointer, task, 0)
+    wait_until(lambda: gate.waiting("weights"), "it is uploaded")
+    agent = agent_pid(checkpointer)
+    kill(agent, signal.SIGSTOP)
+    remove(Path(checkpointer.spool.directory))
+    kill(agent)
+    with pytest.raises(StoreError, match="removed from the spool"):
+        reference.wait(60)
+    assert reference.done()
+    with pytest.raises(FlushError, match=reference.id):
+        checkpointer.flush(60)
 
 
 def age(folder: Path) -> None:

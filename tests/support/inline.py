@@ -359,6 +359,9 @@ class AgentProcess:
             for connection in parts["_server"].connections:
                 connection._decoder.close()
                 connection.sock.close()
+            parts["_server"].listening.close()
+        if "_house" in parts:
+            parts["_house"].stop()
         if "_leases" in parts:
             for held in parts["_leases"]._guard._held.values():
                 os.close(held.fd)

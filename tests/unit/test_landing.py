@@ -113,6 +113,13 @@ def test_what_stays_of_an_older_state_is_said_once(old: Path) -> None:
     assert (old / "optimizer/state").read_text() == "new"
 
 
+def test_of_one_ranks_part_nothing_is_said(old: Path) -> None:
+    """The rest may be the other ranks'."""
+    said = list[str]()
+    load(old, Arrival(say=said.append, tell_stale=False))
+    assert said == []
+
+
 def test_nothing_is_said_where_nothing_stays(tmp_path: Path) -> None:
     said = list[str]()
     for _ in range(2):
