@@ -78,7 +78,8 @@ class FileSource:
                     return data
                 self.close()
         except FileNotFoundError as error:
-            raise IntegrityError("The captured file is gone: something removed it from the spool", where=self._path) from error
+            why = "The captured file is gone: something removed it from the spool"
+            raise IntegrityError(why, where=self._path) from error
         except OSError as error:
             kind = TransientStoreError if error.errno in _PASSING else StoreError
             what = f"The captured file cannot be read: {os_reason(error)}"
