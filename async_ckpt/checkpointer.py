@@ -7,10 +7,9 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from . import layout, snapshot
@@ -30,11 +29,12 @@ from .following import Following
 from .ipc.client import AgentClient, Lease
 from .manifest import Manifest
 from .metadata import Said, plain
+from .printable import to_stderr
 from .ranks import Ranks
 from .ranks import find as find_ranks
 from .reading import Report
 from .reference import Reference
-from .spool import journal
+from .spool import journal, place
 from .spool.environment import spool_of
 from .spool.spool import Admitted, Spool
 from .stores.base import StoreSpec
@@ -91,7 +91,7 @@ class Checkpointer(Following):
     @classmethod
     def start(
         cls,
-        root: str,
+        places: str | Sequence[Sequence[str]],
         task: layout.TaskInfo,
         store: StoreSpec,
         config: Config,
@@ -101,7 +101,7 @@ class Checkpointer(Following):
         report: Report = lambda line: None,
     ) -> Checkpointer:
         """The checkpointer of a task's own process: makes the spool, or takes up an earlier attempt's, and starts the
-        agent. ``lead``: see ``AgentClient``.
+        agent. ``places``: a directory for spools, or ``spool.place.places``. ``lead``: see ``AgentClient``.
 
         Raises
         ------
@@ -110,9 +110,9 @@ class Checkpointer(Following):
         """
         for _ in range(_STARTS):
             try:
-                spool = Spool.create(root, task, store)
+                spool = place.make([[places]] if isinstance(places, str) else places, task, store, report)
             except SpoolError as error:
-                if isinstance(error.__cause__, FileNotFoundError) and os.path.isdir(root):
+                if isinstance(error.__cause__, FileNotFoundError):
                     continue  # As below.
                 raise
             checkpointer = cls(spool, config, uploader=uploader, owner=True, lead=lead, report=report)
@@ -126,7 +126,9 @@ class Checkpointer(Following):
                 continue
             return checkpointer
         raise AgentError(
-            "The spool is removed again and again", where=root, hint="See whether something cleans that directory"
+            "The spool is removed again and again",
+            where=str(places),
+            hint="See whether something cleans that directory",
         )
 
     @classmethod
@@ -402,12 +404,6 @@ def _check_object_names(url: str, manifest: Manifest, source: str) -> None:
                 where=os.path.join(source, os.fsdecode(os.fsencode(path))),
                 hint="Use storage_format='tar'",
             )
-
-
-def to_stderr(line: str) -> None:
-    """Say a line where people see what a subprocess of a task, or a command, has to say."""
-    with contextlib.suppress(OSError, ValueError):  # Nobody reads it, or it is closed: no reason to lose a checkpoint.
-        print(f"[@checkpoint] {line}", file=sys.stderr, flush=True)
 
 
 def check_storage_format(storage_format: str) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
@@ -23,6 +22,9 @@ ENV_ATTEMPT = "ASYNC_CKPT_ATTEMPT"
 #: Name of the directory that holds a user's spools, before the user's number.
 SPOOLS_PREFIX = "async-ckpt-"
 
+#: How long a process of a task waits for what was removed from the spool to be made again, in seconds.
+RESTORE_S = 2.0
+
 #: Size in bytes of the units in which content is digested and multipart uploads are cut.
 CHUNK_BYTES = 16 << 20
 
@@ -31,7 +33,7 @@ CHUNK_BYTES = 16 << 20
 class Config:
     """Limits and settings of one process; immutable, read once."""
 
-    #: Directory under which spools are made; empty: beside what is saved (``temp_dir_root`` or the system's).
+    #: Directory under which spools are made; empty: ``temp_dir_root`` or one of the system's (``spool/place.py``).
     spool_dir: str = ""
     #: Files smaller than this are copied at save time, into one file: cheaper than a link and a lease.
     pack_below_bytes: int = 32 << 10
@@ -117,6 +119,8 @@ class Config:
     reply_timeout_s: float = 10.0
     #: How often the spool is scanned for checkpoints whose doorbell was lost.
     rescan_s: float = 1.0
+    #: How often the times of the spool's files are set anew, for what removes files by their age alone.
+    touch_s: float = 3600.0
     #: How long a watched checkpoint that says nothing else must be quiet before it counts as finished.
     watch_settle_s: float = 30.0
     #: Limits of a checkpoint's metadata, as JSON: bytes in all, elements of one value, and levels (200 at most). What
@@ -217,6 +221,7 @@ _POSITIVE = (
     "metadata_depth",
     "reply_timeout_s",
     "rescan_s",
+    "touch_s",
     "progress_s",
 )
 
@@ -236,7 +241,7 @@ def _parse(kind: type, text: str) -> object:
     return text
 
 
-def spool_root(temp_dir_root: str | None, config: Config) -> str:
-    """The directory that holds this user's spools: ``<root>/async-ckpt-<uid>``."""
-    root = config.spool_dir or temp_dir_root or tempfile.gettempdir()
-    return os.path.join(os.path.abspath(root), f"{SPOOLS_PREFIX}{os.getuid()}")
+def is_spools_name(name: str) -> bool:
+    """Whether a directory of this name may be one that holds this user's spools (see ``spool/place.py``)."""
+    mine = f"{SPOOLS_PREFIX}{os.getuid()}"
+    return name == mine or name.startswith(f"{mine}-")

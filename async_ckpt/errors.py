@@ -64,6 +64,14 @@ class SpoolError(CheckpointError):
     """The spool on the local disk cannot be used."""
 
 
+class NotOurs(SpoolError):
+    """Somebody else has made the directory in which the spool should be."""
+
+    @property
+    def kind(self) -> str:
+        return "SpoolError"
+
+
 class AgentError(CheckpointError):
     """The agent cannot be started or does not answer."""
 

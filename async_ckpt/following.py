@@ -7,10 +7,10 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from . import layout
+from . import collective, layout
 from .config import Config
 from .errors import AgentError, CheckpointError, FlushError, StoreError, WaitTimeout
 from .ipc.client import AgentClient
@@ -20,12 +20,15 @@ from .reference import progress_line
 from .spool import journal
 from .spool.journal import ADMITTED, COMMITTED, FAILED, SETTLED, SUPERSEDED, Progress
 from .spool.spool import Spool
+from .stores.base import Store
 
 _WAIT_SLICE_S = 5.0
 #: Of a short time, this is for the agent's answer.
 _ANSWER_S = 0.5
 #: So many checkpoints are named in an error.
 _NAMED = 5
+#: Of so many it is asked whether the store has them after all.
+_ASKED = 100
 
 #: How long an agent may leave somebody who waits without an answer, in seconds: a machine that is busy to the brim
 #: answers late, and one that was killed may take the kernel long to be done with.
@@ -159,7 +162,11 @@ class Following(Reading):
         failed: dict[str, str] = {}
         saved = set(self._saved)
         fields = {"gather_s": gather_s} if gather_s is not None else {}
-        while self.spool.ready_ids():
+        # Also where no record is there: something may have removed it, and the agent knows what there was.
+        ask = bool(saved - {identity for identity, item in self._look().items() if item.state in journal.FINAL})
+        ask = ask or not os.path.exists(self.spool.path("spool.json"))
+        while ask or self.spool.ready_ids():
+            ask = False
             piece = max(min(self.config.progress_s, deadline - time.monotonic()), 0)
             try:
                 answer = agent.ask("flush", piece, **fields)
@@ -176,6 +183,9 @@ class Following(Reading):
                 next_report = time.monotonic() + self.config.progress_s
                 report(progress_line(answer))
         failed |= self._not_committed(saved)
+        for identity in self._stored(failed.keys() & self._saved.keys()):
+            del failed[identity]
+            self._unjournaled.append(self._saved.pop(identity))
         mine = {identity: why for identity, why in failed.items() if identity.startswith(f"{self.task.attempt}.")}
         if report is not None:
             for identity in failed.keys() - mine.keys():
@@ -216,9 +226,6 @@ class Following(Reading):
         """
         known = self._look()
         failed = {identity: item.why for identity, item in known.items() if item.state == FAILED}
-        if not os.path.exists(self.spool.path("spool.json")):
-            reason = "the spool was removed while the task ran, by something that cleans its directory"
-            return {identity: reason for identity in self._saved} or {f"{self.task.attempt}.?": reason}
         for identity in saved & self._saved.keys():
             journaled = identity in known and known[identity].state in journal.FINAL
             state, why = (known[identity].state, "") if journaled else self.state(identity)
@@ -226,9 +233,26 @@ class Following(Reading):
                 reference = self._saved.pop(identity)
                 if not journaled and state == COMMITTED:  # The disk is too full for the journal.
                     self._unjournaled.append(reference)
+            elif state == ADMITTED and not self.spool.is_ready(identity):
+                failed[identity] = "it was removed from the spool by something that cleans that directory"
             else:
                 failed.setdefault(identity, why or f"it is {state}")
         return failed
+
+    def _stored(self, identities: Collection[str]) -> list[str]:
+        """Which of these that seem to be lost are in the store all the same, whatever became of the spool."""
+        found: list[str] = []
+
+        async def ask(store: Store) -> None:
+            for identity in list(identities)[:_ASKED]:
+                with contextlib.suppress(StoreError):  # It cannot be told: it counts as lost.
+                    if await collective.read_commit(store, reference := self._saved[identity]) == reference:
+                        found.append(identity)
+
+        if identities:
+            with contextlib.suppress(StoreError):
+                self.run(ask)
+        return found
 
     def _flush_error(self, why: str, failed: Mapping[str, str] | None = None) -> FlushError:
         if failed is None:

@@ -13,6 +13,8 @@ from . import catalog, collective, layout, moments, places, ranks, restore
 from .config import Config
 from .errors import CheckpointError, IntegrityError, NotFound, StoreError, TransientStoreError, UsageError
 from .ipc.client import AgentClient
+from .landing import Arrival
+from .printable import to_stderr
 from .reference import CheckpointInfo
 from .snapshot.lending import Lender
 from .spool import journal
@@ -36,6 +38,7 @@ class Reading(abc.ABC):
     config: Config
     task: layout.TaskInfo
     _client: AgentClient
+    _report: Report
 
     @abc.abstractmethod
     def _look(self) -> dict[str, Progress]:
@@ -79,7 +82,13 @@ class Reading(abc.ABC):
         return with_states(stored, on_disk, known, name=name, attempt=attempt)
 
     def load(
-        self, reference: Mapping[str, Any] | str, path: str, *, shard: str = "all", first: StoreSpec | None = None
+        self,
+        reference: Mapping[str, Any] | str,
+        path: str,
+        *,
+        shard: str = "all",
+        clean: bool = False,
+        first: StoreSpec | None = None,
     ) -> dict[str, Any]:
         """Load a checkpoint into the directory ``path``, from this machine's disk if it is still there, else from the
         task's store, else from where the reference says that it was saved. Returns its metadata.
@@ -88,6 +97,8 @@ class Reading(abc.ABC):
         ----------
         shard : str
             Of a collective checkpoint: ``"all"`` ranks' files, or this rank's ``"own"``.
+        clean : bool
+            What is in ``path`` and not in the checkpoint goes; else it stays, and the log says so.
         first : StoreSpec, optional
             A store to look in before all others.
 
@@ -103,11 +114,13 @@ class Reading(abc.ABC):
                 if self.run(functools.partial(collective.read_commit, reference=item.reference)) is None:
                     self.wait(item.id)
                 break
-            self._load_admitted(item, path)
+            self._load_admitted(item, path, clean)
             return item.reference
         own = self._own_rank if shard == "own" else None
         stores = places.distinct(first, self.spool.store, places.of_reference(reference, self.spool.store))
-        return load_from_first(stores, reference, path, self.config, own)
+        return load_from_first(
+            stores, reference, path, self.config, own, clean=clean, needed=self.spool.directory, say=self._report
+        )
 
     def wait_for_key(self, key: str) -> None:
         """Wait until the checkpoint of this key is in the store, if it is on its way there from this machine.
@@ -133,12 +146,13 @@ class Reading(abc.ABC):
             )
         return mine.rank
 
-    def _load_admitted(self, item: Admitted, path: str) -> None:
+    def _load_admitted(self, item: Admitted, path: str, clean: bool = False) -> None:
         """Load a checkpoint that is on its way, from the disk; or from the store, as far as it has come there."""
         agent = self._client.agent_pid()
         lender = Lender(agent, self._lease_budget()) if agent else None
+        arrival = _arrival(clean, self._report, self.spool.store, self.spool.directory)
         try:
-            restore.load_from_spool(item, path, lender, functools.partial(self._guard, item))
+            restore.load_from_spool(item, path, self.config, lender, functools.partial(self._guard, item), arrival)
             return
         except FileNotFoundError:
             pass  # Committed and released in this moment: it is in the store.
@@ -149,7 +163,7 @@ class Reading(abc.ABC):
                 if known is None or torn_file(item, known.files) is not None:
                     raise error
                 self.wait(item.id)
-        self.run(lambda store: restore.load_from_store(store, item.reference, path, self.config))
+        self.run(lambda store: restore.load_from_store(store, item.reference, path, self.config, arrival=arrival))
 
     def settle(self, items: Iterable[Admitted], limit_s: float) -> None:
         """Wait until these have been committed or have failed, ``limit_s`` seconds at most for all of them."""
@@ -257,8 +271,12 @@ def load_from_first(
     path: str,
     config: Config,
     own: Callable[[int], int] | None = None,
+    *,
+    clean: bool = False,
+    needed: str = "",
+    say: Report = to_stderr,
 ) -> dict[str, Any]:
-    """Load a checkpoint from the first of some stores that has it; see ``restore.find_and_load``.
+    """Load a checkpoint from the first of some stores that has it; see ``restore.find_and_load`` and ``Arrival``.
 
     Raises
     ------
@@ -273,9 +291,11 @@ def load_from_first(
     for spec in stores:
         try:
             if spec.kind in places.KINDS:
-                return run_with_store(
-                    spec, config, lambda store: restore.find_and_load(store, reference, path, config, own)
-                )
+                load = functools.partial(
+                    restore.find_and_load, reference=reference, destination=path, config=config, own=own,
+                    arrival=_arrival(clean, say, spec, needed),
+                )  # fmt: skip
+                return run_with_store(spec, config, load)
             failed.append(StoreError(f"Stores of the kind {spec.kind!r} cannot be read", where=spec.root))
         except (IntegrityError, TransientStoreError):
             raise
@@ -284,6 +304,11 @@ def load_from_first(
     if len(failed) == 1:
         raise failed[0]
     raise places.in_none_of(stores, failed)
+
+
+def _arrival(clean: bool, say: Report, store: StoreSpec, needed: str) -> Arrival:
+    local = [store.root] if store.kind == "local" else []
+    return Arrival(clean, say, tuple(filter(None, [needed, *local])))
 
 
 def list_from_first(

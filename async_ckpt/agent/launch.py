@@ -2,8 +2,7 @@
 
 Whoever starts an agent makes its listening socket and takes its lock first, and hands both over: a client can
 connect, and queue frames and leases, before the agent has run its first instruction. The lease signal is blocked in
-it from the start, by inheritance. Order: lock, socket under a temporary name, process, ``agent.pid``, and last the
-socket's real name. So who finds the socket finds the right pid beside it.
+it from the start, by inheritance. Order: lock, socket, process, ``agent.pid``, and last the socket's name (``naming``).
 """
 
 from __future__ import annotations
@@ -20,11 +19,13 @@ from collections import deque
 
 from ..config import Config
 from ..errors import AgentError, SpoolError, os_hint, os_reason
-from ..files import locked, try_lock, wait_for, write_atomically
+from ..files import locked, try_lock, unlock, wait_for
 from ..ipc import protocol
 from ..ipc.client import Link
 from ..snapshot.lease import LEASE_SIGNAL
 from ..spool.spool import Spool
+from ..spool.upkeep import is_held
+from .naming import name_of, name_socket, open_socket
 
 UPLOADERS = ("process", "thread")
 
@@ -33,6 +34,9 @@ _MAX_STARTS, _WINDOW_S = 6, 30.0
 
 #: So many limits of an answer a new agent waits for the lock of one that has ended.
 _LOCK_WAITS = 3
+
+#: None of these is ignored in the agent because whoever started the flow ignored it (nohup, a shell's background).
+_SIGNALS = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
 
 _PACKAGE_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -62,6 +66,7 @@ class Launcher:
         """
         try:
             while True:
+                self._spool.mend()
                 # One that died, or has drained and left, in the moment in which it was found; too many are an error.
                 with contextlib.suppress(ConnectionRefusedError, FileNotFoundError):
                     return self._find() or self._start()
@@ -102,12 +107,12 @@ class Launcher:
             lock = self._take_lock()
             if isinstance(lock, Link):
                 return lock
-            path = self._spool.path("agent.sock")
-            listening = protocol.listen(f"{path}.new")
+            listening = open_socket(self._spool)
+            name = name_of(listening)
             start = self._spawn if self._uploader == "process" else self._start_thread
             pid = start(lock, listening)
-            name_socket(self._spool, pid)
-            return Link(protocol.connect(path, self._config.reply_timeout_s), pid, fresh=True)
+            name_socket(self._spool, name, pid)
+            return Link(protocol.connect(self._spool.path("agent.sock"), self._config.reply_timeout_s), pid, fresh=True)
 
     def _take_lock(self) -> int | Link:
         """The lock of the spool's agent; or the agent itself, if the one that holds it turns up."""
@@ -116,8 +121,11 @@ class Launcher:
         found: list[Link] = []
 
         def free() -> bool:
+            # The file may have been removed under an agent that lives, and is a new one.
             if try_lock(fd):
-                return True
+                if not is_held(self._spool.directory):
+                    return True
+                unlock(fd)
             link = self._find()
             if link is not None:
                 found.append(link)
@@ -157,7 +165,7 @@ class Launcher:
             with listening:
                 pid = os.posix_spawn(
                     sys.executable, [*bootstrap(heavy=False), *arguments], environment,
-                    file_actions=actions, setsid=True, setsigmask=[LEASE_SIGNAL],
+                    file_actions=actions, setsid=True, setsigmask=[LEASE_SIGNAL], setsigdef=_SIGNALS,
                 )  # fmt: skip
                 self._children.add(pid)
                 return pid
@@ -208,15 +216,6 @@ class Launcher:
         """Wait for an agent in a thread to end; a process is not waited for."""
         if self._thread is not None:
             self._thread.join(timeout_s)
-
-
-def name_socket(spool: Spool, pid: int) -> None:
-    """Let others find the agent. Whoever started it does so, and the agent itself: the other may be killed before."""
-    path = spool.path("agent.sock")
-    if os.path.exists(f"{path}.new"):
-        write_atomically(spool.path("agent.pid"), b"%d" % pid)
-        with contextlib.suppress(FileNotFoundError):  # The other one was faster.
-            os.rename(f"{path}.new", path)
 
 
 def bootstrap(*, heavy: bool, module: str = "agent.__main__") -> list[str]:

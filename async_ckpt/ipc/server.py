@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import selectors
 import socket
 import struct
@@ -118,6 +119,21 @@ class Server:
         self._on_message, self._on_close = on_message, on_close
         self.connections: set[Connection] = set()
         self._paused = True
+        listening.setblocking(False)
+        self.resume()
+
+    @property
+    def listening(self) -> socket.socket:
+        return self._listening
+
+    def listen_on(self, listening: socket.socket) -> None:
+        """Take another socket, as the name of the one before was removed. Who knocked there already is let in."""
+        while not self._paused and select.select([self._listening], [], [], 0)[0]:
+            self._accept()
+        if not self._paused:
+            self._selector.unregister(self._listening)
+        self._listening.close()
+        self._listening, self._paused = listening, True
         listening.setblocking(False)
         self.resume()
 

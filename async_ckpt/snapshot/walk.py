@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ..config import SPOOLS_PREFIX, Config
+from ..config import Config, is_spools_name
 from ..errors import MissingPathError, SnapshotError
 from .links import Root, failure, refused, target_of
 
@@ -92,7 +92,6 @@ def walk(path: str, config: Config, *, follow: bool = True) -> Iterator[Item]:
 
 def _walk_folder(path: str, config: Config, follow: bool) -> Iterator[Item]:
     pending = [_Folder("", path, (Root(path, ""),))]
-    spools = f"{SPOOLS_PREFIX}{os.getuid()}"
     linked = 0
     while pending:
         relative, folder, roots = (last := pending.pop()).path, last.full, last.roots
@@ -113,7 +112,7 @@ def _walk_folder(path: str, config: Config, follow: bool) -> Iterator[Item]:
                         yield item
                     elif not entry.is_dir(follow_symlinks=False):
                         raise refused(full, entry.stat(follow_symlinks=False).st_mode)
-                    elif not name.startswith(ANNEX_PREFIX) and name != spools:
+                    elif not name.startswith(ANNEX_PREFIX) and not is_spools_name(name):
                         pending.append(_Folder(f"{relative}{name}/", full, roots))
                         yield Item(relative + name, full, stat.S_IFDIR)
         except OSError as error:

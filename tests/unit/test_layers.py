@@ -39,6 +39,7 @@ LAYERS = (
     "serving",
     "reference",
     "places",
+    "landing",
     "restore",
     "ranks",
     "reading",
