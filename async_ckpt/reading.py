@@ -20,6 +20,7 @@ from .spool.journal import ADMITTED, COMMITTED, Progress
 from .spool.spool import Admitted, Spool, torn_file
 from .stores import open_store
 from .stores.base import Store, StoreSpec
+from .undisturbed import reporter, undisturbed
 
 T = TypeVar("T")
 
@@ -57,6 +58,7 @@ class Reading(abc.ABC):
     def wait(self, identity: str, timeout_s: float | None = None) -> None:
         """Wait until a checkpoint is in the store."""
 
+    @undisturbed
     def list(
         self, *, name: str | None = None, attempt: int | None = None, within_task: bool = True
     ) -> list[CheckpointInfo]:
@@ -78,6 +80,7 @@ class Reading(abc.ABC):
         stored = self.run(lambda s: catalog.list_references(s, folder, self.config, name=name, attempt=attempt))
         return with_states(stored, on_disk, known, name=name, attempt=attempt)
 
+    @undisturbed
     def load(
         self, reference: Mapping[str, Any] | str, path: str, *, shard: str = "all", first: StoreSpec | None = None
     ) -> dict[str, Any]:
@@ -135,8 +138,7 @@ class Reading(abc.ABC):
 
     def _load_admitted(self, item: Admitted, path: str) -> None:
         """Load a checkpoint that is on its way, from the disk; or from the store, as far as it has come there."""
-        agent = self._client.agent_pid()
-        lender = Lender(agent, self._lease_budget()) if agent else None
+        lender = Lender(self._lease_budget()) if self._client.is_guarded() else None
         try:
             restore.load_from_spool(item, path, lender, functools.partial(self._guard, item))
             return
@@ -158,6 +160,7 @@ class Reading(abc.ABC):
             with contextlib.suppress(CheckpointError):  # The agent reports what has failed.
                 self.wait(item.id, max(deadline - time.monotonic(), 0.0))
 
+    @undisturbed
     def load_newest(self, policy: str, path: str, report: Report, shard: str = "all") -> dict[str, Any] | None:
         """Load what a load policy calls for.
 
@@ -176,6 +179,7 @@ class Reading(abc.ABC):
         # Nobody can have saved for a task that never ran: its start need not wait for a store.
         if policy == "none" or (policy == "fresh" and self.task.attempt == 0):
             return None
+        report = reporter(report)
         # Shards on this disk may come to a whole checkpoint, once they are in the store.
         shards = [item for item in self.spool.pending() if layout.is_shard(item.reference)]
         self.settle(reversed(shards), self.config.settle_timeout_s)

@@ -96,7 +96,7 @@ class Agent:
         self._wake_read.setblocking(False)
         self._selector.register(self._wake_read, selectors.EVENT_READ, lambda _: self._on_wake())
         self._journal = Journal(spool.path("journal"), spool.task.attempt, keep=set(spool.ready_ids()))
-        self._leases = Leases(spool, self._journal, self._server, self._wake, guarded=guarded)
+        self._leases = Leases(spool, self._journal, self._server, self._wake, config, guarded=guarded)
         self._remover = Remover(spool, self._wake, self._remember)
         self._queue = Queue(config.max_uploads)
         self._items: dict[str, Admitted] = {}
@@ -338,9 +338,8 @@ class Agent:
         identity, op = message["id"], message["op"]
         if op == "gone":
             self._farewell.said()
-        if op == "notice" and message["why"] not in self._notices:  # One worker after the other may say so.
-            self._notices.append(message["why"])
-            self._owners.tell({"push": "notice", "why": message["why"]})
+        if op == "notice":
+            self._notice(message["why"])
         item, job = self._items.get(identity), self._queue.jobs.get(identity)
         if item is None or job is None:
             return
@@ -395,6 +394,12 @@ class Agent:
             self._try_later(identity, message["why"])
         elif op == "failed":
             self._on_failed(item, message)
+
+    def _notice(self, why: str) -> None:
+        """Tell what the user should know of how the store, or the disk, works here."""
+        if why not in self._notices:  # One worker after the other may say so.
+            self._notices.append(why)
+            self._owners.tell({"push": "notice", "why": why})
 
     def _on_failed(self, item: Admitted, message: Message) -> None:
         if item.id in self._outdated:
@@ -479,6 +484,8 @@ class Agent:
     def _on_wake(self) -> None:
         with contextlib.suppress(BlockingIOError):
             self._wake_read.recv(4096)
+        for why in self._leases.notices():
+            self._notice(why)
         for identity, why in self._leases.lost():
             if self._queue.jobs[identity].state != UPLOADED:
                 self._fail(identity, why, lost=self._items.get(identity))
@@ -620,7 +627,7 @@ class Agent:
             "committed": self._queue.committed,
             "last_committed": self._queue.last_committed,
             "bytes_copied": self._bytes_copied,
-            "leases": self._leases.count(),
+            **self._leases.facts(),
             "saves": self._saves.count,
             "errors": list(self._errors),
             "warnings": [*self._journal.warnings, *self._notices],

@@ -6,7 +6,9 @@ One directory per task (all attempts), 0700::
     versions.<attempt>      counts saves, a decimal number              under flock, by every saver
     collective.<attempt>.<rank>  counts a rank's collective saves       under the same flock
     launches.<attempt>      whoever started ranks, one a line           under the same flock
-    data/<pid>-<random>/    snapshots: what ``save()`` captured         by savers
+    pidns                   the PID namespace of the task               written by each attempt's start
+    savers/<pid>.<pidns>    locked by a saver of another PID namespace while it lives   by it
+    data/<pid>-<random>/    snapshots: what ``save()`` captured (savers of another PID namespace: see ``owner.py``)
     data/<pid>-<random>.pack   its small files, one after the other     by savers
     data/<pid>-<random>.origin   link: where what was moved there stood (see snapshot/origin.py)   by savers
     annexes                 further directories like data/, one a line  by savers, appended
@@ -41,7 +43,7 @@ from typing import Any
 
 from .. import layout
 from ..errors import IntegrityError, SpoolError, os_hint, os_reason
-from ..files import locked, process_exists, write_atomically, write_new
+from ..files import locked, write_atomically, write_new
 from ..manifest import LINK, PACKED, FileEntry, Manifest, dump
 from ..snapshot import origin
 from ..snapshot.base import remove_snapshot, remove_tree
@@ -49,6 +51,7 @@ from ..snapshot.walk import ANNEX_PREFIX
 from ..source import pack_path
 from ..stores.base import StoreSpec
 from .mounts import down_from_mount
+from .owner import Owner, note_namespace
 
 FORMAT = 1
 
@@ -118,6 +121,7 @@ class Spool:
         #: What ``spool.json`` was, and which attempt it named, when it was last read: (inode, mtime in nanoseconds).
         self._identity: tuple[int, int] | None = None
         self._running = task.attempt
+        self._owner = Owner(directory)
 
     # -- making and finding one ------------------------------------------------------------------------------------
 
@@ -138,6 +142,7 @@ class Spool:
             _make_private(directory)
             for name in ("data", "staging", "ready"):
                 _make_private(os.path.join(directory, name))
+            note_namespace(directory)
             identity = {"format": FORMAT, "task": asdict(task), "store": store.to_json()}
             write_atomically(os.path.join(directory, "spool.json"), dump(identity))
         except OSError as error:
@@ -247,7 +252,7 @@ class Spool:
 
     def new_data_directory(self, source: str) -> str:
         """A path, not yet made, for the snapshot of ``source``: on its file system if that can be written to."""
-        name = f"{os.getpid()}-{secrets.token_hex(8)}"
+        name = f"{self._owner.name()}-{secrets.token_hex(8)}"
         # Where no annex can be made, files are copied into the spool instead.
         with contextlib.suppress(OSError, SpoolError):
             device = os.stat(source).st_dev
@@ -366,7 +371,7 @@ class Spool:
         identity = layout.identity(reference)
         admitted = Admitted(identity, dict(reference), manifest, data, os.path.abspath(source), captured_ns)
         record = {**vars(admitted), "manifest": manifest.to_json()}
-        staged = self.path("staging", f"{os.getpid()}-{secrets.token_hex(8)}.json")
+        staged = self.path("staging", f"{self._owner.name()}-{secrets.token_hex(8)}.json")
         try:
             write_new(self.path("ready", f"{identity}.json"), dump(record), staged)
         except OSError as error:
@@ -438,7 +443,9 @@ class Spool:
         for folder in (self.path("data"), self.path("staging"), *self._annexes(self.directory)):
             with contextlib.suppress(FileNotFoundError):
                 found.update(
-                    os.path.join(folder, name) for name in os.listdir(folder) if not _alive(name.partition("-")[0])
+                    os.path.join(folder, name)
+                    for name in os.listdir(folder)
+                    if not self._owner.may_live(name.partition("-")[0])
                 )
         return found
 
@@ -552,10 +559,6 @@ def is_torn(item: Admitted, entry: FileEntry) -> bool:
 
 def _counter(fd: int) -> int:
     return int(os.pread(fd, 32, 0) or b"0")
-
-
-def _alive(pid: str) -> bool:
-    return pid.isdecimal() and process_exists(int(pid))
 
 
 def private_directory(path: str) -> None:
