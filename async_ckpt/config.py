@@ -39,6 +39,9 @@ class Config:
     pack_below_bytes: int = 32 << 10
     #: At most so many leases held by one process; files beyond are reflinked or copied.
     max_leases: int = 2000
+    #: How long copying a file away may take when a trainer comes to rewrite it, which the kernel holds up for 45 s (or
+    #: half of what that is here). What would take longer is copied in the background as soon as it is saved.
+    copy_away_s: float = 20.0
     #: Checkpoints uploaded side by side by one agent.
     max_uploads: int = 2
     #: Parts in flight in the data plane, to begin with: more are tried, up to the second, while they bring more.
@@ -84,6 +87,8 @@ class Config:
     max_pending_bytes: int = 0
     #: Free bytes of the snapshots' disk below which the backlog is full as well (on a small disk, a twentieth of it).
     min_free_bytes: int = 256 << 20
+    #: Free inodes of that disk below which it is full as well (of few, a twentieth); some file systems count none.
+    min_free_inodes: int = 1000
     #: What a save does then: ``wait`` until there is room, ``raise``, or ``supersede``: it never waits, and the oldest
     #: that are neither on their way nor the newest of their name are dropped.
     on_backlog: str = "wait"

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from . import forks
 from .config import CHUNK_BYTES
 from .errors import UsageError
 
@@ -54,6 +55,16 @@ class _Buffers(threading.local):
 
 
 _buffers = _Buffers()
+
+
+def occupy_standard_streams() -> None:
+    """Have the descriptors 0 to 2 open, whatever closed them: ours would get these numbers, and whatever in the process
+    prints, or puts something into their place, would hit a socket, a lock or a lease.
+    """
+    with contextlib.suppress(OSError):  # None is left to be had, or there is no such device: nothing can be done.
+        while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+            continue
+        os.close(fd)
 
 
 def given_path(path: str | bytes | os.PathLike[str]) -> str:
@@ -229,12 +240,13 @@ def locked(path: str, *, timeout_s: float) -> Iterator[int]:
         Somebody else held the lock for the whole ``timeout_s`` seconds.
     """
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    forks.keep_lock_from_children(fd)
     try:
         wait_for(lambda: try_lock(fd), timeout_s, f"the lock {path}")
         yield fd
     finally:
         unlock(fd)
-        os.close(fd)
+        forks.close_lock(fd)
 
 
 def try_lock(fd: int) -> bool:
@@ -247,13 +259,18 @@ def try_lock(fd: int) -> bool:
 
 
 def unlock(fd: int) -> None:
-    """Let go of ``flock``. Closing is not enough: a child forked meanwhile has a copy of the descriptor."""
+    """Let go of ``flock``. Closing is not enough: a child that C forked meanwhile has a copy of the descriptor."""
     with contextlib.suppress(OSError):  # A file system without locks.
         fcntl.flock(fd, fcntl.LOCK_UN)
 
 
 def process_exists(pid: int) -> bool:
-    """Whether a process of this number runs, whoever owns it; one that is dead and not yet waited for does not."""
+    """Whether a process of this number runs, whoever owns it; one that is dead and not yet waited for does not.
+
+    None has a number below 1: 0 is how the kernel names one in another PID namespace.
+    """
+    if pid < 1:
+        return False
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -21,6 +21,7 @@ from .spool import journal
 from .spool.journal import ADMITTED, COMMITTED, FAILED, SETTLED, SUPERSEDED, Progress
 from .spool.spool import Spool
 from .stores.base import Store
+from .undisturbed import go_on, reporter, undisturbed
 
 _WAIT_SLICE_S = 5.0
 #: Of a short time, this is for the agent's answer.
@@ -57,6 +58,7 @@ class Following(Reading):
             self._check_attempt()
             raise
 
+    @undisturbed
     def state(self, identity: str) -> tuple[str, str]:
         """(state, why) of a checkpoint of this task.
 
@@ -89,12 +91,14 @@ class Following(Reading):
         self._process, self._reading = os.getpid(), threading.Lock()
         self._journal = journal.Reader(self.spool.path("journal"))
 
+    @undisturbed
     def wait(self, identity: str, timeout_s: float | None = None) -> None:
         """See ``Reference.wait``."""
         limit = self.config.flush_timeout_s if timeout_s is None else timeout_s
         deadline = time.monotonic() + limit
         agent = _Patient(self._client, self.config, deadline)
         while True:
+            go_on()
             left = deadline - time.monotonic()
             if self._closed or left <= 0:
                 state, why = self.state(identity)
@@ -115,6 +119,7 @@ class Following(Reading):
             if left <= 0:
                 raise WaitTimeout(f"Checkpoint {identity} is not in the store after {limit:g} s (it is {state})")
 
+    @undisturbed
     def status(self) -> dict[str, Any]:
         """How far the store is behind: ``pending``, ``pending_bytes`` (bytes), ``bytes_per_s``, ``committed``,
         ``last_committed``, ``failed``, ``errors``, ``warnings``, and the processes that work on it.
@@ -131,6 +136,7 @@ class Following(Reading):
         answer.pop("seq", None)
         return {**answer, "spool": self.spool.directory}
 
+    @undisturbed
     def flush(
         self, timeout_s: float | None = None, report: Report | None = None, *, gather_s: float | None = None
     ) -> None:
@@ -162,11 +168,13 @@ class Following(Reading):
         failed: dict[str, str] = {}
         saved = set(self._saved)
         fields = {"gather_s": gather_s} if gather_s is not None else {}
+        report = reporter(report) if report is not None else None
         # Also where no record is there: something may have removed it, and the agent knows what there was.
         ask = bool(saved - {identity for identity, item in self._look().items() if item.state in journal.FINAL})
         ask = ask or not os.path.exists(self.spool.path("spool.json"))
         while ask or self.spool.ready_ids():
             ask = False
+            go_on()
             piece = max(min(self.config.progress_s, deadline - time.monotonic()), 0)
             try:
                 answer = agent.ask("flush", piece, **fields)
@@ -193,6 +201,7 @@ class Following(Reading):
         if mine:
             raise self._flush_error("", mine)
 
+    @undisturbed
     def hurry(self, seconds: float) -> list[str]:
         """This process ends soon: bring in what can still make it, the newest first.
 
@@ -269,6 +278,7 @@ class Following(Reading):
             hint="What the spool still holds is uploaded again by a retry on this machine",
         )
 
+    @undisturbed
     def committed(self) -> list[bytes]:
         """References of what this attempt has committed, newest first, each as JSON.
 

@@ -99,7 +99,7 @@ class Agent:
         self._selector.register(self._wake_read, selectors.EVENT_READ, lambda _: self._on_wake())
         self._journal = Journal(spool.path("journal"), spool.task.attempt, keep=set(spool.ready_ids()))
         self._house = Housekeeping(spool, config, self._journal, self._server, os.getpid() if guarded else 0)
-        self._leases = Leases(spool, self._journal, self._server, self._wake, guarded=guarded)
+        self._leases = Leases(spool, self._journal, self._server, self._wake, config, guarded=guarded)
         self._remover = Remover(spool, self._wake, self._remember)
         self._queue = Queue(config.max_uploads)
         self._items: dict[str, Admitted] = {}
@@ -244,13 +244,13 @@ class Agent:
     def _look_after_spool(self) -> None:
         """Make again what something has removed from the spool; report what cannot be made again."""
         if why := self._house.look(self._items.values()):
-            self._notify(why)
+            self._say(why)
         open_ones = [item for item in self._items.values() if self._queue.jobs[item.id].state in (ADMITTED, UPLOADING)]
         progress = self._journal.progress
         for item, why in self._house.lost([(item, progress.get(item.id, Progress()).files) for item in open_ones]):
             self._fail(item.id, why, lost=item)
 
-    def _notify(self, why: str) -> None:
+    def _say(self, why: str) -> None:
         """Say something to the owners there are, and to each that comes."""
         if why not in self._notices:
             self._notices.append(why)
@@ -360,7 +360,7 @@ class Agent:
         if op == "gone":
             self._farewell.said()
         if op == "notice":
-            self._notify(message["why"])  # One worker after the other may say so.
+            self._say(message["why"])  # One worker after the other may say so.
         item, job = self._items.get(identity), self._queue.jobs.get(identity)
         if item is None or job is None:
             return
@@ -499,6 +499,8 @@ class Agent:
     def _on_wake(self) -> None:
         with contextlib.suppress(BlockingIOError):
             self._wake_read.recv(4096)
+        for why in self._leases.notices():
+            self._say(why)
         for identity, why in self._leases.lost():
             if self._queue.jobs[identity].state != UPLOADED:
                 self._fail(identity, why, lost=self._items.get(identity))
@@ -640,7 +642,7 @@ class Agent:
             "committed": self._queue.committed,
             "last_committed": self._queue.last_committed,
             "bytes_copied": self._bytes_copied,
-            "leases": self._leases.count(),
+            **self._leases.facts(),
             "saves": self._saves.count,
             "errors": list(self._errors),
             "warnings": [*self._journal.warnings, *self._notices],

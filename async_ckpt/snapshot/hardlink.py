@@ -22,14 +22,12 @@ class HardLink:
 
     Parameters
     ----------
-    owner_pid : int
-        Who is signalled when a lease is broken: the agent.
     budget : int
         How many leases may be taken; files beyond it are copied.
     """
 
-    def __init__(self, owner_pid: int, budget: int) -> None:
-        self._owner_pid, self._budget = owner_pid, budget
+    def __init__(self, budget: int) -> None:
+        self._budget = budget
         self._leases: dict[str, int] = {}
 
     def capture_file(self, file: OpenFile, target: str) -> FileEntry:
@@ -51,7 +49,7 @@ class HardLink:
             if error.errno in NO_LINK:
                 return None, os_reason(error)
             raise
-        if not lease.take(file.fd, self._owner_pid):
+        if not lease.take(file.fd):
             os.unlink(target)
             return None, ""
         # Facts are read under the lease: nobody can have written between them and the capture.

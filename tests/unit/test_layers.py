@@ -23,6 +23,8 @@ LAYERS = (
     "metadata",
     "printable",
     "crash",
+    "forks",
+    "undisturbed",
     "files",
     "concurrency",
     "layout",
@@ -55,7 +57,7 @@ LAYERS = (
 #: Within a room, siblings may only import these.
 SHARED_IN_ROOM = {
     "stores": {"base", "_backoff"},
-    "snapshot": {"base", "copying", "lease", "links", "origin", "packing", "walk"},
+    "snapshot": {"base", "copying", "lease", "links", "origin", "packing", "private", "walk"},
 }
 #: A store's own helpers are private to it, by their prefix; the factory knows all of its room.
 HEAVY = {"metaflow", "aiobotocore", "botocore", "aiohttp", "boto3", "watchdog"}
