@@ -19,9 +19,8 @@ from . import catalog, layout
 from .concurrency import for_each
 from .config import Config
 from .errors import CheckpointError, IntegrityError, NotFound, SnapshotError, os_hint, os_reason
-from .files import copy_content, given_path, set_mtime
+from .files import copy_content, given_path, remove_tree, set_mtime
 from .manifest import MAX_DEPTH, PACKED, FileEntry, Manifest, check_path
-from .snapshot.base import remove_tree
 from .snapshot.lending import Lender
 from .source import FileSource, pack_path
 from .spool.spool import Admitted, torn_file

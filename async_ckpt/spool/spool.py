@@ -41,10 +41,10 @@ from typing import Any
 
 from .. import layout
 from ..errors import IntegrityError, SpoolError, os_hint, os_reason
-from ..files import locked, process_exists, write_atomically, write_new
+from ..files import locked, process_exists, remove_tree, write_atomically, write_new
 from ..manifest import LINK, PACKED, FileEntry, Manifest, dump
 from ..snapshot import origin
-from ..snapshot.base import remove_snapshot, remove_tree
+from ..snapshot.base import remove_snapshot
 from ..snapshot.walk import ANNEX_PREFIX
 from ..source import pack_path
 from ..stores.base import StoreSpec

@@ -24,6 +24,7 @@ LAYERS = (
     "printable",
     "crash",
     "files",
+    "filesystems",
     "concurrency",
     "layout",
     "moments",
@@ -54,7 +55,7 @@ LAYERS = (
 #: Within a room, siblings may only import these.
 SHARED_IN_ROOM = {
     "stores": {"base", "_backoff"},
-    "snapshot": {"base", "copying", "lease", "links", "origin", "packing", "walk"},
+    "snapshot": {"base", "copying", "lease", "links", "origin", "packing", "stillness", "walk"},
 }
 #: A store's own helpers are private to it, by their prefix; the factory knows all of its room.
 HEAVY = {"metaflow", "aiobotocore", "botocore", "aiohttp", "boto3", "watchdog"}
