@@ -181,7 +181,11 @@ class _Tree:
     def _take(self, item: Item, *, new: bool) -> None:
         target = f"{self._target}/{item.path}"
         if item.kind == stat.S_IFREG:
-            if new or item.path not in self._files:
+            seen = self._files.get(item.path)
+            if seen is not None and not new and os.lstat(item.full).st_ino != seen.facts.ino:
+                self._forget(item.path)  # Another file has taken its name.
+                seen = None
+            if seen is None:
                 self._capture_file(item)
         elif item.kind == stat.S_IFDIR:
             folder = self._folder(item)
