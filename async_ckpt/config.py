@@ -37,6 +37,11 @@ class Config:
     spool_dir: str = ""
     #: Files smaller than this are copied at save time, into one file: cheaper than a link and a lease.
     pack_below_bytes: int = 32 << 10
+    #: What is written to while it is captured is captured again: so often, and no more after so many seconds. Where
+    #: files vanished meanwhile, it must be still for so long, or it may be on its way out.
+    capture_tries: int = 20
+    capture_timeout_s: float = 60.0
+    capture_vanished_s: float = 0.5
     #: At most so many leases held by one process; files beyond are reflinked or copied.
     max_leases: int = 2000
     #: How long copying a file away may take when a trainer comes to rewrite it, which the kernel holds up for 45 s (or

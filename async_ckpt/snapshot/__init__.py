@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from ..config import Config
 from ..errors import UsageError
-from .base import Captured, FileStrategy, capture_tree
+from .base import Captured, FileStrategy
 from .copying import Copy
 from .hardlink import Auto, HardLink
 from .moving import capture_by_move
 from .packing import Pack
 from .reflink import Reflink
+from .whole import capture_tree
 
 __all__ = ["STRATEGIES", "Captured", "capture", "check_strategy"]
 

@@ -46,10 +46,10 @@ from typing import Any
 from .. import layout
 from ..config import RESTORE_S
 from ..errors import IntegrityError, NotOurs, SpoolError, os_hint, os_reason
-from ..files import locked, wait_for, write_atomically, write_new
+from ..files import locked, remove_tree, wait_for, write_atomically, write_new
 from ..manifest import LINK, PACKED, FileEntry, Manifest, dump
 from ..snapshot import origin
-from ..snapshot.base import remove_snapshot, remove_tree
+from ..snapshot.base import remove_snapshot
 from ..snapshot.walk import ANNEX_PREFIX
 from ..source import pack_path
 from ..stores.base import StoreSpec

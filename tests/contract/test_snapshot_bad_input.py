@@ -66,7 +66,7 @@ def test_a_file_that_vanishes_during_the_capture_is_named(
     if place.strategy == "move":
         pytest.skip("a rename takes what is there, in one step")
     # Opening and linking come after the listing: the file is gone in between.
-    monkeypatch.setattr("async_ckpt.snapshot.base.walk", _vanishing(place.source / "file"))
+    monkeypatch.setattr("async_ckpt.snapshot.whole.walk", _vanishing(place.source / "file"))
     with pytest.raises(SnapshotError, match="vanished") as caught:
         place.capture()
     assert str(place.source / "file") in str(caught.value)
@@ -74,11 +74,11 @@ def test_a_file_that_vanishes_during_the_capture_is_named(
 
 
 def _vanishing(victim: Path) -> object:
-    from async_ckpt.snapshot import base
+    from async_ckpt.snapshot import whole
 
-    walk = base.walk
+    walk = whole.walk
 
-    def walking(path: str, config: Config) -> Iterator[base.Item]:
+    def walking(path: str, config: Config) -> Iterator[whole.Item]:
         for item in walk(path, config):
             if item.full == str(victim):
                 victim.unlink()
