@@ -22,8 +22,8 @@ from .spool.journal import ADMITTED, COMMITTED, FAILED, SETTLED, SUPERSEDED, Pro
 from .spool.spool import Spool
 
 _WAIT_SLICE_S = 5.0
-#: Of a short time, this is for the agent's answer.
-_ANSWER_S = 0.5
+#: Of a short time, this is for the agent's answer; how long it is asked for at a time when time is short.
+_ANSWER_S, _HURRY_SLICE_S = 0.5, 3.0
 #: So many checkpoints are named in an error.
 _NAMED = 5
 
@@ -202,11 +202,21 @@ class Following(Reading):
             There is no agent, or no answer.
         """
         deadline = time.monotonic() + seconds
-        self._client.request("deadline", seconds, seconds=seconds)
-        pending = True
+        pending, error = True, None
         while pending and (left := deadline - time.monotonic()) > 0:
-            with contextlib.suppress(WaitTimeout):  # Then time is over as well.
-                pending = self._client.request("flush", left, timeout_s=max(left - _ANSWER_S, 0.0))["pending"]
+            piece = min(left, _HURRY_SLICE_S)
+            try:
+                # Again and again: an agent that was started meanwhile does not know of it.
+                self._client.request("deadline", left, seconds=left)
+                pending = self._client.request("flush", left, timeout_s=max(piece - _ANSWER_S, piece / 2))["pending"]
+                error = None
+            except WaitTimeout:
+                pass  # Then time is over as well.
+            except AgentError as raised:
+                error = raised
+                time.sleep(min(_ANSWER_S, left))
+        if error is not None:
+            raise error
         ended = {identity for identity, item in self._look().items() if item.state in SETTLED}
         return sorted(set(self.spool.ready_ids()) - ended, key=journal.order, reverse=True)
 

@@ -25,8 +25,10 @@ _SHARE = 0.8
 
 #: Of the time left, so much may pass before what shows nothing new gives way.
 _PATIENCE_SHARE = 0.1
+#: One that gets on with less than this share of what was planned is slow for a reason of its own, perhaps.
+_LAME_SHARE = 0.25
 #: For what is sent, and waits for an answer, so many times that: it would be sent again.
-_ANSWER_FACTOR = 3
+_ANSWER_FACTOR = 2
 
 #: So small is one that goes beside the first, of that one or in any case: most of its time are round trips.
 _BESIDE_SHARE, _BESIDE_BYTES = 1 / 8, 1 << 20
@@ -41,7 +43,8 @@ def plan(
     newest_first: Sequence[Job], strikes: Mapping[str, int], bytes_per_s: float, seconds: float, most: int
 ) -> list[Job]:
     """What to upload now: the newest that is expected to be in the store in time; where none is, what is quickest. What
-    has given way before comes after all others. Beside the first may go what is small, and fits as well.
+    has given way before comes after all others. Beside the first may go what is small, fits as well, and has not given
+    way more often.
 
     Parameters
     ----------
@@ -68,7 +71,8 @@ def plan(
         if len(chosen) >= most:
             break
         is_small = job.left <= max(_BESIDE_BYTES, first.left * _BESIDE_SHARE)
-        if job is not first and is_small and total + job.left <= budget:
+        is_tried = strikes.get(job.id, 0) > strikes.get(first.id, 0)
+        if job is not first and is_small and not is_tried and total + job.left <= budget:
             chosen.append(job)
             total += job.left
     return chosen
@@ -104,6 +108,9 @@ class LastCall:
         #: How often each has failed or got nowhere since.
         self._strikes: Counter[str] = Counter()
         self._pulse = Pulse()
+        #: What the store was expected to take when the first was chosen, and whether it was not so last time.
+        self._planned = 0.0
+        self._was_lame = False
         #: What goes first, by id.
         self.first: str | None = None
         #: Whether the queue is told what goes, and not by itself; what was not said yet of why; how often it was said.
@@ -129,7 +136,7 @@ class LastCall:
         self._ends = {source: until for source, until in self._ends.items() if now < until}
         if not self._ends:
             if self._is_on:  # We live: all goes on as if nothing had been.
-                self._is_on, self.first = False, None
+                self._is_on, self._was_lame, self.first = False, False, None
                 self._strikes.clear()
                 self._queue.relax()
             return
@@ -191,6 +198,8 @@ class LastCall:
                 self._stop(job)
         self._queue.hurry(preferred, ids)
         first, self.first = self.first, ids[0] if ids else None
+        if first != self.first:
+            self._planned = self._throughput.known
         waiting = [job for job in jobs if job.id not in ids and job.state != UPLOADED]
         why, self._unsaid = self._unsaid or (why if first != self.first else ""), ""
         if self.first is not None and waiting and why:
@@ -219,32 +228,45 @@ class LastCall:
         others = [job for job in self._queue.newest_first() if not job.held]
         for job in under_way:
             alone = all(other is job or other.state == UPLOADED for other in others)
-            limit = patience * (1 if job.left else _ANSWER_FACTOR) * (2 ** (self._strikes[job.id] + 1) if alone else 1)
-            doomed = not alone and self._is_too_slow(job, others, now)
-            if self._pulse.silent_s(job.id, (job.tries, job.sent), now) > limit or doomed:
-                self._strike(job, "is too slow for the time there is" if doomed else "gets nowhere")
+            # Longer each time: where all are slow to answer, none would ever be done.
+            limit = patience * (1 if job.left else _ANSWER_FACTOR) * 2.0 ** (self._strikes[job.id] + alone)
+            if self._pulse.silent_s(job.id, (job.tries, job.sent), now) > limit:
+                self._strike(job, "gets nowhere")
+            elif not alone and self._is_too_slow(job, others, patience, now):
+                self._strike(job, "is too slow for the time there is")
         for job in batch:
             alone = not any(other.is_ready for other in others if other not in self._queue.committing)
-            limit = patience * (2 ** (self._strikes[job.id] + 1) if alone else 1)
+            limit = patience * _ANSWER_FACTOR * 2.0 ** (self._strikes[job.id] + alone)
             if self._pulse.silent_s(job.id, (job.tries, 0), now) > limit:
                 self._strike(job, "cannot be committed now")
 
-    def _is_too_slow(self, job: Job, others: Sequence[Job], now: float) -> bool:
-        """Whether it will not be there in time, and another one would be."""
+    def _is_too_slow(self, job: Job, others: Sequence[Job], patience: float, now: float) -> bool:
+        """Whether it will not be there in time, and another one would be, as far as can be told."""
         rate, left = self._throughput.known, (self._until or now) - now
-        strikes = self._strikes[job.id]
-        return (
-            rate > 0
-            and not _fits(job, rate, left)
-            and any(
-                other.state not in (UPLOADED, UPLOADING)
-                and self._strikes[other.id] <= strikes
-                and _fits(other, rate, left)
-                for other in others
-            )
+        rivals = [
+            other for other in others
+            if other.state not in (UPLOADED, UPLOADING) and self._strikes[other.id] <= self._strikes[job.id]
+        ]  # fmt: skip
+        own = self._pulse.bytes_per_s(job.id, now) * len(self._queue.uploading)  # They share what there is.
+        is_lame = (
+            job.id == self.first
+            and self._pulse.lasted_s(job.id, now) > patience
+            and own < self._planned * _LAME_SHARE
+            and job.left > own * left
         )
+        if is_lame and rivals:
+            # Perhaps it is not the store: the next one is planned as this one was, unless that is slow as well.
+            if not self._was_lame:
+                self._throughput.assume(self._planned)
+            self._was_lame = True
+            return True
+        return rate > 0 and not _fits(job, rate, left) and any(_fits(other, rate, left) for other in rivals)
 
     def _strike(self, job: Job, why: str) -> None:
         self._strikes[job.id] += 1
         self._stop(job)
+        told = self._told
         self.choose_again(f"{job.id} {why}")
+        if told == self._told < _MOST_TOLD:
+            self._told += 1
+            self._tell({"push": "notice", "why": f"{job.id} {why}, and gives way to others, if there are any"})
