@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import threading
@@ -10,7 +11,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from . import layout
+from . import catalog, layout
 from .config import Config
 from .errors import AgentError, CheckpointError, FlushError, StoreError, WaitTimeout
 from .ipc.client import AgentClient
@@ -177,6 +178,13 @@ class Following(Reading):
                 report(progress_line(answer))
         failed |= self._not_committed(saved)
         mine = {identity: why for identity, why in failed.items() if identity.startswith(f"{self.task.attempt}.")}
+        if not mine and (needed := self._standing_on(failed)):
+            why = self._try_again(needed, deadline)
+            failed.pop(needed)
+            if why:
+                mine[needed] = failed[needed] = (
+                    f"saved by an earlier attempt, and this one has saved nothing since: {why}"
+                )
         if report is not None:
             for identity in failed.keys() - mine.keys():
                 report(f"Checkpoint {identity} of an earlier attempt is not in the store: {failed[identity]}")
@@ -239,6 +247,37 @@ class Following(Reading):
             else:
                 failed.setdefault(identity, why or f"it is {state}")
         return failed
+
+    def _standing_on(self, failed: Mapping[str, str]) -> str | None:
+        """The newest that failed, where it is what a next attempt would miss: this attempt has loaded it, or would load
+        it from this machine's disk, and the store has nothing newer of the task.
+        """
+
+        def is_kept(identity: str) -> bool:
+            with contextlib.suppress(CheckpointError):
+                item = self.spool.read(identity)
+                return item is not None and bool(item.reference["latest"])
+            return False
+
+        needed = max((one for one in failed if one == self._loaded or is_kept(one)), key=journal.order, default=None)
+        if needed is None:
+            return None
+        known = [identity for identity, item in self._look().items() if item.state == COMMITTED]
+        newest = max(map(journal.order, known if self._loaded in failed else [*known, self._loaded]), default=(-1, -1))
+        if newest < journal.order(needed):
+            with contextlib.suppress(StoreError):  # Other machines may have run other attempts.
+                stored = self.run(functools.partial(catalog.newest_of_task, task=self.task, config=self.config))
+                newest = max(newest, layout.order(stored)) if stored is not None else newest
+        return needed if newest < journal.order(needed) else None
+
+    def _try_again(self, identity: str, deadline: float) -> str:
+        """Have something brought in that failed before. Returns why it is not in the store; empty if it is."""
+        try:
+            self._client.request("flush", self.config.reply_timeout_s, timeout_s=0, again=identity)
+            self.wait(identity, max(deadline - time.monotonic(), 0.0))
+        except CheckpointError as error:
+            return str(error)
+        return ""
 
     def _flush_error(self, why: str, failed: Mapping[str, str] | None = None) -> FlushError:
         if failed is None:

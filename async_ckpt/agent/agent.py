@@ -563,6 +563,9 @@ class Agent:
                 if "gather_s" in message:
                     self._gather_in(_seconds(message["gather_s"], self._config.collective_grace_s))
                 self._scan()
+                again = message.get("again")
+                if isinstance(again, str) and again in self._items:
+                    self._queue.retry(again)
                 self._start_work()
             self._waiting.add(connection, message, _seconds(message.get("timeout_s"), self._config.reply_timeout_s))
         else:
@@ -667,7 +670,7 @@ class Agent:
             "last_committed": self._queue.last_committed,
             "bytes_copied": self._bytes_copied,
             "leases": self._leases.count(),
-            "saves": self._saves.count,
+            "socket_saves": self._saves.count,
             "errors": list(self._errors),
             "warnings": [*self._journal.warnings, *self._notices],
         }
