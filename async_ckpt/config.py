@@ -28,6 +28,19 @@ RESTORE_S = 2.0
 #: Size in bytes of the units in which content is digested and multipart uploads are cut.
 CHUNK_BYTES = 16 << 20
 
+# Times that nobody needs to turn, in seconds; what is a matter of taste is a field of ``Config``.
+
+#: When the machine is about to go: how often the notice's file is looked for; the longest pause after a failure; how
+#: long, at least and at most, what shows nothing new is waited for before another one has its turn.
+NOTICE_LOOK_S = 1.0
+LAST_CALL_PAUSE_S = 1.0
+LAST_CALL_LEAST_S, LAST_CALL_MOST_S = 0.5, 5.0
+#: The longest pause of a checkpoint that the store does not take, and how often, at most, the task hears of one.
+OUTAGE_PAUSE_S = 60.0
+HELD_UP_S = 60.0
+#: How long a new uploader may need until it says something.
+WORKER_START_S = 3.0
+
 
 @dataclass(frozen=True)
 class Config:
@@ -111,6 +124,10 @@ class Config:
     #: How long a task lives on after a SIGTERM, to bring in what it can; and where a notice says more.
     termination_grace_s: float = 30.0
     spot_notice_file: str = "/tmp/spot_termination_notice"
+    #: A notice of an end further away than this changes only the order (the newest goes first), and nothing waits; one
+    #: that is further away than the second is no end of a machine: a wrong clock, or somebody else's file.
+    notice_near_s: float = 600.0
+    notice_ignored_s: float = 86400.0
     #: Limit of a task-end flush.
     flush_timeout_s: float = 6 * 3600.0
     #: How long the ranks of a collective save wait for each other, once their own shard is in the store; and for those

@@ -40,6 +40,8 @@ class Reading(abc.ABC):
     task: layout.TaskInfo
     _client: AgentClient
     _report: Report
+    #: Id of the checkpoint of this task that was loaded last; empty: none was.
+    _loaded = ""
 
     @abc.abstractmethod
     def _look(self) -> dict[str, Progress]:
@@ -118,12 +120,18 @@ class Reading(abc.ABC):
                     self.wait(item.id)
                 break
             self._load_admitted(item, path, clean)
-            return item.reference
+            return self._note_loaded(item.reference)
         own = self._own_rank if shard == "own" else None
         stores = places.distinct(first, self.spool.store, places.of_reference(reference, self.spool.store))
-        return load_from_first(
+        loaded = load_from_first(
             stores, reference, path, self.config, own, clean=clean, needed=self.spool.directory, say=self._report
         )
+        return self._note_loaded(loaded)
+
+    def _note_loaded(self, reference: dict[str, Any]) -> dict[str, Any]:
+        if reference.get("pathspec") == self.task.pathspec:
+            self._loaded = layout.identity(reference)
+        return reference
 
     def wait_for_key(self, key: str) -> None:
         """Wait until the checkpoint of this key is in the store, if it is on its way there from this machine.
@@ -201,7 +209,7 @@ class Reading(abc.ABC):
             try:
                 if isinstance(candidate, Admitted):
                     self._load_admitted(candidate, path)
-                    return candidate.reference
+                    return self._note_loaded(candidate.reference)
                 return self.load(candidate, path, shard=shard)
             except (IntegrityError, NotFound) as error:
                 report(f"A checkpoint cannot be loaded, and the next older one is tried: {error}")
