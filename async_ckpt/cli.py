@@ -40,16 +40,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         result = options.command(options)
-        print(dumps(result) if options.json else options.text(result), flush=True)
     except CheckpointError as error:
-        if options.json:
-            print(dumps({"error": str(error), "kind": error.kind}))
         print(f"async-ckpt {options.name}: {error}", file=sys.stderr)
+        if options.json:
+            _print(dumps({"error": str(error), "kind": error.kind}))
         sys.exit(2 if isinstance(error, UsageError) else 1)
+    _print(dumps(result) if options.json else options.text(result))
+
+
+def _print(text: str) -> None:
+    """Write to stdout, unless its reader (head, less) has seen enough and is gone."""
+    try:
+        print(text, flush=True)
     except BrokenPipeError:
-        # The reader (head, less) has seen enough.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it again at its end.
 
 
 def _parser() -> argparse.ArgumentParser:

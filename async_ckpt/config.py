@@ -28,6 +28,19 @@ RESTORE_S = 2.0
 #: Size in bytes of the units in which content is digested and multipart uploads are cut.
 CHUNK_BYTES = 16 << 20
 
+# Times that nobody needs to turn, in seconds; what is a matter of taste is a field of ``Config``.
+
+#: When the machine is about to go: how often the notice's file is looked for; the longest pause after a failure; how
+#: long, at least and at most, what shows nothing new is waited for before another one has its turn.
+NOTICE_LOOK_S = 1.0
+LAST_CALL_PAUSE_S = 1.0
+LAST_CALL_LEAST_S, LAST_CALL_MOST_S = 0.5, 5.0
+#: The longest pause of a checkpoint that the store does not take, and how often, at most, the task hears of one.
+OUTAGE_PAUSE_S = 60.0
+HELD_UP_S = 60.0
+#: How long a new uploader may need until it says something.
+WORKER_START_S = 3.0
+
 
 @dataclass(frozen=True)
 class Config:
@@ -37,8 +50,16 @@ class Config:
     spool_dir: str = ""
     #: Files smaller than this are copied at save time, into one file: cheaper than a link and a lease.
     pack_below_bytes: int = 32 << 10
+    #: What is written to while it is captured is captured again: so often, and no more after so many seconds. Where
+    #: files vanished meanwhile, it must be still for so long, or it may be on its way out.
+    capture_tries: int = 20
+    capture_timeout_s: float = 60.0
+    capture_vanished_s: float = 0.5
     #: At most so many leases held by one process; files beyond are reflinked or copied.
     max_leases: int = 2000
+    #: How long copying a file away may take when a trainer comes to rewrite it, which the kernel holds up for 45 s (or
+    #: half of what that is here). What would take longer is copied in the background as soon as it is saved.
+    copy_away_s: float = 20.0
     #: Checkpoints uploaded side by side by one agent.
     max_uploads: int = 2
     #: Parts in flight in the data plane, to begin with: more are tried, up to the second, while they bring more.
@@ -84,6 +105,8 @@ class Config:
     max_pending_bytes: int = 0
     #: Free bytes of the snapshots' disk below which the backlog is full as well (on a small disk, a twentieth of it).
     min_free_bytes: int = 256 << 20
+    #: Free inodes of that disk below which it is full as well (of few, a twentieth); some file systems count none.
+    min_free_inodes: int = 1000
     #: What a save does then: ``wait`` until there is room, ``raise``, or ``supersede``: it never waits, and the oldest
     #: that are neither on their way nor the newest of their name are dropped.
     on_backlog: str = "wait"
@@ -101,6 +124,10 @@ class Config:
     #: How long a task lives on after a SIGTERM, to bring in what it can; and where a notice says more.
     termination_grace_s: float = 30.0
     spot_notice_file: str = "/tmp/spot_termination_notice"
+    #: A notice of an end further away than this changes only the order (the newest goes first), and nothing waits; one
+    #: that is further away than the second is no end of a machine: a wrong clock, or somebody else's file.
+    notice_near_s: float = 600.0
+    notice_ignored_s: float = 86400.0
     #: Limit of a task-end flush.
     flush_timeout_s: float = 6 * 3600.0
     #: How long the ranks of a collective save wait for each other, once their own shard is in the store; and for those

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import threading
@@ -10,7 +11,7 @@ import time
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from . import collective, layout
+from . import catalog, collective, layout
 from .config import Config
 from .errors import AgentError, CheckpointError, FlushError, StoreError, WaitTimeout
 from .ipc.client import AgentClient
@@ -21,10 +22,11 @@ from .spool import journal
 from .spool.journal import ADMITTED, COMMITTED, FAILED, SETTLED, SUPERSEDED, Progress
 from .spool.spool import Spool
 from .stores.base import Store
+from .undisturbed import go_on, reporter, undisturbed
 
 _WAIT_SLICE_S = 5.0
-#: Of a short time, this is for the agent's answer.
-_ANSWER_S = 0.5
+#: Of a short time, this is for the agent's answer; how long it is asked for at a time when time is short.
+_ANSWER_S, _HURRY_SLICE_S = 0.5, 3.0
 #: So many checkpoints are named in an error.
 _NAMED = 5
 #: Of so many it is asked whether the store has them after all.
@@ -59,6 +61,7 @@ class Following(Reading):
             self._check_attempt()
             raise
 
+    @undisturbed
     def state(self, identity: str) -> tuple[str, str]:
         """(state, why) of a checkpoint of this task.
 
@@ -101,12 +104,14 @@ class Following(Reading):
         self._process, self._reading = os.getpid(), threading.Lock()
         self._journal = journal.Reader(self.spool.path("journal"))
 
+    @undisturbed
     def wait(self, identity: str, timeout_s: float | None = None) -> None:
         """See ``Reference.wait``."""
         limit = self.config.flush_timeout_s if timeout_s is None else timeout_s
         deadline = time.monotonic() + limit
         agent = _Patient(self._client, self.config, deadline)
         while True:
+            go_on()
             left = deadline - time.monotonic()
             if self._closed or left <= 0:
                 state, why = self.state(identity)
@@ -128,6 +133,7 @@ class Following(Reading):
             if left <= 0:
                 raise WaitTimeout(f"Checkpoint {identity} is not in the store after {limit:g} s (it is {state})")
 
+    @undisturbed
     def status(self) -> dict[str, Any]:
         """How far the store is behind: ``pending``, ``pending_bytes`` (bytes), ``bytes_per_s``, ``committed``,
         ``last_committed``, ``failed``, ``errors``, ``warnings``, and the processes that work on it.
@@ -144,6 +150,7 @@ class Following(Reading):
         answer.pop("seq", None)
         return {**answer, "spool": self.spool.directory}
 
+    @undisturbed
     def flush(
         self, timeout_s: float | None = None, report: Report | None = None, *, gather_s: float | None = None
     ) -> None:
@@ -175,11 +182,13 @@ class Following(Reading):
         failed: dict[str, str] = {}
         saved = set(self._saved)
         fields = {"gather_s": gather_s} if gather_s is not None else {}
+        report = reporter(report) if report is not None else None
         # Also where no record is there: something may have removed it, and the agent knows what there was.
         ask = bool(saved - {identity for identity, item in self._look().items() if item.state in journal.FINAL})
         ask = ask or not os.path.exists(self.spool.path("spool.json"))
         while ask or self.spool.ready_ids():
             ask = False
+            go_on()
             piece = max(min(self.config.progress_s, deadline - time.monotonic()), 0)
             try:
                 answer = agent.ask("flush", piece, **fields)
@@ -200,12 +209,20 @@ class Following(Reading):
             del failed[identity]
             self._unjournaled.append(self._saved.pop(identity))
         mine = {identity: why for identity, why in failed.items() if identity.startswith(f"{self.task.attempt}.")}
+        if not mine and (needed := self._standing_on(failed)):
+            why = self._try_again(needed, deadline)
+            failed.pop(needed)
+            if why:
+                mine[needed] = failed[needed] = (
+                    f"saved by an earlier attempt, and this one has saved nothing since: {why}"
+                )
         if report is not None:
             for identity in failed.keys() - mine.keys():
                 report(f"Checkpoint {identity} of an earlier attempt is not in the store: {failed[identity]}")
         if mine:
             raise self._flush_error("", mine)
 
+    @undisturbed
     def hurry(self, seconds: float) -> list[str]:
         """This process ends soon: bring in what can still make it, the newest first.
 
@@ -225,11 +242,21 @@ class Following(Reading):
             There is no agent, or no answer.
         """
         deadline = time.monotonic() + seconds
-        self._client.request("deadline", seconds, seconds=seconds)
-        pending = True
+        pending, error = True, None
         while pending and (left := deadline - time.monotonic()) > 0:
-            with contextlib.suppress(WaitTimeout):  # Then time is over as well.
-                pending = self._client.request("flush", left, timeout_s=max(left - _ANSWER_S, 0.0))["pending"]
+            piece = min(left, _HURRY_SLICE_S)
+            try:
+                # Again and again: an agent that was started meanwhile does not know of it.
+                self._client.request("deadline", left, seconds=left)
+                pending = self._client.request("flush", left, timeout_s=max(piece - _ANSWER_S, piece / 2))["pending"]
+                error = None
+            except WaitTimeout:
+                pass  # Then time is over as well.
+            except AgentError as raised:
+                error = raised
+                time.sleep(min(_ANSWER_S, left))
+        if error is not None:
+            raise error
         ended = {identity for identity, item in self._look().items() if item.state in SETTLED}
         return sorted(set(self.spool.ready_ids()) - ended, key=journal.order, reverse=True)
 
@@ -268,6 +295,37 @@ class Following(Reading):
                 self.run(ask)
         return found
 
+    def _standing_on(self, failed: Mapping[str, str]) -> str | None:
+        """The newest that failed, where it is what a next attempt would miss: this attempt has loaded it, or would load
+        it from this machine's disk, and the store has nothing newer of the task.
+        """
+
+        def is_kept(identity: str) -> bool:
+            with contextlib.suppress(CheckpointError):
+                item = self.spool.read(identity)
+                return item is not None and bool(item.reference["latest"])
+            return False
+
+        needed = max((one for one in failed if one == self._loaded or is_kept(one)), key=journal.order, default=None)
+        if needed is None:
+            return None
+        known = [identity for identity, item in self._look().items() if item.state == COMMITTED]
+        newest = max(map(journal.order, known if self._loaded in failed else [*known, self._loaded]), default=(-1, -1))
+        if newest < journal.order(needed):
+            with contextlib.suppress(StoreError):  # Other machines may have run other attempts.
+                stored = self.run(functools.partial(catalog.newest_of_task, task=self.task, config=self.config))
+                newest = max(newest, layout.order(stored)) if stored is not None else newest
+        return needed if newest < journal.order(needed) else None
+
+    def _try_again(self, identity: str, deadline: float) -> str:
+        """Have something brought in that failed before. Returns why it is not in the store; empty if it is."""
+        try:
+            self._client.request("flush", self.config.reply_timeout_s, timeout_s=0, again=identity)
+            self.wait(identity, max(deadline - time.monotonic(), 0.0))
+        except CheckpointError as error:
+            return str(error)
+        return ""
+
     def _flush_error(self, why: str, failed: Mapping[str, str] | None = None) -> FlushError:
         if failed is None:
             ended = {identity for identity, item in self._look().items() if item.state in SETTLED}
@@ -283,6 +341,7 @@ class Following(Reading):
             hint="What the spool still holds is uploaded again by a retry on this machine",
         )
 
+    @undisturbed
     def committed(self) -> list[bytes]:
         """References of what this attempt has committed, newest first, each as JSON.
 

@@ -16,10 +16,9 @@ from pathlib import Path
 
 from .config import Config, is_spools_name
 from .errors import CheckpointError, SnapshotError, UsageError, os_hint, os_reason
-from .files import given_path
+from .files import given_path, remove_tree
 from .manifest import follow
 from .printable import to_stderr
-from .snapshot.base import remove_tree
 from .snapshot.walk import ANNEX_PREFIX
 
 _STAGING_PREFIX = f"{ANNEX_PREFIX}loading-"
@@ -192,17 +191,20 @@ def _replace(staging: str, destination: str) -> None:
 
 def _move_into(source: str, destination: str, stale: list[str]) -> None:
     """``stale`` gets the paths of what is in ``destination`` and not in ``source``."""
-    names = os.listdir(source)
-    left = set(os.listdir(destination)).difference(names)
-    stale += [os.path.join(destination, name) for name in left if not _is_ours(name)]
-    for name in names:
-        old, new = os.path.join(source, name), os.path.join(destination, name)
-        is_folder = os.path.isdir(old) and not os.path.islink(old)
-        if is_folder and os.path.isdir(new) and not os.path.islink(new):
-            _move_into(old, new, stale)
-            continue
-        if os.path.lexists(new) and (is_folder or os.path.isdir(new)) and not os.path.islink(new):
-            remove_tree(new) if os.path.isdir(new) else os.unlink(new)
-        elif is_folder and os.path.islink(new):
-            os.unlink(new)
-        os.rename(old, new)
+    pending = [(source, destination)]
+    while pending:
+        source, destination = pending.pop()
+        names = os.listdir(source)
+        left = set(os.listdir(destination)).difference(names)
+        stale += [os.path.join(destination, name) for name in left if not _is_ours(name)]
+        for name in names:
+            old, new = os.path.join(source, name), os.path.join(destination, name)
+            is_folder = os.path.isdir(old) and not os.path.islink(old)
+            if is_folder and os.path.isdir(new) and not os.path.islink(new):
+                pending.append((old, new))
+                continue
+            if os.path.lexists(new) and (is_folder or os.path.isdir(new)) and not os.path.islink(new):
+                remove_tree(new) if os.path.isdir(new) else os.unlink(new)
+            elif is_folder and os.path.islink(new):
+                os.unlink(new)
+            os.rename(old, new)

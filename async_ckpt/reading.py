@@ -22,6 +22,7 @@ from .spool.journal import ADMITTED, COMMITTED, Progress
 from .spool.spool import Admitted, Spool, torn_file
 from .stores import open_store
 from .stores.base import Store, StoreSpec
+from .undisturbed import reporter, undisturbed
 
 T = TypeVar("T")
 
@@ -39,6 +40,8 @@ class Reading(abc.ABC):
     task: layout.TaskInfo
     _client: AgentClient
     _report: Report
+    #: Id of the checkpoint of this task that was loaded last; empty: none was.
+    _loaded = ""
 
     @abc.abstractmethod
     def _look(self) -> dict[str, Progress]:
@@ -60,6 +63,7 @@ class Reading(abc.ABC):
     def wait(self, identity: str, timeout_s: float | None = None) -> None:
         """Wait until a checkpoint is in the store."""
 
+    @undisturbed
     def list(
         self, *, name: str | None = None, attempt: int | None = None, within_task: bool = True
     ) -> list[CheckpointInfo]:
@@ -81,6 +85,7 @@ class Reading(abc.ABC):
         stored = self.run(lambda s: catalog.list_references(s, folder, self.config, name=name, attempt=attempt))
         return with_states(stored, on_disk, known, name=name, attempt=attempt)
 
+    @undisturbed
     def load(
         self,
         reference: Mapping[str, Any] | str,
@@ -120,12 +125,18 @@ class Reading(abc.ABC):
                     self.wait(item.id)
                 break
             self._load_admitted(item, path, clean)
-            return item.reference
+            return self._note_loaded(item.reference)
         own = self._own_rank if shard == "own" else None
         stores = places.distinct(first, self.spool.store, places.of_reference(reference, self.spool.store))
-        return load_from_first(
+        loaded = load_from_first(
             stores, reference, path, self.config, own, clean=clean, needed=self.spool.directory, say=self._report
         )
+        return self._note_loaded(loaded)
+
+    def _note_loaded(self, reference: dict[str, Any]) -> dict[str, Any]:
+        if reference.get("pathspec") == self.task.pathspec:
+            self._loaded = layout.identity(reference)
+        return reference
 
     def wait_for_key(self, key: str) -> None:
         """Wait until the checkpoint of this key is in the store, if it is on its way there from this machine.
@@ -153,8 +164,7 @@ class Reading(abc.ABC):
 
     def _load_admitted(self, item: Admitted, path: str, clean: bool = False) -> None:
         """Load a checkpoint that is on its way, from the disk; or from the store, as far as it has come there."""
-        agent = self._client.agent_pid()
-        lender = Lender(agent, self._lease_budget()) if agent else None
+        lender = Lender(self._lease_budget()) if self._client.is_guarded() else None
         arrival = _arrival(clean, self._report, self.spool.store, self.spool.directory)
         try:
             restore.load_from_spool(item, path, self.config, lender, functools.partial(self._guard, item), arrival)
@@ -177,6 +187,7 @@ class Reading(abc.ABC):
             with contextlib.suppress(CheckpointError):  # The agent reports what has failed.
                 self.wait(item.id, max(deadline - time.monotonic(), 0.0))
 
+    @undisturbed
     def load_newest(self, policy: str, path: str, report: Report, shard: str = "all") -> dict[str, Any] | None:
         """Load what a load policy calls for.
 
@@ -195,6 +206,7 @@ class Reading(abc.ABC):
         # Nobody can have saved for a task that never ran: its start need not wait for a store.
         if policy == "none" or (policy == "fresh" and self.task.attempt == 0):
             return None
+        report = reporter(report)
         # Shards on this disk may come to a whole checkpoint, once they are in the store.
         shards = [item for item in self.spool.pending() if layout.is_shard(item.reference)]
         self.settle(reversed(shards), self.config.settle_timeout_s)
@@ -202,7 +214,7 @@ class Reading(abc.ABC):
             try:
                 if isinstance(candidate, Admitted):
                     self._load_admitted(candidate, path)
-                    return candidate.reference
+                    return self._note_loaded(candidate.reference)
                 return self.load(candidate, path, shard=shard)
             except (IntegrityError, NotFound) as error:
                 report(f"A checkpoint cannot be loaded, and the next older one is tried: {error}")

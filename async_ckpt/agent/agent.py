@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .. import layout
-from ..config import Config
+from ..config import HELD_UP_S, LAST_CALL_PAUSE_S, OUTAGE_PAUSE_S, Config
 from ..crash import crash_point
 from ..errors import IntegrityError, SpoolError
 from ..ipc import protocol
@@ -52,6 +52,7 @@ from .leases import Leases
 from .outage import Outages
 from .owners import Owners
 from .plane import MAX_DEATHS, DataPlane, Worker
+from .pulse import Pulse
 from .queue import Job, Queue
 from .remover import Remover
 from .saves import Saves
@@ -61,6 +62,8 @@ from .waiting import MAX_QUESTIONS, Waiting
 
 _TICK_S = 0.2
 _MAX_ERRORS = 20
+#: So often a commit that fails is tried before newer ones are.
+_MOST_BLOCKED = 3
 _YEAR_S = 365 * 24 * 3600
 
 
@@ -99,7 +102,7 @@ class Agent:
         self._selector.register(self._wake_read, selectors.EVENT_READ, lambda _: self._on_wake())
         self._journal = Journal(spool.path("journal"), spool.task.attempt, keep=set(spool.ready_ids()))
         self._house = Housekeeping(spool, config, self._journal, self._server, os.getpid() if guarded else 0)
-        self._leases = Leases(spool, self._journal, self._server, self._wake, guarded=guarded)
+        self._leases = Leases(spool, self._journal, self._server, self._wake, config, guarded=guarded)
         self._remover = Remover(spool, self._wake, self._remember)
         self._queue = Queue(config.max_uploads)
         self._items: dict[str, Admitted] = {}
@@ -119,9 +122,15 @@ class Agent:
         #: What the user should know of how the store works here.
         self._notices: deque[str] = deque(maxlen=_MAX_ERRORS)
         self._outages = Outages(config.outage_s)
-        #: Whether the task was told of the outage that lasts.
-        self._held_up = False
-        self._last_call = LastCall(self._queue, self._throughput, self._plane, config, self._owners.tell)
+        #: Which checkpoints the task was told are held up, and when it may be told of the next one.
+        self._held_up: set[str] = set()
+        self._tell_again = 0.0
+        self._pulse = Pulse()
+        #: Since when other ranks are waited for, by id, and by whether that is for a moment only.
+        self._gathering: dict[tuple[str, bool], float] = {}
+        self._last_call = LastCall(
+            self._queue, self._throughput, self._plane, config, self._stored_bytes, self._owners.tell
+        )
         #: Shards of ranks that were started again since.
         self._outdated: set[str] = set()
         self._gone: str | None = None
@@ -187,14 +196,15 @@ class Agent:
                 self._gather_in(self._config.collective_grace_s)
         if self._unjournaled:
             self._note(self._unjournaled.pop())
-        for identity in self._outages.rested():
-            if not self._last_call.makes_wait(identity):
-                self._queue.resume(identity)
+        pause_s = LAST_CALL_PAUSE_S if self._last_call.is_near else OUTAGE_PAUSE_S
+        for identity in self._outages.rested(pause_s):
+            self._queue.resume(identity)
         self._owners.look()
         self._server.resume()
         self._plane.tick()
         self._saves.tick(now)
         self._last_call.tick(now)
+        self._end_what_hangs(now)
         self._start_work()
         if self._farewell.is_due and not self._owners and self._queue.pending == len(self._queue.gathering()):
             self._scan()  # The last doorbell may not have been rung.
@@ -244,13 +254,13 @@ class Agent:
     def _look_after_spool(self) -> None:
         """Make again what something has removed from the spool; report what cannot be made again."""
         if why := self._house.look(self._items.values()):
-            self._notify(why)
+            self._say(why)
         open_ones = [item for item in self._items.values() if self._queue.jobs[item.id].state in (ADMITTED, UPLOADING)]
         progress = self._journal.progress
         for item, why in self._house.lost([(item, progress.get(item.id, Progress()).files) for item in open_ones]):
             self._fail(item.id, why, lost=item)
 
-    def _notify(self, why: str) -> None:
+    def _say(self, why: str) -> None:
         """Say something to the owners there are, and to each that comes."""
         if why not in self._notices:
             self._notices.append(why)
@@ -317,6 +327,7 @@ class Agent:
             self._leases.let_go(identity)
             self._forget(self._items[identity])
         self._owners.tell({"push": "superseded", "id": identity, "why": why})
+        self._last_call.choose_again()
 
     # -- the data plane --------------------------------------------------------------------------------------------
 
@@ -337,7 +348,10 @@ class Agent:
         earlier = journal.order(identity)[0] < self._owners.attempt
         late = self._owners.orphaned or identity in self._outdated or earlier
         limit = self._config.collective_grace_s if late else self._config.collective_timeout_s
-        self._plane.tell({"op": "gather", "id": identity, "timeout_s": limit, "decides": not late})
+        # However often it is begun anew: a worker that dies, or a store that fails now and then, adds nothing.
+        now = time.monotonic()
+        left = max(limit - (now - self._gathering.setdefault((identity, late), now)), 0.0)
+        self._plane.tell({"op": "gather", "id": identity, "timeout_s": left, "decides": not late})
 
     def _start_upload(self, item: Admitted) -> None:
         known = self._journal.progress.get(item.id, Progress())
@@ -354,13 +368,14 @@ class Agent:
             why = f"The uploader died {MAX_DEATHS} times in a row; see {self._spool.path('agent.log')}"
             for identity in [*under_way, *(job.id for job in self._queue.gathering())]:
                 self._fail(identity, why)
+        self._last_call.stumbled(under_way, "the uploader died")
 
     def _on_worker_message(self, message: Message) -> None:
         identity, op = message["id"], message["op"]
         if op == "gone":
             self._farewell.said()
         if op == "notice":
-            self._notify(message["why"])  # One worker after the other may say so.
+            self._say(message["why"])  # One worker after the other may say so.
         item, job = self._items.get(identity), self._queue.jobs.get(identity)
         if item is None or job is None:
             return
@@ -369,9 +384,10 @@ class Agent:
             self._throughput.add(message["bytes"])
             return
         self._plane.is_well()
-        if op in ("file", "part", "uploaded", "committed"):
-            self._held_up = False
+        if op in ("uploaded", "committed"):
+            self._held_up.discard(identity)
             self._outages.end(identity)  # The store is back.
+            self._outages.came_through(identity)
         if op == "file":
             self._on_file(item, job, message)
         elif op == "parts":
@@ -382,7 +398,7 @@ class Agent:
             self._note({"id": identity, "of": message["path"], **part})
         elif op == "waiting":
             job.why = message["why"]
-            self._outages.end(identity)  # The store has answered.
+            self._outages.end(identity)  # The store has answered; how long others are waited for is bounded.
         elif op == "uploaded":
             # The last word on torn files: a link that lost its lease by force has another mtime by now.
             if job.state != UPLOADING:
@@ -399,8 +415,7 @@ class Agent:
             # Leases go only once the journal knows that the files are not needed any more.
             if self._note({"id": identity, "state": UPLOADED}):
                 self._leases.let_go(identity)
-            if job.shard:  # There is nothing more to send for it.
-                self._last_call.choose_again()
+            self._last_call.choose_again()  # It can be committed now.
         elif op == "committed":
             crash_point("agent:before-committed")
             reference = {**layout.whole(item.reference), **message.get("reference", {})}
@@ -440,14 +455,42 @@ class Agent:
 
     def _try_later(self, identity: str, why: str) -> None:
         """The store is out of reach: say so once, pause and try again, until the outage has lasted too long."""
-        if not self._held_up:
-            self._held_up = True
-            self._owners.tell({"push": "notice", "why": f"Uploads are held up, and tried again: {why}"})
-        if not self._outages.pause(identity):
-            self._fail(identity, f"The store was out of reach for {self._config.outage_s:g} s: {why}")
+        if identity not in self._held_up and time.monotonic() >= self._tell_again:
+            self._held_up.add(identity)
+            self._tell_again = time.monotonic() + HELD_UP_S
+            self._owners.tell({"push": "notice", "why": f"Uploads are held up, and tried again: {identity}: {why}"})
+        stored = self._stored_bytes(identity)
+        if not self._outages.pause(identity, stored):
+            tried = f"It was tried for {self._outages.lasted_s(identity):.0f} s, in which nothing more of it was stored"
+            self._fail(identity, f"{tried}: {why}")
             return
         self._remember(f"{identity}: {why}")
         self._queue.hold(identity)
+        self._queue.jobs[identity].sent = stored
+        # Behind a commit that fails nothing else is tried that would tell whose fault it is.
+        blocks = self._queue.jobs[identity].stored and self._outages.failures(identity) >= _MOST_BLOCKED
+        if blocks or self._outages.is_its_own(identity):
+            self._queue.pass_by(identity)
+        self._last_call.stumbled([identity], f"{identity} failed ({why})")
+
+    def _stored_bytes(self, identity: str) -> int:
+        """How much of a checkpoint is in the store for good."""
+        item, known = self._items.get(identity), self._journal.progress.get(identity)
+        return handover.stored_bytes(item, known) if item is not None and known is not None else 0
+
+    def _end_what_hangs(self, now: float) -> None:
+        """A disk that is gone never answers: what shows nothing new for longer than any outage may last has failed, so
+        that others have its place.
+        """
+        batch = self._queue.committing[:1]
+        under_way = [*self._queue.uploading, *batch]
+        self._pulse.keep([job.id for job in under_way])
+        for job in under_way:
+            limit = max(self._config.outage_s, 2 * self._config.store_deadline_s, self._config.complete_timeout_s)
+            mark = (job.tries, 0 if job in batch else job.sent)
+            if self._pulse.silent_s(job.id, mark, now) > limit:
+                self._plane.tell({"op": "pause", "id": job.id})
+                self._fail(job.id, f"The store has taken nothing of it for {limit:.0f} s, and not said why")
 
     def _fail(self, identity: str, why: str, *, lost: Admitted | None = None, refused: bool = False) -> None:
         """A checkpoint will not be committed. Its snapshot stays for a later attempt, unless it is ``lost``: then what
@@ -461,12 +504,14 @@ class Agent:
             why += f"; what was moved is put back to {original}"
         self._queue.end(identity, FAILED, why)
         self._outages.end(identity)
+        self._held_up.discard(identity)
         self._remember(f"{identity}: {why}")
         # A loss nobody could read of later keeps its record, so that the next agent finds and reports it.
         if self._note({"id": identity, "state": FAILED, "why": why}) and lost is not None:
             self._leases.let_go(identity)
             self._forget(lost, lost=True)
         self._owners.tell({"push": "failed", "id": identity, "why": why, "refused": refused})
+        self._last_call.choose_again(f"{identity} failed")
 
     def _remember(self, error: str) -> None:
         if error not in self._errors:
@@ -476,6 +521,7 @@ class Agent:
         """Give back a checkpoint's disk. ``lost``: it is not in the store."""
         self._items.pop(item.id, None)
         self._inodes.pop(item.id, None)
+        self._gathering = {key: since for key, since in self._gathering.items() if key[0] != item.id}
         self._remover.remove(item, lost=lost)
 
     def _note(self, record: Message) -> bool:
@@ -499,6 +545,8 @@ class Agent:
     def _on_wake(self) -> None:
         with contextlib.suppress(BlockingIOError):
             self._wake_read.recv(4096)
+        for why in self._leases.notices():
+            self._say(why)
         for identity, why in self._leases.lost():
             if self._queue.jobs[identity].state != UPLOADED:
                 self._fail(identity, why, lost=self._items.get(identity))
@@ -528,7 +576,7 @@ class Agent:
             self._owners.say_goodbye(connection, over=message.get("over") is not False)
         elif op == "deadline":
             self._last_call.hear(_seconds(message.get("seconds"), self._config.termination_grace_s), "SIGTERM")
-            connection.send({"seq": message.get("seq"), "first": self._queue.first})
+            connection.send({"seq": message.get("seq"), "first": self._last_call.first})
         elif op in ("wait", "flush", "room") and self._waiting.is_full(connection):
             why = f"{MAX_QUESTIONS} questions of this connection wait for their answers: no more may"
             connection.send({"seq": message.get("seq"), "error": why})
@@ -537,6 +585,9 @@ class Agent:
                 if "gather_s" in message:
                     self._gather_in(_seconds(message["gather_s"], self._config.collective_grace_s))
                 self._scan()
+                again = message.get("again")
+                if isinstance(again, str) and again in self._items:
+                    self._queue.retry(again)
                 self._start_work()
             self._waiting.add(connection, message, _seconds(message.get("timeout_s"), self._config.reply_timeout_s))
         else:
@@ -640,8 +691,8 @@ class Agent:
             "committed": self._queue.committed,
             "last_committed": self._queue.last_committed,
             "bytes_copied": self._bytes_copied,
-            "leases": self._leases.count(),
-            "saves": self._saves.count,
+            **self._leases.facts(),
+            "socket_saves": self._saves.count,
             "errors": list(self._errors),
             "warnings": [*self._journal.warnings, *self._notices],
         }

@@ -1,159 +1,272 @@
-"""When this machine will be taken away, and which checkpoint can still make it.
+"""What to bring into the store when this machine will be taken away: at a notice (``notice.py``), a SIGTERM, or when
+the task says so.
 
-The notice is a file that Metaflow writes on a spot instance (the time as ISO 8601, as the cloud said it), a SIGTERM, or
-what the task tells.
+The newest checkpoint that is expected to be in the store in time goes first, and alone, but for small ones beside it.
+Whatever fails, pauses, or gets nowhere gives way to the next newest, and comes back when nothing better is left.
 """
 
 from __future__ import annotations
 
-import datetime
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 
-from ..config import Config
+from ..config import LAST_CALL_LEAST_S, LAST_CALL_MOST_S, Config
 from ..ipc.protocol import Message
-from ..spool.journal import UPLOADING, order
+from ..spool.journal import ADMITTED, UPLOADED, UPLOADING, order
+from .notice import Notice
 from .plane import DataPlane
+from .pulse import Pulse
 from .queue import Job, Queue
 from .throughput import Throughput
-
-#: How often the notice's file is looked for, in seconds.
-_LOOK_S = 1.0
 
 #: Of the time left, so much is planned with: rates vary, and a commit takes its round trips.
 _SHARE = 0.8
 
-#: So many of those that wait are named.
-_MOST_NAMED = 20
+#: Of the time left, so much may pass before what shows nothing new gives way.
+_PATIENCE_SHARE = 0.1
+#: One that gets on with less than this share of what was planned is slow for a reason of its own, perhaps.
+_LAME_SHARE = 0.25
+#: For what is sent, and waits for an answer, so many times that: it would be sent again.
+_ANSWER_FACTOR = 2
+
+#: So small is one that goes beside the first, of that one or in any case: most of its time are round trips.
+_BESIDE_SHARE, _BESIDE_BYTES = 1 / 8, 1 << 20
+
+#: So many of those that wait are named, and so often it is said that another one goes first.
+_MOST_NAMED, _MOST_TOLD = 20, 50
+
+_NOTICE = "the notice of the machine's end"
 
 
-class Notice:
-    """The notice's file.
-
-    Parameters
-    ----------
-    path : str
-        Where it will be; empty: nowhere.
-    grace_s : float
-        Seconds left where it does not say when.
-    """
-
-    def __init__(self, path: str, grace_s: float) -> None:
-        self._path, self._grace_s = path, grace_s
-        self._next = 0.0
-
-    def seconds_left(self) -> float | None:
-        """Seconds until the machine goes, told once; None: nothing is known of that (or it was told)."""
-        now = time.monotonic()
-        if not self._path or now < self._next:
-            return None
-        self._next = now + _LOOK_S
-        try:
-            with open(self._path, errors="replace") as file:
-                text = file.read(256)
-        except OSError:
-            return None
-        left = _until(text.strip(), self._grace_s)
-        if left <= 0:
-            return None  # Another task's, or of a machine that was not taken after all.
-        self._path = ""
-        return left
-
-
-def _until(text: str, unknown: float) -> float:
-    try:
-        when = datetime.datetime.fromisoformat(text.replace("Z", "+00:00"))
-    except ValueError:
-        return unknown
-    when = when if when.tzinfo else when.replace(tzinfo=datetime.timezone.utc)
-    return when.timestamp() - time.time()
-
-
-def choose(newest_first: Sequence[Job], bytes_per_s: float, seconds: float) -> Job | None:
-    """What to upload alone: the newest that is expected to be in the store in time; where none is, what is quickest.
+def plan(
+    newest_first: Sequence[Job], strikes: Mapping[str, int], bytes_per_s: float, seconds: float, most: int
+) -> list[Job]:
+    """What to upload now: the newest that is expected to be in the store in time; where none is, what is quickest. What
+    has given way before comes after all others. Beside the first may go what is small, fits as well, and has not given
+    way more often.
 
     Parameters
     ----------
+    strikes : mapping
+        How often each has given way, by id.
     bytes_per_s : float
         What the store takes; 0: unknown, and then the newest it is.
     seconds : float
         Until the end.
+    most : int
+        How many, at most.
     """
     budget = bytes_per_s * seconds * _SHARE
-    for job in newest_first:
-        if not bytes_per_s or job.left <= budget:
-            return job
-    return min(newest_first, key=lambda job: job.left, default=None)
+    jobs = sorted(
+        (job for job in newest_first if job.state != UPLOADED and not job.held), key=lambda job: strikes.get(job.id, 0)
+    )
+    if not jobs:
+        return []
+    first = next((job for job in jobs if not bytes_per_s or _fits(job, bytes_per_s, seconds)), None)
+    if first is None:
+        return [min(jobs, key=lambda job: (strikes.get(job.id, 0), job.left))]
+    chosen, total = [first], first.left
+    for job in jobs:
+        if len(chosen) >= most:
+            break
+        is_small = job.left <= max(_BESIDE_BYTES, first.left * _BESIDE_SHARE)
+        is_tried = strikes.get(job.id, 0) > strikes.get(first.id, 0)
+        if job is not first and is_small and not is_tried and total + job.left <= budget:
+            chosen.append(job)
+            total += job.left
+    return chosen
+
+
+def _fits(job: Job, bytes_per_s: float, seconds: float) -> bool:
+    """Whether it is expected to be there in time. One that is under way is stopped only where it surely is not."""
+    return job.left <= bytes_per_s * seconds * (1.0 if job.state == UPLOADING else _SHARE)
 
 
 class LastCall:
     """Puts first what can still make it, once the end is known; the rest waits for time that is left over. An end that
-    does not come changes nothing but the order.
+    is far changes nothing but the order, and so does one that does not come.
 
     Parameters
     ----------
+    stored_bytes : callable
+        Given an id: how much of a checkpoint is in the store already, and need not be sent again.
     tell : callable
         Gets the push for those who are to hear what is given up.
     """
 
     def __init__(
-        self, queue: Queue, throughput: Throughput, plane: DataPlane, config: Config, tell: Callable[[Message], None]
-    ) -> None:
+        self, queue: Queue, throughput: Throughput, plane: DataPlane, config: Config,
+        stored_bytes: Callable[[str], int], tell: Callable[[Message], None],
+    ) -> None:  # fmt: skip
         self._queue, self._throughput, self._plane, self._tell = queue, throughput, plane, tell
-        self._grace_s = config.termination_grace_s
+        self._config, self._stored_bytes = config, stored_bytes
         self._notice = Notice(config.spot_notice_file, config.termination_grace_s)
         self._terminated = False
-        self._until: float | None = None
-        self._waiting: set[str] = set()
+        #: Who says so, and when it will be (monotonic seconds).
+        self._ends: dict[str, float] = {}
+        #: How often each has failed or got nowhere since.
+        self._strikes: Counter[str] = Counter()
+        self._pulse = Pulse()
+        #: What the store was expected to take when the first was chosen, and whether it was not so last time.
+        self._planned = 0.0
+        self._was_lame = False
+        #: What goes first, by id.
+        self.first: str | None = None
+        #: Whether the queue is told what goes, and not by itself; what was not said yet of why; how often it was said.
+        self._is_on = False
+        self._unsaid = ""
+        self._told = 0
 
     def terminate(self) -> None:
         """From a signal handler: everything on this machine is told to end."""
         self._terminated = True
 
     def tick(self, now: float) -> None:
-        """Look for news of the end, and whether it has passed (monotonic seconds)."""
+        """Look for news of the end, whether it has passed (monotonic seconds), and whether anything gets nowhere."""
         if self._terminated:
             self._terminated = False
-            self.hear(self._grace_s, "SIGTERM")
+            self.hear(self._config.termination_grace_s, "SIGTERM")
         left = self._notice.seconds_left()
         if left is not None:
-            self.hear(left, "the notice of the machine's end")
-        if self._until is not None and now >= self._until:  # We live: all goes on as if nothing had been.
-            self._until = None
-            for identity in self._waiting:
-                self._queue.resume(identity)
-            self._waiting.clear()
+            self._ends.pop(_NOTICE, None)  # A later word of the same counts.
+            self.hear(left, _NOTICE)
+        elif self._notice.is_withdrawn:
+            self._ends.pop(_NOTICE, None)
+        self._ends = {source: until for source, until in self._ends.items() if now < until}
+        if not self._ends:
+            if self._is_on:  # We live: all goes on as if nothing had been.
+                self._is_on, self._was_lame, self.first = False, False, None
+                self._strikes.clear()
+                self._queue.relax()
+            return
+        if self.is_near:
+            self._look_for_stalls(now)
+        self.choose_again()
 
     def hear(self, seconds: float, source: str) -> None:
-        """So many seconds are left. The earliest end counts."""
-        until = time.monotonic() + seconds
-        if self._until is None or until < self._until:
-            self._until = until
-            self.choose_again(f"{source}: {seconds:.0f} s are left")
+        """So many seconds are left. The earliest end counts; one that is too far for any machine is none."""
+        if seconds > self._config.notice_ignored_s:
+            days = seconds / 86400
+            why = f"{source}: {days:,.0f} days are left, which is no end of a machine; nothing is done about it"
+            self._tell({"push": "notice", "why": why})
+            return
+        now = time.monotonic()
+        until, earliest = now + seconds, self._until
+        self._ends[source] = min(until, self._ends.get(source, until))
+        if earliest is not None and until >= earliest - 1:
+            return
+        self._unsaid, self._told = f"{source}: {seconds:.0f} s are left", 0
+        if not self.is_near:
+            how = f"{self._unsaid}; the newest checkpoints go first, and the others beside them while there is time"
+            self._tell({"push": "notice", "why": how})
+        self.choose_again()
+
+    @property
+    def _until(self) -> float | None:
+        return min(self._ends.values(), default=None)
 
     @property
     def is_near(self) -> bool:
-        """Whether an end is known that has not passed."""
-        return self._until is not None
+        """Whether an end is known that has not passed, and is not far."""
+        return self._until is not None and self._until - time.monotonic() <= self._config.notice_near_s
 
-    def makes_wait(self, identity: str) -> bool:
-        """Whether a checkpoint waits for time that is left over."""
-        return identity in self._waiting
+    def stumbled(self, identities: Sequence[str], why: str) -> None:
+        """Something failed, and may pass: others go before it."""
+        if self.is_near:
+            for identity in identities:
+                self._strikes[identity] += 1
+            self.choose_again(why)
 
     def choose_again(self, why: str = "") -> None:
-        """Something was saved, or is in the store: is another one to go first now? With ``why``: say what waits."""
+        """Something was saved, is in the store, or will not be: is another one to go first now? With ``why``: say so,
+        and what waits.
+        """
         if self._until is None:
             return
-        job = choose(self._queue.newest_first(), self._throughput.known, self._until - time.monotonic())
-        if job is None:
+        self._is_on = True
+        jobs = self._queue.newest_first()
+        preferred = [job.id for job in sorted(jobs, key=lambda job: self._strikes[job.id])]
+        if not self.is_near:
+            self._queue.hurry(preferred, preferred)
             return
-        self._waiting.discard(job.id)
-        waiting = self._queue.put_first(job.id)
-        for other in waiting:
-            if other.state == UPLOADING:
-                self._plane.tell({"op": "pause", "id": other.id})
-            self._queue.hold(other.id)
-            self._waiting.add(other.id)
-        if waiting and why:
-            ids = sorted((other.id for other in waiting), key=order, reverse=True)
-            self._tell({"push": "given up", "id": job.id, "ids": ids[:_MOST_NAMED], "count": len(ids), "why": why})
+        left = max(self._until - time.monotonic(), 0.0)
+        chosen = plan(jobs, self._strikes, self._throughput.known, left, self._config.max_uploads)
+        ids = [job.id for job in chosen]
+        for job in self._queue.uploading:
+            if job.id not in ids:
+                self._stop(job)
+        self._queue.hurry(preferred, ids)
+        first, self.first = self.first, ids[0] if ids else None
+        if first != self.first:
+            self._planned = self._throughput.known
+        waiting = [job for job in jobs if job.id not in ids and job.state != UPLOADED]
+        why, self._unsaid = self._unsaid or (why if first != self.first else ""), ""
+        if self.first is not None and waiting and why:
+            self._say(why, waiting)
+
+    def _say(self, why: str, waiting: Sequence[Job]) -> None:
+        self._told += 1
+        if self._told <= _MOST_TOLD:
+            ids = sorted((job.id for job in waiting), key=order, reverse=True)
+            self._tell({"push": "given up", "id": self.first, "ids": ids[:_MOST_NAMED], "count": len(ids), "why": why})
+
+    def _stop(self, job: Job) -> None:
+        self._plane.tell({"op": "pause", "id": job.id})
+        self._queue.give_way(job.id)
+        if job.state == ADMITTED:
+            job.sent = self._stored_bytes(job.id)
+
+    def _look_for_stalls(self, now: float) -> None:
+        """What shows nothing new gives way, be it an upload or a commit; where it is alone, it is begun anew."""
+        under_way = self._queue.uploading
+        batch = self._queue.committing[:1]
+        self._pulse.keep([job.id for job in (*under_way, *batch)])
+        if self._until is None or not self._plane.is_awake:
+            return
+        patience = min(max(_PATIENCE_SHARE * (self._until - now), LAST_CALL_LEAST_S), LAST_CALL_MOST_S)
+        others = [job for job in self._queue.newest_first() if not job.held]
+        for job in under_way:
+            alone = all(other is job or other.state == UPLOADED for other in others)
+            # Longer each time: where all are slow to answer, none would ever be done.
+            limit = patience * (1 if job.left else _ANSWER_FACTOR) * 2.0 ** (self._strikes[job.id] + alone)
+            if self._pulse.silent_s(job.id, (job.tries, job.sent), now) > limit:
+                self._strike(job, "gets nowhere")
+            elif not alone and self._is_too_slow(job, others, patience, now):
+                self._strike(job, "is too slow for the time there is")
+        for job in batch:
+            alone = not any(other.is_ready for other in others if other not in self._queue.committing)
+            limit = patience * _ANSWER_FACTOR * 2.0 ** (self._strikes[job.id] + alone)
+            if self._pulse.silent_s(job.id, (job.tries, 0), now) > limit:
+                self._strike(job, "cannot be committed now")
+
+    def _is_too_slow(self, job: Job, others: Sequence[Job], patience: float, now: float) -> bool:
+        """Whether it will not be there in time, and another one would be, as far as can be told."""
+        rate, left = self._throughput.known, (self._until or now) - now
+        rivals = [
+            other for other in others
+            if other.state not in (UPLOADED, UPLOADING) and self._strikes[other.id] <= self._strikes[job.id]
+        ]  # fmt: skip
+        own = self._pulse.bytes_per_s(job.id, now) * len(self._queue.uploading)  # They share what there is.
+        is_lame = (
+            job.id == self.first
+            and self._pulse.lasted_s(job.id, now) > patience
+            and own < self._planned * _LAME_SHARE
+            and job.left > own * left
+        )
+        if is_lame and rivals:
+            # Perhaps it is not the store: the next one is planned as this one was, unless that is slow as well.
+            if not self._was_lame:
+                self._throughput.assume(self._planned)
+            self._was_lame = True
+            return True
+        return rate > 0 and not _fits(job, rate, left) and any(_fits(other, rate, left) for other in rivals)
+
+    def _strike(self, job: Job, why: str) -> None:
+        self._strikes[job.id] += 1
+        self._stop(job)
+        told = self._told
+        self.choose_again(f"{job.id} {why}")
+        if told == self._told < _MOST_TOLD:
+            self._told += 1
+            self._tell({"push": "notice", "why": f"{job.id} {why}, and gives way to others, if there are any"})

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from ..ipc.protocol import Message
 from ..spool.journal import Progress
+from ..spool.spool import Admitted
 from ..spool.stored import StoredFile
 from ..stores.base import Multipart
 
@@ -61,3 +62,12 @@ def messages(identity: str, known: Progress, unchanged: Mapping[str, StoredFile]
         for number, (etag, crc32) in multipart.parts.items():
             part = {"number": number, "etag": etag, "crc32": crc32}
             yield {"op": "part", "id": identity, "path": path, **part}
+
+
+def stored_bytes(item: Admitted, known: Progress) -> int:
+    """How much of a checkpoint is in the store for good, as far as it is known: whole files, and parts of others."""
+    files = sum(item.entries[path].size for path in known.files if path in item.entries)
+    return files + sum(
+        min(len(upload.parts) * upload.part_bytes, item.entries[path].size if path in item.entries else item.size)
+        for path, upload in known.parts.items()
+    )

@@ -17,6 +17,7 @@ import threading
 import time
 from collections import deque
 
+from .. import forks
 from ..config import Config
 from ..errors import AgentError, SpoolError, os_hint, os_reason
 from ..files import locked, try_lock, unlock, wait_for
@@ -118,6 +119,7 @@ class Launcher:
         """The lock of the spool's agent; or the agent itself, if the one that holds it turns up."""
         path = self._spool.path("agent.lock")
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        forks.keep_lock_from_children(fd)
         found: list[Link] = []
 
         def free() -> bool:
@@ -135,29 +137,31 @@ class Launcher:
             # One that was killed holds it until the kernel is done with what it did: unlinking may take it seconds.
             wait_for(free, _LOCK_WAITS * self._config.reply_timeout_s, path)
         except TimeoutError:
-            os.close(fd)
+            forks.close_lock(fd)
             raise AgentError(
                 "Another agent holds this spool and does not answer", where=path,
                 hint=f"See who it is with 'fuser {path}' and end it; what was saved stays in the spool",
             ) from None  # fmt: skip
         if found:
-            os.close(fd)
+            forks.close_lock(fd)
             return found[0]
         if os.fstat(fd).st_ino != os.stat(path).st_ino:
-            os.close(fd)
+            forks.close_lock(fd)
             raise AgentError("The spool was removed by its last agent in this moment", where=self._spool.directory)
         return fd
 
     def _spawn(self, lock: int, listening: socket.socket) -> int:
-        # Numbers above both, so that neither dup2 overwrites the other's source.
-        numbers = (max(lock, listening.fileno()) + 1, max(lock, listening.fileno()) + 2)
+        # Numbers above both, so that neither dup2 overwrites the other's source, and both before the standard streams,
+        # which may have the numbers of these here.
+        highest = max(lock, listening.fileno(), 2)
+        numbers = (highest + 1, highest + 2)
         log = self._spool.path("agent.log")
         actions = [
+            (os.POSIX_SPAWN_DUP2, lock, numbers[0]),
+            (os.POSIX_SPAWN_DUP2, listening.fileno(), numbers[1]),
             (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
             (os.POSIX_SPAWN_OPEN, 1, log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
             (os.POSIX_SPAWN_DUP2, 1, 2),
-            (os.POSIX_SPAWN_DUP2, lock, numbers[0]),
-            (os.POSIX_SPAWN_DUP2, listening.fileno(), numbers[1]),
         ]
         arguments = ["agent", str(numbers[0]), str(numbers[1]), self._spool.directory]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
@@ -170,7 +174,7 @@ class Launcher:
                 self._children.add(pid)
                 return pid
         finally:
-            os.close(lock)
+            forks.close_lock(lock)
 
     def _start_thread(self, lock: int, listening: socket.socket) -> int:
         from .agent import Agent
@@ -179,16 +183,6 @@ class Launcher:
 
         saver = bootstrap(heavy=True, module="saver")
 
-        held = [lock]
-
-        def forget_in_child() -> None:
-            # A forked child must keep neither the lock nor the socket alive after the task's death.
-            if held:
-                os.close(held.pop())
-            listening.close()
-
-        os.register_at_fork(after_in_child=forget_in_child)
-
         def run() -> None:
             try:
                 Agent(
@@ -196,7 +190,7 @@ class Launcher:
                     lambda: SaverProcess(self._spool, saver), self._config, guarded=False,
                 ).run()  # fmt: skip
             finally:
-                os.close(held.pop())
+                forks.close_lock(lock)
 
         self._thread = threading.Thread(target=run, name="async_ckpt-agent", daemon=True)
         self._thread.start()

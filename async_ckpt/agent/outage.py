@@ -1,20 +1,29 @@
-"""Stores out of reach, as each checkpoint sees them: how long to wait before the next try, and when to give up."""
+"""Stores out of reach, as each checkpoint sees them: how long to wait before the next try, and when to give up.
+
+Only what is in the store for good, and was not before, ends an outage: bytes that were moved in vain, parts that are
+found again, and those that are stored anew after an upload was lost do not.
+"""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
 
-_MAX_PAUSE_S = 60.0
+from ..config import OUTAGE_PAUSE_S
 
 
 @dataclass
-class _Pause:
-    """Since when, and until when it waits now (monotonic seconds)."""
+class _Outage:
+    """Since when, the most that was in the store, and from when until when it waits now (monotonic seconds)."""
 
     since: float
+    stored: int
+    failures: int = 0
     length_s: float = 1.0
-    until: float = 0.0
+    paused: float = 0.0
+    #: Whether others have come into the store since, and whether a try failed after that.
+    others_pass: bool = False
+    is_its_own: bool = False
 
 
 class Outages:
@@ -28,23 +37,57 @@ class Outages:
 
     def __init__(self, limit_s: float) -> None:
         self._limit_s = limit_s
-        self._pauses: dict[str, _Pause] = {}
+        self._outages: dict[str, _Outage] = {}
 
-    def pause(self, identity: str) -> bool:
-        """A try failed: wait, longer each time. False once the outage has lasted too long."""
+    def pause(self, identity: str, stored: int) -> bool:
+        """A try failed: wait, longer each time. False once the outage has lasted too long.
+
+        Parameters
+        ----------
+        stored : int
+            How many bytes of the checkpoint are in the store for good.
+        """
         now = time.monotonic()
-        pause = self._pauses.setdefault(identity, _Pause(since=now))
-        if now - pause.since >= self._limit_s:
+        outage = self._outages.get(identity)
+        if outage is None or stored > outage.stored:
+            outage = self._outages[identity] = _Outage(now, stored)
+        if now - outage.since >= self._limit_s:
             return False
-        pause.length_s = min(2 * pause.length_s, _MAX_PAUSE_S)
-        pause.until = now + pause.length_s
+        outage.failures += 1
+        outage.is_its_own = outage.others_pass
+        outage.length_s = min(2 * outage.length_s, OUTAGE_PAUSE_S)
+        outage.paused = now
         return True
+
+    def lasted_s(self, identity: str) -> float:
+        """For how long a checkpoint has been tried in vain, in seconds."""
+        outage = self._outages.get(identity)
+        return time.monotonic() - outage.since if outage is not None else 0.0
 
     def end(self, identity: str) -> None:
         """The store is back, or nobody asks it any more."""
-        self._pauses.pop(identity, None)
+        self._outages.pop(identity, None)
 
-    def rested(self) -> list[str]:
-        """Whose pause is over."""
+    def came_through(self, identity: str) -> None:
+        """This one is in the store: those that fail again after it may have themselves to blame."""
+        for other, outage in self._outages.items():
+            outage.others_pass = outage.others_pass or other != identity
+
+    def is_its_own(self, identity: str) -> bool:
+        """Whether a checkpoint fails again and again, and others do not, as far as is known: they need not wait."""
+        outage = self._outages.get(identity)
+        return outage is not None and outage.is_its_own
+
+    def failures(self, identity: str) -> int:
+        """How often a checkpoint was tried in vain."""
+        outage = self._outages.get(identity)
+        return outage.failures if outage is not None else 0
+
+    def rested(self, most_s: float = OUTAGE_PAUSE_S) -> list[str]:
+        """Whose pause is over; one of more than ``most_s`` seconds counts as one of so many."""
         now = time.monotonic()
-        return [identity for identity, pause in self._pauses.items() if now >= pause.until]
+        return [
+            identity
+            for identity, outage in self._outages.items()
+            if now >= outage.paused + min(outage.length_s, most_s)
+        ]

@@ -15,8 +15,9 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from ..config import Config
+from ..config import WORKER_START_S, Config
 from ..errors import ProtocolError
+from ..files import occupy_standard_streams
 from ..ipc import protocol
 from ..ipc.protocol import Message
 from ..spool.spool import Spool
@@ -77,6 +78,13 @@ class DataPlane:
         self._deaths = 0
         self._not_before = 0.0
         self._idle = True
+        self._started, self._heard = 0.0, False
+
+    @property
+    def is_awake(self) -> bool:
+        """Whether there is a worker that has said something, or has had the time to."""
+        has_had_time = time.monotonic() - self._started >= WORKER_START_S
+        return self._worker is not None and (self._heard or has_had_time)
 
     @property
     def pid(self) -> int | None:
@@ -86,6 +94,7 @@ class DataPlane:
         """Start a worker if there is none; False while it pauses after the last one's death."""
         if self._worker is None and time.monotonic() >= self._not_before:
             worker = self._worker = self._start()
+            self._started, self._heard = time.monotonic(), False
             self._decoder = protocol.Decoder()
             worker.sock.setblocking(False)
             # Bound to this worker: it may have been given up by an earlier event of the same round.
@@ -147,6 +156,7 @@ class DataPlane:
             return
         except (OSError, ProtocolError):
             data, messages = b"", []
+        self._heard = self._heard or bool(messages)
         for message, _ in messages:
             self._on_message(message)
         if not data:
@@ -182,6 +192,7 @@ class WorkerProcess:
     """A worker in a process of its own."""
 
     def __init__(self, spool: Spool, bootstrap: list[str], role: str = "worker") -> None:
+        occupy_standard_streams()  # The child has its own, in the place of whatever has these numbers.
         self.sock, theirs = socket.socketpair()
         with theirs, open(spool.path("agent.log"), "ab") as log:
             self._process = subprocess.Popen(

@@ -6,6 +6,9 @@ of the queue are committed as one *batch*; there is one batch at a time. One tha
 
 A *shard*, a rank's part of a collective checkpoint, leaves the line once it is uploaded: it is *gathered*, as long as
 that takes, and holds up nobody.
+
+One that fails again and again, while others do not, is *passed by*: newer ones are committed before it. When time is
+short (``hurry``) nobody waits for older ones: what goes is said from outside.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from __future__ import annotations
 import bisect
 import heapq
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -26,7 +30,7 @@ Place = tuple[tuple[int, int], str]
 
 
 class Action(NamedTuple):
-    """``kind`` is ``"upload"`` or ``"gather"``, of one checkpoint, or ``"commit"``, of a batch, oldest first."""
+    """``kind`` is ``"upload"`` or ``"gather"``, of one checkpoint, or ``"commit"``, of a batch, in this order."""
 
     kind: str
     ids: tuple[str, ...]
@@ -34,9 +38,9 @@ class Action(NamedTuple):
 
 @dataclass
 class Job:
-    """One admitted checkpoint. ``sent`` counts the bytes of the current try; ``held``: it pauses; ``stored``: all its
-    objects are in the store, and only the commit is left, however often that has failed; ``shard``: others have a part
-    in it.
+    """One admitted checkpoint. ``sent`` counts the bytes of the current try, ``tries`` how often one was begun;
+    ``held``: it pauses; ``stored``: all its objects are in the store, and only the commit is left, however often that
+    has failed; ``shard``: others have a part in it; ``passed``: no other waits for its commit.
     """
 
     id: str
@@ -45,9 +49,16 @@ class Job:
     state: str = ADMITTED
     why: str = ""
     sent: int = 0
+    tries: int = 0
     held: bool = False
     stored: bool = False
     shard: bool = False
+    passed: bool = False
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it can be committed now, as far as it goes."""
+        return self.state == UPLOADED and not self.held
 
     @property
     def name(self) -> str:
@@ -85,7 +96,10 @@ class Queue:
         self._uploading: dict[str, Job] = {}
         self._gatherable: dict[str, Job] = {}
         self._batch: list[Job] = []
-        self._first: Job | None = None
+        #: When time is short: what is committed, in this order, and what may be uploaded.
+        self._preferred: Sequence[str] | None = None
+        self._allowed: Sequence[str] = ()
+        self._newest_committed = (-1, -1)
         #: Bytes of all that is open, sent or not.
         self.open_bytes = 0
         self.committed = 0
@@ -119,23 +133,39 @@ class Queue:
         actions = []
         # An older one may have been admitted since the commits that run began: it waits for their end.
         if not self._batch:
-            oldest = (self._open[identity] for _, identity in self._line[:MAX_BATCH])
-            self._batch = list(itertools.takewhile(lambda job: job.state == UPLOADED and not job.held, oldest))
-            # (A shard is never ``first`` once it is uploaded: alone it is no checkpoint.)
-            if not self._batch and self._first is not None and self._first.state == UPLOADED:
-                self._batch = [self._first]
+            self._batch = self._next_batch()
+            for job in self._batch:
+                job.tries += 1
             if self._batch:
                 actions.append(Action("commit", tuple(job.id for job in self._batch)))
         gatherable, self._gatherable = self._gatherable, {}
         actions += [Action("gather", (identity,)) for identity in gatherable]
-        while self._startable and len(self._uploading) < self._max_uploads:
-            _, identity = heapq.heappop(self._startable)
-            job = self._open.get(identity)
-            if job is not None and job.state == ADMITTED and not job.held:
-                job.state = UPLOADING
-                self._uploading[identity] = job
-                actions.append(Action("upload", (identity,)))
+        while len(self._uploading) < self._max_uploads and (startable := self._next_upload()) is not None:
+            startable.state = UPLOADING
+            startable.tries += 1
+            self._uploading[startable.id] = startable
+            actions.append(Action("upload", (startable.id,)))
         return actions
+
+    def _next_batch(self) -> list[Job]:
+        if self._preferred is None:
+            in_line = (self._open[identity] for _, identity in self._line)
+            waited_for = (job for job in in_line if job.is_ready or not job.passed)
+            return list(itertools.islice(itertools.takewhile(lambda job: job.is_ready, waited_for), MAX_BATCH))
+        # (A shard that is uploaded is not among them: alone it is no checkpoint.)
+        ready = [job for identity in self._preferred if (job := self._open.get(identity)) and job.is_ready]
+        # The newest alone, as nothing should come between it and its commit.
+        return ready[: 1 if ready and ready[0].order > self._newest_committed else MAX_BATCH]
+
+    def _next_upload(self) -> Job | None:
+        if self._preferred is not None:
+            jobs = (job for identity in self._allowed if (job := self._open.get(identity)))
+            return next((job for job in jobs if job.state == ADMITTED and not job.held), None)
+        while self._startable:
+            job = self._open.get(heapq.heappop(self._startable)[1])
+            if job is not None and job.state == ADMITTED and not job.held:
+                return job
+        return None
 
     def uploaded(self, identity: str) -> None:
         """All objects of a checkpoint are in the store."""
@@ -147,8 +177,6 @@ class Queue:
         if job.shard:
             self._leave_line(job)
             self._gatherable[identity] = job
-            if job is self._first:
-                self._first = None
 
     def end(self, identity: str, state: str, why: str = "") -> None:
         """A checkpoint reached one of the final states."""
@@ -160,9 +188,8 @@ class Queue:
         self._leave_line(job)
         self._uploading.pop(identity, None)
         self._gatherable.pop(identity, None)
-        if job is self._first:
-            self._first = None
         if state == COMMITTED:
+            self._newest_committed = max(self._newest_committed, job.order)
             self.committed += 1
             self.last_committed = identity
             if job in self._batch:
@@ -178,24 +205,43 @@ class Queue:
         if job in self._batch:
             self._batch = []
 
-    @property
-    def first(self) -> str | None:
-        """What was ``put_first``, until it has ended."""
-        return self._first.id if self._first is not None else None
-
     def newest_first(self) -> list[Job]:
         """All that are open, but for shards that are uploaded."""
         return [self._open[identity] for _, identity in reversed(self._line)]
 
-    def put_first(self, identity: str) -> list[Job]:
-        """Time is short: this one alone is uploaded, and committed as soon as it can be, before older ones. A shard is
-        first until it is uploaded.
+    @property
+    def uploading(self) -> list[Job]:
+        """What is on its way to the store."""
+        return list(self._uploading.values())
 
-        Returns those that wait now, until they are ``resume``d; of them, those in state ``UPLOADING`` were under way.
+    @property
+    def committing(self) -> list[Job]:
+        """The batch that is under way: what of it is not committed yet."""
+        return list(self._batch)
+
+    def hurry(self, preferred: Sequence[str], allowed: Sequence[str]) -> None:
+        """Time is short: from now on commits are made in the order of ``preferred``, as soon as they can be, and
+        nothing is begun but the uploads of ``allowed``, in its order.
         """
-        self._first = self._open[identity]
-        self.resume(identity)
-        return [job for job in self._open.values() if job is not self._first and job.state != UPLOADED and not job.held]
+        self._preferred, self._allowed = preferred, allowed
+
+    def relax(self) -> None:
+        """There is time again: all goes on in the order of admission."""
+        self._preferred, self._allowed = None, ()
+
+    def give_way(self, identity: str) -> None:
+        """What was under way for a checkpoint was stopped; it is to be done again."""
+        job = self._open.get(identity)
+        if job is not None:
+            self._end_batch_at(job)
+            if self._uploading.pop(identity, None) is not None:
+                self._start_over(job)
+
+    def pass_by(self, identity: str) -> None:
+        """Do not let newer ones wait for this one's commit."""
+        job = self._open.get(identity)
+        if job is not None:
+            job.passed = True
 
     def dispensable(self) -> str | None:
         """The oldest that is not on its way to the store, not the newest of its name, and that nobody else has a part
@@ -249,6 +295,7 @@ class Queue:
         job = self._failed.pop(identity, None)
         if job is not None:
             job.state, job.why, job.sent = UPLOADED if job.stored else ADMITTED, "", 0
+            job.held = job.passed = False
             self._enter(job)
 
     @property

@@ -35,6 +35,11 @@ class Throughput:
         """Bytes a second when something was sent last; 0: nothing ever was."""
         return self._last
 
+    def assume(self, bytes_per_s: float) -> None:
+        """Forget what was measured, and go by this until there is more."""
+        self._sent.clear()
+        self._total, self._last = 0, bytes_per_s
+
     def bytes_per_s(self) -> float:
         now = self._forget()
         if not self._sent:

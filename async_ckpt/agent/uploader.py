@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import random
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -23,7 +23,7 @@ from ..errors import CheckpointError, StoreError, TransientStoreError
 from ..manifest import LINK, FileEntry, Manifest, dump
 from ..source import TarMember, TarSource, captured_source
 from ..spool.spool import Admitted
-from ..stores.base import Multipart, Source, Store
+from ..stores.base import Multipart, Progress, Source, Store
 from .handover import TAR, Handover
 
 #: How often the latest checkpoint is moved anew after others came first, and the first pause before, in seconds.
@@ -146,13 +146,13 @@ class Uploader:
                 events.stored(entry.path, digests[entry.path], copied=copied)
 
         await for_each(item.manifest.files, self._config.files_in_flight, put)
-        await self._put_files_behind_links(item)
+        await self._put_files_behind_links(item, events.progress)
         files = [
             FileEntry(e.path, e.size, e.mode, mtime_ns=e.mtime_ns, crc32=digests[e.path]) for e in item.manifest.files
         ]
         return replace(item.manifest, files=files)
 
-    async def _put_files_behind_links(self, item: Admitted) -> None:
+    async def _put_files_behind_links(self, item: Admitted, progress: Progress) -> None:
         """Store what symbolic links lead to under the links' own paths as well. Loads of ours make links again, by the
         manifest; metaflow-checkpoint knows no links, and would not have the files at all.
         """
@@ -170,7 +170,8 @@ class Uploader:
             if not await self._copy(f"{base}/{entry.path}", f"{base}/{path}", entry.size):
                 source = captured_source(item.data, entry)
                 try:
-                    await self._store.put_source(f"{base}/{path}", source)
+                    await self._store.put_source(f"{base}/{path}", source, progress)
+                    progress(-entry.size)  # It shows that something moves, and is no part of the checkpoint's size.
                 finally:
                     source.close()
 
@@ -204,9 +205,16 @@ class Uploader:
         finally:
             source.close()
 
-    async def commit(self, batch: Sequence[Reference]) -> tuple[int, CheckpointError | None]:
+    async def commit(
+        self, batch: Sequence[Reference], on_commit: Callable[[Reference], None] = lambda reference: None
+    ) -> tuple[int, CheckpointError | None]:
         """Make uploaded checkpoints of one task visible, in order, and move ``latest`` on to the newest of them unless
         it is on a newer one, or cannot be moved.
+
+        Parameters
+        ----------
+        on_commit : callable
+            Gets each as soon as it is committed: who is cancelled after that will not be told otherwise.
 
         Returns
         -------
@@ -218,9 +226,11 @@ class Uploader:
         if shards := [reference["key"] for reference in batch if layout.is_shard(reference)]:
             raise ValueError(f"One rank's part is no checkpoint: {shards}")
         async with self._committing:
-            return await self._commit(batch)
+            return await self._commit(batch, on_commit)
 
-    async def _commit(self, batch: Sequence[Reference]) -> tuple[int, CheckpointError | None]:
+    async def _commit(
+        self, batch: Sequence[Reference], on_commit: Callable[[Reference], None]
+    ) -> tuple[int, CheckpointError | None]:
         begun = await self._begun(batch)
         described = {layout.parse_key(reference["key"]).metadata_key: dump(reference) for reference in batch}
         failed = await self._put_all({**begun, **described})
@@ -242,6 +252,7 @@ class Uploader:
                 break
             committed.append(reference)
             self._note_committed(reference)
+            on_commit(reference)
         crash_point("worker:before-latest")
         await self._move_latest([reference for reference in committed if reference.get("latest")])
         return len(committed), error

@@ -4,8 +4,9 @@ It imports what the control plane must not (aiobotocore, Metaflow), runs at idle
 matters, and may be killed at any time. The two speak the frames of ``ipc.protocol`` over a socket pair:
 
 - agent → worker: ``{"op": "upload", "id"}``, before it what is known of the checkpoint (``handover.py``);
-  ``{"op": "commit", "ids"}``; ``{"op": "priority", "idle"}``; ``{"op": "pause", "id"}``: stop an upload, which will
-  be ordered again; there is no answer to either; ``{"op": "gather", "id", "timeout_s", "decides"}``: wait for the
+  ``{"op": "commit", "ids"}``; ``{"op": "priority", "idle"}``; ``{"op": "pause", "id"}``: stop an upload, or the batch
+  that this one is to be committed in, which will be ordered again; there is no answer to either, but for what of the
+  batch is committed; ``{"op": "gather", "id", "timeout_s", "decides"}``: wait for the
   other ranks' shards, and for the commit (``Patience``); said again, the wait is shortened; ``{"op": "gone",
   "attempt"}``: tell the other nodes of the gang that this one saves no more, answered by ``{"op": "gone"}``;
 - worker → agent: ``{"op": "progress", "id", "bytes"}``, ``{"op": "file", "id", "path", "crc32", "copied"}``,
@@ -151,6 +152,8 @@ class _Worker:
         self._uploader = Uploader(self.store, config)
         self._sending = anyio.Lock()
         self._uploads: dict[str, anyio.CancelScope] = {}
+        #: Of batches under way: by each id.
+        self._commits: dict[str, anyio.CancelScope] = {}
         self._gatherer = Gatherer(self.store, self._uploader, config)
         self._gathering: dict[str, Patience] = {}
 
@@ -201,29 +204,38 @@ class _Worker:
         await self._send({"op": "gone", "id": ""})
 
     def pause(self, identity: str) -> None:
-        if identity in self._uploads:
-            self._uploads.pop(identity).cancel()
+        for scopes in (self._uploads, self._commits):
+            if identity in scopes:
+                scopes.pop(identity).cancel()
 
     async def commit(self, batch: list[str]) -> None:
-        references: list[dict[str, Any]] = []
+        committed: list[dict[str, Any]] = []
         error: Exception | None = None
-        committed = 0
+        with anyio.CancelScope() as scope:
+            self._commits.update(dict.fromkeys(batch, scope))
+            error = await self._commit(batch, committed)
+        self._commits = {identity: other for identity, other in self._commits.items() if other is not scope}
+        for identity in batch[: len(committed)]:
+            await self._send({"op": "committed", "id": identity})
+        if error is not None:
+            await self._send(_failed(batch[len(committed)], error))
+
+    async def _commit(self, batch: list[str], committed: list[dict[str, Any]]) -> Exception | None:
+        """Why the next one is not committed, after those that are put into ``committed``."""
+        references: list[dict[str, Any]] = []
+        unread: Exception | None = None
         for identity in batch:
             try:
                 item = await self._read(identity)
-            except Exception as unread:
-                error = unread  # Those before it can be committed.
+            except Exception as error:
+                unread = error  # Those before it can be committed.
                 break
             references.append(item.reference)
         try:
-            committed, refused = await self._uploader.commit(references)
-            error = refused or error
+            _, refused = await self._uploader.commit(references, committed.append)
         except Exception as unexpected:
-            error = unexpected
-        for identity in batch[:committed]:
-            await self._send({"op": "committed", "id": identity})
-        if error is not None:
-            await self._send(_failed(batch[committed], error))
+            return unexpected
+        return refused or unread
 
     async def _read(self, identity: str) -> Admitted:
         item = await anyio.to_thread.run_sync(self._spool.read, identity)

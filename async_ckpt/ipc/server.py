@@ -11,6 +11,7 @@ import struct
 from collections.abc import Callable
 
 from ..errors import ProtocolError
+from ..forks import keep_socket_from_children
 from . import protocol
 from .protocol import Message
 
@@ -157,6 +158,7 @@ class Server:
         if uid not in (os.getuid(), 0) or len(self.connections) >= MAX_CONNECTIONS:
             sock.close()
             return
+        keep_socket_from_children(sock)
         sock.setblocking(False)
         connection = Connection(self, sock, pid)
         self.connections.add(connection)

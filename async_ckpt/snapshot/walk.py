@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from ..config import Config, is_spools_name
 from ..errors import MissingPathError, SnapshotError
+from ..manifest import MAX_DEPTH
 from .links import Root, failure, refused, target_of
 
 #: Our own folders beside what is saved on another file system than the spool; never part of a checkpoint.
@@ -95,6 +96,11 @@ def _walk_folder(path: str, config: Config, follow: bool) -> Iterator[Item]:
     linked = 0
     while pending:
         relative, folder, roots = (last := pending.pop()).path, last.full, last.roots
+        if relative.count("/") >= MAX_DEPTH:
+            raise SnapshotError(
+                f"Cannot capture {path}: there are more than {MAX_DEPTH} folders inside each other in it", where=folder,
+                hint="Save what is in it as one file (a tar), or make it flatter",
+            )  # fmt: skip
         try:
             with os.scandir(folder) as entries:
                 for entry in entries:

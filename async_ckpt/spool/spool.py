@@ -6,7 +6,9 @@ One directory per task (all attempts), 0700::
     versions.<attempt>      counts saves, a decimal number              under flock, by every saver
     collective.<attempt>.<rank>  counts a rank's collective saves       under the same flock
     launches.<attempt>      whoever started ranks, one a line           under the same flock
-    data/<pid>-<random>/    snapshots: what ``save()`` captured         by savers
+    pidns                   the PID namespace of the task               written by each attempt's start
+    savers/<pid>.<pidns>    locked by a saver of another PID namespace while it lives   by it
+    data/<pid>-<random>/    snapshots: what ``save()`` captured (savers of another PID namespace: see ``owner.py``)
     data/<pid>-<random>.pack   its small files, one after the other     by savers
     data/<pid>-<random>.origin   link: where what was moved there stood (see snapshot/origin.py)   by savers
     annexes                 further directories like data/, one a line  by savers, appended
@@ -44,15 +46,16 @@ from typing import Any
 from .. import layout
 from ..config import RESTORE_S
 from ..errors import IntegrityError, NotOurs, SpoolError, os_hint, os_reason
-from ..files import locked, process_exists, wait_for, write_atomically, write_new
+from ..files import locked, remove_tree, wait_for, write_atomically, write_new
 from ..manifest import LINK, PACKED, FileEntry, Manifest, dump
 from ..snapshot import origin
-from ..snapshot.base import remove_snapshot, remove_tree
+from ..snapshot.base import remove_snapshot
 from ..snapshot.walk import ANNEX_PREFIX
 from ..source import pack_path
 from ..stores.base import StoreSpec
 from . import journal
 from .mounts import down_from_mount
+from .owner import Owner, note_namespace
 
 FORMAT = 1
 
@@ -122,6 +125,7 @@ class Spool:
         #: What ``spool.json`` was, and which attempt it named, when it was last read: (inode, mtime in nanoseconds).
         self._identity: tuple[int, int] | None = None
         self._running = task.attempt
+        self._owner = Owner(directory)
         #: Whether this process knows that the task runs, and may make the spool again where it is removed.
         self.may_make = False
         #: What was counted last by this object, by counter: a file that is made again must not fall behind it.
@@ -146,6 +150,7 @@ class Spool:
             private_directory(root)
             _make_private(directory)
             spool._make_folders()
+            note_namespace(directory)
             write_atomically(spool.path("spool.json"), spool._identity_json())
         except OSError as error:
             raise _spool_error("The spool cannot be made", directory, error) from error
@@ -305,7 +310,7 @@ class Spool:
 
     def new_data_directory(self, source: str) -> str:
         """A path, not yet made, for the snapshot of ``source``: on its file system if that can be written to."""
-        name = f"{os.getpid()}-{secrets.token_hex(8)}"
+        name = f"{self._owner.name()}-{secrets.token_hex(8)}"
         # Where no annex can be made, files are copied into the spool instead.
         with contextlib.suppress(OSError, SpoolError):
             device = os.stat(source).st_dev
@@ -463,7 +468,7 @@ class Spool:
         """Give a record its name in ``ready/``. ``OSError`` if that cannot be done."""
         record = {name: value for name, value in vars(admitted).items() if name in Admitted.__dataclass_fields__}
         record["manifest"] = admitted.manifest.to_json()
-        staged = self.path("staging", f"{os.getpid()}-{secrets.token_hex(8)}.json")
+        staged = self.path("staging", f"{self._owner.name()}-{secrets.token_hex(8)}.json")
         write_new(self.path("ready", f"{admitted.id}.json"), dump(record), staged)
 
     # -- reading ---------------------------------------------------------------------------------------------------
@@ -531,7 +536,9 @@ class Spool:
         for folder in (self.path("data"), self.path("staging"), *self._annexes(self.directory)):
             with contextlib.suppress(FileNotFoundError):
                 found.update(
-                    os.path.join(folder, name) for name in os.listdir(folder) if not _alive(name.partition("-")[0])
+                    os.path.join(folder, name)
+                    for name in os.listdir(folder)
+                    if not self._owner.may_live(name.partition("-")[0])
                 )
         return found
 
@@ -649,10 +656,6 @@ def is_torn(item: Admitted, entry: FileEntry) -> bool:
 
 def _counter(fd: int) -> int:
     return int(os.pread(fd, 32, 0) or b"0")
-
-
-def _alive(pid: str) -> bool:
-    return pid.isdecimal() and process_exists(int(pid))
 
 
 def private_directory(path: str) -> None:

@@ -10,6 +10,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import socket
+import struct
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -211,11 +212,14 @@ class ThreadTransport:
 def _close(response: Any) -> None:
     """Close the connection of an answer that is not read to its end. A thread may be reading it, and ``close`` waits
     for that: so it is ended below the library, and below TLS, first.
+
+    With a reset: a server that has more to send, and no room to send it to, would not hear of a plain end for seconds.
     """
     raw = response.raw
     sock = getattr(raw.connection, "sock", None)
     if sock is not None:
         with contextlib.suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             socket.socket.shutdown(sock, socket.SHUT_RDWR)
     threading.Thread(target=raw.close, name="async_ckpt-close", daemon=True).start()
 

@@ -139,7 +139,7 @@ def test_what_cannot_be_saved_says_why_and_the_connection_and_the_saver_go_on(
     second = client.save(write(task, 1))["reference"]
     assert (first["version_id"], second["version_id"]) == (0, 1)
     assert saver_pid(task) == pid
-    assert checkpointer.status()["saves"] == 0
+    assert checkpointer.status()["socket_saves"] == 0
 
 
 def test_metadata_costs_no_save_and_what_is_not_kept_of_it_is_in_the_answer(
@@ -198,7 +198,7 @@ def test_the_step_may_end_while_a_save_is_under_way_and_it_is_in_the_store_or_re
     kill(saver_, signal.SIGSTOP)
     client.send({"op": "save", "seq": 50, "path": str(write(task, 1))})
     # The agent reads what comes over one connection in order.
-    assert client.ask({"op": "status"})["saves"] == 1
+    assert client.ask({"op": "status"})["socket_saves"] == 1
     agent = agent_pid(checkpointer)
     checkpointer.close(clean=True)
     client.ask({"op": "status"})  # Answered in the round in which the goodbye is read, or after it.
@@ -312,7 +312,7 @@ def test_a_save_over_the_socket_waits_for_room_and_the_agent_answers_others_mean
     client, other = talk(checkpointer), talk(checkpointer)
     client.save(write(task, 0))
     client.send({"op": "save", "seq": 50, "path": str(write(task, 1))})
-    wait_until(lambda: other.ask({"op": "status"})["saves"] == 1, "it waits")
+    wait_until(lambda: other.ask({"op": "status"})["socket_saves"] == 1, "it waits")
     assert other.ask({"op": "state", "id": "0.mfchckpt.0"})["state"] in ("ADMITTED", "UPLOADING")
     gate.open("weights")
     assert client.answer(50)["id"] == "0.mfchckpt.1"

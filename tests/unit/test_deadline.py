@@ -1,55 +1,272 @@
-"""What is chosen when time is short, and what a notice of the machine's end says."""
+"""What goes when time is short, and what a notice of the machine's end says."""
 
 from __future__ import annotations
 
 import datetime
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from async_ckpt.agent import deadline
-from async_ckpt.agent.deadline import Notice, choose
-from async_ckpt.agent.queue import Job
-from async_ckpt.spool.journal import UPLOADED, UPLOADING
+from async_ckpt.agent import deadline, notice
+from async_ckpt.agent.deadline import LastCall, plan
+from async_ckpt.agent.notice import Notice
+from async_ckpt.agent.queue import Action, Job, Queue
+from async_ckpt.agent.throughput import Throughput
+from async_ckpt.config import LAST_CALL_MOST_S, Config
+from async_ckpt.spool.journal import COMMITTED, FAILED, UPLOADED, UPLOADING
+
+MIB = 1 << 20
 
 
 def jobs(*left: int) -> list[Job]:
-    """Newest first."""
-    return [Job(str(number), (0, number), size) for number, size in reversed(list(enumerate(left)))]
+    """Newest first; each ten times as large as what may go beside others anyway."""
+    return [Job(str(number), (0, number), size * 10 * MIB) for number, size in reversed(list(enumerate(left)))]
 
 
-class TestChoose:
+def chosen(newest_first: list[Job], rate: float = 10, seconds: float = 10, most: int = 1, **strikes: int) -> list[str]:
+    by_id = {identity.removeprefix("n"): count for identity, count in strikes.items()}
+    return [job.id for job in plan(newest_first, by_id, rate * 10 * MIB, seconds, most)]
+
+
+class TestPlan:
     def test_the_newest_that_fits_goes_first(self) -> None:
-        assert choose(jobs(10, 20, 30, 1000), 10, 10).id == "2"  # type: ignore[union-attr]
+        assert chosen(jobs(10, 20, 30, 1000)) == ["2"]
 
     def test_not_all_of_the_time_is_planned_with(self) -> None:
-        assert choose(jobs(10, 99), 10, 10).id == "0"  # type: ignore[union-attr]
+        assert chosen(jobs(10, 99)) == ["0"]
+
+    def test_what_is_under_way_goes_on_while_it_may_be_there_in_time(self) -> None:
+        newest_first = jobs(10, 99)
+        newest_first[0].state = UPLOADING
+        assert chosen(newest_first) == ["1"]
 
     def test_what_is_sent_already_counts(self) -> None:
         newest_first = jobs(10, 1000)
-        newest_first[0].sent = 950
+        newest_first[0].sent = 850 * 10 * MIB
         newest_first[0].state = UPLOADING
-        assert choose(newest_first, 10, 10).id == "1"  # type: ignore[union-attr]
+        assert chosen(newest_first) == ["0"]
 
-    def test_what_is_uploaded_always_fits(self) -> None:
+    def test_what_is_uploaded_needs_no_more(self) -> None:
         newest_first = jobs(10, 1000)
         newest_first[0].state = UPLOADED
-        assert choose(newest_first, 10, 0).id == "1"  # type: ignore[union-attr]
+        assert chosen(newest_first) == ["0"]
 
     def test_where_nothing_fits_it_is_the_quickest(self) -> None:
-        assert choose(jobs(700, 600, 900), 10, 10).id == "1"  # type: ignore[union-attr]
+        assert chosen(jobs(700, 600, 900)) == ["1"]
 
-    def test_where_no_rate_is_known_it_is_the_newest(self) -> None:
-        assert choose(jobs(10, 1000), 0, 10).id == "1"  # type: ignore[union-attr]
+    def test_where_no_rate_is_known_it_is_the_newest_alone(self) -> None:
+        assert chosen(jobs(0, 10, 1000), rate=0, most=2) == ["2"]
+
+    def test_what_pauses_cannot_go(self) -> None:
+        newest_first = jobs(10, 20, 30)
+        newest_first[0].held = True
+        assert chosen(newest_first) == ["1"]
+
+    def test_what_has_given_way_comes_after_the_others_and_comes_again(self) -> None:
+        assert chosen(jobs(10, 20, 30), n2=1) == ["1"]
+        assert chosen(jobs(10, 20, 30), n2=1, n1=1, n0=1) == ["2"]
+
+    def test_small_ones_go_beside_a_big_one_if_they_fit_as_well(self) -> None:
+        assert chosen(jobs(3, 2, 1, 40), most=3) == ["3", "2", "1"]
+        assert chosen(jobs(3, 30, 40), most=3) == ["2", "0"]
+        assert chosen(jobs(3, 79), most=2) == ["1"]
+
+    def test_nothing_that_has_given_way_goes_beside_what_has_not(self) -> None:
+        assert chosen(jobs(1, 40), most=2, n0=1) == ["1"]
 
     def test_of_nothing_it_is_nothing(self) -> None:
-        assert choose([], 10, 10) is None
+        assert chosen([]) == []
+
+
+class Clock:
+    """What ``time`` is to the code under test."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def time(self) -> float:
+        return 1e9 + self.now
+
+
+class Plane:
+    """A worker that does nothing, and hears what it is told."""
+
+    is_awake = True
+
+    def __init__(self) -> None:
+        self.paused: list[str] = []
+
+    def tell(self, message: dict[str, Any]) -> None:
+        assert message["op"] == "pause"
+        self.paused.append(message["id"])
+
+
+class Scene:
+    """A queue whose oldest uploads are under way, and what is decided about it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, config: Config, sizes: list[int]) -> None:
+        self.clock, self.plane, self.queue, self.said = Clock(), Plane(), Queue(config.max_uploads), list[Any]()
+        for module in (deadline, notice):
+            monkeypatch.setattr(module, "time", self.clock)
+        throughput = Throughput()
+        throughput.assume(MIB)
+        self.last_call = LastCall(
+            self.queue, throughput, self.plane, config, lambda identity: 0, self.said.append  # type: ignore[arg-type]
+        )  # fmt: skip
+        for number, size in enumerate(sizes):
+            self.queue.admit(f"0.a.{number}", (0, number), size * MIB)
+        self.queue.next_actions()
+
+    def tick(self, seconds: float = 0.2) -> list[Action]:
+        self.clock.now += seconds
+        self.last_call.tick(self.clock.now)
+        return self.queue.next_actions()
+
+    def told(self) -> str:
+        return "\n".join(str(push) for push in self.said)
+
+
+@pytest.fixture
+def scene(monkeypatch: pytest.MonkeyPatch) -> Scene:
+    """Four that take 2 s each, one of which is under way."""
+    return Scene(monkeypatch, Config(max_uploads=1, spot_notice_file=""), [2, 2, 2, 2])
+
+
+def upload(number: int) -> list[Action]:
+    return [Action("upload", (f"0.a.{number}",))]
+
+
+class TestLastCall:
+    def test_what_is_refused_gives_way_at_once(self, scene: Scene) -> None:
+        scene.last_call.hear(15, "SIGTERM")
+        assert scene.plane.paused == ["0.a.0"]
+        assert scene.queue.next_actions() == upload(3)
+        scene.queue.end("0.a.3", FAILED, "refused")
+        scene.last_call.choose_again("0.a.3 failed")
+        assert scene.queue.next_actions() == upload(2)
+        assert "0.a.3 failed" in scene.told()
+
+    def test_what_pauses_gives_way_and_comes_again_when_nothing_else_is_left(self, scene: Scene) -> None:
+        scene.last_call.hear(15, "SIGTERM")
+        scene.queue.next_actions()
+        scene.queue.hold("0.a.3")
+        scene.last_call.stumbled(["0.a.3"], "0.a.3 failed (500)")
+        assert scene.queue.next_actions() == upload(2)
+        scene.queue.resume("0.a.3")
+        assert scene.tick() == []
+        for number in (2, 1, 0):
+            scene.queue.end(f"0.a.{number}", COMMITTED)
+            scene.tick()
+        assert [job.id for job in scene.queue.uploading] == ["0.a.3"]
+
+    def test_what_gets_nowhere_gives_way_and_bytes_sent_again_are_nothing_new(self, scene: Scene) -> None:
+        scene.last_call.hear(15, "SIGTERM")
+        scene.tick()
+        (job,) = scene.queue.uploading
+        for _ in range(100):
+            job.sent = MIB - job.sent
+            if started := scene.tick():
+                break
+        assert started == upload(2)
+        assert scene.clock.now < 1000 + 3
+        assert "gets nowhere" in scene.told()
+
+    def test_what_is_slower_than_planned_gives_way_if_another_one_may_be_there_in_time(self, scene: Scene) -> None:
+        scene.last_call.hear(15, "SIGTERM")
+        scene.tick()
+        (job,) = scene.queue.uploading
+        for _ in range(100):
+            job.sent += 100
+            if started := scene.tick():
+                break
+        assert started == upload(2)
+        assert scene.clock.now < 1000 + 3
+        assert "too slow" in scene.told()
+
+    def test_one_that_is_alone_is_begun_anew_ever_more_rarely(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        scene = Scene(monkeypatch, Config(spot_notice_file=""), [2])
+        scene.last_call.hear(60, "SIGTERM")
+        begun = []
+        while scene.clock.now < 1058:
+            if scene.tick():
+                begun.append(scene.clock.now)
+        assert 2 <= len(begun) <= 5
+        assert begun[1] - begun[0] > LAST_CALL_MOST_S
+
+    def test_a_commit_that_gets_nowhere_gives_way(self, scene: Scene) -> None:
+        scene.last_call.hear(15, "SIGTERM")
+        scene.queue.next_actions()
+        for number in (3, 2):
+            scene.queue.uploaded(f"0.a.{number}")
+            scene.last_call.choose_again()
+            scene.queue.next_actions()
+        commits: list[Action] = []
+        while not commits and scene.clock.now < 1014:
+            commits = [action for action in scene.tick() if action.kind == "commit"]
+        assert commits == [Action("commit", ("0.a.2",))]
+        assert "0.a.3" in scene.plane.paused
+
+    def test_nothing_is_judged_before_the_worker_is_awake(self, scene: Scene) -> None:
+        scene.plane.is_awake = False
+        scene.last_call.hear(15, "SIGTERM")
+        scene.queue.next_actions()
+        for _ in range(50):
+            assert scene.tick() == []
+
+    def test_an_end_that_is_far_changes_the_order_and_holds_nothing(self, scene: Scene) -> None:
+        scene.last_call.hear(3600, "a notice")
+        assert scene.plane.paused == []
+        assert scene.queue.next_actions() == []
+        scene.queue.end("0.a.0", COMMITTED)
+        assert scene.tick() == upload(3)
+        scene.clock.now += 3590
+        scene.tick()
+        assert "given up" in scene.told()
+
+    @pytest.mark.parametrize("seconds", [90_000, 1e12, float("inf")])
+    def test_an_end_in_years_is_none_and_is_said_once(self, scene: Scene, seconds: float) -> None:
+        scene.last_call.hear(seconds, "a notice")
+        scene.tick()
+        assert scene.plane.paused == []
+        assert not scene.last_call.is_near
+        assert len(scene.said) == 1
+        assert "no end of a machine" in scene.told()
+
+    def test_of_several_ends_the_earliest_counts_and_when_all_have_passed_all_goes_on(self, scene: Scene) -> None:
+        scene.last_call.hear(100, "a notice")
+        scene.queue.next_actions()
+        scene.last_call.hear(10, "SIGTERM")
+        scene.last_call.hear(50, "SIGTERM")
+        scene.tick(11)
+        assert scene.last_call.is_near
+        scene.tick(90)
+        assert not scene.last_call.is_near
+        assert scene.last_call.first is None
+        scene.queue.end("0.a.3", COMMITTED)
+        assert scene.queue.next_actions() == upload(0)
+
+    def test_a_notice_that_is_taken_away_is_none(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        path = tmp_path / "notice"
+        scene = Scene(monkeypatch, Config(max_uploads=1, spot_notice_file=str(path)), [2, 2])
+        when = datetime.datetime.fromtimestamp(scene.clock.time() + 60, datetime.timezone.utc)
+        path.write_text(when.isoformat())
+        assert scene.tick(2) == upload(1)
+        path.unlink()
+        scene.tick(2)
+        assert not scene.last_call.is_near
+        scene.queue.end("0.a.1", COMMITTED)
+        assert scene.queue.next_actions() == upload(0)
 
 
 class TestNotice:
     @pytest.fixture(autouse=True)
     def _always(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        monkeypatch.setattr(deadline, "_LOOK_S", 0)
+        monkeypatch.setattr(notice, "NOTICE_LOOK_S", 0)
         self.path = tmp_path / "notice"
         self.notice = Notice(str(self.path), 30)
 
@@ -67,13 +284,36 @@ class TestNotice:
         assert self.notice.seconds_left() == pytest.approx(120, abs=60)
         assert self.notice.seconds_left() is None
 
-    @pytest.mark.parametrize("text", ["", "soon", "\0\xff", "2026-13-45T99:99:99Z"])
-    def test_one_that_cannot_be_read_leaves_the_usual_time(self, text: str) -> None:
+    @pytest.mark.parametrize("text", ["", "soon", "\0\xff", "2026-13-45T99:99:99Z", "0001-01-01T00:00:00+23:59"])
+    def test_one_that_cannot_be_read_leaves_the_usual_time_from_when_it_was_written(self, text: str) -> None:
         self.path.write_text(text)
-        assert self.notice.seconds_left() == 30
+        if text.startswith("0001"):
+            assert (self.notice.seconds_left() or 0) <= 30
+            return
+        assert self.notice.seconds_left() == pytest.approx(30, abs=20)
+        os.utime(self.path, (1e9, 1e9))
+        assert self.notice.seconds_left() is None
+        assert self.notice.is_withdrawn
 
     def test_one_of_the_past_is_somebody_elses(self) -> None:
         self.write(-3600)
         assert self.notice.seconds_left() is None
         self.write(3600)
         assert self.notice.seconds_left() is not None
+
+    def test_a_later_one_is_told_as_well_and_one_that_is_gone_is_withdrawn(self) -> None:
+        self.write(120)
+        assert self.notice.seconds_left() is not None
+        self.write(300)
+        assert self.notice.seconds_left() == pytest.approx(300, abs=60)
+        assert not self.notice.is_withdrawn
+        self.path.unlink()
+        assert self.notice.seconds_left() is None
+        assert self.notice.is_withdrawn
+
+    def test_what_is_no_file_is_no_notice_and_nobody_waits_for_it(self) -> None:
+        os.mkfifo(self.path)
+        assert self.notice.seconds_left() is None
+        self.path.unlink()
+        self.path.mkdir()
+        assert self.notice.seconds_left() is None

@@ -249,18 +249,15 @@ TestModel.settings = settings(max_examples=60, stateful_step_count=30, deadline=
 def test_what_is_put_first_is_uploaded_alone_and_committed_before_older_ones() -> None:
     queue = admitted(5)
     queue.next_actions()
-    waiting = queue.put_first("3")
-    assert [job.id for job in waiting] == ["0", "1", "2", "4"]
-    for job in waiting:
-        queue.hold(job.id)
+    for identity in "01":
+        queue.give_way(identity)
+    queue.hurry("43210", ["3"])
     assert queue.next_actions() == [Action("upload", ("3",))]
     queue.uploaded("3")
     assert queue.next_actions() == [Action("commit", ("3",))]
     queue.end("3", COMMITTED)
-    assert queue.first is None
     assert queue.next_actions() == []
-    for job in waiting:
-        queue.resume(job.id)
+    queue.relax()
     assert queue.next_actions() == [Action("upload", ("0",)), Action("upload", ("1",))]
 
 
@@ -268,9 +265,51 @@ def test_what_is_uploaded_at_the_head_need_not_wait_for_what_is_put_first() -> N
     queue = uploaded(1)
     queue.admit("1", (0, 1), 10)
     queue.admit("2", (0, 2), 10)
-    assert [job.id for job in queue.put_first("2")] == ["1"]
-    queue.hold("1")
+    queue.hurry("210", ["2"])
     assert queue.next_actions() == [Action("commit", ("0",)), Action("upload", ("2",))]
+
+
+def test_in_a_hurry_the_newest_is_committed_alone_and_the_others_after_it_newest_first() -> None:
+    queue = uploaded(3)
+    queue.hurry("210", [])
+    assert queue.next_actions() == [Action("commit", ("2",))]
+    queue.end("2", COMMITTED)
+    assert queue.next_actions() == [Action("commit", ("1", "0"))]
+
+
+def test_in_a_hurry_what_cannot_be_committed_now_gives_way() -> None:
+    queue = uploaded(3)
+    queue.hurry("210", [])
+    queue.next_actions()
+    queue.give_way("2")
+    queue.hurry("102", [])
+    assert queue.next_actions() == [Action("commit", ("1",))]
+    queue.hold("1")
+    assert queue.next_actions() == [Action("commit", ("0",))]
+
+
+def test_what_has_given_way_goes_on_when_there_is_time_again() -> None:
+    queue = admitted(3, max_uploads=1)
+    queue.next_actions()
+    queue.give_way("0")
+    queue.hurry("210", ["2"])
+    assert queue.next_actions() == [Action("upload", ("2",))]
+    queue.give_way("2")
+    queue.relax()
+    assert queue.next_actions() == [Action("upload", ("0",))]
+
+
+def test_nobody_waits_for_one_that_is_passed_by_and_it_comes_in_its_place_when_it_can() -> None:
+    queue = uploaded(3)
+    queue.hold("0")
+    assert queue.next_actions() == []
+    queue.pass_by("0")
+    assert queue.next_actions() == [Action("commit", ("1", "2"))]
+    queue.end("1", COMMITTED)
+    queue.end("2", COMMITTED)
+    queue.admit("3", (0, 3), 10, uploaded=True)
+    queue.resume("0")
+    assert queue.next_actions() == [Action("commit", ("0", "3"))]
 
 
 def test_only_what_waits_and_is_not_the_newest_of_its_name_is_dispensable() -> None:
