@@ -47,7 +47,7 @@ from . import handover
 from .backlog import is_short_of_disk, why_full
 from .deadline import LastCall
 from .farewell import Farewell
-from .housekeeping import Housekeeping
+from .housekeeping import Housekeeping, removed
 from .leases import Leases
 from .outage import Outages
 from .owners import Owners
@@ -255,6 +255,7 @@ class Agent:
         """Make again what something has removed from the spool; report what cannot be made again."""
         if why := self._house.look(self._items.values()):
             self._say(why)
+        self._fail_torn()  # Such files were removed by ourselves.
         open_ones = [item for item in self._items.values() if self._queue.jobs[item.id].state in (ADMITTED, UPLOADING)]
         progress = self._journal.progress
         for item, why in self._house.lost([(item, progress.get(item.id, Progress()).files) for item in open_ones]):
@@ -436,6 +437,11 @@ class Agent:
             # Nobody misses it: the ranks that were started again have begun with an earlier one.
             self._supersede(item.id, f"given up, as its ranks were started again: {message['why']}")
             return
+        self._fail_torn()  # Such files were removed by ourselves.
+        known = self._journal.progress.get(item.id, Progress()).files
+        if self._queue.jobs[item.id].state == UPLOADING and (why := removed(item, known)):
+            self._fail(item.id, why, lost=item)
+            return
         lost = item if message.get("decided") else None
         self._fail(item.id, message["why"], lost=lost, refused=message["refused"])
 
@@ -547,6 +553,10 @@ class Agent:
             self._wake_read.recv(4096)
         for why in self._leases.notices():
             self._say(why)
+        self._fail_torn()
+
+    def _fail_torn(self) -> None:
+        """Give up what was written to before it could be copied away."""
         for identity, why in self._leases.lost():
             if self._queue.jobs[identity].state != UPLOADED:
                 self._fail(identity, why, lost=self._items.get(identity))

@@ -65,15 +65,17 @@ class Housekeeping:
         why they cannot be stored.
         """
         for item, stored in waiting:
-            if not self._damaged and os.path.isdir(item.data):
-                continue
-            torn = torn_file(item, stored)
-            if torn is not None and not os.path.lexists(item.file(torn)):
-                yield (
-                    item,
-                    f"{torn} was removed from the spool before it was stored, by something that cleans its folder",
-                )
+            if (self._damaged or not os.path.isdir(item.data)) and (why := removed(item, stored)):
+                yield item, why
 
     def stop(self) -> None:
         """The agent ends."""
         self._upkeep.stop()
+
+
+def removed(item: Admitted, stored: Container[str]) -> str:
+    """Why a checkpoint cannot be stored, if something has removed a file of it that the store does not have."""
+    torn = torn_file(item, stored)
+    if torn is None or os.path.lexists(item.file(torn)):
+        return ""
+    return f"{torn} was removed from the spool before it was stored, by something that cleans that directory"

@@ -197,6 +197,8 @@ class Spool:
                 private_directory(os.path.dirname(self.directory))
                 _make_private(self.directory)
             self._make_folders()
+            if self.may_make and not os.path.lexists(self.path("pidns")):
+                note_namespace(self.directory)
             path = self.path("spool.json")
             if self.may_make and not os.path.exists(path):
                 with contextlib.suppress(FileExistsError):

@@ -17,13 +17,12 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import functools
 import os
 import re
 import time
-import weakref
 from collections.abc import Iterable
 
+from .. import forks
 from ..config import Config
 from ..errors import SpoolError
 from ..files import try_lock, write_atomically
@@ -57,8 +56,6 @@ class Upkeep:
         #: Directories that are locked: path → descriptor, inode.
         self._locked: dict[str, tuple[int, int]] = {}
         self._lock_file = -1
-        # A child that the task forks must not hold what its agent (in a thread of it) held, when that is gone.
-        os.register_at_fork(after_in_child=functools.partial(_stop, weakref.ref(self)))
 
     @property
     def holds(self) -> bool:
@@ -68,10 +65,10 @@ class Upkeep:
     def stop(self) -> None:
         """Let go of the locks."""
         for fd, _ in self._locked.values():
-            os.close(fd)
+            forks.close_lock(fd)
         self._locked.clear()
         if self._lock_file >= 0:
-            os.close(self._lock_file)
+            forks.close_lock(self._lock_file)
             self._lock_file = -1
 
     def look(self, items: Iterable[Admitted]) -> list[str]:
@@ -102,7 +99,7 @@ class Upkeep:
         for annex in spool.annexes():
             self._hold(annex, fcntl.LOCK_SH)
         there = set(os.listdir(spool.directory))
-        missing += [name for name in ("data", "staging", "ready") if name not in there]
+        missing += [name for name in ("data", "staging", "ready", "pidns") if name not in there]
         if missing:
             spool.mend()
         missing += self._restore_files(there)
@@ -133,7 +130,7 @@ class Upkeep:
                 return True
             if fd >= 0:
                 del self._locked[folder]
-                os.close(fd)
+                forks.close_lock(fd)
             fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError:  # It is gone; whoever needs it makes it.
             return False
@@ -144,6 +141,7 @@ class Upkeep:
             return False
         except OSError:  # A file system without such locks. The descriptor keeps the inode's number from another one.
             pass
+        forks.keep_lock_from_children(fd)
         self._locked[folder] = fd, os.fstat(fd).st_ino
         return True
 
@@ -179,7 +177,8 @@ class Upkeep:
             os.close(fd)
             return
         if self._lock_file >= 0:
-            os.close(self._lock_file)
+            forks.close_lock(self._lock_file)
+        forks.keep_lock_from_children(fd)
         self._lock_file = fd
 
     def _touch(self) -> None:
@@ -193,17 +192,12 @@ class Upkeep:
             with contextlib.suppress(OSError):
                 packs = [name for name in os.listdir(folder) if name.endswith(".pack")]
                 found += [folder, *(os.path.join(folder, name) for name in packs)]
-        with contextlib.suppress(OSError):
-            found += [spool.path("work", name) for name in os.listdir(spool.path("work"))]
+        for folder in ("work", "savers"):
+            with contextlib.suppress(OSError):
+                found += [spool.path(folder, name) for name in os.listdir(spool.path(folder))]
         for path in [os.path.dirname(spool.directory), *found]:
             with contextlib.suppress(OSError):  # It has gone in this moment.
                 os.utime(path, follow_symlinks=False)
-
-
-def _stop(reference: weakref.ref[Upkeep]) -> None:
-    upkeep = reference()
-    if upkeep is not None:
-        upkeep.stop()
 
 
 def is_held(directory: str) -> bool:
