@@ -35,7 +35,10 @@ _NAMES = 8
 
 def bases(temp_dir_root: str | None, config: Config) -> list[str]:
     """Directories in which the user's spools may lie, the best first."""
-    usual = tempfile.gettempdir()
+    try:
+        usual = tempfile.gettempdir()
+    except FileNotFoundError:  # None that can be written to; the error that follows says so of each.
+        usual = "/tmp"
     system = [usual, _ON_DISK] if "TMPDIR" in os.environ or kind_of(usual) not in _IN_MEMORY else [_ON_DISK, usual]
     given = [os.path.abspath(base) for base in (config.spool_dir, temp_dir_root) if base]
     return list(dict.fromkeys([*given, *system]))

@@ -155,7 +155,7 @@ class Upkeep:
         for name in self._content.keys() - there - {"spool.json"}:
             missing.append(name)
             if name.startswith(_COUNTERS):
-                spool.count_from(name, int(self._content[name] or b"0"))
+                spool.count_from(name, _number(self._content[name]))
             else:
                 write_atomically(spool.path(name), self._content[name])
         return missing
@@ -164,8 +164,8 @@ class Upkeep:
         with open(self._spool.path(name), "rb") as file:
             content = file.read()
         if name.startswith(_COUNTERS):
-            number, least = int(content or b"0"), int(self._content.get(name, b"") or b"0")
-            if number < least:  # Its file was removed, and begun anew by a saver.
+            least = _number(self._content.get(name, b""))
+            if _number(content) < least:  # Its file was removed, and begun anew by a saver.
                 self._spool.count_from(name, least)
                 return
         self._content[name], self._seen[name] = content, seen
@@ -198,6 +198,11 @@ class Upkeep:
         for path in [os.path.dirname(spool.directory), *found]:
             with contextlib.suppress(OSError):  # It has gone in this moment.
                 os.utime(path, follow_symlinks=False)
+
+
+def _number(content: bytes) -> int:
+    """What a counter says; 0 where it says nothing that makes sense, which its next user will meet."""
+    return int(content) if content.isdigit() else 0
 
 
 def is_held(directory: str) -> bool:

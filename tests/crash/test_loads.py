@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from async_ckpt.checkpointer import Checkpointer
+from async_ckpt.errors import UsageError
 from async_ckpt.reference import Reference
 
 from ..support.agents import Gate, Task, agent_pid, content, kill, wait_until
@@ -170,3 +171,42 @@ def test_in_a_thread_nobody_could_guard_it_so_it_is_copied(task: Task) -> None:
     loaded.write_bytes(content(1, SIZE))
     reference.wait(60)
     assert task.stored(reference, "weights").read_bytes() == content(0, SIZE)
+
+
+@pytest.mark.parametrize("stored", [False, True], ids=["from the spool", "from the store"])
+def test_a_load_into_an_older_state_says_what_stays_and_a_clean_one_leaves_only_the_checkpoint(
+    task: Task, gate: Gate, stored: bool
+) -> None:
+    said: list[str] = []
+    checkpointer = task.start(report=said.append)
+    reference = saved(task, checkpointer)
+    if stored:
+        gate.open("weights")
+        reference.wait(60)
+    loaded = task.base / "loaded"
+    loaded.mkdir()
+    (loaded / "model-00002-of-00002").touch()
+    checkpointer.load(reference, str(loaded))
+    (line,) = said
+    assert "model-00002-of-00002 is no part of the checkpoint" in line
+    checkpointer.load(reference, str(loaded), clean=True)
+    assert os.listdir(loaded) == ["weights"]
+    assert (loaded / "weights").read_bytes() == content(0, SIZE)
+    for folder in (task.base, Path(task.root)):  # With the spool in it, and the store.
+        with pytest.raises(UsageError, match="would take away"):
+            checkpointer.load(reference, str(folder), clean=True)
+    with pytest.raises(UsageError, match="what the others have loaded"):
+        checkpointer.load(reference, str(loaded), shard="own", clean=True)
+    gate.open("weights")
+    reference.wait(60)
+
+
+def test_the_command_loads_clean_as_well(task: Task) -> None:
+    checkpointer = task.start()
+    reference = saved(task, checkpointer)
+    (task.base / "loaded").mkdir()
+    (task.base / "loaded/stale").touch()
+    command = [sys.executable, "-m", "async_ckpt.cli", "load", reference["key"], str(task.base / "loaded"), "--clean"]
+    subprocess.run(command, env=task.environment(checkpointer), check=True, timeout=60)
+    assert os.listdir(task.base / "loaded") == ["weights"]
+    checkpointer.flush(60)
