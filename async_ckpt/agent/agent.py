@@ -60,7 +60,7 @@ from .waiting import MAX_QUESTIONS, Waiting
 
 _TICK_S = 0.2
 _MAX_ERRORS = 20
-#: So often a commit that fails is tried before newer ones are.
+#: So often something is tried in vain before newer ones are committed without it.
 _MOST_BLOCKED = 3
 _YEAR_S = 365 * 24 * 3600
 
@@ -367,7 +367,6 @@ class Agent:
         if op in ("uploaded", "committed"):
             self._held_up.discard(identity)
             self._outages.end(identity)  # The store is back.
-            self._outages.came_through(identity)
         if op == "file":
             self._on_file(item, job, message)
         elif op == "parts":
@@ -447,9 +446,7 @@ class Agent:
         self._remember(f"{identity}: {why}")
         self._queue.hold(identity)
         self._queue.jobs[identity].sent = stored
-        # Behind a commit that fails nothing else is tried that would tell whose fault it is.
-        blocks = self._queue.jobs[identity].stored and self._outages.failures(identity) >= _MOST_BLOCKED
-        if blocks or self._outages.is_its_own(identity):
+        if self._outages.failures(identity) >= _MOST_BLOCKED:  # It may have itself to blame.
             self._queue.pass_by(identity)
         self._last_call.stumbled([identity], f"{identity} failed ({why})")
 
