@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from . import catalog, layout
-from .config import Config
+from .config import HURRY_ANSWER_S, HURRY_SLICE_S, Config
 from .errors import AgentError, CheckpointError, FlushError, StoreError, WaitTimeout
 from .ipc.client import AgentClient
 from .ipc.protocol import Message
@@ -23,8 +23,6 @@ from .spool.journal import ADMITTED, COMMITTED, FAILED, SETTLED, SUPERSEDED, Pro
 from .spool.spool import Spool
 
 _WAIT_SLICE_S = 5.0
-#: Of a short time, this is for the agent's answer; how long it is asked for at a time when time is short.
-_ANSWER_S, _HURRY_SLICE_S = 0.5, 3.0
 #: So many checkpoints are named in an error.
 _NAMED = 5
 
@@ -212,17 +210,19 @@ class Following(Reading):
         deadline = time.monotonic() + seconds
         pending, error = True, None
         while pending and (left := deadline - time.monotonic()) > 0:
-            piece = min(left, _HURRY_SLICE_S)
+            piece = min(left, HURRY_SLICE_S)
             try:
                 # Again and again: an agent that was started meanwhile does not know of it.
                 self._client.request("deadline", left, seconds=left)
-                pending = self._client.request("flush", left, timeout_s=max(piece - _ANSWER_S, piece / 2))["pending"]
+                pending = self._client.request("flush", left, timeout_s=max(piece - HURRY_ANSWER_S, piece / 2))[
+                    "pending"
+                ]
                 error = None
             except WaitTimeout:
                 pass  # Then time is over as well.
             except AgentError as raised:
                 error = raised
-                time.sleep(min(_ANSWER_S, left))
+                time.sleep(min(HURRY_ANSWER_S, left))
         if error is not None:
             raise error
         ended = {identity for identity, item in self._look().items() if item.state in SETTLED}

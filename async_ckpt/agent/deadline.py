@@ -27,8 +27,8 @@ _SHARE = 0.8
 _PATIENCE_SHARE = 0.1
 #: One that gets on with less than this share of what was planned is slow for a reason of its own, perhaps.
 _LAME_SHARE = 0.25
-#: For what is sent, and waits for an answer, so many times that: it would be sent again.
-_ANSWER_FACTOR = 2
+#: So many times that for what is sent, and waits for an answer, as it would be sent again; and for what has only begun.
+_LONGER = 2
 
 #: So small is one that goes beside the first, of that one or in any case: most of its time are round trips.
 _BESIDE_SHARE, _BESIDE_BYTES = 1 / 8, 1 << 20
@@ -229,14 +229,15 @@ class LastCall:
         for job in under_way:
             alone = all(other is job or other.state == UPLOADED for other in others)
             # Longer each time: where all are slow to answer, none would ever be done.
-            limit = patience * (1 if job.left else _ANSWER_FACTOR) * 2.0 ** (self._strikes[job.id] + alone)
-            if self._pulse.silent_s(job.id, (job.tries, job.sent), now) > limit:
+            silent_s = self._pulse.silent_s(job.id, (job.tries, job.sent), now)
+            is_in_midst = job.left > 0 and self._pulse.has_moved(job.id)
+            if silent_s > patience * (1 if is_in_midst else _LONGER) * 2.0 ** (self._strikes[job.id] + alone):
                 self._strike(job, "gets nowhere")
             elif not alone and self._is_too_slow(job, others, patience, now):
                 self._strike(job, "is too slow for the time there is")
         for job in batch:
             alone = not any(other.is_ready for other in others if other not in self._queue.committing)
-            limit = patience * _ANSWER_FACTOR * 2.0 ** (self._strikes[job.id] + alone)
+            limit = patience * _LONGER * 2.0 ** (self._strikes[job.id] + alone)
             if self._pulse.silent_s(job.id, (job.tries, 0), now) > limit:
                 self._strike(job, "cannot be committed now")
 

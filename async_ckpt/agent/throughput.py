@@ -5,13 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 
-_WINDOW_S = 5.0
-
-#: A rate over less time than this says nothing.
-_SHORTEST_S = 0.2
-
-#: One over this time can be planned with.
-_LONG_S = 1.0
+from ..config import RATE_KNOWN_S, RATE_LEAST_S, RATE_WINDOW_S
 
 
 class Throughput:
@@ -27,7 +21,7 @@ class Throughput:
         now = self._forget()
         self._sent.append((now, count))
         self._total += count
-        if not self._last or now - self._sent[0][0] >= _LONG_S:
+        if not self._last or now - self._sent[0][0] >= RATE_KNOWN_S:
             self._last = self.bytes_per_s()
 
     @property
@@ -44,11 +38,11 @@ class Throughput:
         now = self._forget()
         if not self._sent:
             return 0.0
-        return max(self._total, 0) / max(now - self._sent[0][0], _SHORTEST_S)
+        return max(self._total, 0) / max(now - self._sent[0][0], RATE_LEAST_S)
 
     def _forget(self) -> float:
         """Let go of what is past; returns the time."""
         now = time.monotonic()
-        while self._sent and now - self._sent[0][0] > _WINDOW_S:
+        while self._sent and now - self._sent[0][0] > RATE_WINDOW_S:
             self._total -= self._sent.popleft()[1]
         return now

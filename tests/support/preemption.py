@@ -86,7 +86,7 @@ class Preemption:
 
 def draw(chance: random.Random) -> Preemption:
     """Any one."""
-    seconds, rate = chance.uniform(2.5, 4.0), chance.uniform(1, 3) * 1e6
+    seconds, rate = chance.uniform(3.5, 5.5), chance.uniform(0.7, 2) * 1e6
     count = chance.randint(3, 8)
     sizes = {
         version: int(seconds * rate * (chance.uniform(1.5, 3) if chance.random() < 0.15 else chance.uniform(0.02, 0.4)))
