@@ -174,7 +174,7 @@ class TestLastCall:
                 break
         assert started == upload(2)
         assert scene.clock.now < 1000 + 3
-        assert "gets nowhere" in scene.told()
+        assert "gets nowhere" in scene.told() or "too slow" in scene.told()
 
     def test_what_is_slower_than_planned_gives_way_if_another_one_may_be_there_in_time(self, scene: Scene) -> None:
         scene.last_call.hear(15, "SIGTERM")
