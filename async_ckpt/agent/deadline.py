@@ -251,7 +251,8 @@ class LastCall:
         own = self._pulse.bytes_per_s(job.id, now) * len(self._queue.uploading)  # They share what there is.
         is_lame = (
             job.id == self.first
-            and self._pulse.lasted_s(job.id, now) > patience
+            and self._pulse.has_moved(job.id)
+            and self._pulse.lasted_s(job.id, now) > patience * _LONGER
             and own < self._planned * _LAME_SHARE
             and job.left > own * left
         )

@@ -15,14 +15,20 @@ class Throughput:
         self._sent: deque[tuple[float, int]] = deque()
         self._total = 0
         self._last = 0.0
+        self._is_sure = False
 
     def add(self, count: int) -> None:
         """So many bytes were sent; a negative number takes some back."""
         now = self._forget()
         self._sent.append((now, count))
         self._total += count
-        if not self._last or now - self._sent[0][0] >= RATE_KNOWN_S:
-            self._last = self.bytes_per_s()
+        first_at, first = self._sent[0]
+        if now - first_at >= RATE_KNOWN_S:
+            self._last, self._is_sure = self.bytes_per_s(), True
+        elif not self._is_sure:
+            # A first guess, without what was sent before it was measured: that came from nowhere at once.
+            span = now - first_at
+            self._last = (self._total - first) / span if span >= RATE_LEAST_S else self.bytes_per_s()
 
     @property
     def known(self) -> float:
@@ -32,7 +38,7 @@ class Throughput:
     def assume(self, bytes_per_s: float) -> None:
         """Forget what was measured, and go by this until there is more."""
         self._sent.clear()
-        self._total, self._last = 0, bytes_per_s
+        self._total, self._last, self._is_sure = 0, bytes_per_s, True
 
     def bytes_per_s(self) -> float:
         now = self._forget()
