@@ -57,7 +57,6 @@ def plan(
     most : int
         How many, at most.
     """
-    budget = bytes_per_s * seconds * _SHARE
     jobs = sorted(
         (job for job in newest_first if job.state != UPLOADED and not job.held), key=lambda job: strikes.get(job.id, 0)
     )
@@ -67,9 +66,10 @@ def plan(
     if first is None:
         return [min(jobs, key=lambda job: (strikes.get(job.id, 0), job.left))]
     chosen, total = [first], first.left
-    for job in jobs:
+    for job in sorted(jobs, key=lambda job: job.state != UPLOADING):  # What is under way goes on.
         if len(chosen) >= most:
             break
+        budget = bytes_per_s * seconds * (1.0 if job.state == UPLOADING else _SHARE)
         is_small = job.left <= max(_BESIDE_BYTES, first.left * _BESIDE_SHARE)
         is_tried = strikes.get(job.id, 0) > strikes.get(first.id, 0)
         if job is not first and is_small and not is_tried and total + job.left <= budget:

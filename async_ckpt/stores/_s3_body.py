@@ -112,9 +112,8 @@ class Body:
         self._tell(-self._told)
         while done < self.length:
             # Before the first piece the throttle was asked already: a head is not sent before there is budget.
-            if done and (pause_s := self._throttle.reserve(min(size, self.length - done))):
-                watch.waits(pause_s)
-                await anyio.sleep(pause_s)
+            if done:
+                await self._throttle.wait(min(size, self.length - done), watch.waits)
             watch.sending()
             if self.cautious and done == _FIRST_BYTES:
                 watch.waits(LISTEN_S)
@@ -144,7 +143,7 @@ class Body:
 
     async def begin(self) -> None:
         """Wait until the first piece may be sent."""
-        await anyio.sleep(self._throttle.reserve(min(self._throttle.piece_bytes, self.length)))
+        await self._throttle.wait(min(self._throttle.piece_bytes, self.length))
 
 
 class LocalFile:
