@@ -112,8 +112,10 @@ class Following(Reading):
                 raise WaitTimeout(f"Checkpoint {identity} is not in the store after {limit:g} s (it is {state})")
 
     def status(self) -> dict[str, Any]:
-        """How far the store is behind: ``pending``, ``pending_bytes`` (bytes), ``bytes_per_s``, ``committed``,
-        ``last_committed``, ``failed``, ``errors``, ``warnings``, and the processes that work on it.
+        """How far the store is behind: ``pending``, ``pending_bytes`` (not sent yet), ``bytes_per_s``, ``committed``
+        (how many, since this agent began), ``last_committed``, ``failed``, ``errors``, ``warnings``, ``socket_saves``
+        (asked for over the socket, and not done), ``leases``, ``bytes_copied`` (in the store, instead of being sent), and
+        the processes that work on it (``pid``, ``worker_pid``).
 
         Raises
         ------
