@@ -10,7 +10,7 @@ from .concurrency import for_each
 from .config import Config
 from .errors import IntegrityError, NotFound, UsageError
 from .manifest import load
-from .stores.base import Store
+from .stores.base import Store, TooLong
 
 
 async def read_json(store: Store, key: str) -> Any:
@@ -36,8 +36,8 @@ async def read_tagged(store: Store, folder: str, name: str) -> tuple[dict[str, A
     try:
         content, tag = await store.get_tagged(key)
         data = load(content, where=key)
-    except (NotFound, IntegrityError):
-        return None, tag
+    except (NotFound, IntegrityError) as error:
+        return None, error.tag if isinstance(error, TooLong) else tag
     return (data if layout.is_reference(data) else None), tag
 
 

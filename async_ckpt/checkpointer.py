@@ -7,10 +7,9 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from . import layout, snapshot
@@ -25,19 +24,21 @@ from .errors import (
     UsageError,
     WaitTimeout,
 )
-from .files import given_path
+from .files import given_path, occupy_standard_streams
 from .following import Following
 from .ipc.client import AgentClient, Lease
 from .manifest import Manifest
-from .metadata import Said, plain
+from .metadata import Note, Said, plain
+from .printable import to_stderr
 from .ranks import Ranks
 from .ranks import find as find_ranks
 from .reading import Report
 from .reference import Reference
-from .spool import journal
+from .spool import journal, place
 from .spool.environment import spool_of
 from .spool.spool import Admitted, Spool
 from .stores.base import StoreSpec
+from .undisturbed import go_on, reporter, run, undisturbed
 
 _STARTS = 3
 #: Of more links it is not said what became of them.
@@ -71,6 +72,7 @@ class Checkpointer(Following):
         lead: int = 0,
         report: Report = lambda line: None,
     ) -> None:
+        occupy_standard_streams()
         super().__init__(spool, config)
         self._owned_by = os.getpid() if owner else 0
         self._launcher = Launcher(spool, config, uploader)
@@ -78,8 +80,8 @@ class Checkpointer(Following):
             self._launcher.connect, owner=owner, config=config, attempt=self.task.attempt, lead=lead,
             access=os.environ.get(str(spool.store.options.get("access_from")), ""), on_push=self._on_push,
         )  # fmt: skip
-        self._report = report
-        self._said = Said(report)
+        self._report = reporter(report)
+        self._said = Said(self._report)
         #: What the store refused, by id, until a save has said so.
         self._refused: dict[str, str] = {}
         self._noticed: set[str] = set()
@@ -91,7 +93,7 @@ class Checkpointer(Following):
     @classmethod
     def start(
         cls,
-        root: str,
+        places: str | Sequence[Sequence[str]],
         task: layout.TaskInfo,
         store: StoreSpec,
         config: Config,
@@ -101,7 +103,7 @@ class Checkpointer(Following):
         report: Report = lambda line: None,
     ) -> Checkpointer:
         """The checkpointer of a task's own process: makes the spool, or takes up an earlier attempt's, and starts the
-        agent. ``lead``: see ``AgentClient``.
+        agent. ``places``: a directory for spools, or ``spool.place.places``. ``lead``: see ``AgentClient``.
 
         Raises
         ------
@@ -110,9 +112,9 @@ class Checkpointer(Following):
         """
         for _ in range(_STARTS):
             try:
-                spool = Spool.create(root, task, store)
+                spool = place.make([[places]] if isinstance(places, str) else places, task, store, report)
             except SpoolError as error:
-                if isinstance(error.__cause__, FileNotFoundError) and os.path.isdir(root):
+                if isinstance(error.__cause__, FileNotFoundError):
                     continue  # As below.
                 raise
             checkpointer = cls(spool, config, uploader=uploader, owner=True, lead=lead, report=report)
@@ -126,7 +128,9 @@ class Checkpointer(Following):
                 continue
             return checkpointer
         raise AgentError(
-            "The spool is removed again and again", where=root, hint="See whether something cleans that directory"
+            "The spool is removed again and again",
+            where=str(places),
+            hint="See whether something cleans that directory",
         )
 
     @classmethod
@@ -195,14 +199,29 @@ class Checkpointer(Following):
         StoreError
             The store refuses what was saved before (``on_failure="raise"``); this one is admitted all the same.
         """
+        # The user's objects are asked in the user's thread.
+        described = plain(metadata, self.config)
+
+        def save() -> Reference:
+            return self._save(
+                path, name, *described, latest=latest, storage_format=storage_format, strategy=strategy,
+                ranks=(collective, rank, world_size), check=check,
+            )  # fmt: skip
+
+        return run(save)
+
+    def _save(
+        self, path: str | os.PathLike[str], name: Any, stored: Any, notes: list[Note], *, latest: bool,
+        storage_format: str, strategy: str, ranks: tuple[bool, int | None, int | None],
+        check: Callable[[str], None] | None,
+    ) -> Reference:  # fmt: skip
         if self._closed:
             raise UsageError("The step has ended: nothing can be saved any more", hint="Save before the step returns")
-        shard = self._shard(collective, rank, world_size)
+        shard = self._shard(*ranks)
         # Before anything can go wrong: whoever fails here has had its turn, like all other ranks.
         version = self._take_turn(shard, os.path.dirname(os.path.abspath(os.fsdecode(path)))) if shard else None
         source = given_path(path)
         name = layout.check_name(name)
-        stored, notes = plain(metadata, self.config)
         self._said.say(notes)
         check_storage_format(storage_format)
         if shard and storage_format != "files":
@@ -225,6 +244,7 @@ class Checkpointer(Following):
             self._say_what_was_refused()
         return Reference(admitted.reference, self)
 
+    @undisturbed
     def next_key(self, name: Any, version: int | str | None = None) -> str:
         """The key of this attempt's checkpoint of a name and version; without a version, that of the next save (not of
         a collective one) if nobody else in the task saves before.
@@ -252,12 +272,13 @@ class Checkpointer(Following):
         check: Callable[[str], None] | None,
     ) -> Admitted:
         """``describe`` makes the reference, given the size in bytes."""
+        occupy_standard_streams()
         await_room(self._client, self.spool, self.config, os.path.dirname(source))
-        agent = self._client.agent_pid() or None
-        snapshot.check_strategy(strategy, leases=agent is not None)
+        guarded = self._client.is_guarded()
+        snapshot.check_strategy(strategy, leases=guarded)
         data, captured_ns = self.spool.new_data_directory(source), time.time_ns()
         captured = snapshot.capture(
-            source, data, strategy, owner_pid=agent, config=self.config, lease_budget=self._lease_budget()
+            source, data, strategy, guarded=guarded, config=self.config, lease_budget=self._lease_budget()
         )
         try:
             if check is not None:
@@ -265,6 +286,7 @@ class Checkpointer(Following):
             reference = describe(captured.manifest.size)
             if reference["storage_format"] == "files" and self.spool.store.kind != "local":
                 _check_object_names(reference["url"], captured.manifest, source)
+            go_on()
             admitted = self.spool.admit(reference, captured.manifest, data, source, captured_ns)
         except BaseException:
             captured.drop(data)
@@ -363,6 +385,7 @@ class Checkpointer(Following):
 
     # -- the end -------------------------------------------------------------------------------------------------------
 
+    @undisturbed
     def hand_over(self) -> None:
         """The agent was killed and this process ends as well: see that another agent has its leases before.
 
@@ -376,6 +399,7 @@ class Checkpointer(Following):
             # killed may not have been seen to end yet.
             self._client.request("state", self.config.reply_timeout_s, id="")
 
+    @undisturbed
     def close(self, *, clean: bool) -> None:
         """Let go of the agent: it finishes what is left and exits. ``clean``: the step is over, the spool is not
         needed again.
@@ -402,12 +426,6 @@ def _check_object_names(url: str, manifest: Manifest, source: str) -> None:
                 where=os.path.join(source, os.fsdecode(os.fsencode(path))),
                 hint="Use storage_format='tar'",
             )
-
-
-def to_stderr(line: str) -> None:
-    """Say a line where people see what a subprocess of a task, or a command, has to say."""
-    with contextlib.suppress(OSError, ValueError):  # Nobody reads it, or it is closed: no reason to lose a checkpoint.
-        print(f"[@checkpoint] {line}", file=sys.stderr, flush=True)
 
 
 def check_storage_format(storage_format: str) -> str:

@@ -17,12 +17,12 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from . import __version__, layout, moments, restore, snapshot
-from .checkpointer import Checkpointer, to_stderr
+from . import __version__, layout, moments, snapshot
+from .checkpointer import Checkpointer
 from .config import ENV_SPOOL, Config
 from .errors import CheckpointError, UsageError
-from .printable import dumps
-from .reading import SHARDS, run_with_store
+from .printable import dumps, to_stderr
+from .reading import SHARDS, load_from_first
 from .reference import CheckpointInfo, format_bytes
 from .serving import serving, text_of
 from .spool.spool import Spool
@@ -40,16 +40,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         result = options.command(options)
-        print(dumps(result) if options.json else options.text(result), flush=True)
     except CheckpointError as error:
-        if options.json:
-            print(dumps({"error": str(error), "kind": error.kind}))
         print(f"async-ckpt {options.name}: {error}", file=sys.stderr)
+        if options.json:
+            _print(dumps({"error": str(error), "kind": error.kind}))
         sys.exit(2 if isinstance(error, UsageError) else 1)
+    _print(dumps(result) if options.json else options.text(result))
+
+
+def _print(text: str) -> None:
+    """Write to stdout, unless its reader (head, less) has seen enough and is gone."""
+    try:
+        print(text, flush=True)
     except BrokenPipeError:
-        # The reader (head, less) has seen enough.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it again at its end.
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -118,6 +122,9 @@ def _parser() -> argparse.ArgumentParser:
     load.add_argument("key", help="a key as 'list' shows it")
     load.add_argument("path")
     load.add_argument("--shard", default="all", choices=SHARDS, help="of a checkpoint that ranks saved together")
+    load.add_argument(
+        "--clean", action="store_true", help="take away what is in the directory and not in the checkpoint"
+    )
     return parser
 
 
@@ -168,6 +175,8 @@ def _watch(options: argparse.Namespace) -> dict[str, Any]:
         name=options.checkpoint, latest=not options.no_latest, move=options.move, keep=options.keep,
         existing=not options.no_existing, storage_format=options.storage_format,
     )  # fmt: skip
+    # A script's background ignores the first; whoever started us may have blocked both.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
     ended: list[int] = []  # No event: its lock may be held by the very thread that handles the signal.
     before = {
         number: signal.signal(number, lambda number, _: ended.append(number))
@@ -208,14 +217,10 @@ def _list(options: argparse.Namespace) -> list[CheckpointInfo]:
 
 def _load(options: argparse.Namespace) -> dict[str, Any]:
     if _inside(options):
-        return _checkpointer(options).load(options.key, options.path, shard=options.shard)
+        return _checkpointer(options).load(options.key, options.path, shard=options.shard, clean=options.clean)
     if options.shard == "own":
         raise UsageError("Outside of a step nobody has a shard of its own", hint="Leave out --shard")
-    config = Config.from_env()
-
-    return run_with_store(
-        _default_store(), config, lambda store: restore.find_and_load(store, options.key, options.path, config)
-    )
+    return load_from_first([_default_store()], options.key, options.path, Config.from_env(), clean=options.clean)
 
 
 def _default_store() -> StoreSpec:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
@@ -22,6 +21,9 @@ ENV_ATTEMPT = "ASYNC_CKPT_ATTEMPT"
 
 #: Name of the directory that holds a user's spools, before the user's number.
 SPOOLS_PREFIX = "async-ckpt-"
+
+#: How long a process of a task waits for what was removed from the spool to be made again, in seconds.
+RESTORE_S = 2.0
 
 #: Size in bytes of the units in which content is digested and multipart uploads are cut.
 CHUNK_BYTES = 16 << 20
@@ -71,12 +73,20 @@ LEFT_BEHIND_S = 2.0
 class Config:
     """Limits and settings of one process; immutable, read once."""
 
-    #: Directory under which spools are made; empty: beside what is saved (``temp_dir_root`` or the system's).
+    #: Directory under which spools are made; empty: ``temp_dir_root`` or one of the system's (``spool/place.py``).
     spool_dir: str = ""
     #: Files smaller than this are copied at save time, into one file: cheaper than a link and a lease.
     pack_below_bytes: int = 32 << 10
+    #: What is written to while it is captured is captured again: so often, and no more after so many seconds. Where
+    #: files vanished meanwhile, it must be still for so long, or it may be on its way out.
+    capture_tries: int = 20
+    capture_timeout_s: float = 60.0
+    capture_vanished_s: float = 0.5
     #: At most so many leases held by one process; files beyond are reflinked or copied.
     max_leases: int = 2000
+    #: How long copying a file away may take when a trainer comes to rewrite it, which the kernel holds up for 45 s (or
+    #: half of what that is here). What would take longer is copied in the background as soon as it is saved.
+    copy_away_s: float = 20.0
     #: Checkpoints uploaded side by side by one agent.
     max_uploads: int = 2
     #: Parts in flight in the data plane, to begin with: more are tried, up to the second, while they bring more.
@@ -122,6 +132,8 @@ class Config:
     max_pending_bytes: int = 0
     #: Free bytes of the snapshots' disk below which the backlog is full as well (on a small disk, a twentieth of it).
     min_free_bytes: int = 256 << 20
+    #: Free inodes of that disk below which it is full as well (of few, a twentieth); some file systems count none.
+    min_free_inodes: int = 1000
     #: What a save does then: ``wait`` until there is room, ``raise``, or ``supersede``: it never waits, and the oldest
     #: that are neither on their way nor the newest of their name are dropped.
     on_backlog: str = "wait"
@@ -161,6 +173,8 @@ class Config:
     reply_timeout_s: float = 10.0
     #: How often the spool is scanned for checkpoints whose doorbell was lost.
     rescan_s: float = 1.0
+    #: How often the times of the spool's files are set anew, for what removes files by their age alone.
+    touch_s: float = 3600.0
     #: How long a watched checkpoint that says nothing else must be quiet before it counts as finished.
     watch_settle_s: float = 30.0
     #: Limits of a checkpoint's metadata, as JSON: bytes in all, elements of one value, and levels (200 at most). What
@@ -261,6 +275,7 @@ _POSITIVE = (
     "metadata_depth",
     "reply_timeout_s",
     "rescan_s",
+    "touch_s",
     "progress_s",
 )
 
@@ -280,7 +295,7 @@ def _parse(kind: type, text: str) -> object:
     return text
 
 
-def spool_root(temp_dir_root: str | None, config: Config) -> str:
-    """The directory that holds this user's spools: ``<root>/async-ckpt-<uid>``."""
-    root = config.spool_dir or temp_dir_root or tempfile.gettempdir()
-    return os.path.join(os.path.abspath(root), f"{SPOOLS_PREFIX}{os.getuid()}")
+def is_spools_name(name: str) -> bool:
+    """Whether a directory of this name may be one that holds this user's spools (see ``spool/place.py``)."""
+    mine = f"{SPOOLS_PREFIX}{os.getuid()}"
+    return name == mine or name.startswith(f"{mine}-")

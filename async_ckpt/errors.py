@@ -64,6 +64,14 @@ class SpoolError(CheckpointError):
     """The spool on the local disk cannot be used."""
 
 
+class NotOurs(SpoolError):
+    """Somebody else has made the directory in which the spool should be."""
+
+    @property
+    def kind(self) -> str:
+        return "SpoolError"
+
+
 class AgentError(CheckpointError):
     """The agent cannot be started or does not answer."""
 
@@ -115,6 +123,7 @@ _OS_HINTS = {
     errno.EROFS: "The file system is mounted read-only: choose another path",
     errno.EMFILE: "Raise the limit of open files (ulimit -n), or save with snapshot='copy'",
     errno.ELOOP: "A symbolic link leads round in a circle there, or has just taken a file's place",
+    errno.ENAMETOOLONG: "A name has more than 255 bytes, or a path more than 4,095: make it shorter, or flatter",
     errno.EIO: "The disk reports an I/O error: check it before anything else",
 }
 

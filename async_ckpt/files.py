@@ -8,12 +8,14 @@ import errno
 import fcntl
 import mmap
 import os
+import secrets
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from . import forks
 from .config import CHUNK_BYTES
 from .errors import UsageError
 
@@ -56,6 +58,16 @@ class _Buffers(threading.local):
 _buffers = _Buffers()
 
 
+def occupy_standard_streams() -> None:
+    """Have the descriptors 0 to 2 open, whatever closed them: ours would get these numbers, and whatever in the process
+    prints, or puts something into their place, would hit a socket, a lock or a lease.
+    """
+    with contextlib.suppress(OSError):  # None is left to be had, or there is no such device: nothing can be done.
+        while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+            continue
+        os.close(fd)
+
+
 def given_path(path: str | bytes | os.PathLike[str]) -> str:
     """A path that a user gave, made absolute.
 
@@ -94,32 +106,62 @@ def clone(source_fd: int, target_fd: int) -> bool:
 
 
 def copy_range(source_fd: int, target_fd: int, count: int, offset: int = 0) -> int:
-    """Copy up to ``count`` bytes at ``offset`` to the same offset, inside the kernel where it can.
+    """Copy up to ``count`` bytes at ``offset`` to the same offset, inside the kernel where it can. Where the target
+    ends before, the source's holes stay holes.
 
     Returns
     -------
     int
         Bytes copied; fewer than ``count`` only at the end of the source.
     """
-    done = 0
+    status = os.fstat(source_fd)
+    end = offset + count
+    if status.st_blocks * 512 >= status.st_size or os.fstat(target_fd).st_size > offset:
+        return _copy_bytes(source_fd, target_fd, offset, end) - offset
+    end, at = min(end, status.st_size), offset
+    while at < end:
+        data, hole = _next_data(source_fd, at, end)
+        if data < hole and (at := _copy_bytes(source_fd, target_fd, data, hole)) < hole:
+            return at - offset
+        at = hole
+    if at > offset and os.fstat(target_fd).st_size < at:
+        os.ftruncate(target_fd, at)
+    return max(at - offset, 0)
+
+
+def _next_data(fd: int, at: int, end: int) -> tuple[int, int]:
+    """Where data begins and ends, from ``at`` on; both ``end`` where there is none before it."""
+    try:
+        data = os.lseek(fd, at, os.SEEK_DATA)
+        return (data, min(os.lseek(fd, data, os.SEEK_HOLE), end)) if data < end else (end, end)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            return end, end
+        if error.errno not in _NOT_HERE:
+            raise
+        return at, end
+
+
+def _copy_bytes(source_fd: int, target_fd: int, at: int, end: int) -> int:
+    """Copy from ``at`` to ``end``, and return where the source ended if that is before."""
     in_kernel = True
-    while done < count:
+    while at < end:
         if in_kernel:
             try:
-                moved = os.copy_file_range(source_fd, target_fd, count - done, offset + done, offset + done)
+                moved = os.copy_file_range(source_fd, target_fd, end - at, at, at)
             except OSError as error:
                 if error.errno not in _NOT_HERE:
                     raise
                 in_kernel = False
                 continue
         else:
-            data = os.pread(source_fd, min(_BUFFER, count - done), offset + done)
+            data = os.pread(source_fd, min(_BUFFER, end - at), at)
             moved = len(data)
-            pwrite_all(target_fd, data, offset + done)
+            pwrite_all(target_fd, data, at)
         if moved == 0:
             break
-        done += moved
-    return done
+        at += moved
+    return at
 
 
 def pwrite_all(fd: int, data: bytes | bytearray | memoryview, offset: int) -> None:
@@ -145,13 +187,31 @@ def preallocate(fd: int, size: int) -> None:
 def copy_content(source_fd: int, target_fd: int, size: int, *, reflink: bool = True) -> int:
     """Give ``target_fd`` the first ``size`` bytes of the source: cloned if possible, copied if not."""
     if reflink and size and clone(source_fd, target_fd):
-        return min(size, os.fstat(target_fd).st_size)
+        if os.fstat(target_fd).st_size > size:
+            os.ftruncate(target_fd, size)
+        return os.fstat(target_fd).st_size
     return copy_range(source_fd, target_fd, size)
 
 
-def digest_fd(fd: int, size: int) -> list[int]:
-    """CRC-32 of every ``CHUNK_BYTES`` of an open file."""
-    return [chunk_crc(fd, offset, min(CHUNK_BYTES, size - offset)) for offset in range(0, size, CHUNK_BYTES)]
+def same_content(fd: int, other: int, size: int) -> bool:
+    """Whether two files have the same first ``size`` bytes."""
+    for at in range(0, size, CHUNK_BYTES):
+        end = min(at + CHUNK_BYTES, size)
+        if is_hole(fd, at, end) and is_hole(other, at, end):
+            continue
+        while at < end:
+            one, two = os.pread(fd, min(_BUFFER, end - at), at), os.pread(other, min(_BUFFER, end - at), at)
+            if one != two or not one:
+                return False
+            at += len(one)
+    return True
+
+
+def is_hole(fd: int, at: int, end: int) -> bool:
+    """Whether the file system says that there is nothing but zeros between two offsets of a file."""
+    with contextlib.suppress(OSError):
+        return os.fstat(fd).st_size >= end and _next_data(fd, at, end)[0] >= end
+    return False
 
 
 def chunk_crc(fd: int, offset: int, count: int) -> int:
@@ -164,6 +224,91 @@ def chunk_crc(fd: int, offset: int, count: int) -> int:
         crc = crc32(buffer[:got], crc)
         offset += got
     return crc
+
+
+def folders_below(
+    path: str, failed: Callable[[OSError], None] = lambda error: None
+) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Every folder below ``path``, itself first: (its path, names of folders in it, other names), as ``os.walk``, and
+    without a call inside a call for each level. ``failed`` hears of what cannot be listed.
+    """
+    pending = [path]
+    while pending:
+        folder = pending.pop()
+        folders: list[str] = []
+        others: list[str] = []
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    (folders if entry.is_dir(follow_symlinks=False) else others).append(entry.name)
+        except OSError as error:
+            failed(error)
+            continue
+        yield folder, folders, others
+        pending += [os.path.join(folder, name) for name in folders]
+
+
+def remove_tree(path: str) -> None:
+    """Remove a directory, read-only folders in it included, however deep; one that is gone is no error.
+
+    What is in a folder of a folder is moved up before: paths stay short, and nothing calls itself.
+    """
+    pending, number, name = [path], 0, secrets.token_hex(8)
+    while pending:
+        folder = pending[-1]
+        try:
+            fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            pending.pop()
+            continue
+        except PermissionError:
+            if not _make_writable(folder):
+                raise
+            continue
+        try:
+            folders = _remove_files(fd, folder)
+            if folder == path:
+                pending += [os.path.join(path, inner) for inner in folders]
+            else:
+                for inner in folders:
+                    number += 1
+                    above = os.path.join(path, f"{name}-{number}")
+                    with contextlib.suppress(FileNotFoundError):
+                        _make_writable(inner, fd)
+                        os.rename(inner, above, src_dir_fd=fd)
+                        pending.append(above)
+        finally:
+            os.close(fd)
+        if pending[-1] == folder:
+            pending.pop()
+            with contextlib.suppress(FileNotFoundError):
+                os.rmdir(folder)
+
+
+def _remove_files(fd: int, folder: str) -> list[str]:
+    """Remove what is no folder from an open one; returns the names of the folders in it."""
+    folders: list[str] = []
+    with os.scandir(fd) as found:
+        entries = list(found)
+    if entries:
+        _make_writable(folder)
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            folders.append(entry.name)
+        else:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(entry.name, dir_fd=fd)
+    return folders
+
+
+def _make_writable(folder: str, fd: int | None = None) -> bool:
+    """Let its owner do everything with a folder (in the open one ``fd``); False where that changes nothing."""
+    with contextlib.suppress(FileNotFoundError):
+        mode = os.stat(folder, dir_fd=fd, follow_symlinks=False).st_mode
+        if mode & 0o700 != 0o700:
+            os.chmod(folder, 0o700, dir_fd=fd)
+            return True
+    return False
 
 
 def write_atomically(path: str, data: bytes, *, mode: int = 0o600) -> None:
@@ -229,12 +374,13 @@ def locked(path: str, *, timeout_s: float) -> Iterator[int]:
         Somebody else held the lock for the whole ``timeout_s`` seconds.
     """
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    forks.keep_lock_from_children(fd)
     try:
         wait_for(lambda: try_lock(fd), timeout_s, f"the lock {path}")
         yield fd
     finally:
         unlock(fd)
-        os.close(fd)
+        forks.close_lock(fd)
 
 
 def try_lock(fd: int) -> bool:
@@ -247,13 +393,18 @@ def try_lock(fd: int) -> bool:
 
 
 def unlock(fd: int) -> None:
-    """Let go of ``flock``. Closing is not enough: a child forked meanwhile has a copy of the descriptor."""
+    """Let go of ``flock``. Closing is not enough: a child that C forked meanwhile has a copy of the descriptor."""
     with contextlib.suppress(OSError):  # A file system without locks.
         fcntl.flock(fd, fcntl.LOCK_UN)
 
 
 def process_exists(pid: int) -> bool:
-    """Whether a process of this number runs, whoever owns it; one that is dead and not yet waited for does not."""
+    """Whether a process of this number runs, whoever owns it; one that is dead and not yet waited for does not.
+
+    None has a number below 1: 0 is how the kernel names one in another PID namespace.
+    """
+    if pid < 1:
+        return False
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

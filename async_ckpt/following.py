@@ -8,10 +8,10 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from . import catalog, layout
+from . import catalog, collective, layout
 from .config import HURRY_ANSWER_S, HURRY_SLICE_S, Config
 from .errors import AgentError, CheckpointError, FlushError, StoreError, WaitTimeout
 from .ipc.client import AgentClient
@@ -21,10 +21,14 @@ from .reference import progress_line
 from .spool import journal
 from .spool.journal import ADMITTED, COMMITTED, FAILED, SETTLED, SUPERSEDED, Progress
 from .spool.spool import Spool
+from .stores.base import Store
+from .undisturbed import go_on, reporter, undisturbed
 
 _WAIT_SLICE_S = 5.0
 #: So many checkpoints are named in an error.
 _NAMED = 5
+#: Of so many it is asked whether the store has them after all.
+_ASKED = 100
 
 #: How long an agent may leave somebody who waits without an answer, in seconds: a machine that is busy to the brim
 #: answers late, and one that was killed may take the kernel long to be done with.
@@ -53,6 +57,7 @@ class Following(Reading):
             self._check_attempt()
             raise
 
+    @undisturbed
     def state(self, identity: str) -> tuple[str, str]:
         """(state, why) of a checkpoint of this task.
 
@@ -85,12 +90,14 @@ class Following(Reading):
         self._process, self._reading = os.getpid(), threading.Lock()
         self._journal = journal.Reader(self.spool.path("journal"))
 
+    @undisturbed
     def wait(self, identity: str, timeout_s: float | None = None) -> None:
         """See ``Reference.wait``."""
         limit = self.config.flush_timeout_s if timeout_s is None else timeout_s
         deadline = time.monotonic() + limit
         agent = _Patient(self._client, self.config, deadline)
         while True:
+            go_on()
             left = deadline - time.monotonic()
             if self._closed or left <= 0:
                 state, why = self.state(identity)
@@ -111,11 +118,12 @@ class Following(Reading):
             if left <= 0:
                 raise WaitTimeout(f"Checkpoint {identity} is not in the store after {limit:g} s (it is {state})")
 
+    @undisturbed
     def status(self) -> dict[str, Any]:
         """How far the store is behind: ``pending``, ``pending_bytes`` (not sent yet), ``bytes_per_s``, ``committed``
         (how many, since this agent began), ``last_committed``, ``failed``, ``errors``, ``warnings``, ``socket_saves``
-        (asked for over the socket, and not done), ``leases``, ``bytes_copied`` (in the store, instead of being sent), and
-        the processes that work on it (``pid``, ``worker_pid``).
+        (asked for over the socket, and not done), ``leases``, ``bytes_copied`` (in the store, instead of being sent),
+        and the processes that work on it (``pid``, ``worker_pid``).
 
         Raises
         ------
@@ -129,6 +137,7 @@ class Following(Reading):
         answer.pop("seq", None)
         return {**answer, "spool": self.spool.directory}
 
+    @undisturbed
     def flush(
         self, timeout_s: float | None = None, report: Report | None = None, *, gather_s: float | None = None
     ) -> None:
@@ -160,7 +169,13 @@ class Following(Reading):
         failed: dict[str, str] = {}
         saved = set(self._saved)
         fields = {"gather_s": gather_s} if gather_s is not None else {}
-        while self.spool.ready_ids():
+        report = reporter(report) if report is not None else None
+        # Also where no record is there: something may have removed it, and the agent knows what there was.
+        ask = bool(saved - {identity for identity, item in self._look().items() if item.state in journal.FINAL})
+        ask = ask or not os.path.exists(self.spool.path("spool.json"))
+        while ask or self.spool.ready_ids():
+            ask = False
+            go_on()
             piece = max(min(self.config.progress_s, deadline - time.monotonic()), 0)
             try:
                 answer = agent.ask("flush", piece, **fields)
@@ -177,20 +192,22 @@ class Following(Reading):
                 next_report = time.monotonic() + self.config.progress_s
                 report(progress_line(answer))
         failed |= self._not_committed(saved)
+        for identity in self._stored(failed.keys() & self._saved.keys()):
+            del failed[identity]
+            self._unjournaled.append(self._saved.pop(identity))
         mine = {identity: why for identity, why in failed.items() if identity.startswith(f"{self.task.attempt}.")}
         if not mine and (needed := self._standing_on(failed)):
             why = self._try_again(needed, deadline)
             failed.pop(needed)
             if why:
-                mine[needed] = failed[needed] = (
-                    f"saved by an earlier attempt, and this one has saved nothing since: {why}"
-                )
+                mine[needed] = failed[needed] = f"saved by an earlier attempt, and nothing newer is in the store: {why}"
         if report is not None:
             for identity in failed.keys() - mine.keys():
                 report(f"Checkpoint {identity} of an earlier attempt is not in the store: {failed[identity]}")
         if mine:
             raise self._flush_error("", mine)
 
+    @undisturbed
     def hurry(self, seconds: float) -> list[str]:
         """This process ends soon: bring in what can still make it, the newest first.
 
@@ -236,9 +253,6 @@ class Following(Reading):
         """
         known = self._look()
         failed = {identity: item.why for identity, item in known.items() if item.state == FAILED}
-        if not os.path.exists(self.spool.path("spool.json")):
-            reason = "the spool was removed while the task ran, by something that cleans its directory"
-            return {identity: reason for identity in self._saved} or {f"{self.task.attempt}.?": reason}
         for identity in saved & self._saved.keys():
             journaled = identity in known and known[identity].state in journal.FINAL
             state, why = (known[identity].state, "") if journaled else self.state(identity)
@@ -246,9 +260,26 @@ class Following(Reading):
                 reference = self._saved.pop(identity)
                 if not journaled and state == COMMITTED:  # The disk is too full for the journal.
                     self._unjournaled.append(reference)
+            elif state == ADMITTED and not self.spool.is_ready(identity):
+                failed[identity] = "it was removed from the spool by something that cleans that directory"
             else:
                 failed.setdefault(identity, why or f"it is {state}")
         return failed
+
+    def _stored(self, identities: Collection[str]) -> list[str]:
+        """Which of these that seem to be lost are in the store all the same, whatever became of the spool."""
+        found: list[str] = []
+
+        async def ask(store: Store) -> None:
+            for identity in list(identities)[:_ASKED]:
+                with contextlib.suppress(StoreError):  # It cannot be told: it counts as lost.
+                    if await collective.read_commit(store, reference := self._saved[identity]) == reference:
+                        found.append(identity)
+
+        if identities:
+            with contextlib.suppress(StoreError):
+                self.run(ask)
+        return found
 
     def _standing_on(self, failed: Mapping[str, str]) -> str | None:
         """The newest that failed, where it is what a next attempt would miss: this attempt has loaded it, or would load
@@ -296,6 +327,7 @@ class Following(Reading):
             hint="What the spool still holds is uploaded again by a retry on this machine",
         )
 
+    @undisturbed
     def committed(self) -> list[bytes]:
         """References of what this attempt has committed, newest first, each as JSON.
 

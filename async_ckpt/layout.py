@@ -164,6 +164,10 @@ class TaskInfo:
         """The version of this node's save number ``counter``: no two nodes of a gang give out the same."""
         return counter * self.nodes + self.node
 
+    def counter(self, version: int) -> int:
+        """The least number that no save has had yet, where one has this version."""
+        return version // self.nodes + 1
+
     def collective_version(self, number: int) -> int:
         """The version of the gang's collective save number ``number``, from 1: the same on each node, whatever they
         have saved by themselves in between.

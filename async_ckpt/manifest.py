@@ -139,7 +139,7 @@ class Manifest:
         links = {link.path: link.target for link in self.links}
         found: list[tuple[str, FileEntry]] = []
         for path in links:
-            target = _follow(path, links)
+            target = follow(path, links)
             if not target or path.startswith(f"{target}/"):
                 continue
             if target in files:
@@ -147,7 +147,7 @@ class Manifest:
                 continue
             above = f"{target}/"
             reached = {inner: inner for inner in files if inner.startswith(above)}
-            reached |= {inner: _follow(inner, links) or "" for inner in links if inner.startswith(above)}
+            reached |= {inner: follow(inner, links) or "" for inner in links if inner.startswith(above)}
             found += [(path + inner[len(target) :], files[at]) for inner, at in reached.items() if at in files]
         return found
 
@@ -259,7 +259,7 @@ def check_path(path: str) -> str:
     return path
 
 
-def _follow(path: str, links: Mapping[str, str]) -> str | None:
+def follow(path: str, links: Mapping[str, str]) -> str | None:
     """Where a path leads within a checkpoint when all links on its way are followed; None: out of it, or in a circle.
     The empty path is the checkpoint's own folder.
     """

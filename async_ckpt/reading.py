@@ -13,6 +13,8 @@ from . import catalog, collective, layout, moments, places, ranks, restore
 from .config import Config
 from .errors import CheckpointError, IntegrityError, NotFound, StoreError, TransientStoreError, UsageError
 from .ipc.client import AgentClient
+from .landing import Arrival
+from .printable import to_stderr
 from .reference import CheckpointInfo
 from .snapshot.lending import Lender
 from .spool import journal
@@ -20,6 +22,7 @@ from .spool.journal import ADMITTED, COMMITTED, Progress
 from .spool.spool import Admitted, Spool, torn_file
 from .stores import open_store
 from .stores.base import Store, StoreSpec
+from .undisturbed import reporter, undisturbed
 
 T = TypeVar("T")
 
@@ -36,6 +39,7 @@ class Reading(abc.ABC):
     config: Config
     task: layout.TaskInfo
     _client: AgentClient
+    _report: Report
     #: Id of the checkpoint of this task that was loaded last; empty: none was.
     _loaded = ""
 
@@ -59,6 +63,7 @@ class Reading(abc.ABC):
     def wait(self, identity: str, timeout_s: float | None = None) -> None:
         """Wait until a checkpoint is in the store."""
 
+    @undisturbed
     def list(
         self, *, name: str | None = None, attempt: int | None = None, within_task: bool = True
     ) -> list[CheckpointInfo]:
@@ -80,8 +85,15 @@ class Reading(abc.ABC):
         stored = self.run(lambda s: catalog.list_references(s, folder, self.config, name=name, attempt=attempt))
         return with_states(stored, on_disk, known, name=name, attempt=attempt)
 
+    @undisturbed
     def load(
-        self, reference: Mapping[str, Any] | str, path: str, *, shard: str = "all", first: StoreSpec | None = None
+        self,
+        reference: Mapping[str, Any] | str,
+        path: str,
+        *,
+        shard: str = "all",
+        clean: bool = False,
+        first: StoreSpec | None = None,
     ) -> dict[str, Any]:
         """Load a checkpoint into the directory ``path``, from this machine's disk if it is still there, else from the
         task's store, else from where the reference says that it was saved. Returns its metadata.
@@ -90,6 +102,8 @@ class Reading(abc.ABC):
         ----------
         shard : str
             Of a collective checkpoint: ``"all"`` ranks' files, or this rank's ``"own"``.
+        clean : bool
+            What is in ``path`` and not in the checkpoint goes; else it stays, and the log says so.
         first : StoreSpec, optional
             A store to look in before all others.
 
@@ -105,11 +119,14 @@ class Reading(abc.ABC):
                 if self.run(functools.partial(collective.read_commit, reference=item.reference)) is None:
                     self.wait(item.id)
                 break
-            self._load_admitted(item, path)
+            self._load_admitted(item, path, clean)
             return self._note_loaded(item.reference)
         own = self._own_rank if shard == "own" else None
         stores = places.distinct(first, self.spool.store, places.of_reference(reference, self.spool.store))
-        return self._note_loaded(load_from_first(stores, reference, path, self.config, own))
+        loaded = load_from_first(
+            stores, reference, path, self.config, own, clean=clean, needed=self.spool.directory, say=self._report
+        )
+        return self._note_loaded(loaded)
 
     def _note_loaded(self, reference: dict[str, Any]) -> dict[str, Any]:
         if reference.get("pathspec") == self.task.pathspec:
@@ -140,12 +157,12 @@ class Reading(abc.ABC):
             )
         return mine.rank
 
-    def _load_admitted(self, item: Admitted, path: str) -> None:
+    def _load_admitted(self, item: Admitted, path: str, clean: bool = False) -> None:
         """Load a checkpoint that is on its way, from the disk; or from the store, as far as it has come there."""
-        agent = self._client.agent_pid()
-        lender = Lender(agent, self._lease_budget()) if agent else None
+        lender = Lender(self._lease_budget()) if self._client.is_guarded() else None
+        arrival = _arrival(clean, self._report, self.spool.store, self.spool.directory)
         try:
-            restore.load_from_spool(item, path, lender, functools.partial(self._guard, item))
+            restore.load_from_spool(item, path, self.config, lender, functools.partial(self._guard, item), arrival)
             return
         except FileNotFoundError:
             pass  # Committed and released in this moment: it is in the store.
@@ -156,7 +173,7 @@ class Reading(abc.ABC):
                 if known is None or torn_file(item, known.files) is not None:
                     raise error
                 self.wait(item.id)
-        self.run(lambda store: restore.load_from_store(store, item.reference, path, self.config))
+        self.run(lambda store: restore.load_from_store(store, item.reference, path, self.config, arrival=arrival))
 
     def settle(self, items: Iterable[Admitted], limit_s: float) -> None:
         """Wait until these have been committed or have failed, ``limit_s`` seconds at most for all of them."""
@@ -165,6 +182,7 @@ class Reading(abc.ABC):
             with contextlib.suppress(CheckpointError):  # The agent reports what has failed.
                 self.wait(item.id, max(deadline - time.monotonic(), 0.0))
 
+    @undisturbed
     def load_newest(self, policy: str, path: str, report: Report, shard: str = "all") -> dict[str, Any] | None:
         """Load what a load policy calls for.
 
@@ -183,6 +201,7 @@ class Reading(abc.ABC):
         # Nobody can have saved for a task that never ran: its start need not wait for a store.
         if policy == "none" or (policy == "fresh" and self.task.attempt == 0):
             return None
+        report = reporter(report)
         # Shards on this disk may come to a whole checkpoint, once they are in the store.
         shards = [item for item in self.spool.pending() if layout.is_shard(item.reference)]
         self.settle(reversed(shards), self.config.settle_timeout_s)
@@ -264,8 +283,12 @@ def load_from_first(
     path: str,
     config: Config,
     own: Callable[[int], int] | None = None,
+    *,
+    clean: bool = False,
+    needed: str = "",
+    say: Report = to_stderr,
 ) -> dict[str, Any]:
-    """Load a checkpoint from the first of some stores that has it; see ``restore.find_and_load``.
+    """Load a checkpoint from the first of some stores that has it; see ``restore.find_and_load`` and ``Arrival``.
 
     Raises
     ------
@@ -280,9 +303,11 @@ def load_from_first(
     for spec in stores:
         try:
             if spec.kind in places.KINDS:
-                return run_with_store(
-                    spec, config, lambda store: restore.find_and_load(store, reference, path, config, own)
-                )
+                load = functools.partial(
+                    restore.find_and_load, reference=reference, destination=path, config=config, own=own,
+                    arrival=_arrival(clean, say, spec, needed),
+                )  # fmt: skip
+                return run_with_store(spec, config, load)
             failed.append(StoreError(f"Stores of the kind {spec.kind!r} cannot be read", where=spec.root))
         except (IntegrityError, TransientStoreError):
             raise
@@ -291,6 +316,11 @@ def load_from_first(
     if len(failed) == 1:
         raise failed[0]
     raise places.in_none_of(stores, failed)
+
+
+def _arrival(clean: bool, say: Report, store: StoreSpec, needed: str) -> Arrival:
+    local = [store.root] if store.kind == "local" else []
+    return Arrival(clean, say, tuple(filter(None, [needed, *local])))
 
 
 def list_from_first(

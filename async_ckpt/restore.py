@@ -1,15 +1,14 @@
 """Loading checkpoints: from the store, or from this machine's spool where they have not left it yet.
 
-Whatever is loaded arrives in a new directory beside the destination first and is then renamed into place, entry by
-entry. So a load that fails leaves the destination as it was. Paths come from manifests, keys and tars that somebody
-else may have written: none is ever followed out of the destination.
+Whatever is loaded arrives beside the destination first (``landing``). Paths come from manifests, keys and tars that
+somebody else may have written: none is ever followed out of the destination.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
-import secrets
 import shutil
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
@@ -18,14 +17,19 @@ from typing import Any
 from . import catalog, layout
 from .concurrency import for_each
 from .config import Config
-from .errors import CheckpointError, IntegrityError, NotFound, SnapshotError, os_hint, os_reason
-from .files import copy_content, given_path, set_mtime
+from .errors import CheckpointError, IntegrityError, NotFound
+from .files import copy_content, set_mtime
+from .landing import Arrival, Landing, make_links
 from .manifest import MAX_DEPTH, PACKED, FileEntry, Manifest, check_path
-from .snapshot.base import remove_tree
 from .snapshot.lending import Lender
 from .source import FileSource, pack_path
 from .spool.spool import Admitted, torn_file
 from .stores.base import Entry, Store
+
+_USUAL = Arrival()
+
+#: Makes symbolic links: path → text.
+_MakeLinks = Callable[[Mapping[str, str]], None]
 
 #: What reading damaged or hostile metadata may end in: other types, numbers and depths than anybody writes.
 _NONSENSE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError, MemoryError)
@@ -37,6 +41,7 @@ async def find_and_load(
     destination: str,
     config: Config,
     own: Callable[[int], int] | None = None,
+    arrival: Arrival = _USUAL,
 ) -> dict[str, Any]:
     """Load what a reference, a plain dict or a key names, and return its stored metadata; raises what
     ``catalog.find``, ``load_from_store`` and ``own`` do.
@@ -45,15 +50,20 @@ async def find_and_load(
     """
     data = await catalog.find(store, reference)
     rank = own(int(data["world"])) if own is not None and data.get("world") else None
-    await load_from_store(store, data, destination, config, rank)
+    await load_from_store(store, data, destination, config, rank, arrival)
     return data
 
 
 async def load_from_store(
-    store: Store, reference: Mapping[str, Any], destination: str, config: Config, rank: int | None = None
+    store: Store,
+    reference: Mapping[str, Any],
+    destination: str,
+    config: Config,
+    rank: int | None = None,
+    arrival: Arrival = _USUAL,
 ) -> None:
     """Load a committed checkpoint into the directory ``destination`` (made if missing; what is there stays, same
-    names are replaced). Of a collective one, ``rank`` may choose the shard.
+    names are replaced, unless ``arrival`` says otherwise). Of a collective one, ``rank`` may choose the shard.
 
     Raises
     ------
@@ -63,14 +73,15 @@ async def load_from_store(
         A file is not what was saved, or a path leads out of the destination; names it.
     """
     key = layout.parse_key(reference["key"]).key
-    with _landing(destination) as staging, _damaged(store.url(key)):
+    with Landing(destination, arrival) as staging, _damaged(store.url(key)):
         manifest = await _read_manifest(store, reference)
         if manifest is not None and rank is not None:
             manifest = manifest.of_rank(rank)
+        make = functools.partial(make_links, staging=staging, config=config, say=arrival.say)
         if reference["storage_format"] == "tar":
-            await _load_tar(store, key, manifest, staging)
+            await _load_tar(store, key, manifest, staging, make)
         else:
-            await _load_files(store, key, manifest, staging, config)
+            await _load_files(store, key, manifest, staging, config, make)
 
 
 @contextlib.contextmanager
@@ -94,7 +105,9 @@ async def _read_manifest(store: Store, reference: Mapping[str, Any]) -> Manifest
     return Manifest.from_json(await catalog.read_json(store, key), where=key)
 
 
-async def _load_files(store: Store, key: str, manifest: Manifest | None, staging: str, config: Config) -> None:
+async def _load_files(
+    store: Store, key: str, manifest: Manifest | None, staging: str, config: Config, make: _MakeLinks
+) -> None:
     if manifest is None:
         files = [FileEntry(_inside(entry, key), entry.size, 0o644) async for entry in store.list(key)]
         if not files:
@@ -109,7 +122,7 @@ async def _load_files(store: Store, key: str, manifest: Manifest | None, staging
         set_mtime(target, entry.mtime_ns)
 
     await for_each(manifest.files, config.files_in_flight, fetch)
-    _finish(manifest, staging)
+    _finish(manifest, staging, make)
 
 
 def _inside(entry: Entry, key: str) -> str:
@@ -119,12 +132,12 @@ def _inside(entry: Entry, key: str) -> str:
         raise IntegrityError(f"The store lists a file outside of the checkpoint: {error}", where=entry.key) from error
 
 
-async def _load_tar(store: Store, key: str, manifest: Manifest | None, staging: str) -> None:
+async def _load_tar(store: Store, key: str, manifest: Manifest | None, staging: str, make: _MakeLinks) -> None:
     facts = (manifest.tar if manifest else None) or {}
     archive = os.path.join(os.path.dirname(staging), f"{os.path.basename(staging)}.tar")
     try:
         await store.get_file(key, archive, size=facts.get("size"), crc32=facts.get("crc32"))
-        extract_tar(archive, staging, where=store.url(key))
+        extract_tar(archive, staging, make, where=store.url(key))
         if manifest is not None:  # It knows them to the nanosecond.
             for entry in manifest.files:
                 set_mtime(os.path.join(staging, entry.path), entry.mtime_ns)
@@ -135,7 +148,7 @@ async def _load_tar(store: Store, key: str, manifest: Manifest | None, staging: 
             os.unlink(archive)
 
 
-def extract_tar(archive: str, destination: str, *, where: str) -> None:
+def extract_tar(archive: str, destination: str, make: _MakeLinks, *, where: str) -> None:
     """Extract a tar that somebody else may have made.
 
     Raises
@@ -144,7 +157,7 @@ def extract_tar(archive: str, destination: str, *, where: str) -> None:
         It is damaged, or a member has an absolute path, a ``..``, stands behind a symbolic link, or is a device;
         names it.
     """
-    links: list[tuple[str, str]] = []
+    links: dict[str, str] = {}
     folders: list[tuple[str, int, int]] = []
     left = os.path.getsize(archive)
     try:
@@ -162,7 +175,7 @@ def extract_tar(archive: str, destination: str, *, where: str) -> None:
                     os.makedirs(target, exist_ok=True)
                     folders.append((target, member.mode & 0o777 | 0o700, int(member.mtime * 10**9)))
                 elif member.issym():
-                    links.append((target, member.linkname))
+                    links[name] = member.linkname
                 elif member.isreg() or member.islnk():  # A hard link's content is that of the member it names.
                     os.makedirs(os.path.dirname(target), exist_ok=True)
                     content = tar.extractfile(member)
@@ -180,10 +193,9 @@ def extract_tar(archive: str, destination: str, *, where: str) -> None:
                         f"The tar's member {member.name!r} is neither file nor directory nor link", where=where
                     )
             # Last, so that nothing is made through one: neither a file nor another link's parent.
-            for target, _ in links:
-                os.makedirs(os.path.dirname(target), exist_ok=True)
-            for target, link in links:
-                os.symlink(link, target)
+            for link in links:
+                os.makedirs(os.path.dirname(os.path.join(destination, link)), exist_ok=True)
+            make(links)
             for target, mode, mtime_ns in reversed(folders):
                 os.chmod(target, mode)
                 set_mtime(target, mtime_ns)
@@ -208,8 +220,10 @@ class _Member(tarfile.TarInfo):
 def load_from_spool(
     item: Admitted,
     destination: str,
+    config: Config,
     lender: Lender | None = None,
     guard: Callable[[dict[str, int]], None] = lambda leases: None,
+    arrival: Arrival = _USUAL,
 ) -> None:
     """Load a checkpoint that this machine still has on its disk: no network, and correct while its files are being
     made private.
@@ -232,7 +246,7 @@ def load_from_spool(
     with contextlib.ExitStack() as stack:
         if lender is not None:
             stack.callback(lender.close)
-        staging = stack.enter_context(_landing(destination))
+        staging = stack.enter_context(Landing(destination, arrival))
         _make_directories(item.manifest, staging)
         pack = _pack(item)
         if pack is not None:
@@ -258,7 +272,7 @@ def load_from_spool(
             )
         if lender is not None:
             guard(lender.hand_over())
-        _finish(item.manifest, staging)
+        _finish(item.manifest, staging, functools.partial(make_links, staging=staging, config=config, say=arrival.say))
 
 
 def _pack(item: Admitted) -> FileSource | None:
@@ -295,58 +309,9 @@ def _make_directories(manifest: Manifest, staging: str) -> None:
         os.makedirs(os.path.join(staging, parent), exist_ok=True)
 
 
-def _finish(manifest: Manifest, staging: str) -> None:
+def _finish(manifest: Manifest, staging: str, make: _MakeLinks) -> None:
     """Links last, so that nothing is written through one; then the directories' modes and times, deepest first."""
-    for link in manifest.links:
-        os.symlink(link.target, os.path.join(staging, link.path))
+    make({link.path: link.target for link in manifest.links})
     for path, mode, mtime_ns in reversed(manifest.dirs):
         os.chmod(os.path.join(staging, path), mode | 0o700)
         set_mtime(os.path.join(staging, path), mtime_ns)
-
-
-class _landing:
-    """A new directory beside the destination, renamed into it at the end of the block, or removed."""
-
-    def __init__(self, destination: str) -> None:
-        self._destination = given_path(destination)
-
-    def __enter__(self) -> str:
-        try:
-            os.makedirs(self._destination, exist_ok=True)
-            # Inside of it: surely the same file system, whatever is mounted there.
-            self._staging = os.path.join(self._destination, f".async_ckpt-loading-{secrets.token_hex(4)}")
-            os.mkdir(self._staging, 0o700)
-        except OSError as error:
-            raise SnapshotError(
-                f"Cannot load into {self._destination}: {os_reason(error)}",
-                where=self._destination,
-                hint=os_hint(error),
-            ) from error
-        return self._staging
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        try:
-            if kind is None:
-                _move_into(self._staging, self._destination)
-            elif isinstance(error, OSError) and not isinstance(error, (FileNotFoundError, CheckpointError)):
-                raise SnapshotError(
-                    f"Cannot load into {self._destination}: {os_reason(error)}",
-                    where=self._destination,
-                    hint=os_hint(error),
-                ) from error
-        finally:
-            remove_tree(self._staging)
-
-
-def _move_into(source: str, destination: str) -> None:
-    for name in os.listdir(source):
-        old, new = os.path.join(source, name), os.path.join(destination, name)
-        is_folder = os.path.isdir(old) and not os.path.islink(old)
-        if is_folder and os.path.isdir(new) and not os.path.islink(new):
-            _move_into(old, new)
-            continue
-        if os.path.lexists(new) and (is_folder or os.path.isdir(new)) and not os.path.islink(new):
-            remove_tree(new) if os.path.isdir(new) else os.unlink(new)
-        elif is_folder and os.path.islink(new):
-            os.unlink(new)
-        os.rename(old, new)

@@ -8,16 +8,17 @@ on its way. A task that this metadata does not know may still have checkpoints i
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from collections.abc import Iterator
 from typing import Any
 
 from . import catalog, layout, places
-from .config import ENV_SPOOL, Config, spool_root
+from .config import ENV_SPOOL, Config
 from .errors import CheckpointError, NotFound, SpoolError, StoreError, UsageError
 from .reading import list_from_first, with_states
 from .reference import CheckpointInfo
-from .spool import journal
+from .spool import journal, place
 from .spool.spool import Spool
 from .stores.base import StoreSpec
 
@@ -183,9 +184,9 @@ def _is_of(spool: Spool, pathspec: str, stores: list[StoreSpec]) -> bool:
 
 
 def _spools(config: Config, given: str | None) -> Iterator[Spool]:
-    """All spools on this machine: in the usual directory, beside that of the own task, and the one given."""
+    """All spools on this machine: in the usual directories, beside that of the own task, and the one given."""
     own = os.environ.get(ENV_SPOOL)
-    roots = {spool_root(None, config), *([os.path.dirname(own)] if own else [])}
+    roots = {*itertools.chain.from_iterable(place.places(None, config)), *([os.path.dirname(own)] if own else [])}
     directories = {given} if given else set()
     for root in roots:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):

@@ -40,10 +40,18 @@ class Termination:
 
     def install(self) -> None:
         """Take over SIGTERM, unless the program has a handler of its own: that one knows better when to end."""
-        mine = threading.current_thread() is threading.main_thread()
-        if mine and self._grace_s > 0 and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        if threading.current_thread() is not threading.main_thread() or self._grace_s <= 0:
+            return
+        handler = signal.getsignal(signal.SIGTERM)
+        if handler is signal.SIG_DFL:
             signal.signal(signal.SIGTERM, self._handle)
             self._installed = True
+        is_blocked = signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        if is_blocked or handler is signal.SIG_IGN:
+            self._report(
+                f"SIGTERM is {'blocked' if is_blocked else 'ignored'} in this process, perhaps by who started it: it "
+                "cannot bring in what was saved before it is killed. A retry on this machine does"
+            )
 
     def uninstall(self) -> None:
         """SIGTERM ends the process at once again."""

@@ -5,22 +5,20 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import signal
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support import agents, filesystems
+from tests.support import agents, filesystems, signals
 from tests.support.allowed_skips import pytest_sessionfinish, pytest_terminal_summary
 
 __all__ = ["pytest_sessionfinish", "pytest_terminal_summary"]
 
-# What runs in the background of a shell ignores Ctrl-C, and so would the flows that are interrupted here.
-if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# What runs in the background of a shell, or under nohup, ignores signals, and so would the flows that get them here.
+# The workers of xdist inherit what is set now.
+signals.reset()
 
 
 @pytest.fixture(scope="session")

@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> None:
     from ..config import Config
     from ..errors import CheckpointError
     from ..spool.spool import Spool
-    from . import launch
+    from . import launch, naming
     from .agent import Agent
     from .plane import WorkerProcess
     from .saves import SaverProcess
@@ -36,9 +36,9 @@ def main(arguments: list[str]) -> None:
     launch.raise_descriptor_limit()
     try:
         spool, config = Spool.open(directory), Config.from_env()
-        launch.name_socket(spool, os.getpid())
-        command, saver = launch.bootstrap(heavy=True), launch.bootstrap(heavy=True, module="saver")
         listener = socket.socket(fileno=listening)
+        naming.name_socket(spool, naming.name_of(listener), os.getpid())
+        command, saver = launch.bootstrap(heavy=True), launch.bootstrap(heavy=True, module="saver")
         agent = Agent(
             spool, listener, lambda: WorkerProcess(spool, command), lambda: SaverProcess(spool, saver), config,
             guarded=True,

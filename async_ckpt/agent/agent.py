@@ -29,6 +29,7 @@ from ..snapshot.origin import origin_of, origin_path
 from ..source import pack_path
 from ..spool import journal
 from ..spool.journal import (
+    ADMITTED,
     COMMITTED,
     FAILED,
     FINAL,
@@ -46,6 +47,7 @@ from . import handover
 from .backlog import is_short_of_disk, why_full
 from .deadline import LastCall
 from .farewell import Farewell
+from .housekeeping import Housekeeping
 from .leases import Leases
 from .outage import Outages
 from .owners import Owners
@@ -99,7 +101,8 @@ class Agent:
         self._wake_read.setblocking(False)
         self._selector.register(self._wake_read, selectors.EVENT_READ, lambda _: self._on_wake())
         self._journal = Journal(spool.path("journal"), spool.task.attempt, keep=set(spool.ready_ids()))
-        self._leases = Leases(spool, self._journal, self._server, self._wake, guarded=guarded)
+        self._house = Housekeeping(spool, config, self._journal, self._server, os.getpid() if guarded else 0)
+        self._leases = Leases(spool, self._journal, self._server, self._wake, config, guarded=guarded)
         self._remover = Remover(spool, self._wake, self._remember)
         self._queue = Queue(config.max_uploads)
         self._items: dict[str, Admitted] = {}
@@ -176,6 +179,7 @@ class Agent:
         self._journal.close()
         if self._gone is not None:
             self._spool.remove(self._gone, {job.id for job in self._queue.jobs.values() if job.state in SETTLED})
+        self._house.stop()
         self._server.close()
         self._selector.unregister(self._wake_read)
         self._wake_read.close()
@@ -241,10 +245,26 @@ class Agent:
                     self._queue.end(identity, FAILED, known.why or "its record vanished from the spool")
 
     def _scan(self) -> None:
-        """Find what was admitted without a doorbell."""
+        """Find what was admitted without a doorbell, and what is missing."""
+        self._look_after_spool()
         for identity in self._spool.ready_ids():
             if identity not in self._queue.jobs:
                 self._admit_by_id(identity)
+
+    def _look_after_spool(self) -> None:
+        """Make again what something has removed from the spool; report what cannot be made again."""
+        if why := self._house.look(self._items.values()):
+            self._say(why)
+        open_ones = [item for item in self._items.values() if self._queue.jobs[item.id].state in (ADMITTED, UPLOADING)]
+        progress = self._journal.progress
+        for item, why in self._house.lost([(item, progress.get(item.id, Progress()).files) for item in open_ones]):
+            self._fail(item.id, why, lost=item)
+
+    def _say(self, why: str) -> None:
+        """Say something to the owners there are, and to each that comes."""
+        if why not in self._notices:
+            self._notices.append(why)
+            self._owners.tell({"push": "notice", "why": why})
 
     def _spool_has_news(self) -> bool:
         return any(identity not in self._queue.jobs for identity in self._spool.ready_ids())
@@ -341,6 +361,7 @@ class Agent:
         self._plane.tell(*handover.messages(item.id, known, copies), {"op": "upload", "id": item.id})
 
     def _on_worker_death(self, hopeless: bool) -> None:
+        self._look_after_spool()  # The next one needs it whole.
         under_way = self._queue.restart()
         self._farewell.worker_died()
         if hopeless:
@@ -353,9 +374,8 @@ class Agent:
         identity, op = message["id"], message["op"]
         if op == "gone":
             self._farewell.said()
-        if op == "notice" and message["why"] not in self._notices:  # One worker after the other may say so.
-            self._notices.append(message["why"])
-            self._owners.tell({"push": "notice", "why": message["why"]})
+        if op == "notice":
+            self._say(message["why"])  # One worker after the other may say so.
         item, job = self._items.get(identity), self._queue.jobs.get(identity)
         if item is None or job is None:
             return
@@ -522,6 +542,8 @@ class Agent:
     def _on_wake(self) -> None:
         with contextlib.suppress(BlockingIOError):
             self._wake_read.recv(4096)
+        for why in self._leases.notices():
+            self._say(why)
         for identity, why in self._leases.lost():
             if self._queue.jobs[identity].state != UPLOADED:
                 self._fail(identity, why, lost=self._items.get(identity))
@@ -666,7 +688,7 @@ class Agent:
             "committed": self._queue.committed,
             "last_committed": self._queue.last_committed,
             "bytes_copied": self._bytes_copied,
-            "leases": self._leases.count(),
+            **self._leases.facts(),
             "socket_saves": self._saves.count,
             "errors": list(self._errors),
             "warnings": [*self._journal.warnings, *self._notices],

@@ -10,6 +10,7 @@ from ..config import Config
 from ..errors import AgentError, BacklogError, WaitTimeout
 from ..ipc.client import AgentClient
 from ..spool.spool import Spool
+from ..undisturbed import go_on
 
 #: Of a small disk at most this share is kept free.
 _SHARE = 20
@@ -18,12 +19,30 @@ _WAIT_SLICE_S = 5.0
 
 
 def is_short_of_disk(folder: str, config: Config) -> bool:
-    """Whether less than ``min_free_bytes`` is left where ``folder`` lies; microseconds."""
+    """Whether too little is left where ``folder`` lies; microseconds."""
+    return bool(_what_is_short(folder, config))
+
+
+def _what_is_short(folder: str, config: Config) -> str:
+    """The limit that the file system of ``folder`` is below; empty: none."""
     # Gone, a file system that does not tell, or no path at all: nothing is known against it.
     with contextlib.suppress(OSError, ValueError):
         facts = os.statvfs(folder)
         total, free = facts.f_blocks * facts.f_frsize, facts.f_bavail * facts.f_frsize
-        return free < min(config.min_free_bytes, total // _SHARE)
+        if free < min(config.min_free_bytes, total // _SHARE):
+            return f"min_free_bytes={config.min_free_bytes}"
+        # Without a number of inodes (btrfs) there are as many as there is room for.
+        if facts.f_favail < min(config.min_free_inodes, facts.f_files // _SHARE):
+            return f"min_free_inodes={config.min_free_inodes}"
+    return ""
+
+
+def has_room_for(count: int, folder: str, config: Config) -> bool:
+    """Whether so many bytes more would still leave enough where ``folder`` lies."""
+    with contextlib.suppress(OSError):
+        facts = os.statvfs(folder)
+        total, free = facts.f_blocks * facts.f_frsize, facts.f_bavail * facts.f_frsize
+        return free - count >= min(config.min_free_bytes, total // _SHARE)
     return False
 
 
@@ -36,8 +55,8 @@ def why_full(pending: int, pending_bytes: int, folder: str, config: Config) -> s
         return f"{pending} checkpoint{'s are' if pending != 1 else ' is'} pending, and max_pending={config.max_pending}"
     if config.max_pending_bytes and pending_bytes >= config.max_pending_bytes:
         return f"{pending_bytes} bytes are pending, and max_pending_bytes={config.max_pending_bytes}"
-    if pending and is_short_of_disk(folder, config):
-        return f"{folder} has less than min_free_bytes={config.min_free_bytes} left"
+    if pending and (short := _what_is_short(folder, config)):
+        return f"{folder} has less than {short} left"
     return ""
 
 
@@ -59,6 +78,7 @@ def await_room(client: AgentClient, spool: Spool, config: Config, folder: str) -
     limit = config.backlog_timeout_s if config.on_backlog == "wait" else 0.0
     deadline = time.monotonic() + limit
     while True:
+        go_on()
         piece = max(min(deadline - time.monotonic(), _WAIT_SLICE_S), 0.0)
         try:
             answer = client.request("room", piece + config.reply_timeout_s, folder=folder, timeout_s=piece)

@@ -1,11 +1,12 @@
 """Answers the kernel when somebody wants to write to a hard-linked file; see ``snapshot/lease.py``.
 
 A thread of its own, because a trainer stands in ``open()`` until the answer comes. The signal is blocked in the whole
-process and fetched with ``sigwaitinfo``; which lease it means is asked of each one (a microsecond each), which also
-covers lost signals.
+process and fetched with ``sigtimedwait``; which lease it means is asked of each one (a microsecond each), which also
+covers lost signals. A few threads copy, so that several writers wait for their own files only.
 
-A trainer that rewrites a file in place once will do so at every save. So from then on that file is copied away right
-after it was admitted, by a second thread, and the trainer need not wait when it comes back.
+Two kinds of files are copied away before anybody comes: those that were rewritten in place before, as they will be at
+every save (``habits.py``), and those that this disk could not copy while the kernel holds up a writer (``pace.py``).
+Where somebody comes nonetheless, only the rest is left to be copied.
 """
 
 from __future__ import annotations
@@ -16,23 +17,38 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from queue import SimpleQueue
 
+from ..config import Config
 from ..errors import SnapshotError
 from ..snapshot import lease
+from ..snapshot.private import PrivateCopy, link_private, lost, rewritten
+from ..spool.journal import order
+from .backlog import has_room_for
+from .habits import Habits
+from .pace import Pace
+from .priority import set_disk_priority
 
 #: How long the kernel waits for a lease before it breaks it by force, in seconds.
 _BREAK_TIME_S = lease.break_time_s()
 
-#: So many paths are remembered as rewritten in place; more than that is a pattern that remembering does not help.
-_MAX_REWRITTEN = 10_000
+#: So many files are copied at a time for writers that wait.
+_COPIERS = 4
+
+#: Unit of copying in bytes: in between, it is seen whether somebody waits for the file, or nobody needs the copy.
+_PIECE_BYTES = 8 << 20
+
+#: How long an agent that ends waits for copies that are under way, and for its threads, in seconds.
+_END_S, _STOP_S = 60.0, 5.0
+
+Key = tuple[str, str]
 
 
 @dataclass
 class Held:
-    """A leased file: its descriptor, the link's path, size (bytes) and mtime (nanoseconds) as captured, and the
-    trainer's own path (``origin``).
+    """A leased file: its descriptor, the link's path, size (bytes) and mtime (nanoseconds) as captured, the trainer's
+    own path (``origin``), and a directory for temporary files (``folder``).
     """
 
     fd: int
@@ -40,9 +56,26 @@ class Held:
     size: int
     mtime_ns: int
     origin: str
+    folder: str = ""
+    #: Somebody copies it, or is about to.
     busy: bool = False
+    #: The store has it: whoever copies it may stop.
+    needless: bool = False
     #: Monotonic time when the lease was last seen to stand; 0: never by us (another agent may have lost it before).
     stood: float = 0.0
+    #: Device and number of the inode.
+    inode: tuple[int, int] = field(init=False, default=(0, 0))
+
+    def __post_init__(self) -> None:
+        status = os.fstat(self.fd)
+        self.inode = status.st_dev, status.st_ino
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether nobody can have written to it yet: the lease stands, or has not been broken for so long that the
+        kernel would have let the writer in.
+        """
+        return time.monotonic() < self.stood + _BREAK_TIME_S / 2 or not lease.is_breaking(self.fd)
 
 
 class Guard:
@@ -51,20 +84,35 @@ class Guard:
     Parameters
     ----------
     on_private : callable
-        ``(id, path, why)`` from the guard's thread after a file was made private and its lease let go; ``why`` is not
-        empty if it could not be (the snapshot is lost then).
+        ``(id, path, why)`` from a thread of the guard's after a file was made private and its lease let go; ``why`` is
+        not empty if it could not be (the snapshot is lost then).
+    on_notice : callable
+        Gets what the user should know, from such a thread.
     """
 
-    def __init__(self, on_private: Callable[[str, str, str], None]) -> None:
-        self._on_private = on_private
+    def __init__(
+        self,
+        on_private: Callable[[str, str, str], None],
+        on_notice: Callable[[str], None],
+        habits: Habits,
+        config: Config,
+    ) -> None:
+        self._on_private, self._on_notice, self._habits, self._config = on_private, on_notice, habits, config
+        self._limit_s = min(config.copy_away_s, _BREAK_TIME_S / 2)
+        self.pace = Pace()
         self._lock = threading.Lock()
-        self._held: dict[tuple[str, str], Held] = {}
+        self._settled = threading.Condition(self._lock)
+        self._held: dict[Key, Held] = {}
         self._stopping = False
-        self._rewritten: set[str] = set()
-        self._early: SimpleQueue[tuple[str, str] | None] = SimpleQueue()
-        threading.Thread(target=self._run_early, name="async_ckpt-guard-early", daemon=True).start()
-        self._thread = threading.Thread(target=self._run, name="async_ckpt-guard", daemon=True)
-        self._thread.start()
+        self._said: set[str] = set()
+        self._ahead: SimpleQueue[str | None] = SimpleQueue()
+        self._waited_for: SimpleQueue[list[Key] | None] = SimpleQueue()
+        self._threads = [
+            threading.Thread(target=target, name=f"async_ckpt-guard-{target.__name__.strip('_')}", daemon=True)
+            for target in (self._run, self._run_ahead, *[self._copy_what_is_waited_for] * _COPIERS)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def add(self, identity: str, path: str, held: Held) -> None:
         """Take over a lease; its descriptor belongs to the guard from now on."""
@@ -84,16 +132,21 @@ class Guard:
                 lease.release(previous.fd)
                 os.close(previous.fd)
             self._held[identity, path] = held
-            if held.origin in self._rewritten:
-                self._early.put((identity, path))
+            lease.answer_for(held.fd)
             # Under the lock: a moment later another thread may have dealt with it and closed the descriptor.
             if lease.is_breaking(held.fd):
                 self._wake()
             else:
                 held.stood = time.monotonic()
 
+    def look_ahead(self, identity: str) -> None:
+        """Leases of a checkpoint were added: some of its files may have to be copied away at once."""
+        self._ahead.put(identity)
+
     def let_go(self, identity: str, paths: Iterable[str] | None = None) -> list[str]:
-        """Release leases without a copy: the bytes are in the store. Returns the paths released."""
+        """Release leases without a copy: the bytes are in the store. Returns the paths released; those that are being
+        copied follow in a moment.
+        """
         released = []
         with self._lock:
             keys = (
@@ -101,7 +154,9 @@ class Guard:
             )
             for key in keys:
                 held = self._held.get(key)
-                if held is not None and not held.busy:
+                if held is not None and held.busy:
+                    held.needless = True
+                elif held is not None:
                     del self._held[key]
                     lease.release(held.fd)
                     os.close(held.fd)
@@ -119,23 +174,43 @@ class Guard:
     def count(self) -> int:
         return len(self._held)
 
+    @property
+    def safe_bytes(self) -> int:
+        """How much of what is rewritten in place at one time can be copied away before the kernel lets writers in."""
+        return self.pace.possible(_BREAK_TIME_S)
+
     def make_all_private(self) -> None:
         """Before an agent retires with work left: every snapshot is made to stand on its own."""
         with self._lock:
-            todo = [key for key, held in self._held.items() if not held.busy]
-            for key in todo:
-                self._held[key].busy = True
-        self._make_private(todo)
+            groups = self._groups([key for key, held in self._held.items() if not held.busy])
+        for group in groups:
+            self._copy_away(group)
+        with self._lock:
+            self._settled.wait_for(lambda: not any(held.busy for held in self._held.values()), _END_S)
 
     def stop(self) -> None:
         self._stopping = True
-        self._early.put(None)
+        self._ahead.put(None)
+        for _ in range(_COPIERS):
+            self._waited_for.put(None)
         self._wake()
-        self._thread.join(timeout=5)
+        deadline = time.monotonic() + _STOP_S
+        for thread in self._threads:
+            thread.join(timeout=max(deadline - time.monotonic(), 0))
 
     def _wake(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(os.getpid(), lease.LEASE_SIGNAL)
+
+    def _groups(self, keys: list[Key]) -> list[list[Key]]:
+        """Mark files as busy. One inode may be in several snapshots: one copy serves them all."""
+        groups: dict[tuple[int, int], list[Key]] = {}
+        for key in keys:
+            self._held[key].busy = True
+            groups.setdefault(self._held[key].inode, []).append(key)
+        return list(groups.values())
+
+    # -- for writers that wait -------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         while not self._stopping:
@@ -148,42 +223,178 @@ class Guard:
                         continue
                     if lease.is_breaking(held.fd):
                         todo.append(key)
+                        self._habits.learn(held.origin)
                     else:
                         held.stood = now
-                for key in todo:
-                    self._held[key].busy = True
-                    if len(self._rewritten) < _MAX_REWRITTEN:
-                        self._rewritten.add(self._held[key].origin)
-            self._make_private(todo)
+                groups = self._groups(todo)
+            for group in groups:
+                self._waited_for.put(group)
 
-    def _run_early(self) -> None:
-        while (key := self._early.get()) is not None:
-            with self._lock:
-                held = self._held.get(key)
-                if held is None or held.busy:
-                    continue
-                held.busy = True
-            self._make_private([key])
+    def _copy_what_is_waited_for(self) -> None:
+        while (group := self._waited_for.get()) is not None:
+            self._copy_away(group)
 
-    def _make_private(self, keys: list[tuple[str, str]]) -> None:
-        # One inode may be in several snapshots: the first copy serves them all.
-        donors: dict[tuple[int, int, int], str] = {}
-        for key in keys:
-            held = self._held[key]
+    # -- before anybody comes --------------------------------------------------------------------------------------
+
+    def _run_ahead(self) -> None:
+        while (identity := self._ahead.get()) is not None:
+            while group := self._next_ahead(identity):
+                if not self._copy_away(group, ahead=True):
+                    break
+
+    def _next_ahead(self, identity: str) -> list[Key]:
+        """What to copy next of a checkpoint, or of the other ranks' parts of it: all of it may be rewritten at one
+        time. Files that nobody but us has a name of are not written to by anybody.
+        """
+        number = order(identity)
+        with self._lock:
+            inodes: dict[tuple[int, int], list[Key]] = {}
+            for key, held in self._held.items():
+                if not held.busy:
+                    inodes.setdefault(held.inode, []).append(key)
+            mine = {
+                inode: keys
+                for inode, keys in inodes.items()
+                if any(order(key[0]) == number for key in keys)
+                and os.fstat(self._held[keys[0]].fd).st_nlink > len({self._held[key].path for key in keys})
+            }
+            if not mine:
+                return []
+            sizes = {inode: self._held[keys[0]].size for inode, keys in mine.items()}
+            total = sum(sizes.values())
+            known = [inode for inode, keys in mine.items() if self._habits.is_rewritten(self._held[keys[0]].origin)]
+            if known:
+                chosen = max(known, key=lambda inode: sizes[inode])
+            elif total > self.pace.possible(self._limit_s):
+                chosen = max(sizes, key=lambda inode: sizes[inode])
+            else:
+                return []
+            self._groups(mine[chosen])
+        if self.pace.bytes_per_s and total > self.safe_bytes:
+            self._say_once("large", self._warning(total))
+        return mine[chosen]
+
+    def _say_once(self, topic: str, line: str) -> None:
+        if topic not in self._said:
+            self._said.add(topic)
+            self._on_notice(line)
+
+    def _warning(self, total: int) -> str:
+        rate = self.pace.bytes_per_s
+        return (
+            f"{total / 1e9:.1f} GB of one checkpoint are links to files of the trainer. This disk copies "
+            f"{rate / 1e6:.0f} MB/s, about {self.safe_bytes / 1e9:.1f} GB in the {_BREAK_TIME_S:g} s for which the "
+            "kernel holds up whoever rewrites them in place; so they are copied in the background after each save(), "
+            f"which takes {total / rate:.0f} s. Rewritten before that, the checkpoint may fail. Write to a new name "
+            "and rename it, or put the files and the spool on one xfs or btrfs, where copies take no time"
+        )
+
+    # -- copying ---------------------------------------------------------------------------------------------------
+
+    def _copy_away(self, group: list[Key], *, ahead: bool = False) -> bool:
+        """Make files private that are one inode, and release their leases. ``ahead``: nobody waits; False if it was
+        left as it is, as there is no room for a copy.
+        """
+        helds = {key: self._held[key] for key in group}
+        donor = ""
+        for key, held in helds.items():
             why = ""
-            status = os.fstat(held.fd)
-            inode = status.st_ino
-            if time.monotonic() < held.stood + _BREAK_TIME_S / 2 or not lease.is_breaking(held.fd):
-                # Nobody wrote; another time than the captured one was set without writing (touch, copystat).
-                held.mtime_ns = status.st_mtime_ns
-            donor = donors.get((inode, held.size, held.mtime_ns))
-            try:
-                if lease.make_private(held.path, held.fd, held.size, held.mtime_ns, donor=donor):
-                    donors[inode, held.size, held.mtime_ns] = held.path
-            except SnapshotError as error:
-                why = str(error)
+            if not held.needless and lease.is_of(held.fd, held.path):
+                try:
+                    if donor:
+                        self._check(held)
+                        link_private(donor, held.path)
+                    elif self._copy(held, list(helds.values()), ahead=ahead):
+                        donor = held.path
+                    elif ahead and not held.needless:
+                        self._put_back(helds)
+                        return False
+                except (OSError, SnapshotError) as error:
+                    # Else somebody else was quicker, and let the lease go under our copy: theirs is good.
+                    if lease.is_of(held.fd, held.path):
+                        why = str(lost(held.path, error))
             with self._lock:
                 del self._held[key]
+                self._settled.notify_all()
             lease.release(held.fd)
             os.close(held.fd)
             self._on_private(*key, why)
+        return True
+
+    def _put_back(self, helds: dict[Key, Held]) -> None:
+        """Nothing became of a copy that nobody waits for."""
+        with self._lock:
+            for held in helds.values():
+                held.busy = False
+            needless = [key for key, held in helds.items() if held.needless]
+            self._settled.notify_all()
+        for identity, path in needless:
+            if self.let_go(identity, [path]):
+                self._on_private(identity, path, "")
+        self._wake()  # Somebody may have come meanwhile.
+
+    def _copy(self, held: Held, users: list[Held], *, ahead: bool) -> bool:
+        """Copy one file, and put the copy into the place of its link. False: nobody needs it, or, ``ahead``, there is
+        no room.
+
+        Raises
+        ------
+        OSError, SnapshotError
+            It could not be copied, or was written to before it was.
+        """
+        self._check(held)
+        begun, idle = time.monotonic(), False
+        copy = PrivateCopy(held.path, held.fd, held.size, held.folder)
+        try:
+            while copy.left or not copy.begun:
+                if all(user.needless for user in users) or (ahead and self._stopping):
+                    return False
+                if ahead and lease.is_breaking(held.fd):
+                    ahead = False
+                    self._habits.learn(held.origin)
+                elif ahead:
+                    held.stood = time.monotonic()
+                    if not has_room_for(copy.left, os.path.dirname(held.path), self._config):
+                        if held.size > self.pace.possible(self._limit_s):
+                            self._say_once("room", _no_room(held))
+                        return False
+                if ahead != idle:
+                    idle = ahead
+                    set_disk_priority(idle=idle)
+                copy.advance(_PIECE_BYTES)
+            self._check(held)
+            copy.take_its_place()
+            if not copy.cloned:
+                self.pace.add(held.size, time.monotonic() - begun)
+            return True
+        except OSError:
+            if ahead and not lease.is_breaking(held.fd):
+                return False  # The lease stands, and so does the link.
+            raise
+        finally:
+            copy.drop()
+            if idle:
+                set_disk_priority(idle=False)
+
+    def _check(self, held: Held) -> None:
+        """See that a file was not written to since its capture.
+
+        Raises
+        ------
+        SnapshotError
+            It was, or may have been: the kernel broke the lease by force.
+        """
+        status = os.fstat(held.fd)
+        if held.is_sure:
+            # Nobody wrote; another time than the captured one was set without writing (touch, copystat).
+            held.mtime_ns = status.st_mtime_ns
+        if (status.st_size, status.st_mtime_ns) != (held.size, held.mtime_ns):
+            raise rewritten(held.path)
+
+
+def _no_room(held: Held) -> str:
+    return (
+        f"The disk has no room to copy {held.origin} away before it is rewritten in place ({held.size / 1e9:.1f} GB): "
+        "whoever does that may be held up for long, and the checkpoint may fail. Free some space, or write to a new "
+        "name and rename it"
+    )

@@ -2,8 +2,7 @@
 
 Whoever starts an agent makes its listening socket and takes its lock first, and hands both over: a client can
 connect, and queue frames and leases, before the agent has run its first instruction. The lease signal is blocked in
-it from the start, by inheritance. Order: lock, socket under a temporary name, process, ``agent.pid``, and last the
-socket's real name. So who finds the socket finds the right pid beside it.
+it from the start, by inheritance. Order: lock, socket, process, ``agent.pid``, and last the socket's name (``naming``).
 """
 
 from __future__ import annotations
@@ -18,13 +17,16 @@ import threading
 import time
 from collections import deque
 
+from .. import forks
 from ..config import Config
 from ..errors import AgentError, SpoolError, os_hint, os_reason
-from ..files import locked, try_lock, wait_for, write_atomically
+from ..files import locked, try_lock, unlock, wait_for
 from ..ipc import protocol
 from ..ipc.client import Link
 from ..snapshot.lease import LEASE_SIGNAL
 from ..spool.spool import Spool
+from ..spool.upkeep import is_held
+from .naming import name_of, name_socket, open_socket
 
 UPLOADERS = ("process", "thread")
 
@@ -33,6 +35,9 @@ _MAX_STARTS, _WINDOW_S = 6, 30.0
 
 #: So many limits of an answer a new agent waits for the lock of one that has ended.
 _LOCK_WAITS = 3
+
+#: None of these is ignored in the agent because whoever started the flow ignored it (nohup, a shell's background).
+_SIGNALS = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
 
 _PACKAGE_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -62,6 +67,7 @@ class Launcher:
         """
         try:
             while True:
+                self._spool.mend()
                 # One that died, or has drained and left, in the moment in which it was found; too many are an error.
                 with contextlib.suppress(ConnectionRefusedError, FileNotFoundError):
                     return self._find() or self._start()
@@ -102,22 +108,26 @@ class Launcher:
             lock = self._take_lock()
             if isinstance(lock, Link):
                 return lock
-            path = self._spool.path("agent.sock")
-            listening = protocol.listen(f"{path}.new")
+            listening = open_socket(self._spool)
+            name = name_of(listening)
             start = self._spawn if self._uploader == "process" else self._start_thread
             pid = start(lock, listening)
-            name_socket(self._spool, pid)
-            return Link(protocol.connect(path, self._config.reply_timeout_s), pid, fresh=True)
+            name_socket(self._spool, name, pid)
+            return Link(protocol.connect(self._spool.path("agent.sock"), self._config.reply_timeout_s), pid, fresh=True)
 
     def _take_lock(self) -> int | Link:
         """The lock of the spool's agent; or the agent itself, if the one that holds it turns up."""
         path = self._spool.path("agent.lock")
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        forks.keep_lock_from_children(fd)
         found: list[Link] = []
 
         def free() -> bool:
+            # The file may have been removed under an agent that lives, and is a new one.
             if try_lock(fd):
-                return True
+                if not is_held(self._spool.directory):
+                    return True
+                unlock(fd)
             link = self._find()
             if link is not None:
                 found.append(link)
@@ -127,29 +137,31 @@ class Launcher:
             # One that was killed holds it until the kernel is done with what it did: unlinking may take it seconds.
             wait_for(free, _LOCK_WAITS * self._config.reply_timeout_s, path)
         except TimeoutError:
-            os.close(fd)
+            forks.close_lock(fd)
             raise AgentError(
                 "Another agent holds this spool and does not answer", where=path,
                 hint=f"See who it is with 'fuser {path}' and end it; what was saved stays in the spool",
             ) from None  # fmt: skip
         if found:
-            os.close(fd)
+            forks.close_lock(fd)
             return found[0]
         if os.fstat(fd).st_ino != os.stat(path).st_ino:
-            os.close(fd)
+            forks.close_lock(fd)
             raise AgentError("The spool was removed by its last agent in this moment", where=self._spool.directory)
         return fd
 
     def _spawn(self, lock: int, listening: socket.socket) -> int:
-        # Numbers above both, so that neither dup2 overwrites the other's source.
-        numbers = (max(lock, listening.fileno()) + 1, max(lock, listening.fileno()) + 2)
+        # Numbers above both, so that neither dup2 overwrites the other's source, and both before the standard streams,
+        # which may have the numbers of these here.
+        highest = max(lock, listening.fileno(), 2)
+        numbers = (highest + 1, highest + 2)
         log = self._spool.path("agent.log")
         actions = [
+            (os.POSIX_SPAWN_DUP2, lock, numbers[0]),
+            (os.POSIX_SPAWN_DUP2, listening.fileno(), numbers[1]),
             (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
             (os.POSIX_SPAWN_OPEN, 1, log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
             (os.POSIX_SPAWN_DUP2, 1, 2),
-            (os.POSIX_SPAWN_DUP2, lock, numbers[0]),
-            (os.POSIX_SPAWN_DUP2, listening.fileno(), numbers[1]),
         ]
         arguments = ["agent", str(numbers[0]), str(numbers[1]), self._spool.directory]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
@@ -157,12 +169,12 @@ class Launcher:
             with listening:
                 pid = os.posix_spawn(
                     sys.executable, [*bootstrap(heavy=False), *arguments], environment,
-                    file_actions=actions, setsid=True, setsigmask=[LEASE_SIGNAL],
+                    file_actions=actions, setsid=True, setsigmask=[LEASE_SIGNAL], setsigdef=_SIGNALS,
                 )  # fmt: skip
                 self._children.add(pid)
                 return pid
         finally:
-            os.close(lock)
+            forks.close_lock(lock)
 
     def _start_thread(self, lock: int, listening: socket.socket) -> int:
         from .agent import Agent
@@ -171,16 +183,6 @@ class Launcher:
 
         saver = bootstrap(heavy=True, module="saver")
 
-        held = [lock]
-
-        def forget_in_child() -> None:
-            # A forked child must keep neither the lock nor the socket alive after the task's death.
-            if held:
-                os.close(held.pop())
-            listening.close()
-
-        os.register_at_fork(after_in_child=forget_in_child)
-
         def run() -> None:
             try:
                 Agent(
@@ -188,7 +190,7 @@ class Launcher:
                     lambda: SaverProcess(self._spool, saver), self._config, guarded=False,
                 ).run()  # fmt: skip
             finally:
-                os.close(held.pop())
+                forks.close_lock(lock)
 
         self._thread = threading.Thread(target=run, name="async_ckpt-agent", daemon=True)
         self._thread.start()
@@ -208,15 +210,6 @@ class Launcher:
         """Wait for an agent in a thread to end; a process is not waited for."""
         if self._thread is not None:
             self._thread.join(timeout_s)
-
-
-def name_socket(spool: Spool, pid: int) -> None:
-    """Let others find the agent. Whoever started it does so, and the agent itself: the other may be killed before."""
-    path = spool.path("agent.sock")
-    if os.path.exists(f"{path}.new"):
-        write_atomically(spool.path("agent.pid"), b"%d" % pid)
-        with contextlib.suppress(FileNotFoundError):  # The other one was faster.
-            os.rename(f"{path}.new", path)
 
 
 def bootstrap(*, heavy: bool, module: str = "agent.__main__") -> list[str]:

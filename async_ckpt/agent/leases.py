@@ -6,6 +6,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator
 
+from ..config import Config
 from ..ipc import protocol
 from ..ipc.protocol import Message
 from ..ipc.server import Connection, Server
@@ -13,6 +14,7 @@ from ..snapshot import lease
 from ..spool.journal import SETTLED, Journal, Progress
 from ..spool.spool import Admitted, Spool
 from .guard import Guard, Held
+from .habits import Habits
 
 
 class Leases:
@@ -27,11 +29,16 @@ class Leases:
     """
 
     def __init__(
-        self, spool: Spool, journal: Journal, server: Server, wake: Callable[[], None], *, guarded: bool
+        self, spool: Spool, journal: Journal, server: Server, wake: Callable[[], None], config: Config, *, guarded: bool
     ) -> None:
         self._spool, self._journal, self._server, self._wake = spool, journal, server, wake
         self._private: deque[tuple[str, str, str]] = deque()
-        self._guard = Guard(self._on_private) if guarded else None
+        self._notices: deque[str] = deque()
+        habits = Habits(
+            os.path.join(os.path.dirname(spool.directory), "rewritten"), os.path.realpath(spool.path("work")),
+            f"{spool.task.flow}/{spool.task.step}",
+        )  # fmt: skip
+        self._guard = Guard(self._on_private, self._on_notice, habits, config) if guarded else None
 
     def take(self, item: Admitted | None, connection: Connection, message: Message, fds: list[int]) -> None:
         """Take over the leases that came with an ``admit``, as far as they are needed; who sent them hears which are
@@ -41,6 +48,7 @@ class Leases:
         known = self._journal.progress.get(identity, Progress())
         # Committed in an attempt that the journal has forgotten.
         gone = item is None and not self._spool.is_ready(identity)
+        source = os.path.realpath(item.source) if item is not None else ""
         needless = []
         for path, fd in zip(message["guard"], fds, strict=True):
             entry = item.entries.get(path) if item is not None else None
@@ -53,8 +61,18 @@ class Leases:
             elif self._guard is None or entry is None or item is None:
                 os.close(fd)
             else:
-                origin = os.path.join(item.source, path)
-                self._guard.add(identity, path, Held(fd, item.file(path), entry.size, entry.mtime_ns, origin))
+                origin = os.path.join(source, path)
+                held = Held(
+                    fd,
+                    item.file(path),
+                    entry.size,
+                    entry.mtime_ns,
+                    origin,
+                    os.path.dirname(item.data),
+                )
+                self._guard.add(identity, path, held)
+        if self._guard is not None:
+            self._guard.look_ahead(identity)
         if needless:
             connection.send({"push": "unguard", "id": identity, "paths": needless})
 
@@ -67,9 +85,19 @@ class Leases:
         """See ``Guard.stands``."""
         return self._guard is not None and self._guard.stands(identity, path)
 
-    def count(self) -> int:
-        """How many are held."""
-        return self._guard.count() if self._guard is not None else 0
+    def facts(self) -> Message:
+        """How many are held; how fast this disk copies (bytes per second; 0: not known yet), and how much a trainer can
+        surely rewrite in place at one time (bytes).
+        """
+        if self._guard is None:
+            return {"leases": 0}
+        rate, safe = int(self._guard.pace.bytes_per_s), self._guard.safe_bytes
+        return {"leases": self._guard.count(), "copy_bytes_per_s": rate, "safe_rewrite_bytes": safe}
+
+    def notices(self) -> Iterator[str]:
+        """What the user should know, since the last call."""
+        while self._notices:
+            yield self._notices.popleft()
 
     def lost(self) -> Iterator[tuple[str, str]]:
         """Tell the clients what has become a file of its own since the last call. Yields (id, why) of each snapshot
@@ -92,6 +120,11 @@ class Leases:
             push = {"push": "unguard", "id": identity, "paths": paths[start : start + protocol.MAX_FDS]}
             for connection in list(self._server.connections):
                 connection.send(push)
+
+    def _on_notice(self, why: str) -> None:
+        """From the guard's threads."""
+        self._notices.append(why)
+        self._wake()
 
     def _on_private(self, identity: str, path: str, why: str) -> None:
         """From the guard's thread."""

@@ -102,7 +102,7 @@ class Owners:
     def look(self) -> None:
         """See which processes are there no more."""
         for connection, pid in list(self._pids.items()):
-            if not process_exists(pid):
+            if pid and not process_exists(pid):  # 0: it is in another PID namespace, and its connection tells.
                 # Its connection stays until it is read to its end: the leases of its last saves may still be in there.
                 self.leave(connection)
         for pid in [pid for pid in self._expected if not process_exists(pid)]:

@@ -17,6 +17,7 @@ from typing import Protocol
 
 from ..config import WORKER_START_S, Config
 from ..errors import ProtocolError
+from ..files import occupy_standard_streams
 from ..ipc import protocol
 from ..ipc.protocol import Message
 from ..spool.spool import Spool
@@ -195,6 +196,7 @@ class WorkerProcess:
     """A worker in a process of its own."""
 
     def __init__(self, spool: Spool, bootstrap: list[str], role: str = "worker") -> None:
+        occupy_standard_streams()  # The child has its own, in the place of whatever has these numbers.
         self.sock, theirs = socket.socketpair()
         with theirs, open(spool.path("agent.log"), "ab") as log:
             self._process = subprocess.Popen(

@@ -14,6 +14,12 @@ _IOPRIO_WHO_PROCESS = 1
 _IDLE, _BEST_EFFORT = 3 << 13, 2 << 13 | 4
 
 
+def set_disk_priority(*, idle: bool) -> None:
+    """Let this thread have only the disk time that nobody else wants, or its normal share. Any user may, both ways."""
+    if _IOPRIO_SET is not None:
+        ctypes.CDLL(None).syscall(_IOPRIO_SET, _IOPRIO_WHO_PROCESS, 0, _IDLE if idle else _BEST_EFFORT)
+
+
 def set_priority(*, idle: bool) -> None:
     """Let this process have only the CPU and disk time that nobody else wants, or its normal share.
 

@@ -240,7 +240,10 @@ class _Worker:
     async def _read(self, identity: str) -> Admitted:
         item = await anyio.to_thread.run_sync(self._spool.read, identity)
         if item is None:
-            raise errors.SpoolError(f"The record of checkpoint {identity} is gone", where=self._spool.directory)
+            # The agent makes it again.
+            raise errors.TransientStoreError(
+                f"The record of checkpoint {identity} is gone", where=self._spool.directory
+            )
         return item
 
     async def _send(self, message: Message) -> None:

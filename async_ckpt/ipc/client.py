@@ -10,7 +10,6 @@ lock while it waits for a lease, and the keeper could not run then.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import socket
@@ -24,6 +23,7 @@ from typing import Any
 from ..config import Config
 from ..errors import AgentError, CheckpointError, ProtocolError, SnapshotError, WaitTimeout
 from ..snapshot import lease
+from ..snapshot.private import make_private
 from . import protocol
 from .protocol import Message
 
@@ -114,12 +114,12 @@ class AgentClient:
         with self._lock:
             return sum(len(leases) for leases in self._leases.values())
 
-    def agent_pid(self) -> int | None:
-        """Who is to be signalled when a lease is broken; None where no agent can be had. Connects if need be."""
+    def is_guarded(self) -> bool:
+        """Whether there is an agent that answers for leases: in a process of its own. Connects if need be."""
         try:
-            return self._answering(_CONFIRM_S).pid
+            return self._answering(_CONFIRM_S).pid != 0
         except CheckpointError:
-            return None
+            return False
 
     def _answering(self, limit_s: float) -> Link:
         """The agent, once it is sure that it serves us: one that ran already may be about to exit, or have too many
@@ -236,7 +236,8 @@ class AgentClient:
         """A forked child has copies of the descriptors but not of the keeper: it starts afresh, with a lock of its
         own, as the copied one may have been held by a thread that does not exist here.
 
-        The copies are left alone: closing them here changes nothing for the parent, and they go with the child.
+        The copies are closed already (``forks``, ``lease``), unless it was not Python that forked: then they go with
+        the child.
         """
         if self._process != os.getpid():
             self._reset()
@@ -258,9 +259,6 @@ class AgentClient:
                 hello["access"] = self._access
             self._send(link, {**hello, "seq": self._sequence}, [])
             for identity, leases in self._leases.items():
-                for item in leases.values():
-                    with contextlib.suppress(ProcessLookupError):  # It died already; its successor gets them.
-                        lease.pass_to(item.fd, link.pid)
                 self._send_admit(link, identity, leases)
         return self._link
 
@@ -391,7 +389,7 @@ class AgentClient:
 
 def _make_private_and_let_go(item: Lease) -> None:
     try:
-        lease.make_private(item.path, item.fd, item.size, item.mtime_ns)
+        make_private(item.path, item.fd, item.size, item.mtime_ns)
     except SnapshotError:
         pass  # The link is gone, so recovery reports the checkpoint as torn. There is nobody to tell here.
     finally:

@@ -46,6 +46,7 @@ import struct
 from typing import Any
 
 from ..errors import ProtocolError
+from ..forks import keep_socket_from_children
 
 VERSION = 1
 
@@ -163,7 +164,7 @@ def connect(path: str, timeout_s: float) -> socket.socket:
     OSError
         Nobody listens.
     """
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock = keep_socket_from_children(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
     try:
         sock.settimeout(timeout_s)
         with _Short(path) as short:
@@ -176,7 +177,7 @@ def connect(path: str, timeout_s: float) -> socket.socket:
 
 def listen(path: str) -> socket.socket:
     """Listen on a new socket at ``path``, mode 0600, replacing what is there."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock = keep_socket_from_children(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
     try:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import selectors
 import socket
 import struct
 from collections.abc import Callable
 
 from ..errors import ProtocolError
+from ..forks import keep_socket_from_children
 from . import protocol
 from .protocol import Message
 
@@ -121,6 +123,21 @@ class Server:
         listening.setblocking(False)
         self.resume()
 
+    @property
+    def listening(self) -> socket.socket:
+        return self._listening
+
+    def listen_on(self, listening: socket.socket) -> None:
+        """Take another socket, as the name of the one before was removed. Who knocked there already is let in."""
+        while not self._paused and select.select([self._listening], [], [], 0)[0]:
+            self._accept()
+        if not self._paused:
+            self._selector.unregister(self._listening)
+        self._listening.close()
+        self._listening, self._paused = listening, True
+        listening.setblocking(False)
+        self.resume()
+
     def resume(self) -> None:
         """Accept connections (again)."""
         if self._paused:
@@ -141,6 +158,7 @@ class Server:
         if uid not in (os.getuid(), 0) or len(self.connections) >= MAX_CONNECTIONS:
             sock.close()
             return
+        keep_socket_from_children(sock)
         sock.setblocking(False)
         connection = Connection(self, sock, pid)
         self.connections.add(connection)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from ..config import Config
 from ..errors import UsageError
-from .base import Captured, FileStrategy, capture_tree
+from .base import Captured, FileStrategy
 from .copying import Copy
 from .hardlink import Auto, HardLink
 from .moving import capture_by_move
 from .packing import Pack
 from .reflink import Reflink
+from .whole import capture_tree
 
 __all__ = ["STRATEGIES", "Captured", "capture", "check_strategy"]
 
@@ -38,9 +39,7 @@ def check_strategy(strategy: str, *, leases: bool = True) -> str:
     return strategy
 
 
-def capture(
-    path: str, target: str, strategy: str, *, owner_pid: int | None, config: Config, lease_budget: int
-) -> Captured:
+def capture(path: str, target: str, strategy: str, *, guarded: bool, config: Config, lease_budget: int) -> Captured:
     """Capture ``path`` into the new directory ``target``.
 
     Parameters
@@ -51,8 +50,8 @@ def capture(
         Directory to make; on the same file system if the capture is to be quick.
     strategy : str
         One of ``STRATEGIES``.
-    owner_pid : int or None
-        Process that is signalled when somebody wants to write to a hard-linked file; None: no links are made.
+    guarded : bool
+        Whether there is an agent that answers when somebody wants to write to a hard-linked file; else none is linked.
     lease_budget : int
         How many leases may be taken now.
 
@@ -66,14 +65,14 @@ def capture(
     small = config.pack_below_bytes
     copies = Copy(Pack(target), small, reflink=strategy == "auto")
     files: FileStrategy
-    if strategy == "copy" or (strategy == "auto" and owner_pid is None):
+    if strategy == "copy" or (strategy == "auto" and not guarded):
         files = copies
     elif strategy == "reflink":
         files = Reflink()
-    elif owner_pid is None:
+    elif not guarded:
         raise UsageError("snapshot='hardlink' needs a running agent", hint="Use snapshot='auto'")
     elif strategy == "hardlink":
-        files = HardLink(owner_pid, lease_budget)
+        files = HardLink(lease_budget)
     else:
-        files = Auto(HardLink(owner_pid, lease_budget), copies, small)
+        files = Auto(HardLink(lease_budget), copies, small)
     return capture_tree(path, target, files, config)

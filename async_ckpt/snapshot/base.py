@@ -1,25 +1,20 @@
-"""A snapshot in the making: one strategy captures what the walk finds.
-
-A file that is missing when its turn comes is an error: a snapshot is whole or it is none.
-"""
+"""What a snapshot is when it has been captured, how a strategy captures one file of it, and how it is removed."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import shutil
-import stat
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
-from ..config import Config
 from ..errors import SnapshotError, os_reason
-from ..manifest import LINK, Directory, FileEntry, Link, Manifest
+from ..files import folders_below, remove_tree
+from ..manifest import FileEntry, Manifest
 from ..source import pack_path
-from .links import failure, refused
 from .origin import give_back, origin_path
-from .walk import ANNEX_PREFIX, Item, walk
+from .packing import Pack
+from .stillness import OpenFile
+from .walk import ANNEX_PREFIX
 
 
 @dataclass
@@ -80,7 +75,7 @@ def annex_in(path: str) -> str | None:
 
     They are made as far above as can be; but where nothing else can be written to, inside of what somebody saves.
     """
-    for folder, names, _ in os.walk(path):
+    for folder, names, _ in folders_below(path):
         for name in names:
             if name.startswith(ANNEX_PREFIX) and name.removeprefix(ANNEX_PREFIX).isdecimal():
                 annexes = os.path.join(folder, name)
@@ -94,40 +89,14 @@ def annex_in(path: str) -> str | None:
     return None
 
 
-def remove_tree(path: str) -> None:
-    """Remove a directory, read-only folders in it included; one that is gone is no error."""
-
-    def make_writable(function: Callable[[str], object], blocked: str, _: object) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            os.chmod(os.path.dirname(blocked), 0o700)
-            os.chmod(blocked, 0o700, follow_symlinks=False) if os.path.isdir(blocked) else None
-            function(blocked)
-
-    with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(path, onerror=make_writable)
-
-
-#: O_NONBLOCK: a FIFO that took a file's place meanwhile must not hold us up.
-_OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
-
-
-class OpenFile(NamedTuple):
-    """A regular file to capture: open descriptor, where it stands, its relative path, and its status when it was
-    opened.
-    """
-
-    fd: int
-    source: str
-    path: str
-    status: os.stat_result
-
-
 class FileStrategy(Protocol):
     """How one regular file gets into a snapshot."""
 
+    #: Where small files go; None: this one has no pack.
+    pack: Pack | None
+
     def capture_file(self, file: OpenFile, target: str) -> FileEntry:
-        """Make ``target`` hold what ``file`` holds now. An entry with ``how=LINK`` keeps the descriptor; else it is
-        closed.
+        """Make ``target`` hold what ``file`` holds now. An entry with ``how=LINK`` keeps the descriptor.
 
         Raises
         ------
@@ -135,63 +104,11 @@ class FileStrategy(Protocol):
             It could not; whatever was made is removed by the caller.
         """
 
+    def forget(self, path: str) -> None:
+        """The file of this relative path is going to be captured once more, or is gone."""
+
     def finish(self) -> None:
         """All files were captured: write out what is still held back."""
 
     def leases(self) -> dict[str, int]:
         """Leases taken so far: relative path → descriptor."""
-
-
-def capture_tree(path: str, target: str, strategy: FileStrategy, config: Config) -> Captured:
-    """Capture everything under ``path`` into the new directory ``target`` with one strategy for files."""
-    manifest = Manifest()
-    captured = Captured(manifest)
-    at = target
-    try:
-        os.mkdir(target, 0o700)
-        for item in walk(path, config):
-            at = item.shown
-            copy = f"{target}/{item.path}"
-            if item.link:
-                captured.followed.append(item.link)
-            if item.kind == stat.S_IFREG:
-                manifest.files.append(_capture_file(item, copy, strategy))
-            elif item.kind == stat.S_IFDIR:
-                os.mkdir(copy, 0o700)
-                manifest.dirs.append(Directory.of(item.path, os.lstat(item.full)))
-            else:
-                os.symlink(item.text, copy)
-                manifest.links.append(Link(item.path, item.text))
-        at = target
-        strategy.finish()
-        captured.leases = strategy.leases()
-        return captured
-    except BaseException as error:
-        with contextlib.suppress(OSError):  # What it would write out is removed.
-            strategy.finish()
-        captured.leases = strategy.leases()
-        captured.drop(target)
-        if isinstance(error, OSError) and not isinstance(error, SnapshotError):
-            raise failure(at, error) from error
-        raise
-
-
-def _capture_file(item: Item, target: str, strategy: FileStrategy) -> FileEntry:
-    fd = os.open(item.full, _OPEN)
-    kept = False
-    try:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise refused(item.shown, status.st_mode)
-        if not status.st_size and os.pread(fd, 1, 0) and not os.fstat(fd).st_size:
-            raise SnapshotError(
-                f"Cannot capture {item.shown}: it has content and no size, as files of the kernel do",
-                where=item.shown,
-                hint="Copy its content into a file, and save that",
-            )  # fmt: skip
-        entry = strategy.capture_file(OpenFile(fd, item.full, item.path, status), target)
-        kept = entry.how == LINK
-        return entry
-    finally:
-        if not kept:
-            os.close(fd)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import stat
 
-from ..files import copy_content, digest_fd
+from ..files import clone, copy_range
+from ..filesystems import forget_cached, is_local
 from ..manifest import COPY, FileEntry
-from .base import OpenFile
-from .packing import TRIES, Pack, is_still, restless
+from .packing import Pack
+from .stillness import OpenFile, is_quiet
 
 
 class Copy:
@@ -26,11 +27,15 @@ class Copy:
 
     def __init__(self, pack: Pack, pack_below_bytes: int, *, reflink: bool = False) -> None:
         self._pack, self._pack_below, self._reflink = pack, pack_below_bytes, reflink
+        self.pack: Pack | None = pack
 
     def capture_file(self, file: OpenFile, target: str) -> FileEntry:
         if file.status.st_size < self._pack_below:
             return self._pack.add(file)
         return copy_file(file, target, reflink=self._reflink)
+
+    def forget(self, path: str) -> None:
+        """Nothing is kept of it."""
 
     def finish(self) -> None:
         self._pack.close()
@@ -40,28 +45,36 @@ class Copy:
 
 
 def copy_file(file: OpenFile, target: str, *, reflink: bool) -> FileEntry:
-    """Copy one file as it is at one moment.
+    """Copy one file as it is now, or clone it.
 
     Raises
     ------
     OSError
         As ``read`` and ``write`` do.
-    SnapshotError
-        It was rewritten during each of the tries.
     """
+    status = file.status
     target_fd = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        before = file.status
-        for _ in range(TRIES):
-            size = copy_content(file.fd, target_fd, before.st_size, reflink=reflink)
-            after = os.fstat(file.fd)
-            # A file that only grew meanwhile (a log) is taken as it was: its beginning is read again to be sure.
-            grew = after.st_size > before.st_size == size
-            if is_still(before, after, size) or (grew and digest_fd(file.fd, size) == digest_fd(target_fd, size)):
-                mode = stat.S_IMODE(before.st_mode)
-                return FileEntry(file.path, size, mode, COPY, mtime_ns=before.st_mtime_ns)
-            before = after
-            os.ftruncate(target_fd, 0)
-        raise restless(file.source)
+        if reflink and clone_file(file, target_fd):
+            size = status.st_size
+        else:
+            file.sure = is_quiet(file)
+            forget_cached(file.fd, file.on())
+            size = copy_range(file.fd, target_fd, status.st_size)
     finally:
         os.close(target_fd)
+    return FileEntry(file.path, size, stat.S_IMODE(status.st_mode), COPY, mtime_ns=status.st_mtime_ns)
+
+
+def clone_file(file: OpenFile, target_fd: int) -> bool:
+    """Clone what a file is now, up to the size it was opened with; False where that cannot be.
+
+    What is mapped is written back for it. So each later write through a mapping changes the file's time.
+    """
+    size = file.status.st_size
+    if not size or not clone(file.fd, target_fd):
+        return False
+    if os.fstat(target_fd).st_size > size:
+        os.ftruncate(target_fd, size)
+    file.sure = is_local(file.on())
+    return True

@@ -1,7 +1,8 @@
 """``hardlink`` guarded by leases, and ``auto``, which uses it where it pays.
 
 A link takes microseconds whatever the size. Files that cannot be leased now (open for writing, mapped, not ours) are
-cloned or copied instead: the trainer stands in ``save()`` and does not write meanwhile.
+cloned or copied instead. So are those on file systems where a lease is not known to keep off everybody
+(``filesystems.leases_hold``): there a lease may be granted and mean nothing.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ import stat
 
 from ..errors import SnapshotError, os_reason
 from ..files import NO_LINK
+from ..filesystems import leases_hold
 from ..manifest import LINK, FileEntry
 from . import lease
-from .base import OpenFile
 from .copying import Copy, copy_file
+from .packing import Pack
+from .stillness import OpenFile
 
 
 class HardLink:
@@ -22,14 +25,14 @@ class HardLink:
 
     Parameters
     ----------
-    owner_pid : int
-        Who is signalled when a lease is broken: the agent.
     budget : int
         How many leases may be taken; files beyond it are copied.
     """
 
-    def __init__(self, owner_pid: int, budget: int) -> None:
-        self._owner_pid, self._budget = owner_pid, budget
+    pack: Pack | None = None
+
+    def __init__(self, budget: int) -> None:
+        self._budget = budget
         self._leases: dict[str, int] = {}
 
     def capture_file(self, file: OpenFile, target: str) -> FileEntry:
@@ -37,12 +40,15 @@ class HardLink:
         if entry is None and reason:
             raise SnapshotError(
                 f"Cannot capture {file.source} as a hard link: {reason}", where=file.source,
-                hint="Use snapshot='auto', or put the spool on the same file system",
+                hint="Use snapshot='auto', or put it and the spool on one ext4, xfs, btrfs or tmpfs",
             )  # fmt: skip
         return entry or copy_file(file, target, reflink=True)
 
     def try_link(self, file: OpenFile, target: str) -> tuple[FileEntry | None, str]:
         """Link and lease one file: (entry, ""), or (None, why no link can be made), or (None, "") for no lease now."""
+        kind = file.on()
+        if not leases_hold(kind):
+            return None, f"its file system ({kind}) may let somebody write to it without a word"
         if len(self._leases) >= self._budget:
             return None, ""
         try:
@@ -51,7 +57,7 @@ class HardLink:
             if error.errno in NO_LINK:
                 return None, os_reason(error)
             raise
-        if not lease.take(file.fd, self._owner_pid):
+        if not lease.take(file.fd):
             os.unlink(target)
             return None, ""
         # Facts are read under the lease: nobody can have written between them and the capture.
@@ -64,6 +70,11 @@ class HardLink:
         self._leases[file.path] = file.fd
         mode = stat.S_IMODE(status.st_mode)
         return FileEntry(file.path, status.st_size, mode, LINK, status.st_ino, status.st_mtime_ns), ""
+
+    def forget(self, path: str) -> None:
+        fd = self._leases.pop(path, -1)
+        if fd >= 0:
+            lease.release(fd)
 
     def finish(self) -> None:
         """Nothing is held back."""
@@ -87,6 +98,7 @@ class Auto:
 
     def __init__(self, links: HardLink, copies: Copy, pack_below_bytes: int) -> None:
         self._links, self._copies, self._pack_below = links, copies, pack_below_bytes
+        self.pack: Pack | None = copies.pack
 
     def capture_file(self, file: OpenFile, target: str) -> FileEntry:
         if file.status.st_size >= self._pack_below:
@@ -94,6 +106,9 @@ class Auto:
             if entry is not None:
                 return entry
         return self._copies.capture_file(file, target)
+
+    def forget(self, path: str) -> None:
+        self._links.forget(path)
 
     def finish(self) -> None:
         self._copies.finish()

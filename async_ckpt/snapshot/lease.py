@@ -5,8 +5,9 @@ the holder lets go (or ``/proc/sys/fs/lease-break-time``, 45 s, has passed). The
 file, to rename the copy over its own link, and to release the lease. See fcntl(2), F_SETLEASE.
 
 The lease belongs to the open file description. It is taken by the saving process and shared with the agent by passing
-the descriptor over the socket, so it stands as long as either lives. The signal goes to the agent alone, which has it
-blocked.
+the descriptor over the socket, so it stands as long as either lives. The agent itself asks for the signal, which it has
+blocked, once it has the descriptor (``answer_for``): only there its own number is surely right, as the two may be in
+different PID namespaces. Until then a break is signalled to nobody, and is seen by asking (``is_breaking``).
 """
 
 from __future__ import annotations
@@ -15,14 +16,18 @@ import contextlib
 import fcntl
 import os
 import signal
-
-from ..errors import SnapshotError, os_reason
-from ..files import copy_content
+import stat
 
 #: A real-time signal: blocked in the agent from its first instruction, queued, and no default action anybody relies on.
 LEASE_SIGNAL = getattr(signal, "SIGRTMIN", 0) + 9
 
-_F_SETSIG = 10
+#: What a break is signalled with until the agent answers for a lease: ignored unless somebody has a handler for it.
+_UNHEARD = signal.SIGURG
+
+_F_SETSIG, _F_GETSIG = 10, 11
+
+#: Whether this process has ever taken one.
+_any_taken = False
 
 
 def break_time_s() -> float:
@@ -34,8 +39,8 @@ def break_time_s() -> float:
         return 45.0
 
 
-def take(fd: int, owner_pid: int) -> bool:
-    """Take a read lease on an open file whose break is signalled to ``owner_pid``.
+def take(fd: int) -> bool:
+    """Take a read lease on an open file. Nobody hears of its break until somebody is to ``answer_for`` it.
 
     Returns
     -------
@@ -43,19 +48,22 @@ def take(fd: int, owner_pid: int) -> bool:
         False where it cannot be had: somebody has the file open for writing, or mapped shared and writable; the file
         belongs to somebody else; the file system has no leases.
     """
+    global _any_taken
+    _any_taken = True
     try:
-        # The owner comes first: without one the kernel would make us the owner, and the signal would kill the trainer.
-        fcntl.fcntl(fd, fcntl.F_SETOWN, owner_pid)
-        fcntl.fcntl(fd, _F_SETSIG, LEASE_SIGNAL)
+        # First: the kernel makes whoever takes a lease the one who is signalled, by default with one that kills.
+        fcntl.fcntl(fd, _F_SETSIG, _UNHEARD)
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
     except OSError:
         return False
     return True
 
 
-def pass_to(fd: int, owner_pid: int) -> None:
-    """Signal breaks to another process from now on."""
-    fcntl.fcntl(fd, fcntl.F_SETOWN, owner_pid)
+def answer_for(fd: int) -> None:
+    """Signal breaks to this process from now on. One that began before is only seen by asking: do that next."""
+    # In this order: whoever was signalled before may not have LEASE_SIGNAL blocked, and would die of it.
+    fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(fd, _F_SETSIG, LEASE_SIGNAL)
 
 
 def is_breaking(fd: int) -> bool:
@@ -85,68 +93,28 @@ def is_of(fd: int, path: str) -> bool:
     return os.fstat(fd).st_ino == _inode(path)
 
 
-def make_private(path: str, fd: int, size: int, mtime_ns: int, *, donor: str | None = None) -> bool:
-    """Replace the snapshot's link ``path`` by a copy of its own, while the lease on ``fd`` still holds writers off.
-
-    Parameters
-    ----------
-    path : str
-        The link inside the snapshot.
-    fd : int
-        The leased descriptor; it stays open.
-    size, mtime_ns : int
-        As captured (bytes, nanoseconds).
-    donor : str or None
-        A private copy of the same inode that was made in this very moment for another snapshot: it is linked, not
-        copied.
-
-    Returns
-    -------
-    bool
-        False if somebody (the agent, or the saver for a dead agent) was here before: what is there may be older than
-        the inode's content, and must not be anybody's donor.
-
-    Raises
-    ------
-    SnapshotError
-        The copy failed, or the file had been written to (the kernel broke the lease by force). The link is removed,
-        so that torn bytes can never be taken for the snapshot.
-    """
-    if not is_of(fd, path):
-        return False
-    temporary = f"{path}.private-{os.getpid()}"
-    try:
-        if donor is not None:
-            os.link(donor, temporary)
-        else:
-            _copy_unchanged(temporary, fd, size, mtime_ns, path)
-        os.rename(temporary, path)
-        return True
-    except (OSError, SnapshotError) as error:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        if not is_of(fd, path):
-            return False  # Somebody else was quicker, and let the lease go under our copy: theirs is good.
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
-        if isinstance(error, OSError):
-            raise SnapshotError(f"A file could not be made private: {os_reason(error)}", where=path) from error
-        raise
-
-
-def _copy_unchanged(temporary: str, fd: int, size: int, mtime_ns: int, path: str) -> None:
-    target_fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        copied = copy_content(fd, target_fd, size)
-    finally:
-        os.close(target_fd)
-    status = os.fstat(fd)
-    if copied != size or status.st_size != size or status.st_mtime_ns != mtime_ns:
-        raise SnapshotError("The file was rewritten before it could be copied", where=path)
-
-
 def _inode(path: str) -> int:
     try:
         return os.stat(path, follow_symlinks=False).st_ino
     except FileNotFoundError:
         return -1
+
+
+def _forget_in_child() -> None:
+    """A forked child must not keep leases: nobody would answer for them once its parent and the agent are dead, and
+    each file's next writer would wait until the kernel breaks its lease by force.
+
+    Their marks are looked for, not remembered numbers: no descriptor of anybody else can be closed by this. Only
+    closed, as to release one would release the parent's.
+    """
+    if not _any_taken:
+        return
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # The listing's own descriptor; or one that has no signal.
+            fd = int(name)
+            marked = fcntl.fcntl(fd, _F_GETSIG) in (_UNHEARD, LEASE_SIGNAL)
+            if marked and stat.S_ISREG(os.fstat(fd).st_mode):
+                os.close(fd)
+
+
+os.register_at_fork(after_in_child=_forget_in_child)

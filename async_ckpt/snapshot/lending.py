@@ -19,14 +19,12 @@ class Lender:
 
     Parameters
     ----------
-    owner_pid : int
-        Who is signalled when a lease is broken: the agent.
     budget : int
         How many leases may be taken.
     """
 
-    def __init__(self, owner_pid: int, budget: int) -> None:
-        self._owner_pid, self._budget = owner_pid, budget
+    def __init__(self, budget: int) -> None:
+        self._budget = budget
         #: Leased descriptors of what was lent, by the entry's path.
         self.leases: dict[str, int] = {}
 
@@ -40,7 +38,7 @@ class Lender:
         fd = -1
         try:
             fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-            if not _is_as_captured(fd, entry, names=1) or not lease.take(fd, self._owner_pid):
+            if not _is_as_captured(fd, entry, names=1) or not lease.take(fd):
                 return False
             os.link(path, target, follow_symlinks=False)
             # Once more, under the lease: another one may have been lent at the same time, or a private copy have

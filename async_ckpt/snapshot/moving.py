@@ -31,11 +31,6 @@ def capture_by_move(path: str, target: str, config: Config) -> Captured:
         It cannot be moved; it stands where it stood.
     """
     path = os.path.realpath(path)
-    if annex := annex_in(path):
-        raise SnapshotError(
-            f"Cannot move {path}: snapshots that wait for the store lie in it", where=annex,
-            hint="Use snapshot='auto', or move it before something in it is saved by itself",
-        )  # fmt: skip
     manifest = Manifest()
     # The whole tree is looked at first: what cannot be saved must not have been moved.
     for item in walk(path, config, follow=False):
@@ -47,6 +42,11 @@ def capture_by_move(path: str, target: str, config: Config) -> Captured:
             manifest.dirs.append(Directory.of(item.path, status))
         else:
             manifest.links.append(Link(item.path, item.text))
+    if annex := annex_in(path):
+        raise SnapshotError(
+            f"Cannot move {path}: snapshots that wait for the store lie in it", where=annex,
+            hint="Use snapshot='auto', or move it before something in it is saved by itself",
+        )  # fmt: skip
     is_file = not os.path.isdir(path)
     try:
         note_origin(target, path, is_folder=not is_file)

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import stat
+from typing import Protocol
 
-from ..errors import SnapshotError
 from ..manifest import PACKED, FileEntry
 from ..source import pack_path
-from .base import OpenFile
 
-#: A file whose content changes under the copy is copied again so often before it is refused.
-TRIES = 3
+
+class _File(Protocol):
+    """As of ``stillness.OpenFile``."""
+
+    fd: int
+    path: str
+    status: os.stat_result
+
 
 #: Bytes collected before they are written.
 _BUFFER = 1 << 20
@@ -33,39 +38,33 @@ class Pack:
         self._written = 0
         self._used = False
 
-    def add(self, file: OpenFile) -> FileEntry:
-        """Copy one small file as it is at one moment.
+    def add(self, file: _File) -> FileEntry:
+        """Copy one small file as it is now.
 
         Raises
         ------
         OSError
             It cannot be read, or the pack not be written.
-        SnapshotError
-            It was rewritten during each of the tries.
         """
-        before, previous = file.status, None
-        for _ in range(TRIES):
-            data = os.pread(file.fd, before.st_size, 0)
-            after = os.fstat(file.fd)
-            if is_still(before, after, len(data)):
-                break
-            if previous is not None and data.startswith(previous):
-                data = previous  # It only grew, a log perhaps: what it was at the first look.
-                break
-            before, previous = after, data
-        else:
-            raise restless(file.source)
+        data = os.pread(file.fd, file.status.st_size, 0)
         self._used = True
         offset = self._written + len(self._buffer)
         self._buffer += data
         if len(self._buffer) >= _BUFFER:
             self._flush()
-        mode = stat.S_IMODE(before.st_mode)
-        return FileEntry(file.path, len(data), mode, PACKED, mtime_ns=before.st_mtime_ns, offset=offset)
+        mode = stat.S_IMODE(file.status.st_mode)
+        return FileEntry(file.path, len(data), mode, PACKED, mtime_ns=file.status.st_mtime_ns, offset=offset)
+
+    def read(self, entry: FileEntry) -> bytes:
+        """What was captured of a file."""
+        start = entry.offset - self._written
+        if start >= 0:
+            return bytes(self._buffer[start : start + entry.size])
+        return os.pread(self._fd, entry.size, entry.offset)
 
     def _flush(self) -> None:
         if self._fd < 0:
-            self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         while self._buffer:
             count = os.write(self._fd, self._buffer)
             self._written += count
@@ -81,17 +80,3 @@ class Pack:
             if self._fd >= 0:
                 os.close(self._fd)
                 self._fd = -1
-
-
-def is_still(before: os.stat_result, after: os.stat_result, copied: int) -> bool:
-    """Whether nothing was written to a file between two looks at it, and all of it was copied."""
-    return copied == before.st_size == after.st_size and after.st_mtime_ns == before.st_mtime_ns
-
-
-def restless(source: str) -> SnapshotError:
-    """The error for a file that never stands still."""
-    return SnapshotError(
-        f"Cannot capture {source}: something writes to it all the time",
-        where=source,
-        hint="Save when the file is complete, or write to a temporary file and rename it",
-    )

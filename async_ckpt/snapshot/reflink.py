@@ -6,31 +6,35 @@ import os
 import stat
 
 from ..errors import SnapshotError
-from ..files import clone
 from ..manifest import REFLINK, FileEntry
-from .base import OpenFile
-from .copying import copy_file
+from .copying import clone_file, copy_file
+from .packing import Pack
+from .stillness import OpenFile
 
 
 class Reflink:
     """Clones every file; empty ones are copied."""
 
+    pack: Pack | None = None
+
     def capture_file(self, file: OpenFile, target: str) -> FileEntry:
-        if not file.status.st_size:
+        status = file.status
+        if not status.st_size:
             return copy_file(file, target, reflink=False)
         target_fd = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            if not clone(file.fd, target_fd):
+            if not clone_file(file, target_fd):
                 raise SnapshotError(
-                    f"Cannot capture {file.source}: its file system cannot clone files (reflink)", where=file.source,
-                    hint="Use snapshot='auto', or put the spool on the same xfs or btrfs",
+                    f"Cannot capture {file.source}: its file system ({file.on()}) cannot clone files (reflink)",
+                    where=file.source, hint="Use snapshot='auto', or put the spool on the same xfs or btrfs",
                 )  # fmt: skip
             size = os.fstat(target_fd).st_size
         finally:
             os.close(target_fd)
-        status = file.status
-        mode, mtime_ns = stat.S_IMODE(status.st_mode), status.st_mtime_ns
-        return FileEntry(file.path, size, mode, REFLINK, mtime_ns=mtime_ns)
+        return FileEntry(file.path, size, stat.S_IMODE(status.st_mode), REFLINK, mtime_ns=status.st_mtime_ns)
+
+    def forget(self, path: str) -> None:
+        """Nothing is kept of it."""
 
     def finish(self) -> None:
         """Nothing is held back."""

@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ..config import SPOOLS_PREFIX, Config
+from ..config import Config, is_spools_name
 from ..errors import MissingPathError, SnapshotError
+from ..manifest import MAX_DEPTH
 from .links import Root, failure, refused, target_of
 
 #: Our own folders beside what is saved on another file system than the spool; never part of a checkpoint.
@@ -92,10 +93,14 @@ def walk(path: str, config: Config, *, follow: bool = True) -> Iterator[Item]:
 
 def _walk_folder(path: str, config: Config, follow: bool) -> Iterator[Item]:
     pending = [_Folder("", path, (Root(path, ""),))]
-    spools = f"{SPOOLS_PREFIX}{os.getuid()}"
     linked = 0
     while pending:
         relative, folder, roots = (last := pending.pop()).path, last.full, last.roots
+        if relative.count("/") >= MAX_DEPTH:
+            raise SnapshotError(
+                f"Cannot capture {path}: there are more than {MAX_DEPTH} folders inside each other in it", where=folder,
+                hint="Save what is in it as one file (a tar), or make it flatter",
+            )  # fmt: skip
         try:
             with os.scandir(folder) as entries:
                 for entry in entries:
@@ -113,7 +118,7 @@ def _walk_folder(path: str, config: Config, follow: bool) -> Iterator[Item]:
                         yield item
                     elif not entry.is_dir(follow_symlinks=False):
                         raise refused(full, entry.stat(follow_symlinks=False).st_mode)
-                    elif not name.startswith(ANNEX_PREFIX) and name != spools:
+                    elif not name.startswith(ANNEX_PREFIX) and not is_spools_name(name):
                         pending.append(_Folder(f"{relative}{name}/", full, roots))
                         yield Item(relative + name, full, stat.S_IFDIR)
         except OSError as error:

@@ -6,7 +6,7 @@ import os
 
 from ..config import ENV_ATTEMPT, ENV_SPOOL
 from ..errors import SpoolError, UsageError
-from .spool import Spool
+from .spool import Spool, comes_back
 
 _WAY_OUT = "Start the process from the step, so that it inherits what the step has"
 
@@ -30,7 +30,10 @@ def spool_of(directory: str, attempt: str | None) -> Spool:
         raise UsageError(f"{ENV_SPOOL}={directory!r} is not an absolute path", hint=_WAY_OUT)
     if attempt is not None and not (attempt.isascii() and attempt.isdecimal() and len(attempt) < 10):
         raise UsageError(f"{ENV_ATTEMPT}={attempt!r} is not the number of an attempt", hint=_WAY_OUT)
+    path = os.path.join(directory, "spool.json")
     try:
+        if not os.path.exists(path):
+            comes_back(path)  # If not, the next line says so.
         spool = Spool.open(directory, attempt=None if attempt is None else int(attempt))
     except SpoolError as error:
         if not isinstance(error.__cause__, (FileNotFoundError, NotADirectoryError)):

@@ -3,74 +3,34 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import mmap
 import os
 import secrets
-from typing import Any
 
+from ..filesystems import kind_at, statx, times_tell
 from .stored import Inode
 
-_AT_FDCWD, _AT_SYMLINK_NOFOLLOW = -100, 0x100
-#: STATX_BASIC_STATS | STATX_BTIME
-_STATX = 0xFFF
 _OLD_NS = 10**18
-
-
-class _Timestamp(ctypes.Structure):
-    _fields_ = (("sec", ctypes.c_int64), ("nsec", ctypes.c_uint32), ("reserved", ctypes.c_int32))
-
-    @property
-    def ns(self) -> int:
-        return int(self.sec) * 10**9 + int(self.nsec)
-
-
-class _Statx(ctypes.Structure):
-    """``struct statx`` of linux/stat.h."""
-
-    _fields_ = (
-        ("mask", ctypes.c_uint32),
-        ("unread", ctypes.c_uint8 * 28),
-        ("ino", ctypes.c_uint64),
-        ("size", ctypes.c_uint64),
-        ("blocks", ctypes.c_uint64),
-        ("attributes", ctypes.c_uint64),
-        ("atime", _Timestamp),
-        ("btime", _Timestamp),
-        ("ctime", _Timestamp),
-        ("mtime", _Timestamp),
-        ("rdev", ctypes.c_uint32 * 2),
-        ("dev", ctypes.c_uint32 * 2),
-        ("reserved", ctypes.c_uint8 * 112),
-    )
 
 
 def identify(path: str) -> Inode | None:
     """The inode at ``path`` (a symbolic link is not followed); None where there is none, or its birth is not known."""
-    statx, found = _statx(), _Statx()
     # One call: the path may become another file between two.
-    if statx is None or statx(_AT_FDCWD, os.fsencode(path), _AT_SYMLINK_NOFOLLOW, _STATX, ctypes.byref(found)):
-        return None
-    if found.mask & _STATX != _STATX:
+    found = statx(path)
+    if found is None:
         return None
     return Inode(os.makedev(*found.dev), found.ino, found.size, found.mtime.ns, found.btime.ns)
-
-
-@functools.cache
-def _statx() -> Any:
-    """The C library's function; None where it has none."""
-    return getattr(ctypes.CDLL(None), "statx", None)
 
 
 def shows_writes(folder: str) -> bool:
     """Whether each write through a new shared mapping changes a file's mtime on the file system of ``folder``.
 
-    It is tried, as no interface tells. File systems in memory (tmpfs) map pages writable that were only read, and
-    never hear of the writes.
+    Only where it is known that every write is one of this kernel's; and it is tried, as no interface tells. File
+    systems in memory (tmpfs) map pages writable that were only read, and never hear of the writes.
     """
     try:
-        return _shows_writes(os.stat(folder).st_dev, folder)
+        return times_tell(kind_at(folder)) and _shows_writes(os.stat(folder).st_dev, folder)
     except OSError:
         return False
 

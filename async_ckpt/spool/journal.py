@@ -205,7 +205,7 @@ class Journal:
             )
         _drop_commits_before(attempt, known.progress, keep)
         write_atomically(self.path, HEADER + b"".join(_lines(known)))
-        self._fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        self._fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
         for item in known.progress.values():
             item.commit = None  # References are for readers of the file; here they would only grow with the history.
         return known
@@ -232,6 +232,24 @@ class Journal:
         self._known.apply(record)
         self._known.progress[record["id"]].commit = None
 
+    def restore(self) -> bool:
+        """Write the file anew if something has removed it; it can still be read here. Returns whether it was missing.
+
+        Raises
+        ------
+        OSError
+            It cannot be written.
+        """
+        status = os.fstat(self._fd)
+        with contextlib.suppress(FileNotFoundError):
+            if os.stat(self.path).st_ino == status.st_ino:
+                return False
+        write_atomically(self.path, os.pread(self._fd, status.st_size, 0))
+        fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
+        os.close(self._fd)
+        self._fd = fd
+        return True
+
     def close(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
@@ -255,7 +273,7 @@ class Reader:
         self._known, self._inode, self._end, self._last = Known(), -1, 0, b""
 
     def look(self) -> dict[str, Progress]:
-        """What the journal says now; nothing where there is none.
+        """What the journal says now; where it is missing, what it said last.
 
         Raises
         ------
@@ -272,9 +290,8 @@ class Reader:
                     self._inode = inode
                 file.seek(self._end)
                 data = file.read()
-        except FileNotFoundError:
-            self._start_anew()
-            return {}
+        except FileNotFoundError:  # Removed with its spool, or its agent is about to write it anew.
+            return self._known.progress
         except OSError as error:
             raise SpoolError(
                 f"The journal cannot be read: {os_reason(error)}", where=self._path, hint=os_hint(error)

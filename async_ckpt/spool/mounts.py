@@ -21,13 +21,25 @@ def down_from_mount(path: str) -> list[str]:
     return folders[::-1]
 
 
+def kind_of(path: str) -> str:
+    """The type of the file system that ``path`` is on; empty where nobody tells."""
+    path = os.path.realpath(path)
+    return _mounts().get(_mount_point(path), "")
+
+
 def _mount_point(path: str) -> str:
+    points = _mounts()
+    return max((point for point in points if f"{path}/".startswith(f"{point.rstrip('/')}/")), key=len, default=path)
+
+
+def _mounts() -> dict[str, str]:
+    """Mount points, and the type of the file system that was mounted there last."""
     try:
         with open(_MOUNTS, "rb") as file:
-            points = [os.fsdecode(_unescaped(line.split(b" ")[4])) for line in file]
+            fields = [line.split(b" ") for line in file]
     except OSError:
-        return path
-    return max((point for point in points if f"{path}/".startswith(f"{point.rstrip('/')}/")), key=len, default=path)
+        return {}
+    return {os.fsdecode(_unescaped(line[4])): os.fsdecode(line[line.index(b"-") + 1]) for line in fields}
 
 
 def _unescaped(field: bytes) -> bytes:

@@ -6,7 +6,9 @@ One directory per task (all attempts), 0700::
     versions.<attempt>      counts saves, a decimal number              under flock, by every saver
     collective.<attempt>.<rank>  counts a rank's collective saves       under the same flock
     launches.<attempt>      whoever started ranks, one a line           under the same flock
-    data/<pid>-<random>/    snapshots: what ``save()`` captured         by savers
+    pidns                   the PID namespace of the task               written by each attempt's start
+    savers/<pid>.<pidns>    locked by a saver of another PID namespace while it lives   by it
+    data/<pid>-<random>/    snapshots: what ``save()`` captured (savers of another PID namespace: see ``owner.py``)
     data/<pid>-<random>.pack   its small files, one after the other     by savers
     data/<pid>-<random>.origin   link: where what was moved there stood (see snapshot/origin.py)   by savers
     annexes                 further directories like data/, one a line  by savers, appended
@@ -14,11 +16,13 @@ One directory per task (all attempts), 0700::
     ready/<id>.json         ADMITTED. id = <attempt>.<name>.<version>   named so by savers, removed by the agent
     journal                 what became of them                         by the agent alone (see journal.py)
     work/<attempt>-<random>/  the task's ``current.checkpoint.directory``
-    agent.lock, agent.pid, agent.sock, agent.log, launch.lock           the agent's (see agent/)
+    agent.lock, agent.pid, agent.log, launch.lock, agent.sock -> agent-<random>.sock    the agent's (see agent/)
 
 Admission is the moment in which a record, complete by then, gets its name in ``ready/`` (by a link, or by a rename
 where files cannot be without a name): before it there is no checkpoint, after it there is one, whoever dies. The record
 is the truth and names everything needed: reference, manifest, where the data lies.
+
+What cleans temporary directories may take any of this away: ``upkeep.py`` says what is done about it.
 
 Hard links need the data on the file system of what is saved. Where that is not the spool's, the data lies in an
 *annex*, ``<directory>/.async_ckpt-<uid>/<spool's name>-<its inode>/``, and only the record in the spool. The directory
@@ -40,15 +44,18 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from .. import layout
-from ..errors import IntegrityError, SpoolError, os_hint, os_reason
-from ..files import locked, process_exists, write_atomically, write_new
+from ..config import RESTORE_S
+from ..errors import IntegrityError, NotOurs, SpoolError, os_hint, os_reason
+from ..files import locked, remove_tree, wait_for, write_atomically, write_new
 from ..manifest import LINK, PACKED, FileEntry, Manifest, dump
 from ..snapshot import origin
-from ..snapshot.base import remove_snapshot, remove_tree
+from ..snapshot.base import remove_snapshot
 from ..snapshot.walk import ANNEX_PREFIX
 from ..source import pack_path
 from ..stores.base import StoreSpec
+from . import journal
 from .mounts import down_from_mount
+from .owner import Owner, note_namespace
 
 FORMAT = 1
 
@@ -118,6 +125,12 @@ class Spool:
         #: What ``spool.json`` was, and which attempt it named, when it was last read: (inode, mtime in nanoseconds).
         self._identity: tuple[int, int] | None = None
         self._running = task.attempt
+        self._owner = Owner(directory)
+        #: Whether this process knows that the task runs, and may make the spool again where it is removed.
+        self.may_make = False
+        #: What was counted last by this object, by counter: a file that is made again must not fall behind it.
+        self._counted: dict[str, int] = {}
+        self._gone = False
 
     # -- making and finding one ------------------------------------------------------------------------------------
 
@@ -130,19 +143,66 @@ class Spool:
         SpoolError
             It cannot be made (permissions, full disk), or belongs to somebody else.
         """
-        node = [task.node] if task.nodes > 1 else []  # Nodes of a gang may share this machine.
-        digest = layout.short_hash([task.pathspec, store.root, *node], 16)
-        directory = os.path.join(root, digest)
+        directory = cls.place(root, task, store)
+        spool = cls(directory, task, store)
+        spool.may_make = True
         try:
             private_directory(root)
             _make_private(directory)
-            for name in ("data", "staging", "ready"):
-                _make_private(os.path.join(directory, name))
-            identity = {"format": FORMAT, "task": asdict(task), "store": store.to_json()}
-            write_atomically(os.path.join(directory, "spool.json"), dump(identity))
+            spool._make_folders()
+            note_namespace(directory)
+            write_atomically(spool.path("spool.json"), spool._identity_json())
         except OSError as error:
             raise _spool_error("The spool cannot be made", directory, error) from error
-        return cls(directory, task, store)
+        return spool
+
+    @classmethod
+    def find(cls, root: str, task: layout.TaskInfo, store: StoreSpec) -> bool:
+        """Whether there is a spool of the task under ``root``, made by this user; also one that has lost files."""
+        directory = cls.place(root, task, store)
+        try:
+            found = [os.lstat(path) for path in (root, directory)]
+            if not all(stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() for status in found):
+                return False
+            return os.path.exists(os.path.join(directory, "spool.json")) or bool(
+                os.listdir(os.path.join(directory, "ready"))
+            )
+        except OSError:
+            return False
+
+    @staticmethod
+    def place(root: str, task: layout.TaskInfo, store: StoreSpec) -> str:
+        """Where the spool of a task is, or would be."""
+        node = [task.node] if task.nodes > 1 else []  # Nodes of a gang may share this machine.
+        return os.path.join(root, layout.short_hash([task.pathspec, store.root, *node], 16))
+
+    def _identity_json(self) -> bytes:
+        return dump({"format": FORMAT, "task": asdict(self.task), "store": self.store.to_json()})
+
+    def _make_folders(self) -> None:
+        for name in ("data", "staging", "ready"):
+            _make_private(self.path(name))
+
+    def mend(self) -> None:
+        """Make the directories again that something has removed. In a process that knows that the task runs also the
+        spool itself and ``spool.json``; what that said of a later attempt stays.
+
+        Raises
+        ------
+        SpoolError
+            They cannot be made.
+        """
+        try:
+            if self.may_make and not os.path.isdir(self.directory):
+                private_directory(os.path.dirname(self.directory))
+                _make_private(self.directory)
+            self._make_folders()
+            path = self.path("spool.json")
+            if self.may_make and not os.path.exists(path):
+                with contextlib.suppress(FileExistsError):
+                    write_new(path, self._identity_json(), f"{path}.{os.getpid()}")
+        except OSError as error:
+            raise _spool_error("The spool cannot be mended", self.directory, error) from error
 
     @classmethod
     def open(cls, directory: str, *, attempt: int | None = None) -> Spool:
@@ -151,10 +211,12 @@ class Spool:
         Raises
         ------
         SpoolError
-            There is none, or it is of another version.
+            There is none, it is somebody else's, or of another version.
         """
         path = os.path.join(directory, "spool.json")
         try:
+            if os.getuid() not in (os.stat(directory).st_uid, 0):
+                raise _not_ours(directory)
             with open(path, "rb") as file:
                 data = json.load(file)
             if data["format"] != FORMAT:
@@ -222,6 +284,7 @@ class Spool:
         path, attempt = self.path("spool.json"), self.task.attempt
         why = ""
         try:
+            self._gone = not (os.path.exists(path) or (not self._gone and comes_back(path)))
             status = os.stat(path)
             if (status.st_ino, status.st_mtime_ns) != self._identity:
                 with open(path, "rb") as file:
@@ -247,13 +310,15 @@ class Spool:
 
     def new_data_directory(self, source: str) -> str:
         """A path, not yet made, for the snapshot of ``source``: on its file system if that can be written to."""
-        name = f"{os.getpid()}-{secrets.token_hex(8)}"
+        name = f"{self._owner.name()}-{secrets.token_hex(8)}"
         # Where no annex can be made, files are copied into the spool instead.
         with contextlib.suppress(OSError, SpoolError):
             device = os.stat(source).st_dev
             parent = os.path.dirname(os.path.realpath(source)) if device != self._device else ""
             if parent and (annex := self._annex(parent, device)):
                 return os.path.join(annex, name)
+        if not os.path.isdir(self.path("data")):
+            self.mend()
         return self.path("data", name)
 
     def new_work_directory(self) -> str:
@@ -284,14 +349,14 @@ class Spool:
     def next_version(self) -> int:
         """The next version number of this attempt: one counter for all processes of the task on this node."""
         with self._versions() as fd:
-            counter = _counter(fd)
-            os.pwrite(fd, b"%d" % (counter + 1), 0)
+            counter = self._count(fd)
+            self._set(fd, counter + 1)
         return self.task.version(counter)
 
     def upcoming_version(self) -> int:
         """What ``next_version`` would give out now; it does not take it."""
         with self._versions() as fd:
-            return self.task.version(_counter(fd))
+            return self.task.version(self._count(fd))
 
     def next_collective(self, rank: int, launch: str = "", turns: int = 1) -> int:
         """The version of a rank's next collective save; its n-th is the n-th of every rank.
@@ -313,7 +378,7 @@ class Spool:
         """
         count = self.path(f"collective.{self.task.attempt}.{rank}")
         with self._versions() as fd, locked(count, timeout_s=_LOCK_TIMEOUT_S) as count_fd:
-            generation, counter = self._generation(launch), _counter(count_fd)
+            generation, counter = self._generation(launch), max(_counter(count_fd), self._counted.get(count, 0))
             number = max(counter, generation * layout.GENERATION_STEP) + turns
             if number > (generation + 1) * layout.GENERATION_STEP:
                 raise SpoolError(
@@ -322,8 +387,9 @@ class Spool:
                     where=count, hint="Let the step be retried",
                 )  # fmt: skip
             os.pwrite(count_fd, b"%d" % number, 0)
+            self._counted[count] = number
             # What is saved after it has a higher version.
-            os.pwrite(fd, b"%d" % max(_counter(fd), number * layout.COLLECTIVE_STEP + 1), 0)
+            self._set(fd, max(self._count(fd), number * layout.COLLECTIVE_STEP + 1))
         return self.task.collective_version(number)
 
     def _generation(self, launch: str) -> int:
@@ -345,11 +411,34 @@ class Spool:
     @contextlib.contextmanager
     def _versions(self) -> Iterator[int]:
         """The counter's file, locked."""
+        path = self.path(f"versions.{self.task.attempt}")
         try:
-            with locked(self.path(f"versions.{self.task.attempt}"), timeout_s=_LOCK_TIMEOUT_S) as fd:
+            if not os.path.isdir(self.directory):
+                self.mend()
+            with locked(path, timeout_s=_LOCK_TIMEOUT_S) as fd:
                 yield fd
         except OSError as error:
             raise _spool_error("No version number can be taken", self.directory, error) from error
+
+    def _count(self, fd: int) -> int:
+        """What the counter of versions says; where its file was removed and made again, what it said at least."""
+        counter = max(_counter(fd), self._counted.get("versions", 0))
+        if not os.fstat(fd).st_size:
+            used = [*self.ready_ids(), *journal.read(self.path("journal"))]
+            counter = max(
+                [counter, *(self.task.counter(v) for a, v in map(journal.order, used) if a == self.task.attempt)]
+            )
+        return counter
+
+    def _set(self, fd: int, counter: int) -> None:
+        os.pwrite(fd, b"%d" % counter, 0)
+        self._counted["versions"] = counter
+
+    def count_from(self, name: str, least: int) -> None:
+        """See that a counter of this spool, by its file's name, is not below what was seen of it."""
+        with locked(self.path(name), timeout_s=_LOCK_TIMEOUT_S) as fd:
+            if _counter(fd) < least:
+                os.pwrite(fd, b"%d" % least, 0)
 
     def admit(
         self, reference: Mapping[str, Any], manifest: Manifest, data: str, source: str, captured_ns: int = 0
@@ -365,13 +454,22 @@ class Spool:
         """
         identity = layout.identity(reference)
         admitted = Admitted(identity, dict(reference), manifest, data, os.path.abspath(source), captured_ns)
-        record = {**vars(admitted), "manifest": manifest.to_json()}
-        staged = self.path("staging", f"{os.getpid()}-{secrets.token_hex(8)}.json")
         try:
-            write_new(self.path("ready", f"{identity}.json"), dump(record), staged)
+            try:
+                self.write_record(admitted)
+            except FileNotFoundError:
+                self.mend()
+                self.write_record(admitted)
         except OSError as error:
-            raise _spool_error("The checkpoint cannot be admitted", staged, error) from error
+            raise _spool_error("The checkpoint cannot be admitted", self.path("ready"), error) from error
         return admitted
+
+    def write_record(self, admitted: Admitted) -> None:
+        """Give a record its name in ``ready/``. ``OSError`` if that cannot be done."""
+        record = {name: value for name, value in vars(admitted).items() if name in Admitted.__dataclass_fields__}
+        record["manifest"] = admitted.manifest.to_json()
+        staged = self.path("staging", f"{self._owner.name()}-{secrets.token_hex(8)}.json")
+        write_new(self.path("ready", f"{admitted.id}.json"), dump(record), staged)
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
@@ -438,7 +536,9 @@ class Spool:
         for folder in (self.path("data"), self.path("staging"), *self._annexes(self.directory)):
             with contextlib.suppress(FileNotFoundError):
                 found.update(
-                    os.path.join(folder, name) for name in os.listdir(folder) if not _alive(name.partition("-")[0])
+                    os.path.join(folder, name)
+                    for name in os.listdir(folder)
+                    if not self._owner.may_live(name.partition("-")[0])
                 )
         return found
 
@@ -526,6 +626,10 @@ class Spool:
         except (FileNotFoundError, ValueError):
             return []
 
+    def annexes(self) -> list[str]:
+        """Further directories like ``data/`` that savers have made."""
+        return self._annexes(self.directory)
+
 
 def torn_file(item: Admitted, uploaded: Container[str]) -> str | None:
     """The first file of a snapshot that is not what was captured, or None. Those ``uploaded`` are in the store
@@ -554,10 +658,6 @@ def _counter(fd: int) -> int:
     return int(os.pread(fd, 32, 0) or b"0")
 
 
-def _alive(pid: str) -> bool:
-    return pid.isdecimal() and process_exists(int(pid))
-
-
 def private_directory(path: str) -> None:
     """Make a directory only its owner can use; refuse one that somebody else prepared."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -570,12 +670,25 @@ def _make_private(path: str) -> None:
         os.mkdir(path, 0o700)
     status = os.lstat(path)
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
-        raise SpoolError(
-            "The spool's directory belongs to somebody else", where=path,
-            hint="Remove it, or set METAFLOW_ASYNC_CKPT_SPOOL_DIR to a directory of your own",
-        )  # fmt: skip
+        raise _not_ours(path)
     if stat.S_IMODE(status.st_mode) & 0o077:
         os.chmod(path, 0o700)
+
+
+def _not_ours(path: str) -> NotOurs:
+    return NotOurs(
+        "The spool's directory belongs to somebody else", where=path,
+        hint="Remove it, or set METAFLOW_ASYNC_CKPT_SPOOL_DIR to a directory of your own",
+    )  # fmt: skip
+
+
+def comes_back(path: str) -> bool:
+    """Whether something that was removed from a spool is made again, as its agent does while the task runs."""
+    try:
+        wait_for(lambda: os.path.exists(path), RESTORE_S, path)
+    except TimeoutError:
+        return False
+    return True
 
 
 def _spool_error(what: str, where: str, error: OSError) -> SpoolError:

@@ -19,7 +19,7 @@ from ._s3_errors import StartOver
 from ._s3_pace import PIECE_BYTES, Fixed, Lane
 from ._s3_signing import UNSIGNED_PAYLOAD
 from ._s3_transport import Incoming, Watch
-from .base import Progress, Source
+from .base import Progress, Source, too_long
 
 
 class Sent(NamedTuple):
@@ -167,13 +167,13 @@ class Objects:
             pieces: list[bytes] = []
             total = crc = 0
             if announced is not None and announced.isdecimal() and int(announced) > limit:
-                raise StoreError(f"{where} has {announced} bytes, and no metadata is so long", where=where)
+                raise too_long(where, announced, incoming.headers["etag"])
             async for data in received(incoming, watch):
                 pieces.append(data)
                 total += len(data)
                 crc = crc32(data, crc)
                 if total > limit:
-                    raise StoreError(f"{where} has more than {limit} bytes, and no metadata is so long", where=where)
+                    raise too_long(where, f"more than {limit}", incoming.headers["etag"])
             if announced is not None and announced != str(total):
                 raise ConnectionError(f"{announced} bytes were announced and {total} came")
             _check_checksum(incoming.headers, crc, key, where)

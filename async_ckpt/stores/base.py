@@ -21,7 +21,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from ..errors import StoreError, UsageError
+from ..errors import IntegrityError, StoreError, UsageError
 
 #: Called with the number of bytes that were just transferred; never with a running total.
 Progress = Callable[[int], None]
@@ -180,6 +180,28 @@ class S3Settings:
     server_side_encryption: str | None = None
 
 
+#: No metadata and no manifest is longer.
+MAX_BYTES = 256 << 20
+
+
+class TooLong(IntegrityError):
+    """What should be a small object is not: something else has taken its name, and none of it was read. ``tag`` is what
+    ``put_if`` wants to replace it.
+    """
+
+    tag: str | None = None
+
+
+def too_long(where: str, size: str, tag: str) -> TooLong:
+    """The error for an object of this size (``"12"``, ``"more than 12"``)."""
+    error = TooLong(
+        f"{where} has {size} bytes, and no metadata is so long", where=where,
+        hint="Something else was put in its place; remove it, or load an earlier checkpoint",
+    )  # fmt: skip
+    error.tag = tag
+    return error
+
+
 class Store(abc.ABC):
     """See the module's docstring for the contract."""
 
@@ -233,7 +255,13 @@ class Store(abc.ABC):
 
     @abc.abstractmethod
     async def get_bytes(self, key: str) -> bytes:
-        """Read a small object whole."""
+        """Read a small object whole.
+
+        Raises
+        ------
+        TooLong
+            It has more than ``MAX_BYTES``.
+        """
 
     async def get_tagged(self, key: str) -> tuple[bytes, str]:
         """A small object, and the tag of this content for ``put_if``."""

@@ -27,10 +27,22 @@ from anyio import from_thread, to_thread
 
 from ..config import CHUNK_BYTES, Config
 from ..errors import IntegrityError, NotFound, StoreError, TransientStoreError, UsageError, os_hint, os_reason
-from ..files import NO_LINK, clone, copy_range, crc32, pwrite_all, try_lock, unlock, wait_for
+from ..files import NO_LINK, clone, copy_range, crc32, folders_below, pwrite_all, try_lock, unlock, wait_for
 from ._backoff import Counted
 from ._local_copy import copied_chunks, sync_file, sync_folder
-from .base import Capabilities, Entry, PartsLog, Progress, Source, Store, check_key, no_progress
+from .base import (
+    MAX_BYTES,
+    Capabilities,
+    Entry,
+    PartsLog,
+    Progress,
+    Source,
+    Store,
+    TooLong,
+    check_key,
+    no_progress,
+    too_long,
+)
 
 T = TypeVar("T")
 
@@ -102,8 +114,9 @@ class LocalStore(Store):
             await to_thread.run_sync(write)
 
     async def get_tagged(self, key: str) -> tuple[bytes, str]:
-        data = await self.get_bytes(key)
-        return data, _tag(data)
+        path = self._path(key)
+        with _mapped("read", path):
+            return await to_thread.run_sync(_read_small, path)
 
     async def put_if(self, key: str, data: bytes, tag: str | None) -> bool:
         path = self._path(key)
@@ -122,14 +135,7 @@ class LocalStore(Store):
             return await to_thread.run_sync(write)
 
     async def get_bytes(self, key: str) -> bytes:
-        path = self._path(key)
-
-        def read() -> bytes:
-            with open(path, "rb") as file:
-                return file.read()
-
-        with _mapped("read", path):
-            return await to_thread.run_sync(read)
+        return (await self.get_tagged(key))[0]
 
     async def get_file(
         self,
@@ -349,14 +355,15 @@ class LocalStore(Store):
             if error.errno not in _MISSING:
                 raise error
 
-        for folder, _, names in os.walk(path, onerror=failed):
+        for folder, _, names in folders_below(path, failed):
             for name in names:
                 full = os.path.join(folder, name)
                 try:
-                    size = os.stat(full).st_size
+                    status = os.stat(full)
                 except FileNotFoundError:
                     continue  # removed since it was listed
-                yield Entry(os.path.relpath(full, self.root), size)
+                if not stat.S_ISDIR(status.st_mode):  # A link to a folder is neither an object nor looked into.
+                    yield Entry(os.path.relpath(full, self.root), status.st_size)
 
 
 @contextlib.contextmanager
@@ -389,16 +396,30 @@ def _alone_in(folder: str) -> Iterator[None]:
         os.close(fd)
 
 
-def _tag(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+def _read_small(path: str) -> tuple[bytes, str]:
+    """Content and tag of a small object.
+
+    Raises
+    ------
+    TooLong
+        It is none.
+    """
+    fd = _open_object(path)
+    with open(fd, "rb") as file:
+        status = os.fstat(fd)
+        if status.st_size > MAX_BYTES:
+            raise too_long(path, str(status.st_size), f"{status.st_ino}-{status.st_size}-{status.st_mtime_ns}")
+        data = file.read(MAX_BYTES)
+        return data, hashlib.sha256(data).hexdigest()
 
 
 def _tag_of(path: str) -> str | None:
     try:
-        with open(path, "rb") as file:
-            return _tag(file.read())
+        return _read_small(path)[1]
     except FileNotFoundError:
         return None
+    except TooLong as error:
+        return error.tag
 
 
 def _in_folder(folder: str, function: Callable[[], T]) -> T:

@@ -26,12 +26,10 @@ from ._s3_errors import StartOver
 from ._s3_multipart import part_size, put_parts
 from ._s3_objects import Objects
 from ._s3_settings import OpenClient
-from .base import Capabilities, Entry, PartsLog, Progress, S3Settings, Source, Store, no_progress
+from .base import MAX_BYTES, Capabilities, Entry, PartsLog, Progress, S3Settings, Source, Store, no_progress
 
 Crcs = list[int]  # inside the class, ``list`` is its method
 
-#: What is read into memory (metadata, manifests) is at most so long.
-MAX_BYTES = 256 << 20
 _UPDATE = "Update the store: it does not list as S3 does"
 
 

@@ -8,7 +8,8 @@ import secrets
 from collections.abc import Callable
 
 from ..errors import os_reason
-from ..snapshot.base import annex_in, remove_tree
+from ..files import remove_tree
+from ..snapshot.base import annex_in
 from .recogniser import Entry, Recogniser
 from .saving import Saving
 from .tree import REMOVED_PREFIX, read_tree

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
-from ..config import SPOOLS_PREFIX
+from ..config import is_spools_name
 from ..errors import UsageError
 from ..snapshot.walk import ANNEX_PREFIX
 
@@ -108,7 +108,7 @@ def _fits(parts: Sequence[str], names: Sequence[str]) -> bool:
 
 
 def _is_ours(name: str) -> bool:
-    return name.startswith(ANNEX_PREFIX) or name == f"{SPOOLS_PREFIX}{os.getuid()}"
+    return name.startswith(ANNEX_PREFIX) or is_spools_name(name)
 
 
 def read_tree(path: str) -> Tree:

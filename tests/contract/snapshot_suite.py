@@ -34,10 +34,9 @@ class Place:
         self, path: Path | None = None, *, lease_budget: int = 1000, config: Config | None = None
     ) -> tuple[Captured, Path]:
         target = self._snapshots / str(len(self._captured))
-        # Breaks are signalled to process 1, which does not care about them: nobody here may be killed by one.
         captured = snapshot.capture(
             str(path or self.source), str(target), self.strategy,
-            owner_pid=1, config=config or Config(), lease_budget=lease_budget,
+            guarded=True, config=config or Config(), lease_budget=lease_budget,
         )  # fmt: skip
         self._captured.append((captured, str(target)))
         return captured, target

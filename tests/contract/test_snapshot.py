@@ -8,6 +8,7 @@ import pytest
 
 from async_ckpt.manifest import LINK
 from async_ckpt.snapshot import lease
+from async_ckpt.snapshot.private import make_private
 from async_ckpt.spool.spool import Admitted, torn_file
 
 from ..support.agents import content
@@ -177,7 +178,7 @@ def test_a_writer_to_a_leased_file_is_held_until_the_lease_is_let_go(place: Plac
         os.open(place.source / "file", os.O_WRONLY | os.O_NONBLOCK)
     assert lease.is_breaking(fd)
     entry = captured.manifest.files[0]
-    lease.make_private(str(target / "file"), fd, entry.size, entry.mtime_ns)
+    make_private(str(target / "file"), fd, entry.size, entry.mtime_ns)
     lease.release(fd)
     with open(place.source / "file", "wb") as file:
         file.write(b"new")

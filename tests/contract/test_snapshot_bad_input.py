@@ -66,7 +66,7 @@ def test_a_file_that_vanishes_during_the_capture_is_named(
     if place.strategy == "move":
         pytest.skip("a rename takes what is there, in one step")
     # Opening and linking come after the listing: the file is gone in between.
-    monkeypatch.setattr("async_ckpt.snapshot.base.walk", _vanishing(place.source / "file"))
+    monkeypatch.setattr("async_ckpt.snapshot.whole.walk", _vanishing(place.source / "file"))
     with pytest.raises(SnapshotError, match="vanished") as caught:
         place.capture()
     assert str(place.source / "file") in str(caught.value)
@@ -74,11 +74,11 @@ def test_a_file_that_vanishes_during_the_capture_is_named(
 
 
 def _vanishing(victim: Path) -> object:
-    from async_ckpt.snapshot import base
+    from async_ckpt.snapshot import whole
 
-    walk = base.walk
+    walk = whole.walk
 
-    def walking(path: str, config: Config) -> Iterator[base.Item]:
+    def walking(path: str, config: Config) -> Iterator[whole.Item]:
         for item in walk(path, config):
             if item.full == str(victim):
                 victim.unlink()
@@ -96,7 +96,7 @@ os.setgroups([])
 os.setgid(65534)
 os.setuid(65534)
 try:
-    snapshot.capture(sys.argv[1], sys.argv[2], sys.argv[3], owner_pid=os.getpid(), config=Config(), lease_budget=10)
+    snapshot.capture(sys.argv[1], sys.argv[2], sys.argv[3], guarded=True, config=Config(), lease_budget=10)
 except SnapshotError as error:
     print(error.where)
     print(error)
@@ -281,7 +281,7 @@ def test_move_to_another_file_system_is_refused_with_the_way_out(tmp_path: Path,
     (tmp_path / "model").write_bytes(b"weights")
     for path in (tmp_path / "model", tmp_path):
         with pytest.raises(SnapshotError, match="snapshot='auto'"):
-            snapshot.capture(str(path), str(elsewhere / "x"), "move", owner_pid=None, config=Config(), lease_budget=0)
+            snapshot.capture(str(path), str(elsewhere / "x"), "move", guarded=False, config=Config(), lease_budget=0)
         assert os.listdir(elsewhere) == []
     assert (tmp_path / "model").read_bytes() == b"weights"
 
@@ -295,7 +295,7 @@ def test_hardlink_to_another_file_system_is_refused_with_the_way_out(
     (tmp_path / "model").write_bytes(b"weights")
     with pytest.raises(SnapshotError, match="snapshot='auto'"):
         snapshot.capture(
-            str(tmp_path / "model"), str(elsewhere / "x"), "hardlink", owner_pid=1, config=Config(), lease_budget=9
+            str(tmp_path / "model"), str(elsewhere / "x"), "hardlink", guarded=True, config=Config(), lease_budget=9
         )
     assert os.listdir(elsewhere) == []
 

@@ -75,7 +75,7 @@ def test_an_attempt_that_stands_on_what_is_only_on_the_disk_does_not_end_well(
     assert loaded is not None
     assert loaded["version_id"] == 1
     with pytest.raises(
-        FlushError, match=r"0\.mfchckpt\.1 \(saved by an earlier attempt, and this one has saved nothing"
+        FlushError, match=r"0\.mfchckpt\.1 \(saved by an earlier attempt, and nothing newer is in the store"
     ):
         checkpointer.flush(60)
     # It was tried when this attempt began, and again.

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
+from async_ckpt.config import ENV_SPOOL
 from tests.support.metaflow_env import Workspace
 
 
@@ -57,3 +62,17 @@ def test_a_shell_script_in_a_step_saves_lists_loads_and_flushes_and_a_shell_outs
     assert missing.returncode == 1
     assert "There is no such checkpoint" in missing.stderr
     local.assert_clean()
+
+
+def test_who_reads_no_further_gets_no_traceback_and_the_exit_status_stays(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "async_ckpt.cli", "list", "--json"]
+    environment = {name: value for name, value in os.environ.items() if name != ENV_SPOOL}
+    with os.fdopen(writer, "wb") as closed:
+        ended = subprocess.run(
+            command, stdout=closed, stderr=subprocess.PIPE, text=True, timeout=60, cwd=tmp_path, env=environment
+        )
+    assert ended.returncode == 2
+    assert len(ended.stderr.splitlines()) == 1, ended.stderr
+    assert "does not belong to a step with @checkpoint" in ended.stderr

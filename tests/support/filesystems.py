@@ -1,4 +1,4 @@
-"""File systems to run tests on: where the temporary directory is, tmpfs, and loop-mounted images of xfs and btrfs."""
+"""File systems to run tests on: where the temporary directory is, tmpfs, loop-mounted images, overlays, and FUSE."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ from pathlib import Path
 
 #: ``disk`` is the file system of the temporary directory, whatever it is (ext4 on most machines).
 FILESYSTEMS = ("disk", "tmpfs", "xfs", "btrfs")
+
+#: Those on which a lease may say nothing: overlays whose upper layer is the temporary directory's disk, or an xfs that
+#: can clone; a FUSE mount that hands everything on to a directory of the disk (bindfs).
+LAYERED = ("overlay", "overlay-xfs", "fuse")
 
 #: File systems on which a file can be cloned.
 CLONING = ("xfs", "btrfs")
@@ -28,7 +32,12 @@ def why_not(kind: str) -> str:
         return ""
     if os.getuid() != 0:
         return f"mounting {kind} needs root"
-    return "" if shutil.which(_MKFS[kind][0]) else f"{_MKFS[kind][0]} is not installed"
+    if kind == "fuse":
+        return "" if shutil.which("bindfs") else "bindfs is not installed"
+    if kind == "overlay":
+        return ""
+    maker = _MKFS[kind.removeprefix("overlay-")][0]
+    return "" if shutil.which(maker) else f"{maker} is not installed"
 
 
 class CannotMount(Exception):
@@ -46,6 +55,10 @@ def provided(kind: str, base: Path, *, size: int = 512 << 20) -> Iterator[Path]:
     """
     if kind == "disk":
         folder = Path(tempfile.mkdtemp(dir=base, prefix="disk-"))
+    elif kind in LAYERED:
+        with _layered(kind, base, size) as (mounted, _):
+            yield mounted
+        return
     elif kind == "tmpfs":
         folder = Path(tempfile.mkdtemp(dir=_TMPFS, prefix="async-ckpt-test-"))
     else:
@@ -57,6 +70,53 @@ def provided(kind: str, base: Path, *, size: int = 512 << 20) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def twice(kind: str, base: Path, *, size: int = 512 << 20) -> Iterator[tuple[Path, Path]]:
+    """The same, and another path of the same directory: through another mount, or below the layer that is tested.
+
+    Raises
+    ------
+    CannotMount
+        As ``provided``.
+    """
+    if kind == "fuse":
+        with _layered(kind, base, size) as paths:
+            yield paths
+        return
+    with provided(kind, base, size=size) as place:
+        other = Path(tempfile.mkdtemp(dir=base, prefix="other-"))
+        try:
+            _run(["mount", "--bind", str(place), str(other)])
+            try:
+                yield place, other
+            finally:
+                _unmount(other)
+        finally:
+            os.rmdir(other)
+
+
+@contextlib.contextmanager
+def _layered(kind: str, base: Path, size: int) -> Iterator[tuple[Path, Path]]:
+    """A mounted directory, and what it shows."""
+    below = "xfs" if kind == "overlay-xfs" else "disk"
+    with provided(below, base, size=size) as disk:
+        for name in ("lower", "upper", "work"):
+            (disk / name).mkdir()
+        folder = Path(tempfile.mkdtemp(dir=base, prefix=f"{kind}-"))
+        try:
+            if kind == "fuse":
+                _run(["bindfs", str(disk / "upper"), str(folder)])
+            else:
+                layers = f"lowerdir={disk / 'lower'},upperdir={disk / 'upper'},workdir={disk / 'work'}"
+                _run(["mount", "-t", "overlay", "-o", layers, "overlay", str(folder)])
+            try:
+                yield folder, disk / "upper"
+            finally:
+                _unmount(folder)
+        finally:
+            os.rmdir(folder)
 
 
 @contextlib.contextmanager

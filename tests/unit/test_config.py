@@ -7,7 +7,7 @@ from dataclasses import fields
 
 import pytest
 
-from async_ckpt.config import CHOICES, ENV_PREFIX, Config, spool_root
+from async_ckpt.config import CHOICES, ENV_PREFIX, Config
 from async_ckpt.errors import UsageError
 
 
@@ -100,9 +100,3 @@ def test_no_time_is_not_a_number(monkeypatch: pytest.MonkeyPatch, name: str) -> 
 def test_switches_are_read_as_people_write_them(monkeypatch: pytest.MonkeyPatch, text: str, value: bool) -> None:
     monkeypatch.setenv(f"{ENV_PREFIX}UNSIGNED_PAYLOAD", text)
     assert Config.from_env().unsigned_payload is value
-
-
-def test_the_setting_comes_before_the_argument_and_the_systems_directory() -> None:
-    assert spool_root("/argument", Config(spool_dir="/setting")).startswith("/setting/async-ckpt-")
-    assert spool_root("/argument", Config()).startswith("/argument/async-ckpt-")
-    assert spool_root(None, Config()).startswith("/")

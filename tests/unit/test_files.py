@@ -15,9 +15,9 @@ import pytest
 
 from async_ckpt import files
 from async_ckpt.config import CHUNK_BYTES
-from async_ckpt.files import chunk_crc, crc32, digest_fd
+from async_ckpt.files import chunk_crc, crc32
 
-from ..support.faulty import crcs_of, pattern
+from ..support.faulty import pattern
 
 SIZE = CHUNK_BYTES + 1_000_003
 
@@ -32,11 +32,6 @@ def fd(tmp_path: Path) -> int:
 def _closed(fd: int) -> object:
     yield
     os.close(fd)
-
-
-def test_a_file_has_a_digest_for_each_chunk(fd: int) -> None:
-    assert digest_fd(fd, SIZE) == crcs_of(pattern(SIZE))
-    assert digest_fd(fd, 0) == []
 
 
 @pytest.mark.parametrize(("offset", "count"), [(0, 0), (0, 1), (5, 300_000), (SIZE - 10, 10)])

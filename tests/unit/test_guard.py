@@ -10,6 +10,8 @@ from pathlib import Path
 _CODE = """
 import os, signal, sys
 from async_ckpt.agent.guard import Guard, Held
+from async_ckpt.agent.habits import Habits
+from async_ckpt.config import Config
 from async_ckpt.snapshot import lease
 
 signal.pthread_sigmask(signal.SIG_BLOCK, [lease.LEASE_SIGNAL])
@@ -19,7 +21,8 @@ with open(captured, "wb") as file:
     file.write(b"weights")
 os.link(captured, loaded)
 status = os.stat(captured)
-guard = Guard(lambda identity, path, why: print(path, why or "private", flush=True))
+habits = Habits(folder + "/rewritten", folder + "/work", "Flow/train")
+guard = Guard(lambda identity, path, why: print(path, why or "private", flush=True), print, habits, Config())
 
 def held(fd):
     return Held(os.dup(fd), captured, 7, status.st_mtime_ns, origin=loaded)
@@ -27,7 +30,7 @@ def held(fd):
 savers = os.open(captured, os.O_RDONLY)
 loads = savers if same else os.open(captured, os.O_RDONLY)
 for fd in {savers, loads}:
-    assert lease.take(fd, os.getpid())
+    assert lease.take(fd)
 guard.add("0.x.0", "w", held(savers))
 guard.add("0.x.0", "w", held(loads))
 assert guard.count() == 1 and guard.stands("0.x.0", "w") and not lease.is_breaking(loads)
@@ -52,3 +55,279 @@ def test_a_lease_that_is_sent_again_is_one_lease(tmp_path: Path) -> None:
 
 def test_a_loads_lease_takes_the_place_of_the_savers(tmp_path: Path) -> None:
     assert write_to_a_file_with_two_leases(tmp_path, "another") == "w private\n"
+
+
+# The same, but with the copying in our hands: how fast it goes, and what is copied.
+_PRELUDE = """
+import os, signal, sys, threading
+from async_ckpt.agent import guard as guards
+from async_ckpt.agent.guard import Guard, Held
+from async_ckpt.agent.habits import Habits
+from async_ckpt.config import Config
+from async_ckpt.snapshot import lease, private
+
+signal.pthread_sigmask(signal.SIG_BLOCK, [lease.LEASE_SIGNAL])
+folder = sys.argv[1]
+MIB = 1 << 20
+guards._PIECE_BYTES = MIB
+real_copy, copied = private.copy_range, []
+private.clone = lambda source, target: False
+outcomes, said = {}, []
+done = threading.Condition()
+
+def on_private(identity, path, why):
+    with done:
+        outcomes[path] = why or "private"
+        done.notify_all()
+
+def wait_for(condition):
+    with done:
+        assert done.wait_for(condition, 60), outcomes
+
+def make(**settings):
+    habits = Habits(folder + "/rewritten", folder + "/work", "Flow/train")
+    return Guard(on_private, said.append, habits, Config(**settings))
+
+def content(name, size):
+    return (name.encode() * size)[:size]
+
+def capture(name, size, trainer=None):
+    trainer = trainer or folder + "/" + name
+    with open(trainer, "wb") as file:
+        file.write(content(name, size))
+    path = folder + "/captured-" + name.replace("/", "-")
+    os.link(trainer, path)
+    fd = os.open(path, os.O_RDONLY)
+    assert lease.take(fd)
+    return trainer, path, Held(fd, path, size, os.fstat(fd).st_mtime_ns, trainer, folder)
+
+def write(trainer):
+    with open(trainer, "r+b") as file:
+        file.write(b"later")
+
+def left():
+    return sorted(name for name in os.listdir(folder) if name[:1].isdigit())
+"""
+
+
+def run(folder: Path, code: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _PRELUDE + code, str(folder)], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+_EVERYTHING_AHEAD = "copy_away_s=0.0, min_free_bytes=0"
+
+
+def test_a_file_that_takes_long_is_copied_before_anybody_comes_and_only_the_rest_is_waited_for(tmp_path: Path) -> None:
+    run(
+        tmp_path,
+        f"""
+half, go = threading.Event(), threading.Event()
+def copy(source, target, count, offset):
+    copied.append(offset)
+    if len(copied) == 3:
+        half.set()
+        assert go.wait(60)
+    return real_copy(source, target, count, offset)
+private.copy_range = copy
+guard = make({_EVERYTHING_AHEAD})
+trainer, path, held = capture("w", 5 * MIB)
+guard.add("0.x.0", "w", held)
+guard.look_ahead("0.x.0")
+assert half.wait(60)
+writer = threading.Thread(target=write, args=[trainer])
+writer.start()
+while not lease.is_breaking(held.fd):
+    pass
+assert outcomes == {{}}
+go.set()
+writer.join(60)
+wait_for(lambda: outcomes)
+assert outcomes == {{"w": "private"}}
+assert copied == [0, MIB, 2 * MIB, 3 * MIB, 4 * MIB]
+assert open(path, "rb").read() == content("w", 5 * MIB)
+assert open(trainer, "rb").read(5) == b"later"
+assert left() == [] and guard.count() == 0
+guard.stop()
+""",
+    )
+
+
+def test_a_file_that_takes_long_is_a_file_of_its_own_if_nobody_comes(tmp_path: Path) -> None:
+    run(
+        tmp_path,
+        f"""
+guard = make({_EVERYTHING_AHEAD})
+trainer, path, held = capture("w", 3 * MIB)
+guard.add("0.x.0", "w", held)
+guard.look_ahead("0.x.0")
+wait_for(lambda: outcomes)
+assert outcomes == {{"w": "private"}} and not os.path.samefile(trainer, path)
+os.close(os.open(trainer, os.O_WRONLY | os.O_NONBLOCK))
+guard.stop()
+""",
+    )
+
+
+def test_a_file_that_is_quick_or_that_only_we_have_is_left_a_link(tmp_path: Path) -> None:
+    run(
+        tmp_path,
+        """
+for settings in {}, {"copy_away_s": 0.0}:
+    guard = make(min_free_bytes=0, **settings)
+    trainer, path, held = capture("w", MIB)
+    if settings:
+        os.unlink(trainer)
+    guard.add("0.x.0", "w", held)
+    guard.look_ahead("0.x.0")
+    guard.look_ahead("no such checkpoint")
+    # One that is copied after it, as it is known to be rewritten.
+    trainer, path, held = capture("other", MIB)
+    guard._habits.learn(trainer)
+    guard.add("0.x.1", "other", held)
+    guard.look_ahead("0.x.1")
+    wait_for(lambda: outcomes)
+    assert outcomes == {"other": "private"} and guard.count() == 1
+    guard.stop()
+    os.unlink(folder + "/captured-w")
+    os.unlink(folder + "/captured-other")
+    outcomes.clear()
+""",
+    )
+
+
+def test_files_of_several_writers_are_copied_at_one_time(tmp_path: Path) -> None:
+    run(
+        tmp_path,
+        """
+both = threading.Barrier(2)
+def copy(source, target, count, offset):
+    both.wait(60)
+    return real_copy(source, target, count, offset)
+private.copy_range = copy
+guard = make()
+files = [capture(name, MIB) for name in "ab"]
+for name, (_, _, held) in zip("ab", files):
+    guard.add("0.x.0", name, held)
+writers = [threading.Thread(target=write, args=[trainer]) for trainer, _, _ in files]
+for writer in writers:
+    writer.start()
+for writer in writers:
+    writer.join(60)
+wait_for(lambda: len(outcomes) == 2)
+assert outcomes == {"a": "private", "b": "private"}
+for name, (_, path, _) in zip("ab", files):
+    assert open(path, "rb").read() == content(name, MIB)
+guard.stop()
+""",
+    )
+
+
+def test_a_copy_that_nobody_needs_any_more_is_given_up(tmp_path: Path) -> None:
+    run(
+        tmp_path,
+        f"""
+begun, go = threading.Event(), threading.Event()
+def copy(source, target, count, offset):
+    copied.append(offset)
+    begun.set()
+    assert go.wait(60)
+    return real_copy(source, target, count, offset)
+private.copy_range = copy
+guard = make({_EVERYTHING_AHEAD})
+trainer, path, held = capture("w", 9 * MIB)
+guard.add("0.x.0", "w", held)
+guard.look_ahead("0.x.0")
+assert begun.wait(60)
+assert guard.let_go("0.x.0") == []
+go.set()
+wait_for(lambda: outcomes)
+assert copied == [0] and left() == [] and os.path.samefile(trainer, path)
+os.close(os.open(trainer, os.O_WRONLY | os.O_NONBLOCK))
+guard.stop()
+""",
+    )
+
+
+def test_what_was_rewritten_once_is_copied_early_by_the_next_agent_too(tmp_path: Path) -> None:
+    run(
+        tmp_path,
+        """
+os.makedirs(folder + "/work/0-abc/step-1")
+os.makedirs(folder + "/work/1-xyz/step-20")
+guard = make()
+trainer, path, held = capture("w", MIB, folder + "/work/0-abc/step-1/w7.pt")
+guard.add("0.x.0", "w", held)
+write(trainer)
+wait_for(lambda: outcomes)
+guard.stop()
+outcomes.clear()
+later = make()
+other = capture("v", MIB, folder + "/work/1-xyz/step-20/v.pt")
+later.add("1.x.0", "v", other[2])
+later.look_ahead("1.x.0")
+trainer, path, held = capture("x", MIB, folder + "/work/1-xyz/step-20/w31.pt")
+later.add("1.x.1", "x", held)
+later.look_ahead("1.x.1")
+wait_for(lambda: outcomes)
+later.stop()
+assert outcomes == {"x": "private"} and later.count() == 1
+assert open(folder + "/rewritten").read() == "Flow/train/step-#/w#.pt\\n"
+""",
+    )
+
+
+def test_without_room_for_copies_it_is_said_and_the_link_stays_until_somebody_comes(tmp_path: Path) -> None:
+    run(
+        tmp_path,
+        """
+guards.has_room_for = lambda count, folder, config: False
+guard = make(copy_away_s=0.0)
+trainer, path, held = capture("w", MIB)
+guard.add("0.x.0", "w", held)
+guard.look_ahead("0.x.0")
+while not said:
+    pass
+assert "no room" in said[0] and "rename" in said[0] and outcomes == {}
+write(trainer)
+wait_for(lambda: outcomes)
+assert outcomes == {"w": "private"} and open(path, "rb").read() == content("w", MIB)
+guard.stop()
+assert len(said) == 1
+""",
+    )
+
+
+def test_a_disk_that_is_too_slow_for_what_is_saved_is_said_once(tmp_path: Path) -> None:
+    run(
+        tmp_path,
+        f"""
+guard = make({_EVERYTHING_AHEAD})
+guard.pace.add(1000, 10.0)  # 100 bytes a second
+for number in range(2):
+    trainer, path, held = capture(f"w{{number}}", MIB)
+    guard.add(f"0.x.{{number}}", f"w{{number}}", held)
+    guard.look_ahead(f"0.x.{{number}}")
+wait_for(lambda: len(outcomes) == 2)
+guard.stop()
+assert len(said) == 1 and "Write to a new name and rename it" in said[0] and "0 MB/s" in said[0]
+""",
+    )
+
+
+def test_what_the_kernel_let_somebody_write_to_is_lost_not_torn(tmp_path: Path) -> None:
+    run(
+        tmp_path,
+        """
+guard = make()
+trainer, path, held = capture("w", MIB)
+lease.release(held.fd)  # As the kernel does when the time is over.
+os.utime(trainer, ns=(0, 0))
+guard.add("0.x.0", "w", held)
+wait_for(lambda: outcomes)
+assert "rewritten" in outcomes["w"] and not os.path.exists(path) and left() == []
+guard.stop()
+""",
+    )

@@ -23,7 +23,10 @@ LAYERS = (
     "metadata",
     "printable",
     "crash",
+    "forks",
+    "undisturbed",
     "files",
+    "filesystems",
     "concurrency",
     "layout",
     "moments",
@@ -39,6 +42,7 @@ LAYERS = (
     "serving",
     "reference",
     "places",
+    "landing",
     "restore",
     "ranks",
     "reading",
@@ -54,7 +58,7 @@ LAYERS = (
 #: Within a room, siblings may only import these.
 SHARED_IN_ROOM = {
     "stores": {"base", "_backoff"},
-    "snapshot": {"base", "copying", "lease", "links", "origin", "packing", "walk"},
+    "snapshot": {"base", "copying", "lease", "links", "origin", "packing", "private", "stillness", "walk"},
 }
 #: A store's own helpers are private to it, by their prefix; the factory knows all of its room.
 HEAVY = {"metaflow", "aiobotocore", "botocore", "aiohttp", "boto3", "watchdog"}

@@ -19,7 +19,7 @@ class Captured:
         self.base, self.path, self.target = base, base / "captured", base / "target"
         self.path.write_bytes(b"weights")
         self.path.chmod(0o600)
-        self.lender = Lender(os.getpid(), 1)
+        self.lender = Lender(1)
 
     def entry(self, how: str = LINK) -> FileEntry:
         status = self.path.stat()
@@ -80,7 +80,7 @@ def gone(captured: Captured) -> FileEntry:
 
 
 def beyond_the_budget(captured: Captured) -> FileEntry:
-    captured.lender = Lender(os.getpid(), 0)
+    captured.lender = Lender(0)
     return captured.entry()
 
 

@@ -40,7 +40,7 @@ def test_every_path_leads_to_the_same_after_a_load_elsewhere(files: list[str], l
         known = reachable_for_clients_without_links(item.manifest)
         (base / "elsewhere").mkdir()
         elsewhere = base / "elsewhere" / "deep" / "down"
-        restore.load_from_spool(item, str(elsewhere))
+        restore.load_from_spool(item, str(elsewhere), Config())
         for folder in ("inside", "outside"):
             shutil.rmtree(base / folder)
         assert reachable(elsewhere) == expected
@@ -66,7 +66,7 @@ def _make(base: Path, files: list[str], links: dict[str, str]) -> None:
 def _capture(path: Path, target: Path) -> Admitted | None:
     """None: it was refused, and rightly so."""
     try:
-        captured = snapshot.capture(str(path), str(target), "copy", owner_pid=None, config=Config(), lease_budget=0)
+        captured = snapshot.capture(str(path), str(target), "copy", guarded=False, config=Config(), lease_budget=0)
     except SnapshotError as error:
         link = Path(error.where)
         assert link.is_symlink()
@@ -137,5 +137,5 @@ def test_times_of_files_and_folders_survive_a_load(tmp_path: Path) -> None:
         os.utime(source / path, ns=(mtime_ns, mtime_ns))
     item = _capture(source, tmp_path / "snapshot")
     assert item is not None
-    restore.load_from_spool(item, str(tmp_path / "loaded"))
+    restore.load_from_spool(item, str(tmp_path / "loaded"), Config())
     assert {path: os.stat(tmp_path / "loaded" / path).st_mtime_ns for path in times} == times

@@ -138,19 +138,19 @@ class _Checkpoints:
         """
         return self._writer().next_key(name, version_id)
 
-    def _load(self, reference: Any, path: str | os.PathLike[str], shard: str) -> str:
+    def _load(self, reference: Any, path: str | os.PathLike[str], shard: str, clean: bool = False) -> str:
         target = os.fsdecode(path)
         if not isinstance(reference, (str, Mapping)) and callable(getattr(reference, "to_dict", None)):
             reference = reference.to_dict()  # metaflow-checkpoint's CheckpointArtifact.
         if self._checkpointer is not None or ENV_SPOOL in os.environ:
-            self._writer().load(reference, target, shard=shard, first=store_in_context())
+            self._writer().load(reference, target, shard=shard, clean=clean, first=store_in_context())
             return target
         if check_shard(shard) == "own":
             raise UsageError(
                 "Outside of a step with @checkpoint nobody has a shard of its own", hint="Load shard='all'"
             )
         config = Config.from_env()
-        load_from_first(stores_of_reference(reference), reference, target, config)
+        load_from_first(stores_of_reference(reference), reference, target, config, clean=clean)
         return target
 
     def flush(self, timeout: float | None = None) -> None:
@@ -230,7 +230,11 @@ class Checkpoint(_Checkpoints):
         )  # fmt: skip
 
     def load(
-        self, reference: Mapping[str, Any] | str, path: str | os.PathLike[str] | None = None, shard: str = "all"
+        self,
+        reference: Mapping[str, Any] | str,
+        path: str | os.PathLike[str] | None = None,
+        shard: str = "all",
+        clean: bool = False,
     ) -> str:
         """Load a checkpoint into ``path``, or into ``directory``.
 
@@ -243,6 +247,9 @@ class Checkpoint(_Checkpoints):
             A directory; made if it is missing, and what is there stays.
         shard : "all" or "own", default "all"
             Of a collective checkpoint: the files of all ranks, or of this one alone.
+        clean : bool, default False
+            Take away what is in the directory and not in the checkpoint, once that is loaded: the rest of an older one.
+            Without it the log says, once for a directory, what is left there.
 
         Returns
         -------
@@ -257,7 +264,7 @@ class Checkpoint(_Checkpoints):
         target = path or self.directory
         if target is None:
             raise UsageError("There is no directory to load into", hint="Pass a path, or use Checkpoint(init_dir=True)")
-        return self._load(reference, target, shard)
+        return self._load(reference, target, shard, clean)
 
 
 class CurrentCheckpoint(_Checkpoints):
@@ -470,13 +477,17 @@ class CurrentCheckpoint(_Checkpoints):
             raise errors[0] if len(errors) == 1 else WatchError("; ".join(map(str, errors)))
 
     def load(
-        self, reference: Mapping[str, Any] | str, path: str | os.PathLike[str] | None = None, shard: str = "all"
+        self,
+        reference: Mapping[str, Any] | str,
+        path: str | os.PathLike[str] | None = None,
+        shard: str = "all",
+        clean: bool = False,
     ) -> str:
         """Load a checkpoint into ``path``; without one, ``directory`` becomes a new directory with it, and the old one
         is removed with what is in it. See ``Checkpoint.load``.
         """
         if path:
-            return self._load(reference, path, shard)
+            return self._load(reference, path, shard, clean)
         target = self._load(reference, self._checkpointer.spool.new_work_directory(), shard)
         self.cleanup()
         self._directory = target

@@ -23,10 +23,11 @@ from metaflow.unbounded_foreach import UBF_CONTROL
 
 from async_ckpt import carried, layout
 from async_ckpt.checkpointer import Checkpointer
-from async_ckpt.config import ENV_ATTEMPT, ENV_PREFIX, ENV_SPOOL, Config, spool_root
+from async_ckpt.config import ENV_ATTEMPT, ENV_PREFIX, ENV_SPOOL, Config
 from async_ckpt.errors import CheckpointError, FlushError, StoreError, UsageError, WatchError
 from async_ckpt.reference import CheckpointInfo
 from async_ckpt.snapshot import check_strategy
+from async_ckpt.spool.place import places
 from async_ckpt.task_listing import TASK_CHECKPOINTS
 from async_ckpt.termination import Termination
 
@@ -182,9 +183,8 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
                     "credentials in the config of @with_artifact_store"
                 )
                 metadata.register_metadata(run_id, step_name, task_id, noted(notes, retry_count))
-            root = spool_root(self.attributes["temp_dir_root"], config)
             self._checkpointer = Checkpointer.start(
-                root,
+                places(self.attributes["temp_dir_root"], config),
                 task,
                 store,
                 config,

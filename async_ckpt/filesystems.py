@@ -1,0 +1,179 @@
+"""Which file system a file is on, and what of it can be trusted there.
+
+Asked of each file by its open descriptor: neither the path nor ``st_dev`` tells (subvolumes, overlays, binds).
+``docs/filesystems.md`` says what was tried on which, and how.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import sys
+from typing import Any, NamedTuple
+
+#: ``f_type`` of statfs(2), as far as somebody may want to read its name in an error.
+_NAMES = {
+    0xEF53: "ext4", 0x58465342: "xfs", 0x9123683E: "btrfs", 0x01021994: "tmpfs", 0x794C7630: "overlayfs",
+    0x65735546: "FUSE", 0x6969: "NFS", 0xFF534D42: "CIFS", 0xFE534D42: "SMB", 0x517B: "SMB", 0x01021997: "9p",
+    0x00C36400: "Ceph", 0x0BD00BD0: "Lustre", 0x47504653: "GPFS", 0x2FC12FC1: "ZFS", 0xCA451A4E: "bcachefs",
+    0xF2F52010: "f2fs", 0x4D44: "vfat", 0x2011BAB0: "exfat", 0x858458F6: "ramfs", 0x5346544E: "ntfs",
+    0xF15F: "ecryptfs", 0x19830326: "BeeGFS", 0x73717368: "squashfs", 0x9660: "iso9660",
+}  # fmt: skip
+
+#: A lease is of the inode that every writer opens or has mapped, whatever the path. (ext2 to ext4 have one number.)
+_LEASES_HOLD = frozenset({"ext4", "xfs", "btrfs", "tmpfs"})
+
+#: A write through a mapping that was made since changes the mtime. Not tmpfs: it never hears of such a write.
+_TIMES_TELL = frozenset({"ext4", "xfs", "btrfs"})
+
+#: Nobody but this machine's kernel changes files there: attributes and cached content are what is.
+_LOCAL = frozenset({"ext4", "xfs", "btrfs", "tmpfs", "overlayfs", "ramfs", "f2fs", "bcachefs", "ZFS", "vfat", "exfat"})
+
+#: With times of its own for whoever writes after somebody has looked (Linux 6.13); before, they are those of the last
+#: tick of the kernel's clock.
+_FINE_TIMES_SINCE = (6, 13)
+#: The longest tick there is, twice.
+TICK_NS = 20_000_000
+
+_AT_EMPTY_PATH, _AT_SYMLINK_NOFOLLOW, _AT_FORCE_SYNC, AT_FDCWD = 0x1000, 0x100, 0x2000, -100
+#: STATX_BASIC_STATS | STATX_BTIME
+STATX_ALL = 0xFFF
+_STATX_BASIC = 0x7FF
+
+
+def kind_of(fd: int) -> str:
+    """The kind of file system an open file is on: ``"ext4"``, or its number where it has no name here."""
+    function = _function("fstatfs")
+    return _kind(function, fd) if function is not None else "unknown"
+
+
+def kind_at(path: str) -> str:
+    """The same for a path; a symbolic link is followed."""
+    function = _function("statfs")
+    return _kind(function, os.fsencode(path)) if function is not None else "unknown"
+
+
+def _kind(function: Any, what: int | bytes) -> str:
+    # The struct has about 120 bytes and begins with the type, a long wherever Linux has 64 bits.
+    buffer = (ctypes.c_long * 32)()
+    if function(what, buffer):
+        return "unknown"
+    number = buffer[0] & 0xFFFFFFFF
+    return _NAMES.get(number) or hex(number)
+
+
+@functools.cache
+def _function(name: str) -> Any:
+    """A function of the C library; None where its structs are not Linux's."""
+    return getattr(ctypes.CDLL(None, use_errno=True), name, None) if sys.platform == "linux" else None
+
+
+def leases_hold(kind: str) -> bool:
+    """Whether a lease keeps off every writer: only where that was tried."""
+    return kind in _LEASES_HOLD
+
+
+def times_tell(kind: str) -> bool:
+    """Whether no write goes by without a new mtime, once nobody has the file open for writing or mapped."""
+    return kind in _TIMES_TELL
+
+
+def is_local(kind: str) -> bool:
+    """Whether no other machine, and no other mount, changes files behind this kernel's back."""
+    return kind in _LOCAL
+
+
+@functools.cache
+def _fine_times() -> bool:
+    release = os.uname().release.split(".")
+    try:
+        return (int(release[0]), int(release[1])) >= _FINE_TIMES_SINCE
+    except (ValueError, IndexError):
+        return False
+
+
+def times_are_fine(kind: str) -> bool:
+    """Whether a write right after a look has another time than one right before it."""
+    return _fine_times() and kind in _LEASES_HOLD
+
+
+class Facts(NamedTuple):
+    """What tells a file, and that it was written to: number, size (bytes), times (nanoseconds)."""
+
+    ino: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> Facts:
+        return cls(status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def facts_at(path: str, kind: str) -> Facts:
+    """Of what stands at ``path`` now (a link is not followed). Where others may change it the file system is made to
+    ask them, and not to answer from its cache.
+
+    Raises
+    ------
+    OSError
+    """
+    status = os.lstat(path)
+    return Facts.of(status) if kind in _LOCAL else _fresh(AT_FDCWD, os.fsencode(path), _AT_SYMLINK_NOFOLLOW, status)
+
+
+def facts_of(fd: int, kind: str) -> Facts:
+    """The same for an open file."""
+    status = os.fstat(fd)
+    return Facts.of(status) if kind in _LOCAL else _fresh(fd, b"", _AT_EMPTY_PATH, status)
+
+
+def _fresh(fd: int, path: bytes, flags: int, otherwise: os.stat_result) -> Facts:
+    found = Statx()
+    function = _function("statx")
+    if function is None or function(fd, path, flags | _AT_FORCE_SYNC, _STATX_BASIC, ctypes.byref(found)):
+        return Facts.of(otherwise)
+    return Facts(found.ino, found.size, found.mtime.ns, found.ctime.ns)
+
+
+def forget_cached(fd: int, kind: str) -> None:
+    """Have the next read ask whoever has the file, where that is not this kernel alone. What is mapped stays cached."""
+    if kind not in _LOCAL:
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+class _Timestamp(ctypes.Structure):
+    _fields_ = (("sec", ctypes.c_int64), ("nsec", ctypes.c_uint32), ("reserved", ctypes.c_int32))
+
+    @property
+    def ns(self) -> int:
+        return int(self.sec) * 10**9 + int(self.nsec)
+
+
+class Statx(ctypes.Structure):
+    """``struct statx`` of linux/stat.h."""
+
+    _fields_ = (
+        ("mask", ctypes.c_uint32),
+        ("unread", ctypes.c_uint8 * 28),
+        ("ino", ctypes.c_uint64),
+        ("size", ctypes.c_uint64),
+        ("blocks", ctypes.c_uint64),
+        ("attributes", ctypes.c_uint64),
+        ("atime", _Timestamp),
+        ("btime", _Timestamp),
+        ("ctime", _Timestamp),
+        ("mtime", _Timestamp),
+        ("rdev", ctypes.c_uint32 * 2),
+        ("dev", ctypes.c_uint32 * 2),
+        ("reserved", ctypes.c_uint8 * 112),
+    )
+
+
+def statx(path: str) -> Statx | None:
+    """All facts of what stands at ``path`` (no link is followed), its birth included; None: not all are known."""
+    function, found = _function("statx"), Statx()
+    if function is None or function(AT_FDCWD, os.fsencode(path), _AT_SYMLINK_NOFOLLOW, STATX_ALL, ctypes.byref(found)):
+        return None
+    return found if found.mask & STATX_ALL == STATX_ALL else None

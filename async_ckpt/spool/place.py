@@ -1,0 +1,87 @@
+"""Where a task's spool is made, and found again.
+
+A spool holds what is not in the store yet: on a disk that survives the task, not in memory, and for this user alone.
+The places, in this order:
+
+1. ``METAFLOW_ASYNC_CKPT_SPOOL_DIR``: who runs a machine knows its disks;
+2. ``@checkpoint(temp_dir_root=...)``;
+3. ``$TMPDIR``; or ``/tmp``, where that is on a disk;
+4. ``/var/tmp``, which is on a disk everywhere; at last ``/tmp`` even in memory.
+
+In each it is ``async-ckpt-<uid>/``; where somebody else has made a directory of that name, ``async-ckpt-<uid>-1`` and
+so on. A place that cannot be used (not writable, read-only, full) is passed over, and that is said. A spool that an
+earlier attempt has left in any of them comes first.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+
+from .. import layout
+from ..config import SPOOLS_PREFIX, Config
+from ..errors import NotOurs, SpoolError
+from ..stores.base import StoreSpec
+from .mounts import kind_of
+from .spool import Spool
+
+_ON_DISK = "/var/tmp"
+_IN_MEMORY = ("tmpfs", "ramfs")
+
+#: So many names are tried where others have taken the first ones.
+_NAMES = 8
+
+
+def bases(temp_dir_root: str | None, config: Config) -> list[str]:
+    """Directories in which the user's spools may lie, the best first."""
+    usual = tempfile.gettempdir()
+    system = [usual, _ON_DISK] if "TMPDIR" in os.environ or kind_of(usual) not in _IN_MEMORY else [_ON_DISK, usual]
+    given = [os.path.abspath(base) for base in (config.spool_dir, temp_dir_root) if base]
+    return list(dict.fromkeys([*given, *system]))
+
+
+def places(temp_dir_root: str | None, config: Config) -> list[list[str]]:
+    """In each of these directories, the names that the one with this user's spools may have, the first one first."""
+    name = f"{SPOOLS_PREFIX}{os.getuid()}"
+    names = [name, *(f"{name}-{number}" for number in range(1, _NAMES))]
+    return [[os.path.join(base, name) for name in names] for base in bases(temp_dir_root, config)]
+
+
+def make(
+    places: Sequence[Sequence[str]], task: layout.TaskInfo, store: StoreSpec, report: Callable[[str], None]
+) -> Spool:
+    """Take up the spool of a task that there is, or make one in the first of some ``places`` where that can be done.
+
+    Raises
+    ------
+    SpoolError
+        It can be done in none; says why of each. Or its last agent takes it away in this moment: then the cause is a
+        ``FileNotFoundError``, and it can be tried again.
+    """
+    for root in (root for roots in places for root in roots):
+        if Spool.find(root, task, store):
+            return Spool.create(root, task, store)
+    failed: list[SpoolError] = []
+    for roots in places:
+        for root in roots:
+            try:
+                spool = Spool.create(root, task, store)
+            except SpoolError as error:
+                if isinstance(error.__cause__, FileNotFoundError) and os.path.isdir(root):
+                    raise  # Its last agent takes it away in this moment.
+                failed.append(error)
+                if isinstance(error, NotOurs):
+                    continue
+                break
+            if failed:
+                report(
+                    f"The spool is in {root}, as it cannot be where it should be: {failed[0].what} ({failed[0].where})"
+                )
+            return spool
+    if len(failed) == 1:
+        raise failed[0]
+    raise SpoolError(
+        f"The spool can be made nowhere: {'; '.join(f'{error.what} ({error.where})' for error in failed)}",
+        hint="Set METAFLOW_ASYNC_CKPT_SPOOL_DIR to a directory of your own, on a disk with free space",
+    ) from failed[0]

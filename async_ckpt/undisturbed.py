@@ -1,0 +1,148 @@
+"""Work between whose instructions no signal's handler comes.
+
+Python runs handlers of signals in the main thread, between any two of its instructions: with locks held, and things
+half done. A handler that saves would wait there for a lock that the very frame has which it interrupted. So the main
+thread gives such work to a thread of its own, which nothing interrupts, and only waits for it; the work of a handler
+that comes meanwhile is done by another thread, and the two wait for each other as threads do.
+"""
+
+from __future__ import annotations
+
+import _thread
+import contextlib
+import contextvars
+import functools
+import os
+import threading
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+from typing import Any, ParamSpec, TypeVar
+
+from .errors import CheckpointError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+#: How long an exception of a handler waits until what it has interrupted has come to an end, in seconds: what was being
+#: saved is not touched any more then.
+_END_S = 10.0
+
+
+class Abandoned(CheckpointError):
+    """Whoever asked for this has been told something else by a signal's handler, and waits no more."""
+
+
+class _Call:
+    """One piece of work: what it says, and at last what it came to."""
+
+    def __init__(self) -> None:
+        #: (report, line), and as the last one (None, result).
+        self.said: SimpleQueue[tuple[Callable[[str], None] | None, Any]] = SimpleQueue()
+        self.error: BaseException | None = None
+        self.ended = self.abandoned = False
+
+    def work(self, work: Callable[[], Any]) -> None:
+        _here.call = self
+        result = None
+        try:
+            result = work()
+        except BaseException as error:
+            self.error = error
+        self.said.put((None, result))
+
+    def result(self) -> Any:
+        """Wait for it, and say meanwhile what it has to say."""
+        while True:
+            report, item = self.said.get()
+            if report is None:
+                self.ended = True
+                break
+            _say(report, item)
+        if self.error is None:
+            return item
+        try:
+            raise self.error
+        finally:
+            self.error = None  # Which refers to this frame.
+
+    def abandon(self) -> None:
+        """Have it end at the next point where it can, and see it end."""
+        self.abandoned = True
+        with contextlib.suppress(Empty):
+            while self.said.get(timeout=_END_S)[0] is not None:
+                continue
+
+
+class _Here(threading.local):
+    call: _Call | None = None
+
+
+_here = _Here()
+
+
+def run(work: Callable[[], T]) -> T:
+    """Do something undisturbed; see the module's docstring. In threads other than the main one: as ever.
+
+    An exception that a handler raises meanwhile (``KeyboardInterrupt``) is raised here once the work has ended.
+    """
+    if threading.get_ident() != threading.main_thread().ident:
+        return work()
+    call = _Call()
+    try:
+        # As light as can be: a save takes less than a millisecond.
+        _thread.start_new_thread(contextvars.copy_context().run, (call.work, work))
+    except RuntimeError:  # There can be no more threads, or the interpreter is about to end.
+        return work()
+    try:
+        result: T = call.result()
+        return result
+    except BaseException:
+        if not call.ended:
+            call.abandon()
+        raise
+
+
+def undisturbed(function: Callable[P, T]) -> Callable[P, T]:
+    """Decorator: ``run`` the function."""
+
+    @functools.wraps(function)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
+        return run(lambda: function(*args, **kwargs))
+
+    return wrapper
+
+
+def go_on() -> None:
+    """For what may take long: see that somebody still waits for it.
+
+    Raises
+    ------
+    Abandoned
+        Nobody does.
+    """
+    if _here.call is not None and _here.call.abandoned:
+        raise Abandoned("It was interrupted by a signal's handler")
+
+
+def reporter(report: Callable[[str], None]) -> Callable[[str], None]:
+    """A ``report`` whose lines are said by the thread that asked for the work.
+
+    It may have been interrupted while it printed: no other thread could print then.
+    """
+
+    def say(line: str) -> None:
+        if _here.call is not None:
+            _here.call.said.put((report, line))
+        else:
+            _say(report, line)
+
+    return say
+
+
+def _say(report: Callable[[str], None], line: str) -> None:
+    try:
+        report(line)
+    except RuntimeError:
+        # A handler is at work here, and has interrupted somebody who prints ("reentrant call").
+        with contextlib.suppress(OSError):
+            os.write(2, f"[@checkpoint] {line}\n".encode(errors="replace"))
