@@ -74,8 +74,10 @@ class Preemption:
         for version in sorted(self.sizes, reverse=True):
             fault, sends = self.faults.get(version), self.sizes[version] / self.rate
             if fault is not None:
-                if spent + sends <= self.seconds * MAY_SHARE or fault not in SENT:
-                    spent += COSTS_S[fault] + (sends if fault in SENT else 0.0)
+                # This S3 hears all of what it refuses.
+                is_sent = fault in SENT or (fault == REFUSED and self.store == "s3")
+                if spent + sends <= self.seconds * MAY_SHARE or not is_sent:
+                    spent += COSTS_S[fault] + (sends if is_sent else 0.0)
                 continue
             if spent + sends + COMMIT_S <= self.seconds * MUST_SHARE:
                 found.append(version)
