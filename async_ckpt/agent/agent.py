@@ -502,6 +502,8 @@ class Agent:
         self._queue.end(identity, FAILED, why)
         self._outages.end(identity)
         self._held_up.discard(identity)
+        for late in (True, False):  # Whoever tries it again waits anew.
+            self._gathering.pop((identity, late), None)
         self._remember(f"{identity}: {why}")
         # A loss nobody could read of later keeps its record, so that the next agent finds and reports it.
         if self._note({"id": identity, "state": FAILED, "why": why}) and lost is not None:
@@ -518,7 +520,8 @@ class Agent:
         """Give back a checkpoint's disk. ``lost``: it is not in the store."""
         self._items.pop(item.id, None)
         self._inodes.pop(item.id, None)
-        self._gathering = {key: since for key, since in self._gathering.items() if key[0] != item.id}
+        for late in (True, False):
+            self._gathering.pop((item.id, late), None)
         self._remover.remove(item, lost=lost)
 
     def _note(self, record: Message) -> bool:
