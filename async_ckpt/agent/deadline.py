@@ -204,6 +204,8 @@ class LastCall:
         why, self._unsaid = self._unsaid or (why if first != self.first else ""), ""
         if self.first is not None and waiting and why:
             self._say(why, waiting)
+        elif ids and why:
+            self._tell({"push": "notice", "why": f"{why}: {', '.join(ids)} may still be stored"})
 
     def _say(self, why: str, waiting: Sequence[Job]) -> None:
         self._told += 1
