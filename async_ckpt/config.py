@@ -40,6 +40,33 @@ OUTAGE_PAUSE_S = 60.0
 HELD_UP_S = 60.0
 #: How long a new uploader may need until it says something.
 WORKER_START_S = 3.0
+#: After a SIGTERM: for how long the agent is asked at a time; what of that is for its answer; what is left of the time
+#: for the process to end in.
+HURRY_SLICE_S = 3.0
+HURRY_ANSWER_S = 0.5
+TERMINATION_MARGIN_S = 1.0
+#: The store's rate: over how much time it is taken; over how little it says nothing; over how much it can be planned
+#: with.
+RATE_WINDOW_S = 5.0
+RATE_LEAST_S = 0.2
+RATE_KNOWN_S = 1.0
+#: Ranks that wait for each other: between two looks at the store, at first and at last; and after pauses of which
+#: length it is asked whether rank 0 is still there.
+GATHER_FIRST_S, GATHER_LAST_S = 0.1, 5.0
+GATHER_SUSPICION_S = 0.5
+#: How long credentials are used before their source is asked again (botocore renews them ten minutes or more before
+#: they expire); how often, at most, for a new session where an answer may be about something else; how long it has
+#: peace after a failure, as each question may be a process, or be counted and limited.
+CREDENTIALS_LIFE_S = 60.0
+CREDENTIALS_AMBIGUOUS_S = 3.0
+CREDENTIALS_PEACE_S = 2.0
+#: A failure of what all requests wait for counts for all of them for so long.
+FAILURE_SHARED_S = 2.0
+#: How long a request over a connection that may be dead listens before it sends the bulk; how long a cancelled or
+#: failed upload may take to tidy up; how long closing waits for threads that nobody waits for any more.
+LISTEN_S = 1.0
+TIDY_UP_S = 10.0
+LEFT_BEHIND_S = 2.0
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from . import catalog, collective, layout
-from .config import Config
+from .config import HURRY_ANSWER_S, HURRY_SLICE_S, Config
 from .errors import AgentError, CheckpointError, FlushError, StoreError, WaitTimeout
 from .ipc.client import AgentClient
 from .ipc.protocol import Message
@@ -25,8 +25,6 @@ from .stores.base import Store
 from .undisturbed import go_on, reporter, undisturbed
 
 _WAIT_SLICE_S = 5.0
-#: Of a short time, this is for the agent's answer; how long it is asked for at a time when time is short.
-_ANSWER_S, _HURRY_SLICE_S = 0.5, 3.0
 #: So many checkpoints are named in an error.
 _NAMED = 5
 #: Of so many it is asked whether the store has them after all.
@@ -135,8 +133,10 @@ class Following(Reading):
 
     @undisturbed
     def status(self) -> dict[str, Any]:
-        """How far the store is behind: ``pending``, ``pending_bytes`` (bytes), ``bytes_per_s``, ``committed``,
-        ``last_committed``, ``failed``, ``errors``, ``warnings``, and the processes that work on it.
+        """How far the store is behind: ``pending``, ``pending_bytes`` (not sent yet), ``bytes_per_s``, ``committed``
+        (how many, since this agent began), ``last_committed``, ``failed``, ``errors``, ``warnings``, ``socket_saves``
+        (asked for over the socket, and not done), ``leases``, ``bytes_copied`` (in the store, instead of being sent),
+        and the processes that work on it (``pid``, ``worker_pid``).
 
         Raises
         ------
@@ -213,9 +213,7 @@ class Following(Reading):
             why = self._try_again(needed, deadline)
             failed.pop(needed)
             if why:
-                mine[needed] = failed[needed] = (
-                    f"saved by an earlier attempt, and this one has saved nothing since: {why}"
-                )
+                mine[needed] = failed[needed] = f"saved by an earlier attempt, and nothing newer is in the store: {why}"
         if report is not None:
             for identity in failed.keys() - mine.keys():
                 report(f"Checkpoint {identity} of an earlier attempt is not in the store: {failed[identity]}")
@@ -244,17 +242,19 @@ class Following(Reading):
         deadline = time.monotonic() + seconds
         pending, error = True, None
         while pending and (left := deadline - time.monotonic()) > 0:
-            piece = min(left, _HURRY_SLICE_S)
+            piece = min(left, HURRY_SLICE_S)
             try:
                 # Again and again: an agent that was started meanwhile does not know of it.
                 self._client.request("deadline", left, seconds=left)
-                pending = self._client.request("flush", left, timeout_s=max(piece - _ANSWER_S, piece / 2))["pending"]
+                pending = self._client.request("flush", left, timeout_s=max(piece - HURRY_ANSWER_S, piece / 2))[
+                    "pending"
+                ]
                 error = None
             except WaitTimeout:
                 pass  # Then time is over as well.
             except AgentError as raised:
                 error = raised
-                time.sleep(min(_ANSWER_S, left))
+                time.sleep(min(HURRY_ANSWER_S, left))
         if error is not None:
             raise error
         ended = {identity for identity, item in self._look().items() if item.state in SETTLED}

@@ -14,10 +14,8 @@ from collections.abc import Callable
 from typing import Any
 
 from .checkpointer import Checkpointer
+from .config import TERMINATION_MARGIN_S
 from .errors import CheckpointError
-
-#: Left for the process to end in, in seconds.
-_MARGIN_S = 1.0
 
 
 class Termination:
@@ -73,7 +71,7 @@ class Termination:
 
     def _bring_in(self) -> None:
         deadline = time.monotonic() + self._grace_s
-        limit = max(self._grace_s - _MARGIN_S, 0.0)
+        limit = max(self._grace_s - TERMINATION_MARGIN_S, 0.0)
         try:
             self._report(f"SIGTERM: saved checkpoints are brought in for up to {limit:g} s, the newest first")
             left = self._checkpointer.hurry(limit)
@@ -83,5 +81,5 @@ class Termination:
         self._done = True
         os.kill(self._pid, signal.SIGTERM)
         # The main thread handles it between two of its instructions; one that is in a long call is not waited for.
-        time.sleep(max(deadline - time.monotonic(), _MARGIN_S))
+        time.sleep(max(deadline - time.monotonic(), TERMINATION_MARGIN_S))
         os.kill(self._pid, signal.SIGKILL)

@@ -62,7 +62,7 @@ from .waiting import MAX_QUESTIONS, Waiting
 
 _TICK_S = 0.2
 _MAX_ERRORS = 20
-#: So often a commit that fails is tried before newer ones are.
+#: So often something is tried in vain before newer ones are committed without it.
 _MOST_BLOCKED = 3
 _YEAR_S = 365 * 24 * 3600
 
@@ -388,7 +388,6 @@ class Agent:
         if op in ("uploaded", "committed"):
             self._held_up.discard(identity)
             self._outages.end(identity)  # The store is back.
-            self._outages.came_through(identity)
         if op == "file":
             self._on_file(item, job, message)
         elif op == "parts":
@@ -473,9 +472,7 @@ class Agent:
         self._remember(f"{identity}: {why}")
         self._queue.hold(identity)
         self._queue.jobs[identity].sent = stored
-        # Behind a commit that fails nothing else is tried that would tell whose fault it is.
-        blocks = self._queue.jobs[identity].stored and self._outages.failures(identity) >= _MOST_BLOCKED
-        if blocks or self._outages.is_its_own(identity):
+        if self._outages.failures(identity) >= _MOST_BLOCKED:  # It may have itself to blame.
             self._queue.pass_by(identity)
         self._last_call.stumbled([identity], f"{identity} failed ({why})")
 
@@ -511,6 +508,8 @@ class Agent:
         self._queue.end(identity, FAILED, why)
         self._outages.end(identity)
         self._held_up.discard(identity)
+        for late in (True, False):  # Whoever tries it again waits anew.
+            self._gathering.pop((identity, late), None)
         self._remember(f"{identity}: {why}")
         # A loss nobody could read of later keeps its record, so that the next agent finds and reports it.
         if self._note({"id": identity, "state": FAILED, "why": why}) and lost is not None:
@@ -527,7 +526,8 @@ class Agent:
         """Give back a checkpoint's disk. ``lost``: it is not in the store."""
         self._items.pop(item.id, None)
         self._inodes.pop(item.id, None)
-        self._gathering = {key: since for key, since in self._gathering.items() if key[0] != item.id}
+        for late in (True, False):
+            self._gathering.pop((item.id, late), None)
         self._remover.remove(item, lost=lost)
 
     def _note(self, record: Message) -> bool:

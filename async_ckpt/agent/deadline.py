@@ -27,8 +27,8 @@ _SHARE = 0.8
 _PATIENCE_SHARE = 0.1
 #: One that gets on with less than this share of what was planned is slow for a reason of its own, perhaps.
 _LAME_SHARE = 0.25
-#: For what is sent, and waits for an answer, so many times that: it would be sent again.
-_ANSWER_FACTOR = 2
+#: So many times that for what is sent, and waits for an answer, as it would be sent again; and for what has only begun.
+_LONGER = 2
 
 #: So small is one that goes beside the first, of that one or in any case: most of its time are round trips.
 _BESIDE_SHARE, _BESIDE_BYTES = 1 / 8, 1 << 20
@@ -57,7 +57,6 @@ def plan(
     most : int
         How many, at most.
     """
-    budget = bytes_per_s * seconds * _SHARE
     jobs = sorted(
         (job for job in newest_first if job.state != UPLOADED and not job.held), key=lambda job: strikes.get(job.id, 0)
     )
@@ -67,9 +66,10 @@ def plan(
     if first is None:
         return [min(jobs, key=lambda job: (strikes.get(job.id, 0), job.left))]
     chosen, total = [first], first.left
-    for job in jobs:
+    for job in sorted(jobs, key=lambda job: job.state != UPLOADING):  # What is under way goes on.
         if len(chosen) >= most:
             break
+        budget = bytes_per_s * seconds * (1.0 if job.state == UPLOADING else _SHARE)
         is_small = job.left <= max(_BESIDE_BYTES, first.left * _BESIDE_SHARE)
         is_tried = strikes.get(job.id, 0) > strikes.get(first.id, 0)
         if job is not first and is_small and not is_tried and total + job.left <= budget:
@@ -204,6 +204,8 @@ class LastCall:
         why, self._unsaid = self._unsaid or (why if first != self.first else ""), ""
         if self.first is not None and waiting and why:
             self._say(why, waiting)
+        elif ids and why:
+            self._tell({"push": "notice", "why": f"{why}: {', '.join(ids)} may still be stored"})
 
     def _say(self, why: str, waiting: Sequence[Job]) -> None:
         self._told += 1
@@ -229,14 +231,15 @@ class LastCall:
         for job in under_way:
             alone = all(other is job or other.state == UPLOADED for other in others)
             # Longer each time: where all are slow to answer, none would ever be done.
-            limit = patience * (1 if job.left else _ANSWER_FACTOR) * 2.0 ** (self._strikes[job.id] + alone)
-            if self._pulse.silent_s(job.id, (job.tries, job.sent), now) > limit:
+            silent_s = self._pulse.silent_s(job.id, (job.tries, job.sent), now)
+            is_in_midst = job.left > 0 and self._pulse.has_moved(job.id)
+            if silent_s > patience * (1 if is_in_midst else _LONGER) * 2.0 ** (self._strikes[job.id] + alone):
                 self._strike(job, "gets nowhere")
             elif not alone and self._is_too_slow(job, others, patience, now):
                 self._strike(job, "is too slow for the time there is")
         for job in batch:
             alone = not any(other.is_ready for other in others if other not in self._queue.committing)
-            limit = patience * _ANSWER_FACTOR * 2.0 ** (self._strikes[job.id] + alone)
+            limit = patience * _LONGER * 2.0 ** (self._strikes[job.id] + alone)
             if self._pulse.silent_s(job.id, (job.tries, 0), now) > limit:
                 self._strike(job, "cannot be committed now")
 
@@ -250,7 +253,8 @@ class LastCall:
         own = self._pulse.bytes_per_s(job.id, now) * len(self._queue.uploading)  # They share what there is.
         is_lame = (
             job.id == self.first
-            and self._pulse.lasted_s(job.id, now) > patience
+            and self._pulse.has_moved(job.id)
+            and self._pulse.lasted_s(job.id, now) > patience * _LONGER
             and own < self._planned * _LAME_SHARE
             and job.left > own * left
         )

@@ -13,20 +13,16 @@ import anyio
 
 from .. import collective, layout
 from ..collective import COMMITTING, FAILED, Outcome, Reference
-from ..config import Config
+from ..config import GATHER_FIRST_S, GATHER_LAST_S, GATHER_SUSPICION_S, Config
 from ..crash import crash_point
 from ..errors import StoreError, UsageError, WaitTimeout
 from ..manifest import dump
 from ..stores.base import Store
 from .uploader import Uploader
 
-#: Between two looks at the store, in seconds: at first, and at last. With many ranks the first is longer, so that all
-#: of them together ask a thousand times a second at most.
-_FIRST_S, _LAST_S = 0.1, 5.0
+#: With many ranks the first pause is longer, so that all of them together ask so often a second at most.
 _LOOKS_A_SECOND = 1000
 _GROWTH = 1.5
-#: After pauses of this length it is asked whether rank 0 is still there.
-_SUSPICION_S = 0.5
 
 Tell = Callable[[str], Awaitable[None]]
 
@@ -113,7 +109,7 @@ class Gatherer:
                 await collective.remove_leftovers(self._store, reference["pathspec"], now, self._config)
 
     async def _commit(self, reference: Reference, patience: Patience, tell: Tell) -> Reference:
-        pause = _FIRST_S
+        pause = GATHER_FIRST_S
         while missing := await collective.missing_ranks(self._store, reference):
             gone = (await collective.gone_ranks(self._store, reference)).intersection(missing)
             # What a task saved is in the store before it is said to be gone: one more look.
@@ -131,7 +127,7 @@ class Gatherer:
                 await self._give_up(reference, why)
                 raise UsageError(why)
             await anyio.sleep(pause)
-            pause = min(pause * _GROWTH, _LAST_S)
+            pause = min(pause * _GROWTH, GATHER_LAST_S)
         return await finish(self._store, self._uploader, reference, self._config)
 
     async def _give_up(self, reference: Reference, why: str) -> None:
@@ -140,9 +136,9 @@ class Gatherer:
             raise StoreError("It was decided that it is committed, and shards are missing", where=reference["key"])
 
     async def _follow(self, reference: Reference, patience: Patience, tell: Tell) -> Reference:
-        pause = max(_FIRST_S, reference["world"] / _LOOKS_A_SECOND)
+        pause = max(GATHER_FIRST_S, reference["world"] / _LOOKS_A_SECOND)
         while True:
-            if pause > _SUSPICION_S:
+            if pause > GATHER_SUSPICION_S:
                 await self._give_up_without_first(reference)
             outcome = await collective.read_outcome(self._store, reference)
             if outcome is not None and outcome.state == FAILED:
@@ -156,7 +152,7 @@ class Gatherer:
                 raise WaitTimeout(f"Rank 0 has not committed it, and {patience.waited_s:.0f} s were waited")
             await tell("waits for the commit by rank 0")
             await anyio.sleep(pause)
-            pause = min(pause * _GROWTH, max(_LAST_S, pause))
+            pause = min(pause * _GROWTH, max(GATHER_LAST_S, pause))
 
     async def _give_up_without_first(self, reference: Reference) -> None:
         """Where rank 0 has died without its shard, nobody else would ever decide."""

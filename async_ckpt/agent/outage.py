@@ -21,9 +21,6 @@ class _Outage:
     failures: int = 0
     length_s: float = 1.0
     paused: float = 0.0
-    #: Whether others have come into the store since, and whether a try failed after that.
-    others_pass: bool = False
-    is_its_own: bool = False
 
 
 class Outages:
@@ -54,7 +51,6 @@ class Outages:
         if now - outage.since >= self._limit_s:
             return False
         outage.failures += 1
-        outage.is_its_own = outage.others_pass
         outage.length_s = min(2 * outage.length_s, OUTAGE_PAUSE_S)
         outage.paused = now
         return True
@@ -67,16 +63,6 @@ class Outages:
     def end(self, identity: str) -> None:
         """The store is back, or nobody asks it any more."""
         self._outages.pop(identity, None)
-
-    def came_through(self, identity: str) -> None:
-        """This one is in the store: those that fail again after it may have themselves to blame."""
-        for other, outage in self._outages.items():
-            outage.others_pass = outage.others_pass or other != identity
-
-    def is_its_own(self, identity: str) -> bool:
-        """Whether a checkpoint fails again and again, and others do not, as far as is known: they need not wait."""
-        outage = self._outages.get(identity)
-        return outage is not None and outage.is_its_own
 
     def failures(self, identity: str) -> int:
         """How often a checkpoint was tried in vain."""

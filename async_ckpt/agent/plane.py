@@ -136,6 +136,10 @@ class DataPlane:
         """Whether the worker should take only the CPU time that nobody else wants."""
         if idle != self._idle:
             self._idle = idle
+            if not idle and self._worker is not None and self._worker.pid != os.getpid():
+                # On a busy machine an idle process would not come to hear of it.
+                with contextlib.suppress(OSError):
+                    os.sched_setscheduler(self._worker.pid, os.SCHED_OTHER, os.sched_param(0))
             self.tell({"op": "priority", "idle": idle})
 
     def is_well(self) -> None:

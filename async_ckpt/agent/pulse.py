@@ -42,6 +42,10 @@ class Pulse:
         beat = self._seen[identity]
         return (beat.mark[1] - beat.first[1]) / max(now - beat.began, 1e-3)
 
+    def has_moved(self, identity: str) -> bool:
+        """Whether this try of it has brought anything yet."""
+        return self._seen[identity].mark > self._seen[identity].first
+
     def lasted_s(self, identity: str, now: float) -> float:
         """How long this try of it has lasted, in seconds."""
         return now - self._seen[identity].began

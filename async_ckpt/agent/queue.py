@@ -172,7 +172,7 @@ class Queue:
         job = self._open.get(identity)
         if job is None:
             return
-        job.state, job.stored = UPLOADED, True
+        job.state, job.stored, job.passed = UPLOADED, True, False
         self._uploading.pop(identity, None)
         if job.shard:
             self._leave_line(job)
@@ -228,6 +228,11 @@ class Queue:
     def relax(self) -> None:
         """There is time again: all goes on in the order of admission."""
         self._preferred, self._allowed = None, ()
+
+    @property
+    def is_in_a_hurry(self) -> bool:
+        """Whether time is short: nobody waits for older ones then."""
+        return self._preferred is not None
 
     def give_way(self, identity: str) -> None:
         """What was under way for a checkpoint was stopped; it is to be done again."""

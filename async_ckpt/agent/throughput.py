@@ -5,13 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 
-_WINDOW_S = 5.0
-
-#: A rate over less time than this says nothing.
-_SHORTEST_S = 0.2
-
-#: One over this time can be planned with.
-_LONG_S = 1.0
+from ..config import RATE_KNOWN_S, RATE_LEAST_S, RATE_WINDOW_S
 
 
 class Throughput:
@@ -21,14 +15,20 @@ class Throughput:
         self._sent: deque[tuple[float, int]] = deque()
         self._total = 0
         self._last = 0.0
+        self._is_sure = False
 
     def add(self, count: int) -> None:
         """So many bytes were sent; a negative number takes some back."""
         now = self._forget()
         self._sent.append((now, count))
         self._total += count
-        if not self._last or now - self._sent[0][0] >= _LONG_S:
-            self._last = self.bytes_per_s()
+        first_at, first = self._sent[0]
+        if now - first_at >= RATE_KNOWN_S:
+            self._last, self._is_sure = self.bytes_per_s(), True
+        elif not self._is_sure:
+            # A first guess, without what was sent before it was measured: that came from nowhere at once.
+            span = now - first_at
+            self._last = (self._total - first) / span if span >= RATE_LEAST_S else self.bytes_per_s()
 
     @property
     def known(self) -> float:
@@ -38,17 +38,17 @@ class Throughput:
     def assume(self, bytes_per_s: float) -> None:
         """Forget what was measured, and go by this until there is more."""
         self._sent.clear()
-        self._total, self._last = 0, bytes_per_s
+        self._total, self._last, self._is_sure = 0, bytes_per_s, True
 
     def bytes_per_s(self) -> float:
         now = self._forget()
         if not self._sent:
             return 0.0
-        return max(self._total, 0) / max(now - self._sent[0][0], _SHORTEST_S)
+        return max(self._total, 0) / max(now - self._sent[0][0], RATE_LEAST_S)
 
     def _forget(self) -> float:
         """Let go of what is past; returns the time."""
         now = time.monotonic()
-        while self._sent and now - self._sent[0][0] > _WINDOW_S:
+        while self._sent and now - self._sent[0][0] > RATE_WINDOW_S:
             self._total -= self._sent.popleft()[1]
         return now

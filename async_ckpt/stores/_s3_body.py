@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import anyio
 
-from ..config import CHUNK_BYTES
+from ..config import CHUNK_BYTES, LISTEN_S
 from ..errors import StoreError, os_hint, os_reason
 from ..files import crc32, preallocate, pwrite_all
 from ._s3_pace import PIECE_BYTES, Throttle
@@ -22,8 +22,8 @@ from .base import Source
 _DIGEST_BYTES = 1 << 20
 
 
-#: A cautious pass sends so much, and then listens for so long, in seconds.
-_FIRST_BYTES, _LISTEN_S = 1 << 10, 1.0
+#: A cautious pass sends so much, and then listens.
+_FIRST_BYTES = 1 << 10
 
 
 class Digest(NamedTuple):
@@ -112,13 +112,12 @@ class Body:
         self._tell(-self._told)
         while done < self.length:
             # Before the first piece the throttle was asked already: a head is not sent before there is budget.
-            if done and (pause_s := self._throttle.reserve(min(size, self.length - done))):
-                watch.waits(pause_s)
-                await anyio.sleep(pause_s)
+            if done:
+                await self._throttle.wait(min(size, self.length - done), watch.waits)
             watch.sending()
             if self.cautious and done == _FIRST_BYTES:
-                watch.waits(_LISTEN_S)
-                await anyio.sleep(_LISTEN_S)
+                watch.waits(LISTEN_S)
+                await anyio.sleep(LISTEN_S)
             count = _FIRST_BYTES if self.cautious and not done else size
             try:
                 data = self._source.pread(min(count, self.length - done), self._offset + done)
@@ -144,7 +143,7 @@ class Body:
 
     async def begin(self) -> None:
         """Wait until the first piece may be sent."""
-        await anyio.sleep(self._throttle.reserve(min(self._throttle.piece_bytes, self.length)))
+        await self._throttle.wait(min(self._throttle.piece_bytes, self.length))
 
 
 class LocalFile:

@@ -27,7 +27,7 @@ from urllib3.exceptions import HTTPError
 from urllib3.exceptions import ReadTimeoutError as StreamTimeoutError
 
 from ..concurrency import in_thread
-from ..config import Config
+from ..config import LEFT_BEHIND_S, Config
 from ._s3_answers import Answer
 from ._s3_settings import Exchange, Network, Opened, client_params, made, merged_config
 from ._s3_transport import Content, Dropped, Incoming, Limits, Request, Watch
@@ -39,8 +39,6 @@ T = TypeVar("T")
 _READ_BYTES = 64 << 10
 #: Bytes of a body that are handed over at a time: while it sends, urllib3 has the limit of a connection for each.
 _SEND_BYTES = 16 << 10
-#: How long closing waits for threads that nobody waits for any more, in seconds.
-_LEFT_BEHIND_S = 2.0
 
 
 class _Pieces:
@@ -189,9 +187,9 @@ class ThreadTransport:
     async def aclose(self) -> None:
         self.distrust()
         # A thread that was left behind may give its connection back to a pool that is being closed.
-        with anyio.move_on_after(_LEFT_BEHIND_S, shield=True):
+        with anyio.move_on_after(LEFT_BEHIND_S, shield=True):
             while self._under_way:
-                await anyio.sleep(_LEFT_BEHIND_S / 100)
+                await anyio.sleep(LEFT_BEHIND_S / 100)
         self.distrust()
         self._sessions.clear()
 

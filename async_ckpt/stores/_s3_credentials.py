@@ -18,18 +18,11 @@ from botocore.exceptions import CredentialRetrievalError
 from botocore.session import get_session
 
 from ..concurrency import in_thread
+from ..config import CREDENTIALS_AMBIGUOUS_S, CREDENTIALS_LIFE_S, CREDENTIALS_PEACE_S
 from ..errors import CheckpointError
 from .base import OpenCredentials
 
 T = TypeVar("T")
-
-#: How long credentials are used before their source is asked again. Botocore renews ten minutes or more before they
-#: expire, so one minute never sends expired ones.
-_LIFE_S = 60.0
-#: Where an answer may be about something else, a new session is asked at most so often.
-_AMBIGUOUS_S = 3.0
-#: After a failure the source has so many seconds of peace: each question may be a process, or be counted and limited.
-_PEACE_S = 2.0
 
 #: What may be a secret: a long run of letters and digits in which both occur.
 _SECRET = re.compile(r"(?<![A-Za-z0-9])(?=[A-Za-z+/=_]*\d)(?=[\d+/=_]*[A-Za-z])[A-Za-z0-9+/=_]{20,}")
@@ -70,7 +63,7 @@ class Credentials:
             return self._last
         async with self._lock:  # One thread asks, however many requests wait.
             if time.monotonic() >= self._until:
-                if self._failure is not None and time.monotonic() < self._asked + _PEACE_S:
+                if self._failure is not None and time.monotonic() < self._asked + CREDENTIALS_PEACE_S:
                     raise self._failure
                 try:
                     self._last, self._failure = await self._fetch(), None
@@ -80,7 +73,7 @@ class Credentials:
                         raise
                     # What the store still takes is good enough; the source is asked again in a minute.
                 self._asked = time.monotonic()
-                self._until = self._asked + _LIFE_S
+                self._until = self._asked + CREDENTIALS_LIFE_S
         return self._last
 
     async def _fetch(self) -> Any:
@@ -114,7 +107,7 @@ class Credentials:
         """
         if self._last == used:
             now = time.monotonic()
-            if ambiguous and now - self._asked < _AMBIGUOUS_S:
+            if ambiguous and now - self._asked < CREDENTIALS_AMBIGUOUS_S:
                 return False
             self._ask, self._until = None, 0.0
         if not ambiguous:

@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
-from ..config import Config
+from ..config import FAILURE_SHARED_S, Config
 from ..errors import CheckpointError, StoreError, TransientStoreError, UsageError
 from ._s3_answers import MAX_ERROR_BYTES, Answer, NotS3, Refusal, check, clock_offset_s, code_of, header, is_page, is_s3
 from ._s3_body import Body
@@ -42,8 +42,6 @@ _MADE_ANEW = frozenset({
     "accept-encoding", "amz-sdk-invocation-id", "amz-sdk-request", "authorization", "connection", "content-length",
     "expect", "host", "user-agent", "x-amz-content-sha256", "x-amz-date", "x-amz-security-token",
 })  # fmt: skip
-#: For so many seconds a failure of what all wait for counts for all of them.
-_REMEMBERED_S = 2.0
 _COMPRESSED = ("gzip", "x-gzip", "deflate", "br", "zstd")
 _CUT = "the answer broke off in its head"
 #: These have the store put an object together.
@@ -477,7 +475,7 @@ class Engine:
         try:
             yield
         except Exception as raised:
-            self._failures[what] = time.monotonic() + _REMEMBERED_S, raised
+            self._failures[what] = time.monotonic() + FAILURE_SHARED_S, raised
             raise
         self._failures.pop(what, None)
 

@@ -12,7 +12,7 @@ from typing import Any
 import anyio
 
 from ..concurrency import for_each
-from ..config import CHUNK_BYTES, Config
+from ..config import CHUNK_BYTES, TIDY_UP_S, Config
 from ..errors import CheckpointError, NotFound, StoreError, TransientStoreError
 from ._backoff import Counted, with_retries
 from ._s3_engine import Engine
@@ -22,8 +22,6 @@ from .base import Multipart, PartsLog, Progress, Source
 
 #: S3's limit of parts in one upload.
 MAX_PARTS = 10_000
-#: How long a cancelled or failed call may take to tidy up, seconds.
-_TIDY_S = 10.0
 #: Metadata of the object that says which upload it came from.
 _MARK, _MARK_LENGTH = "async-ckpt-upload", 32
 
@@ -178,7 +176,7 @@ async def begin(engine: Engine, config: Config, key: str, marks: dict[str, str])
             return str((await asyncio.shield(request))["UploadId"])
         except asyncio.CancelledError:
             with anyio.CancelScope(shield=True):
-                await asyncio.wait({request}, timeout=_TIDY_S)
+                await asyncio.wait({request}, timeout=TIDY_UP_S)
             if not request.done():
                 request.cancel()
             elif request.exception() is None:
@@ -196,5 +194,5 @@ async def abort(engine: Engine, config: Config, key: str, upload: str) -> None:
         with engine.mapping("abort the upload of", key):
             await client.abort_multipart_upload(**engine.params(key), UploadId=upload)
 
-    with anyio.move_on_after(_TIDY_S, shield=True), contextlib.suppress(StoreError):
+    with anyio.move_on_after(TIDY_UP_S, shield=True), contextlib.suppress(StoreError):
         await with_retries(ask, config, lambda _: None)

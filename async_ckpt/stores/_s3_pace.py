@@ -9,6 +9,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
+import anyio
+
 #: How long a limit is watched before it is judged, in seconds.
 _WINDOW_S = 1.0
 #: A higher limit is kept if it brought so much more.
@@ -178,6 +180,19 @@ class Throttle:
         due = max(self._free_at, now - _BURST_S)
         self._free_at = due + count / self._rate
         return max(due - now, 0.0)
+
+    async def wait(self, count: int, told: Callable[[float], None] = lambda pause_s: None) -> None:
+        """Wait until ``count`` bytes may be sent; ``told`` hears for how many seconds. Who is cancelled gives its turn
+        back: those that come after would pay for bytes that are never sent.
+        """
+        if not (pause_s := self.reserve(count)):
+            return
+        told(pause_s)
+        try:
+            await anyio.sleep(pause_s)
+        except BaseException:
+            self._free_at -= count / self._rate
+            raise
 
     @property
     def piece_bytes(self) -> int:

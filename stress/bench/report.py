@@ -118,6 +118,7 @@ KILLS = """SIGKILL to the task, the agent, its uploader or all of them, at every
 place while nobody was there to guard it."""
 FAULTS = "Saves through a proxy before a real S3 server: what `save()` takes, and what is in the store at the end."
 PREEMPT = "Ten saves wait, 30 s are left, and the bandwidth takes three in that time."
+PREEMPTIONS = "Seconds are left, checkpoints wait, and some of them cannot be stored, each for a reason of its own."
 SOAK = "A save a second by three writers, to S3; medians of a sixth of the samples."
 WATCH = """A script that knows nothing of us writes `checkpoint-N/` directories at random speeds; a watch saves what
 is finished, and every checkpoint in the store is compared with what the script writes."""
@@ -174,6 +175,7 @@ SECTIONS: tuple[tuple[str, str, str, Render, Judge | None], ...] = (
     ("kills", "Kills", KILLS, table, None),
     ("faults", "A store that fails", FAULTS, table, None),
     ("preempt", "A machine that is taken away", PREEMPT, table, None),
+    ("preemptions", "Many machines that are taken away", PREEMPTIONS, table, None),
     ("soak", "An hour of saves", SOAK, table, None),
     ("watch", "An unmodified trainer, watched", WATCH, table, None),
     ("watch_s3", "An unmodified trainer, watched, to S3", "The same, to rclone's server.", table, None),

@@ -40,6 +40,7 @@ from async_ckpt.agent import (
     deadline,
     guard,
     launch,
+    notice,
     outage,
     owners,
     plane,
@@ -78,8 +79,8 @@ _pids = itertools.count(1 << 23)
 
 #: Modules that measure time by the world's clock.
 _TIMED = (
-    agent_module, backlog, checkpointer_module, client_module, deadline, following, launch, outage, owners, plane,
-    throughput, waiting,
+    agent_module, backlog, checkpointer_module, client_module, deadline, following, launch, notice, outage, owners,
+    plane, throughput, waiting,
 )  # fmt: skip
 
 
@@ -91,6 +92,9 @@ class Clock:
 
     def monotonic(self) -> float:
         return self._now
+
+    def time(self) -> float:
+        return self.time_ns() / 1e9
 
     def time_ns(self) -> int:
         """Wall time. It is ahead: so nothing was written in the moment in which it was captured."""

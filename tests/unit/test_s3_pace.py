@@ -168,3 +168,17 @@ class TestThrottle:
         assert 1024 <= throttle.piece_bytes <= PIECE_BYTES
         # Servers hang up after 20 seconds and more.
         assert throttle.connections * throttle.piece_bytes / rate <= max(2.0, 1024 / rate)
+
+
+def test_who_is_cancelled_gives_its_turn_back() -> None:
+    """Else those that come after would pay for bytes that are never sent."""
+
+    async def check() -> None:
+        throttle = Throttle(1000)
+        throttle.reserve(100_000)
+        before = throttle.reserve(0)
+        with anyio.move_on_after(0.01):
+            await throttle.wait(50_000)
+        assert throttle.reserve(0) <= before
+
+    anyio.run(check)
