@@ -113,9 +113,9 @@ steps."""
 THRESHOLD = """100 files: all packed (copied into one file) against all hard-linked and leased, without Metaflow, on
 the local store, medians. *save*: the call; *open*: `open("wb")` of all files right after it, together."""
 TORN = "A trainer rewrites right after `save()`, in every way and on every file system; every checkpoint is read back."
-FILESYSTEMS = """A checkpoint of three files is rewritten during and after its capture: by a thread, another process, through
-another mount; in place, mapped with and without a descriptor, truncated, appended to, renamed; with each strategy. Each
-committed one is judged by what its bytes say about when they were written: it must be of one moment of its `save()`."""
+FILESYSTEMS = """A checkpoint of three files is rewritten during and after its capture: by a thread, another process,
+through another mount; in place, mapped with and without a descriptor, truncated, appended to, renamed; with each
+strategy. What is committed is judged by what its bytes say about when they were written: of one moment of its save?"""
 KILLS = """SIGKILL to the task, the agent, its uploader or all of them, at every named point and at random.
 *unheard*: in the store although the task was killed before `save()` had returned; *failed+reported*: rewritten in
 place while nobody was there to guard it."""
