@@ -99,8 +99,14 @@ class Scene:
         self.saved = {save(self.checkpointer, task, 0).id: 0}
         if phase in ("between saves", "before a subprocess saves"):
             self.checkpointer.flush(60)
-        elif phase != "before the flush":
+        elif phase == "before the flush":
+            wait_until(self._is_known, "the agent has read its record, and can make it again")
+        else:
             wait_until(lambda: self.gate.waiting("weights"), "it is uploaded")
+
+    def _is_known(self) -> bool:
+        status = self.checkpointer.status()
+        return bool(status["pending"] or status["committed"])
 
     def save(self, number: int) -> None:
         self.saved[save(self.checkpointer, self.task, number).id] = number
