@@ -140,6 +140,9 @@ class Scene:
         stored = {f"{attempt}.mfchckpt.{version}" for attempt, version in self.task.committed()}
         assert stored == self.saved.keys() - missing
         for reference in self.checkpointer.list():
+            if reference["state"] != "COMMITTED":  # It is lost, and its record about to be removed.
+                assert reference["state"] == "FAILED"
+                continue
             path = self.task.stored(reference, "weights")
             assert path.read_bytes() == content(reference["metadata"]["number"], BIG)
         return missing
