@@ -39,6 +39,13 @@ class Saver:
     asked: list[str] = field(default_factory=list)
     tries: int = 0
     can_list: bool = True
+    #: Where it holds what may become checkpoints.
+    spool: Path = Path()
+    _directories: int = 0
+
+    def new_held_directory(self, path: str) -> str:
+        self._directories += 1
+        return str(self.spool / str(self._directories))
 
     def save(self, path: str, *, check: Callable[[str], None], **options: Any) -> Saved:
         self.tries += 1
@@ -64,7 +71,8 @@ class Saver:
 
 class Scene:
     def __init__(self, out: Path) -> None:
-        self.out, self.saver, self.lines = out, Saver(), list[str]()
+        self.out, self.saver, self.lines = out, Saver(spool=out.parent / "spool"), list[str]()
+        self.saver.spool.mkdir()
         self.watches: list[Watch] = []
 
     def start(self, **options: Any) -> Watch:
