@@ -170,9 +170,13 @@ class Watch:
         while complete and self._is_worth_waiting(give_up, deadline):
             time.sleep(max(min(self._cost_s / _SHARE, self._config.rescan_s), _SHORTEST_S))
             self._round(last=True)
-        if not self._was_there and self._looked:
-            self._recogniser.observe({})  # It has gone, and all that was in it.
+        pending, before = [], self._saving.count
+        if not self._was_there:  # It has gone, and all that was in it.
+            pending = self._recogniser.pending()
+            self._recogniser.observe({})
         self._save_departed(last=True)
+        if self._saving.count - before < len(pending):
+            self._trouble = f"{self.path} has vanished"
         self._left = self._leftovers(complete)
         self._holding.keep(())
         self._looking.end()
@@ -323,10 +327,10 @@ class Watch:
 
     def _leftovers(self, complete: bool) -> list[str]:
         """What is not saved at the end, and why."""
-        pending = self._recogniser.pending()
-        left = [self._why(entry) for entry in pending] if self._was_there else []
-        if not self._was_there and (pending or not self._looked):
-            left.append(f"{self.path} {'has vanished' if self._looked else 'never came into being'}")
+        left = [self._why(entry) for entry in self._recogniser.pending()]
+        left += [self._saving.errors[departed.path] for departed in self._recogniser.departed]
+        if not self._looked:
+            left.append(f"{self.path} never came into being")
         left += [*self._looking.unreadable.values(), *filter(None, [self._trouble])]
         # Nothing says that they were ever finished, so nothing is missing.
         for entry in self._recogniser.hopeless():

@@ -157,8 +157,9 @@ def test_one_that_its_trainer_removes_before_it_is_saved_is_a_line_and_no_error(
     scene.saver.meanwhile = remove
     scene.write("checkpoint-1")
     watch = scene.start()
-    wait_until(lambda: scene.heard("checkpoint-1 has gone before it was saved"), "that is told")
+    wait_until(lambda: scene.saver.tries and not watch._recogniser.entries, "it is gone")
     watch.stop()
+    assert scene.heard("checkpoint-1 has gone before it was saved")
     assert scene.paths() == []
 
 
