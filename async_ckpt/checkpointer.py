@@ -39,7 +39,7 @@ from .spool import journal, place
 from .spool.environment import spool_of
 from .spool.spool import Admitted, Spool
 from .stores.base import StoreSpec
-from .undisturbed import go_on, run, undisturbed
+from .undisturbed import go_on, undisturbed
 
 _STARTS = 3
 #: Of more links it is not said what became of them.
@@ -222,16 +222,13 @@ class Checkpointer(Following):
             The store refuses what was saved before (``on_failure="raise"``); this one is admitted all the same.
         """
         # The user's objects are asked in the user's thread.
-        described = plain(metadata, self.config)
+        stored, notes = plain(metadata, self.config)
+        return self._save(
+            path, name, stored, notes, latest=latest, storage_format=storage_format, strategy=strategy,
+            ranks=(collective, rank, world_size), check=check,
+        )  # fmt: skip
 
-        def save() -> Reference:
-            return self._save(
-                path, name, *described, latest=latest, storage_format=storage_format, strategy=strategy,
-                ranks=(collective, rank, world_size), check=check,
-            )  # fmt: skip
-
-        return run(save)
-
+    @undisturbed
     def _save(
         self, path: str | os.PathLike[str], name: Any, stored: Any, notes: list[Note], *, latest: bool,
         storage_format: str, strategy: str, ranks: tuple[bool, int | None, int | None],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import sys
@@ -16,7 +15,7 @@ from ..support.agents import Task, agent_pid, close_and_kill, is_alive, kill, wa
 from ..support.scenes import assert_all_in_order, save
 
 #: Short, but long enough for a busy machine to let an agent's thread run once.
-HUNG_S = 3
+HUNG_S = 2
 
 
 def test_a_flush_ends_an_agent_that_hangs_and_goes_on_with_another_one(task: Task) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from async_ckpt.checkpointer import Checkpointer
-from async_ckpt.spool.journal import COMMITTED
+from async_ckpt.spool.journal import COMMITTED, UPLOADED
 
 from ..support.agents import Gate, Task, agent_pid, content, kill, records, wait_until
 from ..support.scenes import BIG, save
@@ -28,18 +28,19 @@ def gate(task: Task) -> Gate:
     return gate
 
 
-def save_all(checkpointer: Checkpointer, task: Task) -> list[Any]:
+def save_all(checkpointer: Checkpointer, task: Task, side_by_side: int = 2) -> list[Any]:
     references = []
     for number in range(SAVES):
         (task.work / "new").write_bytes(content(number, BIG))
         os.replace(task.work / "new", task.work / "weights")
         references.append(checkpointer.save(task.work, metadata={"number": number}))
-    wait_until(lambda: [r.state for r in references[:2]] == ["UPLOADING"] * 2, "the oldest are on their way")
+    wait_until(lambda: {r.state for r in references[:side_by_side]} == {"UPLOADING"}, "the oldest are on their way")
     return references
 
 
-def committed_in_order(checkpointer: Checkpointer) -> list[int]:
-    ids = [record["id"] for record in records(checkpointer) if record.get("state") == COMMITTED]
+def in_order(checkpointer: Checkpointer, state: str) -> list[int]:
+    """The versions in the order in which they came to that state."""
+    ids = [record["id"] for record in records(checkpointer) if record.get("state") == state]
     return [int(identity.rpartition(".")[2]) for identity in ids]
 
 
@@ -54,10 +55,10 @@ def assert_all_there(task: Task, references: list[Any]) -> None:
 @pytest.mark.parametrize("how", ["SIGTERM", "notice", "task"])
 def test_the_newest_goes_first_and_the_rest_follows_while_there_is_time(task: Task, gate: Gate, how: str) -> None:
     notice = task.base / "notice"
-    task.set(spot_notice_file=notice, termination_grace_s=50)
+    task.set(spot_notice_file=notice, termination_grace_s=50, max_uploads=1)  # Small ones would go beside.
     said: list[str] = []
     checkpointer = task.start(report=said.append)
-    references = save_all(checkpointer, task)
+    references = save_all(checkpointer, task, side_by_side=1)
     if how == "SIGTERM":
         kill(agent_pid(checkpointer), signal.SIGTERM)
     elif how == "notice":
@@ -74,7 +75,7 @@ def test_the_newest_goes_first_and_the_rest_follows_while_there_is_time(task: Ta
     ))  # fmt: skip
     gate.open("weights")
     checkpointer.flush(60)
-    assert committed_in_order(checkpointer) == [5, 4, 3, 2, 1, 0]
+    assert in_order(checkpointer, UPLOADED) == [5, 4, 3, 2, 1, 0]
     assert_all_there(task, references)
     if how == "task":
         hurrying.join(60)
@@ -91,9 +92,9 @@ def test_the_task_hears_what_did_not_make_it(task: Task, gate: Gate) -> None:
 
 
 def test_what_is_saved_in_the_last_seconds_goes_before_all_others(task: Task, gate: Gate) -> None:
-    task.set(termination_grace_s=50)
+    task.set(termination_grace_s=50, max_uploads=1)
     checkpointer = task.start()
-    references = save_all(checkpointer, task)
+    references = save_all(checkpointer, task, side_by_side=1)
     kill(agent_pid(checkpointer), signal.SIGTERM)
     wait_until(lambda: references[-1].state == "UPLOADING", "the newest is on its way")
     references.append(save(checkpointer, task, SAVES))
@@ -101,7 +102,7 @@ def test_what_is_saved_in_the_last_seconds_goes_before_all_others(task: Task, ga
     assert references[-2].state == "ADMITTED"
     gate.open("weights")
     checkpointer.flush(60)
-    assert committed_in_order(checkpointer)[:2] == [6, 5]
+    assert in_order(checkpointer, UPLOADED)[:2] == [6, 5]
     assert_all_there(task, references)
 
 
@@ -137,7 +138,7 @@ def test_a_notice_of_another_day_changes_nothing(task: Task) -> None:
     checkpointer = task.start(report=said.append)
     references = [save(checkpointer, task, number) for number in range(5)]
     checkpointer.flush(60)
-    assert committed_in_order(checkpointer) == [0, 1, 2, 3, 4]
+    assert in_order(checkpointer, COMMITTED) == [0, 1, 2, 3, 4]
     assert_all_there(task, references)
     assert said == []
 

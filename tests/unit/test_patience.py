@@ -133,23 +133,15 @@ def test_in_a_hurry_it_is_ended_soon(
     assert _look(watch, agent.pid, 4)
 
 
-@pytest.mark.parametrize(
-    "words", [("agent", "3", "4", "/elsewhere"), ("worker", "3", "{}"), ("{}",), ("agent", "{}", "x")]
-)
-def test_nobody_else_who_has_its_number_is_ended(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
-) -> None:
-    process = _sleeper(*(word.format(tmp_path) for word in words))
-    try:
+@pytest.mark.parametrize("words", ["agent 3 4 /elsewhere", "worker 3 {}", "{}", "agent {} x"])
+def test_nobody_else_who_has_its_number_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str) -> None:
+    with _sleeper(*words.format(tmp_path).split()) as process:
         Seen(monkeypatch)
         watch = Hung(str(tmp_path), Config(), pytest.fail)
         assert not _look(watch, process.pid, _LIMIT_S * 2)
         assert processes.end(process.pid, "agent", str(tmp_path), 1.0), "whoever was meant is gone"
         assert is_alive(process.pid)
         assert process.pid not in list(processes.find("agent", str(tmp_path)))
-    finally:
-        process.kill()
-        process.wait()
 
 
 def test_one_that_cannot_die_is_of_no_use_and_its_lock_is_lost(
