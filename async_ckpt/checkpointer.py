@@ -15,9 +15,10 @@ from typing import Any
 from . import layout, snapshot
 from .agent.backlog import await_room
 from .agent.launch import Launcher
-from .config import ENV_ATTEMPT, ENV_SPOOL, Config
+from .config import ENV_ATTEMPT, ENV_SPOOL, NO_AGENT_LOOK_S, NO_AGENT_START_S, Config
 from .errors import (
     AgentError,
+    NoAgent,
     SnapshotError,
     SpoolError,
     StoreError,
@@ -38,7 +39,7 @@ from .spool import journal, place
 from .spool.environment import spool_of
 from .spool.spool import Admitted, Spool
 from .stores.base import StoreSpec
-from .undisturbed import go_on, reporter, undisturbed
+from .undisturbed import go_on, undisturbed
 
 _STARTS = 3
 #: Of more links it is not said what became of them.
@@ -73,14 +74,13 @@ class Checkpointer(Following):
         report: Report = lambda line: None,
     ) -> None:
         occupy_standard_streams()
-        super().__init__(spool, config)
-        self._owned_by = os.getpid() if owner else 0
-        self._launcher = Launcher(spool, config, uploader)
+        super().__init__(spool, config, owner=owner, report=report)
+        self._launcher = Launcher(spool, config, uploader, self._say_once)
         self._client = AgentClient(
             self._launcher.connect, owner=owner, config=config, attempt=self.task.attempt, lead=lead,
             access=os.environ.get(str(spool.store.options.get("access_from")), ""), on_push=self._on_push,
+            on_answer=self._launcher.on_answer, on_silence=self._launcher.on_silence,
         )  # fmt: skip
-        self._report = reporter(report)
         self._said = Said(self._report)
         #: What the store refused, by id, until a save has said so.
         self._refused: dict[str, str] = {}
@@ -119,8 +119,9 @@ class Checkpointer(Following):
                 raise
             checkpointer = cls(spool, config, uploader=uploader, owner=True, lead=lead, report=report)
             try:
-                checkpointer._client.attach()
+                checkpointer._attach()
             except (AgentError, WaitTimeout):
+                checkpointer._client.close()
                 # An agent that had drained an earlier attempt may have removed the spool in this moment; then there
                 # is nothing left to take up, and a new one is made.
                 if os.path.exists(spool.path("spool.json")):
@@ -132,6 +133,27 @@ class Checkpointer(Following):
             where=str(places),
             hint="See whether something cleans that directory",
         )
+
+    def _attach(self) -> None:
+        """Have an agent. It may be the last attempt's, which hangs; or there may be none for a while.
+
+        Raises
+        ------
+        AgentError, WaitTimeout
+            None can be had, or there is nothing any more to have one for.
+        """
+        deadline, said = time.monotonic() + NO_AGENT_START_S, False
+        while True:
+            try:
+                self._client.attach()
+                return
+            except (NoAgent, WaitTimeout) as error:
+                if time.monotonic() >= deadline or not os.path.exists(self.spool.path("spool.json")):
+                    raise
+                if not said:
+                    said = True
+                    self._report(f"{error}. It is tried again for up to {NO_AGENT_START_S:g} s")
+                time.sleep(NO_AGENT_LOOK_S)
 
     @classmethod
     def from_environment(cls) -> Checkpointer:
@@ -340,10 +362,7 @@ class Checkpointer(Following):
     def _on_push(self, push: Mapping[str, Any]) -> None:
         identity, why = str(push.get("id")), str(push.get("why"))
         if push["push"] == "notice":
-            # Once a task, however often the agent is started again.
-            if why not in self._noticed:
-                self._noticed.add(why)
-                self._report(why)
+            self._say_once(why)
         elif push["push"] == "superseded":
             self._report(f"Checkpoint {identity} was {why}")
         elif push["push"] == "given up":
@@ -357,6 +376,12 @@ class Checkpointer(Following):
                 self._refused[identity] = why
             end = ", and the step will fail at its end" if mine and self.config.on_failure == "raise" else ""
             self._report(f"Checkpoint {identity} is not in the store{end}: {why}")
+
+    def _say_once(self, why: str) -> None:
+        """Once a task, however often the agent is started again."""
+        if why not in self._noticed:
+            self._noticed.add(why)
+            self._report(why)
 
     def _say_what_was_refused(self) -> None:
         """Training for hours is no use where the store takes nothing: the next save says so, once.
@@ -390,6 +415,11 @@ class Checkpointer(Following):
         return max(limit - self._client.leases_held, 0)
 
     # -- the end -------------------------------------------------------------------------------------------------------
+
+    def hurry(self, seconds: float) -> list[str]:
+        """See ``Following.hurry``; what hangs, or cannot be started, is waited for less as well."""
+        self._launcher.hurry()
+        return super().hurry(seconds)
 
     @undisturbed
     def hand_over(self) -> None:
