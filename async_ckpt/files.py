@@ -404,43 +404,6 @@ def unlock(fd: int) -> None:
         fcntl.flock(fd, fcntl.LOCK_UN)
 
 
-def process_exists(pid: int) -> bool:
-    """Whether a process of this number runs, whoever owns it; one that is dead and not yet waited for does not.
-
-    None has a number below 1: 0 is how the kernel names one in another PID namespace.
-    """
-    if pid < 1:
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return (_stat(pid) or ["?"])[0] not in ("Z", "X")
-
-
-def parent_of(pid: int) -> int | None:
-    """Who started a process, or has taken it over since; None: there is no such process."""
-    found = _stat(pid)
-    return int(found[1]) if found else None
-
-
-def began_at(pid: int) -> int | None:
-    """When a process was started, in ticks since this machine was: no two of one number have the same."""
-    found = _stat(pid)
-    return int(found[19]) if found else None
-
-
-def _stat(pid: int) -> list[str]:
-    """The fields of /proc/<pid>/stat behind the name, from the state on; empty: there is no such process."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            return file.read().rpartition(")")[2].split()
-    except OSError:
-        return []
-
-
 def wait_for(condition: Callable[[], Any], timeout_s: float, what: str) -> None:
     """Poll something no event tells of (a lock of another process) until it is true.
 

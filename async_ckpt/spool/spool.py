@@ -11,6 +11,7 @@ One directory per task (all attempts), 0700::
     data/<pid>-<random>/    snapshots: what ``save()`` captured (savers of another PID namespace: see ``owner.py``)
     data/<pid>-<random>.pack   its small files, one after the other     by savers
     data/<pid>-<random>.origin   link: where what was moved there stood (see snapshot/origin.py)   by savers
+    data/<pid>-<random>.held/  what a watch has captured, which may become a checkpoint (see watch/held.py)   by savers
     annexes                 further directories like data/, one a line  by savers, appended
     staging/                a record being written, where it needs a name: <pid>-<random>.json   by savers
     ready/<id>.json         ADMITTED. id = <attempt>.<name>.<version>   named so by savers, removed by the agent
@@ -61,6 +62,9 @@ FORMAT = 1
 
 #: Locks are held for microseconds; one that is not free for so long never will be.
 _LOCK_TIMEOUT_S = 10.0
+
+#: The ending of a directory for what may become a checkpoint.
+_HELD = ".held"
 
 #: Of so many directories it is remembered where their annex is.
 _MAX_PARENTS = 1000
@@ -323,6 +327,10 @@ class Spool:
             self.mend()
         return self.path("data", name)
 
+    def new_held_directory(self, source: str) -> str:
+        """The same, for what may become a checkpoint or not. It is swept up after this process."""
+        return self.new_data_directory(source) + _HELD
+
     def new_work_directory(self) -> str:
         """An empty directory for the task to write its checkpoints in; those of earlier attempts are removed."""
         folder = self.path("work")
@@ -565,6 +573,8 @@ class Spool:
             if place:
                 told.append(f"{place} is back in its place: the save that had moved it was cut off")
             if os.path.isdir(target) and not os.path.islink(target):
+                if target.endswith(_HELD):
+                    told += [_held_in_vain(name) for name in os.listdir(target)]
                 remove_snapshot(target)
             else:
                 with contextlib.suppress(FileNotFoundError):
@@ -654,6 +664,13 @@ def is_torn(item: Admitted, entry: FileEntry) -> bool:
         return True
     linked = entry.how == LINK and status.st_ino == entry.ino
     return status.st_size != entry.size or (linked and status.st_mtime_ns != entry.mtime_ns)
+
+
+def _held_in_vain(name: str) -> str:
+    return (
+        f"{name} was captured, and not known to be finished, when its watch was killed: that capture is dropped. If it "
+        "is still where its trainer wrote it, the next watch sees it there"
+    )
 
 
 def _counter(fd: int) -> int:

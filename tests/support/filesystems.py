@@ -17,10 +17,20 @@ FILESYSTEMS = ("disk", "tmpfs", "xfs", "btrfs")
 #: can clone; a FUSE mount that hands everything on to a directory of the disk (bindfs).
 LAYERED = ("overlay", "overlay-xfs", "fuse")
 
+#: The directories below such mounts, seen directly while others write through the mount.
+BELOW = {"overlay-upper": "overlay", "fuse-source": "fuse"}
+
+#: An ext4 whose times are whole seconds, as those have that were made long ago, or small.
+SECONDS = "ext4-seconds"
+
 #: File systems on which a file can be cloned.
 CLONING = ("xfs", "btrfs")
 
-_MKFS = {"xfs": ["mkfs.xfs", "-q", "-f"], "btrfs": ["mkfs.btrfs", "-q", "-f"]}
+_MKFS = {
+    "xfs": ["mkfs.xfs", "-q", "-f"],
+    "btrfs": ["mkfs.btrfs", "-q", "-f"],
+    SECONDS: ["mkfs.ext4", "-q", "-F", "-I", "128"],
+}
 _TMPFS = "/dev/shm"
 
 
@@ -28,6 +38,7 @@ def why_not(kind: str) -> str:
     """Why a file system cannot be had here; empty if it can."""
     if kind == "tmpfs":
         return "" if os.access(_TMPFS, os.W_OK) else f"{_TMPFS} cannot be written to"
+    kind = BELOW.get(kind, kind)
     if kind == "disk":
         return ""
     if os.getuid() != 0:
@@ -81,6 +92,10 @@ def twice(kind: str, base: Path, *, size: int = 512 << 20) -> Iterator[tuple[Pat
     CannotMount
         As ``provided``.
     """
+    if kind in BELOW:
+        with _layered(BELOW[kind], base, size) as (mounted, below):
+            yield below, mounted
+        return
     if kind == "fuse":
         with _layered(kind, base, size) as paths:
             yield paths
@@ -152,7 +167,9 @@ def small_tmpfs(base: Path, size: int) -> Iterator[Path]:
 
 
 def _run(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    # Without the environment by which a task's processes are known: what serves a FUSE mount is none of them.
+    environment = {"PATH": os.environ.get("PATH", os.defpath)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         raise CannotMount(f"{' '.join(command[:3])}: {done.stderr.strip()}")
 

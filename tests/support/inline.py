@@ -31,8 +31,8 @@ from typing import Any, NoReturn, cast
 import anyio
 import pytest
 
+from async_ckpt import asking, following, reading, undisturbed
 from async_ckpt import checkpointer as checkpointer_module
-from async_ckpt import following, reading, undisturbed
 from async_ckpt.agent import agent as agent_module
 from async_ckpt.agent import (
     backlog,
@@ -81,8 +81,8 @@ _pids = itertools.count(1 << 23)
 
 #: Modules that measure time by the world's clock.
 _TIMED = (
-    agent_module, backlog, checkpointer_module, client_module, deadline, following, launch, notice, outage, owners,
-    plane, throughput, waiting,
+    agent_module, asking, backlog, checkpointer_module, client_module, deadline, following, launch, notice, outage,
+    owners, plane, throughput, waiting,
 )  # fmt: skip
 
 
@@ -104,6 +104,8 @@ class Clock:
 
     def advance(self, seconds: float) -> None:
         self._now += seconds
+
+    sleep = advance
 
 
 class World:
@@ -393,8 +395,8 @@ def _no_saver() -> NoReturn:
 class InlineLauncher(Launcher):
     """Starts an agent that has its first turn later."""
 
-    def __init__(self, world: World, spool: Spool, config: Config, uploader: str) -> None:
-        super().__init__(spool, config, uploader)
+    def __init__(self, world: World, *arguments: Any) -> None:
+        super().__init__(*arguments)
         self._world = world
 
     def _spawn(self, lock: int, listening: socket.socket) -> int:
