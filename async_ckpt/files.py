@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import functools
 import mmap
 import os
 import secrets
@@ -38,6 +39,11 @@ NO_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, e
 _NO_TMPFILE = NO_LINK | {errno.EISDIR, errno.ENOENT, errno.EINVAL}
 
 _fallocate = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)
+
+#: ``mode`` of fallocate(2).
+_KEEP_SIZE, _PUNCH_HOLE = 1, 2
+#: Fewer zeros than these stay what they are, in bytes.
+_LEAST_HOLE = 16 << 10
 
 _BUFFER = 1 << 20
 
@@ -177,6 +183,18 @@ def pwrite_all(fd: int, data: bytes | bytearray | memoryview, offset: int) -> No
         view, offset = view[written:], offset + written
 
 
+def write_sparsely(fd: int, data: bytes, offset: int) -> None:
+    """As ``pwrite_all``; nothing but zeros becomes a hole where the file system can."""
+    zeros = len(data) >= _LEAST_HOLE and not data[0] and not data[-1] and data.count(0) == len(data)
+    if not (zeros and os.fstat(fd).st_size >= offset + len(data) and _punch(fd, offset, len(data))):
+        pwrite_all(fd, data, offset)
+
+
+def _punch(fd: int, offset: int, count: int) -> bool:
+    where = ctypes.c_int64(offset), ctypes.c_int64(count)
+    return _fallocate is not None and _fallocate(fd, _PUNCH_HOLE | _KEEP_SIZE, *where) == 0
+
+
 def preallocate(fd: int, size: int) -> None:
     """Give an empty file its size, and the blocks for it where the file system can: writes are faster then, and a disk
     without room for it says so at once (``OSError``).
@@ -220,8 +238,18 @@ def is_hole(fd: int, at: int, end: int) -> bool:
     return False
 
 
+@functools.lru_cache(maxsize=8)
+def _crc_of_zeros(count: int) -> int:
+    crc, zeros = 0, bytes(_DIGEST_BUFFER)
+    for at in range(0, count, _DIGEST_BUFFER):
+        crc = crc32(zeros[: count - at], crc)
+    return crc
+
+
 def chunk_crc(fd: int, offset: int, count: int) -> int:
     """CRC-32 of ``count`` bytes at ``offset``; of fewer where the file ends before."""
+    if count > _DIGEST_BUFFER and is_hole(fd, offset, offset + count):
+        return _crc_of_zeros(count)
     crc, end, buffer = 0, offset + count, _buffers.view
     while offset < end:
         got = os.preadv(fd, [buffer[: end - offset]], offset)
