@@ -27,6 +27,7 @@ from .errors import (
 )
 from .files import given_path, occupy_standard_streams
 from .following import Following
+from .handlers import put_off
 from .ipc.client import AgentClient, Lease
 from .manifest import Manifest
 from .metadata import Note, Said, plain
@@ -200,6 +201,7 @@ class Checkpointer(Following):
         rank: int | None = None,
         world_size: int | None = None,
         check: Callable[[str], None] | None = None,
+        origin: str | None = None,
     ) -> Reference:
         """Snapshot a file or directory and admit it; the upload happens later. See ``Checkpoint.save`` for the
         parameters.
@@ -207,7 +209,8 @@ class Checkpointer(Following):
         ``metadata`` never fails a save: see ``metadata.plain`` for what becomes of it.
 
         ``check`` is called when all is captured, with the path where the original stands now (after a move, another
-        one); what it raises is raised, and nothing was saved.
+        one); what it raises is raised, and nothing was saved. ``origin`` is where ``path`` was captured from, if that
+        stands in for something else.
 
         Raises
         ------
@@ -225,14 +228,14 @@ class Checkpointer(Following):
         stored, notes = plain(metadata, self.config)
         return self._save(
             path, name, stored, notes, latest=latest, storage_format=storage_format, strategy=strategy,
-            ranks=(collective, rank, world_size), check=check,
+            ranks=(collective, rank, world_size), check=check, origin=origin,
         )  # fmt: skip
 
-    @undisturbed
+    @put_off
     def _save(
         self, path: str | os.PathLike[str], name: Any, stored: Any, notes: list[Note], *, latest: bool,
         storage_format: str, strategy: str, ranks: tuple[bool, int | None, int | None],
-        check: Callable[[str], None] | None,
+        check: Callable[[str], None] | None, origin: str | None,
     ) -> Reference:  # fmt: skip
         if self._closed:
             raise UsageError("The step has ended: nothing can be saved any more", hint="Save before the step returns")
@@ -257,7 +260,7 @@ class Checkpointer(Following):
             )  # fmt: skip
 
         with self._while_it_runs():
-            admitted = self._capture_and_admit(source, strategy, describe, check)
+            admitted = self._capture_and_admit(source, strategy, describe, check, origin or source)
         self._saved[admitted.id] = admitted.reference
         if self._refused:
             self._say_what_was_refused()
@@ -283,12 +286,19 @@ class Checkpointer(Following):
             raise UsageError(f"version_id={version!r} is not the number of a version", hint="They count from 0")
         return self.task.key(text, int(version))
 
+    def new_held_directory(self, path: str) -> str:
+        """A name for a directory of the spool in which ``path`` is captured before it counts as a checkpoint; on its
+        file system if that can be. It is swept up after this process.
+        """
+        return self.spool.new_held_directory(path)
+
     def _capture_and_admit(
         self,
         source: str,
         strategy: str,
         describe: Callable[[int], dict[str, Any]],
         check: Callable[[str], None] | None,
+        origin: str,
     ) -> Admitted:
         """``describe`` makes the reference, given the size in bytes."""
         occupy_standard_streams()
@@ -306,7 +316,7 @@ class Checkpointer(Following):
             if reference["storage_format"] == "files" and self.spool.store.kind != "local":
                 _check_object_names(reference["url"], captured.manifest, source)
             go_on()
-            admitted = self.spool.admit(reference, captured.manifest, data, source, captured_ns)
+            admitted = self.spool.admit(reference, captured.manifest, data, origin, captured_ns)
         except BaseException:
             captured.drop(data)
             raise

@@ -203,6 +203,11 @@ class Config:
     touch_s: float = 3600.0
     #: How long a watched checkpoint that says nothing else must be quiet before it counts as finished.
     watch_settle_s: float = 30.0
+    #: So many that are not finished yet, or are gone and may have been, are kept captured for one watched directory; of
+    #: one with more files than that it is not done; and so many bytes of them are copies, where links would not do.
+    watch_held: int = 32
+    watch_hold_files: int = 20_000
+    watch_copy_bytes: int = 256 << 20
     #: Limits of a checkpoint's metadata, as JSON: bytes in all, elements of one value, and levels (200 at most). What
     #: is beyond is replaced by a text. From so many bytes on the task's log says once that it belongs into a file.
     metadata_bytes: int = 1 << 20
