@@ -61,7 +61,7 @@ def test_the_one_that_kills_is_found_and_fails_while_the_others_are_uploaded() -
             scene.die()
         else:
             for identity in taken:
-                scene.queue.uploaded(identity)
+                scene.queue.end(identity, COMMITTED)
                 uploaded.append(identity)
     assert list(scene.failed) == ["0.c.1"]
     assert f"{DEATHS_OF_UPLOADER} times in a row" in scene.failed["0.c.1"]
