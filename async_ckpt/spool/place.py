@@ -9,8 +9,8 @@ The places, in this order:
 4. ``/var/tmp``, which is on a disk everywhere; at last ``/tmp`` even in memory.
 
 In each it is ``async-ckpt-<uid>/``; where somebody else has made a directory of that name, ``async-ckpt-<uid>-1`` and
-so on. A place that cannot be used (not writable, read-only, full) is passed over, and that is said. A spool that an
-earlier attempt has left in any of them comes first.
+so on. A place that cannot be used (not writable, read-only, full, on a file system that lacks what a spool needs) is
+passed over, and that is said. A spool that an earlier attempt has left in any of them comes first.
 """
 
 from __future__ import annotations
@@ -80,6 +80,8 @@ def make(
                 if isinstance(error, NotOurs):
                     continue
                 break
+            for note in spool.notes:
+                report(note)
             if failed:
                 report(
                     f"The spool is in {root}, as it cannot be where it should be: {failed[0].what} ({failed[0].where})"
