@@ -34,7 +34,7 @@ from .walk import Item
 _F_SETSIG = 10
 
 #: Half of the time after which the kernel lets a writer in whose lease nobody gave up, in seconds.
-_SURELY_LEASED_S = lease.break_time_s() / 2
+_SURELY_LEASED_S = lease.BREAK_TIME_S / 2
 
 #: Not blocking: a FIFO that took a file's place must not hold us up.
 OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
