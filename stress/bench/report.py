@@ -121,8 +121,9 @@ KILLS = """SIGKILL to the task, the agent, its uploader or all of them, at every
 place while nobody was there to guard it."""
 FAULTS = "Saves through a proxy before a real S3 server: what `save()` takes, and what is in the store at the end."
 PREEMPT = "Ten saves wait, 30 s are left, and the bandwidth takes three in that time."
-AGENT_STATES = """How often which state of agent or uploader met which phase of a task, in lives drawn at random. In the end every
-save is in the store with the content that was saved, or named with a reason; every flush has ended within its limit."""
+AGENT_STATES = """How often which state of agent or uploader met which phase of a task, in lives drawn at random. In the
+end every save is in the store with the content that was saved, or named with a reason; every flush has ended within its
+limit."""
 PREEMPTIONS = "Seconds are left, checkpoints wait, and some of them cannot be stored, each for a reason of its own."
 SOAK = "A save a second by three writers, to S3; medians of a sixth of the samples."
 WATCH = """A script that knows nothing of us writes `checkpoint-N/` directories at random speeds; a watch saves what

@@ -1,4 +1,4 @@
-"""Short random lives of a task with agents that die, hang, cannot be started, or are slow; ``stress/`` has a thousand."""
+"""Random lives of a task with agents that die, hang, cannot be started, or are slow; ``stress/`` has a thousand."""
 
 from __future__ import annotations
 
