@@ -161,6 +161,9 @@ class Life:
         self._all_is_well()
         self._flush_last()
         self._judge(list(self._saved))
+        # One that was stopped after all was stored is missed by nobody, and would stay when nobody is left.
+        for pid in self.task.processes():
+            kill(pid, signal.SIGCONT)
         self._current.close(clean=True)
 
     def _flush_last(self) -> None:
