@@ -631,8 +631,9 @@ class Agent:
                     self._queue.retry(job.id)
         connection.send({"seq": message.get("seq"), "v": protocol.VERSION, "pid": os.getpid()})
         if message.get("owner"):
-            for why in self._notices:
-                connection.send({"push": "notice", "why": why})
+            notices: list[Message] = [{"push": "notice", "why": why} for why in self._notices]
+            for push in [*notices, *(push for push in self._owners.unheard() if push not in notices)]:
+                connection.send(push)
 
     def _take_access(self, access: Any) -> None:
         """Open the store from now on as a later attempt does: the keys of the one that started this agent may have
