@@ -210,7 +210,7 @@ def make_links(links: Mapping[str, str], staging: str, config: Config, say: Call
 
 
 def _leads_out(path: str, text: str, links: Mapping[str, str]) -> bool:
-    # What comes after an empty text the kernel refuses.
+    # (The kernel refuses to make a link with an empty text.)
     return text.startswith("/") or follow(path, links) is None
 
 

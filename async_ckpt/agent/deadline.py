@@ -20,17 +20,18 @@ from .pulse import Pulse
 from .queue import Job, Queue
 from .throughput import Throughput
 
-#: Of the time left, so much is planned with: rates vary, and a commit takes its round trips.
+#: The share of the time left in which uploads are planned: rates vary, and a commit takes its round trips.
 _SHARE = 0.8
 
-#: Of the time left, so much may pass before what shows nothing new gives way.
+#: A checkpoint that brings nothing new for this share of the time left gives way to another one.
 _PATIENCE_SHARE = 0.1
-#: One that gets on with less than this share of what was planned is slow for a reason of its own, perhaps.
+#: One that is sent at less than this share of the planned rate may be slow for a reason of its own.
 _LAME_SHARE = 0.25
-#: So many times that for what is sent, and waits for an answer, as it would be sent again; and for what has only begun.
+#: So many times as long is waited for an upload that has only begun, and for one of which all is sent and only the
+#: answer is missing: it would have to be sent again.
 _LONGER = 2
 
-#: So small is one that goes beside the first, of that one or in any case: most of its time are round trips.
+#: What is smaller than this share of the first one, or than so many bytes, goes beside it: it mostly takes round trips.
 _BESIDE_SHARE, _BESIDE_BYTES = 1 / 8, 1 << 20
 
 #: So many of those that wait are named, and so often it is said that another one goes first.
