@@ -144,7 +144,7 @@ class Landing:
                     remove_tree(path)
                 finally:
                     forks.close_lock(lock)
-                self._arrival.say(f"Removed what a load into {self._destination} had left that was killed: {name}")
+                self._arrival.say(f"Removed what a load that was killed has left in {self._destination}: {name}")
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         try:
@@ -156,7 +156,10 @@ class Landing:
             elif isinstance(error, OSError) and not isinstance(error, (FileNotFoundError, CheckpointError)):
                 raise self._failure(error) from error
         finally:
-            remove_tree(self._staging)
+            try:
+                remove_tree(self._staging)
+            except OSError as failed:
+                self._arrival.say(f"{self._staging}, in which a load arrived, cannot be removed: {os_reason(failed)}")
             if self._lock >= 0:
                 forks.close_lock(self._lock)
 
