@@ -37,6 +37,7 @@ from async_ckpt import following, reading
 from async_ckpt.agent import agent as agent_module
 from async_ckpt.agent import (
     backlog,
+    claims,
     deadline,
     guard,
     launch,
@@ -79,8 +80,8 @@ _pids = itertools.count(1 << 23)
 
 #: Modules that measure time by the world's clock.
 _TIMED = (
-    agent_module, backlog, checkpointer_module, client_module, deadline, following, launch, notice, outage, owners,
-    plane, throughput, waiting,
+    agent_module, backlog, checkpointer_module, claims, client_module, deadline, following, launch, notice, outage,
+    owners, plane, throughput, waiting,
 )  # fmt: skip
 
 
@@ -102,6 +103,8 @@ class Clock:
 
     def advance(self, seconds: float) -> None:
         self._now += seconds
+
+    sleep = advance
 
 
 class World:

@@ -38,6 +38,7 @@ LAYERS = (
     "ipc",
     "catalog",
     "collective",
+    "claims",
     "agent",
     "serving",
     "reference",
