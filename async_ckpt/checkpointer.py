@@ -15,9 +15,10 @@ from typing import Any
 from . import layout, snapshot
 from .agent.backlog import await_room
 from .agent.launch import Launcher
-from .config import ENV_ATTEMPT, ENV_SPOOL, Config
+from .config import ENV_ATTEMPT, ENV_SPOOL, NO_AGENT_LOOK_S, NO_AGENT_START_S, Config
 from .errors import (
     AgentError,
+    NoAgent,
     SnapshotError,
     SpoolError,
     StoreError,
@@ -38,7 +39,7 @@ from .spool import journal, place
 from .spool.environment import spool_of
 from .spool.spool import Admitted, Spool
 from .stores.base import StoreSpec
-from .undisturbed import go_on, reporter, run, undisturbed
+from .undisturbed import go_on, undisturbed
 
 _STARTS = 3
 #: Of more links it is not said what became of them.
@@ -73,14 +74,13 @@ class Checkpointer(Following):
         report: Report = lambda line: None,
     ) -> None:
         occupy_standard_streams()
-        super().__init__(spool, config)
-        self._owned_by = os.getpid() if owner else 0
-        self._launcher = Launcher(spool, config, uploader)
+        super().__init__(spool, config, owner=owner, report=report)
+        self._launcher = Launcher(spool, config, uploader, self._say_once)
         self._client = AgentClient(
             self._launcher.connect, owner=owner, config=config, attempt=self.task.attempt, lead=lead,
             access=os.environ.get(str(spool.store.options.get("access_from")), ""), on_push=self._on_push,
+            on_answer=self._launcher.on_answer, on_silence=self._launcher.on_silence,
         )  # fmt: skip
-        self._report = reporter(report)
         self._said = Said(self._report)
         #: What the store refused, by id, until a save has said so.
         self._refused: dict[str, str] = {}
@@ -120,8 +120,9 @@ class Checkpointer(Following):
             checkpointer = cls(spool, config, uploader=uploader, owner=True, lead=lead, report=report)
             try:
                 spool.begin()
-                checkpointer._client.attach()
+                checkpointer._attach()
             except (AgentError, SpoolError, WaitTimeout):
+                checkpointer._client.close()
                 # An agent that had drained an earlier attempt may have removed the spool in this moment; then there
                 # is nothing left to take up, and a new one is made.
                 if os.path.exists(spool.path("spool.json")):
@@ -133,6 +134,27 @@ class Checkpointer(Following):
             where=str(places),
             hint="See whether something cleans that directory",
         )
+
+    def _attach(self) -> None:
+        """Have an agent. It may be the last attempt's, which hangs; or there may be none for a while.
+
+        Raises
+        ------
+        AgentError, WaitTimeout
+            None can be had, or there is nothing any more to have one for.
+        """
+        deadline, said = time.monotonic() + NO_AGENT_START_S, False
+        while True:
+            try:
+                self._client.attach()
+                return
+            except (NoAgent, WaitTimeout) as error:
+                if time.monotonic() >= deadline or not os.path.exists(self.spool.path("spool.json")):
+                    raise
+                if not said:
+                    said = True
+                    self._report(f"{error}. It is tried again for up to {NO_AGENT_START_S:g} s")
+                time.sleep(NO_AGENT_LOOK_S)
 
     @classmethod
     def from_environment(cls) -> Checkpointer:
@@ -179,6 +201,7 @@ class Checkpointer(Following):
         rank: int | None = None,
         world_size: int | None = None,
         check: Callable[[str], None] | None = None,
+        origin: str | None = None,
     ) -> Reference:
         """Snapshot a file or directory and admit it; the upload happens later. See ``Checkpoint.save`` for the
         parameters.
@@ -186,7 +209,8 @@ class Checkpointer(Following):
         ``metadata`` never fails a save: see ``metadata.plain`` for what becomes of it.
 
         ``check`` is called when all is captured, with the path where the original stands now (after a move, another
-        one); what it raises is raised, and nothing was saved.
+        one); what it raises is raised, and nothing was saved. ``origin`` is where ``path`` was captured from, if that
+        stands in for something else.
 
         Raises
         ------
@@ -201,20 +225,17 @@ class Checkpointer(Following):
             The store refuses what was saved before (``on_failure="raise"``); this one is admitted all the same.
         """
         # The user's objects are asked in the user's thread.
-        described = plain(metadata, self.config)
+        stored, notes = plain(metadata, self.config)
+        return self._save(
+            path, name, stored, notes, latest=latest, storage_format=storage_format, strategy=strategy,
+            ranks=(collective, rank, world_size), check=check, origin=origin,
+        )  # fmt: skip
 
-        def save() -> Reference:
-            return self._save(
-                path, name, *described, latest=latest, storage_format=storage_format, strategy=strategy,
-                ranks=(collective, rank, world_size), check=check,
-            )  # fmt: skip
-
-        return run(save)
-
+    @undisturbed
     def _save(
         self, path: str | os.PathLike[str], name: Any, stored: Any, notes: list[Note], *, latest: bool,
         storage_format: str, strategy: str, ranks: tuple[bool, int | None, int | None],
-        check: Callable[[str], None] | None,
+        check: Callable[[str], None] | None, origin: str | None,
     ) -> Reference:  # fmt: skip
         if self._closed:
             raise UsageError("The step has ended: nothing can be saved any more", hint="Save before the step returns")
@@ -242,7 +263,7 @@ class Checkpointer(Following):
             )  # fmt: skip
 
         with self._while_it_runs():
-            admitted = self._capture_and_admit(source, strategy, describe, check)
+            admitted = self._capture_and_admit(source, strategy, describe, check, origin or source)
         self._saved[admitted.id] = admitted.reference
         if self._refused:
             self._say_what_was_refused()
@@ -269,12 +290,19 @@ class Checkpointer(Following):
             raise UsageError(f"version_id={version!r} is not the number of a version", hint="They count from 0")
         return self.task.key(text, int(version))
 
+    def new_held_directory(self, path: str) -> str:
+        """A name for a directory of the spool in which ``path`` is captured before it counts as a checkpoint; on its
+        file system if that can be. It is swept up after this process.
+        """
+        return self.spool.new_held_directory(path)
+
     def _capture_and_admit(
         self,
         source: str,
         strategy: str,
         describe: Callable[[int], dict[str, Any]],
         check: Callable[[str], None] | None,
+        origin: str,
     ) -> Admitted:
         """``describe`` makes the reference, given the size in bytes."""
         occupy_standard_streams()
@@ -292,7 +320,7 @@ class Checkpointer(Following):
             if reference["storage_format"] == "files" and self.spool.store.kind != "local":
                 _check_object_names(reference["url"], captured.manifest, source)
             go_on()
-            admitted = self.spool.admit(reference, captured.manifest, data, source, captured_ns)
+            admitted = self.spool.admit(reference, captured.manifest, data, origin, captured_ns)
         except BaseException:
             captured.drop(data)
             raise
@@ -339,10 +367,7 @@ class Checkpointer(Following):
     def _on_push(self, push: Mapping[str, Any]) -> None:
         identity, why = str(push.get("id")), str(push.get("why"))
         if push["push"] == "notice":
-            # Once a task, however often the agent is started again.
-            if why not in self._noticed:
-                self._noticed.add(why)
-                self._report(why)
+            self._say_once(why)
         elif push["push"] == "superseded":
             self._report(f"Checkpoint {identity} was {why}")
         elif push["push"] == "given up":
@@ -356,6 +381,12 @@ class Checkpointer(Following):
                 self._refused[identity] = why
             end = ", and the step will fail at its end" if mine and self.config.on_failure == "raise" else ""
             self._report(f"Checkpoint {identity} is not in the store{end}: {why}")
+
+    def _say_once(self, why: str) -> None:
+        """Once a task, however often the agent is started again."""
+        if why not in self._noticed:
+            self._noticed.add(why)
+            self._report(why)
 
     def _say_what_was_refused(self) -> None:
         """Training for hours is no use where the store takes nothing: the next save says so, once.
@@ -389,6 +420,11 @@ class Checkpointer(Following):
         return max(limit - self._client.leases_held, 0)
 
     # -- the end -------------------------------------------------------------------------------------------------------
+
+    def hurry(self, seconds: float) -> list[str]:
+        """See ``Following.hurry``; what hangs, or cannot be started, is waited for less as well."""
+        self._launcher.hurry()
+        return super().hurry(seconds)
 
     @undisturbed
     def hand_over(self) -> None:

@@ -50,6 +50,21 @@ TERMINATION_MARGIN_S = 1.0
 RATE_WINDOW_S = 5.0
 RATE_LEAST_S = 0.2
 RATE_KNOWN_S = 1.0
+#: An agent that is started again: so often at once, then after pauses, of which the first is so long; for how long it
+#: must have lived for its deaths not to be counted together. The same for its uploader.
+RESTARTS_AT_ONCE = 3
+FIRST_PAUSE_S = 0.25
+CALM_S = 60.0
+#: How often whoever has no agent looks for one, and for how long at most a new attempt does before it fails.
+NO_AGENT_LOOK_S = 0.25
+NO_AGENT_START_S = 180.0
+#: An agent that says nothing is asked after so many seconds whether it is there.
+PING_S = 10.0
+#: What hangs is so many times longer waited for if it waits for a disk, or is busy; so long only if time is short.
+HUNG_ON_DISK, HUNG_BUSY = 4, 20
+HUNG_HURRY_S = 3.0
+#: How long a process that was killed may take to be gone.
+KILLED_S = 5.0
 #: Ranks that wait for each other: between two looks at the store, at first and at last; and after pauses of which
 #: length it is asked whether rank 0 is still there.
 GATHER_FIRST_S, GATHER_LAST_S = 0.1, 5.0
@@ -173,12 +188,23 @@ class Config:
     drain_timeout_s: float = 3600.0
     #: Limit of one answer of the agent to a request that does not wait for uploads.
     reply_timeout_s: float = 10.0
+    #: How long no agent, or no uploader, can be started until the work is done by the process that wants one.
+    agent_patience_s: float = 30.0
+    #: The longest pause before one that has died again and again is started once more.
+    agent_pause_s: float = 15.0
+    #: An agent that lives, but does not answer and does nothing for so long is ended, and another one started.
+    hung_s: float = 15.0
     #: How often the spool is scanned for checkpoints whose doorbell was lost.
     rescan_s: float = 1.0
     #: How often the times of the spool's files are set anew, for what removes files by their age alone.
     touch_s: float = 3600.0
     #: How long a watched checkpoint that says nothing else must be quiet before it counts as finished.
     watch_settle_s: float = 30.0
+    #: So many that are not finished yet, or are gone and may have been, are kept captured for one watched directory; of
+    #: one with more files than that it is not done; and so many bytes of them are copies, where links would not do.
+    watch_held: int = 32
+    watch_hold_files: int = 20_000
+    watch_copy_bytes: int = 256 << 20
     #: Limits of a checkpoint's metadata, as JSON: bytes in all, elements of one value, and levels (200 at most). What
     #: is beyond is replaced by a text. From so many bytes on the task's log says once that it belongs into a file.
     metadata_bytes: int = 1 << 20
@@ -276,6 +302,7 @@ _POSITIVE = (
     "metadata_elements",
     "metadata_depth",
     "reply_timeout_s",
+    "hung_s",
     "rescan_s",
     "touch_s",
     "progress_s",

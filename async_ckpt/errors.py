@@ -76,6 +76,14 @@ class AgentError(CheckpointError):
     """The agent cannot be started or does not answer."""
 
 
+class NoAgent(AgentError):
+    """There is no agent now; there may be one in a moment."""
+
+    @property
+    def kind(self) -> str:
+        return "AgentError"
+
+
 class ProtocolError(CheckpointError):
     """A frame on the agent's socket is malformed, too long or of another version."""
 

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import functools
 import mmap
 import os
 import secrets
@@ -37,6 +38,11 @@ NO_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, e
 _NO_TMPFILE = NO_LINK | {errno.EISDIR, errno.ENOENT, errno.EINVAL}
 
 _fallocate = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)
+
+#: ``mode`` of fallocate(2).
+_KEEP_SIZE, _PUNCH_HOLE = 1, 2
+#: Fewer zeros than these stay what they are, in bytes.
+_LEAST_HOLE = 16 << 10
 
 _BUFFER = 1 << 20
 
@@ -172,6 +178,18 @@ def pwrite_all(fd: int, data: bytes | bytearray | memoryview, offset: int) -> No
         view, offset = view[written:], offset + written
 
 
+def write_sparsely(fd: int, data: bytes, offset: int) -> None:
+    """As ``pwrite_all``; nothing but zeros becomes a hole where the file system can."""
+    zeros = len(data) >= _LEAST_HOLE and not data[0] and not data[-1] and data.count(0) == len(data)
+    if not (zeros and os.fstat(fd).st_size >= offset + len(data) and _punch(fd, offset, len(data))):
+        pwrite_all(fd, data, offset)
+
+
+def _punch(fd: int, offset: int, count: int) -> bool:
+    where = ctypes.c_int64(offset), ctypes.c_int64(count)
+    return _fallocate is not None and _fallocate(fd, _PUNCH_HOLE | _KEEP_SIZE, *where) == 0
+
+
 def preallocate(fd: int, size: int) -> None:
     """Give an empty file its size, and the blocks for it where the file system can: writes are faster then, and a disk
     without room for it says so at once (``OSError``).
@@ -214,8 +232,18 @@ def is_hole(fd: int, at: int, end: int) -> bool:
     return False
 
 
+@functools.lru_cache(maxsize=8)
+def _crc_of_zeros(count: int) -> int:
+    crc, zeros = 0, bytes(_DIGEST_BUFFER)
+    for at in range(0, count, _DIGEST_BUFFER):
+        crc = crc32(zeros[: count - at], crc)
+    return crc
+
+
 def chunk_crc(fd: int, offset: int, count: int) -> int:
     """CRC-32 of ``count`` bytes at ``offset``; of fewer where the file ends before."""
+    if count > _DIGEST_BUFFER and is_hole(fd, offset, offset + count):
+        return _crc_of_zeros(count)
     crc, end, buffer = 0, offset + count, _buffers.view
     while offset < end:
         got = os.preadv(fd, [buffer[: end - offset]], offset)
@@ -396,43 +424,6 @@ def unlock(fd: int) -> None:
     """Let go of ``flock``. Closing is not enough: a child that C forked meanwhile has a copy of the descriptor."""
     with contextlib.suppress(OSError):  # A file system without locks.
         fcntl.flock(fd, fcntl.LOCK_UN)
-
-
-def process_exists(pid: int) -> bool:
-    """Whether a process of this number runs, whoever owns it; one that is dead and not yet waited for does not.
-
-    None has a number below 1: 0 is how the kernel names one in another PID namespace.
-    """
-    if pid < 1:
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return (_stat(pid) or ["?"])[0] not in ("Z", "X")
-
-
-def parent_of(pid: int) -> int | None:
-    """Who started a process, or has taken it over since; None: there is no such process."""
-    found = _stat(pid)
-    return int(found[1]) if found else None
-
-
-def began_at(pid: int) -> int | None:
-    """When a process was started, in ticks since this machine was: no two of one number have the same."""
-    found = _stat(pid)
-    return int(found[19]) if found else None
-
-
-def _stat(pid: int) -> list[str]:
-    """The fields of /proc/<pid>/stat behind the name, from the state on; empty: there is no such process."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            return file.read().rpartition(")")[2].split()
-    except OSError:
-        return []
 
 
 def wait_for(condition: Callable[[], Any], timeout_s: float, what: str) -> None:

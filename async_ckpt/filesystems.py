@@ -6,10 +6,13 @@ Asked of each file by its open descriptor: neither the path nor ``st_dev`` tells
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import os
+import re
 import sys
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 #: ``f_type`` of statfs(2), as far as somebody may want to read its name in an error.
@@ -33,8 +36,12 @@ _LOCAL = frozenset({"ext4", "xfs", "btrfs", "tmpfs", "overlayfs", "ramfs", "f2fs
 #: With times of its own for whoever writes after somebody has looked (Linux 6.13); before, they are those of the last
 #: tick of the kernel's clock.
 _FINE_TIMES_SINCE = (6, 13)
-#: The longest tick there is, twice.
-TICK_NS = 20_000_000
+#: The longest tick there is, twice; and the same for file systems that keep whole seconds (ext4 with inodes of 128
+#: bytes).
+_TICK_NS, _SECONDS_NS = 20_000_000, 2_000_000_000
+
+#: What FUSE and NFS call a file that was removed while somebody has it open.
+_REMOVED = re.compile(r"\.(fuse_hidden|nfs)[0-9a-fA-F]{16,}")
 
 _AT_EMPTY_PATH, _AT_SYMLINK_NOFOLLOW, _AT_FORCE_SYNC, AT_FDCWD = 0x1000, 0x100, 0x2000, -100
 #: STATX_BASIC_STATS | STATX_BTIME
@@ -93,9 +100,22 @@ def _fine_times() -> bool:
         return False
 
 
-def times_are_fine(kind: str) -> bool:
-    """Whether a write right after a look has another time than one right before it."""
-    return _fine_times() and kind in _LEASES_HOLD
+def is_settled(kind: str, status: os.stat_result, looked_ns: int) -> bool:
+    """Whether each write after a look has another time than what was written before it.
+
+    Parameters
+    ----------
+    kind : str
+        Of the file system.
+    status : os.stat_result
+        What the look has found.
+    looked_ns : int
+        When it was taken, or before (wall clock, nanoseconds).
+    """
+    # Nobody sets this time: it has no fraction only where the file system keeps none.
+    if not status.st_ctime_ns % 10**9:
+        return max(status.st_mtime_ns, status.st_ctime_ns) < looked_ns - _SECONDS_NS
+    return (kind in _LEASES_HOLD and _fine_times()) or status.st_mtime_ns < looked_ns - _TICK_NS
 
 
 class Facts(NamedTuple):
@@ -137,10 +157,33 @@ def _fresh(fd: int, path: bytes, flags: int, otherwise: os.stat_result) -> Facts
     return Facts(found.ino, found.size, found.mtime.ns, found.ctime.ns)
 
 
-def forget_cached(fd: int, kind: str) -> None:
-    """Have the next read ask whoever has the file, where that is not this kernel alone. What is mapped stays cached."""
+@contextlib.contextmanager
+def uncached(fd: int, kind: str) -> Iterator[int]:
+    """An open file, to be read as it is now: where it is not this kernel alone that has it, reads ask who has.
+
+    Where that cannot be had, what is cached is given up before. That need not help: what is mapped or in use stays.
+    """
+    direct = -1
     if kind not in _LOCAL:
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        with contextlib.suppress(OSError):
+            direct = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+    try:
+        if direct >= 0:
+            try:
+                os.pread(direct, 1, 0)
+            except OSError:  # It reads whole blocks only.
+                os.close(direct)
+                direct = -1
+        yield direct if direct >= 0 else fd
+    finally:
+        if direct >= 0:
+            os.close(direct)
+
+
+def is_removed(name: str, folder: str) -> bool:
+    """Whether a file in a folder has been removed, and has this name until nobody has it open any more."""
+    return bool(_REMOVED.fullmatch(name)) and kind_at(folder) not in _LOCAL
 
 
 class _Timestamp(ctypes.Structure):

@@ -12,14 +12,12 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from . import catalog, collective, layout
+from .asking import Patient, Progress, flush_line
 from .config import HURRY_ANSWER_S, HURRY_SLICE_S, Config
 from .errors import AgentError, CheckpointError, FlushError, StoreError, WaitTimeout
-from .ipc.client import AgentClient
-from .ipc.protocol import Message
 from .reading import Reading, Report
-from .reference import progress_line
 from .spool import journal
-from .spool.journal import ADMITTED, COMMITTED, FAILED, SETTLED, SUPERSEDED, Progress
+from .spool.journal import ADMITTED, COMMITTED, FAILED, SETTLED, SUPERSEDED
 from .spool.spool import Spool
 from .stores.base import Store
 from .undisturbed import go_on, reporter, undisturbed
@@ -32,17 +30,15 @@ _ASKED = 100
 
 _VANISHED = "it was removed from the spool before it was stored, by something that cleans that directory"
 
-#: How long an agent may leave somebody who waits without an answer, in seconds: a machine that is busy to the brim
-#: answers late, and one that was killed may take the kernel long to be done with.
-_SILENCE_S = 60.0
-
 
 class Following(Reading):
     """What became of the checkpoints of a task."""
 
-    def __init__(self, spool: Spool, config: Config) -> None:
+    def __init__(self, spool: Spool, config: Config, *, owner: bool, report: Report) -> None:
         self.spool, self.config, self.task = spool, config, spool.task
-        self._known: dict[str, Progress] = {}
+        self._owned_by = os.getpid() if owner else 0
+        self._report = reporter(report)
+        self._known: dict[str, journal.Progress] = {}
         self._read_anew()
         self._closed = False
         #: What this process saved, by id, until it is known to be committed.
@@ -88,7 +84,7 @@ class Following(Reading):
         self._check_attempt()  # Or it would be under way for ever.
         return None if asked and not self.spool.is_ready(identity) else ADMITTED, ""
 
-    def _look(self) -> dict[str, Progress]:
+    def _look(self) -> dict[str, journal.Progress]:
         """What the journal says; after the end, what it said then, as it may be gone with the spool."""
         if self._process != os.getpid():
             self._read_anew()
@@ -107,7 +103,7 @@ class Following(Reading):
         """See ``Reference.wait``."""
         limit = self.config.flush_timeout_s if timeout_s is None else timeout_s
         deadline = time.monotonic() + limit
-        agent = _Patient(self._client, self.config, deadline)
+        agent, progress = self._patient(deadline), Progress(self.config, self._report)
         while True:
             go_on()
             left = deadline - time.monotonic()
@@ -117,6 +113,7 @@ class Following(Reading):
                 with self._while_it_runs():
                     answer = agent.ask("wait", min(left, _WAIT_SLICE_S), id=identity)
                 if answer is None:
+                    progress.say(functools.partial(flush_line, None, agent.trouble))
                     continue
                 # None: the agent, which began after that, does not know it.
                 state, why = (answer["state"], answer["why"]) if answer["state"] else self.state(identity)
@@ -130,6 +127,11 @@ class Following(Reading):
                 )
             if left <= 0:
                 raise WaitTimeout(f"Checkpoint {identity} is not in the store after {limit:g} s (it is {state})")
+            said = f"waiting for checkpoint {identity}, which is {state}{f': {why}' if why else ''}"
+            progress.say(functools.partial(str, said))
+
+    def _patient(self, deadline: float) -> Patient:
+        return Patient(self._client, self.config, deadline, self._check_attempt)
 
     @undisturbed
     def status(self) -> dict[str, Any]:
@@ -161,7 +163,7 @@ class Following(Reading):
         timeout_s : float or None
             Limit in seconds; None: ``METAFLOW_ASYNC_CKPT_FLUSH_TIMEOUT_S``.
         report : callable or None
-            Gets a line of progress now and then.
+            Gets a line of progress now and then; None: whoever else is told things.
         gather_s : float or None
             So many seconds longer at most other ranks are waited for in collective saves.
 
@@ -173,16 +175,15 @@ class Following(Reading):
             This process has outlived its task.
         """
         with self._while_it_runs():
-            self._flush(timeout_s, report, gather_s)
+            self._flush(timeout_s, self._report if report is None else reporter(report), gather_s)
 
-    def _flush(self, timeout_s: float | None, report: Report | None, gather_s: float | None) -> None:
+    def _flush(self, timeout_s: float | None, report: Report, gather_s: float | None) -> None:
         limit = self.config.flush_timeout_s if timeout_s is None else timeout_s
-        deadline, next_report = time.monotonic() + limit, time.monotonic() + self.config.progress_s
-        agent = _Patient(self._client, self.config, deadline)
+        deadline = time.monotonic() + limit
+        agent, progress = self._patient(deadline), Progress(self.config, report)
         failed: dict[str, str] = {}
         saved = set(self._saved)
         fields = {"gather_s": gather_s} if gather_s is not None else {}
-        report = reporter(report) if report is not None else None
         # Also where no record is there: something may have removed it, and the agent knows what there was.
         ask = bool(saved - {identity for identity, item in self._look().items() if item.state in journal.FINAL})
         ask = ask or not os.path.exists(self.spool.path("spool.json"))
@@ -195,15 +196,15 @@ class Following(Reading):
             except (AgentError, WaitTimeout) as error:
                 raise self._flush_error(str(error)) from error
             if answer is None:
+                ask = True
+                progress.say(functools.partial(flush_line, None, agent.trouble))
                 continue
             if not answer["pending"]:
                 failed.update(answer["failed"])
                 break
             if time.monotonic() >= deadline:
                 raise self._flush_error(f"the limit of {limit:g} s is over")
-            if report is not None and time.monotonic() >= next_report:
-                next_report = time.monotonic() + self.config.progress_s
-                report(progress_line(answer))
+            progress.say(functools.partial(flush_line, answer, ""))
         failed |= self._not_committed(saved)
         for identity in self._stored(failed.keys() & self._saved.keys()):
             del failed[identity]
@@ -214,9 +215,8 @@ class Following(Reading):
             failed.pop(needed)
             if why:
                 mine[needed] = failed[needed] = f"saved by an earlier attempt, and nothing newer is in the store: {why}"
-        if report is not None:
-            for identity in failed.keys() - mine.keys():
-                report(f"Checkpoint {identity} of an earlier attempt is not in the store: {failed[identity]}")
+        for identity in failed.keys() - mine.keys():
+            report(f"Checkpoint {identity} of an earlier attempt is not in the store: {failed[identity]}")
         if mine:
             raise self._flush_error("", mine)
 
@@ -319,8 +319,10 @@ class Following(Reading):
 
     def _try_again(self, identity: str, deadline: float) -> str:
         """Have something brought in that failed before. Returns why it is not in the store; empty if it is."""
+        agent = self._patient(deadline)
         try:
-            self._client.request("flush", self.config.reply_timeout_s, timeout_s=0, again=identity)
+            while agent.ask("flush", 0.0, again=identity) is None:
+                go_on()
             self.wait(identity, max(deadline - time.monotonic(), 0.0))
         except CheckpointError as error:
             return str(error)
@@ -330,15 +332,29 @@ class Following(Reading):
         if failed is None:
             ended = {identity for identity, item in self._look().items() if item.state in SETTLED}
             failed = {item.id: "" for item in self.spool.pending() if item.id not in ended}
-            for identity in list(failed)[:_NAMED]:
-                failed[identity] = self.state(identity)[1]
+            with contextlib.suppress(AgentError, WaitTimeout):  # Or nobody knows; it is not asked for each in turn.
+                for identity in list(failed)[:_NAMED]:
+                    answer = self._client.request("state", self.config.reply_timeout_s, id=identity)
+                    failed[identity] = answer["why"] if answer["state"] else ""
         names = [f"{identity} ({reason})" if reason else identity for identity, reason in failed.items()]
         shown = "; ".join(names[:_NAMED]) + (f"; and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
         subject = f"{len(names)} checkpoint{'s are' if len(names) != 1 else ' is'} not in the store: {shown}"
         return FlushError(
             f"{subject}: {why}" if why else subject,
             where=self.spool.directory,
-            hint="What the spool still holds is uploaded again by a retry on this machine",
+            hint="What the spool still holds is uploaded again by a retry on this machine" + self._who_goes_on(),
+        )
+
+    def _who_goes_on(self) -> str:
+        """Which process stays behind a failed flush, and for how long."""
+        pid = self._client.agent_pid
+        if not pid or not self.spool.ready_ids():
+            return ""
+        if self._owned_by != os.getpid():
+            return f". The agent (pid {pid}) goes on with what waits"
+        return (
+            f". The agent (pid {pid}) goes on with what waits, also when this process has ended: then for up to "
+            f"{self.config.drain_timeout_s:.0f} s, or until 'kill -9 {pid}'"
         )
 
     @undisturbed
@@ -361,28 +377,3 @@ class Following(Reading):
         it, and nothing is kept of it here.
         """
         self._saved.pop(identity, None)
-
-
-class _Patient:
-    """Asks an agent that may be late with an answer, but not for ever."""
-
-    def __init__(self, client: AgentClient, config: Config, deadline: float) -> None:
-        self._client, self._reply_timeout_s, self._deadline = client, config.reply_timeout_s, deadline
-        self._heard = time.monotonic()
-
-    def ask(self, op: str, timeout_s: float, **fields: Any) -> Message | None:
-        """What the agent says within ``timeout_s`` seconds; None: nothing yet.
-
-        Raises
-        ------
-        AgentError, WaitTimeout
-            There is none; or it has said nothing for so long, or until the deadline, that there may as well be none.
-        """
-        try:
-            answer = self._client.request(op, timeout_s + self._reply_timeout_s, timeout_s=timeout_s, **fields)
-        except WaitTimeout:
-            if time.monotonic() >= min(self._heard + _SILENCE_S, self._deadline):
-                raise
-            return None
-        self._heard = time.monotonic()
-        return answer

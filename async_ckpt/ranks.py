@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from .errors import UsageError
-from .files import began_at, parent_of
 from .layout import TaskInfo
+from .processes import began_at, parent_of
 
 #: Pairs of variables with a process's rank and the number of ranks: torchrun and most others; Open MPI.
 _VARIABLES = (("RANK", "WORLD_SIZE"), ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"))

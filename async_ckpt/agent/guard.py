@@ -107,12 +107,16 @@ class Guard:
         self._said: set[str] = set()
         self._ahead: SimpleQueue[str | None] = SimpleQueue()
         self._waited_for: SimpleQueue[list[Key] | None] = SimpleQueue()
-        self._threads = [
+        self._threads = self._start()
+
+    def _start(self) -> list[threading.Thread]:
+        threads = [
             threading.Thread(target=target, name=f"async_ckpt-guard-{target.__name__.strip('_')}", daemon=True)
-            for target in (self._run, self._run_ahead, *[self._copy_what_is_waited_for] * _COPIERS)
+            for target in (self._listen, self._copy_ahead, *[self._copy_what_is_waited_for] * _COPIERS)
         ]
-        for thread in self._threads:
+        for thread in threads:
             thread.start()
+        return threads
 
     def add(self, identity: str, path: str, held: Held) -> None:
         """Take over a lease; its descriptor belongs to the guard from now on."""
@@ -212,23 +216,26 @@ class Guard:
 
     # -- for writers that wait -------------------------------------------------------------------------------------
 
-    def _run(self) -> None:
+    def _listen(self) -> None:
         while not self._stopping:
             # The time limit is for a signal lost with a full queue.
             signal.sigtimedwait([lease.LEASE_SIGNAL], 1.0)
-            with self._lock:
-                now, todo = time.monotonic(), []
-                for key, held in self._held.items():
-                    if held.busy:
-                        continue
-                    if lease.is_breaking(held.fd):
-                        todo.append(key)
-                        self._habits.learn(held.origin)
-                    else:
-                        held.stood = now
-                groups = self._groups(todo)
-            for group in groups:
-                self._waited_for.put(group)
+            self._see_who_waits()
+
+    def _see_who_waits(self) -> None:
+        with self._lock:
+            now, todo = time.monotonic(), []
+            for key, held in self._held.items():
+                if held.busy:
+                    continue
+                if lease.is_breaking(held.fd):
+                    todo.append(key)
+                    self._habits.learn(held.origin)
+                else:
+                    held.stood = now
+            groups = self._groups(todo)
+        for group in groups:
+            self._waited_for.put(group)
 
     def _copy_what_is_waited_for(self) -> None:
         while (group := self._waited_for.get()) is not None:
@@ -236,7 +243,7 @@ class Guard:
 
     # -- before anybody comes --------------------------------------------------------------------------------------
 
-    def _run_ahead(self) -> None:
+    def _copy_ahead(self) -> None:
         while (identity := self._ahead.get()) is not None:
             while group := self._next_ahead(identity):
                 if not self._copy_away(group, ahead=True):

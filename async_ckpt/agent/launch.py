@@ -8,6 +8,7 @@ it from the start, by inheritance. Order: lock, socket, process, ``agent.pid``, 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import resource
 import signal
@@ -15,23 +16,25 @@ import socket
 import sys
 import threading
 import time
-from collections import deque
+from collections.abc import Callable
 
 from .. import forks
-from ..config import Config
-from ..errors import AgentError, SpoolError, os_hint, os_reason
+from ..config import CALM_S, FIRST_PAUSE_S, HUNG_HURRY_S, LAST_CALL_PAUSE_S, RESTARTS_AT_ONCE, Config
+from ..errors import CheckpointError, NoAgent, SpoolError, os_hint, os_reason
 from ..files import locked, try_lock, unlock, wait_for
 from ..ipc import protocol
 from ..ipc.client import Link
+from ..patience import Backoff
 from ..snapshot.lease import LEASE_SIGNAL
 from ..spool.spool import Spool
 from ..spool.upkeep import is_held
+from .hung import Hung
 from .naming import name_of, name_socket, open_socket
 
 UPLOADERS = ("process", "thread")
 
-#: So many starts within so many seconds are a crash loop, and the last.
-_MAX_STARTS, _WINDOW_S = 6, 30.0
+#: Longest line of a log that is quoted, in bytes.
+_LINE_BYTES = 400
 
 #: So many limits of an answer a new agent waits for the lock of one that has ended.
 _LOCK_WAITS = 3
@@ -45,15 +48,27 @@ _PACKAGE_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(
 class Launcher:
     """Connects to a spool's agent and starts it where there is none.
 
+    Where no agent can be started, or none lives long enough to answer, for ``agent_patience_s`` seconds, it is a thread
+    of this process.
+
     Parameters
     ----------
     uploader : str
         ``"process"`` or ``"thread"``: what to start.
+    say : callable
+        Gets what people should know of that, from any thread.
     """
 
-    def __init__(self, spool: Spool, config: Config, uploader: str) -> None:
-        self._spool, self._config, self._uploader = spool, config, uploader
-        self._starts: deque[float] = deque(maxlen=_MAX_STARTS)
+    def __init__(
+        self, spool: Spool, config: Config, uploader: str, say: Callable[[str], None] = lambda line: None
+    ) -> None:
+        self._spool, self._config, self._uploader, self._say = spool, config, uploader, say
+        self._restarts = Backoff(RESTARTS_AT_ONCE, FIRST_PAUSE_S, config.agent_pause_s, CALM_S)
+        self._hung = Hung(spool.directory, config, say)
+        #: Since when none has answered that was started here, or should have been (monotonic seconds); and why not.
+        self._in_vain: float | None = None
+        self._why = ""
+        self._has_waited = False
         self._thread: threading.Thread | None = None
         self._children: set[int] = set()
 
@@ -62,8 +77,8 @@ class Launcher:
 
         Raises
         ------
-        AgentError
-            None runs and none can be started; or one holds the spool and does not answer.
+        NoAgent
+            None runs and none can be started now; or one holds the spool and does not answer.
         """
         try:
             while True:
@@ -73,11 +88,25 @@ class Launcher:
                     return self._find() or self._start()
                 os.stat(self._spool.directory)
         except SpoolError as error:
-            raise AgentError(str(error), where=error.where) from error
+            raise NoAgent(str(error), where=error.where) from error
         except OSError as error:
-            raise AgentError(
-                f"The agent cannot be started: {os_reason(error)}", where=self._spool.directory, hint=os_hint(error)
+            self._why = os_reason(error)
+            raise NoAgent(
+                f"The agent cannot be started: {self._why}", where=self._spool.directory, hint=os_hint(error)
             ) from error
+
+    def on_answer(self, link: Link) -> None:
+        """The agent has said its first word to us, or has been silent and is not any more."""
+        self._in_vain, self._has_waited = None, False
+        self._hung.forgive(link.pid)
+
+    def on_silence(self, link: Link) -> bool:
+        """It owes us an answer; to be called about once a second. Returns whether it is of no use any more."""
+        return link.pid > 0 and self._hung.look(link.pid, time.monotonic())
+
+    def hurry(self) -> None:
+        """The machine is about to go: nothing is waited for that can be helped."""
+        self._hung.hurry = True
 
     def _find(self) -> Link | None:
         path = self._spool.path("agent.sock")
@@ -87,37 +116,65 @@ class Launcher:
             return None
         try:
             with open(self._spool.path("agent.pid"), "rb") as file:
-                return Link(sock, int(file.read()))
+                pid = int(file.read())
         except (OSError, ValueError):
+            pid = -1
+        if pid < 0 or self._hung.is_undead(pid):
             sock.close()
             return None
+        return Link(sock, pid)
 
     def _start(self) -> Link:
         now = time.monotonic()
-        if len(self._starts) == _MAX_STARTS and now - self._starts[0] < _WINDOW_S:
-            raise AgentError(
-                f"The agent died {_MAX_STARTS} times within {_WINDOW_S:g} s", where=self._spool.path("agent.log"),
-                hint="Its log says why; what was saved stays in the spool and is uploaded by the next agent",
-            )  # fmt: skip
+        patience_s = HUNG_HURRY_S if self._hung.hurry else self._config.agent_patience_s
+        is_here = self._uploader == "thread" or (self._in_vain is not None and now - self._in_vain >= patience_s)
+        left = self._restarts.left_s(now, LAST_CALL_PAUSE_S if self._hung.hurry else self._config.agent_pause_s)
+        if left and not is_here:
+            said = self._why or last_line(self._spool.path("agent.log"))
+            raise NoAgent(
+                f"The agent has ended {self._restarts.count} times in short time, and is started again in {left:.1f} s"
+                + (f"; the last it said: {said}" if said else ""),
+                where=self._spool.path("agent.log"),
+                hint="Its log says more; what was saved stays in the spool and is uploaded by the next agent",
+            )
         with locked(self._spool.path("launch.lock"), timeout_s=self._config.reply_timeout_s):
             link = self._find()
             if link is not None:
                 return link
-            self._starts.append(now)
             self.reap()
             lock = self._take_lock()
             if isinstance(lock, Link):
                 return lock
-            listening = open_socket(self._spool)
-            name = name_of(listening)
-            start = self._spawn if self._uploader == "process" else self._start_thread
-            pid = start(lock, listening)
-            name_socket(self._spool, name, pid)
-            return Link(protocol.connect(self._spool.path("agent.sock"), self._config.reply_timeout_s), pid, fresh=True)
+            self._restarts.failed(now)  # Until it has lived for long.
+            if self._in_vain is None:
+                self._in_vain = now
+            try:
+                listening = open_socket(self._spool)
+            except BaseException:
+                forks.close_lock(lock)
+                raise
+            path = self._spool.path(name_of(listening))
+            pid = self._start_thread(lock, listening) if is_here else self._spawn(lock, listening)
+            if is_here and self._uploader != "thread":
+                self._say_that_it_is_here(now)
+            self._why = ""
+            with contextlib.suppress(OSError):  # The disk may be full. The agent tries it as well, again and again.
+                name_socket(self._spool, os.path.basename(path), pid)
+            return Link(protocol.connect(path, self._config.reply_timeout_s), pid, fresh=True)
+
+    def _say_that_it_is_here(self, now: float) -> None:
+        why = self._why or last_line(self._spool.path("agent.log"))
+        self._say(
+            f"No agent could be started for {now - (self._in_vain or now):.0f} s{f' ({why})' if why else ''}: this "
+            "process uploads by itself meanwhile. Captures are copies until there is one again"
+        )
 
     def _take_lock(self) -> int | Link:
         """The lock of the spool's agent; or the agent itself, if the one that holds it turns up."""
         path = self._spool.path("agent.lock")
+        if self._hung.is_lost(path):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         forks.keep_lock_from_children(fd)
         found: list[Link] = []
@@ -125,29 +182,37 @@ class Launcher:
         def free() -> bool:
             # The file may have been removed under an agent that lives, and is a new one.
             if try_lock(fd):
-                if not is_held(self._spool.directory):
+                if self._hung.has_undead() or not is_held(self._spool.directory):
                     return True
                 unlock(fd)
             link = self._find()
             if link is not None:
                 found.append(link)
+            else:
+                self._hung.look_for(time.monotonic())
             return bool(found)
 
         try:
             # One that was killed holds it until the kernel is done with what it did: unlinking may take it seconds.
-            wait_for(free, _LOCK_WAITS * self._config.reply_timeout_s, path)
+            # Waited for once: whoever comes again waits by himself.
+            wait_for(free, 0.0 if self._has_waited else _LOCK_WAITS * self._config.reply_timeout_s, path)
         except TimeoutError:
+            self._has_waited = True
             forks.close_lock(fd)
-            raise AgentError(
+            raise NoAgent(
                 "Another agent holds this spool and does not answer", where=path,
                 hint=f"See who it is with 'fuser {path}' and end it; what was saved stays in the spool",
             ) from None  # fmt: skip
+        except BaseException:
+            forks.close_lock(fd)
+            raise
         if found:
             forks.close_lock(fd)
             return found[0]
+        self._has_waited = False
         if os.fstat(fd).st_ino != os.stat(path).st_ino:
             forks.close_lock(fd)
-            raise AgentError("The spool was removed by its last agent in this moment", where=self._spool.directory)
+            raise NoAgent("The spool was removed by its last agent in this moment", where=self._spool.directory)
         return fd
 
     def _spawn(self, lock: int, listening: socket.socket) -> int:
@@ -160,7 +225,7 @@ class Launcher:
             (os.POSIX_SPAWN_DUP2, lock, numbers[0]),
             (os.POSIX_SPAWN_DUP2, listening.fileno(), numbers[1]),
             (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-            (os.POSIX_SPAWN_OPEN, 1, log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
+            (os.POSIX_SPAWN_OPEN, 1, writable_log(log), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
             (os.POSIX_SPAWN_DUP2, 1, 2),
         ]
         arguments = ["agent", str(numbers[0]), str(numbers[1]), self._spool.directory]
@@ -173,6 +238,8 @@ class Launcher:
                 )  # fmt: skip
                 self._children.add(pid)
                 return pid
+        except FileNotFoundError as error:  # Not of the spool: nobody makes it again.
+            raise OSError(errno.ENOEXEC, f"there is no {sys.executable} any more") from error
         finally:
             forks.close_lock(lock)
 
@@ -189,11 +256,20 @@ class Launcher:
                     self._spool, listening, lambda: WorkerThread(self._spool, self._config),
                     lambda: SaverProcess(self._spool, saver), self._config, guarded=False,
                 ).run()  # fmt: skip
+            except (OSError, RuntimeError, CheckpointError) as error:  # Whoever asks it something starts another one.
+                self._why = f"{type(error).__name__}: {error}"
             finally:
+                listening.close()
                 forks.close_lock(lock)
 
         self._thread = threading.Thread(target=run, name="async_ckpt-agent", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            self._thread = None
+            listening.close()
+            forks.close_lock(lock)
+            raise OSError(errno.EAGAIN, str(error)) from error
         return 0
 
     def reap(self) -> None:
@@ -224,6 +300,24 @@ def bootstrap(*, heavy: bool, module: str = "agent.__main__") -> list[str]:
     )
     # -I -S: quickly, and whatever state the environment is in.
     return [sys.executable, *([] if heavy else ["-I", "-S"]), "-c", code]
+
+
+def writable_log(path: str) -> str:
+    """Where an agent and its children may write their lines: its log, or nowhere, as that cannot be opened now."""
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600))
+    except OSError:
+        return os.devnull
+    return path
+
+
+def last_line(path: str) -> str:
+    """What stands last in a log; empty where there is nothing."""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        file.seek(max(os.fstat(file.fileno()).st_size - _LINE_BYTES, 0))
+        lines = file.read().decode(errors="replace").split("\n")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return ""
 
 
 def raise_descriptor_limit() -> None:

@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable
 
 from ..config import Config
-from ..files import parent_of, process_exists
 from ..ipc.protocol import Message
 from ..ipc.server import Connection
+from ..processes import parent_of, process_exists
 
 
 class Owners:

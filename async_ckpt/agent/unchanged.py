@@ -7,7 +7,7 @@ system gave it a new mtime. What could fool that is left out:
 - A write right after the first capture may get the same mtime, as the clock of file systems ticks in steps: the mtime
   must have been older than the capture by ``RACY_NS`` (git does the same with its index).
 - A program may set the mtime back to what it was, always to the same time as a rule (reproducible archives): a time
-  before the file's own birth is one that somebody set.
+  before the file's own birth, or one without nanoseconds, is one that somebody set.
 - A number of an inode is given to another file later: the time of birth tells.
 - File systems in memory do not see each write to a mapping: there nothing is taken for unchanged.
 
@@ -51,7 +51,7 @@ def recognizable(item: Admitted) -> dict[str, Inode]:
 
 def _was_set(inode: Inode) -> bool:
     """Whether the mtime cannot be that of a write."""
-    return inode.mtime_ns < inode.btime_ns
+    return inode.mtime_ns < inode.btime_ns or inode.mtime_ns % 1000 == 0
 
 
 def is_settled(inode: Inode, captured_ns: int) -> bool:

@@ -20,8 +20,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..config import Config
-from ..errors import AgentError, CheckpointError, ProtocolError, SnapshotError, WaitTimeout
+from ..config import NO_AGENT_LOOK_S, PING_S, Config
+from ..errors import AgentError, CheckpointError, NoAgent, ProtocolError, SnapshotError, WaitTimeout
+from ..patience import Backoff
 from ..snapshot import lease
 from ..snapshot.private import make_private
 from . import protocol
@@ -33,19 +34,21 @@ _CONFIRM_S = 1.0
 #: An agent that leaves a question unanswered for so many seconds hangs.
 _HUNG_S = 2.0
 
-#: So many connections lost within so many seconds: the agent does not want us.
+#: More connections lost in a row, each within so many seconds of the last: the agent does not want us.
 _MAX_LOSSES, _LOSSES_S = 5, 10.0
 
 
 @dataclass
 class Link:
-    """A connection to a running agent. ``pid`` is 0 for one in a thread; ``fresh``: it was started for this
-    connection.
+    """A connection to a running agent. ``pid`` is 0 for one in a thread of whoever started it; ``fresh``: it was
+    started for this connection.
     """
 
     sock: socket.socket
     pid: int
     fresh: bool = False
+    #: When it has said something last, in monotonic seconds; 0: never.
+    heard: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,9 @@ class AgentClient:
         specification names. An agent of an earlier attempt goes on with this one.
     on_push : callable
         Gets what the agent says without being asked (but for leases), from the keeper's thread.
+    on_answer, on_silence : callable
+        Hear, from that thread, when an agent says its first word or is silent no more, and about once a second while it
+        leaves a question unanswered: then they say whether it is of no use any more.
     """
 
     def __init__(
@@ -88,8 +94,11 @@ class AgentClient:
         lead: int = 0,
         access: str = "",
         on_push: Callable[[Message], None] = lambda push: None,
+        on_answer: Callable[[Link], None] = lambda link: None,
+        on_silence: Callable[[Link], bool] = lambda link: False,
     ) -> None:
         self._connect, self._owner, self._config, self._on_push = connect, owner, config, on_push
+        self._on_answer, self._on_silence = on_answer, on_silence
         self._attempt, self._lead, self._access = attempt, lead, access
         self._reset()
 
@@ -104,8 +113,10 @@ class AgentClient:
         self._out: deque[tuple[bytes, list[int]]] = deque()
         self._leases: dict[str, dict[str, Lease]] = {}
         self._generation = 0
+        #: The keeper's own question: its number, and when it was asked; and when one was asked last.
         self._asked: tuple[int, float] | None = None
-        self._losses: deque[float] = deque(maxlen=_MAX_LOSSES)
+        self._pinged = time.monotonic()
+        self._losses = Backoff(_MAX_LOSSES, NO_AGENT_LOOK_S, self._config.agent_pause_s, _LOSSES_S)
 
     # -- for savers ------------------------------------------------------------------------------------------------
 
@@ -113,6 +124,12 @@ class AgentClient:
     def leases_held(self) -> int:
         with self._lock:
             return sum(len(leases) for leases in self._leases.values())
+
+    @property
+    def agent_pid(self) -> int:
+        """The process of the agent that is connected; 0: it is a thread, or there is none."""
+        link = self._link
+        return link.pid if link is not None else 0
 
     def is_guarded(self) -> bool:
         """Whether there is an agent that answers for leases: in a process of its own. Connects if need be."""
@@ -180,8 +197,10 @@ class AgentClient:
 
         Raises
         ------
+        NoAgent
+            None can be had now.
         AgentError
-            No agent can be had, or it refused.
+            It refused, or this client is closed.
         WaitTimeout
             No answer within ``limit_s`` seconds.
         """
@@ -251,7 +270,12 @@ class AgentClient:
             self._link, self._asked = link, None
             self._out.clear()
             # First of all: whatever fails below, somebody must see the connection end.
-            threading.Thread(target=self._keep, args=(link,), name="async_ckpt-keeper", daemon=True).start()
+            try:
+                threading.Thread(target=self._keep, args=(link,), name="async_ckpt-keeper", daemon=True).start()
+            except RuntimeError as error:
+                self._link = None
+                link.sock.close()
+                raise NoAgent(f"Nobody can keep a connection to the agent: {error}") from error
             self._sequence += 1
             hello = {"op": "hello", "v": protocol.VERSION, "pid": os.getpid(), "owner": self._owner}
             hello |= {"attempt": self._attempt, "lead": self._lead}
@@ -279,14 +303,16 @@ class AgentClient:
     # -- the keeper ------------------------------------------------------------------------------------------------
 
     def _keep(self, link: Link) -> None:
+        if not link.pid:  # Nobody answers for leases but us.
+            self._let_go_of_all()
         decoder = protocol.Decoder()
         poll = select.poll()
         try:
             while True:
                 poll.register(link.sock, select.POLLIN | (select.POLLOUT if self._out else 0))
                 # A time limit, because a saver may queue a frame while we wait for input alone.
-                if not poll.poll(100 if self._out else 1000):
-                    self._relieve(link)
+                if not poll.poll(100 if self._out else 1000) and not self._look_after(link):
+                    break
                 if not self._pump(link, decoder):
                     break
         except (OSError, ProtocolError):
@@ -312,6 +338,10 @@ class AgentClient:
             data, fds = protocol.receive(link.sock)
         except BlockingIOError:
             return True
+        if data:
+            if not link.heard or self._asked:
+                self._on_answer(link)
+            link.heard = time.monotonic()
         for message, taken in decoder.feed(data, fds):
             for fd in taken:
                 os.close(fd)
@@ -337,10 +367,11 @@ class AgentClient:
         for item in needless:
             os.close(item.fd)
 
-    def _relieve(self, link: Link) -> None:
-        """Answer for an agent that hangs: where somebody waits for a lease and the agent does not even answer a
-        question, the file is made private here.
+    def _look_after(self, link: Link) -> bool:
+        """Nothing has come for a while: see that the agent is there, by a question. Where it does not answer and
+        somebody waits for a lease, the file is made private here. False: it is of no use any more.
         """
+        now = time.monotonic()
         with self._lock:
             waited_for = [
                 (identity, path)
@@ -348,19 +379,21 @@ class AgentClient:
                 for path, item in leases.items()
                 if lease.is_breaking(item.fd)
             ]
-            if not waited_for or (self._asked and self._answers.get(self._asked[0]) is not None):
-                self._answers.pop(self._asked[0] if self._asked else -1, None)
+            if self._asked and self._answers.get(self._asked[0]) is not None:
+                del self._answers[self._asked[0]]
                 self._asked = None
-            if waited_for and self._asked is None:
+            is_due = self._owner and now - max(link.heard, self._pinged) >= PING_S
+            if self._asked is None and (waited_for or self._answers or is_due):
                 self._sequence += 1
-                self._asked = (self._sequence, time.monotonic())
+                self._asked, self._pinged = (self._sequence, now), now
                 self._answers[self._sequence] = None
                 self._send(link, {"op": "state", "seq": self._sequence, "id": ""}, [])
-            if self._asked is None or time.monotonic() - self._asked[1] < _HUNG_S:
-                return
+            if self._asked is None or now - self._asked[1] < _HUNG_S:
+                return True
             overdue = [self._leases[identity].pop(path) for identity, path in waited_for]
         for item in overdue:
             _make_private_and_let_go(item)
+        return not self._on_silence(link)
 
     def _lost(self, link: Link) -> None:
         with self._lock:
@@ -369,19 +402,33 @@ class AgentClient:
                 return
             self._link = None
             self._generation += 1
+            if self._asked:
+                self._answers.pop(self._asked[0], None)
+                self._asked = None
             self._changed.notify_all()
             if self._closed or not (self._owner or self._leases):
                 return
-            now = time.monotonic()
-            turned_away = len(self._losses) == _MAX_LOSSES and now - self._losses[0] < _LOSSES_S
-            self._losses.append(now)
-            try:
-                if turned_away:
-                    raise AgentError("The agent ends every connection")
-                self._ensure()
+            if not self._losses.failed(time.monotonic()) and self._try_to_connect():
                 return
-            except CheckpointError:
-                leases, self._leases = self._leases, {}
+        self._let_go_of_all()
+        # The task may save nothing for hours, and what it has saved is to be stored meanwhile.
+        while self._owner:
+            time.sleep(max(NO_AGENT_LOOK_S, self._losses.left_s(time.monotonic())))
+            with self._lock:
+                if self._closed or self._link is not None or self._try_to_connect():
+                    return
+
+    def _try_to_connect(self) -> bool:
+        try:
+            self._ensure()
+        except CheckpointError:
+            return False
+        return True
+
+    def _let_go_of_all(self) -> None:
+        """There is nobody but us to answer for leases: each file becomes one of its own now."""
+        with self._lock:
+            leases, self._leases = self._leases, {}
         for held in leases.values():
             for item in held.values():
                 _make_private_and_let_go(item)

@@ -6,7 +6,7 @@ import os
 import stat
 
 from ..files import clone, copy_range
-from ..filesystems import forget_cached, is_local
+from ..filesystems import is_local, uncached
 from ..manifest import COPY, FileEntry
 from .packing import Pack
 from .stillness import OpenFile, is_quiet
@@ -31,7 +31,10 @@ class Copy:
 
     def capture_file(self, file: OpenFile, target: str) -> FileEntry:
         if file.status.st_size < self._pack_below:
-            return self._pack.add(file)
+            if file.is_local:
+                return self._pack.add(file, file.fd)
+            with uncached(file.fd, file.on()) as fd:
+                return self._pack.add(file, fd)
         return copy_file(file, target, reflink=self._reflink)
 
     def forget(self, path: str) -> None:
@@ -59,8 +62,8 @@ def copy_file(file: OpenFile, target: str, *, reflink: bool) -> FileEntry:
             size = status.st_size
         else:
             file.sure = is_quiet(file)
-            forget_cached(file.fd, file.on())
-            size = copy_range(file.fd, target_fd, status.st_size)
+            with uncached(file.fd, file.on()) as fd:
+                size = copy_range(fd, target_fd, status.st_size)
     finally:
         os.close(target_fd)
     return FileEntry(file.path, size, stat.S_IMODE(status.st_mode), COPY, mtime_ns=status.st_mtime_ns)

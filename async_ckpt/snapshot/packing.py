@@ -13,7 +13,6 @@ from ..source import pack_path
 class _File(Protocol):
     """As of ``stillness.OpenFile``."""
 
-    fd: int
     path: str
     status: os.stat_result
 
@@ -38,15 +37,15 @@ class Pack:
         self._written = 0
         self._used = False
 
-    def add(self, file: _File) -> FileEntry:
-        """Copy one small file as it is now.
+    def add(self, file: _File, fd: int) -> FileEntry:
+        """Copy one small file as it is now, read through the descriptor ``fd``.
 
         Raises
         ------
         OSError
             It cannot be read, or the pack not be written.
         """
-        data = os.pread(file.fd, file.status.st_size, 0)
+        data = os.pread(fd, file.status.st_size, 0)
         self._used = True
         offset = self._written + len(self._buffer)
         self._buffer += data

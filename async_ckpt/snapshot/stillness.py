@@ -4,11 +4,14 @@ A snapshot is of one moment T if every file was captured before T, and is found 
 afterwards depends on what can be trusted:
 
 - A linked file: nothing. Whoever wants to write waits for its lease.
-- A copied one: its size and times, where every write since would have changed them; else its content is read again.
-  The content where somebody had it open for writing or mapped (a write through a mapping moves no time until the page
-  is written back), on file systems without leases, where another machine or mount may write, and where the time of the
+- A copied one: its size and times; and where a write since need not have changed them, its content is read again. That
+  is so where somebody had it open for writing or mapped (a write through a mapping moves no time until the page is
+  written back), on file systems without leases, where another machine or mount may write, and where the time of the
   last write is the one of this very tick of a coarse clock (git does the same with its index).
-- A small one, in the pack: its content. That costs no more than asking.
+- A small one, in the pack: its times and its content, which costs no more than finding out whether it is needed.
+
+The content alone does not tell: what was emptied, written and emptied again is the same as before, and was not in
+between.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ import time
 
 from .. import filesystems
 from ..files import copy_range, same_content
-from ..filesystems import TICK_NS, Facts
+from ..filesystems import Facts
 from ..manifest import LINK, PACKED, FileEntry
 from . import lease
 from .packing import Pack
@@ -49,11 +52,16 @@ class OpenFile:
     ``sure`` is set by who captures it: from then on, no write goes by without a new time.
     """
 
-    __slots__ = ("fd", "kind", "path", "source", "status", "sure")
+    __slots__ = ("fd", "is_local", "kind", "opened_ns", "path", "source", "status", "sure")
 
-    def __init__(self, fd: int, source: str, path: str, status: os.stat_result) -> None:
-        self.fd, self.source, self.path, self.status = fd, source, path, status
+    def __init__(self, fd: int, source: str, path: str) -> None:
+        self.fd, self.source, self.path = fd, source, path
+        #: Before the status: what is written later has a later time.
+        self.opened_ns = time.time_ns()
+        self.status = os.fstat(fd)
         self.sure = False
+        #: Whether this machine's kernel knows all of it (``filesystems.is_local``).
+        self.is_local = False
         #: Of its file system; asked by ``on``.
         self.kind = ""
 
@@ -93,9 +101,8 @@ class Seen:
 
     def __init__(self, item: Item, file: OpenFile, entry: FileEntry, target: str) -> None:
         self.item, self.entry, self.target, self.fd, self.kind = item, entry, target, file.fd, file.kind
-        self._status, self._sure = file.status, file.sure
-        if self._sure and not filesystems.times_are_fine(self.kind):
-            self._sure = file.status.st_mtime_ns < time.time_ns() - TICK_NS
+        self._status = file.status
+        self._sure = file.sure and filesystems.is_settled(self.kind, file.status, file.opened_ns)
         if entry.how == LINK:
             self._began = time.monotonic()
 
@@ -119,18 +126,14 @@ class Seen:
             return Now.SAME if Facts.of(os.fstat(self.fd))[:3] == self.facts[:3] else Now.CHANGED
         fd = self.fd if self.fd >= 0 else os.open(self.item.full, OPEN)
         try:
-            if entry.how == PACKED and pack is not None:
-                filesystems.forget_cached(fd, self.kind)
-                data, captured = os.pread(fd, entry.size + 1, 0), pack.read(entry)
-                if data == captured:
-                    return Now.SAME
-                return Now.GREW if data.startswith(captured) else Now.CHANGED
             now, was = filesystems.facts_of(fd, self.kind), self.facts
             if now == was and self._sure:
                 return Now.SAME
-            if now.ino != was.ino or now.size < entry.size or not self._has_content(fd):
+            if now.ino != was.ino or now.size < entry.size or not self._has_content(fd, pack):
                 return Now.CHANGED
-            return Now.SAME if now.size == entry.size else Now.GREW
+            if now.size > entry.size:
+                return Now.GREW
+            return Now.SAME if now.mtime_ns == was.mtime_ns else Now.CHANGED
         finally:
             if fd != self.fd:
                 os.close(fd)
@@ -139,19 +142,22 @@ class Seen:
         """Whether nothing was written since it was captured, as far as its times tell."""
         return filesystems.facts_at(self.item.full, self.kind)[:3] == self.facts[:3]
 
-    def _has_content(self, fd: int) -> bool:
-        filesystems.forget_cached(fd, self.kind)
-        copy = os.open(self.target, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            return same_content(fd, copy, self.entry.size)
-        finally:
-            os.close(copy)
+    def _has_content(self, fd: int, pack: Pack | None) -> bool:
+        with filesystems.uncached(fd, self.kind) as now:
+            if self.entry.how == PACKED and pack is not None:
+                return os.pread(now, self.entry.size, 0) == pack.read(self.entry)
+            copy = os.open(self.target, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                return same_content(now, copy, self.entry.size)
+            finally:
+                os.close(copy)
 
     def extend(self, file: OpenFile) -> None:
         """Take in what was written to the end of a copied file, as far as ``file``'s status says."""
         copy = os.open(self.target, os.O_RDWR | os.O_CLOEXEC)
         try:
-            done = copy_range(file.fd, copy, file.status.st_size - self.entry.size, self.entry.size)
+            with filesystems.uncached(file.fd, self.kind) as fd:
+                done = copy_range(fd, copy, file.status.st_size - self.entry.size, self.entry.size)
         finally:
             os.close(copy)
         mode, mtime_ns = stat.S_IMODE(file.status.st_mode), file.status.st_mtime_ns

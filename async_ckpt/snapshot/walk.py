@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from ..config import Config, is_spools_name
 from ..errors import MissingPathError, SnapshotError
+from ..filesystems import is_removed
 from ..manifest import MAX_DEPTH
 from .links import Root, failure, refused, target_of
 
@@ -107,6 +108,8 @@ def _walk_folder(path: str, config: Config, follow: bool) -> Iterator[Item]:
                     name, full = entry.name, entry.path
                     # The directory says what is what: no stat for each file.
                     if entry.is_file(follow_symlinks=False):
+                        if is_removed(name, folder):
+                            continue
                         yield Item(relative + name, full, stat.S_IFREG)
                     elif entry.is_symlink():
                         item = _behind_link(relative + name, full, roots, config, follow)

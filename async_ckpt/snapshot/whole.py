@@ -165,7 +165,9 @@ class _Tree:
                 self.at = item.shown
                 known = before.get(item.path)
                 if known is not None and known != item:
-                    self._remove([before.pop(item.path)])
+                    inside = f"{item.path}/"  # Of a folder that is none any more, or another one.
+                    old = [path for path in before if path == item.path or path.startswith(inside)]
+                    self._remove([before.pop(path) for path in old])
                 self._take(item, new=known != item)
                 self._alive |= again and known is None
                 before.pop(item.path, None)
@@ -196,17 +198,15 @@ class _Tree:
             os.symlink(item.text, target)
 
     def _folder(self, item: Item) -> _Folder:
-        kind = filesystems.kind_at(item.full)
+        kind, looked_ns = filesystems.kind_at(item.full), time.time_ns()
         status = os.lstat(item.full) if item.path else os.stat(item.full)
-        sure = filesystems.leases_hold(kind)
-        if sure and not filesystems.times_are_fine(kind):
-            sure = status.st_mtime_ns < time.time_ns() - filesystems.TICK_NS
-        return _Folder(item, status, sure)
+        return _Folder(item, status, filesystems.leases_hold(kind) and filesystems.is_settled(kind, status, looked_ns))
 
     def _capture_file(self, item: Item) -> None:
         fd, kept = os.open(item.full, OPEN), False
         try:
-            status = os.fstat(fd)
+            file, target = OpenFile(fd, item.full, item.path), f"{self._target}/{item.path}"
+            status = file.status
             if not stat.S_ISREG(status.st_mode):
                 raise refused(item.shown, status.st_mode)
             if not status.st_size and os.pread(fd, 1, 0) and not os.fstat(fd).st_size:
@@ -215,11 +215,11 @@ class _Tree:
                     where=item.shown,
                     hint="Copy its content into a file, and save that",
                 )  # fmt: skip
-            file, target = OpenFile(fd, item.full, item.path, status), f"{self._target}/{item.path}"
             # For whether this machine's kernel knows all of it; who links or copies it asks more closely.
             kind = self._kinds.get(status.st_dev)
             if kind is None:
                 self._kinds[status.st_dev] = kind = file.on()
+            file.is_local = filesystems.is_local(kind)
             entry = self._strategy.capture_file(file, target)
             file.kind = file.kind or kind
             self._files[item.path] = seen = Seen(item, file, entry, target)
@@ -305,7 +305,7 @@ class _Tree:
         if grown:
             fd = os.open(item.full, OPEN)
             try:
-                file = OpenFile(fd, item.full, item.path, os.fstat(fd))
+                file = OpenFile(fd, item.full, item.path)
                 grown = file.status.st_ino == seen.facts.ino and file.status.st_size > seen.entry.size
                 if grown:
                     seen.extend(file)

@@ -11,7 +11,8 @@ import os
 import re
 
 from .. import forks
-from ..files import process_exists, try_lock
+from ..files import try_lock
+from ..processes import process_exists
 
 _NAMESPACE = "/proc/self/ns/pid"
 

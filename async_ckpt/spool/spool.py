@@ -12,6 +12,7 @@ One directory per task (all attempts), 0700::
     data/<pid>-<random>/    snapshots: what ``save()`` captured (savers of another PID namespace: see ``owner.py``)
     data/<pid>-<random>.pack   its small files, one after the other     by savers
     data/<pid>-<random>.origin   link: where what was moved there stood (see snapshot/origin.py)   by savers
+    data/<pid>-<random>.held/  what a watch has captured, which may become a checkpoint (see watch/held.py)   by savers
     annexes                 further directories like data/, one a line  by savers, appended
     staging/                a record being written, where it needs a name: <pid>-<random>.json   by savers
     ready/<id>.json         ADMITTED. id = <attempt>.<name>.<version>   named so by savers, removed by the agent
@@ -55,6 +56,7 @@ from ..snapshot.walk import ANNEX_PREFIX
 from ..source import pack_path
 from ..stores.base import StoreSpec
 from . import claim, journal
+from .abilities import try_out
 from .claim import Start
 from .mounts import down_from_mount
 from .owner import Owner, note_namespace
@@ -63,6 +65,9 @@ FORMAT = 1
 
 #: Locks are held for microseconds; one that is not free for so long never will be.
 _LOCK_TIMEOUT_S = 10.0
+
+#: The ending of a directory for what may become a checkpoint.
+_HELD = ".held"
 
 #: Of so many directories it is remembered where their annex is.
 _MAX_PARENTS = 1000
@@ -130,6 +135,8 @@ class Spool:
         self._owner = Owner(directory)
         #: Whether this process knows that the task runs, and may make the spool again where it is removed.
         self.may_make = False
+        #: What people should know of the place it is in.
+        self.notes: list[str] = []
         #: What was counted last by this object, by counter: a file that is made again must not fall behind it.
         self._counted: dict[str, int] = {}
         self._gone = False
@@ -146,13 +153,14 @@ class Spool:
         Raises
         ------
         SpoolError
-            It cannot be made (permissions, full disk), or belongs to somebody else.
+            It cannot be made (permissions, full disk), belongs to somebody else, or cannot work on that file system.
         """
         directory = cls.place(root, task, store)
         spool = cls(directory, task, store)
         spool.may_make = True
         try:
             private_directory(root)
+            spool.notes = try_out(root)
             _make_private(directory)
             spool._make_folders()
             note_namespace(directory)
@@ -327,6 +335,10 @@ class Spool:
         if not os.path.isdir(self.path("data")):
             self.mend()
         return self.path("data", name)
+
+    def new_held_directory(self, source: str) -> str:
+        """The same, for what may become a checkpoint or not. It is swept up after this process."""
+        return self.new_data_directory(source) + _HELD
 
     def new_work_directory(self) -> str:
         """An empty directory for the task to write its checkpoints in; those of earlier attempts are removed."""
@@ -608,6 +620,8 @@ class Spool:
             if place:
                 told.append(f"{place} is back in its place: the save that had moved it was cut off")
             if os.path.isdir(target) and not os.path.islink(target):
+                if target.endswith(_HELD):
+                    told += [_held_in_vain(name) for name in os.listdir(target)]
                 remove_snapshot(target)
             else:
                 with contextlib.suppress(FileNotFoundError):
@@ -697,6 +711,13 @@ def is_torn(item: Admitted, entry: FileEntry) -> bool:
         return True
     linked = entry.how == LINK and status.st_ino == entry.ino
     return status.st_size != entry.size or (linked and status.st_mtime_ns != entry.mtime_ns)
+
+
+def _held_in_vain(name: str) -> str:
+    return (
+        f"{name} was captured, and not known to be finished, when its watch was killed: that capture is dropped. If it "
+        "is still where its trainer wrote it, the next watch sees it there"
+    )
 
 
 def _counter(fd: int) -> int:

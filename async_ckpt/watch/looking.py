@@ -6,9 +6,10 @@ import os
 from collections.abc import Callable, Collection
 
 from ..errors import os_reason
+from .entry import Entry, Look
 from .events import Events
-from .recogniser import Entry, Look
-from .tree import Fact, Pattern, Tree, read_tree
+from .names import Pattern, ends_a_save
+from .tree import Fact, Tree, read_tree
 from .writers import open_for_writing
 
 
@@ -59,7 +60,7 @@ class Looking:
             return None
         for folder in {os.path.dirname(relative) for relative in found} - {""}:
             self._events.follow(os.path.join(self._root, folder))
-        finished = {new for new, old in renames.items() if not self._is_a_match(old)}
+        finished = {new for new, old in renames.items() if not self._is_a_match(old) or ends_a_save(old, new)}
         self.unreadable, before = {}, self.unreadable
         self._trees = {relative: self._read(relative, before) for relative in found}
         return {
@@ -86,7 +87,7 @@ class Looking:
         return tree.get(self._done)
 
     def _is_a_match(self, old: str) -> bool:
-        """Whether a path is that of a checkpoint itself: then its new name says nothing."""
+        """Whether a path is that of a checkpoint itself: then its new name alone says nothing."""
         return bool(old) and self._pattern.matches(os.path.relpath(old, self._root))
 
     def open(self, entries: Collection[Entry]) -> set[str]:

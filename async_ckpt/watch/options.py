@@ -10,7 +10,7 @@ from typing import Any
 from .. import layout, snapshot
 from ..checkpointer import check_storage_format
 from ..errors import UsageError
-from .tree import Pattern
+from .names import Pattern
 
 #: From the path of a checkpoint to its metadata, or the name of a JSON file in it (see ``summary``).
 MetadataFrom = Callable[[str], Mapping[str, Any]] | str

@@ -16,87 +16,24 @@ when it was killed is quiet for ever: it counts when it is written to again, or 
 
 from __future__ import annotations
 
-import re
-from collections import Counter
+import itertools
+import math
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from . import tree as trees
-from .tree import Fact, Tree
+from .departed import Departed, Kept, Verdict, judge, kind_of, lacking, shape_of
+from .entry import MOMENT_S, Entry, Look
+from .tree import Tree
 
 #: How many times ``settle`` what looks unfinished must be quiet, and patience may grow to.
 HOLD = 10
 
+#: What is gone is compared with so many others at most.
+_COMPARED = 64
+
 #: So many kinds of entries (names without their numbers) have their last shape remembered.
 _MAX_SHAPES = 1000
-
-
-class Look(NamedTuple):
-    """One entry as it was just seen. ``marker``: the file that says that it is finished; ``renamed``: it came by a
-    rename since the last look.
-    """
-
-    tree: Tree
-    marker: Fact | None = None
-    renamed: bool = False
-
-
-@dataclass
-class Entry:
-    """One that matched, and what is known of it."""
-
-    path: str
-    tree: Tree
-    #: When it last changed or was open for writing, by the recogniser's clock, as far as looks tell (seconds).
-    changed_at: float
-    #: In which order the trainer began them.
-    order: int
-    marker: Fact | None = None
-    renamed: bool = False
-    #: We took it and put it back: its renames say nothing.
-    put_back: bool = False
-    #: Somebody has a file of it open for writing; and since when, without a change, until that was reported.
-    is_open: bool = False
-    open_since: float | None = None
-    #: How it looked when it was saved; None: not yet.
-    saved: Tree | None = None
-    #: It lost files since it was saved, and gained nothing.
-    leaving: bool = False
-    #: Was there when the watch began, and nothing since says that it was finished.
-    is_old: bool = False
-    #: The last that an earlier attempt wrote to, perhaps not to its end.
-    is_orphan: bool = False
-    #: How often it could not be removed from the disk.
-    stuck: int = 0
-
-    @property
-    def marked(self) -> bool:
-        """Whether the trainer says, or said once, that it is finished."""
-        return self.marker is not None
-
-    @property
-    def is_confirmed(self) -> bool:
-        """Whether the trainer says that it is finished as it is now: nothing in it is newer than the marker."""
-        return self.marker is not None and self.marker.mtime_ns >= trees.newest_ns(self.tree)
-
-    @property
-    def evidence(self) -> set[tuple[int, int]]:
-        """(device, inode) of the files which nobody may have open for writing: of the marker, which says more than a
-        descriptor does, or else of all.
-        """
-        if self.marker is not None and self.is_confirmed:
-            return {(self.marker.device, self.marker.inode)}
-        return trees.inodes(self.tree)
-
-    @property
-    def is_due(self) -> bool:
-        """Whether there is something in it that was not saved."""
-        return self.tree != self.saved and not self.leaving and trees.has_files(self.tree)
-
-    def was_put_back(self, now: float) -> None:
-        """It was moved away and is back, as somebody still writes to it (seconds, by the recogniser's clock)."""
-        self.put_back, self.changed_at = True, now
 
 
 class Finished(NamedTuple):
@@ -129,7 +66,10 @@ class Recogniser:
         self._orders = 0
         self._longest_pause_s = 0.0
         self._newest_saved = -1
-        self._shapes: dict[str, Counter[str]] = {}
+        #: By kind: how the last one looked that was saved.
+        self._whole: dict[str, Tree] = {}
+        #: What is gone, and may have been a checkpoint.
+        self.departed: list[Departed] = []
 
     @property
     def patience_s(self) -> float:
@@ -143,11 +83,11 @@ class Recogniser:
 
         ``old``: at the first look, the paths of what was there before the watch began.
         """
-        gone = [entry for path, entry in self.entries.items() if path not in looks]
-        for entry in gone:
-            del self.entries[entry.path]
+        gone = {path: entry for path, entry in self.entries.items() if path not in looks}
+        for path in gone:
+            del self.entries[path]
         new = [path for path in looks if path not in self.entries]
-        moved = {_fingerprint(entry.tree): entry for entry in gone if entry.saved is not None}
+        moved = {_fingerprint(entry.tree): entry for entry in gone.values()}
         # Those that come together are put into the order in which they were written.
         # One that is still empty has just been begun, whatever is written before the next look.
         for path in sorted(new, key=lambda p: (not (t := looks[p].tree), trees.newest_ns(t), trees.natural(p))):
@@ -155,15 +95,29 @@ class Recogniser:
             now = self._clock()
             entry = Entry(path, look.tree, now, self._next_order(), is_old=path in old, open_since=now)
             entry.marker, entry.renamed = look.marker, look.renamed
-            before = moved.get(_fingerprint(look.tree))
-            if before is not None and before.saved == look.tree:  # The same one under another name.
-                entry.saved, entry.order = before.saved, before.order
+            entry.members = look.members
+            before = moved.get(_fingerprint(look.tree)) if trees.has_files(look.tree) else None
+            if before is not None and before.path in gone:  # The same one under another name.
+                del gone[before.path]
+                entry.saved, entry.held, before.held = before.saved, before.held, None
+                entry.order, entry.changed_at, entry.is_old = before.order, before.changed_at, before.is_old
             self.entries[path] = entry
         for path, look in looks.items():
             self._update(self.entries[path], look)
-        return gone
+        for entry in gone.values():
+            if entry.held is not None and entry.held.tree != entry.saved:
+                self._depart(entry, rewritten=False)
+        return list(gone.values())
+
+    def _depart(self, entry: Entry, *, rewritten: bool) -> None:
+        """What is held of it is all that there is."""
+        held, entry.held = entry.held, None
+        if held is not None and not self._needs_marker:
+            followed = any(e.order > entry.order and trees.has_files(e.tree) for e in self.entries.values())
+            self.departed.append(Departed(entry.path, held, entry.order, followed, rewritten))
 
     def _update(self, entry: Entry, look: Look) -> None:
+        entry.members = look.members
         if look.tree != entry.tree:
             self._changed(entry, look.tree)
         entry.marker = look.marker
@@ -172,6 +126,13 @@ class Recogniser:
     def _changed(self, entry: Entry, tree: Tree) -> None:
         now = self._clock()
         pause = now - entry.changed_at
+        if entry.held is not None and not _only_lost(entry.held.tree, tree):
+            rewritten = entry.held.lasts and not _only_gained(entry.held.tree, tree)
+            if rewritten or not _shares_files(entry.held.tree, tree):
+                self._depart(entry, rewritten=True)
+                entry.order = self._next_order()
+            else:
+                self.was_held_too_early(entry)
         entry.leaving = entry.saved is not None and _only_lost(entry.saved, tree)
         if entry.saved is None:
             if trees.has_files(entry.tree) and not entry.is_old:
@@ -206,7 +167,7 @@ class Recogniser:
         attempt's, which was killed: of each kind the last one may be half.
         """
         earlier = [e for e in self.entries.values() if e.is_old and trees.newest_ns(e.tree) < before_ns]
-        last = {_kind(entry.path): entry for entry in sorted(earlier, key=lambda entry: entry.order)}
+        last = {kind_of(entry.path): entry for entry in sorted(earlier, key=lambda entry: entry.order)}
         for entry in last.values():
             entry.is_orphan = entry.saved is None
 
@@ -244,20 +205,57 @@ class Recogniser:
 
     def _may_grow(self, entry: Entry) -> bool:
         """Whether this is a directory of which nobody knows what it will hold, and which may still be written to."""
-        kind = _kind(entry.path)
+        kind = kind_of(entry.path)
         # From the last one back: of thousands that come at once, nearly each has a later one there.
         later = (e for e in reversed(self.entries.values()) if e.order > entry.order and trees.has_files(e.tree))
-        return "" not in entry.tree and kind not in self._shapes and not any(_kind(e.path) == kind for e in later)
+        return "" not in entry.tree and kind not in self._whole and not any(kind_of(e.path) == kind for e in later)
 
     def lacking(self, entry: Entry) -> str:
         """A file that the last one of its kind had and this one has not; empty if there is none. Numbers in names do
         not count.
         """
-        before = self._shapes.get(_kind(entry.path))
-        if before is None:
-            return ""
-        missing = before - _shape(entry.tree)
-        return next(iter(sorted(missing)), "")
+        before = self._whole.get(kind_of(entry.path))
+        return lacking(entry.tree, before) if before is not None else ""
+
+    def to_hold(self) -> list[Entry]:
+        """What stands still, and should be held now."""
+        now = self._clock()
+        return [
+            entry
+            for entry in self.entries.values()
+            if entry.held is None and self._may_be_held(entry) and now - entry.changed_at >= entry.moment_s
+        ]
+
+    def _may_be_held(self, entry: Entry) -> bool:
+        is_begun = entry.is_due and not entry.is_open and bool(trees.size(entry.tree))
+        return is_begun and not self._needs_marker and not entry.put_back and self._may_finish(entry)
+
+    def soon_s(self) -> float:
+        """After how many seconds there may be something to hold; infinite if there is nothing."""
+        now = self._clock()
+        waiting = [e for e in self.entries.values() if e.held is None and (e.is_open or self._may_be_held(e))]
+        return min((max(e.moment_s + e.changed_at - now, 0) or MOMENT_S for e in waiting), default=math.inf)
+
+    def holds(self) -> list[Kept]:
+        """All that is held and still needed."""
+        held = [entry.held for entry in self.entries.values() if entry.held is not None]
+        return held + [departed.held for departed in self.departed]
+
+    def was_held_too_early(self, entry: Entry) -> None:
+        """What is held of it is of no use: it must stand still for longer."""
+        entry.held, entry.moment_s = None, min(2 * entry.moment_s, max(self.patience_s, MOMENT_S))
+
+    def judge(self, departed: Departed, *, last: bool = False) -> Verdict:
+        """Whether what is gone was a whole checkpoint. ``last``: as for ``finished``."""
+        kind, shape = kind_of(departed.path), shape_of(departed.tree)
+        before = self._whole.get(kind)
+        others = [] if before is None else [before]
+        for entry in itertools.islice(reversed(self.entries.values()), _COMPARED):
+            stands = entry.held is not None or entry.saved == entry.tree
+            is_alike = kind_of(entry.path) == kind or shape_of(entry.tree) == shape
+            if stands and is_alike and entry.order > departed.order and trees.has_files(entry.tree):
+                others.append(entry.tree)
+        return judge(departed, others, last=last)
 
     def pending(self) -> list[Entry]:
         """What is not saved as it stands now and may count as finished one day, in the order in which it was begun."""
@@ -272,7 +270,7 @@ class Recogniser:
 
     # -- what became of them ---------------------------------------------------------------------------------------
 
-    def is_newest(self, entry: Entry) -> bool:
+    def is_newest(self, entry: Entry | Departed) -> bool:
         """Whether none that was begun after it has been saved: it is what a retry should resume from."""
         return entry.order >= self._newest_saved
 
@@ -280,11 +278,21 @@ class Recogniser:
         """``entry`` was saved as it looked in ``tree``, by this watch or an earlier one."""
         entry.saved = tree
         self._newest_saved = max(self._newest_saved, entry.order)
-        kind = _kind(entry.path)
-        self._shapes.pop(kind, None)
-        self._shapes[kind] = _shape(tree)
-        if len(self._shapes) > _MAX_SHAPES:
-            del self._shapes[next(iter(self._shapes))]
+        self._keep_in_mind(entry.path, tree)
+
+    def note_published(self, departed: Departed) -> None:
+        """What is gone was saved."""
+        self._newest_saved = max(self._newest_saved, departed.order)
+        if (entry := self.entries.get(departed.path)) is not None:
+            entry.moment_s = MOMENT_S  # What is done to it is done to whole ones.
+        self._keep_in_mind(departed.path, departed.tree)
+
+    def _keep_in_mind(self, path: str, tree: Tree) -> None:
+        kind = kind_of(path)
+        self._whole.pop(kind, None)
+        self._whole[kind] = tree
+        if len(self._whole) > _MAX_SHAPES:
+            del self._whole[next(iter(self._whole))]
 
     def forget(self, entry: Entry) -> None:
         """It was taken away, by us."""
@@ -292,12 +300,8 @@ class Recogniser:
             del self.entries[entry.path]
 
 
-def _kind(path: str) -> str:
-    return re.sub(r"\d+", "#", path)
-
-
-def _shape(tree: Tree) -> Counter[str]:
-    return Counter(_kind(path) for path in tree)
+def _shares_files(before: Tree, after: Tree) -> bool:
+    return not trees.inodes(before).isdisjoint(trees.inodes(after))
 
 
 def _fingerprint(tree: Tree) -> frozenset[tuple[str, trees.Fact]]:

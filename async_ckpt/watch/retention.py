@@ -10,7 +10,8 @@ from collections.abc import Callable
 from ..errors import os_reason
 from ..files import remove_tree
 from ..snapshot.base import annex_in
-from .recogniser import Entry, Recogniser
+from .entry import Entry
+from .recogniser import Recogniser
 from .saving import Saving
 from .tree import REMOVED_PREFIX, read_tree
 

@@ -12,8 +12,9 @@ from ..metadata import SIZE, Said, plain
 from ..spool.journal import COMMITTED, FAILED, FINAL, SUPERSEDED
 from . import summary
 from . import tree as trees
+from .departed import Departed
+from .entry import Entry
 from .options import WatchOptions
-from .recogniser import Entry
 from .tree import Tree, read_tree
 from .writers import open_for_writing
 
@@ -32,8 +33,9 @@ class Saver(Protocol):
 
     def save(
         self, path: str, *, name: str, metadata: Mapping[str, Any], latest: bool, storage_format: str, strategy: str,
-        check: Callable[[str], None],
+        check: Callable[[str], None], origin: str,
     ) -> Any: ...  # fmt: skip
+    def new_held_directory(self, path: str) -> str: ...
     def state(self, identity: str) -> tuple[str, str]: ...
     def list(self) -> Sequence[Mapping[str, Any]]: ...
 
@@ -71,6 +73,7 @@ class Saving:
         self._clock, self._report = clock, report
         self._said = Said(report)
         self.count = 0
+        self.is_under_way = False
         #: By path: why the last try failed.
         self.errors: dict[str, str] = {}
         #: By path: when the next try may be, and the pause before it (seconds).
@@ -105,7 +108,7 @@ class Saving:
             }
         return True
 
-    def was_saved(self, entry: Entry) -> bool:
+    def was_saved(self, entry: Entry | Departed) -> bool:
         """Whether it was saved just as it is, by this watch or an earlier one."""
         identity = self._identity(entry.path, entry.tree)
         if identity in self._mine:
@@ -138,9 +141,9 @@ class Saving:
 
     # -- saving ----------------------------------------------------------------------------------------------------
 
-    def may_try(self, entry: Entry) -> bool:
+    def may_try(self, path: str) -> bool:
         """Whether it is time for the next try."""
-        return self._clock() >= self._pauses.get(entry.path, (0.0, 0.0))[0]
+        return self._clock() >= self._pauses.get(path, (0.0, 0.0))[0]
 
     def try_all_again(self) -> None:
         """Wait no longer for the next try."""
@@ -148,50 +151,75 @@ class Saving:
 
     def save(self, entry: Entry, why: str, *, latest: bool) -> Tree | None:
         """Save an entry. Returns the tree that was saved, or None: not now, or it has gone."""
-        tree, options = entry.tree, self._options
-        path = os.path.join(self._root, entry.path)
+        tree, move = entry.tree, self._options.move
 
         def check(now: str) -> None:
             if read_tree(now) != tree:
                 raise _Changed
             # What is written from here on would go into the only copy.
-            if options.move and open_for_writing(entry.evidence):
+            if move and open_for_writing(entry.evidence):
+                raise _Changed
+
+        path = os.path.join(self._root, entry.path)
+        try:
+            return tree if self._save(path, entry.path, tree, why, check, latest=latest) else None
+        except _Changed:
+            if move:
+                entry.was_put_back(self._clock())
+            return None
+
+    def save_held(self, departed: Departed, why: str, *, latest: bool) -> bool | None:
+        """Save what is held of an entry that is gone. None: not now; False: it is not what was captured any more."""
+        held = departed.held
+
+        def check(now: str) -> None:
+            if not held.is_intact():
                 raise _Changed
 
         try:
-            reference = self._saver.save(
-                path, name=options.name, metadata=self._metadata(entry, path), latest=latest and options.latest,
-                storage_format=options.storage_format, strategy=options.strategy, check=check,
-            )  # fmt: skip
+            return self._save(held.path, departed.path, held.tree, why, check, latest=latest) or None
         except _Changed:
-            if options.move:
-                entry.was_put_back(self._clock())
-            return None
+            return False
+
+    def _save(
+        self, path: str, relative: str, tree: Tree, why: str, check: Callable[[str], None], *, latest: bool
+    ) -> bool:
+        options, origin = self._options, os.path.join(self._root, relative)
+        strategy = options.strategy if path == origin or options.strategy != "move" else "auto"
+        self.is_under_way = True
+        try:
+            reference = self._saver.save(
+                path, name=options.name, metadata=self._metadata(relative, tree, path),
+                latest=latest and options.latest, storage_format=options.storage_format, strategy=strategy,
+                check=check, origin=origin,
+            )  # fmt: skip
         except StoreError as error:
             # Of what was saved before; this one is admitted, and its state is told by the flush.
             self._report(str(error))
-            self._ids.pop(entry.path, None)
+            self._ids.pop(relative, None)
         except CheckpointError as error:
             if isinstance(error, SnapshotError) and not os.path.lexists(path):
-                return None  # The trainer was quicker; the next look will tell.
-            pause = min(2 * self._pauses.get(entry.path, (0.0, 0.5))[1], _MAX_PAUSE_S)
-            self._pauses[entry.path] = (self._clock() + pause, pause)
+                return False  # The trainer was quicker; the next look will tell.
+            pause = min(2 * self._pauses.get(relative, (0.0, 0.5))[1], _MAX_PAUSE_S)
+            self._pauses[relative] = (self._clock() + pause, pause)
             if isinstance(error, BacklogError):
-                self.backlog.add(entry.path)
+                self.backlog.add(relative)
             waits = "waits" if isinstance(error, BacklogError) else "is not saved"
-            self._note(entry.path, f"{entry.path} {waits}: {error}")
-            return None
+            self._note(relative, f"{relative} {waits}: {error}")
+            return False
         else:
-            self._ids[entry.path] = reference.id
-            self._mine[self._identity(entry.path, tree)] = reference.id
+            self._ids[relative] = reference.id
+            self._mine[self._identity(relative, tree)] = reference.id
             if len(self._mine) > _MAX_MINE:
                 del self._mine[next(iter(self._mine))]
-            self._report(f"{entry.path} is saved as {reference.id} ({why})")
+            self._report(f"{relative} is saved as {reference.id} ({why})")
+        finally:
+            self.is_under_way = False
         self.count += 1
-        self._forgive(entry.path)
-        return tree
+        self._forgive(relative)
+        return True
 
-    def _metadata(self, entry: Entry, path: str) -> dict[str, Any]:
+    def _metadata(self, relative: str, tree: Tree, path: str) -> dict[str, Any]:
         extra: Any = {}
         source = self._options.metadata_from
         try:
@@ -204,8 +232,8 @@ class Saving:
                 self._said.say(note for note in notes if note.key != SIZE)  # Of that, whoever saves tells.
                 extra = extra if isinstance(extra, dict) else {"metadata_from": extra}
         except (Exception, SystemExit) as error:  # The user's function may do anything; the checkpoint is worth more.
-            self._report(f"{entry.path} is saved without metadata_from: {type(error).__name__}: {error}")
-        return {"path": entry.path, **extra, WATCHED: self._identity(entry.path, entry.tree)}
+            self._report(f"{relative} is saved without metadata_from: {type(error).__name__}: {error}")
+        return {"path": relative, **extra, WATCHED: self._identity(relative, tree)}
 
     # -- what went wrong -------------------------------------------------------------------------------------------
 

@@ -1,7 +1,4 @@
-"""What lies in a watched directory: which entries match, and what each looks like now.
-
-Symbolic links are neither followed nor entries. Of nested matches only the outermost counts.
-"""
+"""What an entry of a watched directory looks like: the files in it, and what the file system knows of each."""
 
 from __future__ import annotations
 
@@ -10,23 +7,15 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Iterator, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from ..config import is_spools_name
-from ..errors import UsageError
 from ..snapshot.walk import ANNEX_PREFIX
-
-#: Names under which programs write what they rename when it is finished.
-UNFINISHED = ("*.tmp", "*.tmp.*", "*.tmp-*", "*-tmp-*", "tmp-*", "*.part", "*.partial", "*.incomplete", "*.lock", "*~")
+from .names import is_ours
 
 #: An entry that is removed from the disk stands under this name first, so that nobody takes what is left for a
 #: checkpoint.
 REMOVED_PREFIX = f"{ANNEX_PREFIX}removed-"
-
-#: How deep below the directory ``**`` looks.
-_MAX_DEPTH = 16
 
 
 class Fact(NamedTuple):
@@ -43,74 +32,6 @@ class Fact(NamedTuple):
 Tree = dict[str, Fact]
 
 
-class Pattern:
-    """Which paths below a watched directory are checkpoints.
-
-    Parameters
-    ----------
-    text : str
-        A shell pattern of the relative path: ``checkpoint-*``, ``*.ckpt``, ``run-*/checkpoint-*``; ``**/`` stands for
-        any number of folders.
-
-    Raises
-    ------
-    UsageError
-        It can match nothing below the directory.
-    """
-
-    def __init__(self, text: str) -> None:
-        parts = text.split("/") if isinstance(text, str) else []
-        if not parts or any(part in ("", ".", "..") for part in parts) or parts[-1] == "**":
-            raise UsageError(
-                f"pattern={text!r} is no pattern of names below the directory", hint="E.g. 'checkpoint-*', '**/*.ckpt'"
-            )
-        self.text = text
-        self._depth = _MAX_DEPTH if "**" in parts else len(parts)
-        self._parts = parts
-
-    def matches(self, relative: str) -> bool:
-        """Whether this is the path of a checkpoint that may be finished."""
-        names = relative.split("/")
-        return _fits(self._parts, names) and not any(fnmatchcase(names[-1], item) for item in UNFINISHED)
-
-    def find(self, root: str) -> Iterator[str]:
-        """Relative paths of what matches now, none of them inside another.
-
-        Raises
-        ------
-        OSError
-            The directory itself cannot be read; a folder in it that cannot is passed over.
-        """
-        pending = [("", 1)]
-        while pending:
-            folder, depth = pending.pop()
-            try:
-                with os.scandir(os.path.join(root, folder)) as entries:
-                    for entry in entries:
-                        relative = folder + entry.name
-                        if _is_ours(entry.name) or entry.is_symlink():
-                            continue
-                        if self.matches(relative):
-                            yield relative
-                        elif depth < self._depth and entry.is_dir(follow_symlinks=False):
-                            pending.append((f"{relative}/", depth + 1))
-            except OSError:
-                if not folder:
-                    raise
-
-
-def _fits(parts: Sequence[str], names: Sequence[str]) -> bool:
-    if not parts or not names:
-        return not parts and not names
-    if parts[0] == "**":
-        return any(_fits(parts[1:], names[skipped:]) for skipped in range(len(names)))
-    return fnmatchcase(names[0], parts[0]) and _fits(parts[1:], names[1:])
-
-
-def _is_ours(name: str) -> bool:
-    return name.startswith(ANNEX_PREFIX) or is_spools_name(name)
-
-
 def read_tree(path: str) -> Tree:
     """What is at ``path`` now; empty if nothing is. What vanishes meanwhile is not in it.
 
@@ -123,22 +44,40 @@ def read_tree(path: str) -> Tree:
     with contextlib.suppress(FileNotFoundError):
         status = os.lstat(path)
         if not stat.S_ISDIR(status.st_mode):
-            return {"": _fact(status)}
+            return {"": fact_of(status)}
     pending = [""]
     while pending:
         folder = pending.pop()
         with contextlib.suppress(FileNotFoundError), os.scandir(os.path.join(path, folder)) as entries:
             for entry in entries:
-                if _is_ours(entry.name):
+                if is_ours(entry.name):
                     continue
                 with contextlib.suppress(FileNotFoundError):
-                    tree[folder + entry.name] = fact = _fact(entry.stat(follow_symlinks=False))
+                    tree[folder + entry.name] = fact = fact_of(entry.stat(follow_symlinks=False))
                     if fact.kind == stat.S_IFDIR:
                         pending.append(f"{folder}{entry.name}/")
     return tree
 
 
-def _fact(status: os.stat_result) -> Fact:
+def read_members(folder: str, members: Sequence[str]) -> Tree:
+    """What is there of several files and directories in one folder: the tree of a directory that has them alone.
+
+    Raises
+    ------
+    OSError
+        A folder cannot be read.
+    """
+    tree: Tree = {}
+    for name in members:
+        with contextlib.suppress(FileNotFoundError):
+            tree[name] = fact_of(os.lstat(os.path.join(folder, name)))
+            below = read_tree(os.path.join(folder, name)) if tree[name].kind == stat.S_IFDIR else {}
+            tree.update({f"{name}/{path}": fact for path, fact in below.items()})
+    return tree
+
+
+def fact_of(status: os.stat_result) -> Fact:
+    """What is told of one file, folder or link."""
     kind = stat.S_IFMT(status.st_mode)
     if kind == stat.S_IFDIR:
         return Fact(kind, status.st_dev, status.st_ino, 0, 0)  # What changes in it has facts of its own.

@@ -13,12 +13,14 @@ from ..config import Config
 from ..errors import CheckpointError, WatchError, os_reason
 from ..files import given_path
 from . import retention
+from .entry import Entry
 from .events import Events
+from .held import Holding
 from .looking import Looking
+from .names import Pattern
 from .options import WatchOptions
-from .recogniser import HOLD, Entry, Recogniser
+from .recogniser import HOLD, Recogniser
 from .saving import Saver, Saving
-from .tree import Pattern
 
 #: Looking takes at most this share of a core,
 _SHARE = 0.05
@@ -29,8 +31,8 @@ _END_S = 60.0
 
 _SHOWN = 5
 
-#: The thread keeps the limit by itself, unless a save is under way, in seconds.
-_MARGIN_S = 1.0
+#: The thread keeps the limit by itself, in seconds; where a save is under way, it is not waited for as long.
+_MARGIN_S, _SAVING_S = 10.0, 1.0
 
 
 class Watch:
@@ -71,6 +73,7 @@ class Watch:
             self._settle_s, needs_marker=options.done is not None, clock=time.monotonic, report=self._report
         )
         self._saving = Saving(saver, self.path, options, config, clock=time.monotonic, report=self._report)
+        self._holding = Holding(self.path, saver.new_held_directory, config, self._report)
         self._wake = threading.Event()
         self._looking = Looking(
             self.path,
@@ -127,7 +130,9 @@ class Watch:
         self._end = (complete, time.monotonic() + limit)
         self._ending.set()
         self._wake.set()
-        self._thread.join(limit + _MARGIN_S)
+        self._thread.join(limit + _SAVING_S)
+        if not self._saving.is_under_way:
+            self._thread.join(_MARGIN_S - _SAVING_S)
         self._has_ended = True
         left = ["a save is still under way"] if self._thread.is_alive() else self._left
         if left and complete:
@@ -154,7 +159,8 @@ class Watch:
             self._wake.clear()
             self._round(last=False)
             began = time.monotonic()
-            self._wake.wait(min(self._config.rescan_s, max(self._settle_s / 4, _SHORTEST_S)))
+            pause = min(self._config.rescan_s, self._settle_s / 4, self._recogniser.soon_s())
+            self._wake.wait(max(pause, _SHORTEST_S))
             # Thousands of events, or a large directory, are no reason to take the trainer's core.
             self._ending.wait(max(self._cost_s / _SHARE - (time.monotonic() - began), _SHORTEST_S))
         complete, deadline = end
@@ -164,7 +170,15 @@ class Watch:
         while complete and self._is_worth_waiting(give_up, deadline):
             time.sleep(max(min(self._cost_s / _SHARE, self._config.rescan_s), _SHORTEST_S))
             self._round(last=True)
+        pending, before = [], self._saving.count
+        if not self._was_there:  # It has gone, and all that was in it.
+            pending = self._recogniser.pending()
+            self._recogniser.observe({})
+        self._save_departed(last=True)
+        if self._saving.count - before < len(pending):
+            self._trouble = f"{self.path} has vanished"
         self._left = self._leftovers(complete)
+        self._holding.keep(())
         self._looking.end()
 
     def _round(self, *, last: bool) -> None:
@@ -173,6 +187,9 @@ class Watch:
             is_there = self._look()
             self._cost_s = min(time.thread_time() - began, _LONGEST_S * _SHARE)
             if is_there:
+                self._know_again(last)
+                self._hold()
+                self._save_departed()
                 self._save_finished(last)
                 self._retain()
             self._trouble = ""
@@ -196,8 +213,10 @@ class Watch:
         if was_there is False:
             self._report(f"{self.path} is there{' again' if self._looked else ''}")
         first, self._looked = not self._looked, True
-        for entry in self._recogniser.observe(looks, old=self._old if first else ()):
-            if entry.is_due:
+        gone = self._recogniser.observe(looks, old=self._old if first else ())
+        waiting = {departed.path for departed in self._recogniser.departed}
+        for entry in gone:
+            if entry.is_due and entry.path not in waiting:
                 self._report(f"{entry.path} has gone before it was {'saved as it was' if entry.saved else 'saved'}")
             self._saving.forget(entry.path)
         if first:
@@ -219,11 +238,39 @@ class Watch:
 
     # -- saving ----------------------------------------------------------------------------------------------------
 
+    def _hold(self) -> None:
+        """Capture what stands still, as it may be gone before it counts as finished."""
+        for entry in filter(self._may_be_saved, self._recogniser.to_hold()):
+            entry.held = self._holding.hold(entry)
+            if entry.held is None:
+                self._recogniser.was_held_too_early(entry)
+        self._holding.keep(self._recogniser.holds())
+
+    def _save_departed(self, *, last: bool = False) -> None:
+        """Save what was finished, as its end tells, and say what was not."""
+        for departed in list(self._recogniser.departed):
+            verdict = self._recogniser.judge(departed, last=last)
+            saved: bool | None = verdict.whole
+            if saved and not self._saving.was_saved(departed):
+                if not self._saving.may_try(departed.path) or self._is_too_late():
+                    continue
+                saved = self._saving.save_held(departed, verdict.why, latest=self._recogniser.is_newest(departed))
+            if saved is None and (not last or departed.path in self._saving.errors):
+                continue
+            self._recogniser.departed.remove(departed)
+            if saved:
+                self._recogniser.note_published(departed)
+            else:
+                why = "it was written to" if verdict.whole else verdict.why
+                self._report(f"{departed.path} has gone before it was saved: {why}")
+
+    def _is_too_late(self) -> bool:
+        return self._end is not None and time.monotonic() > self._end[1]
+
     def _save_finished(self, last: bool) -> None:
-        self._know_again(last)
         found = [item for item in self._recogniser.finished(last=last) if self._may_be_saved(item.entry)]
         for entry, why in found:
-            if self._end is not None and time.monotonic() > self._end[1]:
+            if self._is_too_late():
                 break
             if self._saving.was_saved(entry):  # It was out of sight for a while.
                 self._recogniser.note_saved(entry, entry.tree)
@@ -231,11 +278,12 @@ class Watch:
             latest = self._recogniser.is_newest(entry)
             if (tree := self._saving.save(entry, why, latest=latest)) is not None:
                 self._recogniser.note_saved(entry, tree)
+                entry.held = None
                 if self._options.move:
                     self._forget(entry)
 
     def _may_be_saved(self, entry: Entry) -> bool:
-        return self._saving.may_try(entry) and (self._knows or not entry.is_old)
+        return self._saving.may_try(entry.path) and (self._knows or not entry.is_old)
 
     def _know_again(self, last: bool) -> None:
         """Pass over what was there and was saved before; as soon as the store tells, at the end without it: twice is
@@ -270,6 +318,7 @@ class Watch:
         """
         now, saving = time.monotonic(), self._saving
         waiting = [entry.path for entry in self._recogniser.pending()] if self._was_there else []
+        waiting += [departed.path for departed in self._recogniser.departed if departed.path in saving.errors]
         return any(
             now < (deadline if path in saving.backlog else give_up)
             for path in waiting
@@ -278,10 +327,10 @@ class Watch:
 
     def _leftovers(self, complete: bool) -> list[str]:
         """What is not saved at the end, and why."""
-        pending = self._recogniser.pending()
-        left = [self._why(entry) for entry in pending] if self._was_there else []
-        if not self._was_there and (pending or not self._looked):
-            left.append(f"{self.path} {'has vanished' if self._looked else 'never came into being'}")
+        left = [self._why(entry) for entry in self._recogniser.pending()]
+        left += [self._saving.errors[departed.path] for departed in self._recogniser.departed]
+        if not self._looked:
+            left.append(f"{self.path} never came into being")
         left += [*self._looking.unreadable.values(), *filter(None, [self._trouble])]
         # Nothing says that they were ever finished, so nothing is missing.
         for entry in self._recogniser.hopeless():

@@ -113,6 +113,9 @@ steps."""
 THRESHOLD = """100 files: all packed (copied into one file) against all hard-linked and leased, without Metaflow, on
 the local store, medians. *save*: the call; *open*: `open("wb")` of all files right after it, together."""
 TORN = "A trainer rewrites right after `save()`, in every way and on every file system; every checkpoint is read back."
+FILESYSTEMS = """A checkpoint of three files is rewritten during and after its capture: by a thread, another process,
+through another mount; in place, mapped with and without a descriptor, truncated, appended to, renamed; with each
+strategy. What is committed is judged by what its bytes say about when they were written: of one moment of its save?"""
 KILLS = """SIGKILL to the task, the agent, its uploader or all of them, at every named point and at random.
 *unheard*: in the store although the task was killed before `save()` had returned; *failed+reported*: rewritten in
 place while nobody was there to guard it."""
@@ -170,6 +173,7 @@ SECTIONS: tuple[tuple[str, str, str, Render, Judge | None], ...] = (
     ("restore", "Restores", data_plane.RESTORE, table, None),
     ("backlog", "Time to durable", data_plane.BACKLOG, backlog_table, None),
     ("torn", "Torn snapshots", TORN, table, None),
+    ("filesystems", "File systems, writers and strategies", FILESYSTEMS, table, None),
     ("many_writers", "Many writers", WRITERS, table, None),
     ("fleet", "A fleet of subprocesses", FLEET, table, None),
     ("kills", "Kills", KILLS, table, None),

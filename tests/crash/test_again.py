@@ -81,7 +81,7 @@ def test_an_agent_that_is_gone_when_it_is_called_is_started_again(task: Task, mo
     connect, refused = protocol.connect, []
 
     def refuse_once(path: str, timeout_s: float) -> socket.socket:
-        if path.endswith("agent.sock") and os.path.exists(path) and not refused:
+        if path.endswith(".sock") and os.path.exists(path) and not refused:
             refused.append(path)
             raise ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
         return connect(path, timeout_s)

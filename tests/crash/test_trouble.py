@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from async_ckpt import checkpointer as checkpointer_module
 from async_ckpt.errors import AgentError, FlushError, StoreError, WaitTimeout
 from async_ckpt.files import locked
 from async_ckpt.ipc import protocol
@@ -18,7 +19,8 @@ from ..support.agents import Task, agent_pid, close_and_kill, content, is_alive,
 from ..support.scenes import BIG, assert_all_in_order, save, save_and_die
 
 
-def test_a_spool_whose_lock_somebody_else_holds_is_a_clear_error(task: Task) -> None:
+def test_a_spool_whose_lock_somebody_else_holds_is_a_clear_error(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpointer_module, "NO_AGENT_START_S", 1.0)
     task.set(reply_timeout_s=0.3)
     checkpointer = task.start()
     spool = checkpointer.spool

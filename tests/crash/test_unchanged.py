@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -174,13 +175,17 @@ def test_a_write_in_the_same_tick_of_the_clock_as_the_capture_is_not_missed(task
     assert copied(checkpointer) == 0
 
 
-def test_a_time_that_is_set_after_every_write_tells_nothing(task: Task) -> None:
+@pytest.mark.parametrize("when", ["before it was made", "after it was made"])
+def test_a_time_that_is_set_after_every_write_tells_nothing(task: Task, when: str) -> None:
     checkpointer = task.start()
     path = task.work / "frozen"
+    path.touch()
+    told = 0 if when == "before it was made" else int(path.stat().st_mtime) + 1
+    wait_until(lambda: time.time() > told + 0.2, "that time has passed")
     for number in range(3):
-        with path.open("r+b" if path.exists() else "wb") as file:
+        with path.open("r+b") as file:
             file.write(content(number, FROZEN))
-        os.utime(path, (0, 0))
+        os.utime(path, (told, told))
         reference = save(checkpointer, task, number)
         assert task.stored(reference, "frozen").read_bytes() == content(number, FROZEN)
     assert copied(checkpointer) == 0

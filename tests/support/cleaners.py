@@ -99,8 +99,14 @@ class Scene:
         self.saved = {save(self.checkpointer, task, 0).id: 0}
         if phase in ("between saves", "before a subprocess saves"):
             self.checkpointer.flush(60)
-        elif phase != "before the flush":
+        elif phase == "before the flush":
+            wait_until(self._is_known, "the agent has read its record, and can make it again")
+        else:
             wait_until(lambda: self.gate.waiting("weights"), "it is uploaded")
+
+    def _is_known(self) -> bool:
+        status = self.checkpointer.status()
+        return bool(status["pending"] or status["committed"])
 
     def save(self, number: int) -> None:
         self.saved[save(self.checkpointer, self.task, number).id] = number
@@ -134,6 +140,9 @@ class Scene:
         stored = {f"{attempt}.mfchckpt.{version}" for attempt, version in self.task.committed()}
         assert stored == self.saved.keys() - missing
         for reference in self.checkpointer.list():
+            if reference["state"] != "COMMITTED":  # It is lost, and its record about to be removed.
+                assert reference["state"] == "FAILED"
+                continue
             path = self.task.stored(reference, "weights")
             assert path.read_bytes() == content(reference["metadata"]["number"], BIG)
         return missing

@@ -17,10 +17,23 @@ FILESYSTEMS = ("disk", "tmpfs", "xfs", "btrfs")
 #: can clone; a FUSE mount that hands everything on to a directory of the disk (bindfs).
 LAYERED = ("overlay", "overlay-xfs", "fuse")
 
+#: NFS 4.2 and 3, of a directory that this very machine serves. Few kernels have both: ``stress/nfs.sh`` starts one.
+NFS = ("nfs4", "nfs3")
+
+#: The directories below such mounts, seen directly while others write through the mount.
+BELOW = {"overlay-upper": "overlay", "fuse-source": "fuse"}
+
+#: An ext4 whose times are whole seconds, as those have that were made long ago, or small.
+SECONDS = "ext4-seconds"
+
 #: File systems on which a file can be cloned.
 CLONING = ("xfs", "btrfs")
 
-_MKFS = {"xfs": ["mkfs.xfs", "-q", "-f"], "btrfs": ["mkfs.btrfs", "-q", "-f"]}
+_MKFS = {
+    "xfs": ["mkfs.xfs", "-q", "-f"],
+    "btrfs": ["mkfs.btrfs", "-q", "-f"],
+    SECONDS: ["mkfs.ext4", "-q", "-F", "-I", "128"],
+}
 _TMPFS = "/dev/shm"
 
 
@@ -28,8 +41,11 @@ def why_not(kind: str) -> str:
     """Why a file system cannot be had here; empty if it can."""
     if kind == "tmpfs":
         return "" if os.access(_TMPFS, os.W_OK) else f"{_TMPFS} cannot be written to"
+    kind = BELOW.get(kind, kind)
     if kind == "disk":
         return ""
+    if kind in NFS:
+        return "" if os.path.exists("/proc/fs/nfsd/threads") else "no NFS server runs here (stress/nfs.sh starts one)"
     if os.getuid() != 0:
         return f"mounting {kind} needs root"
     if kind == "fuse":
@@ -55,7 +71,7 @@ def provided(kind: str, base: Path, *, size: int = 512 << 20) -> Iterator[Path]:
     """
     if kind == "disk":
         folder = Path(tempfile.mkdtemp(dir=base, prefix="disk-"))
-    elif kind in LAYERED:
+    elif kind in LAYERED or kind in NFS:
         with _layered(kind, base, size) as (mounted, _):
             yield mounted
         return
@@ -81,7 +97,11 @@ def twice(kind: str, base: Path, *, size: int = 512 << 20) -> Iterator[tuple[Pat
     CannotMount
         As ``provided``.
     """
-    if kind == "fuse":
+    if kind in BELOW:
+        with _layered(BELOW[kind], base, size) as (mounted, below):
+            yield below, mounted
+        return
+    if kind == "fuse" or kind in NFS:
         with _layered(kind, base, size) as paths:
             yield paths
         return
@@ -108,6 +128,12 @@ def _layered(kind: str, base: Path, size: int) -> Iterator[tuple[Path, Path]]:
         try:
             if kind == "fuse":
                 _run(["bindfs", str(disk / "upper"), str(folder)])
+            elif kind in NFS:
+                # As the root of all that is served: version 4 asks for the folders above, on other file systems.
+                served = f"127.0.0.1:{disk / 'upper'}"
+                _run(["exportfs", "-i", "-o", "rw,sync,no_root_squash,insecure,no_subtree_check,fsid=0", served])
+                at, options = ("127.0.0.1:/", "vers=4.2") if kind == "nfs4" else (served, "vers=3,nolock")
+                _run(["mount", "-t", "nfs", "-o", options, at, str(folder)])
             else:
                 layers = f"lowerdir={disk / 'lower'},upperdir={disk / 'upper'},workdir={disk / 'work'}"
                 _run(["mount", "-t", "overlay", "-o", layers, "overlay", str(folder)])
@@ -115,6 +141,8 @@ def _layered(kind: str, base: Path, size: int) -> Iterator[tuple[Path, Path]]:
                 yield folder, disk / "upper"
             finally:
                 _unmount(folder)
+                if kind in NFS:
+                    _run(["exportfs", "-u", served])
         finally:
             os.rmdir(folder)
 
@@ -152,7 +180,9 @@ def small_tmpfs(base: Path, size: int) -> Iterator[Path]:
 
 
 def _run(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    # Without the environment by which a task's processes are known: what serves a FUSE mount is none of them.
+    environment = {"PATH": os.environ.get("PATH", os.defpath)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         raise CannotMount(f"{' '.join(command[:3])}: {done.stderr.strip()}")
 

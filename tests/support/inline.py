@@ -18,13 +18,12 @@ import itertools
 import os
 import select
 import selectors
-import signal
 import socket
+import threading
 import time
 import traceback
-import types
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, NoReturn, cast
@@ -32,8 +31,8 @@ from typing import Any, NoReturn, cast
 import anyio
 import pytest
 
+from async_ckpt import asking, following, reading, undisturbed
 from async_ckpt import checkpointer as checkpointer_module
-from async_ckpt import following, reading
 from async_ckpt.agent import agent as agent_module
 from async_ckpt.agent import (
     backlog,
@@ -72,6 +71,9 @@ from tests.support.weather import Gate, Sky, Weather
 #: How far the clock goes on where nothing else can happen, and with each turn in which something did, in seconds.
 _IDLE_S, _TURN_S = 0.25, 0.001
 
+#: Files are copied away in so many bytes at a time: even small ones in several pieces.
+_PIECE_BYTES = 2000
+
 #: More turns than anything here can take.
 _MOST_TURNS = 20_000
 
@@ -80,7 +82,8 @@ _pids = itertools.count(1 << 23)
 
 #: Modules that measure time by the world's clock.
 _TIMED = (
-    agent_module, backlog, checkpointer_module, claims, client_module, deadline, following, launch, notice, outage,
+    agent_module, asking, backlog, checkpointer_module, claims, client_module, deadline, following, launch, notice,
+    outage,
     owners, plane, throughput, waiting,
 )  # fmt: skip
 
@@ -132,8 +135,6 @@ class World:
         self.loop = _Loop(self.clock)
         self._patch = pytest.MonkeyPatch()
         self._install(self._patch)
-        # A lease that is broken is signalled to its agent's process: to us, who look at them in each turn.
-        self._handler = signal.signal(lease.LEASE_SIGNAL, signal.SIG_IGN)
 
     def _install(self, patch: pytest.MonkeyPatch) -> None:
         for module in _TIMED:
@@ -141,8 +142,12 @@ class World:
         patch.setattr(checkpointer_module, "Launcher", functools.partial(InlineLauncher, self))
         patch.setattr(checkpointer_module, "AgentClient", functools.partial(InlineClient, self))
         patch.setattr(leases_module, "Guard", InlineGuard)
+        patch.setattr(guard, "_PIECE_BYTES", _PIECE_BYTES)
+        # Leases are looked at in each turn: no process is signalled, and an agent's number is that of none.
+        patch.setattr(lease, "answer_for", lambda fd: None)
         patch.setattr(agent_module, "Remover", InlineRemover)
         patch.setattr(owners, "process_exists", lambda pid: self.client is not None)
+        patch.setattr(undisturbed, "run", lambda work: work())
         patch.setattr(anyio.to_thread, "run_sync", _call_at_once)
         patch.setattr(reading, "open_store", functools.partial(self._open, None))
         patch.setattr(worker, "open_store", functools.partial(self._open, self.gate))
@@ -155,7 +160,6 @@ class World:
     def close(self) -> None:
         self.kill_task()
         self.kill_agent()
-        signal.signal(lease.LEASE_SIGNAL, self._handler)
         self._patch.undo()
         self.loop.close()
 
@@ -182,8 +186,10 @@ class World:
         return self.agent is not None and self.agent.turn()
 
     def turn_of_guard(self) -> bool:
-        agent = self.agent and self.agent.agent
-        return agent is not None and cast(InlineGuard, agent._leases._guard).turn()
+        if self.agent is None or self.agent.agent is None:
+            return False
+        with self.agent.as_itself():
+            return cast(InlineGuard, self.agent.agent._leases._guard).turn()
 
     def turn_of_remover(self) -> bool:
         agent = self.agent and self.agent.agent
@@ -260,7 +266,7 @@ class World:
         if not pid:
             status = 1
             try:
-                checkpointer._client = _Alone(os.getppid() if links else None)  # type: ignore[assignment]
+                checkpointer._client = _Alone(guarded=links)  # type: ignore[assignment]
                 with Fuse(after, die=lambda: os._exit(0)).armed(), contextlib.suppress(StoreError):
                     save()
                 status = 0
@@ -316,10 +322,15 @@ class AgentProcess:
 
     def turn(self) -> bool:
         """One round of the loop; False if there was nothing to do."""
-        with pytest.MonkeyPatch.context() as patch:
-            # What it leaves on the disk bears its number, and no two have the same.
-            patch.setattr(os, "getpid", lambda: self._pid)
+        with self.as_itself():
             return self._turn()
+
+    @contextlib.contextmanager
+    def as_itself(self) -> Iterator[None]:
+        """What it leaves on the disk bears its number, and no two have the same."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "getpid", lambda: self._pid)
+            yield
 
     def _turn(self) -> bool:
         if self.agent is None:
@@ -386,8 +397,8 @@ def _no_saver() -> NoReturn:
 class InlineLauncher(Launcher):
     """Starts an agent that has its first turn later."""
 
-    def __init__(self, world: World, spool: Spool, config: Config, uploader: str) -> None:
-        super().__init__(spool, config, uploader)
+    def __init__(self, world: World, *arguments: Any) -> None:
+        super().__init__(*arguments)
         self._world = world
 
     def _spawn(self, lock: int, listening: socket.socket) -> int:
@@ -463,11 +474,11 @@ class _Alone:
 
     leases_held = 0
 
-    def __init__(self, agent: int | None) -> None:
-        self._agent = agent
+    def __init__(self, *, guarded: bool) -> None:
+        self._guarded = guarded
 
-    def agent_pid(self) -> int | None:
-        return self._agent
+    def is_guarded(self) -> bool:
+        return self._guarded
 
     def admit(self, identity: str, leases: dict[str, Lease]) -> None:
         """The doorbell does not ring."""
@@ -479,25 +490,18 @@ class _Alone:
 class InlineGuard(Guard):
     """Without threads: what they do is a turn."""
 
-    def _run(self) -> None:
-        """Not in the thread."""
-
-    def _run_early(self) -> None:
-        """Not in the thread."""
+    def _start(self) -> list[threading.Thread]:
+        return []
 
     def turn(self) -> bool:
-        """Make private what somebody waits for; False if that is nothing."""
+        """Make private what somebody waits for, and what is to be copied ahead; False if that is nothing."""
         before = len(self._held)
-        self._early.put(None)
-        super()._run_early()
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(guard, "signal", types.SimpleNamespace(sigtimedwait=self._end_round))
-            self._stopping = False
-            super()._run()
+        self._see_who_waits()
+        self._waited_for.put(None)
+        self._copy_what_is_waited_for()
+        self._ahead.put(None)
+        self._copy_ahead()
         return len(self._held) < before
-
-    def _end_round(self, *_: object) -> None:
-        self._stopping = True
 
 
 class InlineRemover(Remover):

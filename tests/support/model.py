@@ -105,9 +105,11 @@ class Model(RuleBasedStateMachine):
         self.attempt, self.number, self.deaths = -1, 0, 0
         self.task: Checkpointer | None = None
 
-    @initialize(backlog=st.sampled_from(_BACKLOGS), max_uploads=st.integers(1, 2))
-    def begin(self, backlog: dict[str, object], max_uploads: int) -> None:
-        self.world = World(self.base, replace(_SETTINGS, max_uploads=max_uploads, **backlog))
+    @initialize(backlog=st.sampled_from(_BACKLOGS), max_uploads=st.integers(1, 2), slow_disk=st.booleans())
+    def begin(self, backlog: dict[str, object], max_uploads: int, slow_disk: bool) -> None:
+        """``slow_disk``: nothing can be copied away as fast as it would have to be, so all is, before anybody comes."""
+        copy_away_s = 0.0 if slow_disk else _SETTINGS.copy_away_s
+        self.world = World(self.base, replace(_SETTINGS, max_uploads=max_uploads, copy_away_s=copy_away_s, **backlog))
         self.expected = Expected(self.world)
         self.world.on_turn, self.world.on_commit = self.expected.look, self.expected.on_commit
         self.next_attempt()

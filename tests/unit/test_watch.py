@@ -39,6 +39,13 @@ class Saver:
     asked: list[str] = field(default_factory=list)
     tries: int = 0
     can_list: bool = True
+    #: Where it holds what may become checkpoints.
+    spool: Path = Path()
+    _directories: int = 0
+
+    def new_held_directory(self, path: str) -> str:
+        self._directories += 1
+        return str(self.spool / str(self._directories))
 
     def save(self, path: str, *, check: Callable[[str], None], **options: Any) -> Saved:
         self.tries += 1
@@ -64,7 +71,8 @@ class Saver:
 
 class Scene:
     def __init__(self, out: Path) -> None:
-        self.out, self.saver, self.lines = out, Saver(), list[str]()
+        self.out, self.saver, self.lines = out, Saver(spool=out.parent / "spool"), list[str]()
+        self.saver.spool.mkdir()
         self.watches: list[Watch] = []
 
     def start(self, **options: Any) -> Watch:
@@ -149,8 +157,9 @@ def test_one_that_its_trainer_removes_before_it_is_saved_is_a_line_and_no_error(
     scene.saver.meanwhile = remove
     scene.write("checkpoint-1")
     watch = scene.start()
-    wait_until(lambda: scene.heard("checkpoint-1 has gone before it was saved"), "that is told")
+    wait_until(lambda: scene.saver.tries and not watch._recogniser.entries, "it is gone")
     watch.stop()
+    assert scene.heard("checkpoint-1 has gone before it was saved")
     assert scene.paths() == []
 
 

@@ -6,7 +6,8 @@ import stat
 
 import pytest
 
-from async_ckpt.watch.recogniser import HOLD, Entry, Look, Recogniser
+from async_ckpt.watch.entry import Entry, Look
+from async_ckpt.watch.recogniser import HOLD, Recogniser
 from async_ckpt.watch.tree import Fact, Tree
 
 SETTLE_S = 10.0

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from async_ckpt.errors import UsageError
+from async_ckpt.watch.names import Pattern
 from async_ckpt.watch.options import WatchOptions
-from async_ckpt.watch.tree import Pattern, identity, inodes, newest_ns, read_tree, size
+from async_ckpt.watch.tree import identity, inodes, newest_ns, read_tree, size
 from async_ckpt.watch.writers import open_for_writing
 
 PLACES = (
@@ -40,7 +41,7 @@ def there(tmp_path: Path) -> Path:
         ("checkpoint-[2-9]*", set()),
         ("run-*/checkpoint-*", {"run-1/checkpoint-5"}),
         ("**/checkpoint-*", {"checkpoint-1", "checkpoint-10", "run-1/checkpoint-5", "run-1/a/b/checkpoint-6",
-                             "other/checkpoint-2", "tmp-checkpoint-3/checkpoint-2"}),
+                             "other/checkpoint-2"}),
     ],
 )  # fmt: skip
 def test_the_outermost_matches_are_found_and_neither_links_nor_unfinished_names_nor_our_own(

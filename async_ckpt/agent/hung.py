@@ -1,0 +1,118 @@
+"""Agents that live and do nothing: stopped, deadlocked, or caught in the kernel by a disk that is gone.
+
+The main thread of a healthy one gets the CPU five times a second. So it hangs if it has left a question unanswered for
+``hung_s`` seconds, *and* its main thread has not run once meanwhile, while we have: a machine that is busy, or was
+suspended, is slow for both. It is ended, and whoever needs one starts another; everything is on the disk.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..config import HUNG_BUSY, HUNG_HURRY_S, HUNG_ON_DISK, KILLED_S, Config
+from ..processes import end, find, is_ours, opened_by, process_exists, state_of, turns_of
+
+#: We may have been stopped ourselves between two looks: of longer ones so many seconds count.
+_MOST_S = 2.0
+
+
+@dataclass
+class _Watched:
+    """When it was looked at last, what was seen then, and for how long it has been still, or silent (seconds)."""
+
+    looked: float
+    turns: int | None
+    still_s: float = 0.0
+    silent_s: float = 0.0
+
+
+class Hung:
+    """What is known of the agents of one spool that owe an answer.
+
+    Parameters
+    ----------
+    directory : str
+        The spool.
+    say : callable
+        Gets a line whenever one is ended.
+    """
+
+    def __init__(self, directory: str, config: Config, say: Callable[[str], None]) -> None:
+        self._directory, self._config, self._say = directory, config, say
+        self._lock = threading.Lock()
+        self._looked = 0.0
+        self._watched: dict[int, _Watched] = {}
+        #: Were killed, and cannot die: they hang in the kernel, and will never come back from there.
+        self._undead: set[int] = set()
+        #: The machine is about to go.
+        self.hurry = False
+
+    def is_undead(self, pid: int) -> bool:
+        """Whether an agent was killed, and can only not die."""
+        return pid in self._undead
+
+    def has_undead(self) -> bool:
+        """Whether there is such a one."""
+        self._undead = {pid for pid in self._undead if process_exists(pid)}
+        return bool(self._undead)
+
+    def is_lost(self, path: str) -> bool:
+        """Whether a file is held open by such a one: a lock on it is never let go."""
+        return any(os.path.realpath(path) in opened_by(pid) for pid in self._undead)
+
+    def forgive(self, pid: int) -> None:
+        """It has answered."""
+        with self._lock:
+            self._watched.pop(pid, None)
+
+    def look_for(self, now: float) -> None:
+        """The same as ``look`` for all agents of the spool, where nobody knows which one it is; not too often."""
+        if now - self._looked >= 1.0:
+            self._looked = now
+            for pid in find("agent", self._directory):
+                self.look(pid, now)
+
+    def look(self, pid: int, now: float) -> bool:
+        """See an agent that owes an answer, about once a second (``now``: monotonic seconds), and end it if it hangs.
+
+        Returns
+        -------
+        bool
+            Whether it is of no use any more.
+        """
+        if pid in self._undead:
+            return True
+        with self._lock:
+            turns, seen = turns_of(pid), self._watched.get(pid)
+            if seen is None or turns is None:
+                self._watched[pid] = _Watched(now, turns)
+                return False
+            step = min(now - seen.looked, _MOST_S)
+            state = state_of(pid)
+            seen.looked, seen.silent_s = now, seen.silent_s + step
+            # One that waits for a CPU gets none; it is not to blame.
+            seen.still_s = seen.still_s + step if turns == seen.turns and state != "R" else 0.0
+            seen.turns = turns
+            limit = HUNG_HURRY_S if self.hurry else self._config.hung_s
+            still_limit = limit * HUNG_ON_DISK if state == "D" and not self.hurry else limit
+            if seen.still_s < still_limit and seen.silent_s < self._config.hung_s * HUNG_BUSY:
+                return False
+            del self._watched[pid]
+        return self._end(pid, state, seen)
+
+    def _end(self, pid: int, state: str, seen: _Watched) -> bool:
+        if not is_ours(pid, "agent", self._directory):  # It is in another PID namespace, or somebody else by now.
+            return False
+        is_gone = end(pid, "agent", self._directory, KILLED_S)
+        what = "does nothing" if seen.still_s else "is busy with itself"
+        self._say(
+            f"The agent (pid {pid}) has not answered for {seen.silent_s:.0f} s and {what} (state {state}): it was "
+            + ("ended, and another one takes over" if is_gone else
+               "killed, but hangs in the kernel, perhaps at a disk that is gone; another one takes over without it")
+        )  # fmt: skip
+        if not is_gone:
+            self._undead.add(pid)
+        return True

@@ -1,0 +1,126 @@
+"""Whether what is gone was a checkpoint: decided when more is known than in the moment in which it went (pure).
+
+A trainer with a limit on how many checkpoints it keeps removes the oldest once it has written another; one that reuses
+a name writes the next over it. Both say that what was there had been finished. But half a checkpoint is removed as
+well, by a writer that failed and tries again, or by whoever tidies up after one that was killed. So what is gone (and
+was still before it went, nobody had it open for writing, and it was held just as it was) counts as finished only if it
+lacks nothing that another one of its kind has, one that is known to be whole or stands still itself; and if
+
+- another was begun after it, when it was removed;
+- or else its files are about as large as those of the other one. A half that is begun anew is smaller than the whole.
+
+Where there is no other one to compare with, it waits for one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from . import tree as trees
+from .tree import Tree
+
+#: Files about as large as others: so much of their size at least, in those that make up so much of the whole.
+_ABOUT, _WORTH = 0.9, 0.05
+
+
+class Kept(Protocol):
+    """What was captured of an entry (``held.Held``)."""
+
+    @property
+    def tree(self) -> Tree: ...
+
+    @property
+    def path(self) -> str:
+        """What can be saved in its stead."""
+
+    @property
+    def lasts(self) -> bool:
+        """Whether it stays as it is, whatever becomes of the original."""
+
+    def is_intact(self) -> bool:
+        """Whether it is what was captured, and nobody is about to write to it."""
+
+
+@dataclass
+class Departed:
+    """An entry that is gone, or whose place another one has taken; ``held`` is as it was.
+
+    ``order`` is that in which entries were begun. ``followed``: another one was begun before it went. ``rewritten``:
+    its name is there still, for another one.
+    """
+
+    path: str
+    held: Kept
+    order: int
+    followed: bool
+    rewritten: bool = False
+
+    @property
+    def tree(self) -> Tree:
+        return self.held.tree
+
+
+class Verdict(NamedTuple):
+    """``whole``: it was a checkpoint; None: nobody knows yet. ``why`` in words."""
+
+    whole: bool | None
+    why: str
+
+
+def judge(departed: Departed, others: Iterable[Tree], *, last: bool) -> Verdict:
+    """Whether it was a whole checkpoint.
+
+    Parameters
+    ----------
+    others : iterable of Tree
+        Others of its kind, which are whole or stand still.
+    last : bool
+        No more will come to be known.
+    """
+    verdict = Verdict(None, "nothing tells whether it was finished")
+    for other in others:
+        if missing := lacking(departed.tree, other):
+            verdict = Verdict(None, f"it lacked {missing}, which another one has")
+        elif departed.followed and not departed.rewritten:
+            return Verdict(True, "removed after the next one was begun")
+        elif _is_about_as_large(departed.tree, other):
+            return Verdict(True, "written anew" if departed.rewritten else "removed, and as large as another one")
+        else:
+            verdict = Verdict(None, "it was smaller than another one")
+    if not last:
+        return verdict
+    if departed.followed and not departed.rewritten and "" in departed.tree:
+        return Verdict(True, "removed after the next one was begun")  # One file, of which no other can be missing.
+    return Verdict(False, verdict.why)
+
+
+def kind_of(path: str) -> str:
+    """A name without its numbers: checkpoints of a trainer differ by them."""
+    return re.sub(r"\d+", "#", path)
+
+
+def shape_of(tree: Tree) -> Counter[str]:
+    """Names of what is in it, without their numbers."""
+    return Counter(kind_of(path) for path in tree)
+
+
+def lacking(tree: Tree, other: Tree) -> str:
+    """A file that ``other`` has and this one has not; empty if there is none. Numbers in names do not count."""
+    return next(iter(sorted(shape_of(other) - shape_of(tree))), "")
+
+
+def _is_about_as_large(tree: Tree, other: Tree) -> bool:
+    worth = _WORTH * trees.size(other)
+    mine, theirs = _sizes(tree), _sizes(other)
+    return all(mine[name] >= _ABOUT * size for name, size in theirs.items() if size >= worth)
+
+
+def _sizes(tree: Tree) -> Counter[str]:
+    sizes: Counter[str] = Counter()
+    for path, fact in tree.items():
+        sizes[kind_of(path)] += fact.size
+    return sizes

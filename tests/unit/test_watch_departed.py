@@ -1,0 +1,250 @@
+"""What is gone before it counted as finished: looks and a clock go in, whether it was a checkpoint comes out."""
+
+from __future__ import annotations
+
+import stat
+from dataclasses import dataclass, field
+
+import pytest
+
+from async_ckpt.watch.departed import Departed, Verdict
+from async_ckpt.watch.entry import MOMENT_S, Look
+from async_ckpt.watch.recogniser import Recogniser
+from async_ckpt.watch.tree import Fact, Tree
+
+SETTLE_S = 30.0
+
+
+@dataclass
+class Held:
+    tree: Tree
+    lasts: bool = False
+    path: str = ""
+
+    def is_intact(self) -> bool:
+        return True
+
+
+@dataclass
+class Scene:
+    """A trainer, and a watch that holds what stands still and saves nothing else."""
+
+    now: float = 1000.0
+    there: dict[str, Look] = field(default_factory=dict)
+    lines: list[str] = field(default_factory=list)
+    inode: int = 0
+
+    def __post_init__(self) -> None:
+        self.recogniser = Recogniser(SETTLE_S, needs_marker=False, clock=lambda: self.now, report=self.lines.append)
+
+    def write(self, path: str, *, in_place: bool = False, **sizes: int) -> None:
+        """Files by name (``file`` alone is the entry itself) and their sizes, in new inodes unless ``in_place``."""
+        before = self.there[path].tree if in_place else {}
+        tree: Tree = {}
+        for given, size in sizes.items():
+            name = "" if given == "file" else given
+            self.inode += 1
+            inode = before[name].inode if name in before else self.inode
+            tree[name] = Fact(stat.S_IFREG, 1, inode, size, int(self.now * 1e9))
+        self.there[path] = Look(tree)
+
+    def look(self, after: float = 0.0, *, copies: bool = False) -> list[str]:
+        """Let time pass, look, and hold what stands still; returns what is held newly."""
+        self.now += after * 1.001
+        self.recogniser.observe(self.there)
+        held = self.recogniser.to_hold()
+        for entry in held:
+            entry.held = Held(entry.tree, copies)
+        return [entry.path for entry in held]
+
+    def stand(self, *, copies: bool = False) -> list[str]:
+        """Look until what is there has stood still."""
+        return self.look(copies=copies) + self.look(MOMENT_S, copies=copies)
+
+    def verdict(self, *, last: bool = False) -> Verdict:
+        (departed,) = self.recogniser.departed
+        return self.recogniser.judge(departed, last=last)
+
+
+def test_what_stands_still_for_a_moment_is_held_and_again_only_when_it_changes() -> None:
+    scene = Scene()
+    scene.write("checkpoint-1", a=5)
+    assert scene.look() == scene.look(MOMENT_S / 2) == []
+    assert scene.recogniser.soon_s() == pytest.approx(MOMENT_S / 2, rel=0.01)
+    assert scene.look(MOMENT_S / 2) == ["checkpoint-1"]
+    assert scene.recogniser.soon_s() == float("inf")
+    assert scene.look(100) == []
+    scene.write("checkpoint-1", in_place=True, a=5, b=3)
+    assert scene.look() == []
+    assert scene.recogniser.holds() == [], "it was too early"
+    assert scene.look(MOMENT_S) == [], "and it must be still for longer"
+    assert scene.look(MOMENT_S) == ["checkpoint-1"]
+
+
+def test_what_is_open_for_writing_or_empty_is_not_held() -> None:
+    scene = Scene()
+    scene.write("checkpoint-1", a=5)
+    scene.write("checkpoint-2", a=0)
+    scene.look()
+    scene.recogniser.note_open({"checkpoint-1"})
+    assert scene.look(MOMENT_S) == []
+    assert scene.recogniser.soon_s() <= MOMENT_S, "it may be closed at any moment"
+    scene.recogniser.note_open(())
+    assert scene.look(MOMENT_S) == ["checkpoint-1"]
+
+
+def test_the_oldest_of_a_trainer_that_keeps_two_was_a_checkpoint_also_where_it_was_the_first_one_ever() -> None:
+    scene = Scene()
+    scene.write("checkpoint-1", a=5, b=3)
+    scene.stand()
+    scene.write("checkpoint-2", a=1, b=1)
+    scene.look()
+    del scene.there["checkpoint-1"]
+    scene.look(0.1)
+    assert scene.verdict().whole is None, "nobody knows yet what a whole one has"
+    scene.look(MOMENT_S)
+    assert scene.verdict() == (True, "removed after the next one was begun")
+
+
+def test_one_that_goes_bit_by_bit_is_held_as_it_was() -> None:
+    scene = Scene()
+    scene.write("checkpoint-1", a=5, b=3)
+    scene.stand()
+    scene.write("checkpoint-2", a=5, b=3)
+    scene.stand()
+    whole = scene.there["checkpoint-1"].tree
+    scene.there["checkpoint-1"] = Look({"b": whole["b"]})
+    scene.look(0.1)
+    assert scene.recogniser.departed == []
+    del scene.there["checkpoint-1"]
+    scene.look(0.1)
+    assert scene.recogniser.departed[0].tree == whole
+    assert scene.verdict().whole
+
+
+def test_one_that_lacks_what_the_next_one_has_was_half() -> None:
+    scene = Scene()
+    scene.write("checkpoint-1", a=5)
+    scene.stand()
+    scene.write("checkpoint-2", a=5, b=3)
+    scene.stand()
+    del scene.there["checkpoint-1"]
+    scene.look()
+    assert scene.verdict().whole is None
+    assert scene.verdict(last=True) == (False, "it lacked b, which another one has")
+
+
+@pytest.mark.parametrize(("size", "whole"), [(100, True), (95, True), (80, False)])
+def test_the_newest_that_is_removed_was_one_only_if_it_is_as_large_as_the_one_before(size: int, whole: bool) -> None:
+    scene = Scene()
+    scene.write("checkpoint-1", a=100, log=1)
+    scene.stand()
+    entry = scene.recogniser.entries["checkpoint-1"]
+    scene.recogniser.note_saved(entry, entry.tree)
+    scene.write("checkpoint-2", a=size, log=2)
+    scene.stand()
+    del scene.there["checkpoint-2"]
+    scene.look()
+    assert (scene.verdict().whole, scene.verdict(last=True).whole) == (whole or None, whole)
+
+
+def test_the_only_one_that_is_removed_with_nothing_after_it_is_no_checkpoint() -> None:
+    scene = Scene()
+    scene.write("checkpoint-1", file=5)
+    scene.stand()
+    del scene.there["checkpoint-1"]
+    scene.look()
+    assert scene.verdict().whole is None
+    assert scene.verdict(last=True) == (False, "nothing tells whether it was finished")
+
+
+def test_a_trainer_that_removes_the_old_one_before_it_writes_the_next() -> None:
+    scene = Scene()
+    scene.write("checkpoint-1", a=100)
+    scene.stand()
+    del scene.there["checkpoint-1"]
+    scene.look()
+    scene.write("checkpoint-2", a=40)
+    scene.look(1)
+    assert scene.verdict().whole is None
+    scene.write("checkpoint-2", in_place=True, a=100)
+    scene.stand()
+    assert scene.verdict() == (True, "removed, and as large as another one")
+
+
+@pytest.mark.parametrize("copies", [False, True], ids=["links", "copies"])
+@pytest.mark.parametrize("size", [100, 60])
+def test_a_name_that_is_used_again_for_a_new_file_is_compared_with_what_comes(copies: bool, size: int) -> None:
+    scene = Scene()
+    scene.write("last.ckpt", file=size)
+    scene.stand(copies=copies)
+    scene.write("last.ckpt", file=100)
+    scene.look()
+    assert scene.verdict().whole is None, "the new one is being written"
+    scene.look(MOMENT_S)
+    assert scene.verdict().whole is (True if size == 100 else None)
+    assert scene.recogniser.entries["last.ckpt"].order > scene.recogniser.departed[0].order
+
+
+def test_one_that_is_written_anew_in_place_is_there_only_where_it_was_copied() -> None:
+    scene = Scene()
+    scene.write("last.ckpt", file=100)
+    scene.stand()
+    scene.write("last.ckpt", in_place=True, file=99)
+    scene.look()
+    assert scene.recogniser.departed == scene.recogniser.holds() == []
+    scene.look(2 * MOMENT_S, copies=True)
+    scene.write("last.ckpt", in_place=True, file=98)
+    scene.stand(copies=True)
+    assert scene.look(MOMENT_S, copies=True) == ["last.ckpt"]
+    assert scene.verdict() == (True, "written anew")
+    scene.recogniser.note_published(scene.recogniser.departed.pop())
+    scene.write("last.ckpt", in_place=True, file=97)
+    scene.look()
+    assert scene.look(MOMENT_S) == ["last.ckpt"], "a whole one was held, and not too early"
+
+
+def test_a_copy_of_what_goes_on_growing_is_no_checkpoint() -> None:
+    scene = Scene()
+    scene.write("last.ckpt", file=10)
+    scene.stand(copies=True)
+    scene.now += 1
+    scene.write("last.ckpt", in_place=True, file=100)
+    scene.look()
+    assert scene.recogniser.departed == scene.recogniser.holds() == []
+
+
+def test_one_that_is_renamed_within_the_directory_is_followed_and_not_gone() -> None:
+    scene = Scene()
+    scene.write("checkpoint-1", a=5)
+    scene.stand()
+    scene.there = {"checkpoint-best": scene.there["checkpoint-1"]}
+    assert scene.look(1) == []
+    assert scene.recogniser.departed == []
+    assert scene.recogniser.entries["checkpoint-best"].held is not None
+
+
+def test_what_was_saved_as_it_is_does_not_depart() -> None:
+    scene = Scene()
+    scene.write("checkpoint-1", a=5)
+    scene.stand()
+    entry = scene.recogniser.entries["checkpoint-1"]
+    scene.recogniser.note_saved(entry, entry.tree)
+    del scene.there["checkpoint-1"]
+    scene.look()
+    assert scene.recogniser.departed == []
+
+
+def test_one_begun_before_what_is_saved_is_not_the_newest() -> None:
+    scene = Scene()
+    scene.write("checkpoint-1", a=5)
+    scene.stand()
+    scene.write("checkpoint-2", a=5)
+    scene.stand()
+    entry = scene.recogniser.entries["checkpoint-2"]
+    scene.recogniser.note_saved(entry, entry.tree)
+    del scene.there["checkpoint-1"]
+    scene.look()
+    departed: Departed = scene.recogniser.departed[0]
+    assert scene.verdict().whole
+    assert not scene.recogniser.is_newest(departed)
