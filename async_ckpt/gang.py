@@ -38,18 +38,23 @@ def load_newest(
         This node cannot load what was decided; the attempt must not begin with a mixture.
     """
     task = checkpointer.task
-    if policy == "none" or (policy == "fresh" and task.attempt == 0 and checkpointer.started().first):
+    if policy == "none":
+        return None
+    # In a later attempt there is something to load, as a rule, and all nodes have to know of it.
+    start = checkpointer.started(checkpointer.config.gang_start_timeout_s if task.attempt else None)
+    if policy == "fresh" and task.attempt == 0 and (start.first or start.alone):
         return None
     if task.node == 0:
-        return _lead(checkpointer, policy, path, report, shard)
-    return _follow(checkpointer, path, shard)
+        return _lead(checkpointer, start.number, policy, path, report, shard)
+    return _follow(checkpointer, start.number, path, shard)
 
 
-def _lead(checkpointer: Checkpointer, policy: str, path: str, report: Report, shard: str) -> dict[str, Any] | None:
+def _lead(
+    checkpointer: Checkpointer, start: int, policy: str, path: str, report: Report, shard: str
+) -> dict[str, Any] | None:
     # What this node saved by itself, and its part of what all did, belong into the store first: there others find it.
     pending = checkpointer.spool.pending()
     checkpointer.settle(reversed(pending), checkpointer.config.settle_timeout_s)
-    start = checkpointer.started().number
     said, damaged = checkpointer.run(lambda store: _take_over(store, checkpointer, start))
     for line in said:
         report(line)
@@ -68,7 +73,7 @@ def _lead(checkpointer: Checkpointer, policy: str, path: str, report: Report, sh
     # Not before it was loaded: what is damaged must not be what all the others try.
     decision = dump({"reference": loaded})
     task = checkpointer.task
-    key = layout.decision_key(task.pathspec, task.attempt, checkpointer.started().number)
+    key = layout.decision_key(task.pathspec, task.attempt, start)
     checkpointer.run(lambda store: store.put_bytes(key, decision))
     return loaded
 
@@ -114,9 +119,8 @@ async def _is_complete(store: Store, reference: dict[str, Any], deadline: float)
     return True
 
 
-def _follow(checkpointer: Checkpointer, path: str, shard: str) -> dict[str, Any] | None:
+def _follow(checkpointer: Checkpointer, start: int, path: str, shard: str) -> dict[str, Any] | None:
     task, limit_s = checkpointer.task, checkpointer.config.gang_start_timeout_s
-    start = checkpointer.started().number
     reference = checkpointer.run(lambda store: _decision(store, task, start, limit_s))
     if reference is None:
         return None

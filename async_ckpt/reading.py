@@ -265,15 +265,20 @@ class Reading(abc.ABC):
 
         return self.run(ask)
 
-    def started(self) -> Start:
+    def started(self, limit_s: float | None = None) -> Start:
         """Which start of the attempt this is: the agent has asked the store, or it is waited for.
+
+        Parameters
+        ----------
+        limit_s : float, optional
+            How many seconds at most; default: see ``await_claim``.
 
         Raises
         ------
         SpoolError
             The spool cannot be read or written.
         """
-        return self.spool.start or await_claim(self._client, self.spool, self.config, self._report)
+        return self.spool.start or await_claim(self._client, self.spool, self.config, self._report, limit_s)
 
     def _was_begun_before(self) -> bool:
         """Whether there may be something to resume from in a first attempt."""

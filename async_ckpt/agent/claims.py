@@ -136,29 +136,44 @@ def who_am_i(pid: int, lead: int, token: str) -> dict[str, Any]:
     pid : int
         The task's process.
     lead : int
-        That of the gang's first node, where it runs on this machine; 0: it does not, or there is no gang.
+        That of the gang's first node, where it runs on this machine; 0 or 1: it does not, or is gone, or there is none.
     """
     boot = ""
     with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id") as file:
         boot = file.read().strip()
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     host = socket.gethostname()
-    return {"host": host, "boot": boot, "pid": pid, "lead": lead or pid, "at": now, "user": os.getuid(), "token": token}
+    return {
+        "host": host,
+        "boot": boot,
+        "pid": pid,
+        "lead": lead if lead > 1 else pid,
+        "at": now,
+        "user": os.getuid(),
+        "token": token,
+    }
 
 
-def await_claim(client: AgentClient, spool: Spool, config: Config, report: Callable[[str], None]) -> Start:
+def await_claim(
+    client: AgentClient, spool: Spool, config: Config, report: Callable[[str], None], limit_s: float | None = None
+) -> Start:
     """For whoever needs a version: wait until it is known which start of the attempt this is.
 
-    A store that does not answer within ``claim_wait_s`` seconds (of a gang's nodes, all but the first wait for that one
-    as well: ``settle_timeout_s``) is not waited for, and ``report`` says so: see
-    ``spool.claim.go_alone``.
+    A store that does not answer in time is not waited for, and ``report`` says so: see ``spool.claim.go_alone``.
+
+    Parameters
+    ----------
+    limit_s : float, optional
+        How many seconds at most; default: ``claim_wait_s``, or of a gang's nodes, which wait for the first one,
+        ``settle_timeout_s``.
 
     Raises
     ------
     SpoolError
         The spool cannot be read or written.
     """
-    limit = config.settle_timeout_s if spool.task.node else config.claim_wait_s
+    default = config.settle_timeout_s if spool.task.node else config.claim_wait_s
+    limit = default if limit_s is None else limit_s
     deadline, why = time.monotonic() + limit, ""
     while (start := spool.start) is None and (left := deadline - time.monotonic()) > 0 and not why:
         go_on()
