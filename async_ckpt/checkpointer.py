@@ -27,6 +27,7 @@ from .errors import (
 )
 from .files import given_path, occupy_standard_streams
 from .following import Following
+from .handlers import put_off
 from .ipc.client import AgentClient, Lease
 from .manifest import Manifest
 from .metadata import Note, Said, plain
@@ -231,7 +232,7 @@ class Checkpointer(Following):
             ranks=(collective, rank, world_size), check=check, origin=origin,
         )  # fmt: skip
 
-    @undisturbed
+    @put_off
     def _save(
         self, path: str | os.PathLike[str], name: Any, stored: Any, notes: list[Note], *, latest: bool,
         storage_format: str, strategy: str, ranks: tuple[bool, int | None, int | None],

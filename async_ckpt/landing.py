@@ -165,6 +165,8 @@ class Landing:
         hint = os_hint(error)
         if error.errno == errno.EXDEV:
             hint = "Another file system is mounted there: load into a directory that has none in it"
+        elif error.errno == errno.EEXIST:
+            hint = "What stands there is no directory: remove it, or name another path"
         # Of a rename both are known, and the first is one of ours.
         return SnapshotError(what, where=error.filename2 or error.filename or self._destination, hint=hint)
 
@@ -183,7 +185,7 @@ class Landing:
             names = [os.path.relpath(path, self._destination) for path in sorted(stale)]
             self._arrival.say(
                 f"In {self._destination} {_counted(names)} no part of the checkpoint that was loaded there, and left "
-                "as it was. A clean load (clean=True, --clean) takes away what is not"
+                "as it was. To have only the checkpoint there, load it with clean=True (on the command line, --clean)"
             )
 
 

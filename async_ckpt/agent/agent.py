@@ -426,6 +426,8 @@ class Agent:
             self._last_call.choose_again()  # It can be committed now.
         elif op == "committed":
             crash_point("agent:before-committed")
+            if job.state == FAILED:  # It was given up in the very moment in which it was committed.
+                self._queue.retry(identity)
             reference = {**layout.whole(item.reference), **message.get("reference", {})}
             self._note({"id": identity, "state": COMMITTED, "reference": reference})
             self._queue.end(identity, COMMITTED)

@@ -29,7 +29,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import anyio
@@ -226,19 +226,32 @@ class _Worker:
                 scopes.pop(identity).cancel()
 
     async def commit(self, batch: list[str]) -> None:
-        committed: list[dict[str, Any]] = []
+        count = 0
         error: Exception | None = None
+
+        async def note(reference: dict[str, Any]) -> None:
+            """The next one may never be answered. Of the last one the agent hears when ``latest`` has moved as well: if
+            this worker dies before, another one commits it again, and moves that.
+            """
+            nonlocal count
+            count += 1
+            if count < len(batch):
+                with anyio.CancelScope(shield=True):
+                    await self._send({"op": "committed", "id": batch[count - 1]})
+
         with anyio.CancelScope() as scope:
             self._commits.update(dict.fromkeys(batch, scope))
-            error = await self._commit(batch, committed)
+            error = await self._commit(batch, note)
         self._commits = {identity: other for identity, other in self._commits.items() if other is not scope}
-        for identity in batch[: len(committed)]:
-            await self._send({"op": "committed", "id": identity})
-        if error is not None:
-            await self._send(_failed(batch[len(committed)], error))
+        if count == len(batch):
+            await self._send({"op": "committed", "id": batch[-1]})
+        elif error is not None:
+            await self._send(_failed(batch[count], error))
 
-    async def _commit(self, batch: list[str], committed: list[dict[str, Any]]) -> Exception | None:
-        """Why the next one is not committed, after those that are put into ``committed``."""
+    async def _commit(
+        self, batch: list[str], on_commit: Callable[[dict[str, Any]], Awaitable[None]]
+    ) -> Exception | None:
+        """Why the next one is not committed, after those of which ``on_commit`` has heard."""
         references: list[dict[str, Any]] = []
         unread: Exception | None = None
         for identity in batch:
@@ -249,7 +262,7 @@ class _Worker:
                 break
             references.append(item.reference)
         try:
-            _, refused = await self._uploader.commit(references, committed.append)
+            _, refused = await self._uploader.commit(references, on_commit)
         except Exception as unexpected:
             return unexpected
         return refused or unread

@@ -23,6 +23,7 @@ from .. import filesystems
 from ..config import Config
 from ..errors import SnapshotError
 from ..manifest import LINK, PACKED, Directory, Link, Manifest
+from ..undisturbed import go_on
 from .base import Captured, FileStrategy
 from .links import failure, refused
 from .stillness import OPEN, Now, OpenFile, Seen
@@ -32,6 +33,8 @@ from .walk import Item, walk
 _TURNS = 200
 #: First and longest pause before what moved is captured again, in seconds.
 _PAUSES_S = (0.001, 0.1)
+#: After so many files a capture may be ended.
+_BETWEEN = 256
 #: Originals that are kept open for the second look, at most.
 _MAX_OPEN = 1000
 
@@ -126,6 +129,7 @@ class _Tree:
         vanished: SnapshotError | None = None
         moved, complete = [self._path], False
         for turn in range(1 + self._config.capture_tries):
+            go_on()
             if turn and time.monotonic() > deadline:
                 break
             if turn:  # What others write to says nothing when it is done.
@@ -162,6 +166,8 @@ class _Tree:
             if os.path.isdir(self._path):
                 self._folders[""] = self._folder(Item("", self._path, stat.S_IFDIR))
             for item in walk(self._path, self._config):
+                if not len(items) % _BETWEEN:
+                    go_on()
                 self.at = item.shown
                 known = before.get(item.path)
                 if known is not None and known != item:
@@ -289,7 +295,9 @@ class _Tree:
     def _moved(self, files: Iterable[Seen]) -> list[Seen] | None:
         pack = self._strategy.pack
         moved = []
-        for seen in files:
+        for number, seen in enumerate(files):
+            if not number % _BETWEEN:
+                go_on()
             try:
                 if seen.look(pack) is not Now.SAME:
                     moved.append(seen)
