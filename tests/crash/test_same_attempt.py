@@ -19,6 +19,8 @@ from ..support.writers import content
 
 SIZE = 200 << 10
 
+CRASH_POINTS = ["claims:before-claim", "claims:after-claim"]
+
 
 class Machine:
     """A disk of its own: spool, trainer's directory."""
@@ -190,7 +192,7 @@ def test_an_agent_that_is_started_again_keeps_the_number(
     assert_all_loadable(task, saved)
 
 
-@pytest.mark.parametrize("point", ["claims:before-claim", "claims:after-claim"])
+@pytest.mark.parametrize("point", CRASH_POINTS)
 def test_an_uploader_that_dies_over_its_claim_does_not_count_twice(
     task: Task, machines: tuple[Machine, Machine, Machine], point: str
 ) -> None:
