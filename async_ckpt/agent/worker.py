@@ -11,7 +11,8 @@ matters, and may be killed at any time. The two speak the frames of ``ipc.protoc
   "attempt"}``: tell the other nodes of the gang that this one saves no more, answered by ``{"op": "gone"}``;
   ``{"op": "claim", "attempt", "who", "start"}``: claim a start of the attempt, ``start`` if that is chosen already,
   answered by ``{"op": "claimed", "attempt", "start", "first", "why"}``, without ``start`` if it failed;
-- worker → agent: ``{"op": "progress", "id", "bytes"}``, ``{"op": "file", "id", "path", "crc32", "copied"}``,
+- worker → agent: ``{"op": "ready", "id": ""}``, first of all;
+  ``{"op": "progress", "id", "bytes"}``, ``{"op": "file", "id", "path", "crc32", "copied"}``,
   ``{"op": "parts", "id", "path", "upload", "part_bytes"}``, ``{"op": "part", "id", "path", "number", "etag",
   "crc32"}``, ``{"op": "waiting", "id", "why"}``, ``{"op": "uploaded" | "committed", "id"}`` (of a collective
   checkpoint with its ``reference``, but for the metadata), ``{"op": "failed", "id", "why", "transient", "refused"}``
@@ -34,8 +35,8 @@ from typing import Any
 
 import anyio
 
-from .. import claims, collective, errors
-from ..config import Config
+from .. import claims, collective, errors, processes
+from ..config import KILLED_S, Config
 from ..files import wait_for
 from ..ipc import protocol
 from ..ipc.protocol import Message
@@ -78,6 +79,7 @@ async def serve(
     # good one.
     with _only_one(spool.path("worker.lock")):
         worker = _Worker(sock, spool, config, on_notice)
+        await worker.say_hello()
         known: dict[str, Handover] = {}
         try:
             async with anyio.create_task_group() as group:
@@ -122,15 +124,34 @@ def _only_one(path: str) -> Iterator[None]:
 
     try:
         wait_for(lambda: path not in _working, _LOCK_TIMEOUT_S, "an earlier worker")
-        with open(path, "ab") as file:
-            wait_for(free, _LOCK_TIMEOUT_S, "an earlier worker")
-            _working.add(path)
-            try:
-                yield
-            finally:
-                _working.discard(path)
+        for limit_s in (KILLED_S, _LOCK_TIMEOUT_S):
+            with open(path, "ab") as file:
+                try:
+                    wait_for(free, limit_s, "an earlier worker")
+                except TimeoutError:
+                    if limit_s == _LOCK_TIMEOUT_S:
+                        raise
+                    _end_others(path)
+                    continue
+                _working.add(path)
+                try:
+                    yield
+                    return
+                finally:
+                    _working.discard(path)
     except TimeoutError as error:
         raise errors.SpoolError(f"Another worker does not end: {error}", where=path) from error
+
+
+def _end_others(path: str) -> None:
+    """The kernel ends a worker with its agent. One that hangs in it (a disk that is gone) cannot die, keeps its lock,
+    and never does anything more: the next one has a lock of its own.
+    """
+    directory = os.path.dirname(path)
+    for pid in [pid for pid in processes.find("worker", directory) if pid != os.getpid()]:
+        if not processes.end(pid, "worker", directory, KILLED_S):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
 
 
 async def _messages(sock: socket.socket) -> AsyncIterator[Message]:
@@ -161,6 +182,10 @@ class _Worker:
         self._commits: dict[str, anyio.CancelScope] = {}
         self._gatherer = Gatherer(self.store, self._uploader, config)
         self._gathering: dict[str, Patience] = {}
+
+    async def say_hello(self) -> None:
+        """The first word: all that could fail at the start has not."""
+        await self._send({"op": "ready", "id": ""})
 
     async def upload(self, identity: str, known: Handover) -> None:
         with anyio.CancelScope() as scope:
