@@ -14,7 +14,10 @@ from typing import Any
 
 from . import layout, snapshot
 from .agent.backlog import await_room
+from .agent.habits import Habits
 from .agent.launch import Launcher
+from .agent.pace import Pace
+from .agent.safety import SafeLinks
 from .config import ENV_ATTEMPT, ENV_SPOOL, NO_AGENT_LOOK_S, NO_AGENT_START_S, Config
 from .errors import (
     AgentError,
@@ -82,6 +85,7 @@ class Checkpointer(Following):
             access=os.environ.get(str(spool.store.options.get("access_from")), ""), on_push=self._on_push,
             on_answer=self._launcher.on_answer, on_silence=self._launcher.on_silence,
         )  # fmt: skip
+        self._habits, self._pace, self._said_copied = Habits.of(spool), Pace.of(spool), False
         self._said = Said(self._report)
         #: What the store refused, by id, until a save has said so.
         self._refused: dict[str, str] = {}
@@ -311,8 +315,9 @@ class Checkpointer(Following):
         guarded = self._client.is_guarded()
         snapshot.check_strategy(strategy, leases=guarded)
         data, captured_ns = self.spool.new_data_directory(source), time.time_ns()
+        limit = SafeLinks(self._habits, self._pace, source, os.path.dirname(data))
         captured = snapshot.capture(
-            source, data, strategy, guarded=guarded, config=self.config, lease_budget=self._lease_budget()
+            source, data, strategy, guarded=guarded, config=self.config, lease_budget=self._lease_budget(), limit=limit
         )
         try:
             if check is not None:
@@ -326,6 +331,9 @@ class Checkpointer(Following):
             captured.drop(data)
             raise
         self._guard(admitted, captured.leases)
+        if limit.copied and not self._said_copied:
+            self._said_copied = True
+            self._report(limit.report())
         if captured.followed:
             self._say_what_links_became(source, captured.followed)
         return admitted

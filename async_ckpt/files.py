@@ -115,6 +115,17 @@ def clone(source_fd: int, target_fd: int) -> bool:
     return True
 
 
+def can_clone(folder: str) -> bool:
+    """Whether files of a directory can be cloned in it; tried with two that have no name."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file, tempfile.TemporaryFile(dir=folder) as copy:
+            file.write(bytes(4096))
+            file.flush()
+            return clone(file.fileno(), copy.fileno())
+    except OSError:
+        return False
+
+
 def copy_range(source_fd: int, target_fd: int, count: int, offset: int = 0) -> int:
     """Copy up to ``count`` bytes at ``offset`` to the same offset, inside the kernel where it can. Where the target
     ends before, the source's holes stay holes.

@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Callable
 
 from ..errors import SpoolError, os_reason
-from ..files import clone, remove_tree, try_lock
+from ..files import can_clone, remove_tree, try_lock
 from ..filesystems import is_local, kind_at, leases_hold
 
 #: Errors that are of the moment or of the place's permissions, not of what the file system can do.
@@ -72,7 +72,7 @@ def _notes(root: str, folder: str, kind: str) -> list[str]:
             f"Other users of this machine may read what is saved: the file system of the spool, {root}, keeps no "
             f"permissions ({kind}). METAFLOW_ASYNC_CKPT_SPOOL_DIR sets another place"
         )
-    if not leases_hold(kind) and not _can_clone(folder):
+    if not leases_hold(kind) and not can_clone(folder):
         shared = "" if is_local(kind) else ", and whether anybody on another machine writes cannot be seen"
         notes.append(
             f"The spool, {root}, is on {kind}, where files cannot be captured as guarded links{shared}: a save() of "
@@ -80,11 +80,6 @@ def _notes(root: str, folder: str, kind: str) -> list[str]:
             "ext4, xfs or btrfs (in a container: a volume) makes that a millisecond"
         )
     return notes
-
-
-def _can_clone(folder: str) -> bool:
-    with open(os.path.join(folder, "file"), "rb") as file, open(os.path.join(folder, "clone"), "wb") as copy:
-        return clone(file.fileno(), copy.fileno())
 
 
 def _keep_content(folder: str) -> bool:
