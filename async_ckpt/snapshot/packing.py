@@ -54,12 +54,12 @@ class Pack:
         mode = stat.S_IMODE(file.status.st_mode)
         return FileEntry(file.path, len(data), mode, PACKED, mtime_ns=file.status.st_mtime_ns, offset=offset)
 
-    def read(self, entry: FileEntry) -> bytes:
-        """What was captured of a file."""
+    def has(self, entry: FileEntry, data: bytes) -> bool:
+        """Whether this was captured of a file."""
         start = entry.offset - self._written
-        if start >= 0:
-            return bytes(self._buffer[start : start + entry.size])
-        return os.pread(self._fd, entry.size, entry.offset)
+        if start < 0:
+            return data == os.pread(self._fd, entry.size, entry.offset)
+        return len(data) == entry.size and self._buffer.startswith(data, start)
 
     def _flush(self) -> None:
         if self._fd < 0:
