@@ -52,28 +52,30 @@ class HardLink:
         self._is_beyond = False
         self._leases: dict[str, int] = {}
 
-    def capture_file(self, file: OpenFile, target: str) -> FileEntry:
-        entry, reason = self.try_link(file, target)
+    def capture_file(self, file: OpenFile) -> FileEntry:
+        entry, reason = self.try_link(file)
         if entry is None and reason:
             raise SnapshotError(
                 f"Cannot capture {file.source} as a hard link: {reason}", where=file.source,
                 hint="Use snapshot='auto', or put it and the spool on one ext4, xfs, btrfs or tmpfs",
             )  # fmt: skip
-        return entry or self.copy(functools.partial(copy_file, file, target, reflink=True))
+        return entry or self.copy(functools.partial(copy_file, file, reflink=True))
 
-    def try_link(self, file: OpenFile, target: str) -> tuple[FileEntry | None, str]:
+    def try_link(self, file: OpenFile) -> tuple[FileEntry | None, str]:
         """Link and lease one file: (entry, ""), or (None, why no link can be made), or (None, "") for no lease now."""
         kind = file.on()
         if not leases_hold(kind):
             return None, f"its file system ({kind}) may let somebody write to it without a word"
         if len(self._leases) >= self._budget or not self._is_within(file):
             return None, ""
+        target = file.target
         try:
             os.link(file.source, target, follow_symlinks=False)
         except OSError as error:
             if error.errno in NO_LINK:
                 return None, os_reason(error)
             raise
+        file.leased_s = time.monotonic()
         if not lease.take(file.fd):
             os.unlink(target)
             return None, ""
@@ -130,11 +132,11 @@ class Auto:
         self._links, self._copies, self._pack_below = links, copies, pack_below_bytes
         self.pack: Pack | None = copies.pack
 
-    def capture_file(self, file: OpenFile, target: str) -> FileEntry:
+    def capture_file(self, file: OpenFile) -> FileEntry:
         if file.status.st_size >= self._pack_below:
-            entry, _ = self._links.try_link(file, target)
-            return entry or self._links.copy(functools.partial(self._copies.capture_file, file, target))
-        return self._copies.capture_file(file, target)
+            entry, _ = self._links.try_link(file)
+            return entry or self._links.copy(functools.partial(self._copies.capture_file, file))
+        return self._copies.capture_file(file)
 
     def forget(self, path: str) -> None:
         self._links.forget(path)
