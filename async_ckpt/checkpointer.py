@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from . import layout, snapshot
-from .agent.backlog import await_room
+from .agent.backlog import await_release, await_room
 from .agent.habits import Habits
 from .agent.launch import Launcher
 from .agent.pace import Pace
@@ -268,7 +268,7 @@ class Checkpointer(Following):
             )  # fmt: skip
 
         with self._while_it_runs():
-            admitted = self._capture_and_admit(source, strategy, describe, check, origin or source)
+            admitted = self._capture_as_soon_as_there_is_room(source, strategy, describe, check, origin or source)
         self._saved[admitted.id] = admitted.reference
         if self._refused:
             self._say_what_was_refused()
@@ -300,6 +300,15 @@ class Checkpointer(Following):
         file system if that can be. It is swept up after this process.
         """
         return self.spool.new_held_directory(path)
+
+    def _capture_as_soon_as_there_is_room(self, *arguments: Any) -> Admitted:
+        """The disk may have looked as if there were, and turned out to be full, or its quota used up."""
+        while True:
+            try:
+                return self._capture_and_admit(*arguments)
+            except (SnapshotError, SpoolError) as error:
+                if not await_release(self._client, self.spool, self.config, error):
+                    raise
 
     def _capture_and_admit(
         self,
