@@ -124,8 +124,9 @@ class Checkpointer(Following):
                 raise
             checkpointer = cls(spool, config, uploader=uploader, owner=True, lead=lead, report=report)
             try:
+                spool.begin()
                 checkpointer._attach()
-            except (AgentError, WaitTimeout):
+            except (AgentError, SpoolError, WaitTimeout):
                 checkpointer._client.close()
                 # An agent that had drained an earlier attempt may have removed the spool in this moment; then there
                 # is nothing left to take up, and a new one is made.
@@ -243,6 +244,9 @@ class Checkpointer(Following):
     ) -> Reference:  # fmt: skip
         if self._closed:
             raise UsageError("The step has ended: nothing can be saved any more", hint="Save before the step returns")
+        if self.spool.start is None:
+            with self._while_it_runs():
+                self.started()
         shard = self._shard(*ranks)
         # Before anything can go wrong: whoever fails here has had its turn, like all other ranks.
         version = self._take_turn(shard, os.path.dirname(os.path.abspath(os.fsdecode(path)))) if shard else None
@@ -285,6 +289,7 @@ class Checkpointer(Following):
         text = layout.check_name(name)
         if version is None:
             with self._while_it_runs():
+                self.started()
                 return self.task.key(text, self.spool.upcoming_version())
         if not str(version).isdecimal():
             raise UsageError(f"version_id={version!r} is not the number of a version", hint="They count from 0")
