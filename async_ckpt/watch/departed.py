@@ -41,6 +41,9 @@ class Kept(Protocol):
     def lasts(self) -> bool:
         """Whether it stays as it is, whatever becomes of the original."""
 
+    def complete(self) -> None:
+        """Add small files that go with it."""
+
     def is_intact(self) -> bool:
         """Whether it is what was captured, and nobody is about to write to it."""
 

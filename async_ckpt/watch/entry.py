@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from . import tree as trees
@@ -23,8 +24,11 @@ class Look(NamedTuple):
     tree: Tree
     marker: Fact | None = None
     renamed: bool = False
-    #: Names in its folder, where it is a group of them (see ``group``).
+    #: Names in its folder, where it is a group of them (see ``group``), and small files that go with it.
     members: tuple[str, ...] = ()
+    beside: Mapping[str, bytes] = {}
+    #: A file that must come yet.
+    lacks: str = ""
 
 
 @dataclass
@@ -54,7 +58,10 @@ class Entry:
     is_orphan: bool = False
     #: How often it could not be removed from the disk.
     stuck: int = 0
+    #: As in ``Look``; of what went with it, what was last seen.
     members: tuple[str, ...] = ()
+    beside: dict[str, bytes] = field(default_factory=dict)
+    lacks: str = ""
     #: What was captured of it when it stood still; and for how long it must, in seconds.
     held: Kept | None = None
     moment_s: float = MOMENT_S

@@ -16,7 +16,8 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Callable, Collection
+import sys
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from ..config import Config
@@ -37,7 +38,8 @@ class Held:
     """An entry as it was at one moment.
 
     ``path`` is what can be saved in its stead; ``tree`` is how the entry looked, and ``facts`` how ``path`` did. Of its
-    bytes, ``copied`` are the spool's own; ``lasts``: nothing of it is the trainer's.
+    bytes, ``copied`` are the spool's own; ``lasts``: nothing of it is the trainer's. ``beside`` goes with it when it is
+    saved.
     """
 
     folder: str
@@ -46,10 +48,18 @@ class Held:
     facts: Tree
     copied: int
     lasts: bool
+    beside: Mapping[str, bytes]
+
+    def complete(self) -> None:
+        """Add what goes with it (see ``group``)."""
+        for name, content in self.beside.items():
+            with open(os.path.join(self.path, name), "wb") as file:
+                file.write(content)
 
     def is_intact(self) -> bool:
         """Whether it is what was captured, and nobody is about to write to it."""
-        return read_tree(self.path) == self.facts and not open_for_writing(inodes(self.facts))
+        now = {path: fact for path, fact in read_tree(self.path).items() if path not in self.beside}
+        return now == self.facts and not open_for_writing(inodes(self.facts))
 
     def drop(self) -> None:
         """Give its room back."""
@@ -81,16 +91,18 @@ class Holding:
         self._held: list[Held] = []
         self._said: set[str] = set()
 
-    def hold(self, entry: Entry) -> Held | None:
-        """Hold an entry as it is. None: it cannot be now, and must last until it counts as finished."""
+    def hold(self, entry: Entry, *, early: bool = True) -> Held | None:
+        """Hold an entry as it is. None: it cannot be now, and must last until it counts as finished. ``early``: it does
+        not count yet, and limits hold.
+        """
         why = ""
-        if len(entry.tree) > self._config.watch_hold_files:
+        if early and len(entry.tree) > self._config.watch_hold_files:
             why = f"it has more than {self._config.watch_hold_files} files"
-        elif len(self._held) >= self._config.watch_held:
+        elif early and len(self._held) >= self._config.watch_held:
             why = f"{len(self._held)} others wait"
         else:
             try:
-                held = self._capture(entry)
+                held = self._capture(entry, early=early)
                 self._held.append(held)
                 return held
             except (_Moved, FileNotFoundError):
@@ -101,10 +113,9 @@ class Holding:
                 why = str(error)
         if why not in self._said:
             self._said.add(why)
-            self._report(
-                f"{entry.path} cannot be captured before it counts as finished: {why}. If it is removed or written "
-                "anew before that, it is not saved"
-            )
+            until = " before it counts as finished" if early else ""
+            lost = ". If it is removed or written anew before that, it is not saved" if early else ""
+            self._report(f"{entry.path} cannot be captured{until}: {why}{lost}")
         return None
 
     def keep(self, needed: Collection[Kept]) -> None:
@@ -116,7 +127,7 @@ class Holding:
 
     # -- capturing -------------------------------------------------------------------------------------------------
 
-    def _capture(self, entry: Entry) -> Held:
+    def _capture(self, entry: Entry, *, early: bool) -> Held:
         base = os.path.join(self._root, entry.base)
         folder = self._place(os.path.join(base, next(iter(entry.members), "")).rstrip("/"))
         os.mkdir(folder, 0o700)
@@ -124,16 +135,16 @@ class Holding:
             target = os.path.join(folder, os.path.basename(entry.path))
             if "" not in entry.tree:
                 os.mkdir(target, 0o700)
-            left = self._config.watch_copy_bytes - sum(held.copied for held in self._held)
+            left = self._config.watch_copy_bytes - sum(held.copied for held in self._held) if early else sys.maxsize
             # A name without a number is used again, and perhaps without a new file.
-            is_reused = not any(letter.isdigit() for letter in entry.path)
-            copied = self._rebuild(entry.tree, base, target, left, copying=is_reused and trees.size(entry.tree) <= left)
+            is_reused = early and not any(letter.isdigit() for letter in entry.path)
+            copying = is_reused and trees.size(entry.tree) <= left
+            copied = self._rebuild(entry.tree, base, target, left, copying=copying)
             if entry.read(self._root) != entry.tree:
                 raise _Moved
             files = [path for path, fact in entry.tree.items() if fact.kind == stat.S_IFREG]
-            return Held(
-                folder, target, dict(entry.tree), read_tree(target), sum(copied.values()), len(copied) == len(files)
-            )
+            facts, size, lasts = read_tree(target), sum(copied.values()), len(copied) == len(files)
+            return Held(folder, target, dict(entry.tree), facts, size, lasts, entry.beside)
         except BaseException:
             with contextlib.suppress(OSError):
                 remove_tree(folder)

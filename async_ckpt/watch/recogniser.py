@@ -24,6 +24,7 @@ from typing import NamedTuple
 from . import tree as trees
 from .departed import Departed, Kept, Verdict, judge, kind_of, lacking, shape_of
 from .entry import MOMENT_S, Entry, Look
+from .group import is_under_way
 from .tree import Tree
 
 #: How many times ``settle`` what looks unfinished must be quiet, and patience may grow to.
@@ -105,7 +106,9 @@ class Recogniser:
         for path, look in looks.items():
             self._update(self.entries[path], look)
         for entry in gone.values():
-            if entry.held is not None and entry.held.tree != entry.saved:
+            held = entry.held.tree if entry.held is not None else None
+            # What is found in another one now, as a part of it, is not gone.
+            if held and held != entry.saved and not any(_shares_files(held, looks[path].tree) for path in new):
                 self._depart(entry, rewritten=False)
         return list(gone.values())
 
@@ -117,7 +120,8 @@ class Recogniser:
             self.departed.append(Departed(entry.path, held, entry.order, followed, rewritten))
 
     def _update(self, entry: Entry, look: Look) -> None:
-        entry.members = look.members
+        entry.members, entry.lacks = look.members, look.lacks
+        entry.beside.update(look.beside)
         if look.tree != entry.tree:
             self._changed(entry, look.tree)
         entry.marker = look.marker
@@ -198,7 +202,7 @@ class Recogniser:
         if entry.renamed and not entry.put_back:
             return "renamed into place"
         lacking = "" if last else self.lacking(entry)
-        unsure = lacking or (not last and self._may_grow(entry))
+        unsure = lacking or (not last and (self._may_grow(entry) or self._is_under_way(entry)))
         if quiet >= (HOLD * self._settle_s if unsure else self.patience_s):
             return f"quiet for {quiet:.0f} s" + (f", although it lacks {lacking}" if lacking else "")
         return ""
@@ -228,7 +232,13 @@ class Recogniser:
 
     def _may_be_held(self, entry: Entry) -> bool:
         is_begun = entry.is_due and not entry.is_open and bool(trees.size(entry.tree))
-        return is_begun and not self._needs_marker and not entry.put_back and self._may_finish(entry)
+        may_be = is_begun and not self._needs_marker and not entry.put_back and self._may_finish(entry)
+        return may_be and not self._is_under_way(entry)
+
+    def _is_under_way(self, entry: Entry) -> bool:
+        """Whether it has files with names of unfinished ones, which the last of its kind had not."""
+        names = set(map(kind_of, is_under_way(entry.tree)))
+        return bool(names - set(map(kind_of, self._whole.get(kind_of(entry.path), {}))))
 
     def soon_s(self) -> float:
         """After how many seconds there may be something to hold; infinite if there is nothing."""
@@ -266,6 +276,8 @@ class Recogniser:
         return [entry for entry in self.entries.values() if entry.is_due and not self._may_finish(entry)]
 
     def _may_finish(self, entry: Entry) -> bool:
+        if entry.lacks:
+            return False
         return entry.is_confirmed or (not entry.is_orphan and (entry.marked or not self._needs_marker))
 
     # -- what became of them ---------------------------------------------------------------------------------------

@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from ..config import Config
-from ..errors import BacklogError, CheckpointError, SnapshotError, StoreError
+from ..errors import BacklogError, CheckpointError, SnapshotError, StoreError, os_reason
 from ..metadata import SIZE, Said, plain
 from ..spool.journal import COMMITTED, FAILED, FINAL, SUPERSEDED
 from . import summary
 from . import tree as trees
-from .departed import Departed
+from .departed import Departed, Kept
 from .entry import Entry
 from .options import WatchOptions
 from .tree import Tree, read_tree
@@ -168,16 +168,20 @@ class Saving:
                 entry.was_put_back(self._clock())
             return None
 
-    def save_held(self, departed: Departed, why: str, *, latest: bool) -> bool | None:
-        """Save what is held of an entry that is gone. None: not now; False: it is not what was captured any more."""
-        held = departed.held
+    def save_held(self, relative: str, held: Kept, why: str, *, latest: bool) -> bool | None:
+        """Save what is held of an entry. None: not now; False: it is not what was captured any more."""
 
         def check(now: str) -> None:
             if not held.is_intact():
                 raise _Changed
 
         try:
-            return self._save(held.path, departed.path, held.tree, why, check, latest=latest) or None
+            held.complete()
+        except OSError as error:
+            self._note(relative, f"{relative} is not saved: {os_reason(error)}")
+            return None
+        try:
+            return self._save(held.path, relative, held.tree, why, check, latest=latest) or None
         except _Changed:
             return False
 

@@ -17,10 +17,10 @@ from .entry import Entry
 from .events import Events
 from .held import Holding
 from .looking import Looking
-from .names import Pattern
 from .options import WatchOptions
 from .recogniser import HOLD, Recogniser
 from .saving import Saver, Saving
+from .tree import Tree
 
 #: Looking takes at most this share of a core,
 _SHARE = 0.05
@@ -77,8 +77,7 @@ class Watch:
         self._wake = threading.Event()
         self._looking = Looking(
             self.path,
-            Pattern(options.pattern),
-            options.done,
+            options,
             Events(wake=self._wake.set, report=self._report),
             self._report,
         )
@@ -254,7 +253,9 @@ class Watch:
             if saved and not self._saving.was_saved(departed):
                 if not self._saving.may_try(departed.path) or self._is_too_late():
                     continue
-                saved = self._saving.save_held(departed, verdict.why, latest=self._recogniser.is_newest(departed))
+                saved = self._saving.save_held(
+                    departed.path, departed.held, verdict.why, latest=self._recogniser.is_newest(departed)
+                )
             if saved is None and (not last or departed.path in self._saving.errors):
                 continue
             self._recogniser.departed.remove(departed)
@@ -276,11 +277,25 @@ class Watch:
                 self._recogniser.note_saved(entry, entry.tree)
                 continue
             latest = self._recogniser.is_newest(entry)
-            if (tree := self._saving.save(entry, why, latest=latest)) is not None:
+            save = self._save_group if entry.members else self._saving.save
+            if (tree := save(entry, why, latest=latest)) is not None:
                 self._recogniser.note_saved(entry, tree)
                 entry.held = None
                 if self._options.move:
+                    if entry.members:
+                        retention.take_away(self.path, entry, self._report)
                     self._forget(entry)
+
+    def _save_group(self, entry: Entry, why: str, *, latest: bool) -> Tree | None:
+        """Save files that belong together: as no directory has them alone, as they are held."""
+        if entry.held is None or entry.held.tree != entry.tree:
+            entry.held = self._holding.hold(entry, early=False)
+        if entry.held is None:
+            return None
+        saved = self._saving.save_held(entry.path, entry.held, why, latest=latest)
+        if saved is False:
+            self._recogniser.was_held_too_early(entry)
+        return entry.tree if saved else None
 
     def _may_be_saved(self, entry: Entry) -> bool:
         return self._saving.may_try(entry.path) and (self._knows or not entry.is_old)
@@ -344,6 +359,8 @@ class Watch:
             return f"{entry.path} is open for writing"
         if self._options.done is not None and not entry.marked:
             return f"{entry.path} has no {self._options.done}"
+        if entry.lacks:
+            return f"{entry.path} lacks {entry.lacks}"
         if entry.is_orphan:
             return f"{entry.path} was left by an earlier attempt, perhaps half-written"
         if lacking := self._recogniser.lacking(entry):

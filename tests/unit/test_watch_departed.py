@@ -21,6 +21,9 @@ class Held:
     lasts: bool = False
     path: str = ""
 
+    def complete(self) -> None:
+        pass
+
     def is_intact(self) -> bool:
         return True
 
