@@ -52,7 +52,7 @@ class Entry:
     saved: Tree | None = None
     #: It lost files since it was saved, and gained nothing.
     leaving: bool = False
-    #: Was there when the watch began, and nothing since says that it was finished.
+    #: Was there when the watch began, or came later with older times, and was not written to since.
     is_old: bool = False
     #: The last that an earlier attempt wrote to, perhaps not to its end.
     is_orphan: bool = False

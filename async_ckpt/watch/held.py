@@ -29,6 +29,9 @@ from .entry import Entry
 from .tree import Fact, Tree, fact_of, inodes, read_tree
 from .writers import open_for_writing
 
+#: How much of each end of a file is compared, in bytes.
+_END_BYTES = 64 << 10
+
 #: Where the file system, or whose the file is, forbids a link.
 _NO_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES)
 
@@ -37,18 +40,29 @@ _NO_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOS
 class Held:
     """An entry as it was at one moment.
 
-    ``path`` is what can be saved in its stead; ``tree`` is how the entry looked, and ``facts`` how ``path`` did. Of its
-    bytes, ``copied`` are the spool's own; ``lasts``: nothing of it is the trainer's. ``beside`` goes with it when it is
-    saved.
+    ``path`` is what can be saved in its stead, ``origin`` what its paths were relative to; ``tree`` is how the entry
+    looked, and ``facts`` how ``path`` did. Of its bytes, ``copied`` are the spool's own; ``lasts``: nothing of it is
+    the trainer's. ``beside`` goes with it when it is saved.
     """
 
     folder: str
     path: str
+    origin: str
     tree: Tree
     facts: Tree
     copied: int
     lasts: bool
     beside: Mapping[str, bytes]
+
+    def goes_on(self) -> bool:
+        """Whether the original has all of it still, and perhaps more: it is written on, and not anew. Of large files,
+        both ends are compared.
+        """
+        files = [path for path, fact in self.facts.items() if fact.kind == stat.S_IFREG]
+        try:
+            return all(_begins_like(_at(self.origin, path), _at(self.path, path)) for path in files)
+        except OSError:
+            return False
 
     def complete(self) -> None:
         """Add what goes with it (see ``group``)."""
@@ -144,7 +158,7 @@ class Holding:
                 raise _Moved
             files = [path for path, fact in entry.tree.items() if fact.kind == stat.S_IFREG]
             facts, size, lasts = read_tree(target), sum(copied.values()), len(copied) == len(files)
-            return Held(folder, target, dict(entry.tree), facts, size, lasts, entry.beside)
+            return Held(folder, target, base, dict(entry.tree), facts, size, lasts, entry.beside)
         except BaseException:
             with contextlib.suppress(OSError):
                 remove_tree(folder)
@@ -154,9 +168,7 @@ class Holding:
         """Make the same tree at ``target``. Returns the bytes of each file that was copied."""
         copied: dict[str, int] = {}
         for path in sorted(tree):
-            fact, source, made = tree[path], os.path.join(base, path), os.path.join(target, path)
-            if not path:
-                source, made = base, target
+            fact, source, made = tree[path], _at(base, path), _at(target, path)
             if fact.kind == stat.S_IFDIR:
                 os.mkdir(made, 0o700)
                 os.chmod(made, stat.S_IMODE(os.lstat(source).st_mode) | 0o700)
@@ -172,6 +184,25 @@ class Holding:
             elif fact_of(os.lstat(made)) != fact:
                 raise _Moved
         return copied
+
+
+def _at(base: str, path: str) -> str:
+    return os.path.join(base, path) if path else base
+
+
+def _begins_like(path: str, copy: str) -> bool:
+    """Whether a file begins with the content of another one, as both ends of that tell."""
+    with open(path, "rb", opener=_quietly) as file, open(copy, "rb") as before:
+        end = os.fstat(before.fileno()).st_size
+        for at in {0, max(end - _END_BYTES, 0)}:
+            count = min(_END_BYTES, end - at)
+            if os.pread(file.fileno(), count, at) != os.pread(before.fileno(), count, at):
+                return False
+    return True
+
+
+def _quietly(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOFOLLOW)
 
 
 def _link(source: str, made: str) -> bool:
@@ -192,7 +223,7 @@ def _link_from(link: str, base: str) -> str:
 
 
 def _copy(source: str, made: str, fact: Fact) -> None:
-    fd = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    fd = _quietly(source, os.O_RDONLY | os.O_CLOEXEC)
     try:
         status = os.fstat(fd)
         target = os.open(made, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

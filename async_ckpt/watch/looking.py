@@ -12,7 +12,7 @@ from .group import Group, Grouping, must_come
 from .names import Pattern, ends_a_save
 from .options import WatchOptions
 from .tree import Fact, Tree, read_members, read_tree
-from .writers import open_for_writing
+from .writers import Inode, open_for_writing
 
 
 class Looking:
@@ -33,6 +33,8 @@ class Looking:
         #: By path: why an entry could not be read at the last look.
         self.unreadable: dict[str, str] = {}
         self._trees: dict[str, Tree] = {}
+        #: Who had which file open for writing, when it was last asked.
+        self._writers: dict[Inode, int] = {}
 
     def begin(self) -> frozenset[str]:
         """Events come from now on. Returns what is there already."""
@@ -112,8 +114,11 @@ class Looking:
     def open(self, entries: Collection[Entry]) -> set[str]:
         """Paths of those that somebody has open for writing."""
         evidence = {entry.path: entry.evidence for entry in entries}
-        written = open_for_writing(set().union(*evidence.values()))
-        return {path for path, files in evidence.items() if written and files & written}
+        # Whoever had one open has it still, as a rule: to look at all processes takes longer than all the rest.
+        still = open_for_writing(set().union(*evidence.values()), set(self._writers.values())) if self._writers else {}
+        others = {path: files for path, files in evidence.items() if files.isdisjoint(still)}
+        self._writers = {**still, **open_for_writing(set().union(*others.values()))}
+        return {path for path, files in evidence.items() if not files.isdisjoint(self._writers)}
 
     def end(self) -> None:
         """No more events."""

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
@@ -82,7 +83,7 @@ class Recogniser:
     def observe(self, looks: Mapping[str, Look], *, old: Collection[str] = ()) -> list[Entry]:
         """Take in one complete look at the directory. Returns the entries that have vanished since the last one.
 
-        ``old``: at the first look, the paths of what was there before the watch began.
+        ``old``: paths of what nobody has written since the watch began.
         """
         gone = {path: entry for path, entry in self.entries.items() if path not in looks}
         for path in gone:
@@ -105,10 +106,13 @@ class Recogniser:
             self.entries[path] = entry
         for path, look in looks.items():
             self._update(self.entries[path], look)
-        for entry in gone.values():
+        grouped = {os.path.join(os.path.dirname(path), name) for path in new for name in looks[path].members}
+        for entry in list(gone.values()):
             held = entry.held.tree if entry.held is not None else None
             # What is found in another one now, as a part of it, is not gone.
-            if held and held != entry.saved and not any(_shares_files(held, looks[path].tree) for path in new):
+            if entry.path in grouped or any(_has_part_of(looks[path].tree, entry.tree) for path in new):
+                del gone[entry.path]
+            elif held and held != entry.saved:
                 self._depart(entry, rewritten=False)
         return list(gone.values())
 
@@ -117,7 +121,7 @@ class Recogniser:
         held, entry.held = entry.held, None
         if held is not None and not self._needs_marker:
             followed = any(e.order > entry.order and trees.has_files(e.tree) for e in self.entries.values())
-            self.departed.append(Departed(entry.path, held, entry.order, followed, rewritten))
+            self.departed.append(Departed(entry.path, held, entry.order, followed, rewritten, entry.is_old))
 
     def _update(self, entry: Entry, look: Look) -> None:
         entry.members, entry.lacks = look.members, look.lacks
@@ -131,7 +135,7 @@ class Recogniser:
         now = self._clock()
         pause = now - entry.changed_at
         if entry.held is not None and not _only_lost(entry.held.tree, tree):
-            rewritten = entry.held.lasts and not _only_gained(entry.held.tree, tree)
+            rewritten = entry.held.lasts and not entry.held.goes_on()
             if rewritten or not _shares_files(entry.held.tree, tree):
                 self._depart(entry, rewritten=True)
                 entry.order = self._next_order()
@@ -220,6 +224,16 @@ class Recogniser:
         """
         before = self._whole.get(kind_of(entry.path))
         return lacking(entry.tree, before) if before is not None else ""
+
+    def to_ask(self, *, last: bool = False) -> list[Entry]:
+        """Those of which it must be known now whether they are open for writing. ``last``: as for ``finished``."""
+        now = self._clock()
+        return [
+            entry
+            for entry in self.pending()
+            if last or entry.is_open or entry.renamed or entry.marked
+            or now - entry.changed_at >= (self.patience_s if entry.held else min(entry.moment_s, self.patience_s))
+        ]  # fmt: skip
 
     def to_hold(self) -> list[Entry]:
         """What stands still, and should be held now."""
@@ -310,6 +324,11 @@ class Recogniser:
         """It was taken away, by us."""
         if self.entries.get(entry.path) is entry:
             del self.entries[entry.path]
+
+
+def _has_part_of(after: Tree, before: Tree) -> bool:
+    """Whether a file of ``before`` is there just as it was; its number alone may be another file's by now."""
+    return any(trees.is_file(fact) for fact in set(before.values()) & set(after.values()))
 
 
 def _shares_files(before: Tree, after: Tree) -> bool:
