@@ -14,7 +14,10 @@ from typing import Any
 
 from . import layout, snapshot
 from .agent.backlog import await_room
+from .agent.habits import Habits
 from .agent.launch import Launcher
+from .agent.pace import Pace
+from .agent.safety import SafeLinks
 from .config import ENV_ATTEMPT, ENV_SPOOL, NO_AGENT_LOOK_S, NO_AGENT_START_S, Config
 from .errors import (
     AgentError,
@@ -27,6 +30,7 @@ from .errors import (
 )
 from .files import given_path, occupy_standard_streams
 from .following import Following
+from .handlers import put_off
 from .ipc.client import AgentClient, Lease
 from .manifest import Manifest
 from .metadata import Note, Said, plain
@@ -81,6 +85,7 @@ class Checkpointer(Following):
             access=os.environ.get(str(spool.store.options.get("access_from")), ""), on_push=self._on_push,
             on_answer=self._launcher.on_answer, on_silence=self._launcher.on_silence,
         )  # fmt: skip
+        self._habits, self._pace, self._said_copied = Habits.of(spool), Pace.of(spool), False
         self._said = Said(self._report)
         #: What the store refused, by id, until a save has said so.
         self._refused: dict[str, str] = {}
@@ -230,7 +235,7 @@ class Checkpointer(Following):
             ranks=(collective, rank, world_size), check=check, origin=origin,
         )  # fmt: skip
 
-    @undisturbed
+    @put_off
     def _save(
         self, path: str | os.PathLike[str], name: Any, stored: Any, notes: list[Note], *, latest: bool,
         storage_format: str, strategy: str, ranks: tuple[bool, int | None, int | None],
@@ -305,8 +310,9 @@ class Checkpointer(Following):
         guarded = self._client.is_guarded()
         snapshot.check_strategy(strategy, leases=guarded)
         data, captured_ns = self.spool.new_data_directory(source), time.time_ns()
+        limit = SafeLinks(self._habits, self._pace, source, os.path.dirname(data))
         captured = snapshot.capture(
-            source, data, strategy, guarded=guarded, config=self.config, lease_budget=self._lease_budget()
+            source, data, strategy, guarded=guarded, config=self.config, lease_budget=self._lease_budget(), limit=limit
         )
         try:
             if check is not None:
@@ -320,6 +326,9 @@ class Checkpointer(Following):
             captured.drop(data)
             raise
         self._guard(admitted, captured.leases)
+        if limit.copied and not self._said_copied:
+            self._said_copied = True
+            self._report(limit.report())
         if captured.followed:
             self._say_what_links_became(source, captured.followed)
         return admitted

@@ -55,6 +55,11 @@ RATE_KNOWN_S = 1.0
 RESTARTS_AT_ONCE = 3
 FIRST_PAUSE_S = 0.25
 CALM_S = 60.0
+#: After so many deaths in a row with the same checkpoint in hand it is suspected, and tried alone, after all others;
+#: after so many of the uploader, or of the agent (which may have died of something else), it has failed.
+DEATHS_TO_SUSPECT, DEATHS_OF_UPLOADER, DEATHS_OF_AGENT = 5, 8, 12
+#: An agent that lacks descriptors, memory or disk: its first and longest pause, and how often in a row it goes on.
+SHORT_FIRST_S, SHORT_MOST_S, SHORT_TIMES = 0.1, 2.0, 20
 #: How often whoever has no agent looks for one, and for how long at most a new attempt does before it fails.
 NO_AGENT_LOOK_S = 0.25
 NO_AGENT_START_S = 180.0

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import functools
 import mmap
 import os
 import secrets
@@ -18,6 +19,7 @@ from typing import Any
 from . import forks
 from .config import CHUNK_BYTES
 from .errors import UsageError
+from .undisturbed import go_on
 
 try:  # Four times faster; a pod may be without it, and the agent's control plane does without.
     from zlib_ng.zlib_ng import crc32 as crc32
@@ -38,7 +40,15 @@ _NO_TMPFILE = NO_LINK | {errno.EISDIR, errno.ENOENT, errno.EINVAL}
 
 _fallocate = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)
 
+#: ``mode`` of fallocate(2).
+_KEEP_SIZE, _PUNCH_HOLE = 1, 2
+#: Fewer zeros than these stay what they are, in bytes.
+_LEAST_HOLE = 16 << 10
+
 _BUFFER = 1 << 20
+
+#: So much is copied in one call: less than a second's work, after which it may be ended.
+_COPIED_BYTES = 64 << 20
 
 #: Of a read that is only digested: it stays in the processor's cache.
 _DIGEST_BUFFER = 256 << 10
@@ -105,6 +115,17 @@ def clone(source_fd: int, target_fd: int) -> bool:
     return True
 
 
+def can_clone(folder: str) -> bool:
+    """Whether files of a directory can be cloned in it; tried with two that have no name."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file, tempfile.TemporaryFile(dir=folder) as copy:
+            file.write(bytes(4096))
+            file.flush()
+            return clone(file.fileno(), copy.fileno())
+    except OSError:
+        return False
+
+
 def copy_range(source_fd: int, target_fd: int, count: int, offset: int = 0) -> int:
     """Copy up to ``count`` bytes at ``offset`` to the same offset, inside the kernel where it can. Where the target
     ends before, the source's holes stay holes.
@@ -146,9 +167,10 @@ def _copy_bytes(source_fd: int, target_fd: int, at: int, end: int) -> int:
     """Copy from ``at`` to ``end``, and return where the source ended if that is before."""
     in_kernel = True
     while at < end:
+        go_on()
         if in_kernel:
             try:
-                moved = os.copy_file_range(source_fd, target_fd, end - at, at, at)
+                moved = os.copy_file_range(source_fd, target_fd, min(_COPIED_BYTES, end - at), at, at)
             except OSError as error:
                 if error.errno not in _NOT_HERE:
                     raise
@@ -170,6 +192,18 @@ def pwrite_all(fd: int, data: bytes | bytearray | memoryview, offset: int) -> No
     while view:
         written = os.pwrite(fd, view, offset)
         view, offset = view[written:], offset + written
+
+
+def write_sparsely(fd: int, data: bytes, offset: int) -> None:
+    """As ``pwrite_all``; nothing but zeros becomes a hole where the file system can."""
+    zeros = len(data) >= _LEAST_HOLE and not data[0] and not data[-1] and data.count(0) == len(data)
+    if not (zeros and os.fstat(fd).st_size >= offset + len(data) and _punch(fd, offset, len(data))):
+        pwrite_all(fd, data, offset)
+
+
+def _punch(fd: int, offset: int, count: int) -> bool:
+    where = ctypes.c_int64(offset), ctypes.c_int64(count)
+    return _fallocate is not None and _fallocate(fd, _PUNCH_HOLE | _KEEP_SIZE, *where) == 0
 
 
 def preallocate(fd: int, size: int) -> None:
@@ -196,6 +230,7 @@ def copy_content(source_fd: int, target_fd: int, size: int, *, reflink: bool = T
 def same_content(fd: int, other: int, size: int) -> bool:
     """Whether two files have the same first ``size`` bytes."""
     for at in range(0, size, CHUNK_BYTES):
+        go_on()
         end = min(at + CHUNK_BYTES, size)
         if is_hole(fd, at, end) and is_hole(other, at, end):
             continue
@@ -214,8 +249,18 @@ def is_hole(fd: int, at: int, end: int) -> bool:
     return False
 
 
+@functools.lru_cache(maxsize=8)
+def _crc_of_zeros(count: int) -> int:
+    crc, zeros = 0, bytes(_DIGEST_BUFFER)
+    for at in range(0, count, _DIGEST_BUFFER):
+        crc = crc32(zeros[: count - at], crc)
+    return crc
+
+
 def chunk_crc(fd: int, offset: int, count: int) -> int:
     """CRC-32 of ``count`` bytes at ``offset``; of fewer where the file ends before."""
+    if count > _DIGEST_BUFFER and is_hole(fd, offset, offset + count):
+        return _crc_of_zeros(count)
     crc, end, buffer = 0, offset + count, _buffers.view
     while offset < end:
         got = os.preadv(fd, [buffer[: end - offset]], offset)

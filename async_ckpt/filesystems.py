@@ -119,19 +119,15 @@ def is_settled(kind: str, status: os.stat_result, looked_ns: int) -> bool:
 
 
 class Facts(NamedTuple):
-    """What tells a file, and that it was written to: number, size (bytes), times (nanoseconds)."""
+    """What tells a file, and that it was written to, named as in ``os.stat_result``."""
 
-    ino: int
-    size: int
-    mtime_ns: int
-    ctime_ns: int
-
-    @classmethod
-    def of(cls, status: os.stat_result) -> Facts:
-        return cls(status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    st_ino: int
+    st_size: int
+    st_mtime_ns: int
+    st_ctime_ns: int
 
 
-def facts_at(path: str, kind: str) -> Facts:
+def facts_at(path: str, kind: str) -> os.stat_result | Facts:
     """Of what stands at ``path`` now (a link is not followed). Where others may change it the file system is made to
     ask them, and not to answer from its cache.
 
@@ -140,20 +136,19 @@ def facts_at(path: str, kind: str) -> Facts:
     OSError
     """
     status = os.lstat(path)
-    return Facts.of(status) if kind in _LOCAL else _fresh(AT_FDCWD, os.fsencode(path), _AT_SYMLINK_NOFOLLOW, status)
+    return status if kind in _LOCAL else _fresh(AT_FDCWD, os.fsencode(path), _AT_SYMLINK_NOFOLLOW) or status
 
 
-def facts_of(fd: int, kind: str) -> Facts:
+def facts_of(fd: int, kind: str) -> os.stat_result | Facts:
     """The same for an open file."""
     status = os.fstat(fd)
-    return Facts.of(status) if kind in _LOCAL else _fresh(fd, b"", _AT_EMPTY_PATH, status)
+    return status if kind in _LOCAL else _fresh(fd, b"", _AT_EMPTY_PATH) or status
 
 
-def _fresh(fd: int, path: bytes, flags: int, otherwise: os.stat_result) -> Facts:
-    found = Statx()
-    function = _function("statx")
+def _fresh(fd: int, path: bytes, flags: int) -> Facts | None:
+    found, function = Statx(), _function("statx")
     if function is None or function(fd, path, flags | _AT_FORCE_SYNC, _STATX_BASIC, ctypes.byref(found)):
-        return Facts.of(otherwise)
+        return None
     return Facts(found.ino, found.size, found.mtime.ns, found.ctime.ns)
 
 

@@ -1,12 +1,16 @@
 """Where a load arrives: in a new directory inside of the destination first, which is then renamed into place, entry by
-entry. So a load that fails leaves the destination as it was.
+entry. So a load that fails leaves the destination as it was: what had to make room is put back then.
 
 What stands there and is no part of the checkpoint stays, and it is said; or, where a clean destination is wanted, is
 taken away. Symbolic links that lead out of the checkpoint are not made: a trainer would write through them, anywhere.
+
+A load that is killed leaves its directory behind, ``.async_ckpt-loading-<random>``, and perhaps beside it what had to
+make room (``-replaced``) and a tar (``.tar``). The next load into the same destination removes them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import secrets
@@ -14,14 +18,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from . import forks
 from .config import Config, is_spools_name
 from .errors import CheckpointError, SnapshotError, UsageError, os_hint, os_reason
-from .files import given_path, remove_tree
+from .files import given_path, remove_tree, try_lock
 from .manifest import follow
 from .printable import to_stderr
 from .snapshot.walk import ANNEX_PREFIX
+from .spool.mounts import mounts_below
 
 _STAGING_PREFIX = f"{ANNEX_PREFIX}loading-"
+#: What may lie beside a load's directory, by the end of the name.
+_REPLACED, TAR = "-replaced", ".tar"
+
+#: So often a directory to load into is made anew.
+_TRIES = 10
 
 #: So many names are said; the rest is counted.
 _NAMED = 3
@@ -59,17 +70,21 @@ def check_clean(destination: str, needed: tuple[str, ...] = ()) -> None:
     Raises
     ------
     UsageError
-        It is, or holds, the working directory, the home directory, or a directory that is ``needed``.
+        It is, or holds, the working directory, the home directory, or a directory that is ``needed``; or another file
+        system is mounted somewhere in it.
     """
     real = os.path.realpath(destination)
-    for what, path in [("working directory", os.getcwd()), ("home directory", str(Path.home()))] + [
-        ("spool, or the store,", path) for path in needed
-    ]:
-        if f"{os.path.realpath(path)}/".startswith(f"{real.rstrip('/')}/"):
-            raise UsageError(
-                f"A clean load into {destination} would take away the {what} {path}",
-                hint="Load into a directory of its own",
-            )
+    kept = [("spool, or the store,", path) for path in needed]
+    with contextlib.suppress(FileNotFoundError):  # It was removed.
+        kept.append(("working directory", os.getcwd()))
+    with contextlib.suppress(RuntimeError):  # A user without a name, as in some pods, may have none.
+        kept.append(("home directory", str(Path.home())))
+    lost = [f"{what} {path}" for what, path in kept if f"{os.path.realpath(path)}/".startswith(f"{real.rstrip('/')}/")]
+    lost += [f"file system that is mounted at {path}" for path in mounts_below(real)]
+    if lost:
+        raise UsageError(
+            f"A clean load into {destination} would take away the {lost[0]}", hint="Load into a directory of its own"
+        )
 
 
 class Landing:
@@ -85,18 +100,51 @@ class Landing:
 
     def __init__(self, destination: str, arrival: Arrival) -> None:
         self._destination, self._arrival = given_path(destination), arrival
-        self._staging = os.path.join(self._destination, f"{_STAGING_PREFIX}{secrets.token_hex(4)}")
+        self._staging, self._lock = "", -1
 
     def __enter__(self) -> str:
         if self._arrival.clean:
             check_clean(self._destination, self._arrival.needed)
         try:
             os.makedirs(self._destination, exist_ok=True)
-            # Inside of it: surely the same file system, whatever is mounted there.
-            os.mkdir(self._staging, 0o700)
+            self._remove_abandoned()
+            self._make_staging()
         except OSError as error:
             raise self._failure(error) from error
         return self._staging
+
+    def _make_staging(self) -> None:
+        for _ in range(_TRIES):
+            # Inside of it: surely the same file system, whatever is mounted there.
+            self._staging = os.path.join(self._destination, f"{_STAGING_PREFIX}{secrets.token_hex(4)}")
+            os.mkdir(self._staging, 0o700)
+            try:
+                self._lock = _lock(self._staging)
+            except FileNotFoundError:
+                continue  # Another load took it for abandoned, as it was not locked yet.
+            except OSError:
+                return  # A file system without locks, where nothing is taken for abandoned.
+            if self._lock >= 0:
+                return
+        raise FileNotFoundError(errno.ENOENT, "Something removes what is made there", self._staging)
+
+    def _remove_abandoned(self) -> None:
+        """Remove what loads have left that were killed."""
+        for name in os.listdir(self._destination):
+            if not name.startswith(_STAGING_PREFIX) or name.endswith((_REPLACED, TAR)):
+                continue
+            path = os.path.join(self._destination, name)
+            with contextlib.suppress(OSError):  # It ends in this moment; or it is somebody else's.
+                if (lock := _lock(path)) < 0:
+                    continue
+                try:
+                    remove_tree(f"{path}{_REPLACED}")
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(f"{path}{TAR}")
+                    remove_tree(path)
+                finally:
+                    forks.close_lock(lock)
+                self._arrival.say(f"Removed what a load into {self._destination} had left that was killed: {name}")
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         try:
@@ -109,23 +157,35 @@ class Landing:
                 raise self._failure(error) from error
         finally:
             remove_tree(self._staging)
+            if self._lock >= 0:
+                forks.close_lock(self._lock)
 
     def _failure(self, error: OSError) -> SnapshotError:
         what = f"Cannot load into {self._destination}: {os_reason(error)}"
-        return SnapshotError(what, where=error.filename or self._destination, hint=os_hint(error))
+        hint = os_hint(error)
+        if error.errno == errno.EXDEV:
+            hint = "Another file system is mounted there: load into a directory that has none in it"
+        elif error.errno == errno.EEXIST:
+            hint = "What stands there is no directory: remove it, or name another path"
+        # Of a rename both are known, and the first is one of ours.
+        return SnapshotError(what, where=error.filename2 or error.filename or self._destination, hint=hint)
 
     def _put_in_place(self) -> None:
-        if self._arrival.clean:
-            _replace(self._staging, self._destination)
-            return
         stale: list[str] = []
-        _move_into(self._staging, self._destination, stale)
+        with _Exchange(f"{self._staging}{_REPLACED}", self._arrival.say) as exchange:
+            if self._arrival.clean:
+                for name in os.listdir(self._destination):
+                    if not _is_ours(name):
+                        exchange.take_away(os.path.join(self._destination, name))
+            _move_into(self._staging, self._destination, stale, exchange)
+        if self._arrival.clean:
+            return
         if stale and self._arrival.tell_stale and self._destination not in _said and len(_said) < _MAX_SAID:
             _said.add(self._destination)
             names = [os.path.relpath(path, self._destination) for path in sorted(stale)]
             self._arrival.say(
                 f"In {self._destination} {_counted(names)} no part of the checkpoint that was loaded there, and left "
-                "as it was. A clean load (clean=True, --clean) takes away what is not"
+                "as it was. To have only the checkpoint there, load it with clean=True (on the command line, --clean)"
             )
 
 
@@ -162,49 +222,109 @@ def _counted(names: list[str]) -> str:
 
 
 def _is_ours(name: str) -> bool:
-    """Whether this is a directory of another load, of snapshots, or of spools."""
-    return name.startswith(ANNEX_PREFIX) or is_spools_name(name)
+    """Whether this is a directory of another load, of snapshots, of spools, or of the file system itself."""
+    return name.startswith(ANNEX_PREFIX) or is_spools_name(name) or name == "lost+found"
 
 
-def _replace(staging: str, destination: str) -> None:
-    """Put what was loaded into the place of all that is there; of nothing, if that fails on the way."""
-    aside = f"{staging}-replaced"
-    os.mkdir(aside, 0o700)
-    done: list[tuple[str, str]] = []
-
-    def move(folder: str, names: list[str], target: str) -> None:
-        for name in names:
-            pair = os.path.join(folder, name), os.path.join(target, name)
-            os.rename(*pair)
-            done.append(pair)
-
+def _lock(folder: str) -> int:
+    """A descriptor that holds a load's directory as long as that runs; -1: somebody else does. ``OSError`` where that
+    cannot be told, as on NFS: nothing is taken for abandoned there.
+    """
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    is_locked = False
     try:
-        move(destination, [name for name in os.listdir(destination) if not _is_ours(name)], aside)
-        move(staging, os.listdir(staging), destination)
-    except BaseException:
-        for old, new in reversed(done):
-            os.rename(new, old)
-        os.rmdir(aside)
-        raise
-    remove_tree(aside)
+        is_locked = try_lock(fd)
+    finally:
+        if not is_locked:
+            os.close(fd)
+    if not is_locked:
+        return -1
+    forks.keep_lock_from_children(fd)
+    return fd
 
 
-def _move_into(source: str, destination: str, stale: list[str]) -> None:
+class _Exchange:
+    """Renames that are all taken back where one of them fails, as a context manager.
+
+    Parameters
+    ----------
+    aside : str
+        A new directory, for what has to make room; it is removed at the end.
+    say : callable
+        Gets a line on what cannot be taken back.
+    """
+
+    def __init__(self, aside: str, say: Callable[[str], None]) -> None:
+        self._aside, self._say = aside, say
+        #: (where it was, where it is): noted before each is made, so that none is missing here.
+        self._done: list[tuple[str, str]] = []
+        self._count = 0
+
+    def __enter__(self) -> _Exchange:
+        os.mkdir(self._aside, 0o700)
+        return self
+
+    def move(self, old: str, new: str) -> None:
+        """Rename something to a name that is free, or is a file's that was ``kept``."""
+        self._done.append((old, new))
+        os.rename(old, new)
+
+    def take_away(self, path: str) -> None:
+        """Make room."""
+        self._count += 1
+        self.move(path, os.path.join(self._aside, str(self._count)))
+
+    def keep(self, path: str) -> None:
+        """Let a file be replaced: by one rename, so that there always is one, where it can have a second name."""
+        self._count += 1
+        kept = os.path.join(self._aside, str(self._count))
+        try:
+            os.link(path, kept, follow_symlinks=False)
+        except OSError:
+            self.take_away(path)
+        else:
+            self._done.append((path, kept))
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        lost = []
+        for was, now in reversed(self._done) if kind is not None else ():
+            try:
+                os.rename(now, was)
+            except FileNotFoundError:
+                continue  # It was the one that failed.
+            except OSError as failed:
+                lost.append(f"{was} ({os_reason(failed)})")
+        if lost:
+            self._say(f"A load has failed, and what was there before is in {self._aside}: {'; '.join(lost[:_NAMED])}")
+            return
+        try:
+            remove_tree(self._aside)
+        except OSError as failed:
+            self._say(f"{self._aside}, which a load has replaced, cannot be removed: {os_reason(failed)}")
+
+
+def _move_into(source: str, destination: str, stale: list[str], exchange: _Exchange) -> None:
     """``stale`` gets the paths of what is in ``destination`` and not in ``source``."""
     pending = [(source, destination)]
     while pending:
         source, destination = pending.pop()
         names = os.listdir(source)
-        left = set(os.listdir(destination)).difference(names)
-        stale += [os.path.join(destination, name) for name in left if not _is_ours(name)]
+        there = set(os.listdir(destination))
+        stale += [os.path.join(destination, name) for name in there.difference(names) if not _is_ours(name)]
         for name in names:
             old, new = os.path.join(source, name), os.path.join(destination, name)
-            is_folder = os.path.isdir(old) and not os.path.islink(old)
-            if is_folder and os.path.isdir(new) and not os.path.islink(new):
+            is_folder = _is_folder(old)
+            if name not in there:
+                pass
+            elif is_folder and _is_folder(new):
                 pending.append((old, new))
                 continue
-            if os.path.lexists(new) and (is_folder or os.path.isdir(new)) and not os.path.islink(new):
-                remove_tree(new) if os.path.isdir(new) else os.unlink(new)
-            elif is_folder and os.path.islink(new):
-                os.unlink(new)
-            os.rename(old, new)
+            elif is_folder or _is_folder(new):
+                exchange.take_away(new)
+            else:
+                exchange.keep(new)
+            exchange.move(old, new)
+
+
+def _is_folder(path: str) -> bool:
+    return os.path.isdir(path) and not os.path.islink(path)

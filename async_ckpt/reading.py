@@ -22,7 +22,7 @@ from .spool.journal import ADMITTED, COMMITTED, Progress
 from .spool.spool import Admitted, Spool, torn_file
 from .stores import open_store
 from .stores.base import Store, StoreSpec
-from .undisturbed import reporter, undisturbed
+from .undisturbed import ended_by, go_on, reporter, undisturbed
 
 T = TypeVar("T")
 
@@ -367,7 +367,15 @@ def run_with_store(spec: StoreSpec, config: Config, function: Callable[[Store], 
             await store.aclose()
 
     # Late: every Metaflow process imports this module, few of them ask a store.
+    from concurrent.futures import CancelledError
+
     from anyio.from_thread import start_blocking_portal
 
     with start_blocking_portal() as portal:
-        return portal.call(call)
+        answer = portal.start_task_soon(call)
+        with ended_by(answer.cancel):
+            try:
+                return answer.result()
+            except CancelledError:
+                go_on()
+                raise

@@ -62,12 +62,14 @@ class Termination:
     def _handle(self, number: int, frame: Any) -> None:
         # A forked child has inherited the handler, but not the checkpointer's threads.
         if self._done or os.getpid() != self._pid:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
+            self._end_now()
         elif not self._begun:
             self._begun = True
             # A thread: this one may have been interrupted anywhere, with any lock held.
-            threading.Thread(target=self._bring_in, name="async_ckpt-termination", daemon=True).start()
+            try:
+                threading.Thread(target=self._bring_in, name="async_ckpt-termination", daemon=True).start()
+            except RuntimeError:  # No thread can be had: the process ends as if nobody had handled the signal.
+                self._end_now()
 
     def _bring_in(self) -> None:
         deadline = time.monotonic() + self._grace_s
@@ -78,8 +80,13 @@ class Termination:
             self._report("All that was saved is in the store" if not left else f"Not in the store: {', '.join(left)}")
         except CheckpointError as error:
             self._report(f"After the SIGTERM: {error}")
-        self._done = True
-        os.kill(self._pid, signal.SIGTERM)
-        # The main thread handles it between two of its instructions; one that is in a long call is not waited for.
-        time.sleep(max(deadline - time.monotonic(), TERMINATION_MARGIN_S))
-        os.kill(self._pid, signal.SIGKILL)
+        finally:  # Whatever happened: who sent the signal wants the process to end.
+            self._done = True
+            os.kill(self._pid, signal.SIGTERM)
+            # The main thread handles it between two of its instructions; one that is in a long call is not waited for.
+            time.sleep(max(deadline - time.monotonic(), TERMINATION_MARGIN_S))
+            os.kill(self._pid, signal.SIGKILL)
+
+    def _end_now(self) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTERM)

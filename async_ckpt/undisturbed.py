@@ -1,9 +1,8 @@
-"""Work between whose instructions no signal's handler comes.
+"""Work that may take long, and between whose instructions no signal's handler comes.
 
-Python runs handlers of signals in the main thread, between any two of its instructions: with locks held, and things
-half done. A handler that saves would wait there for a lock that the very frame has which it interrupted. So the main
-thread gives such work to a thread of its own, which nothing interrupts, and only waits for it; the work of a handler
-that comes meanwhile is done by another thread, and the two wait for each other as threads do.
+What is short puts handlers off (``handlers``). What waits cannot: a Ctrl-C has to end it. So the main thread gives it
+to a thread of its own, which nothing interrupts, and only waits for it; what a handler does meanwhile is done beside
+it, and the two wait for each other as threads do.
 """
 
 from __future__ import annotations
@@ -14,10 +13,11 @@ import contextvars
 import functools
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from queue import Empty, SimpleQueue
 from typing import Any, ParamSpec, TypeVar
 
+from . import handlers
 from .errors import CheckpointError
 
 P = ParamSpec("P")
@@ -26,6 +26,11 @@ T = TypeVar("T")
 #: How long an exception of a handler waits until what it has interrupted has come to an end, in seconds: what was being
 #: saved is not touched any more then.
 _END_S = 10.0
+
+
+#: A signal that comes in the instant before the main thread waits does not wake it: so often, in seconds, it wakes up
+#: by itself.
+_LOOK_S = 0.25
 
 
 class Abandoned(CheckpointError):
@@ -39,7 +44,9 @@ class _Call:
         #: (report, line), and as the last one (None, result).
         self.said: SimpleQueue[tuple[Callable[[str], None] | None, Any]] = SimpleQueue()
         self.error: BaseException | None = None
-        self.ended = self.abandoned = False
+        self.begun = self.ended = self.abandoned = False
+        #: Ends what it waits for just now; see ``ended_by``.
+        self.end: Callable[[], object] | None = None
 
     def work(self, work: Callable[[], Any]) -> None:
         _here.call = self
@@ -53,7 +60,10 @@ class _Call:
     def result(self) -> Any:
         """Wait for it, and say meanwhile what it has to say."""
         while True:
-            report, item = self.said.get()
+            try:
+                report, item = self.said.get(timeout=_LOOK_S)
+            except Empty:
+                continue
             if report is None:
                 self.ended = True
                 break
@@ -68,6 +78,8 @@ class _Call:
     def abandon(self) -> None:
         """Have it end at the next point where it can, and see it end."""
         self.abandoned = True
+        if (end := self.end) is not None:
+            end()
         with contextlib.suppress(Empty):
             while self.said.get(timeout=_END_S)[0] is not None:
                 continue
@@ -87,19 +99,32 @@ def run(work: Callable[[], T]) -> T:
     """
     if threading.get_ident() != threading.main_thread().ident:
         return work()
+    with handlers.Allowed():
+        return _run_in_thread(work)
+
+
+def _run_in_thread(work: Callable[[], T]) -> T:
     call = _Call()
     try:
-        # As light as can be: a save takes less than a millisecond.
-        _thread.start_new_thread(contextvars.copy_context().run, (call.work, work))
-    except RuntimeError:  # There can be no more threads, or the interpreter is about to end.
-        return work()
-    try:
+        if not _begin(call, work):
+            return handlers.put_off(work)()
         result: T = call.result()
         return result
     except BaseException:
-        if not call.ended:
+        if call.begun and not call.ended:
             call.abandon()
         raise
+
+
+@handlers.put_off
+def _begin(call: _Call, work: Callable[[], Any]) -> bool:
+    try:
+        # As light as can be: what is asked is answered within a millisecond.
+        _thread.start_new_thread(contextvars.copy_context().run, (call.work, work))
+        call.begun = True
+    except RuntimeError:  # There can be no more threads, or the interpreter is about to end.
+        call.begun = False
+    return call.begun
 
 
 def undisturbed(function: Callable[P, T]) -> Callable[P, T]:
@@ -113,15 +138,37 @@ def undisturbed(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def go_on() -> None:
-    """For what may take long: see that somebody still waits for it.
+    """For what may take long, at points where it can end: see that somebody still waits for it, and let handlers come
+    that were put off.
 
     Raises
     ------
     Abandoned
         Nobody does.
+    BaseException
+        Whatever a handler raises.
     """
+    handlers.allow()
     if _here.call is not None and _here.call.abandoned:
         raise Abandoned("It was interrupted by a signal's handler")
+
+
+@contextlib.contextmanager
+def ended_by(end: Callable[[], object]) -> Iterator[None]:
+    """For what waits: ``end`` is called, perhaps twice, by another thread where nobody waits for the outcome any more.
+    ``go_on`` raises then.
+    """
+    call = _here.call
+    if call is None:
+        yield
+        return
+    before, call.end = call.end, end
+    try:
+        if call.abandoned:
+            end()
+        yield
+    finally:
+        call.end = before
 
 
 def reporter(report: Callable[[str], None]) -> Callable[[str], None]:

@@ -4,10 +4,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..config import Config
+    from ..spool.spool import Spool
+    from .plane import Worker
 
 
 def main(arguments: list[str]) -> None:
@@ -37,11 +44,12 @@ def main(arguments: list[str]) -> None:
     try:
         spool, config = Spool.open(directory), Config.from_env()
         listener = socket.socket(fileno=listening)
-        naming.name_socket(spool, naming.name_of(listener), os.getpid())
+        with contextlib.suppress(OSError):  # The disk may be full; it is tried again by each look after the spool.
+            naming.name_socket(spool, naming.name_of(listener), os.getpid())
         command, saver = launch.bootstrap(heavy=True), launch.bootstrap(heavy=True, module="saver")
         agent = Agent(
             spool, listener, lambda: WorkerProcess(spool, command), lambda: SaverProcess(spool, saver), config,
-            guarded=True,
+            guarded=True, start_worker_here=lambda: _worker_here(spool, config),
         )  # fmt: skip
         signal.signal(signal.SIGTERM, lambda *_: agent.terminate())
         # A saver's doorbell must not take the saver's CPU away at once. This thread only: the guard's started before.
@@ -49,6 +57,14 @@ def main(arguments: list[str]) -> None:
         agent.run()
     except CheckpointError as error:
         sys.exit(f"async_ckpt agent: {error}")
+
+
+def _worker_here(spool: Spool, config: Config) -> Worker:
+    """A worker in a thread of the agent's process, with the packages that a worker's process would have."""
+    from .plane import WorkerThread
+
+    sys.path += [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path not in sys.path]
+    return WorkerThread(spool, config)
 
 
 def _close_all_but(keep: set[int]) -> None:

@@ -19,12 +19,22 @@ from collections.abc import Callable
 from typing import Any
 
 from .. import layout
-from ..config import HELD_UP_S, LAST_CALL_PAUSE_S, OUTAGE_PAUSE_S, Config
+from ..config import (
+    DEATHS_OF_AGENT,
+    HELD_UP_S,
+    LAST_CALL_PAUSE_S,
+    OUTAGE_PAUSE_S,
+    SHORT_FIRST_S,
+    SHORT_MOST_S,
+    SHORT_TIMES,
+    Config,
+)
 from ..crash import crash_point
 from ..errors import IntegrityError, SpoolError
 from ..ipc import protocol
 from ..ipc.protocol import Message
 from ..ipc.server import Connection, Server
+from ..patience import Backoff
 from ..snapshot.origin import origin_of, origin_path
 from ..source import pack_path
 from ..spool import journal
@@ -51,11 +61,12 @@ from .housekeeping import Housekeeping, removed
 from .leases import Leases
 from .outage import Outages
 from .owners import Owners
-from .plane import MAX_DEATHS, DataPlane, Worker
+from .plane import DataPlane, Worker
 from .pulse import Pulse
 from .queue import Job, Queue
 from .remover import Remover
 from .saves import Saves
+from .suspects import Suspects
 from .throughput import Throughput
 from .unchanged import is_settled, recognizable, unchanged
 from .waiting import MAX_QUESTIONS, Waiting
@@ -80,6 +91,8 @@ class Agent:
         Makes a data plane; called when there is work and there is none.
     start_saver : callable
         Makes a saver; called when a client asks for a save and there is none.
+    start_worker_here : callable or None
+        Makes a data plane in this process, for where none can be started.
     guarded : bool
         Whether leases are held here (a process of its own) or not (a thread).
     """
@@ -93,6 +106,7 @@ class Agent:
         config: Config,
         *,
         guarded: bool,
+        start_worker_here: Callable[[], Worker] | None = None,
     ) -> None:
         self._spool, self._config = spool, config
         self._selector = selectors.DefaultSelector()
@@ -107,8 +121,9 @@ class Agent:
         self._queue = Queue(config.max_uploads)
         self._items: dict[str, Admitted] = {}
         self._plane = DataPlane(
-            self._selector, start_worker, config.reply_timeout_s, self._on_worker_message, self._on_worker_death
-        )
+            self._selector, start_worker, config, self._on_worker_message, self._on_worker_death,
+            self._on_worker_trouble, start_worker_here,
+        )  # fmt: skip
         self._farewell = Farewell(spool.task, self._plane)
         self._saves = Saves(self._selector, start_saver, config)
         self._owners = Owners(config, spool.task.attempt, self._on_owner_left)
@@ -126,6 +141,11 @@ class Agent:
         self._held_up: set[str] = set()
         self._tell_again = 0.0
         self._pulse = Pulse()
+        self._suspects = Suspects(
+            self._queue, self._journal.progress, self._note, self._stored_bytes, config, spool.path("agent.log"),
+            is_own=guarded,
+        )  # fmt: skip
+        self._shortage = Backoff(0, SHORT_FIRST_S, SHORT_MOST_S)
         #: Since when other ranks are waited for, by id, and by whether that is for a moment only.
         self._gathering: dict[tuple[str, bool], float] = {}
         self._last_call = LastCall(
@@ -142,12 +162,29 @@ class Agent:
     def run(self) -> None:
         """Work until there is nothing left to do for anybody."""
         try:
-            while not (self._is_over() and self._leave()):
-                for key, mask in self._selector.select(_TICK_S):
-                    key.data(mask)
-                self._tick()
+            while not self._round():
+                pass
         finally:
             self._close()
+
+    def _round(self) -> bool:
+        """Do what there is to do now. Returns whether that was all."""
+        try:
+            if self._is_over() and self._leave():
+                return True
+            for key, mask in self._selector.select(_TICK_S):
+                key.data(mask)
+            self._tick()
+            self._shortage.reset()
+        except (OSError, MemoryError) as error:
+            # No descriptors, memory or disk for a moment. What was half done is begun anew, as after a death; leases
+            # are answered meanwhile. Where it does not pass, a new agent may be better off.
+            if self._shortage.count >= SHORT_TIMES:
+                raise
+            self._say(f"The agent lacks something, and goes on as well as it can: {type(error).__name__}: {error}")
+            time.sleep(self._shortage.failed(time.monotonic()))
+            self._plane.renew()
+        return False
 
     def _is_over(self) -> bool:
         now = time.monotonic()
@@ -174,6 +211,8 @@ class Agent:
     def _close(self) -> None:
         self._saves.stop()
         self._plane.stop()
+        for job in self._queue.uploading:
+            self._suspects.put_down(job.id)
         self._remover.stop()
         self._leases.stop()
         self._journal.close()
@@ -199,6 +238,7 @@ class Agent:
         pause_s = LAST_CALL_PAUSE_S if self._last_call.is_near else OUTAGE_PAUSE_S
         for identity in self._outages.rested(pause_s):
             self._queue.resume(identity)
+        self._suspects.tick(now, hurry=self._last_call.is_near)
         self._owners.look()
         self._server.resume()
         self._plane.tick()
@@ -235,6 +275,8 @@ class Agent:
                 self._fail(item.id, f"{torn} was written to, or removed, while nobody guarded the snapshot", lost=item)
                 continue
             self._take_in(item, uploaded=known.uploaded)
+            if why := self._suspects.recovered(item.id):
+                self._fail(item.id, why)
         self._notices.extend(self._spool.sweep(leftovers))
         for identity, known in self._journal.progress.items():
             if identity not in self._queue.jobs:
@@ -359,15 +401,18 @@ class Agent:
         inodes = self._inodes[item.id] = recognizable(item)
         copies = unchanged(inodes, self._journal.stored)
         self._queue.jobs[item.id].sent = sum(item.entries[path].size for path in known.files if path in item.entries)
+        self._suspects.taken(item.id)
         self._plane.tell(*handover.messages(item.id, known, copies), {"op": "upload", "id": item.id})
 
-    def _on_worker_death(self, hopeless: bool) -> None:
+    def _on_worker_trouble(self, why: str) -> None:
+        self._say(f"No uploader can be started: {why}. It is tried again and again; what was saved stays in the spool")
+
+    def _on_worker_death(self, spoke: bool) -> None:
         self._look_after_spool()  # The next one needs it whole.
         under_way = self._queue.restart()
         self._farewell.worker_died()
-        if hopeless:
-            why = f"The uploader died {MAX_DEATHS} times in a row; see {self._spool.path('agent.log')}"
-            for identity in [*under_way, *(job.id for job in self._queue.gathering())]:
+        if spoke:
+            for identity, why in list(self._suspects.died(under_way, time.monotonic())):
                 self._fail(identity, why)
         self._last_call.stumbled(under_way, "the uploader died")
 
@@ -386,6 +431,7 @@ class Agent:
             return
         self._plane.is_well()
         if op in ("uploaded", "committed"):
+            job.why = ""
             self._held_up.discard(identity)
             self._outages.end(identity)  # The store is back.
         if op == "file":
@@ -418,6 +464,8 @@ class Agent:
             self._last_call.choose_again()  # It can be committed now.
         elif op == "committed":
             crash_point("agent:before-committed")
+            if job.state == FAILED:  # It was given up in the very moment in which it was committed.
+                self._queue.retry(identity)
             reference = {**layout.whole(item.reference), **message.get("reference", {})}
             self._note({"id": identity, "state": COMMITTED, "reference": reference})
             self._queue.end(identity, COMMITTED)
@@ -470,6 +518,8 @@ class Agent:
             self._fail(identity, f"{tried}: {why}")
             return
         self._remember(f"{identity}: {why}")
+        self._suspects.put_down(identity)
+        self._queue.jobs[identity].why = f"held up, and tried again: {why}"
         self._queue.hold(identity)
         self._queue.jobs[identity].sent = stored
         if self._outages.failures(identity) >= _MOST_BLOCKED:  # It may have itself to blame.
@@ -623,9 +673,9 @@ class Agent:
             if is_later:
                 self._farewell.said()  # Whoever waits for the last attempt's saves waits no more.
                 self._gather_in(self._config.collective_grace_s)
-            # A new attempt: what the store refused before gets another chance.
+            # A new attempt: what the store refused before gets another chance; what kills agents only once an attempt.
             for job in self._queue.failed():
-                if job.id in self._items:
+                if job.id in self._items and (is_later or job.deaths < DEATHS_OF_AGENT):
                     self._queue.retry(job.id)
         connection.send({"seq": message.get("seq"), "v": protocol.VERSION, "pid": os.getpid()})
         if message.get("owner"):
@@ -689,9 +739,16 @@ class Agent:
             "pending": self._queue.pending,
             "pending_bytes": self._queue.pending_bytes,
             "bytes_per_s": self._throughput.bytes_per_s(),
+            "why": self._why_waiting(),
             "failed": [[job.id, job.why] for job in failed[-_MAX_ERRORS:]],
             "failed_count": len(failed),
         }
+
+    def _why_waiting(self) -> str:
+        """What holds up the oldest that says so; empty: nothing."""
+        if self._plane.trouble:
+            return f"no uploader can be started: {self._plane.trouble}"
+        return next((f"{job.id}: {job.why}" for job in self._queue.in_line() if job.why), "")
 
     def _status(self) -> dict[str, Any]:
         return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import time
 
@@ -10,7 +11,7 @@ from ..config import Config
 from ..errors import AgentError, BacklogError, WaitTimeout
 from ..ipc.client import AgentClient
 from ..spool.spool import Spool
-from ..undisturbed import go_on
+from ..undisturbed import go_on, run
 
 #: Of a small disk at most this share is kept free.
 _SHARE = 20
@@ -75,6 +76,10 @@ def await_room(client: AgentClient, spool: Spool, config: Config, folder: str) -
     """
     if config.on_backlog == "supersede" or not _may_be_full(spool, config, folder):
         return
+    run(functools.partial(_await_room, client, config, folder))
+
+
+def _await_room(client: AgentClient, config: Config, folder: str) -> None:
     limit = config.backlog_timeout_s if config.on_backlog == "wait" else 0.0
     deadline = time.monotonic() + limit
     while True:

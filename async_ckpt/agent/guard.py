@@ -17,7 +17,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from queue import SimpleQueue
 
 from ..config import Config
@@ -27,11 +26,9 @@ from ..snapshot.private import PrivateCopy, link_private, lost, rewritten
 from ..spool.journal import order
 from .backlog import has_room_for
 from .habits import Habits
+from .held import Held
 from .pace import Pace
 from .priority import set_disk_priority
-
-#: How long the kernel waits for a lease before it breaks it by force, in seconds.
-_BREAK_TIME_S = lease.break_time_s()
 
 #: So many files are copied at a time for writers that wait.
 _COPIERS = 4
@@ -43,39 +40,6 @@ _PIECE_BYTES = 8 << 20
 _END_S, _STOP_S = 60.0, 5.0
 
 Key = tuple[str, str]
-
-
-@dataclass
-class Held:
-    """A leased file: its descriptor, the link's path, size (bytes) and mtime (nanoseconds) as captured, the trainer's
-    own path (``origin``), and a directory for temporary files (``folder``).
-    """
-
-    fd: int
-    path: str
-    size: int
-    mtime_ns: int
-    origin: str
-    folder: str = ""
-    #: Somebody copies it, or is about to.
-    busy: bool = False
-    #: The store has it: whoever copies it may stop.
-    needless: bool = False
-    #: Monotonic time when the lease was last seen to stand; 0: never by us (another agent may have lost it before).
-    stood: float = 0.0
-    #: Device and number of the inode.
-    inode: tuple[int, int] = field(init=False, default=(0, 0))
-
-    def __post_init__(self) -> None:
-        status = os.fstat(self.fd)
-        self.inode = status.st_dev, status.st_ino
-
-    @property
-    def is_sure(self) -> bool:
-        """Whether nobody can have written to it yet: the lease stands, or has not been broken for so long that the
-        kernel would have let the writer in.
-        """
-        return time.monotonic() < self.stood + _BREAK_TIME_S / 2 or not lease.is_breaking(self.fd)
 
 
 class Guard:
@@ -95,11 +59,12 @@ class Guard:
         on_private: Callable[[str, str, str], None],
         on_notice: Callable[[str], None],
         habits: Habits,
+        pace: Pace,
         config: Config,
     ) -> None:
-        self._on_private, self._on_notice, self._habits, self._config = on_private, on_notice, habits, config
-        self._limit_s = min(config.copy_away_s, _BREAK_TIME_S / 2)
-        self.pace = Pace()
+        self._on_private, self._on_notice, self._config = on_private, on_notice, config
+        self._habits, self.pace = habits, pace
+        self._limit_s = min(config.copy_away_s, lease.BREAK_TIME_S / 2)
         self._lock = threading.Lock()
         self._settled = threading.Condition(self._lock)
         self._held: dict[Key, Held] = {}
@@ -136,6 +101,7 @@ class Guard:
                 lease.release(previous.fd)
                 os.close(previous.fd)
             self._held[identity, path] = held
+            self._habits.saw(held.origin, held.inode)
             lease.answer_for(held.fd)
             # Under the lock: a moment later another thread may have dealt with it and closed the descriptor.
             if lease.is_breaking(held.fd):
@@ -177,11 +143,6 @@ class Guard:
 
     def count(self) -> int:
         return len(self._held)
-
-    @property
-    def safe_bytes(self) -> int:
-        """How much of what is rewritten in place at one time can be copied away before the kernel lets writers in."""
-        return self.pace.possible(_BREAK_TIME_S)
 
     def make_all_private(self) -> None:
         """Before an agent retires with work left: every snapshot is made to stand on its own."""
@@ -251,7 +212,7 @@ class Guard:
 
     def _next_ahead(self, identity: str) -> list[Key]:
         """What to copy next of a checkpoint, or of the other ranks' parts of it: all of it may be rewritten at one
-        time. Files that nobody but us has a name of are not written to by anybody.
+        time, but for files that nobody but us has a name of, and those that are new files each time.
         """
         number = order(identity)
         with self._lock:
@@ -264,6 +225,7 @@ class Guard:
                 for inode, keys in inodes.items()
                 if any(order(key[0]) == number for key in keys)
                 and os.fstat(self._held[keys[0]].fd).st_nlink > len({self._held[key].path for key in keys})
+                and not self._habits.is_new_each_time(self._held[keys[0]].origin)
             }
             if not mine:
                 return []
@@ -277,7 +239,7 @@ class Guard:
             else:
                 return []
             self._groups(mine[chosen])
-        if self.pace.bytes_per_s and total > self.safe_bytes:
+        if self.pace.bytes_per_s and total > self.pace.safe_bytes:
             self._say_once("large", self._warning(total))
         return mine[chosen]
 
@@ -290,10 +252,10 @@ class Guard:
         rate = self.pace.bytes_per_s
         return (
             f"{total / 1e9:.1f} GB of one checkpoint are links to files of the trainer. This disk copies "
-            f"{rate / 1e6:.0f} MB/s, about {self.safe_bytes / 1e9:.1f} GB in the {_BREAK_TIME_S:g} s for which the "
-            "kernel holds up whoever rewrites them in place; so they are copied in the background after each save(), "
-            f"which takes {total / rate:.0f} s. Rewritten before that, the checkpoint may fail. Write to a new name "
-            "and rename it, or put the files and the spool on one xfs or btrfs, where copies take no time"
+            f"{rate / 1e6:.0f} MB/s, about {self.pace.safe_bytes / 1e9:.1f} GB in the {lease.BREAK_TIME_S:g} s for "
+            "which the kernel holds up whoever rewrites them in place; so they are copied in the background after "
+            f"each save(), which takes {total / rate:.0f} s. Rewritten before that, the checkpoint may fail. Write to "
+            "a new name and rename it, or put the files and the spool on one xfs or btrfs, where copies take no time"
         )
 
     # -- copying ---------------------------------------------------------------------------------------------------

@@ -29,12 +29,10 @@ from ..snapshot.lease import LEASE_SIGNAL
 from ..spool.spool import Spool
 from ..spool.upkeep import is_held
 from .hung import Hung
+from .log import last_line, writable_log
 from .naming import name_of, name_socket, open_socket
 
 UPLOADERS = ("process", "thread")
-
-#: Longest line of a log that is quoted, in bytes.
-_LINE_BYTES = 400
 
 #: So many limits of an answer a new agent waits for the lock of one that has ended.
 _LOCK_WAITS = 3
@@ -300,24 +298,6 @@ def bootstrap(*, heavy: bool, module: str = "agent.__main__") -> list[str]:
     )
     # -I -S: quickly, and whatever state the environment is in.
     return [sys.executable, *([] if heavy else ["-I", "-S"]), "-c", code]
-
-
-def writable_log(path: str) -> str:
-    """Where an agent and its children may write their lines: its log, or nowhere, as that cannot be opened now."""
-    try:
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600))
-    except OSError:
-        return os.devnull
-    return path
-
-
-def last_line(path: str) -> str:
-    """What stands last in a log; empty where there is nothing."""
-    with contextlib.suppress(OSError), open(path, "rb") as file:
-        file.seek(max(os.fstat(file.fileno()).st_size - _LINE_BYTES, 0))
-        lines = file.read().decode(errors="replace").split("\n")
-        return next((line.strip() for line in reversed(lines) if line.strip()), "")
-    return ""
 
 
 def raise_descriptor_limit() -> None:

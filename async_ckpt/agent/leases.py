@@ -13,8 +13,10 @@ from ..ipc.server import Connection, Server
 from ..snapshot import lease
 from ..spool.journal import SETTLED, Journal, Progress
 from ..spool.spool import Admitted, Spool
-from .guard import Guard, Held
-from .habits import Habits
+from .guard import Guard
+from .habits import Habits, origin_of
+from .held import Held
+from .pace import Pace
 
 
 class Leases:
@@ -34,11 +36,9 @@ class Leases:
         self._spool, self._journal, self._server, self._wake = spool, journal, server, wake
         self._private: deque[tuple[str, str, str]] = deque()
         self._notices: deque[str] = deque()
-        habits = Habits(
-            os.path.join(os.path.dirname(spool.directory), "rewritten"), os.path.realpath(spool.path("work")),
-            f"{spool.task.flow}/{spool.task.step}",
-        )  # fmt: skip
-        self._guard = Guard(self._on_private, self._on_notice, habits, config) if guarded else None
+        self._guard = (
+            Guard(self._on_private, self._on_notice, Habits.of(spool), Pace.of(spool), config) if guarded else None
+        )
 
     def take(self, item: Admitted | None, connection: Connection, message: Message, fds: list[int]) -> None:
         """Take over the leases that came with an ``admit``, as far as they are needed; who sent them hears which are
@@ -48,7 +48,6 @@ class Leases:
         known = self._journal.progress.get(identity, Progress())
         # Committed in an attempt that the journal has forgotten.
         gone = item is None and not self._spool.is_ready(identity)
-        source = os.path.realpath(item.source) if item is not None else ""
         needless = []
         for path, fd in zip(message["guard"], fds, strict=True):
             entry = item.entries.get(path) if item is not None else None
@@ -61,7 +60,7 @@ class Leases:
             elif self._guard is None or entry is None or item is None:
                 os.close(fd)
             else:
-                origin = os.path.join(source, path)
+                origin = origin_of(item.source, path)
                 held = Held(
                     fd,
                     item.file(path),
@@ -91,7 +90,7 @@ class Leases:
         """
         if self._guard is None:
             return {"leases": 0}
-        rate, safe = int(self._guard.pace.bytes_per_s), self._guard.safe_bytes
+        rate, safe = int(self._guard.pace.bytes_per_s), self._guard.pace.safe_bytes
         return {"leases": self._guard.count(), "copy_bytes_per_s": rate, "safe_rewrite_bytes": safe}
 
     def notices(self) -> Iterator[str]:

@@ -15,21 +15,17 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from ..config import WORKER_START_S, Config
-from ..errors import ProtocolError
+from ..config import FIRST_PAUSE_S, WORKER_START_S, Config
+from ..errors import ProtocolError, os_reason
 from ..files import occupy_standard_streams
 from ..ipc import protocol
 from ..ipc.protocol import Message
+from ..patience import Backoff
 from ..spool.spool import Spool
-
-#: A worker may die so often in a row, without anything finished in between, before what it works on is given up.
-MAX_DEATHS = 5
+from .log import writable_log
 
 #: How long a worker may take to abort what it has under way, before it is killed.
 _STOP_S = 5.0
-
-#: Unit of the pause before a worker is started again: none after the first death, then doubling (seconds).
-_PAUSE_S = 0.25
 
 
 class Worker(Protocol):
@@ -51,32 +47,39 @@ class DataPlane:
         The agent's; ``key.data(mask)`` is called when the channel is readable.
     start : callable
         Makes a worker.
-    timeout_s : float
-        A worker that takes no message for so many seconds is of no use.
+    config : Config
+        A worker that takes no message for ``reply_timeout_s`` is of no use.
     on_message : callable
         ``(message)``.
     on_death : callable
-        ``(hopeless)``: the worker is gone and what it was told is to be told again; ``hopeless`` after ``MAX_DEATHS``
-        in a row.
+        ``(spoke)``: the worker is gone and what it was told is to be told again; whether it had said anything.
+    on_trouble : callable
+        Gets a line when none can be started, or none lives until its first word.
+    start_here : callable or None
+        Makes a worker in this process, for where none can be started for ``agent_patience_s``.
     """
 
     def __init__(
         self,
         selector: selectors.BaseSelector,
         start: Callable[[], Worker],
-        timeout_s: float,
+        config: Config,
         on_message: Callable[[Message], None],
         on_death: Callable[[bool], None],
+        on_trouble: Callable[[str], None] = lambda why: None,
+        start_here: Callable[[], Worker] | None = None,
     ) -> None:
-        self._selector, self._start, self._timeout_s = selector, start, timeout_s
-        self._on_message, self._on_death = on_message, on_death
+        self._selector, self._start, self._start_here, self._config = selector, start, start_here, config
+        self._on_message, self._on_death, self._on_trouble = on_message, on_death, on_trouble
         self._worker: Worker | None = None
         self._decoder = protocol.Decoder()
         self._out = bytearray()
         self._taken = 0.0
         self._on_event: Callable[[int], None] = lambda mask: None
-        self._deaths = 0
-        self._not_before = 0.0
+        self._restarts = Backoff(1, FIRST_PAUSE_S, config.agent_pause_s)
+        #: Since when none has said anything (monotonic seconds), and why not.
+        self._in_vain: float | None = None
+        self.trouble = ""
         self._idle = True
         self._started, self._heard = 0.0, False
 
@@ -90,10 +93,23 @@ class DataPlane:
     def pid(self) -> int | None:
         return self._worker.pid if self._worker else None
 
+    @property
+    def in_vain_s(self) -> float:
+        """For how many seconds no worker could be had that says anything."""
+        return time.monotonic() - self._in_vain if self._in_vain is not None else 0.0
+
     def ensure(self) -> bool:
-        """Start a worker if there is none; False while it pauses after the last one's death."""
-        if self._worker is None and time.monotonic() >= self._not_before:
-            worker = self._worker = self._start()
+        """Start a worker if there is none; False while there is a pause, or none can be started."""
+        if self._worker is None and not self._restarts.left_s(time.monotonic()):
+            is_here = self._start_here is not None and self.in_vain_s >= self._config.agent_patience_s
+            start = self._start_here if is_here and self._start_here is not None else self._start
+            try:
+                worker = self._worker = start()
+            except (OSError, RuntimeError) as error:  # No processes, memory, descriptors, threads, interpreter.
+                where = getattr(error, "filename", None)
+                why = os_reason(error) if isinstance(error, OSError) else str(error)
+                self._failed(f"{why}: {where}" if where else why)
+                return False
             self._started, self._heard = time.monotonic(), False
             self._decoder = protocol.Decoder()
             worker.sock.setblocking(False)
@@ -102,6 +118,15 @@ class DataPlane:
             self._selector.register(worker.sock, selectors.EVENT_READ, self._on_event)
             self.tell({"op": "priority", "idle": self._idle})
         return self._worker is not None
+
+    def _failed(self, why: str) -> None:
+        """No worker could be started, or it ended without a word."""
+        now = time.monotonic()
+        self._restarts.failed(now)
+        if self._in_vain is None:
+            self._in_vain = now
+        self.trouble = why
+        self._on_trouble(why)
 
     def tell(self, *messages: Message) -> None:
         """Send messages, as soon as the worker takes them: one that still starts takes none, and is not waited for."""
@@ -114,7 +139,7 @@ class DataPlane:
 
     def tick(self) -> None:
         """Give up a worker that takes no messages."""
-        if self._out and time.monotonic() - self._taken > self._timeout_s:
+        if self._out and time.monotonic() - self._taken > self._config.reply_timeout_s:
             self._died()
 
     def _send(self, worker: Worker) -> None:
@@ -144,7 +169,7 @@ class DataPlane:
 
     def is_well(self) -> None:
         """Something was finished: earlier deaths do not count any more."""
-        self._deaths = 0
+        self._restarts.reset()
 
     def _pump(self, worker: Worker, mask: int) -> None:
         if worker is self._worker and mask & selectors.EVENT_WRITE:
@@ -160,7 +185,8 @@ class DataPlane:
             return
         except (OSError, ProtocolError):
             data, messages = b"", []
-        self._heard = self._heard or bool(messages)
+        if messages and not self._heard:
+            self._heard, self._in_vain, self.trouble = True, None, ""
         for message, _ in messages:
             self._on_message(message)
         if not data:
@@ -170,12 +196,11 @@ class DataPlane:
         if self._worker is None:
             return
         self.stop()
-        self._deaths += 1
-        self._not_before = time.monotonic() + _PAUSE_S * (2**self._deaths - 2)
-        hopeless = self._deaths >= MAX_DEATHS
-        if hopeless:
-            self._deaths = 0
-        self._on_death(hopeless)
+        if self._heard:
+            self._restarts.failed(time.monotonic())
+        else:
+            self._failed("it ended without a word")
+        self._on_death(self._heard)
 
     def renew(self) -> None:
         """End the worker, if there is one; the next one is told again what this one had not done."""
@@ -186,10 +211,10 @@ class DataPlane:
     def stop(self) -> None:
         """End the worker; it aborts what it has under way."""
         if self._worker is not None:
-            self._selector.unregister(self._worker.sock)
-            self._worker.stop()
-            self._worker = None
+            worker, self._worker = self._worker, None
+            self._selector.unregister(worker.sock)
             self._out.clear()
+            worker.stop()
 
 
 class WorkerProcess:
@@ -198,11 +223,15 @@ class WorkerProcess:
     def __init__(self, spool: Spool, bootstrap: list[str], role: str = "worker") -> None:
         occupy_standard_streams()  # The child has its own, in the place of whatever has these numbers.
         self.sock, theirs = socket.socketpair()
-        with theirs, open(spool.path("agent.log"), "ab") as log:
-            self._process = subprocess.Popen(
-                [*bootstrap, role, str(theirs.fileno()), spool.directory],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=[theirs.fileno()],
-            )  # fmt: skip
+        try:
+            with theirs, open(writable_log(spool.path("agent.log")), "ab") as log:
+                self._process = subprocess.Popen(
+                    [*bootstrap, role, str(theirs.fileno()), spool.directory],
+                    stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=[theirs.fileno()],
+                )  # fmt: skip
+        except BaseException:
+            self.sock.close()
+            raise
 
     @property
     def pid(self) -> int:
@@ -235,7 +264,12 @@ class WorkerThread:
                 anyio.run(serve, theirs, spool, config)
 
         self._thread = threading.Thread(target=run, name="async_ckpt-worker", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:
+            self.sock.close()
+            theirs.close()
+            raise
 
     def stop(self) -> None:
         with contextlib.suppress(OSError):

@@ -7,7 +7,9 @@ of the queue are committed as one *batch*; there is one batch at a time. One tha
 A *shard*, a rank's part of a collective checkpoint, leaves the line once it is uploaded: it is *gathered*, as long as
 that takes, and holds up nobody.
 
-One that fails again and again, while others do not, is *passed by*: newer ones are committed before it. When time is
+One that fails again and again, while others do not, is *passed by*: newer ones are committed before it. One with which
+in hand uploaders die is a *suspect*: it is tried when nothing else is left to do, and alone, so that no other is taken
+for the culprit. When time is
 short (``hurry``) nobody waits for older ones: what goes is said from outside.
 """
 
@@ -16,10 +18,11 @@ from __future__ import annotations
 import bisect
 import heapq
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from ..config import DEATHS_TO_SUSPECT
 from ..spool.journal import ADMITTED, COMMITTED, FAILED, FINAL, UPLOADED, UPLOADING
 
 #: Most checkpoints in a batch: it shares the round trips of all but its commits, and is done again after a death.
@@ -40,7 +43,8 @@ class Action(NamedTuple):
 class Job:
     """One admitted checkpoint. ``sent`` counts the bytes of the current try, ``tries`` how often one was begun;
     ``held``: it pauses; ``stored``: all its objects are in the store, and only the commit is left, however often that
-    has failed; ``shard``: others have a part in it; ``passed``: no other waits for its commit.
+    has failed; ``shard``: others have a part in it; ``passed``: no other waits for its commit; ``deaths``: how often in
+    a row whoever had it in hand has died, without that anything new of it was stored.
     """
 
     id: str
@@ -54,6 +58,12 @@ class Job:
     stored: bool = False
     shard: bool = False
     passed: bool = False
+    deaths: int = 0
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether it may be what kills uploaders."""
+        return self.deaths >= DEATHS_TO_SUSPECT
 
     @property
     def is_ready(self) -> bool:
@@ -96,6 +106,7 @@ class Queue:
         self._uploading: dict[str, Job] = {}
         self._gatherable: dict[str, Job] = {}
         self._batch: list[Job] = []
+        self._suspects: set[str] = set()
         #: When time is short: what is committed, in this order, and what may be uploaded.
         self._preferred: Sequence[str] | None = None
         self._allowed: Sequence[str] = ()
@@ -130,7 +141,9 @@ class Queue:
 
     def next_actions(self) -> list[Action]:
         """What can be started now; each action is handed out once, until ``restart`` takes it back."""
-        actions = []
+        actions: list[Action] = []
+        if self._preferred is None and any(job.is_suspect for job in (*self._uploading.values(), *self._batch)):
+            return actions  # It is alone.
         # An older one may have been admitted since the commits that run began: it waits for their end.
         if not self._batch:
             self._batch = self._next_batch()
@@ -141,16 +154,51 @@ class Queue:
         gatherable, self._gatherable = self._gatherable, {}
         actions += [Action("gather", (identity,)) for identity in gatherable]
         while len(self._uploading) < self._max_uploads and (startable := self._next_upload()) is not None:
-            startable.state = UPLOADING
-            startable.tries += 1
-            self._uploading[startable.id] = startable
-            actions.append(Action("upload", (startable.id,)))
+            actions.append(self._begin(startable))
+        if not actions and not self._uploading and not self._batch and self._preferred is None:
+            actions += self._next_suspect()
         return actions
+
+    def _begin(self, job: Job) -> Action:
+        job.state = UPLOADING
+        job.tries += 1
+        self._uploading[job.id] = job
+        return Action("upload", (job.id,))
+
+    def _next_suspect(self) -> list[Action]:
+        jobs = [self._open[identity] for identity in self._suspects if not self._open[identity].held]
+        able = [job for job in jobs if job.state == ADMITTED or (job.is_ready and not job.shard)]
+        job = min(able, key=lambda job: (job.deaths, job.place), default=None)
+        if job is None:
+            return []
+        if job.state == ADMITTED:
+            return [self._begin(job)]
+        job.tries += 1
+        self._batch = [job]
+        return [Action("commit", (job.id,))]
+
+    def blame(self, identity: str, deaths: int) -> None:
+        """So often in a row has died whoever had a checkpoint in hand."""
+        job = self._open.get(identity)
+        if job is None:
+            return
+        was_suspect, job.deaths = job.is_suspect, deaths
+        if job.is_suspect:
+            self._suspects.add(identity)
+        elif was_suspect:
+            self._acquit(job)
+
+    def _acquit(self, job: Job) -> None:
+        job.deaths = 0
+        if job.id in self._suspects:
+            self._suspects.discard(job.id)
+            if job.state == ADMITTED:
+                heapq.heappush(self._startable, job.place)
 
     def _next_batch(self) -> list[Job]:
         if self._preferred is None:
             in_line = (self._open[identity] for _, identity in self._line)
-            waited_for = (job for job in in_line if job.is_ready or not job.passed)
+            waited_for = (job for job in in_line if not job.is_suspect and (job.is_ready or not job.passed))
             return list(itertools.islice(itertools.takewhile(lambda job: job.is_ready, waited_for), MAX_BATCH))
         # (A shard that is uploaded is not among them: alone it is no checkpoint.)
         ready = [job for identity in self._preferred if (job := self._open.get(identity)) and job.is_ready]
@@ -163,7 +211,7 @@ class Queue:
             return next((job for job in jobs if job.state == ADMITTED and not job.held), None)
         while self._startable:
             job = self._open.get(heapq.heappop(self._startable)[1])
-            if job is not None and job.state == ADMITTED and not job.held:
+            if job is not None and job.state == ADMITTED and not job.held and not job.is_suspect:
                 return job
         return None
 
@@ -173,6 +221,7 @@ class Queue:
         if job is None:
             return
         job.state, job.stored, job.passed = UPLOADED, True, False
+        self._acquit(job)
         self._uploading.pop(identity, None)
         if job.shard:
             self._leave_line(job)
@@ -185,6 +234,7 @@ class Queue:
         if job is None:
             return
         self.open_bytes -= job.size
+        self._suspects.discard(identity)
         self._leave_line(job)
         self._uploading.pop(identity, None)
         self._gatherable.pop(identity, None)
@@ -208,6 +258,10 @@ class Queue:
     def newest_first(self) -> list[Job]:
         """All that are open, but for shards that are uploaded."""
         return [self._open[identity] for _, identity in reversed(self._line)]
+
+    def in_line(self) -> Iterator[Job]:
+        """The same, oldest first."""
+        return (self._open[identity] for _, identity in self._line)
 
     @property
     def uploading(self) -> list[Job]:
@@ -301,6 +355,7 @@ class Queue:
         if job is not None:
             job.state, job.why, job.sent = UPLOADED if job.stored else ADMITTED, "", 0
             job.held = job.passed = False
+            job.deaths = 0
             self._enter(job)
 
     @property

@@ -29,6 +29,9 @@ from .plane import DataPlane, Worker, WorkerProcess
 #: Most saves that were asked for and not answered.
 MAX_WAITING = 256
 
+#: So many savers may die one after the other without having done anything until all who wait are told.
+_MAX_DEATHS = 5
+
 #: Takes as much of a frame as any save's number.
 _LONGEST = 1 << 62
 
@@ -61,7 +64,8 @@ class Saves:
     """
 
     def __init__(self, selector: selectors.BaseSelector, start: Callable[[], Worker], config: Config) -> None:
-        self._saver = DataPlane(selector, start, config.reply_timeout_s, self._on_answer, self._on_death)
+        self._saver = DataPlane(selector, start, config, self._on_answer, self._on_death)
+        self._patience_s, self._deaths = config.agent_patience_s, 0
         self._waiting: deque[_Request] = deque()
         self._under_way: _Request | None = None
         self._number = 0
@@ -100,6 +104,10 @@ class Saves:
             why = "The save is not done in time and goes on; 'list' will show it"
             self._under_way.answer(_error("WaitTimeout", why))
         self._saver.tick()
+        if self._saver.in_vain_s >= self._patience_s:
+            why = f"No saver could be started for {self._patience_s:g} s: {self._saver.trouble}"
+            while self._waiting:
+                self._waiting.popleft().answer(_error("AgentError", why))
         self._go_on()
 
     def _go_on(self) -> None:
@@ -114,13 +122,16 @@ class Saves:
             return
         request, self._under_way = self._under_way, None
         self._saver.is_well()
+        self._deaths = 0
         request.answer(message)
         self._go_on()
 
-    def _on_death(self, hopeless: bool) -> None:
+    def _on_death(self, spoke: bool) -> None:
+        self._deaths += 1
         dead = [self._under_way] if self._under_way is not None else []
         self._under_way = None
-        if hopeless:
+        if self._deaths >= _MAX_DEATHS:
+            self._deaths = 0
             dead += self._waiting
             self._waiting.clear()
         for request in dead:

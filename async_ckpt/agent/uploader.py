@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import random
 import tarfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -34,6 +34,10 @@ _MOVE_PAUSE_S = 0.05
 _REMEMBERED_BYTES = 1 << 20
 
 Reference = dict[str, Any]
+
+
+async def _nobody_asks(reference: Reference) -> None:
+    """For ``on_commit``."""
 
 
 class Events(Protocol):
@@ -206,7 +210,7 @@ class Uploader:
             source.close()
 
     async def commit(
-        self, batch: Sequence[Reference], on_commit: Callable[[Reference], None] = lambda reference: None
+        self, batch: Sequence[Reference], on_commit: Callable[[Reference], Awaitable[None]] = _nobody_asks
     ) -> tuple[int, CheckpointError | None]:
         """Make uploaded checkpoints of one task visible, in order, and move ``latest`` on to the newest of them unless
         it is on a newer one, or cannot be moved.
@@ -214,7 +218,7 @@ class Uploader:
         Parameters
         ----------
         on_commit : callable
-            Gets each as soon as it is committed: who is cancelled after that will not be told otherwise.
+            Is awaited with each as soon as it is committed, before the next one is and before ``latest`` moves.
 
         Returns
         -------
@@ -229,18 +233,18 @@ class Uploader:
             return await self._commit(batch, on_commit)
 
     async def _commit(
-        self, batch: Sequence[Reference], on_commit: Callable[[Reference], None]
+        self, batch: Sequence[Reference], on_commit: Callable[[Reference], Awaitable[None]]
     ) -> tuple[int, CheckpointError | None]:
         begun = await self._begun(batch)
         described = {layout.parse_key(reference["key"]).metadata_key: dump(reference) for reference in batch}
         failed = await self._put_all({**begun, **described})
         for key in begun.keys() & failed.keys():
             return 0, failed[key]
-        committed: list[Reference] = []
+        count = 0
         error: CheckpointError | None = None
         for reference in batch:
             crash_point("worker:before-commit")
-            if committed:
+            if count:
                 crash_point("worker:in-batch")
             parts = layout.parse_key(reference["key"])
             error = failed.get(parts.metadata_key)
@@ -250,12 +254,14 @@ class Uploader:
                 error = (await self._put_all({task_key: dump(reference)})).get(task_key)
             if error is not None:
                 break
-            committed.append(reference)
+            count += 1
             self._note_committed(reference)
-            on_commit(reference)
+            if reference.get("latest"):
+                self._note_newest_everywhere(reference)
+            await on_commit(reference)
         crash_point("worker:before-latest")
-        await self._move_latest([reference for reference in committed if reference.get("latest")])
-        return len(committed), error
+        await self._move_latest()
+        return count, error
 
     async def _begun(self, batch: Sequence[Reference]) -> dict[str, bytes]:
         """What is written before a batch is committed (``layout`` says why), by key: one object for each attempt; none
@@ -307,12 +313,10 @@ class Uploader:
         await for_each(objects, self._config.files_in_flight, put)
         return failed
 
-    async def _move_latest(self, references: Sequence[Reference]) -> None:
-        """Move ``latest`` on. It is a hint: what cannot be moved is said, moved with the next commit, and holds up none
-        for long.
+    async def _move_latest(self) -> None:
+        """Move ``latest`` on to the newest that was noted. It is a hint: what cannot be moved is said, moved with the
+        next commit, and holds up none for long.
         """
-        for reference in references:
-            self._note_newest_everywhere(reference)
         try:
             with anyio.fail_after(self._config.latest_timeout_s):
                 await for_each(list(self._newest), self._config.files_in_flight, self._move)

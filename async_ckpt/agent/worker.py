@@ -9,7 +9,8 @@ matters, and may be killed at any time. The two speak the frames of ``ipc.protoc
   batch is committed; ``{"op": "gather", "id", "timeout_s", "decides"}``: wait for the
   other ranks' shards, and for the commit (``Patience``); said again, the wait is shortened; ``{"op": "gone",
   "attempt"}``: tell the other nodes of the gang that this one saves no more, answered by ``{"op": "gone"}``;
-- worker → agent: ``{"op": "progress", "id", "bytes"}``, ``{"op": "file", "id", "path", "crc32", "copied"}``,
+- worker → agent: ``{"op": "ready", "id": ""}``, first of all;
+  ``{"op": "progress", "id", "bytes"}``, ``{"op": "file", "id", "path", "crc32", "copied"}``,
   ``{"op": "parts", "id", "path", "upload", "part_bytes"}``, ``{"op": "part", "id", "path", "number", "etag",
   "crc32"}``, ``{"op": "waiting", "id", "why"}``, ``{"op": "uploaded" | "committed", "id"}`` (of a collective
   checkpoint with its ``reference``, but for the metadata), ``{"op": "failed", "id", "why", "transient", "refused"}``
@@ -26,13 +27,13 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import anyio
 
-from .. import collective, errors
-from ..config import Config
+from .. import collective, errors, processes
+from ..config import KILLED_S, Config
 from ..files import wait_for
 from ..ipc import protocol
 from ..ipc.protocol import Message
@@ -75,6 +76,7 @@ async def serve(
     # good one.
     with _only_one(spool.path("worker.lock")):
         worker = _Worker(sock, spool, config, on_notice)
+        await worker.say_hello()
         known: dict[str, Handover] = {}
         try:
             async with anyio.create_task_group() as group:
@@ -117,15 +119,34 @@ def _only_one(path: str) -> Iterator[None]:
 
     try:
         wait_for(lambda: path not in _working, _LOCK_TIMEOUT_S, "an earlier worker")
-        with open(path, "ab") as file:
-            wait_for(free, _LOCK_TIMEOUT_S, "an earlier worker")
-            _working.add(path)
-            try:
-                yield
-            finally:
-                _working.discard(path)
+        for limit_s in (KILLED_S, _LOCK_TIMEOUT_S):
+            with open(path, "ab") as file:
+                try:
+                    wait_for(free, limit_s, "an earlier worker")
+                except TimeoutError:
+                    if limit_s == _LOCK_TIMEOUT_S:
+                        raise
+                    _end_others(path)
+                    continue
+                _working.add(path)
+                try:
+                    yield
+                    return
+                finally:
+                    _working.discard(path)
     except TimeoutError as error:
         raise errors.SpoolError(f"Another worker does not end: {error}", where=path) from error
+
+
+def _end_others(path: str) -> None:
+    """The kernel ends a worker with its agent. One that hangs in it (a disk that is gone) cannot die, keeps its lock,
+    and never does anything more: the next one has a lock of its own.
+    """
+    directory = os.path.dirname(path)
+    for pid in [pid for pid in processes.find("worker", directory) if pid != os.getpid()]:
+        if not processes.end(pid, "worker", directory, KILLED_S):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
 
 
 async def _messages(sock: socket.socket) -> AsyncIterator[Message]:
@@ -156,6 +177,10 @@ class _Worker:
         self._commits: dict[str, anyio.CancelScope] = {}
         self._gatherer = Gatherer(self.store, self._uploader, config)
         self._gathering: dict[str, Patience] = {}
+
+    async def say_hello(self) -> None:
+        """The first word: all that could fail at the start has not."""
+        await self._send({"op": "ready", "id": ""})
 
     async def upload(self, identity: str, known: Handover) -> None:
         with anyio.CancelScope() as scope:
@@ -209,19 +234,32 @@ class _Worker:
                 scopes.pop(identity).cancel()
 
     async def commit(self, batch: list[str]) -> None:
-        committed: list[dict[str, Any]] = []
+        count = 0
         error: Exception | None = None
+
+        async def note(reference: dict[str, Any]) -> None:
+            """The next one may never be answered. Of the last one the agent hears when ``latest`` has moved as well: if
+            this worker dies before, another one commits it again, and moves that.
+            """
+            nonlocal count
+            count += 1
+            if count < len(batch):
+                with anyio.CancelScope(shield=True):
+                    await self._send({"op": "committed", "id": batch[count - 1]})
+
         with anyio.CancelScope() as scope:
             self._commits.update(dict.fromkeys(batch, scope))
-            error = await self._commit(batch, committed)
+            error = await self._commit(batch, note)
         self._commits = {identity: other for identity, other in self._commits.items() if other is not scope}
-        for identity in batch[: len(committed)]:
-            await self._send({"op": "committed", "id": identity})
-        if error is not None:
-            await self._send(_failed(batch[len(committed)], error))
+        if count == len(batch):
+            await self._send({"op": "committed", "id": batch[-1]})
+        elif error is not None:
+            await self._send(_failed(batch[count], error))
 
-    async def _commit(self, batch: list[str], committed: list[dict[str, Any]]) -> Exception | None:
-        """Why the next one is not committed, after those that are put into ``committed``."""
+    async def _commit(
+        self, batch: list[str], on_commit: Callable[[dict[str, Any]], Awaitable[None]]
+    ) -> Exception | None:
+        """Why the next one is not committed, after those of which ``on_commit`` has heard."""
         references: list[dict[str, Any]] = []
         unread: Exception | None = None
         for identity in batch:
@@ -232,7 +270,7 @@ class _Worker:
                 break
             references.append(item.reference)
         try:
-            _, refused = await self._uploader.commit(references, committed.append)
+            _, refused = await self._uploader.commit(references, on_commit)
         except Exception as unexpected:
             return unexpected
         return refused or unread

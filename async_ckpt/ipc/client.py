@@ -25,6 +25,7 @@ from ..errors import AgentError, CheckpointError, NoAgent, ProtocolError, Snapsh
 from ..patience import Backoff
 from ..snapshot import lease
 from ..snapshot.private import make_private
+from ..undisturbed import ended_by, go_on, run
 from . import protocol
 from .protocol import Message
 
@@ -133,8 +134,11 @@ class AgentClient:
 
     def is_guarded(self) -> bool:
         """Whether there is an agent that answers for leases: in a process of its own. Connects if need be."""
+        link = self._link if self._process == os.getpid() and not self._closed else None
+        if link is not None and link.fresh:
+            return link.pid != 0
         try:
-            return self._answering(_CONFIRM_S).pid != 0
+            return run(lambda: self._answering(_CONFIRM_S)).pid != 0
         except CheckpointError:
             return False
 
@@ -219,7 +223,9 @@ class AgentClient:
                         left = deadline - time.monotonic()
                         if left <= 0:
                             raise WaitTimeout(f"The agent (pid {link.pid}) did not answer {op!r} within {limit_s:g} s")
-                        self._changed.wait(left)
+                        with ended_by(self._wake_up):
+                            self._changed.wait(left)
+                        go_on()
                     answer = self._answers[sequence]
                 finally:
                     del self._answers[sequence]
@@ -227,6 +233,10 @@ class AgentClient:
                     if "error" in answer:
                         raise AgentError(f"The agent refused {op!r}: {answer['error']}")
                     return answer
+
+    def _wake_up(self) -> None:
+        with self._lock:
+            self._changed.notify_all()
 
     def say_goodbye(self, *, over: bool) -> None:
         """Tell the agent that the attempt has ended, and whether the task is ``over`` with it. No answer is waited for:

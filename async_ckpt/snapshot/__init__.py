@@ -10,7 +10,7 @@ from ..config import Config
 from ..errors import UsageError
 from .base import Captured, FileStrategy
 from .copying import Copy
-from .hardlink import Auto, HardLink
+from .hardlink import Auto, HardLink, LinkLimit
 from .moving import capture_by_move
 from .packing import Pack
 from .reflink import Reflink
@@ -39,7 +39,10 @@ def check_strategy(strategy: str, *, leases: bool = True) -> str:
     return strategy
 
 
-def capture(path: str, target: str, strategy: str, *, guarded: bool, config: Config, lease_budget: int) -> Captured:
+def capture(
+    path: str, target: str, strategy: str, *, guarded: bool, config: Config, lease_budget: int,
+    limit: LinkLimit | None = None,
+) -> Captured:  # fmt: skip
     """Capture ``path`` into the new directory ``target``.
 
     Parameters
@@ -54,6 +57,8 @@ def capture(path: str, target: str, strategy: str, *, guarded: bool, config: Con
         Whether there is an agent that answers when somebody wants to write to a hard-linked file; else none is linked.
     lease_budget : int
         How many leases may be taken now.
+    limit : LinkLimit, optional
+        How many bytes may be linked.
 
     Raises
     ------
@@ -72,7 +77,7 @@ def capture(path: str, target: str, strategy: str, *, guarded: bool, config: Con
     elif not guarded:
         raise UsageError("snapshot='hardlink' needs a running agent", hint="Use snapshot='auto'")
     elif strategy == "hardlink":
-        files = HardLink(lease_budget)
+        files = HardLink(lease_budget, limit)
     else:
-        files = Auto(HardLink(lease_budget), copies, small)
+        files = Auto(HardLink(lease_budget, limit), copies, small)
     return capture_tree(path, target, files, config)

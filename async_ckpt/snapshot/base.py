@@ -95,8 +95,8 @@ class FileStrategy(Protocol):
     #: Where small files go; None: this one has no pack.
     pack: Pack | None
 
-    def capture_file(self, file: OpenFile, target: str) -> FileEntry:
-        """Make ``target`` hold what ``file`` holds now. An entry with ``how=LINK`` keeps the descriptor.
+    def capture_file(self, file: OpenFile) -> FileEntry:
+        """Make ``file.target`` (or the pack) hold what it holds now. An entry with ``how=LINK`` keeps the descriptor.
 
         Raises
         ------

@@ -29,13 +29,13 @@ class Copy:
         self._pack, self._pack_below, self._reflink = pack, pack_below_bytes, reflink
         self.pack: Pack | None = pack
 
-    def capture_file(self, file: OpenFile, target: str) -> FileEntry:
+    def capture_file(self, file: OpenFile) -> FileEntry:
         if file.status.st_size < self._pack_below:
             if file.is_local:
-                return self._pack.add(file, file.fd)
+                return self._pack.add(file.item.path, file.status, file.fd)
             with uncached(file.fd, file.on()) as fd:
-                return self._pack.add(file, fd)
-        return copy_file(file, target, reflink=self._reflink)
+                return self._pack.add(file.item.path, file.status, fd)
+        return copy_file(file, reflink=self._reflink)
 
     def forget(self, path: str) -> None:
         """Nothing is kept of it."""
@@ -47,7 +47,7 @@ class Copy:
         return {}
 
 
-def copy_file(file: OpenFile, target: str, *, reflink: bool) -> FileEntry:
+def copy_file(file: OpenFile, *, reflink: bool) -> FileEntry:
     """Copy one file as it is now, or clone it.
 
     Raises
@@ -56,7 +56,7 @@ def copy_file(file: OpenFile, target: str, *, reflink: bool) -> FileEntry:
         As ``read`` and ``write`` do.
     """
     status = file.status
-    target_fd = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    target_fd = os.open(file.target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         if reflink and clone_file(file, target_fd):
             size = status.st_size

@@ -39,6 +39,10 @@ def break_time_s() -> float:
         return 45.0
 
 
+#: How long that is here.
+BREAK_TIME_S = break_time_s()
+
+
 def take(fd: int) -> bool:
     """Take a read lease on an open file. Nobody hears of its break until somebody is to ``answer_for`` it.
 

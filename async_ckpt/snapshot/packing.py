@@ -4,21 +4,12 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import Protocol
 
 from ..manifest import PACKED, FileEntry
 from ..source import pack_path
 
-
-class _File(Protocol):
-    """As of ``stillness.OpenFile``."""
-
-    path: str
-    status: os.stat_result
-
-
-#: Bytes collected before they are written.
-_BUFFER = 1 << 20
+#: Bytes collected before they are written. Until then they need not be read again.
+_BUFFER = 8 << 20
 
 
 class Pack:
@@ -37,29 +28,36 @@ class Pack:
         self._written = 0
         self._used = False
 
-    def add(self, file: _File, fd: int) -> FileEntry:
-        """Copy one small file as it is now, read through the descriptor ``fd``.
+    def add(self, path: str, status: os.stat_result, fd: int) -> FileEntry:
+        """Copy one small file as it is now.
+
+        Parameters
+        ----------
+        path : str
+            In the snapshot.
+        status, fd : os.stat_result and int
+            Of the original, open.
 
         Raises
         ------
         OSError
             It cannot be read, or the pack not be written.
         """
-        data = os.pread(fd, file.status.st_size, 0)
+        data = os.pread(fd, status.st_size, 0)
         self._used = True
         offset = self._written + len(self._buffer)
         self._buffer += data
         if len(self._buffer) >= _BUFFER:
             self._flush()
-        mode = stat.S_IMODE(file.status.st_mode)
-        return FileEntry(file.path, len(data), mode, PACKED, mtime_ns=file.status.st_mtime_ns, offset=offset)
+        # By position, as this is done for each of thousands of files.
+        return FileEntry(path, len(data), stat.S_IMODE(status.st_mode), PACKED, 0, status.st_mtime_ns, offset)
 
-    def read(self, entry: FileEntry) -> bytes:
-        """What was captured of a file."""
+    def holds(self, entry: FileEntry, data: bytes) -> bool:
+        """Whether this is what was captured of a file."""
         start = entry.offset - self._written
         if start >= 0:
-            return bytes(self._buffer[start : start + entry.size])
-        return os.pread(self._fd, entry.size, entry.offset)
+            return self._buffer[start : start + entry.size] == data
+        return os.pread(self._fd, entry.size, entry.offset) == data
 
     def _flush(self) -> None:
         if self._fd < 0:

@@ -17,11 +17,11 @@ class Reflink:
 
     pack: Pack | None = None
 
-    def capture_file(self, file: OpenFile, target: str) -> FileEntry:
+    def capture_file(self, file: OpenFile) -> FileEntry:
         status = file.status
         if not status.st_size:
-            return copy_file(file, target, reflink=False)
-        target_fd = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            return copy_file(file, reflink=False)
+        target_fd = os.open(file.target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             if not clone_file(file, target_fd):
                 raise SnapshotError(

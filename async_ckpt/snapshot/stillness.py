@@ -34,7 +34,7 @@ from .walk import Item
 _F_SETSIG = 10
 
 #: Half of the time after which the kernel lets a writer in whose lease nobody gave up, in seconds.
-_SURELY_LEASED_S = lease.break_time_s() / 2
+_SURELY_LEASED_S = lease.BREAK_TIME_S / 2
 
 #: Not blocking: a FIFO that took a file's place must not hold us up.
 OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
@@ -47,29 +47,135 @@ class Now(enum.Enum):
 
 
 class OpenFile:
-    """A regular file to capture: descriptor, where it stands, its relative path, and its status when it was opened.
+    """A regular file that is captured.
 
-    ``sure`` is set by who captures it: from then on, no write goes by without a new time.
+    Parameters
+    ----------
+    fd : int
+        Its descriptor, just opened; this object closes it.
+    item : Item
+        What the walk says of it.
+    snapshot : str
+        The directory it is captured to.
     """
 
-    __slots__ = ("fd", "is_local", "kind", "opened_ns", "path", "source", "status", "sure")
+    __slots__ = ("_snapshot", "entry", "fd", "is_local", "item", "kind", "leased_s", "opened_ns", "status", "sure")
 
-    def __init__(self, fd: int, source: str, path: str) -> None:
-        self.fd, self.source, self.path = fd, source, path
+    #: What was captured.
+    entry: FileEntry
+    #: When its lease was taken (monotonic clock, seconds).
+    leased_s: float
+
+    def __init__(self, fd: int, item: Item, snapshot: str) -> None:
+        self.fd, self.item, self._snapshot = fd, item, snapshot
         #: Before the status: what is written later has a later time.
         self.opened_ns = time.time_ns()
         self.status = os.fstat(fd)
+        #: Set by who captures it: from then on no write goes by without a new time, but for a coarse clock.
         self.sure = False
         #: Whether this machine's kernel knows all of it (``filesystems.is_local``).
         self.is_local = False
         #: Of its file system; asked by ``on``.
         self.kind = ""
 
+    @property
+    def source(self) -> str:
+        """Where it stands."""
+        return self.item.full
+
+    @property
+    def path(self) -> str:
+        """Its path in the snapshot."""
+        return self.item.path
+
+    @property
+    def target(self) -> str:
+        """Where it is captured to, if not into the pack."""
+        return f"{self._snapshot}/{self.item.path}"
+
     def on(self) -> str:
         """The kind of file system it is on."""
         if not self.kind:
             self.kind = filesystems.kind_of(self.fd)
         return self.kind
+
+    def look(self, pack: Pack | None) -> Now:
+        """What it is now. ``pack``: the snapshot's.
+
+        Raises
+        ------
+        OSError
+            It cannot be read any more.
+        """
+        entry, was = self.entry, self.status
+        if entry.how == LINK:
+            if time.monotonic() < self.leased_s + _SURELY_LEASED_S or not lease.is_breaking(self.fd):
+                return Now.SAME
+            return Now.SAME if _is_untouched(os.fstat(self.fd), was) else Now.CHANGED
+        fd = self.fd if self.fd >= 0 else os.open(self.item.full, OPEN)
+        try:
+            now = os.fstat(fd) if self.is_local else filesystems.facts_of(fd, self.kind)
+            untouched = _is_untouched(now, was)
+            if untouched and self.sure and now.st_ctime_ns == was.st_ctime_ns and self._is_settled():
+                return Now.SAME
+            if not self._has_content(fd, now, pack):
+                return Now.CHANGED
+            if now.st_size > entry.size:
+                return Now.GREW
+            return Now.SAME if untouched else Now.CHANGED
+        finally:
+            if fd != self.fd:
+                os.close(fd)
+
+    def _is_settled(self) -> bool:
+        return filesystems.is_settled(self.kind, self.status, self.opened_ns)
+
+    def is_untouched(self) -> bool:
+        """Whether nothing was written since it was captured, as far as its times tell."""
+        return _is_untouched(filesystems.facts_at(self.item.full, self.kind), self.status)
+
+    def _has_content(self, fd: int, now: os.stat_result | Facts, pack: Pack | None) -> bool:
+        """Whether it begins with what was captured."""
+        entry = self.entry
+        if now.st_ino != self.status.st_ino or now.st_size < entry.size:
+            return False
+        if entry.how == PACKED and pack is not None and self.is_local:
+            return pack.holds(entry, os.pread(fd, entry.size, 0))
+        with filesystems.uncached(fd, self.kind) as fresh:
+            if entry.how == PACKED and pack is not None:
+                return pack.holds(entry, os.pread(fresh, entry.size, 0))
+            copy = os.open(self.target, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                return same_content(fresh, copy, entry.size)
+            finally:
+                os.close(copy)
+
+    def extend(self) -> bool:
+        """Take in what was written to the end of it, a copied file, until now. False: it has not only grown."""
+        with open(os.open(self.item.full, OPEN), "rb") as file:
+            status = os.fstat(file.fileno())
+            if status.st_ino != self.status.st_ino or status.st_size <= self.entry.size:
+                return False
+            copy = os.open(self.target, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                with filesystems.uncached(file.fileno(), self.kind) as fd:
+                    done = copy_range(fd, copy, status.st_size - self.entry.size, self.entry.size)
+            finally:
+                os.close(copy)
+        mode, mtime_ns = stat.S_IMODE(status.st_mode), status.st_mtime_ns
+        self.entry = self.entry._replace(size=self.entry.size + done, mode=mode, mtime_ns=mtime_ns)
+        self.status, self.sure = status, False
+        return True
+
+    def close(self) -> None:
+        """Its descriptor is not needed any more."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+def _is_untouched(now: os.stat_result | Facts, was: os.stat_result) -> bool:
+    return now.st_mtime_ns == was.st_mtime_ns and now.st_size == was.st_size and now.st_ino == was.st_ino
 
 
 def is_quiet(file: OpenFile) -> bool:
@@ -84,88 +190,3 @@ def is_quiet(file: OpenFile) -> bool:
         return False
     lease.release(file.fd)
     return True
-
-
-class Seen:
-    """A captured file, and how to look at it again.
-
-    Parameters
-    ----------
-    file : OpenFile
-        As it was captured; its descriptor, or -1: it is opened again for each look.
-    target : str
-        Where it was captured to.
-    """
-
-    __slots__ = ("_began", "_status", "_sure", "entry", "fd", "item", "kind", "target")
-
-    def __init__(self, item: Item, file: OpenFile, entry: FileEntry, target: str) -> None:
-        self.item, self.entry, self.target, self.fd, self.kind = item, entry, target, file.fd, file.kind
-        self._status = file.status
-        self._sure = file.sure and filesystems.is_settled(self.kind, file.status, file.opened_ns)
-        if entry.how == LINK:
-            self._began = time.monotonic()
-
-    @property
-    def facts(self) -> Facts:
-        """When it was captured."""
-        return Facts.of(self._status)
-
-    def look(self, pack: Pack | None) -> Now:
-        """What it is now. ``pack``: the snapshot's.
-
-        Raises
-        ------
-        OSError
-            It cannot be read any more.
-        """
-        entry = self.entry
-        if entry.how == LINK:
-            if time.monotonic() < self._began + _SURELY_LEASED_S or not lease.is_breaking(self.fd):
-                return Now.SAME
-            return Now.SAME if Facts.of(os.fstat(self.fd))[:3] == self.facts[:3] else Now.CHANGED
-        fd = self.fd if self.fd >= 0 else os.open(self.item.full, OPEN)
-        try:
-            now, was = filesystems.facts_of(fd, self.kind), self.facts
-            if now == was and self._sure:
-                return Now.SAME
-            if now.ino != was.ino or now.size < entry.size or not self._has_content(fd, pack):
-                return Now.CHANGED
-            if now.size > entry.size:
-                return Now.GREW
-            return Now.SAME if now.mtime_ns == was.mtime_ns else Now.CHANGED
-        finally:
-            if fd != self.fd:
-                os.close(fd)
-
-    def has_facts(self) -> bool:
-        """Whether nothing was written since it was captured, as far as its times tell."""
-        return filesystems.facts_at(self.item.full, self.kind)[:3] == self.facts[:3]
-
-    def _has_content(self, fd: int, pack: Pack | None) -> bool:
-        with filesystems.uncached(fd, self.kind) as now:
-            if self.entry.how == PACKED and pack is not None:
-                return os.pread(now, self.entry.size, 0) == pack.read(self.entry)
-            copy = os.open(self.target, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                return same_content(now, copy, self.entry.size)
-            finally:
-                os.close(copy)
-
-    def extend(self, file: OpenFile) -> None:
-        """Take in what was written to the end of a copied file, as far as ``file``'s status says."""
-        copy = os.open(self.target, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            with filesystems.uncached(file.fd, self.kind) as fd:
-                done = copy_range(fd, copy, file.status.st_size - self.entry.size, self.entry.size)
-        finally:
-            os.close(copy)
-        mode, mtime_ns = stat.S_IMODE(file.status.st_mode), file.status.st_mtime_ns
-        self.entry = self.entry._replace(size=self.entry.size + done, mode=mode, mtime_ns=mtime_ns)
-        self._status, self._sure = file.status, False
-
-    def close(self) -> None:
-        """Its descriptor is not needed any more."""
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1

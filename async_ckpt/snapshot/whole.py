@@ -23,15 +23,18 @@ from .. import filesystems
 from ..config import Config
 from ..errors import SnapshotError
 from ..manifest import LINK, PACKED, Directory, Link, Manifest
+from ..undisturbed import go_on
 from .base import Captured, FileStrategy
 from .links import failure, refused
-from .stillness import OPEN, Now, OpenFile, Seen
+from .stillness import OPEN, Now, OpenFile
 from .walk import Item, walk
 
 #: Turns in which only what moves is looked at, microseconds each.
 _TURNS = 200
 #: First and longest pause before what moved is captured again, in seconds.
 _PAUSES_S = (0.001, 0.1)
+#: After so many files a capture may be ended.
+_BETWEEN = 256
 #: Originals that are kept open for the second look, at most.
 _MAX_OPEN = 1000
 
@@ -84,17 +87,23 @@ class _Tree:
     def __init__(self, path: str, target: str, strategy: FileStrategy, config: Config) -> None:
         self._path, self._target, self._strategy, self._config = path, target, strategy, config
         self._items: list[Item] = []
-        self._files: dict[str, Seen] = {}
+        self._files: dict[str, OpenFile] = {}
         self._folders: dict[str, _Folder] = {}
         self._links: dict[str, str] = {}
-        self._kinds: dict[int, str] = {}
+        #: Kinds of file systems by device, and whether they are local.
+        self._kinds: dict[int, tuple[str, bool]] = {}
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._may_open = _MAX_OPEN if soft == resource.RLIM_INFINITY else min(_MAX_OPEN, soft // 3)
         #: Whether something was written to, or came, while it was captured. Where files only vanish, all of it may be
         #: on its way out, and half of it would be taken for the whole.
         self._alive = False
         #: What is dealt with right now, for an error.
-        self.at = path
+        self._at: Item | str = path
+
+    @property
+    def at(self) -> str:
+        """What was dealt with last, for an error."""
+        return self._at if isinstance(self._at, str) else self._at.shown
 
     # -- the result ------------------------------------------------------------------------------------------------
 
@@ -114,9 +123,9 @@ class _Tree:
 
     def close(self) -> None:
         """Let go of all originals but those that a lease holds."""
-        for seen in self._files.values():
-            if seen.entry.how != LINK:
-                seen.close()
+        for file in self._files.values():
+            if file.entry.how != LINK:
+                file.close()
 
     # -- capturing -------------------------------------------------------------------------------------------------
 
@@ -126,6 +135,7 @@ class _Tree:
         vanished: SnapshotError | None = None
         moved, complete = [self._path], False
         for turn in range(1 + self._config.capture_tries):
+            go_on()
             if turn and time.monotonic() > deadline:
                 break
             if turn:  # What others write to says nothing when it is done.
@@ -162,15 +172,18 @@ class _Tree:
             if os.path.isdir(self._path):
                 self._folders[""] = self._folder(Item("", self._path, stat.S_IFDIR))
             for item in walk(self._path, self._config):
-                self.at = item.shown
-                known = before.get(item.path)
+                if not len(items) % _BETWEEN:
+                    go_on()
+                self._at = item
+                known = before.get(item.path) if again else None
                 if known is not None and known != item:
                     inside = f"{item.path}/"  # Of a folder that is none any more, or another one.
                     old = [path for path in before if path == item.path or path.startswith(inside)]
                     self._remove([before.pop(path) for path in old])
                 self._take(item, new=known != item)
-                self._alive |= again and known is None
-                before.pop(item.path, None)
+                if again:
+                    self._alive |= known is None
+                    before.pop(item.path, None)
                 items.append(item)
         finally:
             # Where it ends early, what was captured and is not in the new list yet stays in it.
@@ -181,21 +194,20 @@ class _Tree:
         return failure(gone.shown, FileNotFoundError()) if gone is not None else None
 
     def _take(self, item: Item, *, new: bool) -> None:
-        target = f"{self._target}/{item.path}"
         if item.kind == stat.S_IFREG:
-            seen = self._files.get(item.path)
-            if seen is not None and not new and os.lstat(item.full).st_ino != seen.facts.ino:
+            known = self._files.get(item.path)
+            if known is not None and not new and os.lstat(item.full).st_ino != known.status.st_ino:
                 self._forget(item.path)  # Another file has taken its name.
-                seen = None
-            if seen is None:
+                known = None
+            if known is None:
                 self._capture_file(item)
         elif item.kind == stat.S_IFDIR:
             folder = self._folder(item)
             if new:
-                os.mkdir(target, 0o700)
+                os.mkdir(f"{self._target}/{item.path}", 0o700)
             self._folders[item.path] = folder
         elif new:
-            os.symlink(item.text, target)
+            os.symlink(item.text, f"{self._target}/{item.path}")
 
     def _folder(self, item: Item) -> _Folder:
         kind, looked_ns = filesystems.kind_at(item.full), time.time_ns()
@@ -203,37 +215,32 @@ class _Tree:
         return _Folder(item, status, filesystems.leases_hold(kind) and filesystems.is_settled(kind, status, looked_ns))
 
     def _capture_file(self, item: Item) -> None:
-        fd, kept = os.open(item.full, OPEN), False
+        file = OpenFile(os.open(item.full, OPEN), item, self._target)
         try:
-            file, target = OpenFile(fd, item.full, item.path), f"{self._target}/{item.path}"
             status = file.status
             if not stat.S_ISREG(status.st_mode):
                 raise refused(item.shown, status.st_mode)
-            if not status.st_size and os.pread(fd, 1, 0) and not os.fstat(fd).st_size:
-                raise SnapshotError(
-                    f"Cannot capture {item.shown}: it has content and no size, as files of the kernel do",
-                    where=item.shown,
-                    hint="Copy its content into a file, and save that",
-                )  # fmt: skip
+            if not status.st_size:
+                _check_empty(file)
             # For whether this machine's kernel knows all of it; who links or copies it asks more closely.
-            kind = self._kinds.get(status.st_dev)
-            if kind is None:
-                self._kinds[status.st_dev] = kind = file.on()
-            file.is_local = filesystems.is_local(kind)
-            entry = self._strategy.capture_file(file, target)
-            file.kind = file.kind or kind
-            self._files[item.path] = seen = Seen(item, file, entry, target)
-            kept = entry.how == LINK or self._may_open > 0
-            if entry.how != LINK:
-                self._may_open -= kept
-                seen.fd = fd if kept else -1
+            known = self._kinds.get(status.st_dev)
+            if known is None:
+                self._kinds[status.st_dev] = known = file.on(), filesystems.is_local(file.on())
+            file.is_local = known[1]
+            file.entry = self._strategy.capture_file(file)
+            file.kind = file.kind or known[0]
         except BaseException:
+            file.close()
             with contextlib.suppress(OSError):
-                os.unlink(f"{self._target}/{item.path}")
+                os.unlink(file.target)
             raise
-        finally:
-            if not kept:
-                os.close(fd)
+        self._files[item.path] = file
+        if file.entry.how == LINK:
+            return
+        if self._may_open > 0:
+            self._may_open -= 1
+        else:
+            file.close()
 
     def _remove(self, items: Iterable[Item]) -> None:
         """Remove what was captured under these names, what is in a folder before the folder."""
@@ -249,15 +256,15 @@ class _Tree:
                 os.unlink(target)
 
     def _forget(self, path: str) -> None:
-        seen = self._files.pop(path, None)
-        if seen is None:  # It vanished when it was to be captured again.
+        file = self._files.pop(path, None)
+        if file is None:  # It vanished when it was to be captured again.
             return
         self._strategy.forget(path)
-        if seen.fd >= 0 and seen.entry.how != LINK:
+        if file.fd >= 0 and file.entry.how != LINK:
             self._may_open += 1
-        seen.close()
-        if seen.entry.how != PACKED:
-            os.unlink(seen.target)
+        file.close()
+        if file.entry.how != PACKED:
+            os.unlink(file.target)
 
     # -- looking again ---------------------------------------------------------------------------------------------
 
@@ -269,57 +276,48 @@ class _Tree:
         for _ in range(_TURNS):
             if not moving:
                 return []
-            for seen in moving:
-                self._capture_again(seen)
+            for file in moving:
+                self._capture_again(file)
             self._alive = True
-            moving = [self._files[seen.item.path] for seen in moving]
-            if not all(seen.has_facts() for seen in moving):
+            moving = [self._files[file.item.path] for file in moving]
+            if not all(file.is_untouched() for file in moving):
                 continue
             # The moment: none of those that move has moved since it was captured. The others must not have, until now.
-            paths = {seen.item.path for seen in moving}
-            more = self._moved(seen for path, seen in self._files.items() if path not in paths)
+            paths = {file.item.path for file in moving}
+            more = self._moved(file for path, file in self._files.items() if path not in paths)
             if more is None or self._names_moved():
                 return [self.at]
             if more:
                 moving += more
                 continue
-            return [seen.item.shown for seen in moving if seen.look(self._strategy.pack) is Now.CHANGED]
-        return [seen.item.shown for seen in moving]
+            return [file.item.shown for file in moving if file.look(self._strategy.pack) is Now.CHANGED]
+        return [file.item.shown for file in moving]
 
-    def _moved(self, files: Iterable[Seen]) -> list[Seen] | None:
+    def _moved(self, files: Iterable[OpenFile]) -> list[OpenFile] | None:
         pack = self._strategy.pack
         moved = []
-        for seen in files:
+        for number, file in enumerate(files):
+            if not number % _BETWEEN:
+                go_on()
             try:
-                if seen.look(pack) is not Now.SAME:
-                    moved.append(seen)
+                if file.look(pack) is not Now.SAME:
+                    moved.append(file)
             except FileNotFoundError:
-                self.at = seen.item.shown
+                self._at = file.item
                 return None
         return moved
 
-    def _capture_again(self, seen: Seen) -> None:
-        item = seen.item
-        self.at = item.shown
-        grown = seen.entry.how not in (LINK, PACKED)
-        if grown:
-            fd = os.open(item.full, OPEN)
-            try:
-                file = OpenFile(fd, item.full, item.path)
-                grown = file.status.st_ino == seen.facts.ino and file.status.st_size > seen.entry.size
-                if grown:
-                    seen.extend(file)
-            finally:
-                os.close(fd)
-        if not grown:
-            self._forget(item.path)
-            self._capture_file(item)
+    def _capture_again(self, file: OpenFile) -> None:
+        self._at = file.item
+        if file.entry.how in (LINK, PACKED) or not file.extend():
+            self._forget(file.item.path)
+            self._capture_file(file.item)
 
     def _names_moved(self) -> bool:
         """Whether a name came or went, or is another file's now."""
         sure = True
         for folder in self._folders.values():
-            self.at = folder.item.shown
+            self._at = folder.item
             if folder.moved():
                 return True
             sure = sure and folder.sure
@@ -333,8 +331,17 @@ class _Tree:
 
     def _inode(self, item: Item) -> int:
         if item.kind == stat.S_IFREG:
-            return self._files[item.path].facts.ino
+            return self._files[item.path].status.st_ino
         return self._folders[item.path].status.st_ino if item.kind == stat.S_IFDIR else os.lstat(item.full).st_ino
+
+
+def _check_empty(file: OpenFile) -> None:
+    """Refuse what has content and no size."""
+    if os.pread(file.fd, 1, 0) and not os.fstat(file.fd).st_size:
+        raise SnapshotError(
+            f"Cannot capture {file.item.shown}: it has content and no size, as files of the kernel do",
+            where=file.item.shown, hint="Copy its content into a file, and save that",
+        )  # fmt: skip
 
 
 def restless(path: str, moved: list[str]) -> SnapshotError:

@@ -14,6 +14,8 @@ with ``id`` (the checkpoint's name in ``ready/``) and one of
 - ``parts``: a file whose multipart upload was begun (with ``upload``, the store's id, and ``part_bytes``), and
   ``part``: its part of that number is in the store (with ``of``, the file, ``etag``, ``crc32``). Void once the file,
   or the checkpoint, is uploaded or has failed;
+- ``tries``: it is taken in hand once more; so often in a row (this time included) without that whoever had it in hand
+  told of its end: they have died. 0: it was put down. Void with any of the above;
 - ``stored``: the key of a file of a committed checkpoint that may be saved again (with ``inode``, ``crc32``): what the
   records above come to. Written when the journal is compacted.
 
@@ -33,6 +35,7 @@ says so.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -73,6 +76,8 @@ class Progress:
         Multipart uploads that were begun: path → what is known.
     commit : bytes or None
         The JSON of its reference, once it is committed.
+    tries : int
+        So often whoever had it in hand has died, if nobody has it now.
     uploaded : bool
         All its objects are in the store, whatever became of its commit: they must never be sent again, as nobody guards
         the snapshot any more.
@@ -81,6 +86,7 @@ class Progress:
     state: str = ADMITTED
     why: str = ""
     uploaded: bool = False
+    tries: int = 0
     files: dict[str, list[int]] = field(default_factory=dict)
     inodes: dict[str, Inode] = field(default_factory=dict)
     parts: dict[str, Multipart] = field(default_factory=dict)
@@ -105,6 +111,7 @@ class Known:
             self.stored.add(Inode(*record["inode"]), StoredFile(record["stored"], record["crc32"]))
             return
         item = self._item(record["id"])
+        item.tries = record.get("tries", 0)
         if "file" in record:
             path = record["file"]
             item.files[path] = record["crc32"]
@@ -204,8 +211,15 @@ class Journal:
                 f"The journal {self.path} ended in a torn record: its last {len(data) - good} bytes were cut off"
             )
         _drop_commits_before(attempt, known.progress, keep)
-        write_atomically(self.path, HEADER + b"".join(_lines(known)))
-        self._fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
+        try:
+            write_atomically(self.path, HEADER + b"".join(_lines(known)))
+            self._fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not good:
+                raise
+            # The disk is full, and what is uploaded gives it back: it goes on as it is.
+            self._fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
+            os.ftruncate(self._fd, good)
         for item in known.progress.values():
             item.commit = None  # References are for readers of the file; here they would only grow with the history.
         return known
@@ -369,6 +383,8 @@ def _lines(known: Known) -> Iterator[bytes]:
         if item.uploaded and item.state == FAILED:
             yield encode({"id": identity, "state": UPLOADED})
         yield encode({"id": identity, "state": item.state, "why": item.why})
+        if item.tries:
+            yield encode({"id": identity, "tries": item.tries})
 
 
 def is_id(identity: str) -> bool:

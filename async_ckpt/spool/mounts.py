@@ -27,6 +27,11 @@ def kind_of(path: str) -> str:
     return _mounts().get(_mount_point(path), "")
 
 
+def mounts_below(path: str) -> list[str]:
+    """The mount points in a directory (real and absolute), itself not among them."""
+    return sorted(point for point in _mounts() if point != path and point.startswith(f"{path.rstrip('/')}/"))
+
+
 def _mount_point(path: str) -> str:
     points = _mounts()
     return max((point for point in points if f"{path}/".startswith(f"{point.rstrip('/')}/")), key=len, default=path)

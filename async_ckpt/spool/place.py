@@ -5,12 +5,12 @@ The places, in this order:
 
 1. ``METAFLOW_ASYNC_CKPT_SPOOL_DIR``: who runs a machine knows its disks;
 2. ``@checkpoint(temp_dir_root=...)``;
-3. ``$TMPDIR``; or ``/tmp``, where that is on a disk;
+3. ``$TMPDIR``, where that can be used; or ``/tmp``, where that is on a disk;
 4. ``/var/tmp``, which is on a disk everywhere; at last ``/tmp`` even in memory.
 
 In each it is ``async-ckpt-<uid>/``; where somebody else has made a directory of that name, ``async-ckpt-<uid>-1`` and
-so on. A place that cannot be used (not writable, read-only, full) is passed over, and that is said. A spool that an
-earlier attempt has left in any of them comes first.
+so on. A place that cannot be used (not writable, read-only, full, on a file system that lacks what a spool needs) is
+passed over, and that is said. A spool that an earlier attempt has left in any of them comes first.
 """
 
 from __future__ import annotations
@@ -39,8 +39,11 @@ def bases(temp_dir_root: str | None, config: Config) -> list[str]:
         usual = tempfile.gettempdir()
     except FileNotFoundError:  # None that can be written to; the error that follows says so of each.
         usual = "/tmp"
-    system = [usual, _ON_DISK] if "TMPDIR" in os.environ or kind_of(usual) not in _IN_MEMORY else [_ON_DISK, usual]
-    given = [os.path.abspath(base) for base in (config.spool_dir, temp_dir_root) if base]
+    # One that cannot be used, or is empty, tempfile has passed over: then nobody has chosen what it found.
+    is_chosen = usual == os.path.abspath(os.environ.get("TMPDIR") or "/")
+    system = [usual, _ON_DISK] if is_chosen or kind_of(usual) not in _IN_MEMORY else [_ON_DISK, usual]
+    # A setting of a pod comes from no shell that knows what ~ is.
+    given = [os.path.abspath(os.path.expanduser(base)) for base in (config.spool_dir, temp_dir_root) if base]
     return list(dict.fromkeys([*given, *system]))
 
 
@@ -77,6 +80,8 @@ def make(
                 if isinstance(error, NotOurs):
                     continue
                 break
+            for note in spool.notes:
+                report(note)
             if failed:
                 report(
                     f"The spool is in {root}, as it cannot be where it should be: {failed[0].what} ({failed[0].where})"

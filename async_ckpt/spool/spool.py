@@ -55,6 +55,7 @@ from ..snapshot.walk import ANNEX_PREFIX
 from ..source import pack_path
 from ..stores.base import StoreSpec
 from . import journal
+from .abilities import try_out
 from .mounts import down_from_mount
 from .owner import Owner, note_namespace
 
@@ -132,6 +133,8 @@ class Spool:
         self._owner = Owner(directory)
         #: Whether this process knows that the task runs, and may make the spool again where it is removed.
         self.may_make = False
+        #: What people should know of the place it is in.
+        self.notes: list[str] = []
         #: What was counted last by this object, by counter: a file that is made again must not fall behind it.
         self._counted: dict[str, int] = {}
         self._gone = False
@@ -145,13 +148,14 @@ class Spool:
         Raises
         ------
         SpoolError
-            It cannot be made (permissions, full disk), or belongs to somebody else.
+            It cannot be made (permissions, full disk), belongs to somebody else, or cannot work on that file system.
         """
         directory = cls.place(root, task, store)
         spool = cls(directory, task, store)
         spool.may_make = True
         try:
             private_directory(root)
+            spool.notes = try_out(root)
             _make_private(directory)
             spool._make_folders()
             note_namespace(directory)

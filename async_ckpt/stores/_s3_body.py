@@ -13,7 +13,7 @@ import anyio
 
 from ..config import CHUNK_BYTES, LISTEN_S
 from ..errors import StoreError, os_hint, os_reason
-from ..files import crc32, preallocate, pwrite_all
+from ..files import crc32, preallocate, write_sparsely
 from ._s3_pace import PIECE_BYTES, Throttle
 from ._s3_transport import Watch
 from .base import Source
@@ -167,7 +167,7 @@ class LocalFile:
         with self._mapped():
             if self._fd is None:
                 self._fd = self._make()
-            pwrite_all(self._fd, data, offset)
+            write_sparsely(self._fd, data, offset)
 
     def close(self, *, whole: bool) -> None:
         """Close it; ``whole``: all was written, so the file has to be there, if only an empty one."""

@@ -129,6 +129,8 @@ FUZZ = """Intruders at the agent's socket while a task saves; and at the loader 
 and metadata that anybody may have written."""
 MODEL = """A Hypothesis state machine: a task, its agent, its uploader, spool and store, turn by turn, killed at
 system calls; after every step all that was ever saved must be where the model says."""
+SIGNALS = """Real signals at random moments; their handlers save, flush, load, raise, or end the process, and interrupt
+saves, flushes, loads, and each other. What every save returned is compared with what is in the store."""
 GANGS = "Runs of a real flow with `@parallel`; SIGKILL to a rank's task, at times with an agent, once or twice."
 COLLECTIVE = "Every node saves its shard at the same moment; all nodes are on this machine, before one S3 server."
 DDP = """`torchrun` trains a real model on two ranks (DistributedDataParallel, gloo) that save together, each its part.
@@ -185,6 +187,7 @@ SECTIONS: tuple[tuple[str, str, str, Render, Judge | None], ...] = (
     ("watch_s3", "An unmodified trainer, watched, to S3", "The same, to rclone's server.", table, None),
     ("fuzz", "Hostile frames and checkpoints", FUZZ, table, None),
     ("model", "Random lives against a model", MODEL, table, None),
+    ("signals", "Handlers of signals that come at any moment", SIGNALS, table, None),
     ("gangs", "Gangs whose ranks are killed", GANGS, table, None),
     ("collective", "The commit of many nodes", COLLECTIVE, table, None),
     ("ddp", "Data-parallel training, killed and resumed", DDP, table, None),

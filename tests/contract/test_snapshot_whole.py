@@ -11,15 +11,15 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from async_ckpt.config import Config
 from async_ckpt.errors import MissingPathError, SnapshotError
-from async_ckpt.filesystems import Facts
 from async_ckpt.manifest import LINK, FileEntry
-from async_ckpt.snapshot import whole
+from async_ckpt.snapshot import stillness, whole
 from async_ckpt.snapshot.copying import Copy
 from async_ckpt.snapshot.hardlink import Auto, HardLink
 from async_ckpt.snapshot.packing import Pack
@@ -42,8 +42,8 @@ class Between(Auto):
         super().__init__(HardLink(100), Copy(Pack(str(target)), small, reflink=True), small)
         self._events, self.captured = events, list[str]()
 
-    def capture_file(self, file: OpenFile, target: str) -> FileEntry:
-        entry = super().capture_file(file, target)
+    def capture_file(self, file: OpenFile) -> FileEntry:
+        entry = super().capture_file(file)
         self.captured.append(file.path)
         self._events.pop(len(self.captured), lambda: None)()
         return entry
@@ -123,9 +123,17 @@ def test_a_write_in_the_tick_of_a_coarse_clock_in_which_the_file_was_opened_is_s
     for name in ("a", "b"):
         (source / name).write_bytes(b"old" * BIG)
         os.utime(source / name, ns=(0, 10**18))
-    monkeypatch.setattr(
-        "async_ckpt.filesystems.Facts.of", lambda status: Facts(status.st_ino, status.st_size, status.st_mtime_ns, 0)
-    )
+
+    class CoarseClock:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(os, name)
+
+        def fstat(self, fd: int) -> Any:
+            status = os.fstat(fd)
+            known = {name: getattr(status, name) for name in dir(status) if name.startswith("st_")}
+            return SimpleNamespace(**{**known, "st_ctime_ns": 10**18 + 1})
+
+    monkeypatch.setattr(stillness, "os", CoarseClock())
     clock = [10**18 + 1_000_000]
     monkeypatch.setattr("time.time_ns", lambda: clock[0])
 

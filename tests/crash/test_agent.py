@@ -32,7 +32,7 @@ CRASH_POINTS = (
 def test_fifty_saves_survive_kills_at_random_moments(task: Task, victims: str) -> None:
     random_ = random.Random(victims)
     checkpointer = task.start()
-    # A launcher takes so many restarts within 30 s for a crash loop.
+    # More deaths with the same one in hand, and it is tried after the others.
     moments = sorted(random_.sample(range(SAVES), 4))
     references = []
     for number in range(SAVES):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,13 @@ import pytest
 
 from async_ckpt import catalog, restore
 from async_ckpt.config import CHUNK_BYTES, Config
+from async_ckpt.spool.journal import UPLOADED
 from async_ckpt.stores import _backoff, open_store
 from async_ckpt.stores.base import StoreSpec
 
 from ..support.agents import TASK, Task, content, wait_until
+from ..support.fault_server import FaultServer, Turn
+from ..support.memory_s3 import MemoryS3
 from ..support.proxy import CUT_OFF, KINDS, LOST, REFUSED, Proxy
 from ..support.scenes import BIG, save
 from ..support.servers import BUCKET, S3Server, rclone_server
@@ -128,3 +132,32 @@ def test_an_outage_keeps_no_save_waiting_and_loses_none(on_s3: Task, proxy: Prox
     checkpointer.flush(90)
     sizes = {0: LARGE, **dict.fromkeys(range(1, 6), BIG)}
     assert_stored(past(on_s3.store, rclone_server), on_s3.base / "past", sizes)
+
+
+def test_what_is_committed_is_known_to_be_though_the_next_commit_is_never_answered(task: Task) -> None:
+    may_begin, is_hanging, may_end = threading.Event(), threading.Event(), threading.Event()
+
+    def inject(turn: Turn) -> bool:
+        if turn.request.method == "PUT" and TASK.task_folder in turn.request.key:
+            if turn.request.key.endswith("0.mfchckpt.0.metadata"):
+                may_begin.wait(60)  # The others get into one batch meanwhile.
+            elif turn.request.key.endswith("0.mfchckpt.3.metadata"):
+                is_hanging.set()
+                may_end.wait(60)
+        turn.serve()
+        return True
+
+    with FaultServer(MemoryS3()) as server:
+        server.inject = inject
+        parameters = dict(S3Server(server.url, 0).client_params)
+        task.store = StoreSpec("s3", f"s3://{BUCKET}/root", {"client_params": parameters})
+        checkpointer = task.start()
+        references = [save(checkpointer, task, number) for number in range(5)]
+        wait_until(lambda: {r.state for r in references[1:]} == {UPLOADED}, "all others are uploaded")
+        may_begin.set()
+        assert is_hanging.wait(60)
+        for reference in references[:3]:
+            reference.wait(30)
+        assert references[3].state == UPLOADED
+        may_end.set()
+        checkpointer.flush(60)

@@ -143,23 +143,6 @@ def test_a_stopped_uploader_of_a_killed_agent_never_writes_again(task: Task) -> 
     assert_all_in_order(task, references)
 
 
-def test_an_uploader_that_dies_again_and_again_fails_the_checkpoint_with_the_log(task: Task) -> None:
-    gate = task.gate()
-    gate.hold("weights")
-    checkpointer = task.start()
-    save(checkpointer, task, 0)
-    seen: set[int] = set()
-    while checkpointer.state("0.mfchckpt.0")[0] != FAILED:
-        pid = checkpointer.status()["worker_pid"]
-        if pid and pid not in seen:
-            seen.add(pid)
-            kill(pid)
-    assert "died" in checkpointer.state("0.mfchckpt.0")[1]
-    assert "agent.log" in checkpointer.state("0.mfchckpt.0")[1]
-    with pytest.raises(FlushError, match="died"):
-        checkpointer.flush(10)
-
-
 def test_a_checkpoint_that_waits_for_its_turn_can_be_loaded_after_the_trainer_rewrote_it(task: Task) -> None:
     """Its leases were let go with its last byte, so its snapshot on disk is the trainer's again."""
     gate = task.gate()

@@ -17,6 +17,9 @@ FILESYSTEMS = ("disk", "tmpfs", "xfs", "btrfs")
 #: can clone; a FUSE mount that hands everything on to a directory of the disk (bindfs).
 LAYERED = ("overlay", "overlay-xfs", "fuse")
 
+#: NFS 4.2 and 3, of a directory that this very machine serves. Few kernels have both: ``stress/nfs.sh`` starts one.
+NFS = ("nfs4", "nfs3")
+
 #: The directories below such mounts, seen directly while others write through the mount.
 BELOW = {"overlay-upper": "overlay", "fuse-source": "fuse"}
 
@@ -41,6 +44,8 @@ def why_not(kind: str) -> str:
     kind = BELOW.get(kind, kind)
     if kind == "disk":
         return ""
+    if kind in NFS:
+        return "" if os.path.exists("/proc/fs/nfsd/threads") else "no NFS server runs here (stress/nfs.sh starts one)"
     if os.getuid() != 0:
         return f"mounting {kind} needs root"
     if kind == "fuse":
@@ -66,7 +71,7 @@ def provided(kind: str, base: Path, *, size: int = 512 << 20) -> Iterator[Path]:
     """
     if kind == "disk":
         folder = Path(tempfile.mkdtemp(dir=base, prefix="disk-"))
-    elif kind in LAYERED:
+    elif kind in LAYERED or kind in NFS:
         with _layered(kind, base, size) as (mounted, _):
             yield mounted
         return
@@ -96,7 +101,7 @@ def twice(kind: str, base: Path, *, size: int = 512 << 20) -> Iterator[tuple[Pat
         with _layered(BELOW[kind], base, size) as (mounted, below):
             yield below, mounted
         return
-    if kind == "fuse":
+    if kind == "fuse" or kind in NFS:
         with _layered(kind, base, size) as paths:
             yield paths
         return
@@ -123,6 +128,12 @@ def _layered(kind: str, base: Path, size: int) -> Iterator[tuple[Path, Path]]:
         try:
             if kind == "fuse":
                 _run(["bindfs", str(disk / "upper"), str(folder)])
+            elif kind in NFS:
+                # As the root of all that is served: version 4 asks for the folders above, on other file systems.
+                served = f"127.0.0.1:{disk / 'upper'}"
+                _run(["exportfs", "-i", "-o", "rw,sync,no_root_squash,insecure,no_subtree_check,fsid=0", served])
+                at, options = ("127.0.0.1:/", "vers=4.2") if kind == "nfs4" else (served, "vers=3,nolock")
+                _run(["mount", "-t", "nfs", "-o", options, at, str(folder)])
             else:
                 layers = f"lowerdir={disk / 'lower'},upperdir={disk / 'upper'},workdir={disk / 'work'}"
                 _run(["mount", "-t", "overlay", "-o", layers, "overlay", str(folder)])
@@ -130,6 +141,8 @@ def _layered(kind: str, base: Path, size: int) -> Iterator[tuple[Path, Path]]:
                 yield folder, disk / "upper"
             finally:
                 _unmount(folder)
+                if kind in NFS:
+                    _run(["exportfs", "-u", served])
         finally:
             os.rmdir(folder)
 

@@ -145,7 +145,7 @@ class World:
         patch.setattr(lease, "answer_for", lambda fd: None)
         patch.setattr(agent_module, "Remover", InlineRemover)
         patch.setattr(owners, "process_exists", lambda pid: self.client is not None)
-        patch.setattr(undisturbed, "run", lambda work: work())
+        patch.setattr(undisturbed, "_run_in_thread", lambda work: work())
         patch.setattr(anyio.to_thread, "run_sync", _call_at_once)
         patch.setattr(reading, "open_store", functools.partial(self._open, None))
         patch.setattr(worker, "open_store", functools.partial(self._open, self.gate))

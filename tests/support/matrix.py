@@ -14,15 +14,15 @@ from typing import NamedTuple
 from async_ckpt.checkpointer import Checkpointer, Reference
 from async_ckpt.errors import FlushError, SnapshotError
 from tests.support.agents import Task
-from tests.support.filesystems import BELOW, CLONING, FILESYSTEMS, LAYERED, SECONDS
+from tests.support.filesystems import BELOW, CLONING, FILESYSTEMS, LAYERED, NFS, SECONDS
 from tests.support.generations import WAYS, LocalWriter, Progress, RemoteWriter, judge
 
 #: All that the matrix is run on.
-KINDS = (*FILESYSTEMS, SECONDS, *LAYERED, *BELOW)
+KINDS = (*FILESYSTEMS, SECONDS, *LAYERED, *BELOW, *NFS)
 #: Who writes: a thread of the process that saves; another process; one that sees the files through another mount.
 WRITERS = ("thread", "process", "other mount")
 #: File systems on which the strategy ``hardlink`` is refused.
-_NO_LINKS = LAYERED
+_NO_LINKS = (*LAYERED, *NFS)
 #: The longest burst of a writer, in seconds.
 _BURST_S = 0.02
 

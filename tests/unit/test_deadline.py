@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -292,8 +293,44 @@ class TestNotice:
             return
         assert self.notice.seconds_left() == pytest.approx(30, abs=20)
         os.utime(self.path, (1e9, 1e9))
+        of_another_agent = Notice(str(self.path), 30)
+        assert of_another_agent.seconds_left() is None
+        assert of_another_agent.is_withdrawn
+
+    @pytest.mark.parametrize(
+        "form",
+        [
+            '{"action": "terminate", "time": "%Y-%m-%dT%H:%M:%SZ"}',
+            "\ufeff%Y-%m-%dT%H:%M:%SZ\r\n",
+            "%Y-%m-%dT%H:%M:%S.1234567Z",
+            "%Y-%m-%d %H:%M:%S+0000",
+            '{"Events": [{"EventType": "Preempt", "NotBefore": "%a, %d %b %Y %H:%M:%S GMT"}]}',
+        ],
+    )
+    def test_the_time_is_found_in_whatever_the_cloud_has_said(self, form: str) -> None:
+        self.write(300, form)
+        assert self.notice.seconds_left() == pytest.approx(300, abs=60)
+
+    @pytest.mark.parametrize("form", ["%Y-%m-%dT%H:%M:%SZ", "TRUE"])
+    def test_one_that_is_written_again_and_again_is_told_once_and_its_end_does_not_move(self, form: str) -> None:
+        self.write(300, form)
+        text, start = self.path.read_text(), time.time()
+        assert self.notice.seconds_left() is not None
+        for seconds in range(1, 5):
+            self.path.write_text(text)
+            os.utime(self.path, (start + seconds, start + seconds))
+            assert self.notice.seconds_left() is None
+        assert not self.notice.is_withdrawn
+
+    def test_one_without_a_time_that_is_over_may_come_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.path.write_text("TRUE")
+        assert self.notice.seconds_left() is not None
+        later = time.time() + 40
+        monkeypatch.setattr(notice.time, "time", lambda: later)
         assert self.notice.seconds_left() is None
         assert self.notice.is_withdrawn
+        os.utime(self.path, (later, later))
+        assert self.notice.seconds_left() == pytest.approx(30, abs=1)
 
     def test_one_of_the_past_is_somebody_elses(self) -> None:
         self.write(-3600)

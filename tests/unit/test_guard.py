@@ -9,8 +9,10 @@ from pathlib import Path
 # In a process of its own, which has the signal blocked in every thread.
 _CODE = """
 import os, signal, sys
-from async_ckpt.agent.guard import Guard, Held
+from async_ckpt.agent.guard import Guard
 from async_ckpt.agent.habits import Habits
+from async_ckpt.agent.held import Held
+from async_ckpt.agent.pace import Pace
 from async_ckpt.config import Config
 from async_ckpt.snapshot import lease
 
@@ -22,7 +24,7 @@ with open(captured, "wb") as file:
 os.link(captured, loaded)
 status = os.stat(captured)
 habits = Habits(folder + "/rewritten", folder + "/work", "Flow/train")
-guard = Guard(lambda identity, path, why: print(path, why or "private", flush=True), print, habits, Config())
+guard = Guard(lambda identity, path, why: print(path, why or "private", flush=True), print, habits, Pace(), Config())
 
 def held(fd):
     return Held(os.dup(fd), captured, 7, status.st_mtime_ns, origin=loaded)
@@ -61,8 +63,10 @@ def test_a_loads_lease_takes_the_place_of_the_savers(tmp_path: Path) -> None:
 _PRELUDE = """
 import os, signal, sys, threading
 from async_ckpt.agent import guard as guards
-from async_ckpt.agent.guard import Guard, Held
+from async_ckpt.agent.guard import Guard
 from async_ckpt.agent.habits import Habits
+from async_ckpt.agent.held import Held
+from async_ckpt.agent.pace import Pace
 from async_ckpt.config import Config
 from async_ckpt.snapshot import lease, private
 
@@ -86,7 +90,7 @@ def wait_for(condition):
 
 def make(**settings):
     habits = Habits(folder + "/rewritten", folder + "/work", "Flow/train")
-    return Guard(on_private, said.append, habits, Config(**settings))
+    return Guard(on_private, said.append, habits, Pace(), Config(**settings))
 
 def content(name, size):
     return (name.encode() * size)[:size]
@@ -274,7 +278,7 @@ later.look_ahead("1.x.1")
 wait_for(lambda: outcomes)
 later.stop()
 assert outcomes == {"x": "private"} and later.count() == 1
-assert open(folder + "/rewritten").read() == "Flow/train/step-#/w#.pt\\n"
+assert open(folder + "/rewritten").read() == "rewritten Flow/train/step-#/w#.pt\\n"
 """,
     )
 

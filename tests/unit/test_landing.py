@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import io
 import os
+import signal
+import subprocess
+import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +17,8 @@ from async_ckpt import landing, restore
 from async_ckpt.config import Config
 from async_ckpt.errors import SnapshotError, UsageError
 from async_ckpt.landing import Arrival, Landing, check_clean, make_links
+
+from ..support.filesystems import CannotMount, small_tmpfs
 
 KEEP = Config(dangling_links="keep")
 
@@ -144,9 +150,13 @@ def test_the_old_state_survives_a_clean_load_that_fails(old: Path) -> None:
     assert len(os.listdir(old)) == 6
 
 
-@pytest.mark.parametrize("at", range(8))
-def test_the_old_state_survives_a_clean_load_that_cannot_get_into_place(
-    old: Path, monkeypatch: pytest.MonkeyPatch, at: int
+#: How many renames there are: those of a clean load take five away and put two there.
+RENAMES = {True: 7, False: 2}
+
+
+@pytest.mark.parametrize(("clean", "at"), [(clean, at) for clean, most in RENAMES.items() for at in range(most + 1)])
+def test_the_old_state_survives_a_load_that_cannot_get_into_place(
+    old: Path, monkeypatch: pytest.MonkeyPatch, clean: bool, at: int
 ) -> None:
     """Each of its renames fails once."""
     before, calls, rename = content(old), io.StringIO(), os.rename
@@ -158,13 +168,128 @@ def test_the_old_state_survives_a_clean_load_that_cannot_get_into_place(
         rename(source, target)
 
     monkeypatch.setattr(landing.os, "rename", failing)
-    if at == 7:  # There are five to take away and two to put there.
-        load(old, Arrival(clean=True))
+    if at == RENAMES[clean]:
+        load(old, Arrival(clean=clean))
         return
     with pytest.raises(SnapshotError, match="Device or resource busy"):
-        load(old, Arrival(clean=True))
+        load(old, Arrival(clean=clean))
     assert content(old) == before
     assert len(os.listdir(old)) == 6
+
+
+def test_a_file_is_always_there_while_it_is_replaced(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state, rename = old / "optimizer/state", os.rename
+    seen = []
+
+    def watched(source: str, target: str) -> None:
+        seen.append(state.read_text())
+        rename(source, target)
+        seen.append(state.read_text())
+
+    monkeypatch.setattr(landing.os, "rename", watched)
+    load(old, Arrival())
+    assert set(seen) == {"old", "new"}
+
+
+def test_files_and_folders_take_each_others_place_and_are_back_if_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/deep").write_text("old")
+    (tmp_path / "b").write_text("old")
+    (tmp_path / "c").symlink_to("a")
+    before = {**content(tmp_path), "c": os.readlink(tmp_path / "c")}
+
+    def load_others() -> None:
+        with Landing(str(tmp_path), Arrival()) as staging:
+            Path(staging, "a").write_text("new")
+            for name in ("b", "c"):
+                Path(staging, name).mkdir()
+                Path(staging, name, "deep").write_text("new")
+
+    with monkeypatch.context() as patch:
+        # The last thing that is done before it is sure: a lasting fault there would be the worst.
+        patch.setattr(landing, "_move_into", failing_at_the_end(landing._move_into))
+        with pytest.raises(SnapshotError, match="No space left"):
+            load_others()
+    assert {**content(tmp_path), "c": os.readlink(tmp_path / "c")} == before
+    assert sorted(os.listdir(tmp_path)) == ["a", "b", "c"]
+    load_others()
+    assert content(tmp_path) == {"a": "new", "b/deep": "new", "c/deep": "new"}
+
+
+def failing_at_the_end(function: Callable[..., None]) -> Callable[..., None]:
+    def call(*arguments: object) -> None:
+        function(*arguments)
+        raise OSError(28, "No space left on device")
+
+    return call
+
+
+def test_another_file_system_in_the_destination_is_no_place_to_load_to_and_is_never_cleaned(old: Path) -> None:
+    before = content(old)
+
+    def load_below(mounted: str) -> None:
+        with Landing(str(old), Arrival()) as staging:
+            Path(staging, "model-1-of-3").write_text("new")
+            Path(staging, mounted).mkdir(parents=True)
+            Path(staging, mounted, "state").write_text("new")
+
+    try:
+        with small_tmpfs(old / "optimizer", 1 << 20) as mounted:
+            (mounted / "precious").write_text("kept")
+            with pytest.raises(UsageError, match=f"would take away the file system that is mounted at {mounted}"):
+                load(old, Arrival(clean=True))
+            with pytest.raises(SnapshotError, match="Another file system is mounted there"):
+                load_below(str(mounted.relative_to(old)))
+            assert (mounted / "precious").read_text() == "kept"
+            assert content(old) == {**before, str(mounted.relative_to(old) / "precious"): "kept"}
+    except CannotMount as error:
+        pytest.skip(str(error))
+
+
+def test_what_the_file_system_keeps_for_itself_is_neither_said_nor_cleaned(old: Path) -> None:
+    (old / "lost+found").mkdir()
+    said = list[str]()
+    load(old, Arrival(clean=True, say=said.append))
+    load(old, Arrival(say=said.append))
+    assert (old / "lost+found").is_dir()
+    assert said == []
+
+
+def test_what_a_killed_load_has_left_is_removed_by_the_next_one_and_what_another_still_needs_is_not(
+    tmp_path: Path,
+) -> None:
+    script = (
+        "import os, signal, sys; from async_ckpt.landing import Landing, Arrival\n"
+        "with Landing(sys.argv[1], Arrival()) as staging:\n"
+        "    for path in (f'{staging}/large', f'{staging}.tar'): open(path, 'w').close()\n"
+        "    os.mkdir(f'{staging}-replaced')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False).returncode == -signal.SIGKILL
+    assert len(os.listdir(tmp_path)) == 3
+    said = list[str]()
+    with Landing(str(tmp_path), Arrival(say=said.append)) as first:
+        assert os.listdir(tmp_path) == [os.path.basename(first)]
+        with Landing(str(tmp_path), Arrival(say=said.append)) as second:
+            assert sorted(os.listdir(tmp_path)) == sorted(map(os.path.basename, (first, second)))
+    assert os.listdir(tmp_path) == []
+    (line,) = said
+    assert "that was killed" in line
+
+
+def test_a_clean_load_needs_neither_a_home_directory_nor_a_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some pods run as a user whom nobody knows."""
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(os, "getuid", lambda: 987654)
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    check_clean(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
 
 
 def test_a_clean_load_is_refused_where_it_would_take_what_nobody_means(

@@ -24,6 +24,7 @@ LAYERS = (
     "printable",
     "crash",
     "forks",
+    "handlers",
     "undisturbed",
     "files",
     "processes",

@@ -52,6 +52,15 @@ def test_a_directory_in_memory_comes_last_unless_somebody_chose_it(
     assert place.bases(None, Config()) == ["/var/tmp", str(usual)]
     monkeypatch.setenv("TMPDIR", str(usual))
     assert place.bases(None, Config()) == [str(usual), "/var/tmp"]
+    # Whoever names one that cannot be used, or none, has not chosen this one.
+    for value in ("", str(usual / "vanished")):
+        monkeypatch.setenv("TMPDIR", value)
+        assert place.bases(None, Config()) == ["/var/tmp", str(usual)]
+
+
+def test_the_home_directory_may_be_written_as_shells_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert place.bases("~", Config(spool_dir="~/spools"))[:2] == ["/home/somebody/spools", "/home/somebody"]
 
 
 def test_the_type_of_a_file_system_is_known(tmp_path: Path) -> None:

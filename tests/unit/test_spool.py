@@ -350,6 +350,21 @@ def test_a_saver_that_admits_and_ends_while_leftovers_are_looked_for_loses_nothi
     assert Path(item.file("file")).read_bytes() == b"abc"
 
 
+def test_what_is_given_up_in_the_moment_of_its_commit_is_not_called_lost(spool: Spool, tmp_path: Path) -> None:
+    from async_ckpt.agent.agent import Agent
+    from async_ckpt.ipc import protocol
+
+    item = admit(spool, 0)
+    listening = protocol.listen(str(tmp_path / "sock"))
+    agent = Agent(spool, listening, lambda: None, lambda: None, Config(), guarded=False)  # type: ignore
+    agent._fail(item.id, "The store has taken nothing of it")
+    assert agent._status()["failed_count"] == 1
+    agent._on_worker_message({"op": "committed", "id": item.id})  # It was on its way.
+    assert agent._status()["failed_count"] == 0
+    assert agent._state(item.id)["state"] == "COMMITTED"
+    agent._close()
+
+
 def test_a_spool_that_got_a_checkpoint_in_this_moment_is_not_taken_away(spool: Spool) -> None:
     item = admit(spool, 0)
     assert spool.set_aside(set()) is None

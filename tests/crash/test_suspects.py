@@ -1,0 +1,170 @@
+"""Checkpoints that kill whoever has them in hand, and moments in which nothing can be started."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+from pathlib import Path
+
+import pytest
+
+from async_ckpt.config import DEATHS_OF_AGENT
+from async_ckpt.errors import FlushError
+from async_ckpt.spool.journal import FAILED
+
+from ..support.agents import Task, agent_pid, content, records, wait_until
+from ..support.scenes import BIG, assert_all_in_order, save
+
+#: What happens in an uploader that is about to store a file: ``{deed}`` with its ``path``.
+_SITECUSTOMIZE = """
+import os, signal, sys
+if "worker" in getattr(sys, "orig_argv", []):
+    from async_ckpt.stores.local import LocalStore
+    stored = []
+
+    def poisoned(function):
+        async def call(self, key, *rest):
+            path = key.split("/")[-1]
+            {deed}
+            found = await function(self, key, *rest)
+            stored.append(path)
+            return found
+        return call
+
+    LocalStore.put_source = poisoned(LocalStore.put_source)
+"""
+
+
+def poison(task: Task, monkeypatch: pytest.MonkeyPatch, deed: str) -> None:
+    """Let uploaders do something that kills."""
+    task.set(agent_pause_s=0.05)
+    folder = task.base / "poison"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(_SITECUSTOMIZE.format(deed=deed))
+    monkeypatch.syspath_prepend(str(folder))
+
+
+def save_five(task: Task, checkpointer: object, poisoned: int) -> None:
+    for number in range(5):
+        for path in task.work.iterdir():
+            path.unlink()
+        name = "poison" if number == poisoned else "weights"
+        (task.work / name).write_bytes(content(number, BIG))
+        checkpointer.save(task.work)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("number", ["SIGSEGV", "SIGBUS", "SIGKILL"])
+def test_one_checkpoint_that_kills_every_uploader_fails_alone_and_by_name(
+    task: Task, monkeypatch: pytest.MonkeyPatch, number: str
+) -> None:
+    poison(task, monkeypatch, f"path == 'poison' and os.kill(os.getpid(), signal.{number})")
+    checkpointer = task.start()
+    save_five(task, checkpointer, 1)
+    with pytest.raises(
+        FlushError, match=r"1 checkpoint is not in the store: 0\.mfchckpt\.1 \(The uploader died"
+    ) as caught:
+        checkpointer.flush(120)
+    assert "agent.log" in str(caught.value)
+    assert task.committed_versions() == [0, 2, 3, 4]
+
+
+def test_one_that_kills_every_agent_fails_as_well(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No agent lives to count: what it had in hand stands in the journal."""
+    poison(task, monkeypatch, "path == 'poison' and os.kill(os.getppid(), signal.SIGKILL)")
+    checkpointer = task.start()
+    save_five(task, checkpointer, 0)
+    with pytest.raises(FlushError, match=r"1 checkpoint is not in the store: 0\.mfchckpt\.0 \(Whoever had it in hand"):
+        checkpointer.flush(120)
+    assert task.committed_versions() == [1, 2, 3, 4]
+    tries = [
+        record["tries"] for record in records(checkpointer) if record["id"] == "0.mfchckpt.0" and "tries" in record
+    ]
+    assert max(tries, default=DEATHS_OF_AGENT) <= DEATHS_OF_AGENT
+
+
+def test_who_gets_on_before_each_death_is_not_to_blame(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody kills uploaders all the time."""
+    poison(task, monkeypatch, "len(stored) and os.kill(os.getpid(), signal.SIGKILL)")
+    checkpointer = task.start()
+    for number in range(12):
+        (task.work / f"{number}").write_bytes(content(number, BIG))
+    reference = checkpointer.save(task.work)
+    checkpointer.flush(120)
+    assert task.committed_versions() == [0]
+    assert all(task.stored(reference, f"{number}").read_bytes() == content(number, BIG) for number in range(12))
+
+
+def test_uploaders_that_die_before_their_first_word_blame_nobody(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no memory for one, for a while."""
+    task.set(agent_pause_s=0.1, agent_patience_s=600)
+    folder = task.base / "short"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(
+        f"import os, sys\n'worker' in sys.orig_argv and os.path.exists({str(folder / 'dying')!r}) and os._exit(137)\n"
+    )
+    (folder / "dying").touch()
+    monkeypatch.syspath_prepend(str(folder))
+    lines: list[str] = []
+    checkpointer = task.start(report=lines.append)
+    references = [save(checkpointer, task, number) for number in range(2)]
+    wait_until(lambda: lines, "it is said")
+    assert "without a word" in lines[0]
+    with pytest.raises(FlushError, match="2 checkpoints are not in the store"):
+        checkpointer.flush(1)
+    (folder / "dying").unlink()
+    checkpointer.flush(60)
+    assert_all_in_order(task, references)
+    assert len([line for line in lines if "No uploader can be started" in line]) == 1
+
+
+def test_where_no_uploader_can_be_started_the_agent_uploads_by_itself(
+    task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The interpreter has vanished under the run, and the agent lives."""
+    task.set(agent_patience_s=1, agent_pause_s=0.2)
+    python = task.base / "python3"
+    python.symlink_to(os.path.realpath(sys.executable))
+    monkeypatch.setattr(sys, "executable", str(python))
+    lines: list[str] = []
+    checkpointer = task.start(report=lines.append)
+    agent = checkpointer.status()["pid"]
+    python.unlink()
+    references = [save(checkpointer, task, number) for number in range(3)]
+    checkpointer.flush(60)
+    assert_all_in_order(task, references)
+    assert checkpointer.status()["pid"] == checkpointer.status()["worker_pid"] == agent
+    assert [line for line in lines if "No uploader can be started" in line and str(python) in line]
+
+
+def test_an_agent_without_descriptors_goes_on_when_it_has_some_again(task: Task) -> None:
+    lines: list[str] = []
+    checkpointer = task.start(report=lines.append)
+    agent = checkpointer.status()["pid"]
+    used = len(os.listdir(f"/proc/{agent}/fd"))
+    soft, hard = resource.prlimit(agent, resource.RLIMIT_NOFILE)
+    resource.prlimit(agent, resource.RLIMIT_NOFILE, (used - 1, hard))
+    references = [save(checkpointer, task, 0)]
+    wait_until(lambda: lines, "it is said")
+    resource.prlimit(agent, resource.RLIMIT_NOFILE, (soft, hard))
+    checkpointer.flush(60)
+    assert_all_in_order(task, references)
+    assert checkpointer.status()["pid"] == agent
+    assert "Too many open files" in lines[0]
+
+
+def test_a_checkpoint_that_has_failed_by_deaths_gets_another_chance_in_the_next_attempt(
+    task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(task, monkeypatch, "path == 'poison' and os.kill(os.getpid(), signal.SIGBUS)")
+    checkpointer = task.start()
+    (task.work / "poison").write_bytes(content(0, BIG))
+    checkpointer.save(task.work)
+    wait_until(lambda: checkpointer.state("0.mfchckpt.0")[0] == FAILED, "it has failed")
+    checkpointer.close(clean=False)
+    (task.base / "poison" / "sitecustomize.py").unlink()
+    checkpointer = task.start(attempt=1)
+    checkpointer.flush(60)
+    assert task.committed() == [(0, 0)]
+    assert Path(task.store.root).exists()
+    assert agent_pid(checkpointer)

@@ -1,0 +1,196 @@
+"""Handlers of signals wait for the end of what they must not interrupt, and of nothing else."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+
+import pytest
+
+from async_ckpt import handlers, undisturbed
+from async_ckpt.undisturbed import Abandoned, ended_by, go_on, run
+
+Handler = Callable[[int, FrameType | None], None]
+
+
+@pytest.fixture
+def install() -> Iterator[Callable[[int, Handler], Handler]]:
+    """Installs handlers that are gone after the test."""
+    before: dict[int, object] = {}
+
+    def on(number: int, handler: Handler) -> Handler:
+        before.setdefault(number, signal.signal(number, handler))
+        return handler
+
+    yield on
+    for number, handler in before.items():
+        signal.signal(number, handler)  # type: ignore[arg-type]
+
+
+def send(number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
+def test_a_handler_comes_after_the_work_and_before_what_called_it_goes_on(
+    install: Callable[[int, Handler], Handler],
+) -> None:
+    seen: list[str] = []
+    install(signal.SIGUSR1, lambda *_: seen.append("handler"))
+
+    @handlers.put_off
+    def work() -> None:
+        send(signal.SIGUSR1)
+        send(signal.SIGUSR1)
+        seen.append("work")
+
+    work()
+    assert seen == ["work", "handler"]
+
+
+def test_outside_of_it_a_program_finds_its_own_handlers(install: Callable[[int, Handler], Handler]) -> None:
+    mine = install(signal.SIGUSR1, lambda *_: None)
+    handlers.put_off(lambda: None)()
+    assert signal.getsignal(signal.SIGUSR1) is mine
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGUSR2) == signal.SIG_DFL
+
+
+def test_whether_system_calls_go_on_after_a_handler_stays_as_it_was(install: Callable[[int, Handler], Handler]) -> None:
+    install(signal.SIGUSR1, lambda *_: None)
+
+    def action() -> bytes:
+        kept = ctypes.create_string_buffer(1024)
+        ctypes.CDLL(None).sigaction(int(signal.SIGUSR1), None, kept)
+        return kept.raw[:16] + kept.raw[136:140]  # The handler, the mask of the kernel, the flags.
+
+    for flag in True, False:
+        signal.siginterrupt(signal.SIGUSR1, flag)
+        before = action()
+        handlers.put_off(lambda: None)()
+        assert action() == before
+
+
+def test_what_a_handler_raises_ends_the_work_at_its_next_point_and_leaves_all_handlers(
+    install: Callable[[int, Handler], Handler],
+) -> None:
+    reached = []
+    mine = install(signal.SIGUSR1, lambda *_: reached.append("another handler"))
+
+    @handlers.put_off
+    def work() -> None:
+        send(signal.SIGINT)
+        send(signal.SIGUSR1)
+        reached.append("before")
+        go_on()
+        reached.append("after")
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert reached == ["before", "another handler"]
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGUSR1)) == (signal.default_int_handler, mine)
+
+
+def test_a_handler_does_the_same_work_at_a_point_where_it_may_come(install: Callable[[int, Handler], Handler]) -> None:
+    seen: list[str] = []
+
+    @handlers.put_off
+    def work(name: str) -> None:
+        seen.append(f"{name} begins")
+        if name == "outer":
+            send(signal.SIGUSR1)
+            go_on()
+        send(signal.SIGUSR2)
+        seen.append(f"{name} ends")
+
+    install(signal.SIGUSR1, lambda *_: work("inner"))
+    install(signal.SIGUSR2, lambda *_: seen.append("handler"))
+    work("outer")
+    assert seen == ["outer begins", "inner begins", "inner ends", "handler", "outer ends", "handler"]
+
+
+def test_a_handler_may_give_the_signal_back_to_the_kernel(tmp_path: Path) -> None:
+    child = os.fork()
+    if not child:
+        signal.signal(signal.SIGTERM, lambda *_: (signal.signal(signal.SIGTERM, signal.SIG_DFL), send(signal.SIGTERM)))
+        handlers.put_off(lambda: send(signal.SIGTERM))()
+        os._exit(0)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGTERM
+
+
+def test_a_child_that_another_thread_forks_meanwhile_has_its_handlers(
+    install: Callable[[int, Handler], Handler],
+) -> None:
+    seen: list[str] = []
+    install(signal.SIGUSR1, lambda *_: seen.append("handler"))
+    statuses: list[int] = []
+
+    def fork() -> None:
+        child = os.fork()
+        if not child:
+            send(signal.SIGUSR1)
+            os._exit(0 if seen == ["handler"] else 1)
+        statuses.append(os.waitpid(child, 0)[1])
+
+    @handlers.put_off
+    def work() -> None:
+        thread = threading.Thread(target=fork)
+        thread.start()
+        thread.join()
+
+    work()
+    assert statuses == [0]
+
+
+def test_other_threads_put_nothing_off(install: Callable[[int, Handler], Handler]) -> None:
+    mine = install(signal.SIGUSR1, lambda *_: None)
+    found = []
+    thread = threading.Thread(target=handlers.put_off(lambda: found.append(signal.getsignal(signal.SIGUSR1))))
+    thread.start()
+    thread.join()
+    assert found == [mine]
+
+
+@pytest.mark.parametrize("put_off", [True, False])
+def test_what_waits_is_ended_at_once_by_what_a_handler_raises(
+    put_off: bool, install: Callable[[int, Handler], Handler]
+) -> None:
+    ended: list[str] = []
+    released = threading.Event()
+
+    def wait() -> None:
+        send(signal.SIGINT)
+        with ended_by(released.set):
+            assert released.wait(60)
+        try:
+            go_on()
+        except Abandoned:
+            ended.append("it knows")
+
+    work = (lambda: run(wait)) if not put_off else handlers.put_off(lambda: run(wait))
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert ended == ["it knows"]
+
+
+def test_where_no_thread_can_be_had_handlers_are_put_off_instead(
+    monkeypatch: pytest.MonkeyPatch, install: Callable[[int, Handler], Handler]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(undisturbed._thread, "start_new_thread", refuse)
+    seen: list[str] = []
+    install(signal.SIGUSR1, lambda *_: seen.append("handler"))
+
+    def work() -> int:
+        send(signal.SIGUSR1)
+        seen.append("work")
+        return 7
+
+    assert run(work) == 7
+    assert seen == ["work", "handler"]

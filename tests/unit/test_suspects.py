@@ -1,0 +1,148 @@
+"""Who is blamed for the deaths of uploaders and agents, and what becomes of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from async_ckpt.agent.queue import Queue
+from async_ckpt.agent.suspects import Suspects
+from async_ckpt.config import DEATHS_OF_AGENT, DEATHS_OF_UPLOADER, DEATHS_TO_SUSPECT, Config
+from async_ckpt.spool.journal import ADMITTED, COMMITTED, FAILED, Known, encode, replay
+
+
+class Scene:
+    """A queue of checkpoints 0…, with what an agent does about uploads; ``stored``: bytes by id."""
+
+    def __init__(self, count: int, known: Known | None = None, *, is_own: bool = True) -> None:
+        self.known, self.queue = known or Known(), Queue(2)
+        self.stored: dict[str, int] = {}
+        self.failed: dict[str, str] = {}
+        self.now = 0.0
+        self.suspects = Suspects(
+            self.queue, self.known.progress, self.note, lambda one: self.stored.get(one, 0), Config(), "agent.log",
+            is_own=is_own,
+        )  # fmt: skip
+        for number in range(count):
+            self.queue.admit(f"0.c.{number}", (0, number), 1)
+            if why := self.suspects.recovered(f"0.c.{number}"):
+                self.fail(f"0.c.{number}", why)
+
+    def note(self, record: dict[str, Any]) -> bool:
+        self.known.apply(record)
+        return True
+
+    def fail(self, identity: str, why: str) -> None:
+        self.failed[identity] = why
+        self.queue.end(identity, FAILED, why)
+
+    def begin(self) -> list[str]:
+        """What is taken in hand now."""
+        self.now += 100.0
+        self.suspects.tick(self.now, hurry=False)
+        taken = [action.ids[0] for action in self.queue.next_actions() if action.kind == "upload"]
+        for identity in taken:
+            self.suspects.taken(identity)
+        return taken
+
+    def die(self) -> None:
+        for identity, why in list(self.suspects.died(self.queue.restart(), self.now)):
+            self.fail(identity, why)
+
+
+def test_the_one_that_kills_is_found_and_fails_while_the_others_are_uploaded() -> None:
+    scene, uploaded = Scene(5), []
+    for _ in range(100):
+        taken = scene.begin()
+        if not taken:
+            break
+        if "0.c.1" in taken:
+            scene.die()
+        else:
+            for identity in taken:
+                scene.queue.end(identity, COMMITTED)
+                uploaded.append(identity)
+    assert list(scene.failed) == ["0.c.1"]
+    assert f"{DEATHS_OF_UPLOADER} times in a row" in scene.failed["0.c.1"]
+    assert sorted(uploaded) == ["0.c.0", "0.c.2", "0.c.3", "0.c.4"]
+
+
+def test_a_suspect_is_alone_and_last() -> None:
+    scene = Scene(4)
+    for _ in range(DEATHS_TO_SUSPECT):
+        assert scene.begin() == ["0.c.0", "0.c.1"]
+        scene.die()
+    assert scene.begin() == ["0.c.2", "0.c.3"]
+    assert scene.begin() == []
+    for identity in ("0.c.2", "0.c.3"):
+        scene.queue.uploaded(identity)
+    assert [action.ids for action in scene.queue.next_actions()] == [("0.c.2", "0.c.3")], "they do not wait for it"
+    for identity in ("0.c.2", "0.c.3"):
+        scene.queue.end(identity, COMMITTED)
+    assert scene.begin() == ["0.c.0"]
+    assert scene.begin() == []
+    scene.queue.uploaded("0.c.0")
+    assert not scene.queue.jobs["0.c.0"].is_suspect
+
+
+def test_whose_upload_gets_on_is_not_blamed() -> None:
+    scene = Scene(1)
+    for number in range(3 * DEATHS_OF_UPLOADER):
+        assert scene.begin() == ["0.c.0"]
+        scene.stored["0.c.0"] = number + 1
+        scene.die()
+    assert not scene.failed
+
+
+def test_between_its_tries_lie_longer_and_longer_pauses() -> None:
+    scene = Scene(1)
+    for _ in range(DEATHS_TO_SUSPECT):
+        scene.begin()
+        scene.die()
+    pauses = []
+    while not scene.failed:
+        begun = scene.now
+        while not (taken := scene.queue.next_actions()):
+            scene.now += 0.5
+            scene.suspects.tick(scene.now, hurry=False)
+        assert taken
+        pauses.append(scene.now - begun)
+        scene.suspects.taken("0.c.0")
+        scene.die()
+    assert pauses == [2.0, 4.0, 8.0]
+
+
+@pytest.mark.parametrize(("is_own", "most"), [(True, DEATHS_OF_AGENT), (False, DEATHS_TO_SUSPECT)])
+def test_what_agents_died_with_is_known_by_the_next_one(is_own: bool, most: int) -> None:
+    """The journal tells; in the task's own process less is risked."""
+    known = Known()
+    for deaths in range(most):
+        scene = Scene(1, known, is_own=is_own)
+        assert scene.queue.jobs["0.c.0"].deaths == deaths
+        assert scene.begin() == ["0.c.0"]
+        again = Known()
+        replay(b"async_ckpt journal 1\n" + b"".join(_journal(known)), again)
+        known = again
+    assert list(Scene(1, known, is_own=is_own).failed) == ["0.c.0"]
+
+
+def _journal(known: Known) -> list[bytes]:
+    return [encode({"id": identity, "tries": item.tries}) for identity, item in known.progress.items()]
+
+
+@pytest.mark.parametrize(
+    "record", [{"file": "x", "crc32": [1]}, {"state": FAILED, "why": "no"}, {"state": ADMITTED}, {"tries": 0}]
+)
+def test_an_agent_that_died_after_that_had_it_in_hand_no_more(record: dict[str, Any]) -> None:
+    scene = Scene(1)
+    scene.begin()
+    scene.note({"id": "0.c.0", **record})
+    assert Scene(1, scene.known).queue.jobs["0.c.0"].deaths == 0
+
+
+def test_what_is_put_down_is_not_blamed_when_the_agent_dies() -> None:
+    scene = Scene(1)
+    scene.begin()
+    scene.suspects.put_down("0.c.0")
+    assert Scene(1, scene.known).queue.jobs["0.c.0"].deaths == 0
