@@ -41,15 +41,18 @@ class Before:
     ----------
     name : str
         Under which the watch saves.
+    began_ns : int
+        When this attempt began (wall clock): it may have loaded what was saved before that. 0: there is nothing before.
     """
 
-    def __init__(self, listed: Sequence[Mapping[str, Any]], root: str, name: str) -> None:
+    def __init__(self, listed: Sequence[Mapping[str, Any]], root: str, name: str, began_ns: int) -> None:
         self._root, self._name = root, name
         #: By mark, the first half and the second: whether it is committed.
         self._here: dict[str, bool] = {}
         self._anywhere: dict[str, bool] = {}
         self._sizes: set[tuple[str, int]] = set()
         self._newest = datetime.min.replace(tzinfo=timezone.utc)
+        began = _EPOCH + timedelta(microseconds=began_ns // 1000)
         for data in listed:
             if data.get("state") in (FAILED, SUPERSEDED):
                 continue
@@ -59,14 +62,15 @@ class Before:
             if isinstance(metadata, dict) and WATCHED in metadata:
                 known, is_committed = str(metadata[WATCHED]), data.get("state") == COMMITTED
                 self._here[known[:_DIGITS]] = is_committed
-                self._anywhere[known[_DIGITS:]] = is_committed
+                if moments.moment(data) < began:
+                    self._anywhere[known[_DIGITS:]] = is_committed
                 self._sizes.add((os.path.basename(str(metadata.get("path"))), int(data.get("size") or 0)))
 
     def is_committed(self, relative: str, tree: Tree, *, came_along: bool) -> bool | None:
         """Whether an entry, as it is, is in the store, or on its way (False); None: it was not saved before.
 
-        ``came_along``: it is not what a trainer has just written. That may be like another one, of another rank, by
-        chance: its times are of the same moment.
+        ``came_along``: it is not what a trainer has just written. That may be like one of another rank, which has files
+        of the same names and sizes, written in the same tick of the clock.
         """
         here = self._here.get(trees.identity(self._root, relative, self._name, tree))
         return self._anywhere.get(_anywhere(relative, self._name, tree)) if here is None and came_along else here

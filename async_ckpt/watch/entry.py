@@ -13,7 +13,7 @@ from .tree import Fact, Tree, read_members, read_tree
 
 #: What has stood still for so many seconds is captured, to be there when it is gone before it counts as finished; each
 #: time that this was too early, it must stand still for twice as long.
-MOMENT_S = 0.2
+MOMENT_S = 0.1
 
 
 class Look(NamedTuple):

@@ -51,6 +51,8 @@ class Saving:
         The watched directory, absolute.
     config : Config
         Its limits of metadata count.
+    began_ns : int
+        As for ``Watch``.
     clock : callable
         Monotonic seconds.
     report : callable
@@ -64,11 +66,12 @@ class Saving:
         options: WatchOptions,
         config: Config,
         *,
+        began_ns: int,
         clock: Callable[[], float],
         report: Callable[[str], None],
     ) -> None:
         self._saver, self._root, self._options, self._config = saver, root, options, config
-        self._clock, self._report = clock, report
+        self._began_ns, self._clock, self._report = began_ns, clock, report
         self._said = Said(report)
         self.count = 0
         self.is_under_way = False
@@ -91,7 +94,7 @@ class Saving:
         """Ask what this task has saved already. False: the store does not answer now."""
         if self._before is None:
             try:
-                self._before = Before(self._saver.list(), self._root, self._options.name)
+                self._before = Before(self._saver.list(), self._root, self._options.name, self._began_ns)
             except CheckpointError as error:
                 self._note("", f"What was saved before cannot be listed: {error}")
                 return False

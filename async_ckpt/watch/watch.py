@@ -82,7 +82,9 @@ class Watch:
         self._recogniser = Recogniser(
             self._settle_s, needs_marker=options.done is not None, clock=time.monotonic, report=self._report
         )
-        self._saving = Saving(saver, self.path, options, config, clock=time.monotonic, report=self._report)
+        self._saving = Saving(
+            saver, self.path, options, config, began_ns=began_ns, clock=time.monotonic, report=self._report
+        )
         self._holding = Holding(self.path, saver.new_held_directory, config, self._report)
         self._wake = threading.Event()
         self._looking = Looking(
