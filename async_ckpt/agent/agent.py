@@ -61,7 +61,7 @@ from .housekeeping import Housekeeping, removed
 from .leases import Leases
 from .outage import Outages
 from .owners import Owners
-from .plane import DataPlane, Worker
+from .plane import DataPlane, Worker, end_orphans
 from .pulse import Pulse
 from .queue import Job, Queue
 from .remover import Remover
@@ -241,7 +241,7 @@ class Agent:
         self._suspects.tick(now, hurry=self._last_call.is_near)
         self._owners.look()
         self._server.resume()
-        self._plane.tick()
+        self._plane.tick(is_busy=bool(self._queue.uploading))
         self._saves.tick(now)
         self._last_call.tick(now)
         self._end_what_hangs(now)
@@ -262,6 +262,8 @@ class Agent:
 
     def _recover(self) -> None:
         """Take up what earlier agents and savers left on this disk."""
+        if self._journal.progress:
+            end_orphans(self._spool.directory)
         # Listed before the records are read: a saver that ends in between has admitted what it captured.
         leftovers = self._spool.leftovers()
         for item in self._spool.pending():
@@ -405,7 +407,9 @@ class Agent:
         self._plane.tell(*handover.messages(item.id, known, copies), {"op": "upload", "id": item.id})
 
     def _on_worker_trouble(self, why: str) -> None:
-        self._say(f"No uploader can be started: {why}. It is tried again and again; what was saved stays in the spool")
+        self._say(
+            f"No uploader can be had: {why}. Another one is started; what was saved stays in the spool until then"
+        )
 
     def _on_worker_death(self, spoke: bool) -> None:
         self._look_after_spool()  # The next one needs it whole.
@@ -747,7 +751,7 @@ class Agent:
     def _why_waiting(self) -> str:
         """What holds up the oldest that says so; empty: nothing."""
         if self._plane.trouble:
-            return f"no uploader can be started: {self._plane.trouble}"
+            return f"no uploader can be had: {self._plane.trouble}"
         return next((f"{job.id}: {job.why}" for job in self._queue.in_line() if job.why), "")
 
     def _status(self) -> dict[str, Any]:

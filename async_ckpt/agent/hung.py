@@ -20,13 +20,27 @@ _MOST_S = 2.0
 
 
 @dataclass
-class _Watched:
-    """When it was looked at last, what was seen then, and for how long it has been still, or silent (seconds)."""
+class Stillness:
+    """One process, as somebody has seen it who looks about once a second: when last (monotonic seconds), what its main
+    thread did then (``state_of``), how often it had run, and for how many seconds it has not.
+    """
 
-    looked: float
-    turns: int | None
+    pid: int
+    looked: float = -1.0
+    state: str = "?"
+    turns: int | None = None
     still_s: float = 0.0
     silent_s: float = 0.0
+
+    def look(self, now: float) -> None:
+        """See how it gets on."""
+        turns = turns_of(self.pid)
+        step = min(now - self.looked, _MOST_S) if self.looked >= 0 else 0.0
+        self.state = state_of(self.pid)
+        self.looked, self.silent_s = now, self.silent_s + step
+        # One that waits for a CPU gets none; it is not to blame.
+        is_still = turns is not None and turns == self.turns and self.state != "R"
+        self.still_s, self.turns = self.still_s + step if is_still else 0.0, turns
 
 
 class Hung:
@@ -44,7 +58,7 @@ class Hung:
         self._directory, self._config, self._say = directory, config, say
         self._lock = threading.Lock()
         self._looked = 0.0
-        self._watched: dict[int, _Watched] = {}
+        self._watched: dict[int, Stillness] = {}
         #: Were killed, and cannot die: they hang in the kernel, and will never come back from there.
         self._undead: set[int] = set()
         #: The machine is about to go.
@@ -86,30 +100,22 @@ class Hung:
         if pid in self._undead:
             return True
         with self._lock:
-            turns, seen = turns_of(pid), self._watched.get(pid)
-            if seen is None or turns is None:
-                self._watched[pid] = _Watched(now, turns)
-                return False
-            step = min(now - seen.looked, _MOST_S)
-            state = state_of(pid)
-            seen.looked, seen.silent_s = now, seen.silent_s + step
-            # One that waits for a CPU gets none; it is not to blame.
-            seen.still_s = seen.still_s + step if turns == seen.turns and state != "R" else 0.0
-            seen.turns = turns
+            seen = self._watched.setdefault(pid, Stillness(pid))
+            seen.look(now)
             limit = HUNG_HURRY_S if self.hurry else self._config.hung_s
-            still_limit = limit * HUNG_ON_DISK if state == "D" and not self.hurry else limit
+            still_limit = limit * HUNG_ON_DISK if seen.state == "D" and not self.hurry else limit
             if seen.still_s < still_limit and seen.silent_s < self._config.hung_s * HUNG_BUSY:
                 return False
             del self._watched[pid]
-        return self._end(pid, state, seen)
+        return self._end(pid, seen)
 
-    def _end(self, pid: int, state: str, seen: _Watched) -> bool:
+    def _end(self, pid: int, seen: Stillness) -> bool:
         if not is_ours(pid, "agent", self._directory):  # It is in another PID namespace, or somebody else by now.
             return False
         is_gone = end(pid, "agent", self._directory, KILLED_S)
         what = "does nothing" if seen.still_s else "is busy with itself"
         self._say(
-            f"The agent (pid {pid}) has not answered for {seen.silent_s:.0f} s and {what} (state {state}): it was "
+            f"The agent (pid {pid}) has not answered for {seen.silent_s:.0f} s and {what} (state {seen.state}): it was "
             + ("ended, and another one takes over" if is_gone else
                "killed, but hangs in the kernel, perhaps at a disk that is gone; another one takes over without it")
         )  # fmt: skip

@@ -15,13 +15,15 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from ..config import FIRST_PAUSE_S, WORKER_START_S, Config
+from ..config import FIRST_PAUSE_S, HUNG_ON_DISK, WORKER_START_S, Config
 from ..errors import ProtocolError, os_reason
 from ..files import occupy_standard_streams
 from ..ipc import protocol
 from ..ipc.protocol import Message
 from ..patience import Backoff
+from ..processes import end, find
 from ..spool.spool import Spool
+from .hung import Stillness
 from .log import writable_log
 
 #: How long a worker may take to abort what it has under way, before it is killed.
@@ -82,6 +84,7 @@ class DataPlane:
         self.trouble = ""
         self._idle = True
         self._started, self._heard = 0.0, False
+        self._watched = Stillness(0)
 
     @property
     def is_awake(self) -> bool:
@@ -137,10 +140,28 @@ class DataPlane:
                 self._out += protocol.encode(message)
             self._send(self._worker)
 
-    def tick(self) -> None:
-        """Give up a worker that takes no messages."""
-        if self._out and time.monotonic() - self._taken > self._config.reply_timeout_s:
+    def tick(self, *, is_busy: bool = False) -> None:
+        """Give up a worker that takes no messages, one that is stopped, and one that never runs.
+
+        Parameters
+        ----------
+        is_busy : bool
+            It has something in hand of which it tells several times a second, were it only that there is nothing new.
+        """
+        now = time.monotonic()
+        if self._out and now - self._taken > self._config.reply_timeout_s:
             self._died()
+        elif self._worker is not None and self._worker.pid != os.getpid() and now - self._watched.looked >= 1.0:
+            if self._watched.pid != self._worker.pid:
+                self._watched = Stillness(self._worker.pid)
+            self._watched.look(now)
+            is_stopped = self._watched.state in ("T", "t")
+            limit_s = self._config.hung_s * (HUNG_ON_DISK if self._watched.state == "D" else 1)
+            if self._watched.still_s >= limit_s and (is_stopped or is_busy):
+                self._on_trouble(
+                    f"the last one (pid {self._worker.pid}) hung (state {self._watched.state}) and was ended"
+                )
+                self._died()
 
     def _send(self, worker: Worker) -> None:
         try:
@@ -276,3 +297,11 @@ class WorkerThread:
             self.sock.shutdown(socket.SHUT_RDWR)
         self.sock.close()
         self._thread.join(timeout=_STOP_S)
+
+
+def end_orphans(directory: str) -> None:
+    """End uploaders of earlier agents of a spool. The kernel ends them with their agent, but for one that was stopped
+    before it could ask for that.
+    """
+    for pid in [pid for pid in find("worker", directory) if pid != os.getpid()]:
+        end(pid, "worker", directory, 0.0)

@@ -121,6 +121,9 @@ KILLS = """SIGKILL to the task, the agent, its uploader or all of them, at every
 place while nobody was there to guard it."""
 FAULTS = "Saves through a proxy before a real S3 server: what `save()` takes, and what is in the store at the end."
 PREEMPT = "Ten saves wait, 30 s are left, and the bandwidth takes three in that time."
+AGENT_STATES = """How often which state of agent or uploader met which phase of a task, in lives drawn at random. In the
+end every save is in the store with the content that was saved, or named with a reason; every flush has ended within its
+limit."""
 PREEMPTIONS = "Seconds are left, checkpoints wait, and some of them cannot be stored, each for a reason of its own."
 SOAK = "A save a second by three writers, to S3; medians of a sixth of the samples."
 WATCH = """A script that knows nothing of us writes `checkpoint-N/` directories at random speeds; a watch saves what
@@ -182,6 +185,7 @@ SECTIONS: tuple[tuple[str, str, str, Render, Judge | None], ...] = (
     ("faults", "A store that fails", FAULTS, table, None),
     ("preempt", "A machine that is taken away", PREEMPT, table, None),
     ("preemptions", "Many machines that are taken away", PREEMPTIONS, table, None),
+    ("agent_states", "Agents that die, hang, or cannot be had", AGENT_STATES, table, None),
     ("soak", "An hour of saves", SOAK, table, None),
     ("watch", "An unmodified trainer, watched", WATCH, table, None),
     ("watch_s3", "An unmodified trainer, watched, to S3", "The same, to rclone's server.", table, None),

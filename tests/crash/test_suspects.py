@@ -115,7 +115,7 @@ def test_uploaders_that_die_before_their_first_word_blame_nobody(task: Task, mon
     (folder / "dying").unlink()
     checkpointer.flush(60)
     assert_all_in_order(task, references)
-    assert len([line for line in lines if "No uploader can be started" in line]) == 1
+    assert len([line for line in lines if "No uploader can be had" in line]) == 1
 
 
 def test_where_no_uploader_can_be_started_the_agent_uploads_by_itself(
@@ -134,7 +134,7 @@ def test_where_no_uploader_can_be_started_the_agent_uploads_by_itself(
     checkpointer.flush(60)
     assert_all_in_order(task, references)
     assert checkpointer.status()["pid"] == checkpointer.status()["worker_pid"] == agent
-    assert [line for line in lines if "No uploader can be started" in line and str(python) in line]
+    assert [line for line in lines if "No uploader can be had" in line and str(python) in line]
 
 
 def test_an_agent_without_descriptors_goes_on_when_it_has_some_again(task: Task) -> None:
