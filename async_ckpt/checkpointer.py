@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from . import layout, snapshot
-from .agent.backlog import await_room
+from .agent.backlog import await_release, await_room
 from .agent.habits import Habits
 from .agent.launch import Launcher
 from .agent.pace import Pace
@@ -124,8 +124,9 @@ class Checkpointer(Following):
                 raise
             checkpointer = cls(spool, config, uploader=uploader, owner=True, lead=lead, report=report)
             try:
+                spool.begin()
                 checkpointer._attach()
-            except (AgentError, WaitTimeout):
+            except (AgentError, SpoolError, WaitTimeout):
                 checkpointer._client.close()
                 # An agent that had drained an earlier attempt may have removed the spool in this moment; then there
                 # is nothing left to take up, and a new one is made.
@@ -243,6 +244,9 @@ class Checkpointer(Following):
     ) -> Reference:  # fmt: skip
         if self._closed:
             raise UsageError("The step has ended: nothing can be saved any more", hint="Save before the step returns")
+        if self.spool.start is None:
+            with self._while_it_runs():
+                self.started()
         shard = self._shard(*ranks)
         # Before anything can go wrong: whoever fails here has had its turn, like all other ranks.
         version = self._take_turn(shard, os.path.dirname(os.path.abspath(os.fsdecode(path)))) if shard else None
@@ -264,7 +268,7 @@ class Checkpointer(Following):
             )  # fmt: skip
 
         with self._while_it_runs():
-            admitted = self._capture_and_admit(source, strategy, describe, check, origin or source)
+            admitted = self._capture_as_soon_as_there_is_room(source, strategy, describe, check, origin or source)
         self._saved[admitted.id] = admitted.reference
         if self._refused:
             self._say_what_was_refused()
@@ -285,6 +289,7 @@ class Checkpointer(Following):
         text = layout.check_name(name)
         if version is None:
             with self._while_it_runs():
+                self.started()
                 return self.task.key(text, self.spool.upcoming_version())
         if not str(version).isdecimal():
             raise UsageError(f"version_id={version!r} is not the number of a version", hint="They count from 0")
@@ -295,6 +300,15 @@ class Checkpointer(Following):
         file system if that can be. It is swept up after this process.
         """
         return self.spool.new_held_directory(path)
+
+    def _capture_as_soon_as_there_is_room(self, *arguments: Any) -> Admitted:
+        """The disk may have looked as if there were, and turned out to be full, or its quota used up."""
+        while True:
+            try:
+                return self._capture_and_admit(*arguments)
+            except (SnapshotError, SpoolError) as error:
+                if not await_release(self._client, self.spool, self.config, error):
+                    raise
 
     def _capture_and_admit(
         self,

@@ -183,6 +183,8 @@ class Config:
     collective_grace_s: float = 10.0
     #: How long a new attempt waits until the last one's saves on this disk are in the store, where it needs them there.
     settle_timeout_s: float = 60.0
+    #: How long a task that needs a version waits for the store to say whether its attempt was begun before.
+    claim_wait_s: float = 10.0
     #: How long the nodes of a gang wait for node 0 to say what all of them load.
     gang_start_timeout_s: float = 1800.0
     #: Limit of the best-effort flush after a user's exception.

@@ -55,6 +55,7 @@ from ..spool.spool import Admitted, Spool, is_torn, torn_file
 from ..spool.stored import Inode
 from . import handover
 from .backlog import is_short_of_disk, why_full
+from .claims import Claims
 from .deadline import LastCall
 from .farewell import Farewell
 from .housekeeping import Housekeeping, removed
@@ -125,6 +126,7 @@ class Agent:
             self._on_worker_trouble, start_worker_here,
         )  # fmt: skip
         self._farewell = Farewell(spool.task, self._plane)
+        self._claims = Claims(spool, self._plane, self._say)
         self._saves = Saves(self._selector, start_saver, config)
         self._owners = Owners(config, spool.task.attempt, self._on_owner_left)
         self._waiting = Waiting(self._answer)
@@ -233,6 +235,7 @@ class Agent:
             # A node whose gang has lost its first goes on for nothing: it waits for the others no longer.
             if self._owners.has_lost_lead():
                 self._gather_in(self._config.collective_grace_s)
+                self._claims.give_up("The first node of the gang is gone")
         if self._unjournaled:
             self._note(self._unjournaled.pop())
         pause_s = LAST_CALL_PAUSE_S if self._last_call.is_near else OUTAGE_PAUSE_S
@@ -245,6 +248,7 @@ class Agent:
         self._saves.tick(now)
         self._last_call.tick(now)
         self._end_what_hangs(now)
+        self._claims.tick(now)
         self._start_work()
         if self._farewell.is_due and not self._owners and self._queue.pending == len(self._queue.gathering()):
             self._scan()  # The last doorbell may not have been rung.
@@ -415,6 +419,7 @@ class Agent:
         self._look_after_spool()  # The next one needs it whole.
         under_way = self._queue.restart()
         self._farewell.worker_died()
+        self._claims.worker_died()
         if spoke:
             for identity, why in list(self._suspects.died(under_way, time.monotonic())):
                 self._fail(identity, why)
@@ -424,6 +429,8 @@ class Agent:
         identity, op = message["id"], message["op"]
         if op == "gone":
             self._farewell.said()
+        if op == "claimed":
+            self._claims.on_message(message)
         if op == "notice":
             self._say(message["why"])  # One worker after the other may say so.
         item, job = self._items.get(identity), self._queue.jobs.get(identity)
@@ -641,10 +648,10 @@ class Agent:
         elif op == "deadline":
             self._last_call.hear(_seconds(message.get("seconds"), self._config.termination_grace_s), "SIGTERM")
             connection.send({"seq": message.get("seq"), "first": self._last_call.first})
-        elif op in ("wait", "flush", "room") and self._waiting.is_full(connection):
+        elif op in ("wait", "flush", "room", "claim") and self._waiting.is_full(connection):
             why = f"{MAX_QUESTIONS} questions of this connection wait for their answers: no more may"
             connection.send({"seq": message.get("seq"), "error": why})
-        elif op in ("wait", "flush", "room"):
+        elif op in ("wait", "flush", "room", "claim"):
             if op == "flush":
                 if "gather_s" in message:
                     self._gather_in(_seconds(message["gather_s"], self._config.collective_grace_s))
@@ -673,6 +680,7 @@ class Agent:
         connection.greeted = True
         if message.get("owner"):
             is_later = self._owners.come(connection, message)
+            self._claims.begin(self._owners.attempt, connection.pid, self._owners.lead)
             self._take_access(message.get("access"))
             if is_later:
                 self._farewell.said()  # Whoever waits for the last attempt's saves waits no more.
@@ -713,7 +721,8 @@ class Agent:
         """While nobody trains (the task waits for a flush, or is gone, or soon will be) the data plane may use the
         machine.
         """
-        trains = len(self._owners) > 0 and not self._waiting.has("flush") and not self._last_call.is_near
+        waits = self._waiting.has("flush") or self._waiting.has("claim")
+        trains = len(self._owners) > 0 and not waits and not self._last_call.is_near
         self._plane.set_priority(idle=trains)
 
     def _answer(self, message: Message, first: bool, late: bool) -> Message | None:
@@ -721,6 +730,9 @@ class Agent:
         op = message["op"]
         if op == "flush":
             return self._flush_answer() if late or not self._queue.pending else None
+        if op == "claim":
+            attempt = message.get("attempt")
+            return self._claims.answer(attempt if isinstance(attempt, int) else self._owners.attempt, late=late)
         if op == "wait":
             state = self._state(str(message.get("id")), look=first)
             return state if late or state["state"] in FINAL else None

@@ -36,6 +36,9 @@ _COPIERS = 4
 #: Unit of copying in bytes: in between, it is seen whether somebody waits for the file, or nobody needs the copy.
 _PIECE_BYTES = 8 << 20
 
+#: What is looked at of a file's end, in bytes.
+_TAIL_BYTES = 512
+
 #: How long an agent that ends waits for copies that are under way, and for its threads, in seconds.
 _END_S, _STOP_S = 60.0, 5.0
 
@@ -139,7 +142,7 @@ class Guard:
         """
         with self._lock:
             held = self._held.get((identity, path))
-            return held is not None and not held.busy and not lease.is_breaking(held.fd)
+            return held is not None and not held.busy and not lease.is_breaking(held.fd) and not _may_be_cut(held)
 
     def count(self) -> int:
         return len(self._held)
@@ -354,11 +357,20 @@ class Guard:
             It was, or may have been: the kernel broke the lease by force.
         """
         status = os.fstat(held.fd)
-        if held.is_sure:
+        if held.is_sure and not _may_be_cut(held):
             # Nobody wrote; another time than the captured one was set without writing (touch, copystat).
             held.mtime_ns = status.st_mtime_ns
         if (status.st_size, status.st_mtime_ns) != (held.size, held.mtime_ns):
             raise rewritten(held.path)
+
+
+def _may_be_cut(held: Held) -> bool:
+    """Whether a file may have been truncated and made as long again although its lease stands: through an overlay above
+    its folder, or by an NFS server, which do that without asking. It ends in zeros then, and has another time.
+    """
+    if os.fstat(held.fd).st_mtime_ns == held.mtime_ns:
+        return False
+    return not os.pread(held.fd, _TAIL_BYTES, max(held.size - _TAIL_BYTES, 0)).strip(b"\0")
 
 
 def _no_room(held: Held) -> str:

@@ -40,6 +40,11 @@ class Owners:
     def __len__(self) -> int:
         return len(self._pids)
 
+    @property
+    def lead(self) -> int:
+        """The process without which the gang of the owner has no future; 0: none that can be seen from here."""
+        return self._lead[1] if self._lead is not None else 0
+
     def are_expected(self, now: float) -> bool:
         """Whether one is there, or may come in a moment (monotonic seconds)."""
         return bool(self._pids) or now < self._grace_until

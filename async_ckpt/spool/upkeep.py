@@ -30,7 +30,7 @@ from .journal import Journal
 from .spool import Admitted, Spool
 
 #: What is read into memory, as it changes, and written again where it is missing.
-_REMEMBERED = re.compile(r"spool\.json|annexes|agent\.pid|(versions|collective|launches)\.[0-9.]+")
+_REMEMBERED = re.compile(r"spool\.json|annexes|agent\.pid|(start|versions|collective|launches)\.[0-9.]+")
 #: Of these, numbers that only grow.
 _COUNTERS = ("versions.", "collective.")
 

@@ -4,16 +4,21 @@ save. Few of each here; ``python -m stress.filesystems`` has all.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import random
 from pathlib import Path
 
 import pytest
 
-from ..support.agents import Task
+from async_ckpt.errors import CheckpointError
+
+from ..support.agents import Task, wait_until
 from ..support.filesystems import CannotMount, twice, why_not
 from ..support.generations import NAMES, WAYS, judge
 from ..support.matrix import KINDS, WRITERS, Cell, Tally, cells, run
 
+MIB = 1 << 20
 _SIZES = {"weights-b": 160 << 10, "weights-a": 96 << 10, "step": 8 << 10}
 
 
@@ -42,6 +47,34 @@ def test_every_checkpoint_is_of_one_moment(task: Task, tmp_path: Path, kind: str
     total = tried(task, tmp_path, kind, chosen, 2)
     assert total.committed >= len(chosen)
     assert ("link" in total.how) == (kind == "disk")
+
+
+@pytest.mark.parametrize("how", ["truncated", "touched"])
+def test_what_is_truncated_through_an_overlay_above_is_not_committed(task: Task, tmp_path: Path, how: str) -> None:
+    """The one write that waits for no lease. Whoever only sets another time has written nothing."""
+    if reason := why_not("overlay-upper"):
+        pytest.skip(reason)
+    gate = task.gate()
+    gate.hold("weights")
+    try:
+        with twice("overlay-upper", tmp_path) as (place, above):
+            checkpointer = task.move_to(place).start()
+            (task.work / "weights").write_bytes(b"x" * MIB)
+            reference = checkpointer.save(task.work)
+            wait_until(lambda: gate.waiting("weights"), "the upload stands before the gate")
+            if how == "truncated":
+                for size in (MIB // 2, MIB):
+                    os.truncate(above / "work/weights", size)
+            else:
+                (above / "work/weights").touch()
+            gate.open("weights")
+            with contextlib.suppress(CheckpointError):
+                reference.wait(60)
+            state, _ = checkpointer.state(reference.id)
+            assert state == ("FAILED" if how == "truncated" else "COMMITTED")
+            assert task.close() == []
+    except CannotMount as error:
+        pytest.skip(str(error))
 
 
 @pytest.mark.long

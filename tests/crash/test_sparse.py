@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 from async_ckpt.stores._s3_body import LocalFile
 
-from ..support.agents import Task
+from ..support.agents import TASK, Task, close_and_kill
 
 #: Nobody would wait for so much to be read or written.
 SIZE = 60 << 30
@@ -59,3 +60,26 @@ def test_zeros_that_come_from_a_network_are_not_written(tmp_path: Path) -> None:
     assert [content[offset : offset + piece].strip(b"\0") for offset in (0, piece, 32 * MIB)] == [
         b"x" * piece, b"", b"x" * piece,
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("what", ["latest", "metadata"])
+def test_something_huge_in_the_place_of_metadata_is_not_read(task: Task, what: str) -> None:
+    """A retry resumes from the newest there is, and the next commit puts the right thing in the place of ``latest``."""
+    first = task.start()
+    for number in range(2):
+        (task.work / "weights").write_bytes(b"%d" % number)
+        first.save(task.work).wait(60)
+    folder = Path(task.store.root, TASK.task_folder)
+    for name in {"latest": ["latest"], "metadata": ["latest", "0.mfchckpt.1.metadata"]}[what]:
+        with open(folder / name, "wb") as file:
+            file.truncate(SIZE)
+    close_and_kill(first)
+    shutil.rmtree(first.spool.directory)
+    second = task.start(attempt=1)
+    said: list[str] = []
+    newest = second.load_newest("fresh", str(task.base / "loaded"), said.append)
+    assert newest is not None, said
+    assert newest["version_id"] == (1 if what == "latest" else 0)
+    (task.work / "weights").write_bytes(b"2")
+    second.save(task.work).wait(60)
+    assert task.latest()["attempt"] == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -289,22 +290,27 @@ class CurrentCheckpoint(_Checkpoints):
         self._directory = checkpointer.spool.new_work_directory()
         self._began_ns = checkpointer.spool.attempt_began_ns()
         self._loaded: CheckpointInfo | None = None
+        self._loading = threading.RLock()
+        #: Loads what the load policy calls for, as long as nobody has asked for it.
+        self._load_late: Callable[[], None] | None = None
 
     @property
     def directory(self) -> str:
         """An empty directory, or one with what was loaded; ``save()`` saves it where no path is given."""
+        self._have_loaded()
         return self._directory
 
     @property
     def is_loaded(self) -> bool:
         """Whether the load policy loaded something at the start of this attempt."""
-        return self._loaded is not None
+        return self.info is not None
 
     @property
     def info(self) -> CheckpointInfo | None:
         """What was loaded: ``pathspec``, ``attempt``, ``key``, ``name``, ``version_id``, ``metadata``,
         ``created_on``, ``size``, ``url``, ``storage_format``, as items and as attributes.
         """
+        self._have_loaded()
         return self._loaded
 
     @property
@@ -314,8 +320,33 @@ class CurrentCheckpoint(_Checkpoints):
         """
         return self._checkpointer.task.identifier
 
-    def load_newest(self, policy: str, shard: str, report: Callable[[str], None]) -> CheckpointInfo | None:
-        """Apply a load policy; the decorator calls this once."""
+    def begin(self, policy: str, shard: str, on_loaded: Callable[[CheckpointInfo], None]) -> None:
+        """Apply a load policy; the decorator calls this once.
+
+        A first attempt that may load nothing but its own checkpoints has none, unless it was begun before. Whether it
+        was, the store is being asked; only whoever needs to know waits for that. (The nodes of a gang begin with the
+        same, so they wait for each other here.)
+        """
+
+        def load() -> None:
+            if (loaded := self._load_newest(policy, shard)) is not None:
+                on_loaded(loaded)
+
+        task = self._checkpointer.task
+        if policy == "fresh" and task.attempt == 0 and task.nodes == 1:
+            self._load_late = load
+        else:
+            load()
+
+    def _have_loaded(self) -> None:
+        """See that what the load policy calls for is there."""
+        with self._loading:
+            if (load := self._load_late) is not None:
+                load()
+                self._load_late = None
+
+    def _load_newest(self, policy: str, shard: str) -> CheckpointInfo | None:
+        report = self._report
         if self._checkpointer.task.nodes > 1:
             from async_ckpt import gang  # Late: it brings the data plane's modules, which few Metaflow processes need.
 
@@ -374,6 +405,8 @@ class CurrentCheckpoint(_Checkpoints):
         UsageError, SnapshotError, SpoolError
             With the path, the reason and the way out; nothing was saved and nothing is lost.
         """
+        if path is None:
+            self._have_loaded()
         reference = self._save(
             path, name=name, metadata=metadata, latest=latest,
             storage_format=storage_format or self._defaults["storage_format"],
@@ -495,6 +528,7 @@ class CurrentCheckpoint(_Checkpoints):
         """
         if path:
             return self._load(reference, path, shard, clean)
+        self._have_loaded()
         target = self._load(reference, self._checkpointer.spool.new_work_directory(), shard)
         self.cleanup()
         self._directory = target
@@ -504,6 +538,7 @@ class CurrentCheckpoint(_Checkpoints):
         """Make ``directory`` a new, empty one; the old one is removed with what is in it. What was saved is not
         concerned.
         """
+        self._have_loaded()
         self.cleanup()
         self._directory = self._checkpointer.spool.new_work_directory()
 
