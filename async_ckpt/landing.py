@@ -144,7 +144,7 @@ class Landing:
                     remove_tree(path)
                 finally:
                     forks.close_lock(lock)
-                self._arrival.say(f"Removed what a load into {self._destination} had left that was killed: {name}")
+                self._arrival.say(f"Removed what a load that was killed has left in {self._destination}: {name}")
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         try:
@@ -156,7 +156,10 @@ class Landing:
             elif isinstance(error, OSError) and not isinstance(error, (FileNotFoundError, CheckpointError)):
                 raise self._failure(error) from error
         finally:
-            remove_tree(self._staging)
+            try:
+                remove_tree(self._staging)
+            except OSError as failed:
+                self._arrival.say(f"{self._staging}, in which a load arrived, cannot be removed: {os_reason(failed)}")
             if self._lock >= 0:
                 forks.close_lock(self._lock)
 
@@ -167,8 +170,9 @@ class Landing:
             hint = "Another file system is mounted there: load into a directory that has none in it"
         elif error.errno == errno.EEXIST:
             hint = "What stands there is no directory: remove it, or name another path"
-        # Of a rename both are known, and the first is one of ours.
-        return SnapshotError(what, where=error.filename2 or error.filename or self._destination, hint=hint)
+        # A rename has two paths, one of which is ours and tells nobody anything.
+        paths = [path for path in (error.filename2, error.filename) if path and _STAGING_PREFIX not in str(path)]
+        return SnapshotError(what, where=paths[0] if paths else self._destination, hint=hint)
 
     def _put_in_place(self) -> None:
         stale: list[str] = []
@@ -184,8 +188,9 @@ class Landing:
             _said.add(self._destination)
             names = [os.path.relpath(path, self._destination) for path in sorted(stale)]
             self._arrival.say(
-                f"In {self._destination} {_counted(names)} no part of the checkpoint that was loaded there, and left "
-                "as it was. To have only the checkpoint there, load it with clean=True (on the command line, --clean)"
+                f"In {self._destination} {_counted(names)} no part of the checkpoint that was loaded there. "
+                "Nothing of that was touched. To have only the checkpoint there, load it with clean=True (in a shell: "
+                "--clean)"
             )
 
 
@@ -210,7 +215,7 @@ def make_links(links: Mapping[str, str], staging: str, config: Config, say: Call
 
 
 def _leads_out(path: str, text: str, links: Mapping[str, str]) -> bool:
-    # What comes after an empty text the kernel refuses.
+    # (The kernel refuses to make a link with an empty text.)
     return text.startswith("/") or follow(path, links) is None
 
 
@@ -267,7 +272,11 @@ class _Exchange:
     def move(self, old: str, new: str) -> None:
         """Rename something to a name that is free, or is a file's that was ``kept``."""
         self._done.append((old, new))
-        os.rename(old, new)
+        try:
+            os.rename(old, new)
+        except OSError:
+            self._done.pop()
+            raise
 
     def take_away(self, path: str) -> None:
         """Make room."""
@@ -289,9 +298,10 @@ class _Exchange:
         lost = []
         for was, now in reversed(self._done) if kind is not None else ():
             try:
-                os.rename(now, was)
+                if not _is_one_file(now, was):  # It was kept, and never replaced.
+                    os.rename(now, was)
             except FileNotFoundError:
-                continue  # It was the one that failed.
+                continue  # It was about to be moved when something else ended the load.
             except OSError as failed:
                 lost.append(f"{was} ({os_reason(failed)})")
         if lost:
@@ -300,7 +310,7 @@ class _Exchange:
         try:
             remove_tree(self._aside)
         except OSError as failed:
-            self._say(f"{self._aside}, which a load has replaced, cannot be removed: {os_reason(failed)}")
+            self._say(f"What a load has replaced is in {self._aside}, and cannot be removed: {os_reason(failed)}")
 
 
 def _move_into(source: str, destination: str, stale: list[str], exchange: _Exchange) -> None:
@@ -324,6 +334,10 @@ def _move_into(source: str, destination: str, stale: list[str], exchange: _Excha
             else:
                 exchange.keep(new)
             exchange.move(old, new)
+
+
+def _is_one_file(path: str, other: str) -> bool:
+    return os.path.lexists(other) and os.path.samestat(os.lstat(path), os.lstat(other))
 
 
 def _is_folder(path: str) -> bool:

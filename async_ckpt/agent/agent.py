@@ -74,8 +74,9 @@ from .waiting import MAX_QUESTIONS, Waiting
 
 _TICK_S = 0.2
 _MAX_ERRORS = 20
-#: So often something is tried in vain before newer ones are committed without it.
-_MOST_BLOCKED = 3
+#: So often something is tried in vain before newer ones are committed without it; or it shows nothing new for so many
+#: times as long as an answer of the store may take.
+_MOST_BLOCKED, _MOST_SILENT = 3, 2
 _YEAR_S = 365 * 24 * 3600
 
 
@@ -544,17 +545,22 @@ class Agent:
 
     def _end_what_hangs(self, now: float) -> None:
         """A disk that is gone never answers: what shows nothing new for longer than any outage may last has failed, so
-        that others have its place.
+        that others have its place. Nobody waits so long for it: newer ones are committed without it long before.
         """
         batch = self._queue.committing[:1]
         under_way = [*self._queue.uploading, *batch]
         self._pulse.keep([job.id for job in under_way])
         for job in under_way:
             limit = max(self._config.outage_s, 2 * self._config.store_deadline_s, self._config.complete_timeout_s)
-            mark = (job.tries, 0 if job in batch else job.sent)
-            if self._pulse.silent_s(job.id, mark, now) > limit:
+            silent_s = self._pulse.silent_s(job.id, (job.tries, 0 if job in batch else job.sent), now)
+            if silent_s > limit:
                 self._plane.tell({"op": "pause", "id": job.id})
                 self._fail(job.id, f"The store has taken nothing of it for {limit:.0f} s, and not said why")
+            elif silent_s > _MOST_SILENT * self._config.answer_timeout_s and not self._last_call.is_near:
+                self._queue.pass_by(job.id)
+                if job in batch:
+                    self._plane.tell({"op": "pause", "id": job.id})
+                    self._try_later(job.id, f"The store has not answered its commit for {silent_s:.0f} s")
 
     def _fail(self, identity: str, why: str, *, lost: Admitted | None = None, refused: bool = False) -> None:
         """A checkpoint will not be committed. Its snapshot stays for a later attempt, unless it is ``lost``: then what
@@ -691,8 +697,9 @@ class Agent:
                     self._queue.retry(job.id)
         connection.send({"seq": message.get("seq"), "v": protocol.VERSION, "pid": os.getpid()})
         if message.get("owner"):
-            for why in self._notices:
-                connection.send({"push": "notice", "why": why})
+            notices: list[Message] = [{"push": "notice", "why": why} for why in self._notices]
+            for push in [*notices, *(push for push in self._owners.unheard() if push not in notices)]:
+                connection.send(push)
 
     def _take_access(self, access: Any) -> None:
         """Open the store from now on as a later attempt does: the keys of the one that started this agent may have

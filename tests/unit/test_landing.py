@@ -177,6 +177,27 @@ def test_the_old_state_survives_a_load_that_cannot_get_into_place(
     assert len(os.listdir(old)) == 6
 
 
+@pytest.mark.parametrize("clean", [False, True])
+def test_where_a_folder_takes_nothing_and_gives_nothing_nothing_is_called_lost(
+    old: Path, monkeypatch: pytest.MonkeyPatch, clean: bool
+) -> None:
+    """It is read-only, or somebody else's."""
+    before, rename, said = content(old), os.rename, list[str]()
+
+    def refusing(source: str, target: str) -> None:
+        if any(path.startswith(f"{old}/optimizer") for path in (source, target)):
+            raise PermissionError(13, "Permission denied", source, None, target)
+        rename(source, target)
+
+    monkeypatch.setattr(landing.os, "rename", refusing)
+    with pytest.raises(SnapshotError) as caught:
+        load(old, Arrival(clean=clean, say=said.append))
+    assert caught.value.where.startswith(f"{old}/optimizer")
+    assert content(old) == before
+    assert len(os.listdir(old)) == 6
+    assert said == []
+
+
 def test_a_file_is_always_there_while_it_is_replaced(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state, rename = old / "optimizer/state", os.rename
     seen = []
