@@ -11,6 +11,8 @@ import pytest
 
 from async_ckpt.agent import safety
 from async_ckpt.agent.habits import Habits
+from async_ckpt.agent.pace import Pace
+from async_ckpt.agent.safety import SafeLinks
 from async_ckpt.manifest import COPY, LINK
 
 from ..support.agents import Task
@@ -69,6 +71,15 @@ class Trainer:
         item = self.checkpointer.spool.read(f"0.{saved.name}.{saved.version_id}")
         assert item is not None
         return [entry.how for entry in item.manifest.files]
+
+
+def test_ranks_of_one_machine_share_what_its_disk_can_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(safety, "can_clone", lambda folder: False)
+    for ranks, size in ("1", 4 << 30), ("4", 1 << 30), ("none", 4 << 30):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
+        limit = SafeLinks(habits(tmp_path), Pace(), str(tmp_path), str(tmp_path), safety.ranks_here())
+        assert limit.may_link("w", size)
+        assert not limit.may_link("w", size)
 
 
 @pytest.mark.parametrize("strategy", ["auto", "hardlink"])
