@@ -76,15 +76,13 @@ async def newest_of_task(store: Store, task: layout.TaskInfo, config: Config) ->
     hint: list[dict[str, Any] | None] = []
     begun: list[list[str]] = []
 
-    async def ask(attempt: int | None) -> None:
-        if attempt is None:
+    async def ask(key: str | None) -> None:
+        if key is None:
             hint.append(await read_reference(store, folder, layout.LATEST))
-            return
-        keys = await read_begun(store, layout.begun_key(task.pathspec, attempt))
-        if keys is not None:
+        elif (keys := await read_begun(store, key)) is not None:
             begun.append(keys)
 
-    await for_each([None, *range(task.attempt + 1)], config.files_in_flight, ask)
+    await for_each([None, *await _begun_until(store, task)], config.files_in_flight, ask)
     known = layout.order(hint[0]) if hint[0] else (-1, -1)
     parts = [layout.parse_key(key) for keys in begun for key in keys]
     newer = [part for part in parts if (part.attempt, part.version) > known]
@@ -96,6 +94,13 @@ async def newest_of_task(store: Store, task: layout.TaskInfo, config: Config) ->
     if found:
         return max(found, key=layout.order)
     return await _newest_listed(store, folder, known) or hint[0]
+
+
+async def _begun_until(store: Store, task: layout.TaskInfo) -> list[str]:
+    """Keys of what this attempt and earlier ones, each of which may have begun more than once, were about to commit."""
+    prefix = layout.begun_folder(task.pathspec)
+    found = [(layout.begun_attempt(entry.key[len(prefix) + 1 :]), entry.key) async for entry in store.list(prefix)]
+    return [key for attempt, key in found if attempt is not None and attempt <= task.attempt]
 
 
 async def newest_of_step(store: Store, folder: str, config: Config) -> dict[str, Any] | None:

@@ -13,11 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from . import layout, snapshot
-from .agent.backlog import await_room
+from .agent.backlog import await_release, await_room
 from .agent.habits import Habits
 from .agent.launch import Launcher
 from .agent.pace import Pace
-from .agent.safety import SafeLinks
+from .agent.safety import SafeLinks, ranks_here
 from .config import ENV_ATTEMPT, ENV_SPOOL, NO_AGENT_LOOK_S, NO_AGENT_START_S, Config
 from .errors import (
     AgentError,
@@ -43,7 +43,7 @@ from .spool import journal, place
 from .spool.environment import spool_of
 from .spool.spool import Admitted, Spool
 from .stores.base import StoreSpec
-from .undisturbed import go_on, undisturbed
+from .undisturbed import go_on, run, undisturbed
 
 _STARTS = 3
 #: Of more links it is not said what became of them.
@@ -124,8 +124,9 @@ class Checkpointer(Following):
                 raise
             checkpointer = cls(spool, config, uploader=uploader, owner=True, lead=lead, report=report)
             try:
+                spool.begin()
                 checkpointer._attach()
-            except (AgentError, WaitTimeout):
+            except (AgentError, SpoolError, WaitTimeout):
                 checkpointer._client.close()
                 # An agent that had drained an earlier attempt may have removed the spool in this moment; then there
                 # is nothing left to take up, and a new one is made.
@@ -243,6 +244,9 @@ class Checkpointer(Following):
     ) -> Reference:  # fmt: skip
         if self._closed:
             raise UsageError("The step has ended: nothing can be saved any more", hint="Save before the step returns")
+        if self.spool.start is None:
+            with self._while_it_runs():
+                run(self.started)
         shard = self._shard(*ranks)
         # Before anything can go wrong: whoever fails here has had its turn, like all other ranks.
         version = self._take_turn(shard, os.path.dirname(os.path.abspath(os.fsdecode(path)))) if shard else None
@@ -264,7 +268,9 @@ class Checkpointer(Following):
             )  # fmt: skip
 
         with self._while_it_runs():
-            admitted = self._capture_and_admit(source, strategy, describe, check, origin or source)
+            admitted = self._capture_as_soon_as_there_is_room(
+                source, strategy, describe, check, origin or source, ranks_here() if shard else 1
+            )
         self._saved[admitted.id] = admitted.reference
         if self._refused:
             self._say_what_was_refused()
@@ -285,6 +291,7 @@ class Checkpointer(Following):
         text = layout.check_name(name)
         if version is None:
             with self._while_it_runs():
+                self.started()
                 return self.task.key(text, self.spool.upcoming_version())
         if not str(version).isdecimal():
             raise UsageError(f"version_id={version!r} is not the number of a version", hint="They count from 0")
@@ -296,6 +303,15 @@ class Checkpointer(Following):
         """
         return self.spool.new_held_directory(path)
 
+    def _capture_as_soon_as_there_is_room(self, *arguments: Any) -> Admitted:
+        """The disk may have looked as if there were, and turned out to be full, or its quota used up."""
+        while True:
+            try:
+                return self._capture_and_admit(*arguments)
+            except (SnapshotError, SpoolError) as error:
+                if not await_release(self._client, self.spool, self.config, error):
+                    raise
+
     def _capture_and_admit(
         self,
         source: str,
@@ -303,14 +319,15 @@ class Checkpointer(Following):
         describe: Callable[[int], dict[str, Any]],
         check: Callable[[str], None] | None,
         origin: str,
+        savers: int,
     ) -> Admitted:
-        """``describe`` makes the reference, given the size in bytes."""
+        """``describe`` makes the reference, given the size in bytes; ``savers``: see ``SafeLinks``."""
         occupy_standard_streams()
         await_room(self._client, self.spool, self.config, os.path.dirname(source))
         guarded = self._client.is_guarded()
         snapshot.check_strategy(strategy, leases=guarded)
         data, captured_ns = self.spool.new_data_directory(source), time.time_ns()
-        limit = SafeLinks(self._habits, self._pace, source, os.path.dirname(data))
+        limit = SafeLinks(self._habits, self._pace, source, os.path.dirname(data), savers)
         captured = snapshot.capture(
             source, data, strategy, guarded=guarded, config=self.config, lease_budget=self._lease_budget(), limit=limit
         )

@@ -288,6 +288,9 @@ async def remove_leftovers(store: Store, pathspec: str, now: tuple[int, int], co
     """
     why = "Its ranks have begun anew without it"
     for reference in await left_by(store, pathspec, now):
+        attempt, generation = layout.life(reference)
+        if attempt == now[0] and generation // layout.GENERATIONS != now[1] // layout.GENERATIONS:
+            continue  # Of another start of this attempt, which may run at this time.
         if await read_commit(store, reference) is None:
             if (await decide(store, reference, Outcome(FAILED, why))).state != FAILED:
                 continue  # Its rank 0 commits it in this moment.

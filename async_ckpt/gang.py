@@ -38,18 +38,24 @@ def load_newest(
         This node cannot load what was decided; the attempt must not begin with a mixture.
     """
     task = checkpointer.task
-    if policy == "none" or (policy == "fresh" and task.attempt == 0):
+    if policy == "none":
+        return None
+    # In a later attempt there is something to load, as a rule, and all nodes have to know of it.
+    start = checkpointer.started(checkpointer.config.gang_start_timeout_s if task.attempt else None)
+    if policy == "fresh" and task.attempt == 0 and (start.first or start.alone):
         return None
     if task.node == 0:
-        return _lead(checkpointer, policy, path, report, shard)
-    return _follow(checkpointer, path, shard)
+        return _lead(checkpointer, start.number, policy, path, report, shard)
+    return _follow(checkpointer, start.number, path, shard)
 
 
-def _lead(checkpointer: Checkpointer, policy: str, path: str, report: Report, shard: str) -> dict[str, Any] | None:
+def _lead(
+    checkpointer: Checkpointer, start: int, policy: str, path: str, report: Report, shard: str
+) -> dict[str, Any] | None:
     # What this node saved by itself, and its part of what all did, belong into the store first: there others find it.
     pending = checkpointer.spool.pending()
     checkpointer.settle(reversed(pending), checkpointer.config.settle_timeout_s)
-    said, damaged = checkpointer.run(lambda store: _take_over(store, checkpointer))
+    said, damaged = checkpointer.run(lambda store: _take_over(store, checkpointer, start))
     for line in said:
         report(line)
     loaded = None
@@ -66,25 +72,27 @@ def _lead(checkpointer: Checkpointer, policy: str, path: str, report: Report, sh
             report(f"A checkpoint cannot be loaded, and the next older one is tried: {error}")
     # Not before it was loaded: what is damaged must not be what all the others try.
     decision = dump({"reference": loaded})
-    key = layout.decision_key(checkpointer.task.pathspec, checkpointer.task.attempt)
+    task = checkpointer.task
+    key = layout.decision_key(task.pathspec, task.attempt, start)
     checkpointer.run(lambda store: store.put_bytes(key, decision))
     return loaded
 
 
-async def _take_over(store: Store, checkpointer: Checkpointer) -> tuple[list[str], dict[str, str]]:
+async def _take_over(store: Store, checkpointer: Checkpointer, start: int) -> tuple[list[str], dict[str, str]]:
     """Finish what earlier attempts left. Returns what people should know, and what some node could not load."""
-    said = await _finish_newest(store, checkpointer)
+    said = await _finish_newest(store, checkpointer, start)
     return said, await collective.read_damaged(store, checkpointer.task.pathspec)
 
 
-async def _finish_newest(store: Store, checkpointer: Checkpointer) -> list[str]:
+async def _finish_newest(store: Store, checkpointer: Checkpointer, start: int) -> list[str]:
     """Commit the newest collective checkpoint of earlier attempts if all its shards are there and rank 0 died before it
     did. Returns what people should know.
     """
     said: list[str] = []
     task, config = checkpointer.task, checkpointer.config
+    now = task.attempt, start * layout.GENERATIONS
     deadline = time.monotonic() + config.settle_timeout_s
-    for reference in await collective.left_by(store, task.pathspec, (task.attempt, 0)):
+    for reference in await collective.left_by(store, task.pathspec, now):
         if await collective.read_commit(store, reference) is not None:
             break
         if not await _is_complete(store, reference, deadline):
@@ -111,9 +119,9 @@ async def _is_complete(store: Store, reference: dict[str, Any], deadline: float)
     return True
 
 
-def _follow(checkpointer: Checkpointer, path: str, shard: str) -> dict[str, Any] | None:
+def _follow(checkpointer: Checkpointer, start: int, path: str, shard: str) -> dict[str, Any] | None:
     task, limit_s = checkpointer.task, checkpointer.config.gang_start_timeout_s
-    reference = checkpointer.run(lambda store: _decision(store, task, limit_s))
+    reference = checkpointer.run(lambda store: _decision(store, task, start, limit_s))
     if reference is None:
         return None
     try:
@@ -125,8 +133,8 @@ def _follow(checkpointer: Checkpointer, path: str, shard: str) -> dict[str, Any]
         raise
 
 
-async def _decision(store: Store, task: layout.TaskInfo, limit_s: float) -> dict[str, Any] | None:
-    key = layout.decision_key(task.pathspec, task.attempt)
+async def _decision(store: Store, task: layout.TaskInfo, start: int, limit_s: float) -> dict[str, Any] | None:
+    key = layout.decision_key(task.pathspec, task.attempt, start)
     deadline, pause = time.monotonic() + limit_s, _FIRST_S
     while True:
         try:

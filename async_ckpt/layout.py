@@ -7,14 +7,20 @@ the other way round (``tests/e2e/test_compatibility.py`` proves it). All keys ar
     mf.checkpoints/checkpoints/artifact_metadata/<flow>/<step>/<scope>/<identifier>/<stem>.metadata   and  latest
     mf.checkpoints/checkpoints/metadata/<flow>/<run>/<step>/<task>/<attempt>.<name>.<version>.metadata    and  latest
     mf.checkpoints/checkpoints/manifests/<flow>/<step>/<scope>/<identifier>/<stem>.json              ours alone
-    mf.checkpoints/checkpoints/begun/<flow>/<run>/<step>/<task>/<attempt>                            ours alone
+    mf.checkpoints/checkpoints/metadata/<flow>/<run>/<step>/<task>/<attempt>.start-<n>               ours alone
+    mf.checkpoints/checkpoints/begun/<flow>/<run>/<step>/<task>/<attempt>   and  <attempt>.<n>       ours alone
     mf.checkpoints/checkpoints/shards/<flow>/<run>/<step>/<task>/<attempt>.<name>.<version>/<rank>   and  outcome   ours
     mf.checkpoints/checkpoints/gangs/<flow>/<run>/<step>/<task>/<attempt>   and  damaged/<hash>      ours alone
 
 ``<stem>`` is ``<pathspec hash>.<attempt>.<name>.<version>``.
 The manifest stands in a folder of its own: the peer takes every name with four dots beside the metadata for metadata.
 
-``begun`` names what an attempt was last about to commit, ``{"keys": [...]}``, newest first, of those saved with
+An attempt may begin more than once under one number. ``<attempt>.start-<n>`` says that somebody has begun it for the
+n-th time, from 0 (``claims.py``); versions of that start count from ``n * START_STEP`` on. It stands beside the
+metadata so that one listing shows both, and has two fields, which the peer passes over.
+
+``begun`` (``<attempt>.<n>`` where it was begun before) names what an attempt was last about to commit,
+``{"keys": [...]}``, newest first, of those saved with
 ``latest=True``. It is written before the first of them is committed, and ``latest`` before the next ``begun``: so what
 is newer than ``latest`` stands in there, and a task's newest checkpoint is found without listing its history. Gangs,
 in which many write side by side, have none.
@@ -46,8 +52,11 @@ STORAGE_FORMATS = ("files", "tar")
 
 #: Between two collective saves, counters of versions have room for so many others; see ``TaskInfo.collective_version``.
 COLLECTIVE_STEP = 1_000_000
-#: So many collective saves fit between two restarts of the ranks.
+#: So many collective saves fit between two restarts of the ranks, and so many restarts into one start of an attempt.
 GENERATION_STEP = 100_000
+GENERATIONS = 100
+#: From one start of an attempt to the next, counters of versions go on by so much.
+START_STEP = COLLECTIVE_STEP * GENERATION_STEP * GENERATIONS
 _SUFFIX = ".metadata"
 #: What a name may not have: ``/`` makes a folder of it, others break lines of logs or the XML of S3's listings.
 _NOT_IN_NAMES = re.compile(r"[/\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]")
@@ -57,6 +66,7 @@ _NAME_BYTES = 200
 _SHOWN = 60
 #: Digits of an attempt's or a version's number.
 _MAX_DIGITS = 18
+_START = re.compile(r"(\d+)\.start-(\d+)(?:-([0-9a-f]+|node\d+))?")
 #: Of a key's last part the first two fields and the last are fixed; all between is the name, dots included. Other
 #: decorators of metaflow-checkpoint keep theirs under other roots, such as ``mf.huggingface_hub/checkpoints``.
 _KEY = re.compile(
@@ -168,6 +178,15 @@ class TaskInfo:
         """The least number that no save has had yet, where one has this version."""
         return version // self.nodes + 1
 
+    def start_of(self, version: int) -> int:
+        """Which start of an attempt has given out this version."""
+        return version // (START_STEP * self.nodes)
+
+    @property
+    def most_starts(self) -> int:
+        """So many starts of an attempt have versions that fit ``_MAX_DIGITS``."""
+        return int(10**_MAX_DIGITS) // (START_STEP * self.nodes)
+
     def collective_version(self, number: int) -> int:
         """The version of the gang's collective save number ``number``, from 1: the same on each node, whatever they
         have saved by themselves in between.
@@ -195,14 +214,40 @@ def metadata_folder(pathspec: str) -> str:
     return f"{ROOT}/metadata/{pathspec}"
 
 
-def begun_key(pathspec: str, attempt: int) -> str:
-    """Key of the object that says what an attempt of a task was last about to commit."""
-    return f"{ROOT}/begun/{pathspec}/{attempt}"
+def begun_folder(pathspec: str) -> str:
+    """Folder of what attempts of a task were last about to commit."""
+    return f"{ROOT}/begun/{pathspec}"
 
 
-def decision_key(pathspec: str, attempt: int) -> str:
-    """Key of the object that says what all nodes of a gang load at the start of an attempt."""
-    return f"{ROOT}/gangs/{pathspec}/{attempt}"
+def begun_key(pathspec: str, attempt: int, start: int = 0) -> str:
+    """Key of the object that says what one start of an attempt was last about to commit."""
+    return f"{begun_folder(pathspec)}/{attempt}" + (f".{start}" if start else "")
+
+
+def begun_attempt(name: str) -> int | None:
+    """Whose it is, by its name in ``begun_folder``."""
+    found = re.fullmatch(r"(\d{1,18})(\.\d+)?", name)
+    return int(found[1]) if found else None
+
+
+def claim_key(pathspec: str, attempt: int, start: int, mark: str = "") -> str:
+    """Key of the object that says who has begun an attempt for the ``start``-th time, from 0. ``mark``: of one of
+    several who may have, ``[0-9a-z]+``.
+    """
+    return f"{metadata_folder(pathspec)}/{attempt}.start-{start}" + (f"-{mark}" if mark else "")
+
+
+def claim_parts(name: str) -> tuple[int, int, str] | None:
+    """(attempt, start, mark) of a claim, by its name in ``metadata_folder``; None for any other object."""
+    found = _START.fullmatch(name)
+    if found is None or max(len(found[1]), len(found[2])) > _MAX_DIGITS:
+        return None
+    return int(found[1]), int(found[2]), found[3] or ""
+
+
+def decision_key(pathspec: str, attempt: int, start: int = 0) -> str:
+    """Key of the object that says what all nodes of a gang load when an attempt begins for the ``start``-th time."""
+    return f"{ROOT}/gangs/{pathspec}/{attempt}" + (f".{start}" if start else "")
 
 
 def damaged_folder(pathspec: str) -> str:
@@ -246,7 +291,7 @@ def whole(reference: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def life(reference: Mapping[str, Any]) -> tuple[int, int]:
-    """(attempt, generation) of the ranks that saved a shard."""
+    """(attempt, generation) of the ranks that saved a shard. ``GENERATIONS`` of them belong to one start."""
     return order(reference)[0], generation(reference)
 
 

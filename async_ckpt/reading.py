@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Se
 from typing import Any, TypeVar
 
 from . import catalog, collective, layout, moments, places, ranks, restore
+from .agent.claims import await_claim
 from .config import Config
 from .errors import CheckpointError, IntegrityError, NotFound, StoreError, TransientStoreError, UsageError
 from .ipc.client import AgentClient
@@ -17,7 +18,7 @@ from .landing import Arrival
 from .printable import to_stderr
 from .reference import CheckpointInfo
 from .snapshot.lending import Lender
-from .spool import journal
+from .spool.claim import Start
 from .spool.journal import ADMITTED, COMMITTED, Progress
 from .spool.spool import Admitted, Spool, torn_file
 from .stores import open_store
@@ -203,8 +204,7 @@ class Reading(abc.ABC):
         dict or None
             The metadata of what was loaded.
         """
-        # Nobody can have saved for a task that never ran: its start need not wait for a store.
-        if policy == "none" or (policy == "fresh" and self.task.attempt == 0):
+        if policy == "none" or (policy == "fresh" and self.task.attempt == 0 and not self._was_begun_before()):
             return None
         report = reporter(report)
         # Shards on this disk may come to a whole checkpoint, once they are in the store.
@@ -227,17 +227,19 @@ class Reading(abc.ABC):
             for item in reversed(self.spool.pending())
             if item.reference["latest"] and not layout.is_shard(item.reference)
         ]
-        # What the attempt before this one left here is newer than all it committed: the store, which may be out of
-        # reach, need not be asked.
-        committed = (identity for identity, known in self._look().items() if known.state == COMMITTED)
-        newest = max((journal.order(identity) for identity in committed), default=(-1, -1))
-        sure = [item for item in spooled if item.order[0] == self.task.attempt - 1 and item.order > newest]
-        yield from sure
+        # Also where the newest of them follows on all that is known here: somebody may have begun an attempt on another
+        # machine since. A store that does not answer is not waited for, as long as there is something to go on from.
+        if spooled and (why := self._why_silent()):
+            self._report(
+                f"The store does not say what attempts on other machines may have saved since, so {spooled[0].id} is "
+                f"loaded, the newest on this one: {why}"
+            )
+            yield from spooled
         folders = [(self.task.task_folder, False)] + ([(self.task.scope_folder, True)] if policy == "eager" else [])
         for folder, by_age in folders:
             stored = self.run(functools.partial(self._newest, folder))
             if not by_age:
-                for item in spooled[len(sure) :]:
+                for item in spooled:
                     if stored is None or item.order > layout.order(stored):
                         yield item
             if stored is not None:
@@ -245,6 +247,43 @@ class Reading(abc.ABC):
                 older = self.run(functools.partial(catalog.list_references, folder=folder, config=self.config))
                 older = [data for data in older if data.get("latest", True) and data["key"] != stored["key"]]
                 yield from moments.newest_first(older)
+
+    def _why_silent(self) -> str:
+        """Why the store does not answer now; empty: it does."""
+
+        async def ask(store: Store) -> str:
+            import anyio  # Late, as below.
+
+            try:
+                with anyio.fail_after(self.config.claim_wait_s):
+                    await catalog.read_reference(store, self.task.task_folder, layout.LATEST)
+            except TimeoutError:
+                return f"no answer within {self.config.claim_wait_s:g} s"
+            except StoreError as error:
+                return str(error)
+            return ""
+
+        return self.run(ask)
+
+    def started(self, limit_s: float | None = None) -> Start:
+        """Which start of the attempt this is: the agent has asked the store, or it is waited for.
+
+        Parameters
+        ----------
+        limit_s : float, optional
+            How many seconds at most; default: see ``await_claim``.
+
+        Raises
+        ------
+        SpoolError
+            The spool cannot be read or written.
+        """
+        return self.spool.start or await_claim(self._client, self.spool, self.config, self._report, limit_s)
+
+    def _was_begun_before(self) -> bool:
+        """Whether there may be something to resume from in a first attempt."""
+        start = self.started()
+        return not start.first and (not start.alone or bool(self.spool.ready_ids()))
 
     async def _newest(self, folder: str, store: Store) -> dict[str, Any] | None:
         if folder == self.task.task_folder:

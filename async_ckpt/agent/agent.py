@@ -24,6 +24,7 @@ from ..config import (
     HELD_UP_S,
     LAST_CALL_PAUSE_S,
     OUTAGE_PAUSE_S,
+    REACH_S,
     SHORT_FIRST_S,
     SHORT_MOST_S,
     SHORT_TIMES,
@@ -55,6 +56,7 @@ from ..spool.spool import Admitted, Spool, is_torn, torn_file
 from ..spool.stored import Inode
 from . import handover
 from .backlog import is_short_of_disk, why_full
+from .claims import Claims
 from .deadline import LastCall
 from .farewell import Farewell
 from .housekeeping import Housekeeping, removed
@@ -64,6 +66,7 @@ from .owners import Owners
 from .plane import DataPlane, Worker, end_orphans
 from .pulse import Pulse
 from .queue import Job, Queue
+from .reach import Reach
 from .remover import Remover
 from .saves import Saves
 from .suspects import Suspects
@@ -73,8 +76,9 @@ from .waiting import MAX_QUESTIONS, Waiting
 
 _TICK_S = 0.2
 _MAX_ERRORS = 20
-#: So often something is tried in vain before newer ones are committed without it.
-_MOST_BLOCKED = 3
+#: So often something is tried in vain before newer ones are committed without it; or it shows nothing new for so many
+#: times as long as an answer of the store may take.
+_MOST_BLOCKED, _MOST_SILENT = 3, 2
 _YEAR_S = 365 * 24 * 3600
 
 
@@ -114,6 +118,11 @@ class Agent:
         self._wake_read, self._wake_write = socket.socketpair()
         self._wake_read.setblocking(False)
         self._selector.register(self._wake_read, selectors.EVENT_READ, lambda _: self._on_wake())
+        self._reach = Reach(spool.annexes(), min(REACH_S, config.hung_s / 2))
+        spool.silent = self._reach.silent
+        #: What lies where nobody answers, and until when it is waited for (monotonic seconds).
+        self._away: dict[str, Admitted] = {}
+        self._away_until = time.monotonic() + config.outage_s
         self._journal = Journal(spool.path("journal"), spool.task.attempt, keep=set(spool.ready_ids()))
         self._house = Housekeeping(spool, config, self._journal, self._server, os.getpid() if guarded else 0)
         self._leases = Leases(spool, self._journal, self._server, self._wake, config, guarded=guarded)
@@ -125,6 +134,7 @@ class Agent:
             self._on_worker_trouble, start_worker_here,
         )  # fmt: skip
         self._farewell = Farewell(spool.task, self._plane)
+        self._claims = Claims(spool, self._plane, self._say)
         self._saves = Saves(self._selector, start_saver, config)
         self._owners = Owners(config, spool.task.attempt, self._on_owner_left)
         self._waiting = Waiting(self._answer)
@@ -233,6 +243,7 @@ class Agent:
             # A node whose gang has lost its first goes on for nothing: it waits for the others no longer.
             if self._owners.has_lost_lead():
                 self._gather_in(self._config.collective_grace_s)
+                self._claims.give_up("The first node of the gang is gone")
         if self._unjournaled:
             self._note(self._unjournaled.pop())
         pause_s = LAST_CALL_PAUSE_S if self._last_call.is_near else OUTAGE_PAUSE_S
@@ -245,6 +256,7 @@ class Agent:
         self._saves.tick(now)
         self._last_call.tick(now)
         self._end_what_hangs(now)
+        self._claims.tick(now)
         self._start_work()
         if self._farewell.is_due and not self._owners and self._queue.pending == len(self._queue.gathering()):
             self._scan()  # The last doorbell may not have been rung.
@@ -272,6 +284,9 @@ class Agent:
             if known.state in SETTLED:
                 self._forget(item)
                 continue
+            if not known.uploaded and os.path.dirname(item.data) in self._spool.silent:
+                self._leave_alone(item)
+                continue
             if not known.uploaded and (torn := torn_file(item, known.files)):
                 self._queue.admit(item.id, item.order, item.size)
                 self._fail(item.id, f"{torn} was written to, or removed, while nobody guarded the snapshot", lost=item)
@@ -288,8 +303,36 @@ class Agent:
                 else:
                     self._queue.end(identity, FAILED, known.why or "its record vanished from the spool")
 
+    def _leave_alone(self, item: Admitted) -> None:
+        """Its file system does not answer: others go on without it."""
+        job = self._queue.admit(item.id, item.order, item.size)
+        job.why = f"the file system of {os.path.dirname(item.data)} does not answer"
+        self._queue.hold(item.id)
+        self._queue.pass_by(item.id)
+        self._away[item.id] = item
+        self._notices.append(f"{job.why}: what lies there is stored when it does, if that is soon; all else goes on")
+
+    def _look_who_is_back(self, now: float) -> None:
+        back = self._reach.came_back()
+        self._spool.silent = self._reach.silent
+        for item in [item for item in self._away.values() if os.path.dirname(item.data) in back]:
+            del self._away[item.id]
+            self._items[item.id] = item
+            self._queue.jobs[item.id].why = ""
+            if torn := torn_file(item, self._journal.progress.get(item.id, Progress()).files):
+                self._fail(
+                    item.id, f"{torn} was written to, or removed, while its file system did not answer", lost=item
+                )
+            self._queue.resume(item.id)
+        if now >= self._away_until:
+            for identity in self._away:
+                self._fail(identity, self._queue.jobs[identity].why)
+            self._away.clear()
+
     def _scan(self) -> None:
         """Find what was admitted without a doorbell, and what is missing."""
+        if self._away:
+            self._look_who_is_back(time.monotonic())
         self._look_after_spool()
         for identity in self._spool.ready_ids():
             if identity not in self._queue.jobs:
@@ -415,6 +458,7 @@ class Agent:
         self._look_after_spool()  # The next one needs it whole.
         under_way = self._queue.restart()
         self._farewell.worker_died()
+        self._claims.worker_died()
         if spoke:
             for identity, why in list(self._suspects.died(under_way, time.monotonic())):
                 self._fail(identity, why)
@@ -424,6 +468,8 @@ class Agent:
         identity, op = message["id"], message["op"]
         if op == "gone":
             self._farewell.said()
+        if op == "claimed":
+            self._claims.on_message(message)
         if op == "notice":
             self._say(message["why"])  # One worker after the other may say so.
         item, job = self._items.get(identity), self._queue.jobs.get(identity)
@@ -537,17 +583,22 @@ class Agent:
 
     def _end_what_hangs(self, now: float) -> None:
         """A disk that is gone never answers: what shows nothing new for longer than any outage may last has failed, so
-        that others have its place.
+        that others have its place. Nobody waits so long for it: newer ones are committed without it long before.
         """
         batch = self._queue.committing[:1]
         under_way = [*self._queue.uploading, *batch]
         self._pulse.keep([job.id for job in under_way])
         for job in under_way:
             limit = max(self._config.outage_s, 2 * self._config.store_deadline_s, self._config.complete_timeout_s)
-            mark = (job.tries, 0 if job in batch else job.sent)
-            if self._pulse.silent_s(job.id, mark, now) > limit:
+            silent_s = self._pulse.silent_s(job.id, (job.tries, 0 if job in batch else job.sent), now)
+            if silent_s > limit:
                 self._plane.tell({"op": "pause", "id": job.id})
                 self._fail(job.id, f"The store has taken nothing of it for {limit:.0f} s, and not said why")
+            elif silent_s > _MOST_SILENT * self._config.answer_timeout_s and not self._last_call.is_near:
+                self._queue.pass_by(job.id)
+                if job in batch:
+                    self._plane.tell({"op": "pause", "id": job.id})
+                    self._try_later(job.id, f"The store has not answered its commit for {silent_s:.0f} s")
 
     def _fail(self, identity: str, why: str, *, lost: Admitted | None = None, refused: bool = False) -> None:
         """A checkpoint will not be committed. Its snapshot stays for a later attempt, unless it is ``lost``: then what
@@ -622,7 +673,9 @@ class Agent:
         if op == "admit" and _is_admit(message, fds):
             # Read even if known: a scan may have found it before its leases came.
             identity = str(message.get("id"))
-            item = self._items.get(identity) or self._admit_by_id(identity)
+            item = self._items.get(identity)
+            if item is None and identity not in self._away:
+                item = self._admit_by_id(identity)
             self._leases.take(item, connection, message, fds)
             self._start_work()
             return
@@ -641,10 +694,10 @@ class Agent:
         elif op == "deadline":
             self._last_call.hear(_seconds(message.get("seconds"), self._config.termination_grace_s), "SIGTERM")
             connection.send({"seq": message.get("seq"), "first": self._last_call.first})
-        elif op in ("wait", "flush", "room") and self._waiting.is_full(connection):
+        elif op in ("wait", "flush", "room", "claim") and self._waiting.is_full(connection):
             why = f"{MAX_QUESTIONS} questions of this connection wait for their answers: no more may"
             connection.send({"seq": message.get("seq"), "error": why})
-        elif op in ("wait", "flush", "room"):
+        elif op in ("wait", "flush", "room", "claim"):
             if op == "flush":
                 if "gather_s" in message:
                     self._gather_in(_seconds(message["gather_s"], self._config.collective_grace_s))
@@ -673,6 +726,7 @@ class Agent:
         connection.greeted = True
         if message.get("owner"):
             is_later = self._owners.come(connection, message)
+            self._claims.begin(self._owners.attempt, connection.pid, self._owners.lead)
             self._take_access(message.get("access"))
             if is_later:
                 self._farewell.said()  # Whoever waits for the last attempt's saves waits no more.
@@ -683,8 +737,9 @@ class Agent:
                     self._queue.retry(job.id)
         connection.send({"seq": message.get("seq"), "v": protocol.VERSION, "pid": os.getpid()})
         if message.get("owner"):
-            for why in self._notices:
-                connection.send({"push": "notice", "why": why})
+            notices: list[Message] = [{"push": "notice", "why": why} for why in self._notices]
+            for push in [*notices, *(push for push in self._owners.unheard() if push not in notices)]:
+                connection.send(push)
 
     def _take_access(self, access: Any) -> None:
         """Open the store from now on as a later attempt does: the keys of the one that started this agent may have
@@ -713,7 +768,8 @@ class Agent:
         """While nobody trains (the task waits for a flush, or is gone, or soon will be) the data plane may use the
         machine.
         """
-        trains = len(self._owners) > 0 and not self._waiting.has("flush") and not self._last_call.is_near
+        waits = self._waiting.has("flush") or self._waiting.has("claim")
+        trains = len(self._owners) > 0 and not waits and not self._last_call.is_near
         self._plane.set_priority(idle=trains)
 
     def _answer(self, message: Message, first: bool, late: bool) -> Message | None:
@@ -721,6 +777,9 @@ class Agent:
         op = message["op"]
         if op == "flush":
             return self._flush_answer() if late or not self._queue.pending else None
+        if op == "claim":
+            attempt = message.get("attempt")
+            return self._claims.answer(attempt if isinstance(attempt, int) else self._owners.attempt, late=late)
         if op == "wait":
             state = self._state(str(message.get("id")), look=first)
             return state if late or state["state"] in FINAL else None

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import os
 import time
 
 from ..config import Config
 from ..errors import AgentError, BacklogError, WaitTimeout
+from ..files import wait_for
 from ..ipc.client import AgentClient
+from ..spool.journal import FAILED, SETTLED, order
 from ..spool.spool import Spool
 from ..undisturbed import go_on, run
 
@@ -17,6 +20,9 @@ from ..undisturbed import go_on, run
 _SHARE = 20
 
 _WAIT_SLICE_S = 5.0
+
+#: Errors that end when others remove something.
+_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 def is_short_of_disk(folder: str, config: Config) -> bool:
@@ -97,6 +103,46 @@ def _await_room(client: AgentClient, config: Config, folder: str) -> None:
                 f"The store cannot keep up{waited}: {answer['full']}",
                 hint="Save less often, raise the limit, or choose on_backlog='supersede'",
             )
+
+
+def await_release(client: AgentClient, spool: Spool, config: Config, error: Exception) -> bool:
+    """For savers whose disk, or quota, turned out to be full on the way: wait until it gets something back.
+
+    Parameters
+    ----------
+    error : Exception
+        What the save failed with.
+
+    Returns
+    -------
+    bool
+        False: it was something else; or nothing is on its way to the store, or is to be waited for.
+    """
+    cause = error.__cause__
+    if not isinstance(cause, OSError) or cause.errno not in _FULL:
+        return False
+    if config.on_backlog != "wait" or not config.min_free_bytes:
+        return False
+    return run(functools.partial(_await_release, client, spool, config))
+
+
+def _await_release(client: AgentClient, spool: Spool, config: Config) -> bool:
+    deadline = time.monotonic() + config.backlog_timeout_s
+    for identity in sorted(spool.ready_ids(), key=order):
+        state = ""
+        while state != FAILED and (left := deadline - time.monotonic()) > 0:
+            go_on()
+            piece = min(left, _WAIT_SLICE_S)
+            try:
+                answer = client.request("wait", piece + config.reply_timeout_s, id=identity, timeout_s=piece)
+            except (AgentError, WaitTimeout):
+                return False
+            state = answer["state"]
+            if not state or state in SETTLED:
+                with contextlib.suppress(TimeoutError):  # To remove much takes a while.
+                    wait_for(lambda: not spool.is_ready(identity), _WAIT_SLICE_S, identity)  # noqa: B023
+                return True
+    return False
 
 
 def _may_be_full(spool: Spool, config: Config, folder: str) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import random
 import tarfile
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -19,11 +19,11 @@ from ..catalog import read_begun, read_tagged
 from ..concurrency import for_each
 from ..config import Config
 from ..crash import crash_point
-from ..errors import CheckpointError, StoreError, TransientStoreError
-from ..manifest import LINK, FileEntry, Manifest, dump
+from ..errors import CheckpointError, IntegrityError, NotFound, StoreError, TransientStoreError
+from ..manifest import LINK, FileEntry, Manifest, dump, load
 from ..source import TarMember, TarSource, captured_source
 from ..spool.spool import Admitted
-from ..stores.base import Multipart, Progress, Source, Store
+from ..stores.base import Multipart, Progress, Source, Store, TooLong
 from .handover import TAR, Handover
 
 #: How often the latest checkpoint is moved anew after others came first, and the first pause before, in seconds.
@@ -237,7 +237,7 @@ class Uploader:
     ) -> tuple[int, CheckpointError | None]:
         begun = await self._begun(batch)
         described = {layout.parse_key(reference["key"]).metadata_key: dump(reference) for reference in batch}
-        failed = await self._put_all({**begun, **described})
+        failed = await self._put_all({**begun, **described}, new=described)
         for key in begun.keys() & failed.keys():
             return 0, failed[key]
         count = 0
@@ -251,7 +251,7 @@ class Uploader:
             if error is None:
                 # The commit: what lists a task's checkpoints reads this folder, and finds no gap in it.
                 task_key = parts.task_metadata_key(reference["pathspec"])
-                error = (await self._put_all({task_key: dump(reference)})).get(task_key)
+                error = (await self._put_all({task_key: dump(reference)}, new=[task_key])).get(task_key)
             if error is not None:
                 break
             count += 1
@@ -300,18 +300,55 @@ class Uploader:
         if key is not None and (last is None or layout.order(last) < layout.order(reference)):
             self._last_committed[key] = reference
 
-    async def _put_all(self, objects: Mapping[str, bytes]) -> dict[str, CheckpointError]:
-        """Write small objects side by side. Returns what could not be written, by key."""
+    async def _put_all(self, objects: Mapping[str, bytes], *, new: Container[str]) -> dict[str, CheckpointError]:
+        """Write small objects side by side; the ``new`` ones are metadata, of which none is written over another
+        checkpoint's. Returns what could not be written, by key.
+        """
         failed: dict[str, CheckpointError] = {}
 
         async def put(key: str) -> None:
             try:
-                await self._store.put_bytes(key, objects[key])
+                if key in new:
+                    await self._put_new(key, objects[key])
+                else:
+                    await self._store.put_bytes(key, objects[key])
             except CheckpointError as error:
                 failed[key] = error
 
         await for_each(objects, self._config.files_in_flight, put)
         return failed
+
+    async def _put_new(self, key: str, data: bytes) -> None:
+        """Write metadata where there is none, or what is there is none; as far as the store can tell the two apart.
+
+        Raises
+        ------
+        StoreError
+            Another checkpoint has this key.
+        """
+        tag = None
+        for attempt in range(_MOVES):
+            if await self._store.put_if(key, data, tag):
+                return
+            try:
+                found, tag = await self._store.get_tagged(key)
+            except NotFound:  # Somebody writes or removes it in this moment.
+                tag = None
+                await anyio.sleep(random.uniform(0, _MOVE_PAUSE_S * 2**attempt))
+                continue
+            except TooLong as error:
+                tag = error.tag
+                continue
+            other = _reference(found, key)
+            if found == data or (other is not None and _is_same(other, load(data, where=key))):
+                return  # An earlier try of ours.
+            if other is not None:
+                raise StoreError(
+                    "Another start of the same attempt has committed a checkpoint under this key: that one stays as it "
+                    "is, and this one is not stored",
+                    where=self._store.url(key), hint="End one of the two starts; the step's retry counts anew",
+                )  # fmt: skip
+        raise TransientStoreError("Others write there all the time", where=self._store.url(key))
 
     async def _move_latest(self) -> None:
         """Move ``latest`` on to the newest that was noted. It is a hint: what cannot be moved is said, moved with the
@@ -353,7 +390,22 @@ def _begun_key(reference: Reference) -> str | None:
     """Key of what its attempt has begun to commit; None where that says nothing of it."""
     if not reference.get("latest") or reference.get("nodes"):
         return None
-    return layout.begun_key(reference["pathspec"], layout.order(reference)[0])
+    attempt, version = layout.order(reference)
+    return layout.begun_key(reference["pathspec"], attempt, version // layout.START_STEP)
+
+
+def _reference(data: bytes, key: str) -> Reference | None:
+    """What an object says, if that is a checkpoint's metadata."""
+    with contextlib.suppress(IntegrityError):
+        found: Reference = load(data, where=key)
+        return found if layout.is_reference(found) else None
+    return None
+
+
+def _is_same(one: Reference, other: Reference) -> bool:
+    """Whether two references are of one save: no other has the same key and the same microsecond."""
+    at = one.get("created_at")
+    return at is not None and at == other.get("created_at") and one["key"] == other["key"]
 
 
 def tar_members(item: Admitted) -> list[TarMember]:

@@ -9,6 +9,8 @@ matters, and may be killed at any time. The two speak the frames of ``ipc.protoc
   batch is committed; ``{"op": "gather", "id", "timeout_s", "decides"}``: wait for the
   other ranks' shards, and for the commit (``Patience``); said again, the wait is shortened; ``{"op": "gone",
   "attempt"}``: tell the other nodes of the gang that this one saves no more, answered by ``{"op": "gone"}``;
+  ``{"op": "claim", "attempt", "who", "start"}``: claim a start of the attempt, ``start`` if that is chosen already,
+  answered by ``{"op": "claimed", "attempt", "start", "first", "why"}``, without ``start`` if it failed;
 - worker → agent: ``{"op": "ready", "id": ""}``, first of all;
   ``{"op": "progress", "id", "bytes"}``, ``{"op": "file", "id", "path", "crc32", "copied"}``,
   ``{"op": "parts", "id", "path", "upload", "part_bytes"}``, ``{"op": "part", "id", "path", "number", "etag",
@@ -22,6 +24,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import fcntl
 import os
 import signal
@@ -32,7 +35,7 @@ from typing import Any
 
 import anyio
 
-from .. import collective, errors, processes
+from .. import claims, collective, errors, processes
 from ..config import KILLED_S, Config
 from ..files import wait_for
 from ..ipc import protocol
@@ -88,6 +91,8 @@ async def serve(
                         group.start_soon(worker.commit, message["ids"])
                     elif message["op"] == "gather":
                         group.start_soon(worker.gather, message["id"], message["timeout_s"], message["decides"])
+                    elif message["op"] == "claim":
+                        group.start_soon(worker.claim, message)
                     elif message["op"] == "gone":
                         group.start_soon(worker.gone, message["attempt"])
                     elif message["op"] == "pause":
@@ -221,6 +226,18 @@ class _Worker:
             answer = {**_failed(identity, error), "decided": isinstance(error, errors.UsageError)}
         del self._gathering[identity]
         await self._send(answer)
+
+    async def claim(self, order: Message) -> None:
+        task = dataclasses.replace(self._spool.task, attempt=order["attempt"])
+        try:
+            if "start" in order:
+                claim = await claims.note(self.store, task, order["start"], order["who"])
+            else:
+                claim = await claims.claim(self.store, task, order["who"])
+            answer: Message = {"start": claim.start, "first": claim.first, "why": claim.why[:_MAX_WHY]}
+        except Exception as error:
+            answer = _failed("", error)
+        await self._send({**answer, "op": "claimed", "id": "", "attempt": order["attempt"]})
 
     async def gone(self, attempt: int) -> None:
         task = self._spool.task

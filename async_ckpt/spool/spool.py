@@ -3,6 +3,7 @@
 One directory per task (all attempts), 0700::
 
     spool.json              which task, which store                     written by each attempt's start
+    start.<attempt>         which start of the attempt this is (see claim.py)   under flock
     versions.<attempt>      counts saves, a decimal number              under flock, by every saver
     collective.<attempt>.<rank>  counts a rank's collective saves       under the same flock
     launches.<attempt>      whoever started ranks, one a line           under the same flock
@@ -54,8 +55,9 @@ from ..snapshot.base import remove_snapshot
 from ..snapshot.walk import ANNEX_PREFIX
 from ..source import pack_path
 from ..stores.base import StoreSpec
-from . import journal
+from . import claim, journal
 from .abilities import try_out
+from .claim import Start
 from .mounts import down_from_mount
 from .owner import Owner, note_namespace
 
@@ -138,6 +140,11 @@ class Spool:
         #: What was counted last by this object, by counter: a file that is made again must not fall behind it.
         self._counted: dict[str, int] = {}
         self._gone = False
+        #: Annexes whose file system does not answer: nobody looks into them.
+        self.silent: frozenset[str] = frozenset()
+        self._start: Start | None = None
+        #: Whether a process of this machine has begun this attempt before.
+        self._begun_before = False
 
     # -- making and finding one ------------------------------------------------------------------------------------
 
@@ -357,8 +364,45 @@ class Spool:
     def attempt_began_ns(self) -> int:
         """When this attempt began, or later (wall clock); 0 for the first one."""
         with contextlib.suppress(FileNotFoundError):
-            return os.stat(self.path("work")).st_mtime_ns if self.task.attempt else 0
+            return os.stat(self.path("work")).st_mtime_ns if self.task.attempt or self._begun_before else 0
         return 0
+
+    def start_path(self, attempt: int) -> str:
+        """The file that says which start of an attempt runs."""
+        return self.path(f"start.{attempt}")
+
+    def begin(self) -> None:
+        """In the task's own process, at its start: which start of the attempt this is, the agent is to ask the store.
+
+        Raises
+        ------
+        SpoolError
+            The spool cannot be written.
+        """
+        self._start, self._begun_before = None, os.path.exists(self.start_path(self.task.attempt))
+        claim.begin(self.start_path(self.task.attempt))
+
+    @property
+    def start(self) -> Start | None:
+        """Which start of the attempt this is; None: that is not known yet.
+
+        Raises
+        ------
+        SpoolError
+            It cannot be read.
+        """
+        if self._start is None:
+            self._start = claim.read(self.start_path(self.task.attempt))
+        return self._start
+
+    def go_alone(self) -> Start:
+        """Begin without the store's word; ``SpoolError`` if the spool cannot be written."""
+        self._start = claim.go_alone(self.start_path(self.task.attempt), self.task)
+        return self._start
+
+    @property
+    def _start_number(self) -> int:
+        return self.start.number if self.start is not None else 0
 
     def next_version(self) -> int:
         """The next version number of this attempt: one counter for all processes of the task on this node."""
@@ -392,9 +436,10 @@ class Spool:
         """
         count = self.path(f"collective.{self.task.attempt}.{rank}")
         with self._versions() as fd, locked(count, timeout_s=_LOCK_TIMEOUT_S) as count_fd:
-            generation, counter = self._generation(launch), max(_counter(count_fd), self._counted.get(count, 0))
+            launches, counter = self._generation(launch), max(_counter(count_fd), self._counted.get(count, 0))
+            generation = self._start_number * layout.GENERATIONS + launches
             number = max(counter, generation * layout.GENERATION_STEP) + turns
-            if number > (generation + 1) * layout.GENERATION_STEP:
+            if number > (generation + 1) * layout.GENERATION_STEP or launches >= layout.GENERATIONS:
                 raise SpoolError(
                     f"Rank {rank} was started again since, or has saved {layout.GENERATION_STEP} times with others: "
                     "this process can take part in no collective save any more",
@@ -436,7 +481,7 @@ class Spool:
 
     def _count(self, fd: int) -> int:
         """What the counter of versions says; where its file was removed and made again, what it said at least."""
-        counter = max(_counter(fd), self._counted.get("versions", 0))
+        counter = max(_counter(fd), self._counted.get("versions", 0), self._start_number * layout.START_STEP)
         if not os.fstat(fd).st_size:
             used = [*self.ready_ids(), *journal.read(self.path("journal"))]
             counter = max(
@@ -638,7 +683,7 @@ class Spool:
     def _annexes(self, directory: str) -> list[str]:
         try:
             with open(os.path.join(directory, "annexes"), "rb") as file:
-                return list(dict.fromkeys(json.loads(line) for line in file))
+                return [annex for annex in dict.fromkeys(json.loads(line) for line in file) if annex not in self.silent]
         except (FileNotFoundError, ValueError):
             return []
 

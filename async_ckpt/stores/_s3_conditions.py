@@ -48,6 +48,11 @@ class Conditions:
         """Whether the store keeps its word, as far as is known."""
         return self._creates is not False and self._matches is not False
 
+    @property
+    def creates(self) -> bool:
+        """The same where nothing may be there."""
+        return self._creates is not False
+
     async def put(self, key: str, data: bytes, tag: str | None) -> bool:
         """See ``Store.put_if``."""
         if tag is None:

@@ -98,6 +98,8 @@ class Capabilities:
 
     #: ``put_if`` keeps its word.
     conditional_put: bool = False
+    #: It keeps its word where nothing may be there: an object is made once, and never written over.
+    create_only: bool = False
     #: ``copy`` works: one object becomes another without passing through this machine.
     copy: bool = False
 
@@ -275,7 +277,8 @@ class Store(abc.ABC):
         bool
             False: it is not, and nothing was written. After a lost answer this may be said of one's own write.
 
-        A store whose ``capabilities.conditional_put`` is False, or turns out to be by this call, writes in any case.
+        A store whose ``capabilities.conditional_put`` is False, or turns out to be by this call, writes in any case;
+        without a tag, one whose ``create_only`` is False.
         """
         await self.put_bytes(key, data)
         return True
@@ -307,10 +310,11 @@ class Store(abc.ABC):
         """Size of an object in bytes."""
 
     @abc.abstractmethod
-    def list(self, prefix: str) -> AsyncIterator[Entry]:
+    def list(self, prefix: str, beginning: str = "") -> AsyncIterator[Entry]:
         """All objects below the folder ``prefix`` (recursively), in no particular order; nothing where there is none.
 
-        ``prefix`` is a key as above, without a trailing slash; ``a/b`` does not list ``a/bc``.
+        ``prefix`` is a key as above, without a trailing slash; ``a/b`` does not list ``a/bc``. ``beginning``: only
+        those whose keys go on with this after the folder's slash.
         """
 
     @abc.abstractmethod

@@ -82,7 +82,7 @@ class LocalStore(Store):
         ``local_fsync``: whether a ``put`` waits for the disk.
     """
 
-    capabilities = Capabilities(copy=True, conditional_put=True)
+    capabilities = Capabilities(copy=True, conditional_put=True, create_only=True)
 
     def __init__(self, root: str, config: Config = Config()) -> None:  # noqa: B008 - immutable
         self.root = os.path.abspath(root)
@@ -125,6 +125,8 @@ class LocalStore(Store):
         def write() -> bool:
             with self._new_file() as (fd, temporary):
                 pwrite_all(fd, data, 0)
+                if tag is None and (created := self._create(temporary, path, fd)) is not None:
+                    return created
                 with _alone_in(folder):
                     if _tag_of(path) != tag:
                         return False
@@ -175,9 +177,11 @@ class LocalStore(Store):
         with _mapped("read", path):
             return await to_thread.run_sync(measure)
 
-    async def list(self, prefix: str) -> AsyncIterator[Entry]:
+    async def list(self, prefix: str, beginning: str = "") -> AsyncIterator[Entry]:
         path = self._path(prefix)
         entries = self._walk(path)
+        if beginning:
+            entries = (entry for entry in entries if entry.key.startswith(f"{prefix}/{beginning}"))
         with _mapped("list", path):
             while page := await to_thread.run_sync(lambda: list(itertools.islice(entries, _PAGE))):
                 for entry in page:
@@ -328,18 +332,34 @@ class LocalStore(Store):
     def _temporary_path(self) -> str:
         return os.path.join(self._temporary, secrets.token_hex(16))
 
-    def _publish(self, temporary: str, path: str, fd: int) -> None:
-        """Give a finished file its name. ``fd``: where its bytes are."""
+    def _publish(self, temporary: str, path: str, fd: int, *, new: bool = False) -> None:
+        """Give a finished file its name. ``fd``: where its bytes are; ``new``: ``FileExistsError`` if it is taken."""
         if self._durable:
             sync_file(fd)
         folder = os.path.dirname(path)
         try:
-            _in_folder(folder, lambda: os.rename(temporary, path))
+            _in_folder(folder, lambda: (os.link if new else os.rename)(temporary, path))
         except FileNotFoundError as error:
             what = f"Cannot write {path}: others remove its folder or its temporary file"
             raise TransientStoreError(what, where=path) from error
         if self._durable:
             sync_folder(folder)
+
+    def _create(self, temporary: str, path: str, fd: int) -> bool | None:
+        """The same where nothing has the name; False if something has. link(2) needs no lock, which some network file
+        systems have not. None where there are no links.
+        """
+        try:
+            self._publish(temporary, path, fd, new=True)
+            return True
+        except FileExistsError:
+            if os.path.isdir(path):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)) from None
+            return False
+        except OSError as error:
+            if error.errno in NO_LINK:
+                return None
+            raise
 
     def _sweep(self) -> None:
         """Remove what killed processes left; whatever cannot be removed is left to the next one."""

@@ -85,15 +85,15 @@ class RetryStore(Store):
     async def delete(self, key: str) -> None:
         await self._try(lambda _: self._store.delete(key))
 
-    async def list(self, prefix: str) -> AsyncIterator[Entry]:
-        entries = self._store.list(prefix)
+    async def list(self, prefix: str, beginning: str = "") -> AsyncIterator[Entry]:
+        entries = self._store.list(prefix, beginning)
 
         async def first(_: Progress) -> Entry | None:
             nonlocal entries
             try:
                 return await anext(entries, None)
             except TransientStoreError:
-                entries = self._store.list(prefix)  # a generator that raised is finished
+                entries = self._store.list(prefix, beginning)  # a generator that raised is finished
                 raise
 
         # Only the beginning: after the first entry a second try would hand out some of them twice.

@@ -67,7 +67,7 @@ class S3Store(Store):
 
     @property
     def capabilities(self) -> Capabilities:  # type: ignore[override]  # what a store can do is found out on the way
-        return Capabilities(copy=True, conditional_put=self._conditions.kept)
+        return Capabilities(copy=True, conditional_put=self._conditions.kept, create_only=self._conditions.creates)
 
     @property
     def notice(self) -> str:
@@ -144,10 +144,10 @@ class S3Store(Store):
     async def size(self, key: str) -> int:
         return (await self._head(key))[0]
 
-    async def list(self, prefix: str) -> AsyncIterator[Entry]:
+    async def list(self, prefix: str, beginning: str = "") -> AsyncIterator[Entry]:
         client = await self._engine.client()
         params = self._engine.params(prefix)
-        params["Prefix"] = params.pop("Key") + "/"
+        params["Prefix"] = params.pop("Key") + "/" + beginning
 
         async def page(_: Progress) -> Any:
             with self._engine.mapping("list", prefix):

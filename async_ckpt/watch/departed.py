@@ -41,6 +41,12 @@ class Kept(Protocol):
     def lasts(self) -> bool:
         """Whether it stays as it is, whatever becomes of the original."""
 
+    def goes_on(self) -> bool:
+        """Whether the original has all of it still, and perhaps more: it is written on, and not anew."""
+
+    def complete(self) -> None:
+        """Add small files that go with it."""
+
     def is_intact(self) -> bool:
         """Whether it is what was captured, and nobody is about to write to it."""
 
@@ -58,6 +64,8 @@ class Departed:
     order: int
     followed: bool
     rewritten: bool = False
+    #: Was there before its trainer began, as far as its times tell.
+    is_old: bool = False
 
     @property
     def tree(self) -> Tree:

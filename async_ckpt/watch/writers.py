@@ -14,24 +14,25 @@ from collections.abc import Collection
 Inode = tuple[int, int]
 
 
-def open_for_writing(files: Collection[Inode]) -> set[Inode]:
+def open_for_writing(files: Collection[Inode], pids: Collection[int] | None = None) -> dict[Inode, int]:
     """Those of the files, (device, inode), that a process of this user on this machine has open for writing, or mapped
-    so that it writes through memory.
+    so that it writes through memory; with one such process each.
 
     Processes whose descriptors may not be read (other users', unless this is root; other containers') are not seen.
+    ``pids``: only these are looked at.
     """
-    wanted, found = set(files), set[Inode]()
+    wanted, found = set(files), dict[Inode, int]()
     if not wanted:
         return found
-    for pid in filter(str.isdecimal, os.listdir("/proc")):
+    for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))) if pids is None else pids:
         with contextlib.suppress(OSError):  # It ended, or is not ours to look into.
             for number in os.listdir(f"/proc/{pid}/fd"):
                 with contextlib.suppress(OSError):
                     status = os.stat(f"/proc/{pid}/fd/{number}")
                     inode = (status.st_dev, status.st_ino)
                     if inode in wanted and inode not in found and _is_writable(f"/proc/{pid}/fdinfo/{number}"):
-                        found.add(inode)
-            found |= _mapped(f"/proc/{pid}/maps") & wanted
+                        found[inode] = pid
+            found |= dict.fromkeys(_mapped(f"/proc/{pid}/maps") & wanted, pid)
     return found
 
 

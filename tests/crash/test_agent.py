@@ -13,7 +13,7 @@ from async_ckpt.spool.journal import COMMITTED
 
 from ..support.agents import Task, agent_pid, content, is_alive, kill, records, wait_until, worker_pid
 from ..support.scenes import BIG, assert_all_in_order, assert_prefix, save, save_and_die
-from . import test_collective
+from . import test_collective, test_same_attempt
 
 SAVES = 50
 
@@ -75,7 +75,7 @@ def test_every_named_crash_point_is_tried_here() -> None:
         for line in path.read_text().splitlines()
         if 'crash_point("' in line
     }
-    assert named == {*CRASH_POINTS, *test_collective.CRASH_POINTS}
+    assert named == {*CRASH_POINTS, *test_collective.CRASH_POINTS, *test_same_attempt.CRASH_POINTS}
 
 
 def test_a_journal_in_order_of_commits_is_written_while_uploads_overtake_each_other(task: Task) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from async_ckpt import snapshot
 from async_ckpt.errors import CheckpointError, SnapshotError, SpoolError, StoreError
 from async_ckpt.spool.journal import COMMITTED, FAILED
 from async_ckpt.stores.base import StoreSpec
@@ -112,3 +115,98 @@ def test_a_store_that_is_full_says_what_to_do(task: Task, small: Path) -> None:
     with pytest.raises(StoreError, match="Free some space"):
         reference.wait(60)
     checkpointer.close(clean=False)
+
+
+def finishes_when(save: Callable[[], object], let_go: Callable[[], object]) -> bool:
+    """Whether a save in another thread goes well that has begun before."""
+    outcome: list[object] = []
+
+    def run() -> None:
+        try:
+            outcome.append(save())
+        except CheckpointError as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    let_go()
+    thread.join(60)
+    assert outcome, "the save never ends"
+    assert not isinstance(outcome[0], CheckpointError), outcome[0]
+    return True
+
+
+@pytest.mark.parametrize("what", ["bytes", "inodes"])
+def test_a_save_that_finds_the_disk_full_half_way_waits_until_uploads_give_it_back(
+    what: str, task: Task, tmp_path: Path
+) -> None:
+    try:
+        with small_tmpfs(tmp_path, SIZE, inodes=75 if what == "inodes" else 0) as folder:
+            gate = task.gate()
+            gate.hold("weights")
+            # As if nothing were short, so that the capture itself finds out.
+            task.set(min_free_bytes=1, min_free_inodes=1)
+            checkpointer = task.move_to(folder).start()
+            for number in range(20):
+                (task.work / f"{number}").write_bytes(b"x" * (40_000 if what == "inodes" else 1000))
+            (task.work / "weights").write_bytes(content(0, 3 << 20 if what == "bytes" else BIG))
+            first = checkpointer.save(task.work, strategy="copy")
+            wait_until(lambda: gate.waiting("weights"), "the first is on its way")
+            assert finishes_when(lambda: checkpointer.save(task.work, strategy="copy"), lambda: gate.open("weights"))
+            checkpointer.flush(60)
+            assert first.state == COMMITTED
+            assert len(task.committed()) == 2
+            checkpointer.close(clean=True)
+            wait_until(lambda: not task.processes(), "the agent is gone")
+    except CannotMount as error:
+        pytest.skip(str(error))
+
+
+def out_of_quota(times: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """So many captures find that there is none left; returns what was captured."""
+    capture, captured = snapshot.capture, list[str]()
+
+    def refuse(path: str, *arguments: object, **keywords: object) -> object:
+        captured.append(path)
+        if len(captured) <= times:
+            cause = OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+            raise SnapshotError(f"Cannot capture {path}: {cause.strerror}") from cause
+        return capture(path, *arguments, **keywords)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(snapshot, "capture", refuse)
+    return captured
+
+
+def test_a_quota_that_is_used_up_is_waited_for_as_long_as_uploads_may_give_it_back(
+    task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = task.gate()
+    gate.hold("weights")
+    checkpointer = task.start()
+    save(checkpointer, task, 0)
+    wait_until(lambda: gate.waiting("weights"), "the first is on its way")
+    captured = out_of_quota(1, monkeypatch)
+    assert finishes_when(lambda: checkpointer.save(task.work), lambda: gate.open("weights"))
+    assert len(captured) == 2
+    checkpointer.flush(60)
+    # Nothing is on its way now.
+    out_of_quota(9, monkeypatch)
+    with pytest.raises(SnapshotError, match="quota"):
+        checkpointer.save(task.work)
+
+
+@pytest.mark.parametrize("settings", [{"on_backlog": "raise"}, {"min_free_bytes": 0}])
+def test_whoever_does_not_want_to_wait_hears_of_it_at_once(
+    settings: dict[str, object], task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = task.gate()
+    gate.hold("weights")
+    task.set(**settings)
+    checkpointer = task.start()
+    save(checkpointer, task, 0)
+    captured = out_of_quota(9, monkeypatch)
+    with pytest.raises(SnapshotError, match="quota"):
+        checkpointer.save(task.work)
+    assert len(captured) == 1
+    gate.open("weights")
+    checkpointer.flush(60)

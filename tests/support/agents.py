@@ -20,6 +20,7 @@ from async_ckpt.checkpointer import Checkpointer
 from async_ckpt.config import ENV_ATTEMPT, ENV_PREFIX, ENV_SPOOL, Config
 from async_ckpt.errors import CheckpointError
 from async_ckpt.layout import TaskInfo
+from async_ckpt.reading import load_from_first
 from async_ckpt.spool.spool import Spool
 from async_ckpt.stores.base import StoreSpec
 from tests.support.environments import with_our_modules
@@ -135,6 +136,10 @@ class Task:
     def stored(self, reference: Any, path: str) -> Path:
         """One file of a checkpoint, as it lies in the store."""
         return Path(self.store.root, reference["key"], path)
+
+    def read(self, reference: Any, into: Path) -> None:
+        """Load a checkpoint from the store, as somebody else does."""
+        load_from_first([self.store], dict(reference), str(into), Config.from_env())
 
     def processes(self) -> list[int]:
         """Living processes that this test started by exec, agents and uploaders included."""

@@ -95,8 +95,9 @@ class FaultyStore(Store):
         self._call("size")
         return len(self.objects[key])
 
-    async def list(self, prefix: str) -> AsyncIterator[Entry]:
-        found = [Entry(key, len(data)) for key, data in self.objects.items() if key.startswith(f"{prefix}/")]
+    async def list(self, prefix: str, beginning: str = "") -> AsyncIterator[Entry]:
+        start = f"{prefix}/{beginning}"
+        found = [Entry(key, len(data)) for key, data in self.objects.items() if key.startswith(start)]
         for entry in found[: self.list_first]:
             yield entry
         self._call("list")

@@ -166,11 +166,11 @@ def _image(kind: str, base: Path, size: int) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def small_tmpfs(base: Path, size: int) -> Iterator[Path]:
-    """A tmpfs of ``size`` bytes, to be filled up."""
+def small_tmpfs(base: Path, size: int, inodes: int = 0) -> Iterator[Path]:
+    """A tmpfs of ``size`` bytes, and so many inodes (0: as many as there is room for), to be filled up."""
     folder = Path(tempfile.mkdtemp(dir=base, prefix="small-"))
     try:
-        _run(["mount", "-t", "tmpfs", "-o", f"size={size},mode=700", "tmpfs", str(folder)])
+        _run(["mount", "-t", "tmpfs", "-o", f"size={size},nr_inodes={inodes},mode=700", "tmpfs", str(folder)])
         try:
             yield folder
         finally:

@@ -74,10 +74,10 @@ class LyingStore(LocalStore):
         super().__init__(root, _CONFIG)
         self.lies: dict[str, bytes] = {}
 
-    async def list(self, prefix: str) -> AsyncIterator[Entry]:
+    async def list(self, prefix: str, beginning: str = "") -> AsyncIterator[Entry]:
         for key, data in self.lies.items():
             yield Entry(key, len(data))
-        async for entry in super().list(prefix):
+        async for entry in super().list(prefix, beginning):
             yield entry
 
     async def get_file(

@@ -36,6 +36,7 @@ from async_ckpt import checkpointer as checkpointer_module
 from async_ckpt.agent import agent as agent_module
 from async_ckpt.agent import (
     backlog,
+    claims,
     deadline,
     guard,
     launch,
@@ -81,7 +82,8 @@ _pids = itertools.count(1 << 23)
 
 #: Modules that measure time by the world's clock.
 _TIMED = (
-    agent_module, asking, backlog, checkpointer_module, client_module, deadline, following, launch, notice, outage,
+    agent_module, asking, backlog, checkpointer_module, claims, client_module, deadline, following, launch, notice,
+    outage,
     owners, plane, throughput, waiting,
 )  # fmt: skip
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 
 from async_ckpt.errors import IntegrityError, NotFound
-from async_ckpt.stores.base import Capabilities, PartsLog, Progress, Source, no_progress
+from async_ckpt.stores.base import Capabilities, Entry, PartsLog, Progress, Source, no_progress
 
 from .faulty import FaultyStore, crcs_of
 
@@ -16,7 +16,7 @@ class MemoryStore(FaultyStore):
     Objects longer than ``part_bytes`` go in parts of that size, one after the other.
     """
 
-    capabilities = Capabilities(copy=True, conditional_put=True)
+    capabilities = Capabilities(copy=True, conditional_put=True, create_only=True)
 
     def __init__(self, part_bytes: int = 1 << 30) -> None:
         super().__init__()
@@ -63,6 +63,11 @@ class MemoryStore(FaultyStore):
     async def put_bytes(self, key: str, data: bytes) -> None:
         self._ask("put", key)
         self.objects[key] = data
+
+    async def list(self, prefix: str, beginning: str = "") -> AsyncIterator[Entry]:
+        self._ask("list", prefix)
+        async for entry in super().list(prefix, beginning):
+            yield entry
 
     async def get_bytes(self, key: str) -> bytes:
         self._ask("get", key)

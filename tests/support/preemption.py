@@ -276,7 +276,7 @@ if "worker" in getattr(sys, "orig_argv", []):
     from async_ckpt.errors import StoreError, TransientStoreError
     from async_ckpt.stores.local import LocalStore
 
-    put_source, put_bytes, free = LocalStore.put_source, LocalStore.put_bytes, 0.0
+    put_source, put_if, free = LocalStore.put_source, LocalStore.put_if, 0.0
 
     def fault_of(key):
         last = key.rpartition("/")[2].split(".")
@@ -311,13 +311,13 @@ if "worker" in getattr(sys, "orig_argv", []):
             raise TransientStoreError("The test fails it")
         return await put_source(self, key, source)
 
-    async def commit(self, key, data):
+    async def commit(self, key, data, tag):
         fault, is_commit = fault_of(key)
         if is_commit and fault == "commit refused":
             raise StoreError("The test refuses the commit")
         if is_commit and fault == "commit hangs":
             await anyio.sleep(3600)
-        await put_bytes(self, key, data)
+        return await put_if(self, key, data, tag)
 
-    LocalStore.put_source, LocalStore.put_bytes = slowly, commit
+    LocalStore.put_source, LocalStore.put_if = slowly, commit
 """

@@ -126,9 +126,9 @@ class Weather(Store):
     async def size(self, key: str) -> int:
         return await self._call(lambda: self._store.size(key))
 
-    async def list(self, prefix: str) -> AsyncIterator[Entry]:
+    async def list(self, prefix: str, beginning: str = "") -> AsyncIterator[Entry]:
         self._sky.call(writes=False)
-        async for entry in self._store.list(prefix):
+        async for entry in self._store.list(prefix, beginning):
             yield entry
 
     async def delete(self, key: str) -> None:

@@ -228,6 +228,8 @@ class TestLastCall:
         scene.clock.now += 3590
         scene.tick()
         assert "given up" in scene.told()
+        assert scene.said[0]["why"].startswith("a notice: 3600 s are left;")
+        assert scene.said[1]["why"] == "a notice: 10 s are left"
 
     @pytest.mark.parametrize("seconds", [90_000, 1e12, float("inf")])
     def test_an_end_in_years_is_none_and_is_said_once(self, scene: Scene, seconds: float) -> None:

@@ -41,6 +41,7 @@ LAYERS = (
     "ipc",
     "catalog",
     "collective",
+    "claims",
     "agent",
     "serving",
     "reference",

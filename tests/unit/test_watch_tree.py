@@ -119,10 +119,10 @@ def test_files_that_are_open_or_mapped_for_writing_are_told_here_and_in_another_
         assert other.stdout is not None
         other.stdout.readline()
         found = open_for_writing(set().union(*trees.values()))
-        assert {name for name, files in trees.items() if files <= found} == {
+        assert {name for name, files in trees.items() if files <= found.keys()} == {
             "written", "appended", "mapped", "elsewhere",
         }  # fmt: skip
         other.communicate()
         mapped.close()
-    assert open_for_writing(set().union(*trees.values())) == set()
-    assert open_for_writing(()) == set()
+    assert open_for_writing(set().union(*trees.values())) == {}
+    assert open_for_writing(()) == {}

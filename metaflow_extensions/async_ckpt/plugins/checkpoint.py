@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -289,22 +290,27 @@ class CurrentCheckpoint(_Checkpoints):
         self._directory = checkpointer.spool.new_work_directory()
         self._began_ns = checkpointer.spool.attempt_began_ns()
         self._loaded: CheckpointInfo | None = None
+        self._loading = threading.RLock()
+        #: Loads what the load policy calls for, as long as nobody has asked for it.
+        self._load_late: Callable[[], None] | None = None
 
     @property
     def directory(self) -> str:
         """An empty directory, or one with what was loaded; ``save()`` saves it where no path is given."""
+        self._have_loaded()
         return self._directory
 
     @property
     def is_loaded(self) -> bool:
         """Whether the load policy loaded something at the start of this attempt."""
-        return self._loaded is not None
+        return self.info is not None
 
     @property
     def info(self) -> CheckpointInfo | None:
         """What was loaded: ``pathspec``, ``attempt``, ``key``, ``name``, ``version_id``, ``metadata``,
         ``created_on``, ``size``, ``url``, ``storage_format``, as items and as attributes.
         """
+        self._have_loaded()
         return self._loaded
 
     @property
@@ -314,8 +320,33 @@ class CurrentCheckpoint(_Checkpoints):
         """
         return self._checkpointer.task.identifier
 
-    def load_newest(self, policy: str, shard: str, report: Callable[[str], None]) -> CheckpointInfo | None:
-        """Apply a load policy; the decorator calls this once."""
+    def begin(self, policy: str, shard: str, on_loaded: Callable[[CheckpointInfo], None]) -> None:
+        """Apply a load policy; the decorator calls this once.
+
+        A first attempt that may load nothing but its own checkpoints has none, unless it was begun before. Whether it
+        was, the store is being asked; only whoever needs to know waits for that. (The nodes of a gang begin with the
+        same, so they wait for each other here.)
+        """
+
+        def load() -> None:
+            if (loaded := self._load_newest(policy, shard)) is not None:
+                on_loaded(loaded)
+
+        task = self._checkpointer.task
+        if policy == "fresh" and task.attempt == 0 and task.nodes == 1:
+            self._load_late = load
+        else:
+            load()
+
+    def _have_loaded(self) -> None:
+        """See that what the load policy calls for is there."""
+        with self._loading:
+            if (load := self._load_late) is not None:
+                load()
+                self._load_late = None
+
+    def _load_newest(self, policy: str, shard: str) -> CheckpointInfo | None:
+        report = self._report
         if self._checkpointer.task.nodes > 1:
             from async_ckpt import gang  # Late: it brings the data plane's modules, which few Metaflow processes need.
 
@@ -374,6 +405,8 @@ class CurrentCheckpoint(_Checkpoints):
         UsageError, SnapshotError, SpoolError
             With the path, the reason and the way out; nothing was saved and nothing is lost.
         """
+        if path is None:
+            self._have_loaded()
         reference = self._save(
             path, name=name, metadata=metadata, latest=latest,
             storage_format=storage_format or self._defaults["storage_format"],
@@ -394,6 +427,7 @@ class CurrentCheckpoint(_Checkpoints):
         move: bool = False,
         keep: int | None = None,
         existing: bool = True,
+        group: str | None = "auto",
         name: str = layout.DEFAULT_NAME,
         latest: bool = True,
         storage_format: str | None = None,
@@ -403,8 +437,9 @@ class CurrentCheckpoint(_Checkpoints):
         cannot be changed. Returns at once; a thread watches until the end of the step, which waits for what was written
         last.
 
-        One counts as finished when it was renamed into place from a name that does not match (or ends in ``.tmp``,
-        ``.part`` and the like), or when nobody on this machine has a file of it open for writing and nothing in it has
+        One counts as finished when it was renamed into place from a name that does not match (or is that of something
+        unfinished, such as ``tmp-…``), when it was removed or written anew and what follows shows that it was whole, or
+        when nobody on this machine has a file of it open for writing and nothing in it has
         changed for ``settle`` seconds; ten times as long for a directory that lacks files which the one before it had,
         or is the first, the next not begun. Where a writer pauses for longer, all its files closed, a half may be
         saved; the whole follows as a newer one, and later pauses of that length are waited for. With ``done`` that
@@ -437,6 +472,10 @@ class CurrentCheckpoint(_Checkpoints):
         existing : bool, default True
             Also what is there already, unless this task saved it before. What an earlier attempt wrote last, without a
             marker, is left out until it is written to again: it may be half.
+        group : str or None, default "auto"
+            Files that belong together are one checkpoint: those of TensorFlow, DeepSpeed, Megatron and Keras are known.
+            Else a regular expression, of which the first group (or all of it) is what the names of one checkpoint have
+            in common, e.g. ``r"(step-\\d+)[.-]"``. None: each is by itself.
         name, latest, storage_format, snapshot
             As for ``save()``. One that was begun before another that is saved already is not what a retry loads.
 
@@ -453,7 +492,8 @@ class CurrentCheckpoint(_Checkpoints):
         """
         options = WatchOptions(
             pattern=pattern, settle=settle, done=done, metadata_from=metadata_from, name=name, latest=latest, move=move,
-            keep=keep, existing=existing, storage_format=storage_format or self._defaults["storage_format"],
+            keep=keep, existing=existing, group=group,
+            storage_format=storage_format or self._defaults["storage_format"],
             snapshot=snapshot or self._defaults["snapshot"],
         )  # fmt: skip
         watch = Watch(
@@ -488,6 +528,7 @@ class CurrentCheckpoint(_Checkpoints):
         """
         if path:
             return self._load(reference, path, shard, clean)
+        self._have_loaded()
         target = self._load(reference, self._checkpointer.spool.new_work_directory(), shard)
         self.cleanup()
         self._directory = target
@@ -497,6 +538,7 @@ class CurrentCheckpoint(_Checkpoints):
         """Make ``directory`` a new, empty one; the old one is removed with what is in it. What was saved is not
         concerned.
         """
+        self._have_loaded()
         self.cleanup()
         self._directory = self._checkpointer.spool.new_work_directory()
 

@@ -196,7 +196,17 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
             self._termination = Termination(self._checkpointer, config.termination_grace_s, self._log)
             self._termination.install()
             self._current = checkpoint = CurrentCheckpoint(self._checkpointer, self.attributes, self._log)
-            loaded = checkpoint.load_newest(self.attributes["load_policy"], self.attributes["load_shard"], self._log)
+
+            def on_loaded(loaded: CheckpointInfo) -> None:
+                self._loaded = loaded
+                self._log(
+                    "Loading the following checkpoint:"
+                    f"\n\t[pathspec] {loaded.pathspec}\n\t[key] {loaded.key}"
+                    f"\n\t[created on] {loaded.get('created_at') or loaded.created_on}\n\t[url] {loaded.url}"
+                )
+                metadata.register_metadata(run_id, step_name, task_id, _load_metadata(loaded, retry_count))
+
+            checkpoint.begin(self.attributes["load_policy"], self.attributes["load_shard"], on_loaded)
         except StoreError as error:
             raise CheckpointException(f"{error}{self._about_store}") from error
         except CheckpointError as error:
@@ -204,14 +214,6 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
         os.environ[ENV_SPOOL], os.environ[ENV_ATTEMPT] = self._checkpointer.spool.directory, str(retry_count)
         # What existing flows hand on to their subprocesses.
         os.environ[_ENV_UID] = f"{task.pathspec}/{task.identifier}/{task.scope}/{retry_count}"
-        self._loaded = loaded
-        if loaded is not None:
-            self._log(
-                "Loading the following checkpoint:"
-                f"\n\t[pathspec] {loaded.pathspec}\n\t[key] {loaded.key}"
-                f"\n\t[created on] {loaded.get('created_at') or loaded.created_on}\n\t[url] {loaded.url}"
-            )
-            metadata.register_metadata(run_id, step_name, task_id, _load_metadata(loaded, retry_count))
         current._update_env({"checkpoint": checkpoint})
 
     def _scope(self) -> str:

@@ -1,0 +1,194 @@
+"""The agent's part in claiming a start of an attempt (``async_ckpt/claims.py``): it has the worker ask the store as
+soon as the task's process says hello, and writes down what it hears; and what those do who need the number.
+
+The task itself waits for nothing but the number, where it needs one before it is there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+from ..config import GATHER_FIRST_S, GATHER_LAST_S, Config
+from ..errors import AgentError, SpoolError, WaitTimeout
+from ..ipc.client import AgentClient
+from ..ipc.protocol import Message
+from ..layout import START_STEP
+from ..spool import claim
+from ..spool.claim import Start
+from ..spool.spool import Spool
+from ..undisturbed import go_on
+from .plane import DataPlane
+
+_GROWTH = 1.5
+#: How long whoever waits for a number waits at a time, in seconds, where there is no agent to ask.
+_PAUSE_S = 0.1
+
+
+class Claims:
+    """Has the start of each attempt claimed, once.
+
+    Parameters
+    ----------
+    say : callable
+        Gets what people should know.
+    """
+
+    def __init__(self, spool: Spool, plane: DataPlane, say: Callable[[str], None]) -> None:
+        self._spool, self._plane, self._say = spool, plane, say
+        self._asked: tuple[int, int, int] | None = None
+        #: By what claims of an attempt are known again, should something remove what the spool says.
+        self._tokens: dict[int, str] = {}
+        self._order: Message | None = None
+        self._ordered = False
+        self._not_before, self._pause = 0.0, GATHER_FIRST_S
+        #: Why the store has not been asked, where that is for good.
+        self._why = ""
+
+    def begin(self, attempt: int, pid: int, lead: int) -> None:
+        """A process of the task says hello; what the spool is sure of is not asked again.
+
+        Parameters
+        ----------
+        lead : int
+            See ``who_am_i``.
+        """
+        self._asked = attempt, pid, lead
+        path = self._spool.start_path(attempt)
+        try:
+            known = claim.read(path)
+            if known is not None and not known.alone:
+                return
+            token = self._tokens[attempt] = claim.token(path, self._tokens.get(attempt))
+        except SpoolError as error:
+            self._why = str(error)
+            return
+        self._order = {"op": "claim", "id": "", "attempt": attempt, "who": who_am_i(pid, lead, token)}
+        if known is not None:
+            self._order["start"] = known.number
+        self._ordered, self._not_before, self._pause, self._why = False, 0.0, GATHER_FIRST_S, ""
+
+    def tick(self, now: float) -> None:
+        """Have it done, if it is to be done (``now`` in monotonic seconds)."""
+        if self._order is not None and not self._ordered and now >= self._not_before and self._plane.ensure():
+            self._ordered = True
+            self._plane.tell(self._order)
+
+    def on_message(self, message: Message) -> None:
+        """What the worker says of it."""
+        if self._order is None or message["attempt"] != self._order["attempt"]:
+            return
+        self._ordered = False
+        if "start" not in message:
+            if message["transient"]:
+                self._not_before = time.monotonic() + self._pause
+                self._pause = min(self._pause * _GROWTH, GATHER_LAST_S)
+            else:
+                self.give_up(message["why"])
+            return
+        try:
+            start = claim.settle(self._spool.start_path(message["attempt"]), message["start"], first=message["first"])
+        except SpoolError as error:
+            self.give_up(str(error))
+            return
+        if start.number != message["start"]:  # Somebody could not wait: others are to know of that number.
+            self._order["start"] = start.number
+            return
+        why = message["why"]
+        if why and start.alone:
+            why += ". What it had saved was not looked for, as the store did not answer in time"
+        if why:
+            self._say(why)
+        self._order = None
+
+    def give_up(self, why: str) -> None:
+        """The store will not be asked again, until somebody says hello."""
+        if self._order is not None:
+            self._order, self._why = None, why
+
+    def worker_died(self) -> None:
+        """It is to be told again."""
+        self._ordered = False
+
+    def answer(self, attempt: int, *, late: bool) -> Message | None:
+        """What somebody is told who waits for the number; None: nothing yet."""
+        try:
+            known = claim.read(self._spool.start_path(attempt))
+        except SpoolError as error:
+            return {"start": None, "why": str(error)}
+        if known is not None:
+            return {"start": known.number, "why": ""}
+        if self._order is None and not self._why and self._asked is not None:
+            self.begin(*self._asked)  # Something has removed what was known.
+        return {"start": None, "why": self._why} if late or self._why else None
+
+
+def who_am_i(pid: int, lead: int, token: str) -> dict[str, Any]:
+    """What the claim of a process of this machine says.
+
+    Parameters
+    ----------
+    pid : int
+        The task's process.
+    lead : int
+        That of the gang's first node, where it runs on this machine; 0 or 1: it does not, or is gone, or there is none.
+    """
+    boot = ""
+    with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id") as file:
+        boot = file.read().strip()
+    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    host = socket.gethostname()
+    return {
+        "host": host,
+        "boot": boot,
+        "pid": pid,
+        "lead": lead if lead > 1 else pid,
+        "at": now,
+        "user": os.getuid(),
+        "token": token,
+    }
+
+
+def await_claim(
+    client: AgentClient, spool: Spool, config: Config, report: Callable[[str], None], limit_s: float | None = None
+) -> Start:
+    """For whoever needs a version: wait until it is known which start of the attempt this is.
+
+    A store that does not answer in time is not waited for, and ``report`` says so: see ``spool.claim.go_alone``.
+
+    Parameters
+    ----------
+    limit_s : float, optional
+        How many seconds at most; default: ``claim_wait_s``, or of a gang's nodes, which wait for the first one,
+        ``settle_timeout_s``.
+
+    Raises
+    ------
+    SpoolError
+        The spool cannot be read or written.
+    """
+    default = config.settle_timeout_s if spool.task.node else config.claim_wait_s
+    limit = default if limit_s is None else limit_s
+    deadline, why = time.monotonic() + limit, ""
+    while (start := spool.start) is None and (left := deadline - time.monotonic()) > 0 and not why:
+        go_on()
+        try:
+            answer = client.request("claim", left + config.reply_timeout_s, attempt=spool.task.attempt, timeout_s=left)
+            why = answer["why"]
+        except (AgentError, WaitTimeout):  # Another one may be there in a moment.
+            time.sleep(min(left, _PAUSE_S))
+    if start is not None:
+        return start
+    start = spool.go_alone()
+    if start.alone:
+        report(
+            f"Nobody has said within {limit:g} s whether attempt {spool.task.attempt} was begun before"
+            f"{f' ({why})' if why else ''}. The task goes on: what another start may have saved is neither loaded nor "
+            f"written over, as versions count from {spool.task.version(start.number * START_STEP)} on"
+        )
+    return start
