@@ -25,7 +25,6 @@ from tests.support.agents import Task
 from tests.support.filesystems import CannotMount, twice, why_not
 from tests.support.matrix import KINDS, Tally, cells, run
 
-
 #: Names for the table.
 _SHOWN = {
     "disk": "the temporary directory's (ext4)",
