@@ -64,7 +64,7 @@ class Trainer:
         """Write two files, to new ones; how they were captured."""
         out = self.task.work / folder
         out.mkdir(exist_ok=True)
-        for name in "ab":
+        for name in ("left", "right"):
             (out / f"{name}.new").write_bytes(b"%d" % number * SIZE)
             (out / f"{name}.new").rename(out / name)
         saved = self.checkpointer.save(out, strategy=strategy)
@@ -88,7 +88,7 @@ def test_beyond_what_can_be_copied_away_in_time_a_save_copies_and_says_so_once(
 ) -> None:
     task.move_to(on_filesystem("tmpfs"))
     gate = task.gate()
-    gate.hold("a")
+    gate.hold("left")
     trainer = Trainer(task, monkeypatch)
     assert trainer.save(1, strategy=strategy) == [LINK, COPY]
     assert trainer.save(2, strategy=strategy) == [LINK, COPY]
@@ -104,11 +104,11 @@ def test_what_is_a_new_file_each_time_is_only_linked(
 ) -> None:
     task.move_to(on_filesystem("tmpfs"))
     gate = task.gate()
-    gate.hold("a")
+    gate.hold("left")
     trainer = Trainer(task, monkeypatch)
     kept = Habits.of(trainer.checkpointer.spool)
     for number in range(3):
-        for name in "ab":
+        for name in ("left", "right"):
             kept.saw(str(task.work / f"checkpoint-{number}" / name), (0, number))
     assert trainer.save(1, folder="checkpoint-17") == [LINK, LINK]
     assert trainer.save(1, folder="other") == [LINK, COPY]
@@ -121,7 +121,7 @@ def test_where_copies_take_no_time_everything_is_linked(
 ) -> None:
     task.move_to(on_filesystem("xfs"))
     gate = task.gate()
-    gate.hold("a")
+    gate.hold("left")
     trainer = Trainer(task, monkeypatch)
     assert trainer.save(1) == [LINK, LINK]
     assert trainer.said == []
