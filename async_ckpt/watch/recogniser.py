@@ -108,7 +108,7 @@ class Recogniser:
                 entry.order, entry.changed_at, entry.is_old = before.order, before.changed_at, before.is_old
             self.entries[path] = entry
         for path, look in looks.items():
-            self._update(self.entries[path], look)
+            self._update(self.entries[path], look, is_old=path in old)
         grouped = {os.path.join(os.path.dirname(path), name) for path in new for name in looks[path].members}
         for entry in list(gone.values()):
             held = entry.held.tree if entry.held is not None else None
@@ -128,11 +128,14 @@ class Recogniser:
             departed = Departed(entry.path, held, entry.order, followed, rewritten, entry.is_old, self._clock())
             self.departed.append(departed)
 
-    def _update(self, entry: Entry, look: Look) -> None:
+    def _update(self, entry: Entry, look: Look, *, is_old: bool) -> None:
         entry.members, entry.lacks = look.members, look.lacks
         entry.beside.update(look.beside)
         if look.tree != entry.tree:
             self._changed(entry, look.tree)
+            # What is loaded, or copied, has its old times once it is complete.
+            entry.is_old = is_old
+            entry.is_orphan = entry.is_orphan and is_old
         entry.marker = look.marker
         entry.renamed = entry.renamed or look.renamed
 
@@ -160,7 +163,6 @@ class Recogniser:
             else:
                 entry.order = self._next_order()  # Written anew, as a last.ckpt is.
         entry.tree, entry.changed_at, entry.renamed = tree, now, False
-        entry.is_old = entry.is_orphan = False
         entry.open_since = now
 
     def note_open(self, paths: Collection[str]) -> None:
