@@ -68,8 +68,8 @@ PING_S = 10.0
 #: What hangs is so many times longer waited for if it waits for a disk, or is busy; so long only if time is short.
 HUNG_ON_DISK, HUNG_BUSY = 4, 20
 HUNG_HURRY_S = 3.0
-#: How long a process that was killed may take to be gone.
-KILLED_S = 5.0
+#: How long a process that was killed may take to be gone, and a file system to show a folder.
+KILLED_S = REACH_S = 5.0
 #: Ranks that wait for each other: between two looks at the store, at first and at last; and after pauses of which
 #: length it is asked whether rank 0 is still there.
 GATHER_FIRST_S, GATHER_LAST_S = 0.1, 5.0

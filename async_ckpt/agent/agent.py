@@ -24,6 +24,7 @@ from ..config import (
     HELD_UP_S,
     LAST_CALL_PAUSE_S,
     OUTAGE_PAUSE_S,
+    REACH_S,
     SHORT_FIRST_S,
     SHORT_MOST_S,
     SHORT_TIMES,
@@ -65,6 +66,7 @@ from .owners import Owners
 from .plane import DataPlane, Worker, end_orphans
 from .pulse import Pulse
 from .queue import Job, Queue
+from .reach import Reach
 from .remover import Remover
 from .saves import Saves
 from .suspects import Suspects
@@ -116,6 +118,11 @@ class Agent:
         self._wake_read, self._wake_write = socket.socketpair()
         self._wake_read.setblocking(False)
         self._selector.register(self._wake_read, selectors.EVENT_READ, lambda _: self._on_wake())
+        self._reach = Reach(spool.annexes(), min(REACH_S, config.hung_s / 2))
+        spool.silent = self._reach.silent
+        #: What lies where nobody answers, and until when it is waited for (monotonic seconds).
+        self._away: dict[str, Admitted] = {}
+        self._away_until = time.monotonic() + config.outage_s
         self._journal = Journal(spool.path("journal"), spool.task.attempt, keep=set(spool.ready_ids()))
         self._house = Housekeeping(spool, config, self._journal, self._server, os.getpid() if guarded else 0)
         self._leases = Leases(spool, self._journal, self._server, self._wake, config, guarded=guarded)
@@ -277,6 +284,9 @@ class Agent:
             if known.state in SETTLED:
                 self._forget(item)
                 continue
+            if not known.uploaded and os.path.dirname(item.data) in self._spool.silent:
+                self._leave_alone(item)
+                continue
             if not known.uploaded and (torn := torn_file(item, known.files)):
                 self._queue.admit(item.id, item.order, item.size)
                 self._fail(item.id, f"{torn} was written to, or removed, while nobody guarded the snapshot", lost=item)
@@ -293,8 +303,36 @@ class Agent:
                 else:
                     self._queue.end(identity, FAILED, known.why or "its record vanished from the spool")
 
+    def _leave_alone(self, item: Admitted) -> None:
+        """Its file system does not answer: others go on without it."""
+        job = self._queue.admit(item.id, item.order, item.size)
+        job.why = f"the file system of {os.path.dirname(item.data)} does not answer"
+        self._queue.hold(item.id)
+        self._queue.pass_by(item.id)
+        self._away[item.id] = item
+        self._notices.append(f"{job.why}: what lies there is stored when it does, if that is soon; all else goes on")
+
+    def _look_who_is_back(self, now: float) -> None:
+        back = self._reach.came_back()
+        self._spool.silent = self._reach.silent
+        for item in [item for item in self._away.values() if os.path.dirname(item.data) in back]:
+            del self._away[item.id]
+            self._items[item.id] = item
+            self._queue.jobs[item.id].why = ""
+            if torn := torn_file(item, self._journal.progress.get(item.id, Progress()).files):
+                self._fail(
+                    item.id, f"{torn} was written to, or removed, while its file system did not answer", lost=item
+                )
+            self._queue.resume(item.id)
+        if now >= self._away_until:
+            for identity in self._away:
+                self._fail(identity, self._queue.jobs[identity].why)
+            self._away.clear()
+
     def _scan(self) -> None:
         """Find what was admitted without a doorbell, and what is missing."""
+        if self._away:
+            self._look_who_is_back(time.monotonic())
         self._look_after_spool()
         for identity in self._spool.ready_ids():
             if identity not in self._queue.jobs:
@@ -635,7 +673,9 @@ class Agent:
         if op == "admit" and _is_admit(message, fds):
             # Read even if known: a scan may have found it before its leases came.
             identity = str(message.get("id"))
-            item = self._items.get(identity) or self._admit_by_id(identity)
+            item = self._items.get(identity)
+            if item is None and identity not in self._away:
+                item = self._admit_by_id(identity)
             self._leases.take(item, connection, message, fds)
             self._start_work()
             return

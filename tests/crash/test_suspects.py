@@ -13,7 +13,7 @@ from async_ckpt.config import DEATHS_OF_AGENT
 from async_ckpt.errors import FlushError
 from async_ckpt.spool.journal import FAILED
 
-from ..support.agents import Task, agent_pid, content, records, wait_until
+from ..support.agents import Task, agent_pid, content, kill, records, wait_until
 from ..support.scenes import BIG, assert_all_in_order, save
 
 #: What happens in an uploader that is about to store a file: ``{deed}`` with its ``path``.
@@ -140,10 +140,13 @@ def test_where_no_uploader_can_be_started_the_agent_uploads_by_itself(
 def test_an_agent_without_descriptors_goes_on_when_it_has_some_again(task: Task) -> None:
     lines: list[str] = []
     checkpointer = task.start(report=lines.append)
-    agent = checkpointer.status()["pid"]
+    status = checkpointer.status()
+    agent = status["pid"]
     used = len(os.listdir(f"/proc/{agent}/fd"))
     soft, hard = resource.prlimit(agent, resource.RLIMIT_NOFILE)
-    resource.prlimit(agent, resource.RLIMIT_NOFILE, (used - 1, hard))
+    resource.prlimit(agent, resource.RLIMIT_NOFILE, (max(used - 4, 8), hard))
+    if status["worker_pid"]:
+        kill(status["worker_pid"])
     references = [save(checkpointer, task, 0)]
     wait_until(lambda: lines, "it is said")
     resource.prlimit(agent, resource.RLIMIT_NOFILE, (soft, hard))
