@@ -10,6 +10,7 @@ removes the spool.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import selectors
 import socket
@@ -20,6 +21,7 @@ from typing import Any
 
 from .. import layout
 from ..config import (
+    CALM_S,
     DEATHS_OF_AGENT,
     HELD_UP_S,
     LAST_CALL_PAUSE_S,
@@ -98,6 +100,9 @@ class Agent:
         Makes a data plane in this process, for where none can be started.
     guarded : bool
         Whether leases are held here (a process of its own) or not (a thread).
+    temporary : bool
+        It stands in for one that could not be started, and ends after a while, when it has nothing to do: whoever needs
+        one tries again.
     """
 
     def __init__(
@@ -110,8 +115,10 @@ class Agent:
         *,
         guarded: bool,
         start_worker_here: Callable[[], Worker] | None = None,
+        temporary: bool = False,
     ) -> None:
         self._spool, self._config = spool, config
+        self._gives_way_at = time.monotonic() + CALM_S if temporary else math.inf
         self._selector = selectors.DefaultSelector()
         self._server = Server(listening, self._selector, self._on_message, self._on_close)
         self._wake_read, self._wake_write = socket.socketpair()
@@ -177,7 +184,7 @@ class Agent:
     def _round(self) -> bool:
         """Do what there is to do now. Returns whether that was all."""
         try:
-            if self._is_over() and self._leave():
+            if (self._is_over() and self._leave()) or self._gives_way():
                 return True
             for key, mask in self._selector.select(_TICK_S):
                 key.data(mask)
@@ -200,6 +207,9 @@ class Agent:
         idle = self._remover.idle and not self._saves.count and not self._farewell.is_due
         done = not self._queue.pending and idle and not self._spool_has_news()
         return done or self._owners.have_been_gone_for_long(now)
+
+    def _gives_way(self) -> bool:
+        return time.monotonic() >= self._gives_way_at and not self._queue.pending and self._remover.idle
 
     def _leave(self) -> bool:
         """Take the spool away if nothing in it is needed any more. False if something was admitted in this moment.
