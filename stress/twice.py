@@ -316,37 +316,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return machine(json.loads(options.machine))
     print(f"seed {options.seed}", flush=True)
     figures = {name: Counter[str]() for name in (*STORES, "flows")}
-    bad, began = 0, time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="async-ckpt-twice-", ignore_cleanup_errors=True) as text:
-        base = Path(text)
-        with pytest.MonkeyPatch.context() as patch, stores(base, patch) as specs:
-            for number in range(options.rounds + options.flows):
-                kind = STORES[number % len(STORES)] if number < options.rounds else "flows"
-                seed, home = f"{options.seed}.{number}", base / f"round-{number}"
-                home.mkdir()
-                if kind == "flows":
-                    wrong = play_flow(home, random.Random(seed), figures[kind])
-                else:
-                    wrong = play(home, specs[kind], str(number), random.Random(seed), figures[kind])
-                bad += bool(wrong)
-                for what in wrong:
-                    print(f"WRONG round {number} ({kind}, seed {seed}): {what}", flush=True)
-                _end_agents(home)
-                shutil.rmtree(home, ignore_errors=True)
-                if number % 10 == 9 or wrong:
-                    print(
-                        f"{time.monotonic() - began:7.0f} s: {number + 1} rounds, {bad} with anything wrong", flush=True
-                    )
+    bad = done = 0
+    began = time.monotonic()
+    with (
+        tempfile.TemporaryDirectory(prefix="async-ckpt-twice-", ignore_cleanup_errors=True) as text,
+        contextlib.suppress(KeyboardInterrupt),  # What was done until then is recorded.
+        pytest.MonkeyPatch.context() as patch,
+        stores(Path(text), patch) as specs,
+    ):
+        for done in range(options.rounds + options.flows):
+            kind = STORES[done % len(STORES)] if done < options.rounds else "flows"
+            seed, home = f"{options.seed}.{done}", Path(text, f"round-{done}")
+            home.mkdir()
+            if kind == "flows":
+                wrong = play_flow(home, random.Random(seed), figures[kind])
+            else:
+                wrong = play(home, specs[kind], str(done), random.Random(seed), figures[kind])
+            figures[kind]["rounds"] += 1
+            bad += bool(wrong)
+            for what in wrong:
+                print(f"WRONG round {done} ({kind}, seed {seed}): {what}", flush=True)
+            _end_agents(home)
+            shutil.rmtree(home, ignore_errors=True)
+            if done % 10 == 9 or wrong:
+                seconds = time.monotonic() - began
+                print(f"{seconds:7.0f} s: {done + 1} rounds, {bad} with anything wrong", flush=True)
     rows = [_row(name, counts) for name, counts in figures.items() if counts]
     for row in rows:
-        print(row)
+        print(row, flush=True)
     command = f"{COMMAND} --rounds {options.rounds} --flows {options.flows} --seed {options.seed}"
     results.record("twice", command, rows, [f"Rounds with anything wrong: {bad}."])
     return int(bad > 0)
 
 
 def _row(name: str, counts: Counter[str]) -> dict[str, Any]:
-    columns = ("starts", "killed", "resumed", "checkpoints")
+    columns = ("rounds", "starts", "killed", "resumed", "checkpoints")
     wrong = ("overwritten", "damaged", "gone", "missing", "not from the newest", "saved twice under one key")
     return {"store": name, **{column: counts[column] for column in (*columns, *wrong)}}
 
