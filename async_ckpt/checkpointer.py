@@ -17,7 +17,7 @@ from .agent.backlog import await_release, await_room
 from .agent.habits import Habits
 from .agent.launch import Launcher
 from .agent.pace import Pace
-from .agent.safety import SafeLinks
+from .agent.safety import SafeLinks, ranks_here
 from .config import ENV_ATTEMPT, ENV_SPOOL, NO_AGENT_LOOK_S, NO_AGENT_START_S, Config
 from .errors import (
     AgentError,
@@ -43,7 +43,7 @@ from .spool import journal, place
 from .spool.environment import spool_of
 from .spool.spool import Admitted, Spool
 from .stores.base import StoreSpec
-from .undisturbed import go_on, undisturbed
+from .undisturbed import go_on, run, undisturbed
 
 _STARTS = 3
 #: Of more links it is not said what became of them.
@@ -246,7 +246,7 @@ class Checkpointer(Following):
             raise UsageError("The step has ended: nothing can be saved any more", hint="Save before the step returns")
         if self.spool.start is None:
             with self._while_it_runs():
-                self.started()
+                run(self.started)
         shard = self._shard(*ranks)
         # Before anything can go wrong: whoever fails here has had its turn, like all other ranks.
         version = self._take_turn(shard, os.path.dirname(os.path.abspath(os.fsdecode(path)))) if shard else None
@@ -268,7 +268,9 @@ class Checkpointer(Following):
             )  # fmt: skip
 
         with self._while_it_runs():
-            admitted = self._capture_as_soon_as_there_is_room(source, strategy, describe, check, origin or source)
+            admitted = self._capture_as_soon_as_there_is_room(
+                source, strategy, describe, check, origin or source, ranks_here() if shard else 1
+            )
         self._saved[admitted.id] = admitted.reference
         if self._refused:
             self._say_what_was_refused()
@@ -317,14 +319,15 @@ class Checkpointer(Following):
         describe: Callable[[int], dict[str, Any]],
         check: Callable[[str], None] | None,
         origin: str,
+        savers: int,
     ) -> Admitted:
-        """``describe`` makes the reference, given the size in bytes."""
+        """``describe`` makes the reference, given the size in bytes; ``savers``: see ``SafeLinks``."""
         occupy_standard_streams()
         await_room(self._client, self.spool, self.config, os.path.dirname(source))
         guarded = self._client.is_guarded()
         snapshot.check_strategy(strategy, leases=guarded)
         data, captured_ns = self.spool.new_data_directory(source), time.time_ns()
-        limit = SafeLinks(self._habits, self._pace, source, os.path.dirname(data))
+        limit = SafeLinks(self._habits, self._pace, source, os.path.dirname(data), savers)
         captured = snapshot.capture(
             source, data, strategy, guarded=guarded, config=self.config, lease_budget=self._lease_budget(), limit=limit
         )

@@ -31,7 +31,7 @@ CHUNK_BYTES = 16 << 20
 # Times that nobody needs to turn, in seconds; what is a matter of taste is a field of ``Config``.
 
 #: When the machine is about to go: how often the notice's file is looked for; the longest pause after a failure; how
-#: long, at least and at most, what shows nothing new is waited for before another one has its turn.
+#: long a checkpoint may bring nothing new before another one has its turn, at least and at most.
 NOTICE_LOOK_S = 1.0
 LAST_CALL_PAUSE_S = 1.0
 LAST_CALL_LEAST_S, LAST_CALL_MOST_S = 0.5, 5.0
@@ -68,8 +68,8 @@ PING_S = 10.0
 #: What hangs is so many times longer waited for if it waits for a disk, or is busy; so long only if time is short.
 HUNG_ON_DISK, HUNG_BUSY = 4, 20
 HUNG_HURRY_S = 3.0
-#: How long a process that was killed may take to be gone.
-KILLED_S = 5.0
+#: How long a process that was killed may take to be gone, and a file system to show a folder.
+KILLED_S = REACH_S = 5.0
 #: Ranks that wait for each other: between two looks at the store, at first and at last; and after pauses of which
 #: length it is asked whether rank 0 is still there.
 GATHER_FIRST_S, GATHER_LAST_S = 0.1, 5.0
@@ -170,7 +170,8 @@ class Config:
     max_files_behind_links: int = 10_000
     #: Whether a checkpoint that cannot be stored is an error (``raise``) or a line in the log (``warn``).
     on_failure: str = "raise"
-    #: How long a task lives on after a SIGTERM, to bring in what it can; and where a notice says more.
+    #: How long a task lives on after a SIGTERM, to bring in what it can. The file in which a notice says when the
+    #: machine will be taken away (``agent/notice.py``).
     termination_grace_s: float = 30.0
     spot_notice_file: str = "/tmp/spot_termination_notice"
     #: A notice of an end further away than this changes only the order (the newest goes first), and nothing waits; one

@@ -4,8 +4,9 @@ entry. So a load that fails leaves the destination as it was: what had to make r
 What stands there and is no part of the checkpoint stays, and it is said; or, where a clean destination is wanted, is
 taken away. Symbolic links that lead out of the checkpoint are not made: a trainer would write through them, anywhere.
 
-A load that is killed leaves its directory behind, ``.async_ckpt-loading-<random>``, and perhaps beside it what had to
-make room (``-replaced``) and a tar (``.tar``). The next load into the same destination removes them.
+All that a load needs is in its ``.async_ckpt-loading-<random>/``: what arrives in ``content/``, what had to make room
+in ``replaced/``, a tar beside them. Saves and watches pass such a directory over, and the next load into the same
+destination removes one that a killed load has left.
 """
 
 from __future__ import annotations
@@ -28,8 +29,7 @@ from .snapshot.walk import ANNEX_PREFIX
 from .spool.mounts import mounts_below
 
 _STAGING_PREFIX = f"{ANNEX_PREFIX}loading-"
-#: What may lie beside a load's directory, by the end of the name.
-_REPLACED, TAR = "-replaced", ".tar"
+_CONTENT, _REPLACED = "content", "replaced"
 
 #: So often a directory to load into is made anew.
 _TRIES = 10
@@ -100,7 +100,8 @@ class Landing:
 
     def __init__(self, destination: str, arrival: Arrival) -> None:
         self._destination, self._arrival = given_path(destination), arrival
-        self._staging, self._lock = "", -1
+        #: The load's own directory.
+        self._folder, self._lock = "", -1
 
     def __enter__(self) -> str:
         if self._arrival.clean:
@@ -108,43 +109,42 @@ class Landing:
         try:
             os.makedirs(self._destination, exist_ok=True)
             self._remove_abandoned()
-            self._make_staging()
+            self._make_folder()
+            staging = os.path.join(self._folder, _CONTENT)
+            os.mkdir(staging, 0o700)
         except OSError as error:
             raise self._failure(error) from error
-        return self._staging
+        return staging
 
-    def _make_staging(self) -> None:
+    def _make_folder(self) -> None:
         for _ in range(_TRIES):
             # Inside of it: surely the same file system, whatever is mounted there.
-            self._staging = os.path.join(self._destination, f"{_STAGING_PREFIX}{secrets.token_hex(4)}")
-            os.mkdir(self._staging, 0o700)
+            self._folder = os.path.join(self._destination, f"{_STAGING_PREFIX}{secrets.token_hex(4)}")
+            os.mkdir(self._folder, 0o700)
             try:
-                self._lock = _lock(self._staging)
+                self._lock = _lock(self._folder)
             except FileNotFoundError:
                 continue  # Another load took it for abandoned, as it was not locked yet.
             except OSError:
                 return  # A file system without locks, where nothing is taken for abandoned.
             if self._lock >= 0:
                 return
-        raise FileNotFoundError(errno.ENOENT, "Something removes what is made there", self._staging)
+        raise FileNotFoundError(errno.ENOENT, "Something removes what is made there", self._folder)
 
     def _remove_abandoned(self) -> None:
         """Remove what loads have left that were killed."""
         for name in os.listdir(self._destination):
-            if not name.startswith(_STAGING_PREFIX) or name.endswith((_REPLACED, TAR)):
+            if not name.startswith(_STAGING_PREFIX) or name.endswith(_REPLACED):
                 continue
             path = os.path.join(self._destination, name)
             with contextlib.suppress(OSError):  # It ends in this moment; or it is somebody else's.
                 if (lock := _lock(path)) < 0:
                     continue
                 try:
-                    remove_tree(f"{path}{_REPLACED}")
-                    with contextlib.suppress(FileNotFoundError):
-                        os.unlink(f"{path}{TAR}")
                     remove_tree(path)
                 finally:
                     forks.close_lock(lock)
-                self._arrival.say(f"Removed what a load into {self._destination} had left that was killed: {name}")
+                self._arrival.say(f"Removed what a load that was killed has left in {self._destination}: {name}")
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         try:
@@ -156,7 +156,10 @@ class Landing:
             elif isinstance(error, OSError) and not isinstance(error, (FileNotFoundError, CheckpointError)):
                 raise self._failure(error) from error
         finally:
-            remove_tree(self._staging)
+            try:
+                remove_tree(self._folder)
+            except OSError as failed:
+                self._arrival.say(f"{self._folder}, in which a load arrived, cannot be removed: {os_reason(failed)}")
             if self._lock >= 0:
                 forks.close_lock(self._lock)
 
@@ -167,25 +170,27 @@ class Landing:
             hint = "Another file system is mounted there: load into a directory that has none in it"
         elif error.errno == errno.EEXIST:
             hint = "What stands there is no directory: remove it, or name another path"
-        # Of a rename both are known, and the first is one of ours.
-        return SnapshotError(what, where=error.filename2 or error.filename or self._destination, hint=hint)
+        # A rename has two paths, one of which is ours and tells nobody anything.
+        paths = [path for path in (error.filename2, error.filename) if path and _STAGING_PREFIX not in str(path)]
+        return SnapshotError(what, where=paths[0] if paths else self._destination, hint=hint)
 
     def _put_in_place(self) -> None:
         stale: list[str] = []
-        with _Exchange(f"{self._staging}{_REPLACED}", self._arrival.say) as exchange:
+        with _Exchange(self._folder, self._arrival.say) as exchange:
             if self._arrival.clean:
                 for name in os.listdir(self._destination):
                     if not _is_ours(name):
                         exchange.take_away(os.path.join(self._destination, name))
-            _move_into(self._staging, self._destination, stale, exchange)
+            _move_into(os.path.join(self._folder, _CONTENT), self._destination, stale, exchange)
         if self._arrival.clean:
             return
         if stale and self._arrival.tell_stale and self._destination not in _said and len(_said) < _MAX_SAID:
             _said.add(self._destination)
             names = [os.path.relpath(path, self._destination) for path in sorted(stale)]
             self._arrival.say(
-                f"In {self._destination} {_counted(names)} no part of the checkpoint that was loaded there, and left "
-                "as it was. To have only the checkpoint there, load it with clean=True (on the command line, --clean)"
+                f"In {self._destination} {_counted(names)} no part of the checkpoint that was loaded there. "
+                "Nothing of that was touched. To have only the checkpoint there, load it with clean=True (in a shell: "
+                "--clean)"
             )
 
 
@@ -210,7 +215,7 @@ def make_links(links: Mapping[str, str], staging: str, config: Config, say: Call
 
 
 def _leads_out(path: str, text: str, links: Mapping[str, str]) -> bool:
-    # What comes after an empty text the kernel refuses.
+    # (The kernel refuses to make a link with an empty text.)
     return text.startswith("/") or follow(path, links) is None
 
 
@@ -248,14 +253,14 @@ class _Exchange:
 
     Parameters
     ----------
-    aside : str
-        A new directory, for what has to make room; it is removed at the end.
+    folder : str
+        The load's own directory, in which what has to make room is put, to be removed with it.
     say : callable
         Gets a line on what cannot be taken back.
     """
 
-    def __init__(self, aside: str, say: Callable[[str], None]) -> None:
-        self._aside, self._say = aside, say
+    def __init__(self, folder: str, say: Callable[[str], None]) -> None:
+        self._folder, self._aside, self._say = folder, os.path.join(folder, _REPLACED), say
         #: (where it was, where it is): noted before each is made, so that none is missing here.
         self._done: list[tuple[str, str]] = []
         self._count = 0
@@ -267,7 +272,11 @@ class _Exchange:
     def move(self, old: str, new: str) -> None:
         """Rename something to a name that is free, or is a file's that was ``kept``."""
         self._done.append((old, new))
-        os.rename(old, new)
+        try:
+            os.rename(old, new)
+        except OSError:
+            self._done.pop()
+            raise
 
     def take_away(self, path: str) -> None:
         """Make room."""
@@ -289,18 +298,17 @@ class _Exchange:
         lost = []
         for was, now in reversed(self._done) if kind is not None else ():
             try:
-                os.rename(now, was)
+                if not _is_one_file(now, was):  # It was kept, and never replaced.
+                    os.rename(now, was)
             except FileNotFoundError:
-                continue  # It was the one that failed.
+                continue  # It was about to be moved when something else ended the load.
             except OSError as failed:
                 lost.append(f"{was} ({os_reason(failed)})")
         if lost:
-            self._say(f"A load has failed, and what was there before is in {self._aside}: {'; '.join(lost[:_NAMED])}")
-            return
-        try:
-            remove_tree(self._aside)
-        except OSError as failed:
-            self._say(f"{self._aside}, which a load has replaced, cannot be removed: {os_reason(failed)}")
+            kept = f"{self._folder}-{_REPLACED}"  # Not removed with the load's directory, nor by another load.
+            with contextlib.suppress(OSError):
+                os.rename(self._aside, kept)
+            self._say(f"A load has failed, and what was there before is in {kept}: {'; '.join(lost[:_NAMED])}")
 
 
 def _move_into(source: str, destination: str, stale: list[str], exchange: _Exchange) -> None:
@@ -324,6 +332,10 @@ def _move_into(source: str, destination: str, stale: list[str], exchange: _Excha
             else:
                 exchange.keep(new)
             exchange.move(old, new)
+
+
+def _is_one_file(path: str, other: str) -> bool:
+    return os.path.lexists(other) and os.path.samestat(os.lstat(path), os.lstat(other))
 
 
 def _is_folder(path: str) -> bool:

@@ -92,6 +92,9 @@ def find(role: str, directory: str) -> Iterator[int]:
 
 def is_ours(pid: int, role: str, directory: str) -> bool:
     """Whether a process is one that we have started for this spool: its command line ends as nobody else's does."""
+    # In a PID namespace of its own, with another one's /proc (``unshare --pid``), a number means two processes.
+    if os.readlink("/proc/self") != str(os.getpid()):
+        return False
     words = command_of(pid)
     return words[-1:] == [directory] and _role(words) == role
 

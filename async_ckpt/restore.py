@@ -20,7 +20,7 @@ from .concurrency import for_each
 from .config import Config
 from .errors import CheckpointError, IntegrityError, NotFound
 from .files import copy_content, set_mtime
-from .landing import TAR, Arrival, Landing, make_links
+from .landing import Arrival, Landing, make_links
 from .manifest import MAX_DEPTH, PACKED, FileEntry, Manifest, check_path
 from .snapshot.lending import Lender
 from .source import FileSource, pack_path
@@ -137,7 +137,7 @@ def _inside(entry: Entry, key: str) -> str:
 
 async def _load_tar(store: Store, key: str, manifest: Manifest | None, staging: str, make: _MakeLinks) -> None:
     facts = (manifest.tar if manifest else None) or {}
-    archive = f"{staging}{TAR}"
+    archive = os.path.join(os.path.dirname(staging), "tar")  # The load's own directory.
     try:
         await store.get_file(key, archive, size=facts.get("size"), crc32=facts.get("crc32"))
         extract_tar(archive, staging, make, where=store.url(key))

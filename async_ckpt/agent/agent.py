@@ -54,6 +54,7 @@ from ..spool.journal import (
 from ..spool.spool import Admitted, Spool, is_torn, torn_file
 from ..spool.stored import Inode
 from . import handover
+from .answers import MAX_ERRORS, Answers
 from .backlog import is_short_of_disk, why_full
 from .claims import Claims
 from .deadline import LastCall
@@ -65,6 +66,7 @@ from .owners import Owners
 from .plane import DataPlane, Worker, end_orphans
 from .pulse import Pulse
 from .queue import Job, Queue
+from .reach import Away
 from .remover import Remover
 from .saves import Saves
 from .suspects import Suspects
@@ -73,9 +75,9 @@ from .unchanged import is_settled, recognizable, unchanged
 from .waiting import MAX_QUESTIONS, Waiting
 
 _TICK_S = 0.2
-_MAX_ERRORS = 20
-#: So often something is tried in vain before newer ones are committed without it.
-_MOST_BLOCKED = 3
+#: So often something is tried in vain before newer ones are committed without it; or it shows nothing new for so many
+#: times as long as an answer of the store may take.
+_MOST_BLOCKED, _MOST_SILENT = 3, 2
 _YEAR_S = 365 * 24 * 3600
 
 
@@ -115,11 +117,13 @@ class Agent:
         self._wake_read, self._wake_write = socket.socketpair()
         self._wake_read.setblocking(False)
         self._selector.register(self._wake_read, selectors.EVENT_READ, lambda _: self._on_wake())
+        self._queue = Queue(config.max_uploads)
+        # First of all: nobody is to look into what does not answer.
+        self._away = Away(spool, self._queue, config, self._come_back, self._fail)
         self._journal = Journal(spool.path("journal"), spool.task.attempt, keep=set(spool.ready_ids()))
         self._house = Housekeeping(spool, config, self._journal, self._server, os.getpid() if guarded else 0)
         self._leases = Leases(spool, self._journal, self._server, self._wake, config, guarded=guarded)
         self._remover = Remover(spool, self._wake, self._remember)
-        self._queue = Queue(config.max_uploads)
         self._items: dict[str, Admitted] = {}
         self._plane = DataPlane(
             self._selector, start_worker, config, self._on_worker_message, self._on_worker_death,
@@ -132,12 +136,13 @@ class Agent:
         self._waiting = Waiting(self._answer)
         self._unjournaled: deque[Message] = deque()
         self._throughput = Throughput()
+        self._answers = Answers(self._queue, self._plane, self._throughput, config)
         self._bytes_copied = 0
         #: Of checkpoints under way: which of their files a later one may find unchanged.
         self._inodes: dict[str, dict[str, Inode]] = {}
-        self._errors: deque[str] = deque(maxlen=_MAX_ERRORS)
+        self._errors: deque[str] = deque(maxlen=MAX_ERRORS)
         #: What the user should know of how the store works here.
-        self._notices: deque[str] = deque(maxlen=_MAX_ERRORS)
+        self._notices: deque[str] = deque(maxlen=MAX_ERRORS)
         self._outages = Outages(config.outage_s)
         #: Which checkpoints the task was told are held up, and when it may be told of the next one.
         self._held_up: set[str] = set()
@@ -276,6 +281,9 @@ class Agent:
             if known.state in SETTLED:
                 self._forget(item)
                 continue
+            if not known.uploaded and (why := self._away.take(item)):
+                self._notices.append(why)
+                continue
             if not known.uploaded and (torn := torn_file(item, known.files)):
                 self._queue.admit(item.id, item.order, item.size)
                 self._fail(item.id, f"{torn} was written to, or removed, while nobody guarded the snapshot", lost=item)
@@ -292,8 +300,15 @@ class Agent:
                 else:
                     self._queue.end(identity, FAILED, known.why or "its record vanished from the spool")
 
+    def _come_back(self, item: Admitted) -> None:
+        """Its file system answers again."""
+        self._items[item.id] = item
+        if torn := torn_file(item, self._journal.progress.get(item.id, Progress()).files):
+            self._fail(item.id, f"{torn} was written to, or removed, while nobody could look at it", lost=item)
+
     def _scan(self) -> None:
         """Find what was admitted without a doorbell, and what is missing."""
+        self._away.look(time.monotonic())
         self._look_after_spool()
         for identity in self._spool.ready_ids():
             if identity not in self._queue.jobs:
@@ -544,17 +559,22 @@ class Agent:
 
     def _end_what_hangs(self, now: float) -> None:
         """A disk that is gone never answers: what shows nothing new for longer than any outage may last has failed, so
-        that others have its place.
+        that others have its place. Nobody waits so long for it: newer ones are committed without it long before.
         """
         batch = self._queue.committing[:1]
         under_way = [*self._queue.uploading, *batch]
         self._pulse.keep([job.id for job in under_way])
         for job in under_way:
             limit = max(self._config.outage_s, 2 * self._config.store_deadline_s, self._config.complete_timeout_s)
-            mark = (job.tries, 0 if job in batch else job.sent)
-            if self._pulse.silent_s(job.id, mark, now) > limit:
+            silent_s = self._pulse.silent_s(job.id, (job.tries, 0 if job in batch else job.sent), now)
+            if silent_s > limit:
                 self._plane.tell({"op": "pause", "id": job.id})
                 self._fail(job.id, f"The store has taken nothing of it for {limit:.0f} s, and not said why")
+            elif silent_s > _MOST_SILENT * self._config.answer_timeout_s and not self._last_call.is_near:
+                self._queue.pass_by(job.id)
+                if job in batch:
+                    self._plane.tell({"op": "pause", "id": job.id})
+                    self._try_later(job.id, f"The store has not answered its commit for {silent_s:.0f} s")
 
     def _fail(self, identity: str, why: str, *, lost: Admitted | None = None, refused: bool = False) -> None:
         """A checkpoint will not be committed. Its snapshot stays for a later attempt, unless it is ``lost``: then what
@@ -629,7 +649,9 @@ class Agent:
         if op == "admit" and _is_admit(message, fds):
             # Read even if known: a scan may have found it before its leases came.
             identity = str(message.get("id"))
-            item = self._items.get(identity) or self._admit_by_id(identity)
+            item = self._items.get(identity)
+            if item is None and not self._away.has(identity):
+                item = self._admit_by_id(identity)
             self._leases.take(item, connection, message, fds)
             self._start_work()
             return
@@ -691,8 +713,9 @@ class Agent:
                     self._queue.retry(job.id)
         connection.send({"seq": message.get("seq"), "v": protocol.VERSION, "pid": os.getpid()})
         if message.get("owner"):
-            for why in self._notices:
-                connection.send({"push": "notice", "why": why})
+            notices: list[Message] = [{"push": "notice", "why": why} for why in self._notices]
+            for push in [*notices, *(push for push in self._owners.unheard() if push not in notices)]:
+                connection.send(push)
 
     def _take_access(self, access: Any) -> None:
         """Open the store from now on as a later attempt does: the keys of the one that started this agent may have
@@ -729,46 +752,23 @@ class Agent:
         """What somebody is told who waits; None: not yet. The spool is looked into the ``first`` time only."""
         op = message["op"]
         if op == "flush":
-            return self._flush_answer() if late or not self._queue.pending else None
+            return self._answers.flush() if late or not self._queue.pending else None
         if op == "claim":
             attempt = message.get("attempt")
             return self._claims.answer(attempt if isinstance(attempt, int) else self._owners.attempt, late=late)
         if op == "wait":
             state = self._state(str(message.get("id")), look=first)
             return state if late or state["state"] in FINAL else None
-        why = self._why_full(message)
-        return {"full": why} if late or not why else None
-
-    def _why_full(self, message: Message) -> str:
-        folder = str(message.get("folder"))
-        return why_full(self._queue.pending, self._queue.open_bytes, folder, self._config)
+        return self._answers.room(message, late=late)
 
     def _state(self, identity: str, *, look: bool = True) -> Message:
         if look and identity not in self._queue.jobs:
             self._admit_by_id(identity)
-        job = self._queue.jobs.get(identity)
-        return {"state": job.state, "why": job.why} if job else {"state": None, "why": "unknown to this agent"}
-
-    def _flush_answer(self) -> Message:
-        failed = self._queue.failed()
-        return {
-            "pending": self._queue.pending,
-            "pending_bytes": self._queue.pending_bytes,
-            "bytes_per_s": self._throughput.bytes_per_s(),
-            "why": self._why_waiting(),
-            "failed": [[job.id, job.why] for job in failed[-_MAX_ERRORS:]],
-            "failed_count": len(failed),
-        }
-
-    def _why_waiting(self) -> str:
-        """What holds up the oldest that says so; empty: nothing."""
-        if self._plane.trouble:
-            return f"no uploader can be had: {self._plane.trouble}"
-        return next((f"{job.id}: {job.why}" for job in self._queue.in_line() if job.why), "")
+        return self._answers.state(identity)
 
     def _status(self) -> dict[str, Any]:
         return {
-            **self._flush_answer(),
+            **self._answers.flush(),
             "pid": os.getpid(),
             "worker_pid": self._plane.pid,
             "committed": self._queue.committed,

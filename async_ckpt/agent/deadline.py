@@ -20,17 +20,18 @@ from .pulse import Pulse
 from .queue import Job, Queue
 from .throughput import Throughput
 
-#: Of the time left, so much is planned with: rates vary, and a commit takes its round trips.
+#: The share of the time left in which uploads are planned: rates vary, and a commit takes its round trips.
 _SHARE = 0.8
 
-#: Of the time left, so much may pass before what shows nothing new gives way.
+#: A checkpoint that brings nothing new for this share of the time left gives way to another one.
 _PATIENCE_SHARE = 0.1
-#: One that gets on with less than this share of what was planned is slow for a reason of its own, perhaps.
+#: One that is sent at less than this share of the planned rate may be slow for a reason of its own.
 _LAME_SHARE = 0.25
-#: So many times that for what is sent, and waits for an answer, as it would be sent again; and for what has only begun.
+#: So many times as long is waited for an upload that has only begun, and for one of which all is sent and only the
+#: answer is missing: it would have to be sent again.
 _LONGER = 2
 
-#: So small is one that goes beside the first, of that one or in any case: most of its time are round trips.
+#: What is smaller than this share of the first one, or than so many bytes, goes beside it: it mostly takes round trips.
 _BESIDE_SHARE, _BESIDE_BYTES = 1 / 8, 1 << 20
 
 #: So many of those that wait are named, and so often it is said that another one goes first.
@@ -83,6 +84,10 @@ def _fits(job: Job, bytes_per_s: float, seconds: float) -> bool:
     return job.left <= bytes_per_s * seconds * (1.0 if job.state == UPLOADING else _SHARE)
 
 
+def _words(source: str, seconds: float) -> str:
+    return f"{source}: {seconds:.0f} s are left"
+
+
 class LastCall:
     """Puts first what can still make it, once the end is known; the rest waits for time that is left over. An end that
     is far changes nothing but the order, and so does one that does not come.
@@ -113,7 +118,8 @@ class LastCall:
         self._was_lame = False
         #: What goes first, by id.
         self.first: str | None = None
-        #: Whether the queue is told what goes, and not by itself; what was not said yet of why; how often it was said.
+        #: Whether the queue is told what goes, and not by itself; whose word of the end people have yet to hear of;
+        #: how often they have heard what goes first.
         self._is_on = False
         self._unsaid = ""
         self._told = 0
@@ -156,10 +162,10 @@ class LastCall:
         self._ends[source] = min(until, self._ends.get(source, until))
         if earliest is not None and until >= earliest - 1:
             return
-        self._unsaid, self._told = f"{source}: {seconds:.0f} s are left", 0
+        self._unsaid, self._told = source, 0
         if not self.is_near:
-            how = f"{self._unsaid}; the newest checkpoints go first, and the others beside them while there is time"
-            self._tell({"push": "notice", "why": how})
+            how = "the newest checkpoints go first, and the others beside them while there is time"
+            self._tell({"push": "notice", "why": f"{_words(source, seconds)}; {how}"})
         self.choose_again()
 
     @property
@@ -176,7 +182,7 @@ class LastCall:
         if self.is_near:
             for identity in identities:
                 self._strikes[identity] += 1
-            self.choose_again(why)
+            self._give_way(why)
 
     def choose_again(self, why: str = "") -> None:
         """Something was saved, is in the store, or will not be: is another one to go first now? With ``why``: say so,
@@ -201,7 +207,9 @@ class LastCall:
         if first != self.first:
             self._planned = self._throughput.known
         waiting = [job for job in jobs if job.id not in ids and job.state != UPLOADED]
-        why, self._unsaid = self._unsaid or (why if first != self.first else ""), ""
+        # How much is left now: an end that was far when it became known is near now.
+        why = _words(self._unsaid, left) if self._unsaid else why if first != self.first else ""
+        self._unsaid = ""
         if self.first is not None and waiting and why:
             self._say(why, waiting)
         elif ids and why:
@@ -269,8 +277,12 @@ class LastCall:
     def _strike(self, job: Job, why: str) -> None:
         self._strikes[job.id] += 1
         self._stop(job)
+        self._give_way(f"{job.id} {why}")
+
+    def _give_way(self, why: str) -> None:
+        """Choose again, and say why, also where what goes first is still the same."""
         told = self._told
-        self.choose_again(f"{job.id} {why}")
+        self.choose_again(why)
         if told == self._told < _MOST_TOLD:
             self._told += 1
-            self._tell({"push": "notice", "why": f"{job.id} {why}, and gives way to others, if there are any"})
+            self._tell({"push": "notice", "why": f"{why}, and gives way to others, if there are any"})

@@ -34,7 +34,9 @@ def name_of(listening: socket.socket) -> str:
 
 
 def name_socket(spool: Spool, name: str, pid: int) -> None:
-    """Let others find the agent. Whoever started it does so, and the agent itself: the other may be killed before."""
+    """Let others find the agent. Both the process that starts it and the agent itself do this, as one of them may be
+    killed before it comes to it.
+    """
     if is_named(spool, name):  # The other one was faster.
         return
     write_atomically(spool.path("agent.pid"), b"%d" % pid)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
 
 from ..config import Config
 from ..ipc.protocol import Message
 from ..ipc.server import Connection
 from ..processes import parent_of, process_exists
+
+#: So much is kept for an owner that is not connected yet.
+_MOST_UNHEARD = 20
 
 
 class Owners:
@@ -36,6 +40,8 @@ class Owners:
         self.orphaned = False
         self._drain_until = time.monotonic() + config.drain_timeout_s
         self._grace_until = time.monotonic() + config.reply_timeout_s
+        #: What was to be told while none was connected, though one was to come.
+        self._unheard: deque[Message] = deque(maxlen=_MOST_UNHEARD)
 
     def __len__(self) -> int:
         return len(self._pids)
@@ -54,9 +60,17 @@ class Owners:
         return now >= self._drain_until
 
     def tell(self, push: Message) -> None:
-        """Send something to each."""
+        """Send something to each; while none is connected and one is about to be, it is kept for that one."""
+        if not self._pids and self.are_expected(time.monotonic()):
+            self._unheard.append(push)
         for connection in list(self._pids):  # Sending may end a connection.
             connection.send(push)
+
+    def unheard(self) -> list[Message]:
+        """What nobody has heard, for who has just come; once."""
+        found = list(self._unheard)
+        self._unheard.clear()
+        return found
 
     def come(self, connection: Connection, message: Message) -> bool:
         """One says hello. Returns whether this begins a later attempt."""

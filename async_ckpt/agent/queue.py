@@ -7,10 +7,10 @@ of the queue are committed as one *batch*; there is one batch at a time. One tha
 A *shard*, a rank's part of a collective checkpoint, leaves the line once it is uploaded: it is *gathered*, as long as
 that takes, and holds up nobody.
 
-One that fails again and again, while others do not, is *passed by*: newer ones are committed before it. One with which
-in hand uploaders die is a *suspect*: it is tried when nothing else is left to do, and alone, so that no other is taken
-for the culprit. When time is
-short (``hurry``) nobody waits for older ones: what goes is said from outside.
+One that fails again and again, or hangs, while others do not, is *passed by*: newer ones are committed before it. One
+with which in hand uploaders die is a *suspect*: it is tried when nothing else is left to do, and alone, so that no
+other is taken for the culprit. When time is short (``hurry``) nobody waits for older ones: what goes is said from
+outside.
 """
 
 from __future__ import annotations

@@ -7,6 +7,9 @@ each time, or copies take no time there.
 
 from __future__ import annotations
 
+import contextlib
+import os
+
 from ..files import can_clone
 from ..snapshot.lease import BREAK_TIME_S
 from .habits import Habits, origin_of
@@ -14,6 +17,13 @@ from .pace import Pace
 
 #: So much can be copied away everywhere; that nobody looks up how fast a disk is for each small save. In bytes.
 _ALWAYS_BYTES = 256 << 20
+
+
+def ranks_here() -> int:
+    """How many ranks ``torchrun``, or who tells it likewise, has started on this machine; 1 where nobody tells."""
+    with contextlib.suppress(ValueError):
+        return max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)
+    return 1
 
 
 class SafeLinks:
@@ -25,9 +35,12 @@ class SafeLinks:
         What is captured.
     folder : str
         Where its snapshot is made.
+    savers : int
+        How many processes of this machine save at the same time, each its part: they share the disk.
     """
 
-    def __init__(self, habits: Habits, pace: Pace, source: str, folder: str) -> None:
+    def __init__(self, habits: Habits, pace: Pace, source: str, folder: str, savers: int = 1) -> None:
+        self._savers = savers
         self._habits, self.pace, self._source, self._folder = habits, pace, source, folder
         self._linked = self.copied = 0
         self._clones: bool | None = None
@@ -37,7 +50,7 @@ class SafeLinks:
         self._linked += size
         if (
             self._linked <= _ALWAYS_BYTES
-            or self._linked <= self.pace.safe_bytes
+            or self._linked <= self.pace.safe_bytes // self._savers
             or self._habits.is_new_each_time(origin_of(self._source, path))
         ):
             return True

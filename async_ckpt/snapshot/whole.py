@@ -11,6 +11,7 @@ looking at those that move, and at nothing else, until none of them did for one 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import random
 import resource
@@ -28,6 +29,9 @@ from .base import Captured, FileStrategy
 from .links import failure, refused
 from .stillness import OPEN, Now, OpenFile
 from .walk import Item, walk
+
+#: What the kernel says of a name that is another thing than it was.
+_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 #: Turns in which only what moves is looked at, microseconds each.
 _TURNS = 200
@@ -150,10 +154,10 @@ class _Tree:
                 if not moved and vanished is not None and self._files and not self._alive:
                     time.sleep(self._config.capture_vanished_s)
                     moved = self._settle()
-            except FileNotFoundError as error:
-                if not os.path.exists(self._path):
+            except (OSError, SnapshotError) as error:
+                if not _has_gone(error) or not os.path.exists(self._path):
                     raise
-                # Something was taken away while it was captured: look again what there is.
+                # Something was taken away while it was captured, or replaced: look again what there is.
                 vanished = error if isinstance(error, SnapshotError) else failure(self.at, error)
                 moved, complete = [self.at], False
                 continue
@@ -302,7 +306,9 @@ class _Tree:
             try:
                 if file.look(pack) is not Now.SAME:
                     moved.append(file)
-            except FileNotFoundError:
+            except OSError as error:
+                if not _has_gone(error):
+                    raise
                 self._at = file.item
                 return None
         return moved
@@ -333,6 +339,12 @@ class _Tree:
         if item.kind == stat.S_IFREG:
             return self._files[item.path].status.st_ino
         return self._folders[item.path].status.st_ino if item.kind == stat.S_IFDIR else os.lstat(item.full).st_ino
+
+
+def _has_gone(error: OSError | SnapshotError) -> bool:
+    """Whether something is not what it was when it was listed: gone, a link now, or a file where a folder was."""
+    cause = error.__cause__ if isinstance(error, SnapshotError) else error
+    return isinstance(error, FileNotFoundError) or (isinstance(cause, OSError) and cause.errno in _GONE)
 
 
 def _check_empty(file: OpenFile) -> None:

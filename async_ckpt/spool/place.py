@@ -26,7 +26,7 @@ from ..stores.base import StoreSpec
 from .mounts import kind_of
 from .spool import Spool
 
-_ON_DISK = "/var/tmp"
+_ON_DISK, _LAST = "/var/tmp", "/tmp"
 _IN_MEMORY = ("tmpfs", "ramfs")
 
 #: So many names are tried where others have taken the first ones.
@@ -38,13 +38,13 @@ def bases(temp_dir_root: str | None, config: Config) -> list[str]:
     try:
         usual = tempfile.gettempdir()
     except FileNotFoundError:  # None that can be written to; the error that follows says so of each.
-        usual = "/tmp"
+        usual = _LAST
     # One that cannot be used, or is empty, tempfile has passed over: then nobody has chosen what it found.
     is_chosen = usual == os.path.abspath(os.environ.get("TMPDIR") or "/")
     system = [usual, _ON_DISK] if is_chosen or kind_of(usual) not in _IN_MEMORY else [_ON_DISK, usual]
     # A setting of a pod comes from no shell that knows what ~ is.
     given = [os.path.abspath(os.path.expanduser(base)) for base in (config.spool_dir, temp_dir_root) if base]
-    return list(dict.fromkeys([*given, *system]))
+    return list(dict.fromkeys([*given, *system, _LAST]))
 
 
 def places(temp_dir_root: str | None, config: Config) -> list[list[str]]:

@@ -140,6 +140,8 @@ class Spool:
         #: What was counted last by this object, by counter: a file that is made again must not fall behind it.
         self._counted: dict[str, int] = {}
         self._gone = False
+        #: Annexes whose file system does not answer: nobody looks into them.
+        self.silent: frozenset[str] = frozenset()
         self._start: Start | None = None
         #: Whether a process of this machine has begun this attempt before.
         self._begun_before = False
@@ -681,7 +683,7 @@ class Spool:
     def _annexes(self, directory: str) -> list[str]:
         try:
             with open(os.path.join(directory, "annexes"), "rb") as file:
-                return list(dict.fromkeys(json.loads(line) for line in file))
+                return [annex for annex in dict.fromkeys(json.loads(line) for line in file) if annex not in self.silent]
         except (FileNotFoundError, ValueError):
             return []
 

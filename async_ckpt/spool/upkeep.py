@@ -4,7 +4,7 @@ systemd-tmpfiles, tmpreaper, a cron job with ``find -mtime +10 -delete``, or a p
 away what looks old. So
 
 - ``flock`` is held on the spool's directory and its annexes: systemd-tmpfiles leaves alone what is below such a one;
-- times are set anew now and then, for what goes by age alone;
+- times are set anew now and then, for cleaners that go by age alone;
 - what was removed all the same is made again, from memory: names, counters (never below what was used), records, and
   the journal, which can still be read through its descriptor.
 
@@ -113,7 +113,7 @@ class Upkeep:
             if item.id not in ready:
                 spool.write_record(item)
                 missing.append(f"ready/{item.id}.json")
-        # Last of all: who finds it may count on the rest.
+        # Last of all, for whoever finds this file counts on the rest.
         if "spool.json" in self._content and "spool.json" not in there:
             missing.append("spool.json")
             write_atomically(spool.path("spool.json"), self._content["spool.json"])

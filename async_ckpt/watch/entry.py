@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from . import tree as trees
@@ -12,7 +13,7 @@ from .tree import Fact, Tree, read_members, read_tree
 
 #: What has stood still for so many seconds is captured, to be there when it is gone before it counts as finished; each
 #: time that this was too early, it must stand still for twice as long.
-MOMENT_S = 0.2
+MOMENT_S = 0.1
 
 
 class Look(NamedTuple):
@@ -23,8 +24,11 @@ class Look(NamedTuple):
     tree: Tree
     marker: Fact | None = None
     renamed: bool = False
-    #: Names in its folder, where it is a group of them (see ``group``).
+    #: Names in its folder, where it is a group of them (see ``group``), and small files that go with it.
     members: tuple[str, ...] = ()
+    beside: Mapping[str, bytes] = {}
+    #: A file that must come yet.
+    lacks: str = ""
 
 
 @dataclass
@@ -48,13 +52,16 @@ class Entry:
     saved: Tree | None = None
     #: It lost files since it was saved, and gained nothing.
     leaving: bool = False
-    #: Was there when the watch began, and nothing since says that it was finished.
+    #: Was there when the watch began, or came later with older times, and was not written to since.
     is_old: bool = False
     #: The last that an earlier attempt wrote to, perhaps not to its end.
     is_orphan: bool = False
     #: How often it could not be removed from the disk.
     stuck: int = 0
+    #: As in ``Look``; of what went with it, what was last seen.
     members: tuple[str, ...] = ()
+    beside: dict[str, bytes] = field(default_factory=dict)
+    lacks: str = ""
     #: What was captured of it when it stood still; and for how long it must, in seconds.
     held: Kept | None = None
     moment_s: float = MOMENT_S

@@ -16,9 +16,11 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Callable, Collection
+import sys
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
+from ..agent.backlog import is_short_of_disk
 from ..config import Config
 from ..errors import CheckpointError, os_reason
 from ..files import clone, copy_range, remove_tree, set_mtime
@@ -28,6 +30,9 @@ from .entry import Entry
 from .tree import Fact, Tree, fact_of, inodes, read_tree
 from .writers import open_for_writing
 
+#: How much of each end of a file is compared, in bytes.
+_END_BYTES = 64 << 10
+
 #: Where the file system, or whose the file is, forbids a link.
 _NO_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES)
 
@@ -36,20 +41,40 @@ _NO_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOS
 class Held:
     """An entry as it was at one moment.
 
-    ``path`` is what can be saved in its stead; ``tree`` is how the entry looked, and ``facts`` how ``path`` did. Of its
-    bytes, ``copied`` are the spool's own; ``lasts``: nothing of it is the trainer's.
+    ``path`` is what can be saved in its stead, ``origin`` what its paths were relative to; ``tree`` is how the entry
+    looked, and ``facts`` how ``path`` did. Of its bytes, ``copied`` are the spool's own; ``lasts``: nothing of it is
+    the trainer's. ``beside`` goes with it when it is saved.
     """
 
     folder: str
     path: str
+    origin: str
     tree: Tree
     facts: Tree
     copied: int
     lasts: bool
+    beside: Mapping[str, bytes]
+
+    def goes_on(self) -> bool:
+        """Whether the original has all of it still, and perhaps more: it is written on, and not anew. Of large files,
+        both ends are compared.
+        """
+        files = [path for path, fact in self.facts.items() if fact.kind == stat.S_IFREG]
+        try:
+            return all(_begins_like(_at(self.origin, path), _at(self.path, path)) for path in files)
+        except OSError:
+            return False
+
+    def complete(self) -> None:
+        """Add what goes with it (see ``group``)."""
+        for name, content in self.beside.items():
+            with open(os.path.join(self.path, name), "wb") as file:
+                file.write(content)
 
     def is_intact(self) -> bool:
         """Whether it is what was captured, and nobody is about to write to it."""
-        return read_tree(self.path) == self.facts and not open_for_writing(inodes(self.facts))
+        now = {path: fact for path, fact in read_tree(self.path).items() if path not in self.beside}
+        return now == self.facts and not open_for_writing(inodes(self.facts))
 
     def drop(self) -> None:
         """Give its room back."""
@@ -81,16 +106,20 @@ class Holding:
         self._held: list[Held] = []
         self._said: set[str] = set()
 
-    def hold(self, entry: Entry) -> Held | None:
-        """Hold an entry as it is. None: it cannot be now, and must last until it counts as finished."""
+    def hold(self, entry: Entry, *, early: bool = True) -> Held | None:
+        """Hold an entry as it is. None: it cannot be now, and must last until it counts as finished. ``early``: it does
+        not count yet, and limits hold.
+        """
         why = ""
-        if len(entry.tree) > self._config.watch_hold_files:
+        if early and len(entry.tree) > self._config.watch_hold_files:
             why = f"it has more than {self._config.watch_hold_files} files"
-        elif len(self._held) >= self._config.watch_held:
+        elif early and is_short_of_disk(self._root, self._config):
+            why = "the disk is nearly full"
+        elif early and len(self._held) >= self._config.watch_held:
             why = f"{len(self._held)} others wait"
         else:
             try:
-                held = self._capture(entry)
+                held = self._capture(entry, early=early)
                 self._held.append(held)
                 return held
             except (_Moved, FileNotFoundError):
@@ -101,10 +130,9 @@ class Holding:
                 why = str(error)
         if why not in self._said:
             self._said.add(why)
-            self._report(
-                f"{entry.path} cannot be captured before it counts as finished: {why}. If it is removed or written "
-                "anew before that, it is not saved"
-            )
+            until = " before it counts as finished" if early else ""
+            lost = ". If it is removed or written anew before that, it is not saved" if early else ""
+            self._report(f"{entry.path} cannot be captured{until}: {why}{lost}")
         return None
 
     def keep(self, needed: Collection[Kept]) -> None:
@@ -116,7 +144,7 @@ class Holding:
 
     # -- capturing -------------------------------------------------------------------------------------------------
 
-    def _capture(self, entry: Entry) -> Held:
+    def _capture(self, entry: Entry, *, early: bool) -> Held:
         base = os.path.join(self._root, entry.base)
         folder = self._place(os.path.join(base, next(iter(entry.members), "")).rstrip("/"))
         os.mkdir(folder, 0o700)
@@ -124,16 +152,16 @@ class Holding:
             target = os.path.join(folder, os.path.basename(entry.path))
             if "" not in entry.tree:
                 os.mkdir(target, 0o700)
-            left = self._config.watch_copy_bytes - sum(held.copied for held in self._held)
+            left = self._config.watch_copy_bytes - sum(held.copied for held in self._held) if early else sys.maxsize
             # A name without a number is used again, and perhaps without a new file.
-            is_reused = not any(letter.isdigit() for letter in entry.path)
-            copied = self._rebuild(entry.tree, base, target, left, copying=is_reused and trees.size(entry.tree) <= left)
+            is_reused = early and not any(letter.isdigit() for letter in entry.path)
+            copying = is_reused and trees.size(entry.tree) <= left
+            copied = self._rebuild(entry.tree, base, target, left, copying=copying)
             if entry.read(self._root) != entry.tree:
                 raise _Moved
             files = [path for path, fact in entry.tree.items() if fact.kind == stat.S_IFREG]
-            return Held(
-                folder, target, dict(entry.tree), read_tree(target), sum(copied.values()), len(copied) == len(files)
-            )
+            facts, size, lasts = read_tree(target), sum(copied.values()), len(copied) == len(files)
+            return Held(folder, target, base, dict(entry.tree), facts, size, lasts, entry.beside)
         except BaseException:
             with contextlib.suppress(OSError):
                 remove_tree(folder)
@@ -143,9 +171,7 @@ class Holding:
         """Make the same tree at ``target``. Returns the bytes of each file that was copied."""
         copied: dict[str, int] = {}
         for path in sorted(tree):
-            fact, source, made = tree[path], os.path.join(base, path), os.path.join(target, path)
-            if not path:
-                source, made = base, target
+            fact, source, made = tree[path], _at(base, path), _at(target, path)
             if fact.kind == stat.S_IFDIR:
                 os.mkdir(made, 0o700)
                 os.chmod(made, stat.S_IMODE(os.lstat(source).st_mode) | 0o700)
@@ -161,6 +187,25 @@ class Holding:
             elif fact_of(os.lstat(made)) != fact:
                 raise _Moved
         return copied
+
+
+def _at(base: str, path: str) -> str:
+    return os.path.join(base, path) if path else base
+
+
+def _begins_like(path: str, copy: str) -> bool:
+    """Whether a file begins with the content of another one, as both ends of that tell."""
+    with open(path, "rb", opener=_quietly) as file, open(copy, "rb") as before:
+        end = os.fstat(before.fileno()).st_size
+        for at in {0, max(end - _END_BYTES, 0)}:
+            count = min(_END_BYTES, end - at)
+            if os.pread(file.fileno(), count, at) != os.pread(before.fileno(), count, at):
+                return False
+    return True
+
+
+def _quietly(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOFOLLOW)
 
 
 def _link(source: str, made: str) -> bool:
@@ -181,7 +226,7 @@ def _link_from(link: str, base: str) -> str:
 
 
 def _copy(source: str, made: str, fact: Fact) -> None:
-    fd = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    fd = _quietly(source, os.O_RDONLY | os.O_CLOEXEC)
     try:
         status = os.fstat(fd)
         target = os.open(made, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
 from ..errors import os_reason
 from .entry import Entry, Look
 from .events import Events
+from .group import Group, Grouping, must_come
 from .names import Pattern, ends_a_save
-from .tree import Fact, Tree, read_tree
-from .writers import open_for_writing
+from .options import WatchOptions
+from .tree import Fact, Tree, read_members, read_tree
+from .writers import Inode, open_for_writing
 
 
 class Looking:
@@ -20,20 +22,19 @@ class Looking:
     ----------
     root : str
         The directory.
-    done : str or None
-        The marker's name.
     report : callable
         Hears of what cannot be read, once.
     """
 
-    def __init__(
-        self, root: str, pattern: Pattern, done: str | None, events: Events, report: Callable[[str], None]
-    ) -> None:
-        self._root, self._pattern, self._done = root, pattern, done
+    def __init__(self, root: str, options: WatchOptions, events: Events, report: Callable[[str], None]) -> None:
+        self._root, self._done = root, options.done
+        self._pattern, self._grouping = Pattern(options.pattern), Grouping(options.group)
         self._events, self._report = events, report
         #: By path: why an entry could not be read at the last look.
         self.unreadable: dict[str, str] = {}
         self._trees: dict[str, Tree] = {}
+        #: Who had which file open for writing, when it was last asked.
+        self._writers: dict[Inode, int] = {}
 
     def begin(self) -> frozenset[str]:
         """Events come from now on. Returns what is there already."""
@@ -62,16 +63,36 @@ class Looking:
             self._events.follow(os.path.join(self._root, folder))
         finished = {new for new, old in renames.items() if not self._is_a_match(old) or ends_a_save(old, new)}
         self.unreadable, before = {}, self.unreadable
-        self._trees = {relative: self._read(relative, before) for relative in found}
+        groups = self._groups(found)
+        grouped = {
+            os.path.join(os.path.dirname(path), name) for path, group in groups.items() for name in group.members
+        }
+        alone = {relative: Group(()) for relative in found if relative not in grouped}
+        looks = {}
+        for relative, group in {**alone, **groups}.items():
+            tree = self._read(relative, group.members, before)
+            renamed = not group.members and os.path.join(self._root, relative) in finished
+            lacks = group.lacks or must_come(tree)
+            marker = self._marker(relative, group.members, tree)
+            looks[relative] = Look(tree, marker, renamed, group.members, group.beside, lacks)
+        self._trees = {relative: look.tree for relative, look in looks.items()}
+        return looks
+
+    def _groups(self, found: list[str]) -> dict[str, Group]:
+        """What belongs together, by its path."""
+        matched: dict[str, list[str]] = {}
+        for relative in found:
+            matched.setdefault(os.path.dirname(relative), []).append(os.path.basename(relative))
         return {
-            relative: Look(tree, self._marker(relative, tree), os.path.join(self._root, relative) in finished)
-            for relative, tree in self._trees.items()
+            os.path.join(folder, key): group
+            for folder, names in matched.items()
+            for key, group in self._grouping.arrange(os.path.join(self._root, folder), names).items()
         }
 
-    def _read(self, relative: str, before: Collection[str]) -> Tree:
+    def _read(self, relative: str, members: Sequence[str], before: Collection[str]) -> Tree:
         path = os.path.join(self._root, relative)
         try:
-            return read_tree(path)
+            return read_members(os.path.dirname(path), members) if members else read_tree(path)
         except OSError as error:
             # It alone waits, as it was: the others are looked at.
             self.unreadable[relative] = why = f"{error.filename or path} cannot be read: {os_reason(error)}"
@@ -79,10 +100,10 @@ class Looking:
                 self._report(why)
             return self._trees.get(relative, {})
 
-    def _marker(self, relative: str, tree: Tree) -> Fact | None:
+    def _marker(self, relative: str, members: Sequence[str], tree: Tree) -> Fact | None:
         if self._done is None:
             return None
-        if "" in tree:
+        if "" in tree or members:
             return read_tree(f"{os.path.join(self._root, relative)}.{self._done.lstrip('.')}").get("")
         return tree.get(self._done)
 
@@ -93,8 +114,11 @@ class Looking:
     def open(self, entries: Collection[Entry]) -> set[str]:
         """Paths of those that somebody has open for writing."""
         evidence = {entry.path: entry.evidence for entry in entries}
-        written = open_for_writing(set().union(*evidence.values()))
-        return {path for path, files in evidence.items() if written and files & written}
+        # Whoever had one open has it still, as a rule: to look at all processes takes longer than all the rest.
+        still = open_for_writing(set().union(*evidence.values()), set(self._writers.values())) if self._writers else {}
+        others = {path: files for path, files in evidence.items() if files.isdisjoint(still)}
+        self._writers = {**still, **open_for_writing(set().union(*others.values()))}
+        return {path for path, files in evidence.items() if not files.isdisjoint(self._writers)}
 
     def end(self) -> None:
         """No more events."""

@@ -14,6 +14,7 @@ A pattern that has the word or the dot itself means such names. A folder whose n
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -50,6 +51,7 @@ _EDITORS = re.compile(r"~$|^#.*#$|\.(save|saving)$")
 _MAX_DEPTH = 16
 
 
+@functools.lru_cache(4096)
 def is_temporary(name: str) -> bool:
     """Whether a name says that what bears it is not finished, or is being removed."""
     return bool(_WORD.search(name) or _TEMPFILE.search(name) or _RANDOM.search(name) or _EDITORS.search(name))

@@ -10,6 +10,7 @@ from typing import Any
 from .. import layout, snapshot
 from ..checkpointer import check_storage_format
 from ..errors import UsageError
+from .group import Grouping
 from .names import Pattern
 
 #: From the path of a checkpoint to its metadata, or the name of a JSON file in it (see ``summary``).
@@ -39,11 +40,14 @@ class WatchOptions:
     keep: int | None = None
     #: Whether what is there when the watch begins is saved as well.
     existing: bool = True
+    #: Which files belong together (see ``group``): "auto", a regular expression, or None.
+    group: str | None = "auto"
     storage_format: str = "files"
     snapshot: str = "auto"
 
     def __post_init__(self) -> None:
         Pattern(self.pattern)
+        Grouping(self.group)
         layout.check_name(self.name)
         check_storage_format(self.storage_format)
         snapshot.check_strategy(self.snapshot)

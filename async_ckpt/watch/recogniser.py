@@ -18,16 +18,21 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 from . import tree as trees
-from .departed import Departed, Kept, Verdict, judge, kind_of, lacking, shape_of
+from .departed import Departed, Kept, Other, Verdict, judge, kind_of, lacking, shape_of
 from .entry import MOMENT_S, Entry, Look
+from .group import is_under_way
 from .tree import Tree
 
 #: How many times ``settle`` what looks unfinished must be quiet, and patience may grow to.
 HOLD = 10
+
+#: What is gone waits for so many seconds to be saved, if others are to be held meanwhile.
+_WAITS_S = 2.0
 
 #: What is gone is compared with so many others at most.
 _COMPARED = 64
@@ -81,7 +86,7 @@ class Recogniser:
     def observe(self, looks: Mapping[str, Look], *, old: Collection[str] = ()) -> list[Entry]:
         """Take in one complete look at the directory. Returns the entries that have vanished since the last one.
 
-        ``old``: at the first look, the paths of what was there before the watch began.
+        ``old``: paths of what nobody has written since the watch began.
         """
         gone = {path: entry for path, entry in self.entries.items() if path not in looks}
         for path in gone:
@@ -103,23 +108,34 @@ class Recogniser:
                 entry.order, entry.changed_at, entry.is_old = before.order, before.changed_at, before.is_old
             self.entries[path] = entry
         for path, look in looks.items():
-            self._update(self.entries[path], look)
-        for entry in gone.values():
-            if entry.held is not None and entry.held.tree != entry.saved:
-                self._depart(entry, rewritten=False)
+            self._update(self.entries[path], look, is_old=path in old)
+        grouped = {os.path.join(os.path.dirname(path), name) for path in new for name in looks[path].members}
+        for entry in list(gone.values()):
+            held = entry.held.tree if entry.held is not None else None
+            # What is found in another one now, as a part of it, is not gone.
+            if entry.path in grouped or any(_has_part_of(looks[path].tree, entry.tree) for path in new):
+                del gone[entry.path]
+            elif held and held != entry.saved:
+                self._depart(entry, rewritten=False, together=gone.values())
         return list(gone.values())
 
-    def _depart(self, entry: Entry, *, rewritten: bool) -> None:
+    def _depart(self, entry: Entry, *, rewritten: bool, together: Collection[Entry] = ()) -> None:
         """What is held of it is all that there is."""
         held, entry.held = entry.held, None
         if held is not None and not self._needs_marker:
-            followed = any(e.order > entry.order and trees.has_files(e.tree) for e in self.entries.values())
-            self.departed.append(Departed(entry.path, held, entry.order, followed, rewritten))
+            others = itertools.chain(self.entries.values(), together)
+            followed = any(e.order > entry.order and trees.has_files(e.tree) for e in others)
+            departed = Departed(entry.path, held, entry.order, followed, rewritten, entry.is_old, self._clock())
+            self.departed.append(departed)
 
-    def _update(self, entry: Entry, look: Look) -> None:
-        entry.members = look.members
+    def _update(self, entry: Entry, look: Look, *, is_old: bool) -> None:
+        entry.members, entry.lacks = look.members, look.lacks
+        entry.beside.update(look.beside)
         if look.tree != entry.tree:
             self._changed(entry, look.tree)
+            # What is loaded, or copied, has its old times once it is complete.
+            entry.is_old = is_old
+            entry.is_orphan = entry.is_orphan and is_old
         entry.marker = look.marker
         entry.renamed = entry.renamed or look.renamed
 
@@ -127,7 +143,7 @@ class Recogniser:
         now = self._clock()
         pause = now - entry.changed_at
         if entry.held is not None and not _only_lost(entry.held.tree, tree):
-            rewritten = entry.held.lasts and not _only_gained(entry.held.tree, tree)
+            rewritten = entry.held.lasts and not entry.held.goes_on()
             if rewritten or not _shares_files(entry.held.tree, tree):
                 self._depart(entry, rewritten=True)
                 entry.order = self._next_order()
@@ -147,7 +163,6 @@ class Recogniser:
             else:
                 entry.order = self._next_order()  # Written anew, as a last.ckpt is.
         entry.tree, entry.changed_at, entry.renamed = tree, now, False
-        entry.is_old = entry.is_orphan = False
         entry.open_since = now
 
     def note_open(self, paths: Collection[str]) -> None:
@@ -198,7 +213,7 @@ class Recogniser:
         if entry.renamed and not entry.put_back:
             return "renamed into place"
         lacking = "" if last else self.lacking(entry)
-        unsure = lacking or (not last and self._may_grow(entry))
+        unsure = lacking or (not last and (self._may_grow(entry) or self._is_under_way(entry)))
         if quiet >= (HOLD * self._settle_s if unsure else self.patience_s):
             return f"quiet for {quiet:.0f} s" + (f", although it lacks {lacking}" if lacking else "")
         return ""
@@ -217,6 +232,16 @@ class Recogniser:
         before = self._whole.get(kind_of(entry.path))
         return lacking(entry.tree, before) if before is not None else ""
 
+    def to_ask(self, *, last: bool = False) -> list[Entry]:
+        """Those of which it must be known now whether they are open for writing. ``last``: as for ``finished``."""
+        now = self._clock()
+        return [
+            entry
+            for entry in self.pending()
+            if last or entry.is_open or entry.renamed or entry.marked
+            or now - entry.changed_at >= (self.patience_s if entry.held else min(entry.moment_s, self.patience_s))
+        ]  # fmt: skip
+
     def to_hold(self) -> list[Entry]:
         """What stands still, and should be held now."""
         now = self._clock()
@@ -228,7 +253,13 @@ class Recogniser:
 
     def _may_be_held(self, entry: Entry) -> bool:
         is_begun = entry.is_due and not entry.is_open and bool(trees.size(entry.tree))
-        return is_begun and not self._needs_marker and not entry.put_back and self._may_finish(entry)
+        may_be = is_begun and not self._needs_marker and not entry.put_back and self._may_finish(entry)
+        return may_be and not self._is_under_way(entry)
+
+    def _is_under_way(self, entry: Entry) -> bool:
+        """Whether it has files with names of unfinished ones, which the last of its kind had not."""
+        names = set(map(kind_of, is_under_way(entry.tree)))
+        return bool(names - set(map(kind_of, self._whole.get(kind_of(entry.path), {}))))
 
     def soon_s(self) -> float:
         """After how many seconds there may be something to hold; infinite if there is nothing."""
@@ -245,16 +276,24 @@ class Recogniser:
         """What is held of it is of no use: it must stand still for longer."""
         entry.held, entry.moment_s = None, min(2 * entry.moment_s, max(self.patience_s, MOMENT_S))
 
+    def may_wait(self, departed: Departed) -> bool:
+        """Whether something else is about to be held, which may not last: what is held already does."""
+        return self._clock() - departed.at < _WAITS_S and self.soon_s() <= 2 * MOMENT_S
+
     def judge(self, departed: Departed, *, last: bool = False) -> Verdict:
         """Whether what is gone was a whole checkpoint. ``last``: as for ``finished``."""
         kind, shape = kind_of(departed.path), shape_of(departed.tree)
         before = self._whole.get(kind)
-        others = [] if before is None else [before]
-        for entry in itertools.islice(reversed(self.entries.values()), _COMPARED):
-            stands = entry.held is not None or entry.saved == entry.tree
-            is_alike = kind_of(entry.path) == kind or shape_of(entry.tree) == shape
-            if stands and is_alike and entry.order > departed.order and trees.has_files(entry.tree):
-                others.append(entry.tree)
+        others = [] if before is None else [Other(before, True)]
+        begun = [entry for entry in self.entries.values() if trees.has_files(entry.tree)]
+        newest = max([entry.order for entry in begun] + [other.order for other in self.departed])
+        held = [entry for entry in begun if entry.held is not None or entry.saved == entry.tree]
+        items: list[Entry | Departed] = [*held[-_COMPARED:], *self.departed]
+        for item in items:
+            is_alike = kind_of(item.path) == kind or shape_of(item.tree) == shape
+            if item.order > departed.order and is_alike:
+                is_saved = isinstance(item, Entry) and item.saved == item.tree
+                others.append(Other(item.tree, is_saved or item.order < newest))
         return judge(departed, others, last=last)
 
     def pending(self) -> list[Entry]:
@@ -266,6 +305,8 @@ class Recogniser:
         return [entry for entry in self.entries.values() if entry.is_due and not self._may_finish(entry)]
 
     def _may_finish(self, entry: Entry) -> bool:
+        if entry.lacks:
+            return False
         return entry.is_confirmed or (not entry.is_orphan and (entry.marked or not self._needs_marker))
 
     # -- what became of them ---------------------------------------------------------------------------------------
@@ -298,6 +339,11 @@ class Recogniser:
         """It was taken away, by us."""
         if self.entries.get(entry.path) is entry:
             del self.entries[entry.path]
+
+
+def _has_part_of(after: Tree, before: Tree) -> bool:
+    """Whether a file of ``before`` is there just as it was; its number alone may be another file's by now."""
+    return any(trees.is_file(fact) for fact in set(before.values()) & set(after.values()))
 
 
 def _shares_files(before: Tree, after: Tree) -> bool:

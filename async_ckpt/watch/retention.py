@@ -43,7 +43,7 @@ def retain(root: str, keep: int, recogniser: Recogniser, saving: Saving, report:
             if not saving.is_committed(entry.path):
                 continue
         try:
-            if _take_away(root, entry, report):
+            if take_away(root, entry, report):
                 report(f"{entry.path} is removed from the disk: it is in the store")
                 removed.append(entry)
                 tries -= 1
@@ -55,18 +55,29 @@ def retain(root: str, keep: int, recogniser: Recogniser, saving: Saving, report:
     return removed
 
 
-def _take_away(root: str, entry: Entry, report: Callable[[str], None]) -> bool:
-    """Whether it could be removed just as it was saved."""
-    path, away = os.path.join(root, entry.path), os.path.join(root, REMOVED_PREFIX + secrets.token_hex(8))
+def take_away(root: str, entry: Entry, report: Callable[[str], None]) -> bool:
+    """Remove an entry. False: it is not just as it was saved any more, and stays.
+
+    Raises
+    ------
+    OSError
+        It cannot be removed.
+    """
+    base, away = os.path.join(root, entry.base), os.path.join(root, REMOVED_PREFIX + secrets.token_hex(8))
     with contextlib.suppress(FileNotFoundError):
         # What was saved out of it by itself may still wait for the store in there.
-        if read_tree(path) != entry.saved or annex_in(path):
+        if entry.read(root) != entry.saved or (not entry.members and annex_in(base)):
             return False
         # Renamed first: killed in the middle of it, half a checkpoint would be left under its name.
-        os.rename(path, away)
-        if read_tree(away) != entry.saved:
-            os.rename(away, path)
-            return False
+        if not entry.members:
+            os.rename(base, away)
+            if read_tree(away) != entry.saved:
+                os.rename(away, base)
+                return False
+        else:
+            os.mkdir(away)
+            for name in entry.members:
+                os.rename(os.path.join(base, name), os.path.join(away, name))
         _remove(away, report)
         return True
     return False

@@ -7,19 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from ..config import Config
-from ..errors import BacklogError, CheckpointError, SnapshotError, StoreError
+from ..errors import BacklogError, CheckpointError, SnapshotError, StoreError, os_reason
 from ..metadata import SIZE, Said, plain
-from ..spool.journal import COMMITTED, FAILED, FINAL, SUPERSEDED
+from ..spool.journal import COMMITTED, FINAL
 from . import summary
 from . import tree as trees
-from .departed import Departed
+from .again import WATCHED, Before, mark
+from .departed import Departed, Kept
 from .entry import Entry
 from .options import WatchOptions
 from .tree import Tree, read_tree
 from .writers import open_for_writing
-
-#: The field of a checkpoint's metadata by which it is known again.
-WATCHED = "watched"
 
 #: So many of its own saves a watch knows again when they come back after they were out of sight.
 _MAX_MINE = 100_000
@@ -53,6 +51,8 @@ class Saving:
         The watched directory, absolute.
     config : Config
         Its limits of metadata count.
+    began_ns : int
+        As for ``Watch``.
     clock : callable
         Monotonic seconds.
     report : callable
@@ -66,11 +66,12 @@ class Saving:
         options: WatchOptions,
         config: Config,
         *,
+        began_ns: int,
         clock: Callable[[], float],
         report: Callable[[str], None],
     ) -> None:
         self._saver, self._root, self._options, self._config = saver, root, options, config
-        self._clock, self._report = clock, report
+        self._began_ns, self._clock, self._report = began_ns, clock, report
         self._said = Said(report)
         self.count = 0
         self.is_under_way = False
@@ -84,28 +85,20 @@ class Saving:
         self._ids: dict[str, str] = {}
         #: By identity: the id under which this watch saved it; of the newest.
         self._mine: dict[str, str] = {}
-        #: By identity: whether it is committed. None: the store has not told yet.
-        self._known: dict[str, bool] | None = None
+        #: What the task has saved; None: the store has not told yet.
+        self._before: Before | None = None
 
     # -- what was saved before -------------------------------------------------------------------------------------
 
     def learn(self) -> bool:
         """Ask what this task has saved already. False: the store does not answer now."""
-        if self._known is None:
+        if self._before is None:
             try:
-                listed = self._saver.list()
+                self._before = Before(self._saver.list(), self._root, self._options.name, self._began_ns)
             except CheckpointError as error:
                 self._note("", f"What was saved before cannot be listed: {error}")
                 return False
             self._forgive("")
-            self._known = {
-                str(metadata[WATCHED]): data.get("state") == COMMITTED
-                for data in listed
-                # Other clients keep whatever they were given.
-                if isinstance(metadata := data.get("metadata"), dict)
-                and WATCHED in metadata
-                and data.get("state") not in (FAILED, SUPERSEDED)
-            }
         return True
 
     def was_saved(self, entry: Entry | Departed) -> bool:
@@ -114,10 +107,16 @@ class Saving:
         if identity in self._mine:
             self._ids[entry.path] = self._mine[identity]
             return True
-        committed = (self._known or {}).get(identity)
+        committed = None
+        if self._before is not None:
+            committed = self._before.is_committed(entry.path, entry.tree, came_along=entry.is_old)
         if committed:
             self._ids[entry.path] = ""
         return committed is not None
+
+    def is_outranked(self, entry: Entry | Departed) -> bool:
+        """Whether the task has saved what is newer, or the same."""
+        return entry.is_old and self._before is not None and self._before.outranks(entry.path, entry.tree)
 
     def _identity(self, path: str, tree: Tree) -> str:
         return trees.identity(self._root, path, self._options.name, tree)
@@ -168,16 +167,20 @@ class Saving:
                 entry.was_put_back(self._clock())
             return None
 
-    def save_held(self, departed: Departed, why: str, *, latest: bool) -> bool | None:
-        """Save what is held of an entry that is gone. None: not now; False: it is not what was captured any more."""
-        held = departed.held
+    def save_held(self, relative: str, held: Kept, why: str, *, latest: bool) -> bool | None:
+        """Save what is held of an entry. None: not now; False: it is not what was captured any more."""
 
         def check(now: str) -> None:
             if not held.is_intact():
                 raise _Changed
 
         try:
-            return self._save(held.path, departed.path, held.tree, why, check, latest=latest) or None
+            held.complete()
+        except OSError as error:
+            self._note(relative, f"{relative} is not saved: {os_reason(error)}")
+            return None
+        try:
+            return self._save(held.path, relative, held.tree, why, check, latest=latest) or None
         except _Changed:
             return False
 
@@ -233,7 +236,7 @@ class Saving:
                 extra = extra if isinstance(extra, dict) else {"metadata_from": extra}
         except (Exception, SystemExit) as error:  # The user's function may do anything; the checkpoint is worth more.
             self._report(f"{relative} is saved without metadata_from: {type(error).__name__}: {error}")
-        return {"path": relative, **extra, WATCHED: self._identity(relative, tree)}
+        return {"path": relative, **extra, WATCHED: mark(self._root, relative, self._options.name, tree)}
 
     # -- what went wrong -------------------------------------------------------------------------------------------
 

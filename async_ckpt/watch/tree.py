@@ -89,6 +89,11 @@ def inodes(tree: Tree) -> set[tuple[int, int]]:
     return {(fact.device, fact.inode) for fact in tree.values() if fact.kind == stat.S_IFREG}
 
 
+def is_file(fact: Fact) -> bool:
+    """Whether it is a regular file."""
+    return fact.kind == stat.S_IFREG
+
+
 def has_files(tree: Tree) -> bool:
     """Whether there is anything but folders in it."""
     return any(fact.kind != stat.S_IFDIR for fact in tree.values())

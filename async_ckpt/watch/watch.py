@@ -13,23 +13,26 @@ from ..config import Config
 from ..errors import CheckpointError, WatchError, os_reason
 from ..files import given_path
 from . import retention
+from . import tree as trees
+from .budget import SHORTEST_S, Budget
+from .departed import Departed
 from .entry import Entry
 from .events import Events
 from .held import Holding
 from .looking import Looking
-from .names import Pattern
+from .nothing import Nothing
 from .options import WatchOptions
 from .recogniser import HOLD, Recogniser
 from .saving import Saver, Saving
+from .tree import Tree
 
-#: Looking takes at most this share of a core,
-_SHARE = 0.05
-#: and is done again after so many seconds at least, and at most.
-_SHORTEST_S, _LONGEST_S = 0.02, 5.0
 #: At the end, what goes on being written to is waited for so many seconds, or ten times the quiet time.
 _END_S = 60.0
 
 _SHOWN = 5
+
+#: By how much the clocks of file systems may be behind, in nanoseconds.
+_CLOCKS_NS = 2_000_000_000
 
 #: The thread keeps the limit by itself, in seconds; where a save is under way, it is not waited for as long.
 _MARGIN_S, _SAVING_S = 10.0, 1.0
@@ -72,26 +75,30 @@ class Watch:
         self._recogniser = Recogniser(
             self._settle_s, needs_marker=options.done is not None, clock=time.monotonic, report=self._report
         )
-        self._saving = Saving(saver, self.path, options, config, clock=time.monotonic, report=self._report)
+        self._saving = Saving(
+            saver, self.path, options, config, began_ns=began_ns, clock=time.monotonic, report=self._report
+        )
         self._holding = Holding(self.path, saver.new_held_directory, config, self._report)
         self._wake = threading.Event()
         self._looking = Looking(
             self.path,
-            Pattern(options.pattern),
-            options.done,
+            options,
             Events(wake=self._wake.set, report=self._report),
             self._report,
         )
         self._was_there: bool | None = None
+        #: What was last written before that is none of a trainer's that runs now (wall clock, in nanoseconds).
+        self._since_ns = time.time_ns() - _CLOCKS_NS
         # Now, not when the thread comes to look: what happens from here on is seen.
         self._old = self._looking.begin()
         self._looked = False
+        self._nothing = Nothing(self.path, options, self._report)
         self._trouble = ""
         self._end: tuple[bool, float] | None = None
         self._left = ["the watch ended before its time"]  # Until it has ended in its time.
         self._has_ended = False
         self._knows = False
-        self._cost_s = 0.0
+        self._budget = Budget()
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="async_ckpt-watch", daemon=True)
         self._thread.start()
@@ -158,17 +165,16 @@ class Watch:
         while (end := self._end) is None:
             self._wake.clear()
             self._round(last=False)
-            began = time.monotonic()
             pause = min(self._config.rescan_s, self._settle_s / 4, self._recogniser.soon_s())
-            self._wake.wait(max(pause, _SHORTEST_S))
+            self._wake.wait(max(pause, SHORTEST_S))
             # Thousands of events, or a large directory, are no reason to take the trainer's core.
-            self._ending.wait(max(self._cost_s / _SHARE - (time.monotonic() - began), _SHORTEST_S))
+            self._ending.wait(self._budget.rest_s())
         complete, deadline = end
         give_up = min(time.monotonic() + max(_END_S, HOLD * self._settle_s), deadline)
         self._saving.try_all_again()
         self._round(last=complete)
         while complete and self._is_worth_waiting(give_up, deadline):
-            time.sleep(max(min(self._cost_s / _SHARE, self._config.rescan_s), _SHORTEST_S))
+            time.sleep(min(self._budget.rest_s(), self._config.rescan_s))
             self._round(last=True)
         pending, before = [], self._saving.count
         if not self._was_there:  # It has gone, and all that was in it.
@@ -178,14 +184,16 @@ class Watch:
         if self._saving.count - before < len(pending):
             self._trouble = f"{self.path} has vanished"
         self._left = self._leftovers(complete)
+        if self._looked and not self._saving.count:
+            self._nothing.end(self._recogniser.entries.values())
         self._holding.keep(())
         self._looking.end()
 
     def _round(self, *, last: bool) -> None:
         try:
             began = time.thread_time()
-            is_there = self._look()
-            self._cost_s = min(time.thread_time() - began, _LONGEST_S * _SHARE)
+            is_there = self._look(last)
+            self._budget.spend(time.thread_time() - began)
             if is_there:
                 self._know_again(last)
                 self._hold()
@@ -201,7 +209,7 @@ class Watch:
                 self._report(f"not all could be looked at: {reason}")
             self._trouble = reason
 
-    def _look(self) -> bool:
+    def _look(self, last: bool) -> bool:
         """Take in what is there. False: nothing is."""
         looks = self._looking.look()
         if looks is None:
@@ -213,7 +221,7 @@ class Watch:
         if was_there is False:
             self._report(f"{self.path} is there{' again' if self._looked else ''}")
         first, self._looked = not self._looked, True
-        gone = self._recogniser.observe(looks, old=self._old if first else ())
+        gone = self._recogniser.observe(looks, old={p for p in looks if self._is_old(p, looks[p].tree, first)})
         waiting = {departed.path for departed in self._recogniser.departed}
         for entry in gone:
             if entry.is_due and entry.path not in waiting:
@@ -221,8 +229,13 @@ class Watch:
             self._saving.forget(entry.path)
         if first:
             self._begin()
-        self._recogniser.note_open(self._looking.open(self._recogniser.pending()))
+        self._nothing.look(looks)
+        self._recogniser.note_open(self._looking.open(self._recogniser.to_ask(last=last)))
         return True
+
+    def _is_old(self, path: str, tree: Tree, first: bool) -> bool:
+        """Whether it was there before, or was brought here as it was: a load, or a copy, may give back its times."""
+        return (first and path in self._old) or (trees.has_files(tree) and trees.newest_ns(tree) < self._since_ns)
 
     def _begin(self) -> None:
         retention.remove_leftovers(self.path, self._report)
@@ -249,17 +262,24 @@ class Watch:
     def _save_departed(self, *, last: bool = False) -> None:
         """Save what was finished, as its end tells, and say what was not."""
         for departed in list(self._recogniser.departed):
+            if not last and self._recogniser.may_wait(departed):
+                continue
             verdict = self._recogniser.judge(departed, last=last)
             saved: bool | None = verdict.whole
             if saved and not self._saving.was_saved(departed):
                 if not self._saving.may_try(departed.path) or self._is_too_late():
                     continue
-                saved = self._saving.save_held(departed, verdict.why, latest=self._recogniser.is_newest(departed))
+                saved = self._saving.save_held(
+                    departed.path, departed.held, verdict.why, latest=self._is_newest(departed)
+                )
             if saved is None and (not last or departed.path in self._saving.errors):
                 continue
             self._recogniser.departed.remove(departed)
             if saved:
                 self._recogniser.note_published(departed)
+                if not last:
+                    self._wake.set()  # What comes meanwhile may not last: look before the next one is saved.
+                    return
             else:
                 why = "it was written to" if verdict.whole else verdict.why
                 self._report(f"{departed.path} has gone before it was saved: {why}")
@@ -275,12 +295,30 @@ class Watch:
             if self._saving.was_saved(entry):  # It was out of sight for a while.
                 self._recogniser.note_saved(entry, entry.tree)
                 continue
-            latest = self._recogniser.is_newest(entry)
-            if (tree := self._saving.save(entry, why, latest=latest)) is not None:
+            latest = self._is_newest(entry)
+            save = self._save_group if entry.members else self._saving.save
+            if (tree := save(entry, why, latest=latest)) is not None:
                 self._recogniser.note_saved(entry, tree)
                 entry.held = None
                 if self._options.move:
+                    if entry.members:
+                        retention.take_away(self.path, entry, self._report)
                     self._forget(entry)
+
+    def _is_newest(self, entry: Entry | Departed) -> bool:
+        """Whether a retry should begin with it."""
+        return self._recogniser.is_newest(entry) and not self._saving.is_outranked(entry)
+
+    def _save_group(self, entry: Entry, why: str, *, latest: bool) -> Tree | None:
+        """Save files that belong together: as no directory has them alone, as they are held."""
+        if entry.held is None or entry.held.tree != entry.tree:
+            entry.held = self._holding.hold(entry, early=False)
+        if entry.held is None:
+            return None
+        saved = self._saving.save_held(entry.path, entry.held, why, latest=latest)
+        if saved is False:
+            self._recogniser.was_held_too_early(entry)
+        return entry.tree if saved else None
 
     def _may_be_saved(self, entry: Entry) -> bool:
         return self._saving.may_try(entry.path) and (self._knows or not entry.is_old)
@@ -344,6 +382,8 @@ class Watch:
             return f"{entry.path} is open for writing"
         if self._options.done is not None and not entry.marked:
             return f"{entry.path} has no {self._options.done}"
+        if entry.lacks:
+            return f"{entry.path} lacks {entry.lacks}"
         if entry.is_orphan:
             return f"{entry.path} was left by an earlier attempt, perhaps half-written"
         if lacking := self._recogniser.lacking(entry):

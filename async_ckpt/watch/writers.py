@@ -14,24 +14,25 @@ from collections.abc import Collection
 Inode = tuple[int, int]
 
 
-def open_for_writing(files: Collection[Inode]) -> set[Inode]:
+def open_for_writing(files: Collection[Inode], pids: Collection[int] | None = None) -> dict[Inode, int]:
     """Those of the files, (device, inode), that a process of this user on this machine has open for writing, or mapped
-    so that it writes through memory.
+    so that it writes through memory; with one such process each.
 
     Processes whose descriptors may not be read (other users', unless this is root; other containers') are not seen.
+    ``pids``: only these are looked at.
     """
-    wanted, found = set(files), set[Inode]()
+    wanted, found = set(files), dict[Inode, int]()
     if not wanted:
         return found
-    for pid in filter(str.isdecimal, os.listdir("/proc")):
+    for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))) if pids is None else pids:
         with contextlib.suppress(OSError):  # It ended, or is not ours to look into.
             for number in os.listdir(f"/proc/{pid}/fd"):
                 with contextlib.suppress(OSError):
                     status = os.stat(f"/proc/{pid}/fd/{number}")
                     inode = (status.st_dev, status.st_ino)
                     if inode in wanted and inode not in found and _is_writable(f"/proc/{pid}/fdinfo/{number}"):
-                        found.add(inode)
-            found |= _mapped(f"/proc/{pid}/maps") & wanted
+                        found[inode] = pid
+            found |= dict.fromkeys(_mapped(f"/proc/{pid}/maps") & wanted, pid)
     return found
 
 
@@ -47,13 +48,16 @@ def _is_writable(fdinfo: str) -> bool:
 def _mapped(maps: str) -> set[Inode]:
     """Files that are mapped shared and writable: such a mapping outlives the descriptor.
 
-    On overlay file systems and btrfs the kernel names other devices here than stat does: there it is not seen.
+    On overlay file systems and btrfs the kernel names other devices here than stat does: so the path is asked as well.
     """
     found = set()
-    with open(maps, encoding="utf-8", errors="replace") as file:
+    with open(maps, encoding="utf-8", errors="surrogateescape") as file:
         for line in file:
-            fields = line.split(None, 5)
+            fields = line.rstrip("\n").split(None, 5)
             if fields[1].startswith("rw") and fields[1].endswith("s") and fields[4] != "0":
                 major, minor = (int(part, 16) for part in fields[3].split(":"))
                 found.add((os.makedev(major, minor), int(fields[4])))
+                with contextlib.suppress(OSError, IndexError):
+                    status = os.stat(fields[5])
+                    found.add((status.st_dev, status.st_ino))
     return found

@@ -131,6 +131,9 @@ PREEMPTIONS = "Seconds are left, checkpoints wait, and some of them cannot be st
 SOAK = "A save a second by three writers, to S3; medians of a sixth of the samples."
 WATCH = """A script that knows nothing of us writes `checkpoint-N/` directories at random speeds; a watch saves what
 is finished, and every checkpoint in the store is compared with what the script writes."""
+FRAMEWORKS = """Real trainers of eight kinds, unchanged, each keeping its newest two checkpoints and writing one a
+second; watched with the default settings."""
+FRAMEWORKS_KILLED = "The same, each killed at a random moment; a second attempt goes on from what is there."
 FUZZ = """Intruders at the agent's socket while a task saves; and at the loader manifests, tars, listings, references
 and metadata that anybody may have written."""
 MODEL = """A Hypothesis state machine: a task, its agent, its uploader, spool and store, turn by turn, killed at
@@ -193,6 +196,8 @@ SECTIONS: tuple[tuple[str, str, str, Render, Judge | None], ...] = (
     ("soak", "An hour of saves", SOAK, table, None),
     ("watch", "An unmodified trainer, watched", WATCH, table, None),
     ("watch_s3", "An unmodified trainer, watched, to S3", "The same, to rclone's server.", table, None),
+    ("watch_frameworks", "Training frameworks, watched", FRAMEWORKS, table, None),
+    ("watch_frameworks_killed", "Training frameworks that are killed, watched", FRAMEWORKS_KILLED, table, None),
     ("fuzz", "Hostile frames and checkpoints", FUZZ, table, None),
     ("model", "Random lives against a model", MODEL, table, None),
     ("signals", "Handlers of signals that come at any moment", SIGNALS, table, None),

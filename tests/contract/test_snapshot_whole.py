@@ -242,6 +242,46 @@ def test_a_directory_that_is_swapped_by_renaming_is_captured_from_one_of_the_two
     assert {found[name][1] for name in ("a", "b", "inner/c")} == {b"next" * BIG}
 
 
+@pytest.mark.parametrize("kept_open", [True, False])
+@pytest.mark.parametrize("after", [1, 2])
+def test_a_file_that_becomes_a_link_is_captured_as_that(
+    source: Path, monkeypatch: pytest.MonkeyPatch, after: int, kept_open: bool
+) -> None:
+    """After it was listed, and before it is captured or after."""
+    if not kept_open:
+        monkeypatch.setattr(whole, "_MAX_OPEN", 0)
+    for name in ("a", "b"):
+        (source / name).write_bytes(b"x" * SMALL)
+    first, second = (entry.name for entry in os.scandir(source))
+
+    def replaced() -> None:
+        (source / second).unlink()
+        (source / second).symlink_to(first)
+
+    found, _ = capture(source, {after: replaced})
+    assert found[second] == ("link", first)
+    assert found[first][1] == b"x" * SMALL
+
+
+def test_a_folder_that_becomes_a_file_is_captured_as_that(source: Path) -> None:
+    (source / "a").write_bytes(b"x" * SMALL)
+    (source / "folder/inner").mkdir(parents=True)
+    (source / "folder/inner/b").write_bytes(b"y" * SMALL)
+
+    def replaced() -> None:
+        shutil.rmtree(source / "folder")
+        (source / "folder").write_bytes(b"z" * SMALL)
+
+    for after in (1, 2):
+        found, _ = capture(source, {after: replaced}, Config(capture_vanished_s=0.01))
+        assert {name: content[1] for name, content in found.items()} == {"a": b"x" * SMALL, "folder": b"z" * SMALL}
+        shutil.rmtree(source.parent / "snapshot")
+        (source.parent / "snapshot.pack").unlink()
+        (source / "folder").unlink()
+        (source / "folder/inner").mkdir(parents=True)
+        (source / "folder/inner/b").write_bytes(b"y" * SMALL)
+
+
 @pytest.mark.parametrize("inside", [True, False])
 def test_a_link_that_is_set_anew_is_captured_as_one_of_the_two(source: Path, inside: bool) -> None:
     """Above what is saved, or in it."""

@@ -99,7 +99,7 @@ def test_the_agent_drains_after_its_task_was_killed_and_removes_the_spool(task: 
     wait_until(lambda: not task.spool_exists(), "the agent has drained and removed the spool")
     assert task.committed_versions() == list(range(5))
     wait_until(lambda: not task.processes(), "the agent is gone")
-    assert os.listdir(task.root) == []
+    assert set(os.listdir(task.root)) <= {"habits", "pace"}, "what was learned of this disk stays, and nothing else"
 
 
 def test_the_next_attempt_uploads_what_task_and_agent_left_when_both_were_killed(task: Task) -> None:

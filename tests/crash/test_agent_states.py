@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from async_ckpt.errors import FlushError, SpoolError
 
-from ..support.agents import Task, agent_pid, close_and_kill, is_alive, kill, wait_until
-from ..support.scenes import assert_all_in_order, save
+from ..support.agents import Task, agent_pid, close_and_kill, content, is_alive, kill, wait_until
+from ..support.scenes import BIG, assert_all_in_order, save
 
 #: Short, but long enough for a busy machine to let an agent's thread run once.
 HUNG_S = 2
@@ -195,3 +198,45 @@ def test_a_subprocess_whose_task_has_ended_does_not_wait_for_an_agent(task: Task
     wait_until(lambda: not task.spool_exists(), "the agent has taken the spool away")
     with pytest.raises(SpoolError, match="has ended"):
         other.flush(3600)
+
+
+@pytest.mark.long
+def test_a_file_system_that_does_not_answer_holds_up_only_what_lies_there(
+    task: Task, on_filesystem: Callable[[str], Path]
+) -> None:
+    """A network disk that is gone: whoever looks there does not come back, the agent as the one after it."""
+    folder = on_filesystem("fuse")
+    task.set(hung_s=HUNG_S, reply_timeout_s=1)
+    server = _server_of(folder)
+    gate = task.gate()
+    gate.hold("there")
+    lines: list[str] = []
+    checkpointer = task.start(report=lines.append)
+    (folder / "work").mkdir()
+    (folder / "work" / "there").write_bytes(content(0, BIG))
+    checkpointer.save(folder / "work")
+    assert checkpointer.spool.annexes()
+    checkpointer.status()
+    kill(server, signal.SIGSTOP)
+    try:
+        (task.work / "here").write_bytes(content(1, BIG))
+        checkpointer.save(task.work)
+        wait_until(lambda: task.committed_versions() == [1], "what lies elsewhere is stored")
+        with pytest.raises(FlushError, match="does not answer"):
+            checkpointer.flush(0)
+    finally:
+        kill(server, signal.SIGCONT)
+    gate.open("there")
+    checkpointer.flush(60)
+    assert task.committed_versions() == [0, 1]
+    assert len([line for line in lines if "does not answer: what lies there" in line]) == 1
+
+
+def _server_of(folder: Path) -> int:
+    """The process that answers for a FUSE mount."""
+    for name in filter(str.isdecimal, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            words = [os.fsdecode(word) for word in Path(f"/proc/{name}/cmdline").read_bytes().split(b"\0")]
+            if words[0].endswith("bindfs") and any(str(folder).startswith(word) for word in words[1:] if word):
+                return int(name)
+    raise AssertionError("nobody serves the mount")

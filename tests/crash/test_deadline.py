@@ -82,6 +82,23 @@ def test_the_newest_goes_first_and_the_rest_follows_while_there_is_time(task: Ta
         assert left == [[]]
 
 
+def test_people_hear_it_also_from_an_agent_that_was_started_again_meanwhile(task: Task, gate: Gate) -> None:
+    notice = task.base / "notice"
+    task.set(spot_notice_file=notice, max_uploads=1)
+    said: list[str] = []
+    checkpointer = task.start(report=said.append)
+    save_all(checkpointer, task, side_by_side=1)
+    when = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(seconds=300)
+    notice.write_text(when.strftime("%Y-%m-%dT%H:%M:%SZ"))
+    for count in (1, 2, 3):
+        told = f"{count} agents have said it"
+        wait_until(lambda count=count: sum("the notice of the machine's end: " in line for line in said) == count, told)
+        kill(agent_pid(checkpointer))
+        checkpointer.status()  # Starts another one.
+    gate.open("weights")
+    checkpointer.flush(60)
+
+
 def test_the_task_hears_what_did_not_make_it(task: Task, gate: Gate) -> None:
     checkpointer = task.start()
     save_all(checkpointer, task)

@@ -14,7 +14,7 @@ import pytest
 
 from async_ckpt import catalog, restore
 from async_ckpt.config import CHUNK_BYTES, Config
-from async_ckpt.spool.journal import UPLOADED
+from async_ckpt.spool.journal import COMMITTED, UPLOADED
 from async_ckpt.stores import _backoff, open_store
 from async_ckpt.stores.base import StoreSpec
 
@@ -134,30 +134,62 @@ def test_an_outage_keeps_no_save_waiting_and_loses_none(on_s3: Task, proxy: Prox
     assert_stored(past(on_s3.store, rclone_server), on_s3.base / "past", sizes)
 
 
-def test_what_is_committed_is_known_to_be_though_the_next_commit_is_never_answered(task: Task) -> None:
+@pytest.fixture
+def on_faulty_s3(task: Task) -> Iterator[FaultServer]:
+    with FaultServer(MemoryS3()) as server:
+        parameters = dict(S3Server(server.url, 0).client_params)
+        task.store = StoreSpec("s3", f"s3://{BUCKET}/root", {"client_params": parameters})
+        yield server
+        task.close()
+
+
+def test_what_is_committed_is_known_to_be_though_the_next_commit_is_never_answered(
+    task: Task, on_faulty_s3: FaultServer
+) -> None:
     may_begin, is_hanging, may_end = threading.Event(), threading.Event(), threading.Event()
 
     def inject(turn: Turn) -> bool:
         if turn.request.method == "PUT" and TASK.task_folder in turn.request.key:
-            if turn.request.key.endswith("0.mfchckpt.0.metadata"):
+            if turn.request.key.endswith("/0.mfchckpt.0.metadata"):
                 may_begin.wait(60)  # The others get into one batch meanwhile.
-            elif turn.request.key.endswith("0.mfchckpt.3.metadata"):
+            elif turn.request.key.endswith("/0.mfchckpt.3.metadata"):
                 is_hanging.set()
                 may_end.wait(60)
         turn.serve()
         return True
 
-    with FaultServer(MemoryS3()) as server:
-        server.inject = inject
-        parameters = dict(S3Server(server.url, 0).client_params)
-        task.store = StoreSpec("s3", f"s3://{BUCKET}/root", {"client_params": parameters})
-        checkpointer = task.start()
-        references = [save(checkpointer, task, number) for number in range(5)]
-        wait_until(lambda: {r.state for r in references[1:]} == {UPLOADED}, "all others are uploaded")
-        may_begin.set()
-        assert is_hanging.wait(60)
-        for reference in references[:3]:
-            reference.wait(30)
-        assert references[3].state == UPLOADED
-        may_end.set()
-        checkpointer.flush(60)
+    on_faulty_s3.inject = inject
+    checkpointer = task.start()
+    references = [save(checkpointer, task, number) for number in range(5)]
+    wait_until(lambda: {r.state for r in references[1:]} == {UPLOADED}, "all others are uploaded")
+    may_begin.set()
+    assert is_hanging.wait(60)
+    for reference in references[:3]:
+        reference.wait(30)
+    assert references[3].state == UPLOADED
+    may_end.set()
+    checkpointer.flush(60)
+
+
+@pytest.mark.parametrize("what", ["upload", "commit"])
+def test_newer_ones_are_committed_though_one_is_never_answered(
+    task: Task, on_faulty_s3: FaultServer, what: str
+) -> None:
+    task.set(answer_timeout_s=2)
+    may_end = threading.Event()
+    hangs = {"upload": ".0.mfchckpt.1/weights", "commit": f"{TASK.task_folder}/0.mfchckpt.1.metadata"}[what]
+
+    def inject(turn: Turn) -> bool:
+        if turn.request.method == "PUT" and turn.request.key.endswith(hangs):
+            may_end.wait(100)
+        turn.serve()
+        return True
+
+    on_faulty_s3.inject = inject
+    checkpointer = task.start()
+    references = [save(checkpointer, task, number) for number in range(4)]
+    for reference in (references[0], *references[2:]):
+        reference.wait(60)
+    assert references[1].state != COMMITTED
+    may_end.set()
+    checkpointer.flush(60)

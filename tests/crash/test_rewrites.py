@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -31,6 +34,32 @@ def test_every_checkpoint_is_what_was_there_at_its_save(task: Task, filesystem: 
     assert [tally.failed for tally in tallies if tally.failed] == []
     assert sum(tally.committed for tally in tallies) == 2 * len(WAYS)
     assert rewriting.kills == (2 if mode == "killed" else 0)
+
+
+def test_a_writer_that_does_not_wait_is_told_so_and_gets_in_once_the_file_was_copied(
+    task: Task, on_filesystem: Callable[[str], Path]
+) -> None:
+    task.move_to(on_filesystem("tmpfs"))
+    gate = task.gate()
+    gate.hold("weights")
+    checkpointer, path = task.start(), task.work / "weights"
+    path.write_bytes(content(0, MIB))
+    saved = checkpointer.save(task.work)
+
+    def rewritten() -> bool:
+        with contextlib.suppress(BlockingIOError):
+            fd = os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_NONBLOCK)
+            os.write(fd, content(1, MIB))
+            os.close(fd)
+            return True
+        return False
+
+    assert not rewritten()
+    assert path.read_bytes() == content(0, MIB)
+    wait_until(rewritten, "the agent has copied it away")
+    gate.open_all()
+    checkpointer.flush(60)
+    assert task.stored(saved, "weights").read_bytes() == content(0, MIB)
 
 
 def test_the_proof_notices_a_torn_file(task: Task) -> None:

@@ -20,6 +20,15 @@ FRAMEWORKS = (
     "xgboost-cpu==3.2.0",
 )  # fmt: skip
 
+#: For what is watched only (see stress.watch_frameworks).
+MORE_FRAMEWORKS = ("orbax-checkpoint==0.12.8", "jax==0.10.2", "tensorflow-cpu==2.21.0")
+
+
+def find_or_make_frameworks() -> str:
+    """The interpreter of an environment with all frameworks, and nothing of ours."""
+    given = os.environ.get("ASYNC_CKPT_FRAMEWORKS_VENV")
+    return _python(Path(given) if given else find_or_make(".venv-frameworks-all", (*FRAMEWORKS, *MORE_FRAMEWORKS)))
+
 
 def find_or_make_incumbent() -> str:
     """The interpreter of an environment with metaflow-checkpoint alone, and the frameworks."""

@@ -9,6 +9,7 @@ when it returned, say how old and how new it may be.
 from __future__ import annotations
 
 import ctypes
+import itertools
 import mmap
 import os
 import subprocess
@@ -85,6 +86,14 @@ class Mapping:
     def write(self, data: bytes, offset: int) -> None:
         ctypes.memmove(self._at + offset, data, len(data))
 
+    def write_words(self, number: int, count: int, offset: int) -> None:
+        """Write a number ``count`` times, one after the other: the C library copies the first and the last bytes of a
+        block at any time.
+        """
+        words = (ctypes.c_uint64 * count).from_address(self._at + offset)
+        for index in range(count):
+            words[index] = number
+
     def close(self) -> None:
         _libc.munmap(self._at, self._size)
 
@@ -149,7 +158,7 @@ class Writer:
             if self._way == "open":
                 os.pwrite(self._keep(path, size), _words(number, _PIECE), offset)
             else:
-                self._keep(path, size).write(_words(number, _PIECE), offset)
+                self._keep(path, size).write_words(number, _PIECE // 8, offset)
             if begun is not None:
                 begun.set()
 
@@ -260,7 +269,8 @@ def judge(found: dict[str, bytes], way: str, complete: int, begun: int) -> str:
             short, newest = True, numbers[0] if numbers else 0
     downwards = sorted(set(numbers), reverse=True)
     if numbers != sorted(numbers, reverse=True) or downwards[0] - downwards[-1] > 1:
-        return f"it is of several moments: {[numbers[at] for at in range(0, len(numbers), 512)]}"
+        runs = [(number, len(list(same))) for number, same in itertools.groupby(numbers)]
+        return f"it is of several moments: {runs[:20]}"
     if downwards[-1] < complete or downwards[0] > begun:
         return f"it is of generation {downwards[-1]} to {downwards[0]}, saved between {complete} and {begun}"
     return ""

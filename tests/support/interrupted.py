@@ -28,6 +28,7 @@ from async_ckpt.checkpointer import Checkpointer
 from async_ckpt.config import Config
 from async_ckpt.errors import CheckpointError
 from async_ckpt.stores.base import StoreSpec
+from tests.support import signals
 from tests.support.agents import TASK
 
 #: Sizes in bytes of a checkpoint's files: one is packed, one linked.
@@ -200,5 +201,6 @@ def why_torn(folder: str, number: int | None = None) -> str | None:
 
 
 if __name__ == "__main__":
+    signals.reset()  # Started in a shell's background, it would never get some of them.
     faulthandler.enable()  # For who asks where it hangs: by a SIGABRT.
     Interrupted(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])).run()

@@ -37,6 +37,9 @@ _ON_TOP = 0.3
 #: Of the kind of a hang: that a task does nothing for so many seconds, where each thing it does has a shorter limit.
 _HUNG_S = 2 * LIMIT_S
 
+#: After so many seconds one that was told to end is told so again.
+_AGAIN_S = 5.0
+
 
 class Hung(Exception):
     """A task does nothing any more."""
@@ -87,12 +90,14 @@ def _live(task: subprocess.Popen[bytes], signals: int, chance: random.Random, fi
             _wait(task, figures)
         time.sleep(chance.uniform(*_PAUSES_S))
     end = time.monotonic() + _HUNG_S
+    again = 0.0
+    figures["signals"] += 1
     while task.poll() is None:
-        if time.monotonic() > end:
+        if (now := time.monotonic()) > end:
             raise Hung("it does not end")
-        # Again: its handler may be interrupted in its first instruction, by one that raises.
-        task.send_signal(signal.SIGTERM)
-        figures["signals"] += 1
+        if now > again:  # Its handler may be interrupted in its first instruction, by one that raises.
+            task.send_signal(signal.SIGTERM)
+            again = now + _AGAIN_S
         _wait(task, figures)
 
 

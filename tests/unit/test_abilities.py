@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
 import socket
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -73,24 +74,38 @@ def make(*bases: Path) -> tuple[str, list[str]]:
     return os.path.dirname(os.path.dirname(spool.directory)), said
 
 
-def test_a_mount_that_really_cannot_rename_is_no_place_for_a_spool(tmp_path: Path) -> None:
+@contextlib.contextmanager
+def mounted(tmp_path: Path, *options: str) -> Iterator[Path]:
+    """A FUSE mount with something in its way."""
     if reason := why_not("fuse"):
         pytest.skip(reason)
-    for name in ("source", "mounted", "disk"):
+    for name in ("source", "mounted"):
         (tmp_path / name).mkdir()
-    command = ["bindfs", "--rename-deny", str(tmp_path / "source"), str(tmp_path / "mounted")]
+    command = ["bindfs", *options, str(tmp_path / "source"), str(tmp_path / "mounted")]
     if subprocess.run(command, check=False, capture_output=True).returncode:
         pytest.skip("this machine refuses FUSE mounts")
     try:
-        chosen, said = make(tmp_path / "mounted", tmp_path / "disk")
+        yield tmp_path / "mounted"
+    finally:
+        subprocess.run(["umount", str(tmp_path / "mounted")], check=True)
+
+
+def test_a_mount_that_really_cannot_rename_is_no_place_for_a_spool(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    with mounted(tmp_path, "--rename-deny") as place:
+        chosen, said = make(place, tmp_path / "disk")
         assert chosen == str(tmp_path / "disk")
         (line,) = said
         assert "cannot be where it should be" in line
         assert "its file system (FUSE) cannot replace files by renaming" in line
         with pytest.raises(SpoolError, match="cannot replace files by renaming"):
-            make(tmp_path / "mounted")
-    finally:
-        subprocess.run(["umount", str(tmp_path / "mounted")], check=True)
+            make(place)
+
+
+def test_a_mount_that_lets_others_read_everything_is_named(tmp_path: Path) -> None:
+    with mounted(tmp_path, "--perms=go+rX", "--chmod-ignore") as place:
+        _, said = make(place)
+    assert [line for line in said if "Other users of this machine may read what is saved" in line]
 
 
 @pytest.mark.parametrize(("kind", "what"), [("overlay", "overlayfs"), ("fuse", "another machine"), ("overlay-xfs", "")])

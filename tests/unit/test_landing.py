@@ -17,6 +17,7 @@ from async_ckpt import landing, restore
 from async_ckpt.config import Config
 from async_ckpt.errors import SnapshotError, UsageError
 from async_ckpt.landing import Arrival, Landing, check_clean, make_links
+from async_ckpt.snapshot.walk import walk
 
 from ..support.filesystems import CannotMount, small_tmpfs
 
@@ -161,7 +162,10 @@ def test_the_old_state_survives_a_load_that_cannot_get_into_place(
     """Each of its renames fails once."""
     before, calls, rename = content(old), io.StringIO(), os.rename
 
-    def failing(source: str, target: str) -> None:
+    def failing(source: str, target: str, **of_remove_tree: int) -> None:
+        if of_remove_tree:
+            rename(source, target, **of_remove_tree)
+            return
         calls.write("x")
         if len(calls.getvalue()) == at + 1:
             raise OSError(16, "Device or resource busy", source)
@@ -177,11 +181,38 @@ def test_the_old_state_survives_a_load_that_cannot_get_into_place(
     assert len(os.listdir(old)) == 6
 
 
+@pytest.mark.parametrize("clean", [False, True])
+def test_where_a_folder_takes_nothing_and_gives_nothing_nothing_is_called_lost(
+    old: Path, monkeypatch: pytest.MonkeyPatch, clean: bool
+) -> None:
+    """It is read-only, or somebody else's."""
+    before, rename, said = content(old), os.rename, list[str]()
+
+    def refusing(source: str, target: str, **of_remove_tree: int) -> None:
+        if of_remove_tree:
+            rename(source, target, **of_remove_tree)
+            return
+        if any(path.startswith(f"{old}/optimizer") for path in (source, target)):
+            raise PermissionError(13, "Permission denied", source, None, target)
+        rename(source, target)
+
+    monkeypatch.setattr(landing.os, "rename", refusing)
+    with pytest.raises(SnapshotError) as caught:
+        load(old, Arrival(clean=clean, say=said.append))
+    assert caught.value.where.startswith(f"{old}/optimizer")
+    assert content(old) == before
+    assert len(os.listdir(old)) == 6
+    assert said == []
+
+
 def test_a_file_is_always_there_while_it_is_replaced(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state, rename = old / "optimizer/state", os.rename
     seen = []
 
-    def watched(source: str, target: str) -> None:
+    def watched(source: str, target: str, **of_remove_tree: int) -> None:
+        if of_remove_tree:
+            rename(source, target, **of_remove_tree)
+            return
         seen.append(state.read_text())
         rename(source, target)
         seen.append(state.read_text())
@@ -263,20 +294,25 @@ def test_what_a_killed_load_has_left_is_removed_by_the_next_one_and_what_another
     script = (
         "import os, signal, sys; from async_ckpt.landing import Landing, Arrival\n"
         "with Landing(sys.argv[1], Arrival()) as staging:\n"
-        "    for path in (f'{staging}/large', f'{staging}.tar'): open(path, 'w').close()\n"
-        "    os.mkdir(f'{staging}-replaced')\n"
+        "    for path in (f'{staging}/large', f'{staging}/../tar'): open(path, 'w').close()\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     assert subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False).returncode == -signal.SIGKILL
-    assert len(os.listdir(tmp_path)) == 3
+    assert len(os.listdir(tmp_path)) == 1
+    assert list(walk(str(tmp_path), Config())) == []  # A save takes nothing of it.
     said = list[str]()
     with Landing(str(tmp_path), Arrival(say=said.append)) as first:
-        assert os.listdir(tmp_path) == [os.path.basename(first)]
+        assert os.listdir(tmp_path) == [name_of(first)]
         with Landing(str(tmp_path), Arrival(say=said.append)) as second:
-            assert sorted(os.listdir(tmp_path)) == sorted(map(os.path.basename, (first, second)))
+            assert sorted(os.listdir(tmp_path)) == sorted(map(name_of, (first, second)))
     assert os.listdir(tmp_path) == []
     (line,) = said
     assert "that was killed" in line
+
+
+def name_of(staging: str) -> str:
+    """The load's own directory, in the destination."""
+    return os.path.basename(os.path.dirname(staging))
 
 
 def test_a_clean_load_needs_neither_a_home_directory_nor_a_working_directory(

@@ -39,9 +39,9 @@ def make(*bases: Path, said: list[str] | None = None) -> Spool:
 
 def test_the_setting_comes_before_the_argument_and_the_systems_directories(usual: Path) -> None:
     both = place.bases("/argument", Config(spool_dir="/setting"))
-    assert both == ["/setting", "/argument", str(usual), "/var/tmp"]
+    assert both == ["/setting", "/argument", str(usual), "/var/tmp", "/tmp"]
     assert place.bases("argument", Config())[0] == f"{os.getcwd()}/argument"
-    assert place.bases(None, Config()) == [str(usual), "/var/tmp"]
+    assert place.bases(None, Config()) == [str(usual), "/var/tmp", "/tmp"]
     assert place.places(None, Config())[0][:2] == [f"{usual}/{NAME}", f"{usual}/{NAME}-1"]
 
 
@@ -49,13 +49,13 @@ def test_a_directory_in_memory_comes_last_unless_somebody_chose_it(
     usual: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(place, "kind_of", lambda path: "tmpfs" if path == str(usual) else "ext4")
-    assert place.bases(None, Config()) == ["/var/tmp", str(usual)]
+    assert place.bases(None, Config()) == ["/var/tmp", str(usual), "/tmp"]
     monkeypatch.setenv("TMPDIR", str(usual))
-    assert place.bases(None, Config()) == [str(usual), "/var/tmp"]
+    assert place.bases(None, Config()) == [str(usual), "/var/tmp", "/tmp"]
     # Whoever names one that cannot be used, or none, has not chosen this one.
     for value in ("", str(usual / "vanished")):
         monkeypatch.setenv("TMPDIR", value)
-        assert place.bases(None, Config()) == ["/var/tmp", str(usual)]
+        assert place.bases(None, Config()) == ["/var/tmp", str(usual), "/tmp"]
 
 
 def test_the_home_directory_may_be_written_as_shells_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,8 @@ import pytest
 
 from async_ckpt.agent import safety
 from async_ckpt.agent.habits import Habits
+from async_ckpt.agent.pace import Pace
+from async_ckpt.agent.safety import SafeLinks
 from async_ckpt.manifest import COPY, LINK
 
 from ..support.agents import Task
@@ -62,7 +64,7 @@ class Trainer:
         """Write two files, to new ones; how they were captured."""
         out = self.task.work / folder
         out.mkdir(exist_ok=True)
-        for name in "ab":
+        for name in ("left", "right"):
             (out / f"{name}.new").write_bytes(b"%d" % number * SIZE)
             (out / f"{name}.new").rename(out / name)
         saved = self.checkpointer.save(out, strategy=strategy)
@@ -71,13 +73,22 @@ class Trainer:
         return [entry.how for entry in item.manifest.files]
 
 
+def test_ranks_of_one_machine_share_what_its_disk_can_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(safety, "can_clone", lambda folder: False)
+    for ranks, size in ("1", 4 << 30), ("4", 1 << 30), ("none", 4 << 30):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
+        limit = SafeLinks(habits(tmp_path), Pace(), str(tmp_path), str(tmp_path), safety.ranks_here())
+        assert limit.may_link("w", size)
+        assert not limit.may_link("w", size)
+
+
 @pytest.mark.parametrize("strategy", ["auto", "hardlink"])
 def test_beyond_what_can_be_copied_away_in_time_a_save_copies_and_says_so_once(
     strategy: str, task: Task, monkeypatch: pytest.MonkeyPatch, on_filesystem: Callable[[str], Path]
 ) -> None:
     task.move_to(on_filesystem("tmpfs"))
     gate = task.gate()
-    gate.hold("a")
+    gate.hold("left")
     trainer = Trainer(task, monkeypatch)
     assert trainer.save(1, strategy=strategy) == [LINK, COPY]
     assert trainer.save(2, strategy=strategy) == [LINK, COPY]
@@ -93,11 +104,11 @@ def test_what_is_a_new_file_each_time_is_only_linked(
 ) -> None:
     task.move_to(on_filesystem("tmpfs"))
     gate = task.gate()
-    gate.hold("a")
+    gate.hold("left")
     trainer = Trainer(task, monkeypatch)
     kept = Habits.of(trainer.checkpointer.spool)
     for number in range(3):
-        for name in "ab":
+        for name in ("left", "right"):
             kept.saw(str(task.work / f"checkpoint-{number}" / name), (0, number))
     assert trainer.save(1, folder="checkpoint-17") == [LINK, LINK]
     assert trainer.save(1, folder="other") == [LINK, COPY]
@@ -110,7 +121,7 @@ def test_where_copies_take_no_time_everything_is_linked(
 ) -> None:
     task.move_to(on_filesystem("xfs"))
     gate = task.gate()
-    gate.hold("a")
+    gate.hold("left")
     trainer = Trainer(task, monkeypatch)
     assert trainer.save(1) == [LINK, LINK]
     assert trainer.said == []

@@ -217,7 +217,7 @@ def test_metadata_comes_from_a_function_or_a_file_and_without_it_the_save_still_
     (scene.out / "checkpoint-1" / "broken.json").write_text("{")
     scene.start(metadata_from=source).stop()
     (metadata,) = (item["metadata"] for item in scene.saver.saved)
-    assert len(metadata.pop("watched")) == 16
+    assert len(metadata.pop("watched")) == 32
     assert metadata == {"path": "checkpoint-1", **found}
     assert [why in line for line in scene.heard("without metadata_from")] == ([True] if why else [])
 

@@ -427,6 +427,7 @@ class CurrentCheckpoint(_Checkpoints):
         move: bool = False,
         keep: int | None = None,
         existing: bool = True,
+        group: str | None = "auto",
         name: str = layout.DEFAULT_NAME,
         latest: bool = True,
         storage_format: str | None = None,
@@ -436,8 +437,9 @@ class CurrentCheckpoint(_Checkpoints):
         cannot be changed. Returns at once; a thread watches until the end of the step, which waits for what was written
         last.
 
-        One counts as finished when it was renamed into place from a name that does not match (or ends in ``.tmp``,
-        ``.part`` and the like), or when nobody on this machine has a file of it open for writing and nothing in it has
+        One counts as finished when it was renamed into place from a name that does not match (or is that of something
+        unfinished, such as ``tmp-…``), when it was removed or written anew and what follows shows that it was whole, or
+        when nobody on this machine has a file of it open for writing and nothing in it has
         changed for ``settle`` seconds; ten times as long for a directory that lacks files which the one before it had,
         or is the first, the next not begun. Where a writer pauses for longer, all its files closed, a half may be
         saved; the whole follows as a newer one, and later pauses of that length are waited for. With ``done`` that
@@ -470,6 +472,10 @@ class CurrentCheckpoint(_Checkpoints):
         existing : bool, default True
             Also what is there already, unless this task saved it before. What an earlier attempt wrote last, without a
             marker, is left out until it is written to again: it may be half.
+        group : str or None, default "auto"
+            Files that belong together are one checkpoint: those of TensorFlow, DeepSpeed, Megatron and Keras are known.
+            Else a regular expression, of which the first group (or all of it) is what the names of one checkpoint have
+            in common, e.g. ``r"(step-\\d+)[.-]"``. None: each is by itself.
         name, latest, storage_format, snapshot
             As for ``save()``. One that was begun before another that is saved already is not what a retry loads.
 
@@ -486,7 +492,8 @@ class CurrentCheckpoint(_Checkpoints):
         """
         options = WatchOptions(
             pattern=pattern, settle=settle, done=done, metadata_from=metadata_from, name=name, latest=latest, move=move,
-            keep=keep, existing=existing, storage_format=storage_format or self._defaults["storage_format"],
+            keep=keep, existing=existing, group=group,
+            storage_format=storage_format or self._defaults["storage_format"],
             snapshot=snapshot or self._defaults["snapshot"],
         )  # fmt: skip
         watch = Watch(
