@@ -100,7 +100,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     watch.add_argument("--no-existing", action="store_true", help="leave what is there already")
     watch.add_argument(
-        "--group", metavar="REGEX", default="auto", help="what the names of one checkpoint's files have in common"
+        "--group",
+        metavar="REGEX",
+        default="auto",
+        help="what the names of one checkpoint's files have in common (default: known shapes; '': each is by itself)",
     )
     watch.add_argument("--name", dest="checkpoint", default=layout.DEFAULT_NAME)
     watch.add_argument("--no-latest", action="store_true", help="a retry does not load them by itself")
@@ -176,7 +179,7 @@ def _watch(options: argparse.Namespace) -> dict[str, Any]:
     given = WatchOptions(
         pattern=options.pattern, settle=options.settle, done=options.done, metadata_from=options.metadata_from,
         name=options.checkpoint, latest=not options.no_latest, move=options.move, keep=options.keep,
-        existing=not options.no_existing, group=options.group, storage_format=options.storage_format,
+        existing=not options.no_existing, group=options.group or None, storage_format=options.storage_format,
     )  # fmt: skip
     # A script's background ignores the first; whoever started us may have blocked both.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))

@@ -79,7 +79,7 @@ class _Call:
         """Have it end at the next point where it can, and see it end."""
         self.abandoned = True
         if (end := self.end) is not None:
-            end()
+            handlers.put_off(end)()  # It may take a lock, which another handler's work would wait for.
         with contextlib.suppress(Empty):
             while self.said.get(timeout=_END_S)[0] is not None:
                 continue

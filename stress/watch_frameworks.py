@@ -127,7 +127,7 @@ def watched(
     """Train and watch, in one attempt or in two, and read back what came to the store."""
     out = task.work / kind
     pattern = trainers.KINDS[kind].pattern
-    given = WatchOptions(pattern=pattern, name=kind)
+    given = WatchOptions(pattern=pattern, name=kind, settle=options.settle)
     for attempt in range(1 if kill_after is None else 2):
         checkpointer = task.start(attempt=attempt)
         checkpointer.spool.new_work_directory()
@@ -223,6 +223,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--runs", type=int, default=1)
     parser.add_argument("--count", type=int, default=8)
     parser.add_argument("--pause", type=float, default=1.0, help="seconds between one and the next")
+    parser.add_argument("--settle", type=float, help="seconds; the default settings without it")
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--only", default=",".join(trainers.KINDS))
     parser.add_argument("--kill", action="store_true")

@@ -4,7 +4,8 @@ A trainer with a limit on how many checkpoints it keeps removes the oldest once 
 a name writes the next over it. Both say that what was there had been finished. But half a checkpoint is removed as
 well, by a writer that failed and tries again, or by whoever tidies up after one that was killed. So what is gone (and
 was still before it went, nobody had it open for writing, and it was held just as it was) counts as finished only if it
-lacks nothing that another one of its kind has, one that is known to be whole or stands still itself; and if
+lacks nothing that another one of its kind has, one that is known to be whole, or that stood still and was followed by
+yet another; and if
 
 - another was begun after it, when it was removed;
 - or else its files are about as large as those of the other one. A half that is begun anew is smaller than the whole.
@@ -66,6 +67,8 @@ class Departed:
     rewritten: bool = False
     #: Was there before its trainer began, as far as its times tell.
     is_old: bool = False
+    #: When it was seen to be gone, by the recogniser's clock (seconds).
+    at: float = 0.0
 
     @property
     def tree(self) -> Tree:
@@ -79,20 +82,29 @@ class Verdict(NamedTuple):
     why: str
 
 
-def judge(departed: Departed, others: Iterable[Tree], *, last: bool) -> Verdict:
+class Other(NamedTuple):
+    """One to compare with. ``is_sure``: it is not the newest, which may be half itself, or is saved."""
+
+    tree: Tree
+    is_sure: bool
+
+
+def judge(departed: Departed, others: Iterable[Other], *, last: bool) -> Verdict:
     """Whether it was a whole checkpoint.
 
     Parameters
     ----------
-    others : iterable of Tree
-        Others of its kind, which are whole or stand still.
+    others : iterable of Other
+        Those of its kind, or with the same files, that are whole or stood still.
     last : bool
         No more will come to be known.
     """
-    verdict = Verdict(None, "nothing tells whether it was finished")
-    for other in others:
+    verdict, is_like_one = Verdict(None, "nothing tells whether it was finished"), "" in departed.tree
+    for other, is_sure in others:
         if missing := lacking(departed.tree, other):
             verdict = Verdict(None, f"it lacked {missing}, which another one has")
+        elif not is_sure:
+            is_like_one = True
         elif departed.followed and not departed.rewritten:
             return Verdict(True, "removed after the next one was begun")
         elif _is_about_as_large(departed.tree, other):
@@ -101,8 +113,8 @@ def judge(departed: Departed, others: Iterable[Tree], *, last: bool) -> Verdict:
             verdict = Verdict(None, "it was smaller than another one")
     if not last:
         return verdict
-    if departed.followed and not departed.rewritten and "" in departed.tree:
-        return Verdict(True, "removed after the next one was begun")  # One file, of which no other can be missing.
+    if departed.followed and not departed.rewritten and is_like_one:  # One file lacks no other.
+        return Verdict(True, "removed after the next one was begun")
     return Verdict(False, verdict.why)
 
 

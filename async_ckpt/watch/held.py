@@ -20,6 +20,7 @@ import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
+from ..agent.backlog import is_short_of_disk
 from ..config import Config
 from ..errors import CheckpointError, os_reason
 from ..files import clone, copy_range, remove_tree, set_mtime
@@ -112,6 +113,8 @@ class Holding:
         why = ""
         if early and len(entry.tree) > self._config.watch_hold_files:
             why = f"it has more than {self._config.watch_hold_files} files"
+        elif early and is_short_of_disk(self._root, self._config):
+            why = "the disk is nearly full"
         elif early and len(self._held) >= self._config.watch_held:
             why = f"{len(self._held)} others wait"
         else:

@@ -2,14 +2,58 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple
 
+from . import tree as trees
+from .entry import Entry
 from .names import Pattern, is_ours
+from .options import WatchOptions
 
 #: So many names are looked at, so deep, and so many are told.
 _NAMES, _DEPTH, _TOLD = 5000, 8, 3
+
+
+#: After so many seconds without anything that fits the log says what is there instead.
+_AFTER_S = 60.0
+
+
+class Nothing:
+    """Says why a watch saves nothing.
+
+    Parameters
+    ----------
+    root : str
+        The watched directory.
+    report : callable
+        Gets lines for people.
+    """
+
+    def __init__(self, root: str, options: WatchOptions, report: Callable[[str], None]) -> None:
+        self._root, self._options, self._report = root, options, report
+        self._has_seen = False
+        self._say_at = time.monotonic() + _AFTER_S
+
+    def look(self, found: Collection[str]) -> None:
+        """What fits was ``found`` now. Says once, after some time, that nothing did, if there is something else."""
+        self._has_seen = self._has_seen or bool(found)
+        if not self._has_seen and time.monotonic() > self._say_at and has_names(self._root):
+            self._say_at = math.inf
+            self._report(f"so far, {why_nothing(self._root, self._options.pattern)}")
+
+    def end(self, entries: Collection[Entry]) -> None:
+        """The watch ends, and has saved nothing. Says why, where nothing else does."""
+        empty = [entry.path for entry in entries if not trees.has_files(entry.tree)]
+        if not self._has_seen:
+            self._report(f"nothing is saved: {why_nothing(self._root, self._options.pattern)}")
+        elif empty and len(empty) == len(entries):
+            self._report(f"nothing is saved: there are no files in {_some(empty)}")
+        elif entries and all(entry.saved is not None for entry in entries):
+            why = "was saved before" if self._options.existing else "was there before, and existing=False leaves that"
+            self._report(f"nothing is saved: all that fits {why}")
 
 
 class _Name(NamedTuple):

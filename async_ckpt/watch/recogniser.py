@@ -23,13 +23,16 @@ from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 from . import tree as trees
-from .departed import Departed, Kept, Verdict, judge, kind_of, lacking, shape_of
+from .departed import Departed, Kept, Other, Verdict, judge, kind_of, lacking, shape_of
 from .entry import MOMENT_S, Entry, Look
 from .group import is_under_way
 from .tree import Tree
 
 #: How many times ``settle`` what looks unfinished must be quiet, and patience may grow to.
 HOLD = 10
+
+#: What is gone waits for so many seconds to be saved, if others are to be held meanwhile.
+_WAITS_S = 2.0
 
 #: What is gone is compared with so many others at most.
 _COMPARED = 64
@@ -105,7 +108,7 @@ class Recogniser:
                 entry.order, entry.changed_at, entry.is_old = before.order, before.changed_at, before.is_old
             self.entries[path] = entry
         for path, look in looks.items():
-            self._update(self.entries[path], look)
+            self._update(self.entries[path], look, is_old=path in old)
         grouped = {os.path.join(os.path.dirname(path), name) for path in new for name in looks[path].members}
         for entry in list(gone.values()):
             held = entry.held.tree if entry.held is not None else None
@@ -113,21 +116,26 @@ class Recogniser:
             if entry.path in grouped or any(_has_part_of(looks[path].tree, entry.tree) for path in new):
                 del gone[entry.path]
             elif held and held != entry.saved:
-                self._depart(entry, rewritten=False)
+                self._depart(entry, rewritten=False, together=gone.values())
         return list(gone.values())
 
-    def _depart(self, entry: Entry, *, rewritten: bool) -> None:
+    def _depart(self, entry: Entry, *, rewritten: bool, together: Collection[Entry] = ()) -> None:
         """What is held of it is all that there is."""
         held, entry.held = entry.held, None
         if held is not None and not self._needs_marker:
-            followed = any(e.order > entry.order and trees.has_files(e.tree) for e in self.entries.values())
-            self.departed.append(Departed(entry.path, held, entry.order, followed, rewritten, entry.is_old))
+            others = itertools.chain(self.entries.values(), together)
+            followed = any(e.order > entry.order and trees.has_files(e.tree) for e in others)
+            departed = Departed(entry.path, held, entry.order, followed, rewritten, entry.is_old, self._clock())
+            self.departed.append(departed)
 
-    def _update(self, entry: Entry, look: Look) -> None:
+    def _update(self, entry: Entry, look: Look, *, is_old: bool) -> None:
         entry.members, entry.lacks = look.members, look.lacks
         entry.beside.update(look.beside)
         if look.tree != entry.tree:
             self._changed(entry, look.tree)
+            # What is loaded, or copied, has its old times once it is complete.
+            entry.is_old = is_old
+            entry.is_orphan = entry.is_orphan and is_old
         entry.marker = look.marker
         entry.renamed = entry.renamed or look.renamed
 
@@ -155,7 +163,6 @@ class Recogniser:
             else:
                 entry.order = self._next_order()  # Written anew, as a last.ckpt is.
         entry.tree, entry.changed_at, entry.renamed = tree, now, False
-        entry.is_old = entry.is_orphan = False
         entry.open_since = now
 
     def note_open(self, paths: Collection[str]) -> None:
@@ -269,16 +276,24 @@ class Recogniser:
         """What is held of it is of no use: it must stand still for longer."""
         entry.held, entry.moment_s = None, min(2 * entry.moment_s, max(self.patience_s, MOMENT_S))
 
+    def may_wait(self, departed: Departed) -> bool:
+        """Whether something else is about to be held, which may not last: what is held already does."""
+        return self._clock() - departed.at < _WAITS_S and self.soon_s() <= 2 * MOMENT_S
+
     def judge(self, departed: Departed, *, last: bool = False) -> Verdict:
         """Whether what is gone was a whole checkpoint. ``last``: as for ``finished``."""
         kind, shape = kind_of(departed.path), shape_of(departed.tree)
         before = self._whole.get(kind)
-        others = [] if before is None else [before]
-        for entry in itertools.islice(reversed(self.entries.values()), _COMPARED):
-            stands = entry.held is not None or entry.saved == entry.tree
-            is_alike = kind_of(entry.path) == kind or shape_of(entry.tree) == shape
-            if stands and is_alike and entry.order > departed.order and trees.has_files(entry.tree):
-                others.append(entry.tree)
+        others = [] if before is None else [Other(before, True)]
+        begun = [entry for entry in self.entries.values() if trees.has_files(entry.tree)]
+        newest = max([entry.order for entry in begun] + [other.order for other in self.departed])
+        held = [entry for entry in begun if entry.held is not None or entry.saved == entry.tree]
+        items: list[Entry | Departed] = [*held[-_COMPARED:], *self.departed]
+        for item in items:
+            is_alike = kind_of(item.path) == kind or shape_of(item.tree) == shape
+            if item.order > departed.order and is_alike:
+                is_saved = isinstance(item, Entry) and item.saved == item.tree
+                others.append(Other(item.tree, is_saved or item.order < newest))
         return judge(departed, others, last=last)
 
     def pending(self) -> list[Entry]:

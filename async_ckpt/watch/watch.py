@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import threading
 import time
@@ -15,28 +14,22 @@ from ..errors import CheckpointError, WatchError, os_reason
 from ..files import given_path
 from . import retention
 from . import tree as trees
+from .budget import SHORTEST_S, Budget
 from .departed import Departed
 from .entry import Entry
 from .events import Events
 from .held import Holding
 from .looking import Looking
-from .nothing import has_names, why_nothing
+from .nothing import Nothing
 from .options import WatchOptions
 from .recogniser import HOLD, Recogniser
 from .saving import Saver, Saving
 from .tree import Tree
 
-#: Looking takes at most this share of a core, within so many seconds,
-_SHARE, _WITHIN_S = 0.05, 5.0
-#: and is done again after so many seconds at least.
-_SHORTEST_S = 0.02
 #: At the end, what goes on being written to is waited for so many seconds, or ten times the quiet time.
 _END_S = 60.0
 
 _SHOWN = 5
-
-#: After so many seconds without anything that fits the log says what is there instead.
-_NOTHING_S = 60.0
 
 #: By how much the clocks of file systems may be behind, in nanoseconds.
 _CLOCKS_NS = 2_000_000_000
@@ -98,15 +91,14 @@ class Watch:
         self._since_ns = time.time_ns() - _CLOCKS_NS
         # Now, not when the thread comes to look: what happens from here on is seen.
         self._old = self._looking.begin()
-        self._looked = self._has_seen = False
-        self._say_at = time.monotonic() + _NOTHING_S
+        self._looked = False
+        self._nothing = Nothing(self.path, options, self._report)
         self._trouble = ""
         self._end: tuple[bool, float] | None = None
         self._left = ["the watch ended before its time"]  # Until it has ended in its time.
         self._has_ended = False
         self._knows = False
-        #: How many seconds of a core looking may take now (below 0: it must wait), and when that was so.
-        self._credit = _SHARE * _WITHIN_S, time.monotonic()
+        self._budget = Budget()
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="async_ckpt-watch", daemon=True)
         self._thread.start()
@@ -174,15 +166,15 @@ class Watch:
             self._wake.clear()
             self._round(last=False)
             pause = min(self._config.rescan_s, self._settle_s / 4, self._recogniser.soon_s())
-            self._wake.wait(max(pause, _SHORTEST_S))
+            self._wake.wait(max(pause, SHORTEST_S))
             # Thousands of events, or a large directory, are no reason to take the trainer's core.
-            self._ending.wait(self._rest_s())
+            self._ending.wait(self._budget.rest_s())
         complete, deadline = end
         give_up = min(time.monotonic() + max(_END_S, HOLD * self._settle_s), deadline)
         self._saving.try_all_again()
         self._round(last=complete)
         while complete and self._is_worth_waiting(give_up, deadline):
-            time.sleep(min(self._rest_s(), self._config.rescan_s))
+            time.sleep(min(self._budget.rest_s(), self._config.rescan_s))
             self._round(last=True)
         pending, before = [], self._saving.count
         if not self._was_there:  # It has gone, and all that was in it.
@@ -192,7 +184,8 @@ class Watch:
         if self._saving.count - before < len(pending):
             self._trouble = f"{self.path} has vanished"
         self._left = self._leftovers(complete)
-        self._say_why_nothing()
+        if self._looked and not self._saving.count:
+            self._nothing.end(self._recogniser.entries.values())
         self._holding.keep(())
         self._looking.end()
 
@@ -200,7 +193,7 @@ class Watch:
         try:
             began = time.thread_time()
             is_there = self._look(last)
-            self._spend(time.thread_time() - began)
+            self._budget.spend(time.thread_time() - began)
             if is_there:
                 self._know_again(last)
                 self._hold()
@@ -215,17 +208,6 @@ class Watch:
             if self._trouble != reason:
                 self._report(f"not all could be looked at: {reason}")
             self._trouble = reason
-
-    def _spend(self, cost_s: float) -> None:
-        """Looking took so many seconds of a core."""
-        left, at = self._credit
-        now, most = time.monotonic(), _SHARE * _WITHIN_S
-        self._credit = max(min(left + _SHARE * (now - at), most) - cost_s, -most), now
-
-    def _rest_s(self) -> float:
-        """How long not to look, in seconds."""
-        left, at = self._credit
-        return max(-left / _SHARE - (time.monotonic() - at), _SHORTEST_S)
 
     def _look(self, last: bool) -> bool:
         """Take in what is there. False: nothing is."""
@@ -247,8 +229,7 @@ class Watch:
             self._saving.forget(entry.path)
         if first:
             self._begin()
-        self._has_seen = self._has_seen or bool(looks)
-        self._say_what_is_there()
+        self._nothing.look(looks)
         self._recogniser.note_open(self._looking.open(self._recogniser.to_ask(last=last)))
         return True
 
@@ -281,6 +262,8 @@ class Watch:
     def _save_departed(self, *, last: bool = False) -> None:
         """Save what was finished, as its end tells, and say what was not."""
         for departed in list(self._recogniser.departed):
+            if not last and self._recogniser.may_wait(departed):
+                continue
             verdict = self._recogniser.judge(departed, last=last)
             saved: bool | None = verdict.whole
             if saved and not self._saving.was_saved(departed):
@@ -294,8 +277,8 @@ class Watch:
             self._recogniser.departed.remove(departed)
             if saved:
                 self._recogniser.note_published(departed)
-                if not last and self._recogniser.soon_s() < math.inf:
-                    self._wake.set()  # What comes next may not wait for long: look before the next one is saved.
+                if not last:
+                    self._wake.set()  # What comes meanwhile may not last: look before the next one is saved.
                     return
             else:
                 why = "it was written to" if verdict.whole else verdict.why
@@ -364,26 +347,6 @@ class Watch:
         if self._options.keep is not None:
             for entry in retention.retain(self.path, self._options.keep, self._recogniser, self._saving, self._report):
                 self._forget(entry)
-
-    def _say_what_is_there(self) -> None:
-        """In the log, once, that nothing fits, after some time and where there is something."""
-        if not self._has_seen and time.monotonic() > self._say_at and has_names(self.path):
-            self._say_at = math.inf
-            self._report(f"so far, {why_nothing(self.path, self._options.pattern)}")
-
-    def _say_why_nothing(self) -> None:
-        """Whoever saved nothing says why, where nothing else does."""
-        entries = list(self._recogniser.entries.values())
-        empty = [entry.path for entry in entries if not trees.has_files(entry.tree)]
-        if self._saving.count or not self._looked:
-            return
-        if not self._has_seen:
-            self._report(f"nothing is saved: {why_nothing(self.path, self._options.pattern)}")
-        elif empty and len(empty) == len(entries):
-            self._report(f"nothing is saved: there are no files in {', '.join(empty[:_SHOWN])}")
-        elif entries and all(entry.saved is not None for entry in entries):
-            why = "was saved before" if self._options.existing else "was there before, and existing=False leaves that"
-            self._report(f"nothing is saved: all that fits {why}")
 
     # -- what is left ----------------------------------------------------------------------------------------------
 

@@ -48,13 +48,16 @@ def _is_writable(fdinfo: str) -> bool:
 def _mapped(maps: str) -> set[Inode]:
     """Files that are mapped shared and writable: such a mapping outlives the descriptor.
 
-    On overlay file systems and btrfs the kernel names other devices here than stat does: there it is not seen.
+    On overlay file systems and btrfs the kernel names other devices here than stat does: so the path is asked as well.
     """
     found = set()
-    with open(maps, encoding="utf-8", errors="replace") as file:
+    with open(maps, encoding="utf-8", errors="surrogateescape") as file:
         for line in file:
-            fields = line.split(None, 5)
+            fields = line.rstrip("\n").split(None, 5)
             if fields[1].startswith("rw") and fields[1].endswith("s") and fields[4] != "0":
                 major, minor = (int(part, 16) for part in fields[3].split(":"))
                 found.add((os.makedev(major, minor), int(fields[4])))
+                with contextlib.suppress(OSError, IndexError):
+                    status = os.stat(fields[5])
+                    found.add((status.st_dev, status.st_ino))
     return found

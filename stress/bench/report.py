@@ -121,6 +121,9 @@ KILLS = """SIGKILL to the task, the agent, its uploader or all of them, at every
 place while nobody was there to guard it."""
 FAULTS = "Saves through a proxy before a real S3 server: what `save()` takes, and what is in the store at the end."
 PREEMPT = "Ten saves wait, 30 s are left, and the bandwidth takes three in that time."
+TWICE = """The same attempt number on two to four machines (processes with spools of their own), one after the other
+and at once, killed at random, and a retry after them. After each step everything committed was read back.
+*not from the newest*: a start that resumed from less than what was committed before it began."""
 AGENT_STATES = """How often which state of agent or uploader met which phase of a task, in lives drawn at random. In the
 end every save is in the store with the content that was saved, or named with a reason; every flush has ended within its
 limit."""
@@ -128,6 +131,9 @@ PREEMPTIONS = "Seconds are left, checkpoints wait, and some of them cannot be st
 SOAK = "A save a second by three writers, to S3; medians of a sixth of the samples."
 WATCH = """A script that knows nothing of us writes `checkpoint-N/` directories at random speeds; a watch saves what
 is finished, and every checkpoint in the store is compared with what the script writes."""
+FRAMEWORKS = """Real trainers of eight kinds, unchanged, each keeping its newest two checkpoints and writing one a
+second; watched with the default settings."""
+FRAMEWORKS_KILLED = "The same, each killed at a random moment; a second attempt goes on from what is there."
 FUZZ = """Intruders at the agent's socket while a task saves; and at the loader manifests, tars, listings, references
 and metadata that anybody may have written."""
 MODEL = """A Hypothesis state machine: a task, its agent, its uploader, spool and store, turn by turn, killed at
@@ -185,10 +191,13 @@ SECTIONS: tuple[tuple[str, str, str, Render, Judge | None], ...] = (
     ("faults", "A store that fails", FAULTS, table, None),
     ("preempt", "A machine that is taken away", PREEMPT, table, None),
     ("preemptions", "Many machines that are taken away", PREEMPTIONS, table, None),
+    ("twice", "The same attempt number twice", TWICE, table, None),
     ("agent_states", "Agents that die, hang, or cannot be had", AGENT_STATES, table, None),
     ("soak", "An hour of saves", SOAK, table, None),
     ("watch", "An unmodified trainer, watched", WATCH, table, None),
     ("watch_s3", "An unmodified trainer, watched, to S3", "The same, to rclone's server.", table, None),
+    ("watch_frameworks", "Training frameworks, watched", FRAMEWORKS, table, None),
+    ("watch_frameworks_killed", "Training frameworks that are killed, watched", FRAMEWORKS_KILLED, table, None),
     ("fuzz", "Hostile frames and checkpoints", FUZZ, table, None),
     ("model", "Random lives against a model", MODEL, table, None),
     ("signals", "Handlers of signals that come at any moment", SIGNALS, table, None),

@@ -121,7 +121,7 @@ def test_a_watch_that_saves_nothing_says_why(
 def test_after_some_time_the_log_says_once_that_nothing_fits(
     task: Task, watching: Watching, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("async_ckpt.watch.watch._NOTHING_S", 0.0)
+    monkeypatch.setattr("async_ckpt.watch.nothing._AFTER_S", 0.0)
     checkpointer = task.start()
     watch = watching.start(checkpointer)
     (watching.out / "Checkpoint-1").write_text("x")

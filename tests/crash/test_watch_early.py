@@ -114,7 +114,7 @@ def test_each_state_of_a_file_whose_name_is_used_again_is_saved(task: Task, watc
 def test_what_is_written_into_a_held_file_after_it_was_removed_is_not_saved(task: Task, watching: Watching) -> None:
     checkpointer = task.start()
     watch = watching.start(checkpointer, settle=SETTLE_S)
-    for number in (1, 2):
+    for number in (1, 2, 3):
         write(watching.out / f"checkpoint-{number}", model="m" * 100_000)
         wait_until(lambda number=number: is_held(watch, f"checkpoint-{number}"), "it stood still")
     with open(watching.out / "checkpoint-1" / "model", "r+") as late:

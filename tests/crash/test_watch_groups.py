@@ -78,7 +78,7 @@ def test_what_belongs_together_leaves_the_directory_together(
 def test_a_directory_of_deepspeed_is_saved_with_the_file_that_names_it(task: Task, watching: Watching) -> None:
     checkpointer = task.start()
     watch = watching.start(checkpointer, pattern="global_step*", settle=30.0)
-    for number in (1, 2):
+    for number in (1, 2, 3):
         folder = watching.out / f"global_step{number}"
         folder.mkdir()
         (folder / "mp_rank_00_model_states.pt").write_text(str(number))

@@ -177,6 +177,26 @@ def test_what_waits_is_ended_at_once_by_what_a_handler_raises(
     assert ended == ["it knows"]
 
 
+def test_nothing_comes_in_between_while_what_waits_is_ended(install: Callable[[int, Handler], Handler]) -> None:
+    seen: list[str] = []
+    released = threading.Event()
+    install(signal.SIGUSR1, lambda *_: seen.append("handler"))
+
+    def end() -> None:
+        send(signal.SIGUSR1)
+        seen.append("ended")
+        released.set()
+
+    def wait() -> None:
+        with ended_by(end):
+            send(signal.SIGINT)
+            assert released.wait(60)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(wait)
+    assert seen == ["ended", "handler"]
+
+
 def test_where_no_thread_can_be_had_handlers_are_put_off_instead(
     monkeypatch: pytest.MonkeyPatch, install: Callable[[int, Handler], Handler]
 ) -> None:

@@ -110,6 +110,9 @@ def test_the_oldest_of_a_trainer_that_keeps_two_was_a_checkpoint_also_where_it_w
     scene.look(0.05)
     assert scene.verdict().whole is None, "nobody knows yet what a whole one has"
     scene.look(MOMENT_S)
+    assert scene.verdict().whole is None, "this one may be half as well"
+    scene.write("checkpoint-3", a=1)
+    scene.look()
     assert scene.verdict() == (True, "removed after the next one was begun")
 
 
@@ -117,8 +120,9 @@ def test_one_that_goes_bit_by_bit_is_held_as_it_was() -> None:
     scene = Scene()
     scene.write("checkpoint-1", a=5, b=3)
     scene.stand()
-    scene.write("checkpoint-2", a=5, b=3)
-    scene.stand()
+    for number in (2, 3):
+        scene.write(f"checkpoint-{number}", a=5, b=3)
+        scene.stand()
     whole = scene.there["checkpoint-1"].tree
     scene.there["checkpoint-1"] = Look({"b": whole["b"]})
     scene.look(0.05)
@@ -176,7 +180,30 @@ def test_a_trainer_that_removes_the_old_one_before_it_writes_the_next() -> None:
     assert scene.verdict().whole is None
     scene.write("checkpoint-2", in_place=True, a=100)
     scene.stand()
-    assert scene.verdict() == (True, "removed, and as large as another one")
+    assert scene.verdict().whole is None, "this one may be half as well"
+    del scene.there["checkpoint-2"]
+    scene.write("checkpoint-3", a=1)
+    scene.look()
+    first, second = map(scene.recogniser.judge, scene.recogniser.departed)
+    assert first == (True, "removed, and as large as another one")
+    assert second.whole is None
+
+
+def test_a_half_that_is_tried_again_is_none_however_the_writer_pauses() -> None:
+    scene = Scene()
+    scene.write("checkpoint-1", model=5)
+    scene.stand()
+    del scene.there["checkpoint-1"]
+    scene.look()
+    scene.write("checkpoint-1", model=5)
+    assert scene.stand() == ["checkpoint-1"]
+    assert scene.verdict().whole is None, "so far it looks the same"
+    scene.write("checkpoint-1", in_place=True, model=5, optimizer=9)
+    scene.look()
+    assert scene.look(1) == ["checkpoint-1"]
+    scene.write("checkpoint-2", model=5)
+    scene.look()
+    assert scene.verdict(last=True) == (False, "it lacked optimizer, which another one has")
 
 
 @pytest.mark.parametrize("copies", [False, True], ids=["links", "copies"])
@@ -189,8 +216,11 @@ def test_a_name_that_is_used_again_for_a_new_file_is_compared_with_what_comes(co
     scene.look()
     assert scene.verdict().whole is None, "the new one is being written"
     scene.look(MOMENT_S)
-    assert scene.verdict().whole is (True if size == 100 else None)
-    assert scene.recogniser.entries["last.ckpt"].order > scene.recogniser.departed[0].order
+    scene.write("last.ckpt", file=1)
+    scene.look()
+    first, second = scene.recogniser.departed
+    assert scene.recogniser.judge(first).whole is (True if size == 100 else None)
+    assert scene.recogniser.entries["last.ckpt"].order > second.order > first.order
 
 
 def test_one_that_is_written_anew_in_place_is_there_only_where_it_was_copied() -> None:
@@ -204,10 +234,11 @@ def test_one_that_is_written_anew_in_place_is_there_only_where_it_was_copied() -
     scene.write("last.ckpt", in_place=True, file=98)
     scene.stand(copies=True)
     assert scene.look(MOMENT_S, copies=True) == ["last.ckpt"]
-    assert scene.verdict() == (True, "written anew")
-    scene.recogniser.note_published(scene.recogniser.departed.pop())
     scene.write("last.ckpt", in_place=True, file=97)
     scene.look()
+    first, _ = scene.recogniser.departed
+    assert scene.recogniser.judge(first) == (True, "written anew")
+    scene.recogniser.note_published(first)
     assert scene.look(MOMENT_S) == ["last.ckpt"], "a whole one was held, and not too early"
 
 
@@ -257,3 +288,18 @@ def test_one_begun_before_what_is_saved_is_not_the_newest() -> None:
     departed: Departed = scene.recogniser.departed[0]
     assert scene.verdict().whole
     assert not scene.recogniser.is_newest(departed)
+
+
+def test_where_all_go_at_once_each_is_compared_with_the_others() -> None:
+    scene = Scene()
+    for number in (1, 2):
+        scene.write(f"checkpoint-{number}", a=100)
+        scene.stand()
+    scene.there = {}
+    scene.look()
+    first, second = scene.recogniser.departed
+    assert scene.recogniser.judge(second).whole is None
+    assert scene.recogniser.judge(first).whole is None
+    assert scene.recogniser.judge(first, last=True) == (True, "removed after the next one was begun")
+    scene.recogniser.note_published(first)
+    assert scene.recogniser.judge(second) == (True, "removed, and as large as another one")

@@ -15,6 +15,7 @@ from async_ckpt.watch.names import Pattern
 from async_ckpt.watch.options import WatchOptions
 from async_ckpt.watch.tree import identity, inodes, newest_ns, read_tree, size
 from async_ckpt.watch.writers import open_for_writing
+from tests.support import filesystems
 
 PLACES = (
     "checkpoint-1/checkpoint-2/f", "checkpoint-10/f", "tmp-checkpoint-3/f", "checkpoint-4.tmp/f", "other/f",
@@ -126,3 +127,21 @@ def test_files_that_are_open_or_mapped_for_writing_are_told_here_and_in_another_
         mapped.close()
     assert open_for_writing(set().union(*trees.values())) == {}
     assert open_for_writing(()) == {}
+
+
+@pytest.mark.parametrize("kind", ["btrfs", "overlay"])
+def test_what_is_mapped_for_writing_is_told_where_the_kernel_names_another_device(kind: str, tmp_path: Path) -> None:
+    if reason := filesystems.why_not(kind):
+        pytest.skip(reason)
+    try:
+        with filesystems.provided(kind, tmp_path) as folder:
+            path = folder / "mapped"
+            path.write_bytes(b"x" * mmap.PAGESIZE)
+            wanted = inodes(read_tree(str(path)))
+            with open(path, "r+b") as file:
+                mapped = mmap.mmap(file.fileno(), 0)
+            assert open_for_writing(wanted).keys() == wanted
+            mapped.close()
+            assert open_for_writing(wanted) == {}
+    except filesystems.CannotMount as error:
+        pytest.skip(str(error))
