@@ -102,7 +102,7 @@ async def claim(store: Store, task: layout.TaskInfo, who: Who) -> Claim:
         if await _take(store, task, start, who):
             crash_point("claims:after-claim")
             first = not start
-            return Claim(start, first, why=why if first else await _others(store, task, start))
+            return Claim(start, first, why=why if first else await _others(store, task, start, start - 1))
         start += 1 + secrets.randbelow(1 << min(attempt, 8))
     raise TransientStoreError(f"Others begin attempt {task.attempt} all the time", where=store.url(task.task_folder))
 
@@ -111,8 +111,12 @@ async def note(store: Store, task: layout.TaskInfo, start: int, who: Who) -> Cla
     """Claim a number that was chosen without asking: whoever comes later counts on from it. Says what there was."""
     known, _ = await _known(store, task)
     await store.put_if(layout.claim_key(task.pathspec, task.attempt, start), dump(dict(who)), None)
-    others = known.saved | known.claims.keys() - {start}
-    return Claim(start, first=not others, why=await _others(store, task, max(others) + 1) if others else "")
+    others = known.saved - {start}
+    for other in known.claims.keys() - {start}:
+        # Ours may have been made in the moment in which somebody would not wait for it any longer.
+        if not await _is_mine(store, task, other, known.claims[other], who):
+            others.add(other)
+    return Claim(start, first=not others, why=await _others(store, task, start, max(others)) if others else "")
 
 
 async def _known(store: Store, task: layout.TaskInfo) -> tuple[_Known, str]:
@@ -195,9 +199,9 @@ async def _join(store: Store, task: layout.TaskInfo, who: Who, known: _Known) ->
     )
 
 
-async def _others(store: Store, task: layout.TaskInfo, start: int) -> str:
-    """Who has begun the attempt before, for people."""
-    found = await _read(store, layout.claim_key(task.pathspec, task.attempt, start - 1))
+async def _others(store: Store, task: layout.TaskInfo, start: int, other: int) -> str:
+    """Who has begun the attempt before, for people: the one with the number ``other``."""
+    found = await _read(store, layout.claim_key(task.pathspec, task.attempt, other))
     by = ""
     if all(name in found for name in ("host", "pid", "at")):
         by = f", on {found['host']} (process {found['pid']}) at {found['at']}"

@@ -74,6 +74,8 @@ KILLED_S = REACH_S = 5.0
 #: length it is asked whether rank 0 is still there.
 GATHER_FIRST_S, GATHER_LAST_S = 0.1, 5.0
 GATHER_SUSPICION_S = 0.5
+#: How long whoever needs a version waits, at most, for somebody to ask the store for it.
+CLAIM_START_S = 60.0
 #: How long credentials are used before their source is asked again (botocore renews them ten minutes or more before
 #: they expire); how often, at most, for a new session where an answer may be about something else; how long it has
 #: peace after a failure, as each question may be a process, or be counted and limited.

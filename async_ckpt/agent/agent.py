@@ -10,6 +10,7 @@ removes the spool.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import selectors
 import socket
@@ -20,11 +21,11 @@ from typing import Any
 
 from .. import layout
 from ..config import (
+    CALM_S,
     DEATHS_OF_AGENT,
     HELD_UP_S,
     LAST_CALL_PAUSE_S,
     OUTAGE_PAUSE_S,
-    REACH_S,
     SHORT_FIRST_S,
     SHORT_MOST_S,
     SHORT_TIMES,
@@ -55,6 +56,7 @@ from ..spool.journal import (
 from ..spool.spool import Admitted, Spool, is_torn, torn_file
 from ..spool.stored import Inode
 from . import handover
+from .answers import MAX_ERRORS, Answers
 from .backlog import is_short_of_disk, why_full
 from .claims import Claims
 from .deadline import LastCall
@@ -66,7 +68,7 @@ from .owners import Owners
 from .plane import DataPlane, Worker, end_orphans
 from .pulse import Pulse
 from .queue import Job, Queue
-from .reach import Reach
+from .reach import Away
 from .remover import Remover
 from .saves import Saves
 from .suspects import Suspects
@@ -75,7 +77,6 @@ from .unchanged import is_settled, recognizable, unchanged
 from .waiting import MAX_QUESTIONS, Waiting
 
 _TICK_S = 0.2
-_MAX_ERRORS = 20
 #: So often something is tried in vain before newer ones are committed without it; or it shows nothing new for so many
 #: times as long as an answer of the store may take.
 _MOST_BLOCKED, _MOST_SILENT = 3, 2
@@ -99,6 +100,9 @@ class Agent:
         Makes a data plane in this process, for where none can be started.
     guarded : bool
         Whether leases are held here (a process of its own) or not (a thread).
+    temporary : bool
+        It stands in for one that could not be started, and ends after a while, when it has nothing to do: whoever needs
+        one tries again.
     """
 
     def __init__(
@@ -111,23 +115,22 @@ class Agent:
         *,
         guarded: bool,
         start_worker_here: Callable[[], Worker] | None = None,
+        temporary: bool = False,
     ) -> None:
         self._spool, self._config = spool, config
+        self._gives_way_at = time.monotonic() + CALM_S if temporary else math.inf
         self._selector = selectors.DefaultSelector()
         self._server = Server(listening, self._selector, self._on_message, self._on_close)
         self._wake_read, self._wake_write = socket.socketpair()
         self._wake_read.setblocking(False)
         self._selector.register(self._wake_read, selectors.EVENT_READ, lambda _: self._on_wake())
-        self._reach = Reach(spool.annexes(), min(REACH_S, config.hung_s / 2))
-        spool.silent = self._reach.silent
-        #: What lies where nobody answers, and until when it is waited for (monotonic seconds).
-        self._away: dict[str, Admitted] = {}
-        self._away_until = time.monotonic() + config.outage_s
+        self._queue = Queue(config.max_uploads)
+        # First of all: nobody is to look into what does not answer.
+        self._away = Away(spool, self._queue, config, self._come_back, self._fail)
         self._journal = Journal(spool.path("journal"), spool.task.attempt, keep=set(spool.ready_ids()))
         self._house = Housekeeping(spool, config, self._journal, self._server, os.getpid() if guarded else 0)
         self._leases = Leases(spool, self._journal, self._server, self._wake, config, guarded=guarded)
         self._remover = Remover(spool, self._wake, self._remember)
-        self._queue = Queue(config.max_uploads)
         self._items: dict[str, Admitted] = {}
         self._plane = DataPlane(
             self._selector, start_worker, config, self._on_worker_message, self._on_worker_death,
@@ -140,12 +143,13 @@ class Agent:
         self._waiting = Waiting(self._answer)
         self._unjournaled: deque[Message] = deque()
         self._throughput = Throughput()
+        self._answers = Answers(self._queue, self._plane, self._throughput, config)
         self._bytes_copied = 0
         #: Of checkpoints under way: which of their files a later one may find unchanged.
         self._inodes: dict[str, dict[str, Inode]] = {}
-        self._errors: deque[str] = deque(maxlen=_MAX_ERRORS)
+        self._errors: deque[str] = deque(maxlen=MAX_ERRORS)
         #: What the user should know of how the store works here.
-        self._notices: deque[str] = deque(maxlen=_MAX_ERRORS)
+        self._notices: deque[str] = deque(maxlen=MAX_ERRORS)
         self._outages = Outages(config.outage_s)
         #: Which checkpoints the task was told are held up, and when it may be told of the next one.
         self._held_up: set[str] = set()
@@ -180,7 +184,7 @@ class Agent:
     def _round(self) -> bool:
         """Do what there is to do now. Returns whether that was all."""
         try:
-            if self._is_over() and self._leave():
+            if (self._is_over() and self._leave()) or self._gives_way():
                 return True
             for key, mask in self._selector.select(_TICK_S):
                 key.data(mask)
@@ -203,6 +207,9 @@ class Agent:
         idle = self._remover.idle and not self._saves.count and not self._farewell.is_due
         done = not self._queue.pending and idle and not self._spool_has_news()
         return done or self._owners.have_been_gone_for_long(now)
+
+    def _gives_way(self) -> bool:
+        return time.monotonic() >= self._gives_way_at and not self._queue.pending and self._remover.idle
 
     def _leave(self) -> bool:
         """Take the spool away if nothing in it is needed any more. False if something was admitted in this moment.
@@ -284,8 +291,8 @@ class Agent:
             if known.state in SETTLED:
                 self._forget(item)
                 continue
-            if not known.uploaded and os.path.dirname(item.data) in self._spool.silent:
-                self._leave_alone(item)
+            if not known.uploaded and (why := self._away.take(item)):
+                self._notices.append(why)
                 continue
             if not known.uploaded and (torn := torn_file(item, known.files)):
                 self._queue.admit(item.id, item.order, item.size)
@@ -303,36 +310,15 @@ class Agent:
                 else:
                     self._queue.end(identity, FAILED, known.why or "its record vanished from the spool")
 
-    def _leave_alone(self, item: Admitted) -> None:
-        """Its file system does not answer: others go on without it."""
-        job = self._queue.admit(item.id, item.order, item.size)
-        job.why = f"the file system of {os.path.dirname(item.data)} does not answer"
-        self._queue.hold(item.id)
-        self._queue.pass_by(item.id)
-        self._away[item.id] = item
-        self._notices.append(f"{job.why}: what lies there is stored when it does, if that is soon; all else goes on")
-
-    def _look_who_is_back(self, now: float) -> None:
-        back = self._reach.came_back()
-        self._spool.silent = self._reach.silent
-        for item in [item for item in self._away.values() if os.path.dirname(item.data) in back]:
-            del self._away[item.id]
-            self._items[item.id] = item
-            self._queue.jobs[item.id].why = ""
-            if torn := torn_file(item, self._journal.progress.get(item.id, Progress()).files):
-                self._fail(
-                    item.id, f"{torn} was written to, or removed, while its file system did not answer", lost=item
-                )
-            self._queue.resume(item.id)
-        if now >= self._away_until:
-            for identity in self._away:
-                self._fail(identity, self._queue.jobs[identity].why)
-            self._away.clear()
+    def _come_back(self, item: Admitted) -> None:
+        """Its file system answers again."""
+        self._items[item.id] = item
+        if torn := torn_file(item, self._journal.progress.get(item.id, Progress()).files):
+            self._fail(item.id, f"{torn} was written to, or removed, while nobody could look at it", lost=item)
 
     def _scan(self) -> None:
         """Find what was admitted without a doorbell, and what is missing."""
-        if self._away:
-            self._look_who_is_back(time.monotonic())
+        self._away.look(time.monotonic())
         self._look_after_spool()
         for identity in self._spool.ready_ids():
             if identity not in self._queue.jobs:
@@ -674,7 +660,7 @@ class Agent:
             # Read even if known: a scan may have found it before its leases came.
             identity = str(message.get("id"))
             item = self._items.get(identity)
-            if item is None and identity not in self._away:
+            if item is None and not self._away.has(identity):
                 item = self._admit_by_id(identity)
             self._leases.take(item, connection, message, fds)
             self._start_work()
@@ -776,46 +762,23 @@ class Agent:
         """What somebody is told who waits; None: not yet. The spool is looked into the ``first`` time only."""
         op = message["op"]
         if op == "flush":
-            return self._flush_answer() if late or not self._queue.pending else None
+            return self._answers.flush() if late or not self._queue.pending else None
         if op == "claim":
             attempt = message.get("attempt")
             return self._claims.answer(attempt if isinstance(attempt, int) else self._owners.attempt, late=late)
         if op == "wait":
             state = self._state(str(message.get("id")), look=first)
             return state if late or state["state"] in FINAL else None
-        why = self._why_full(message)
-        return {"full": why} if late or not why else None
-
-    def _why_full(self, message: Message) -> str:
-        folder = str(message.get("folder"))
-        return why_full(self._queue.pending, self._queue.open_bytes, folder, self._config)
+        return self._answers.room(message, late=late)
 
     def _state(self, identity: str, *, look: bool = True) -> Message:
         if look and identity not in self._queue.jobs:
             self._admit_by_id(identity)
-        job = self._queue.jobs.get(identity)
-        return {"state": job.state, "why": job.why} if job else {"state": None, "why": "unknown to this agent"}
-
-    def _flush_answer(self) -> Message:
-        failed = self._queue.failed()
-        return {
-            "pending": self._queue.pending,
-            "pending_bytes": self._queue.pending_bytes,
-            "bytes_per_s": self._throughput.bytes_per_s(),
-            "why": self._why_waiting(),
-            "failed": [[job.id, job.why] for job in failed[-_MAX_ERRORS:]],
-            "failed_count": len(failed),
-        }
-
-    def _why_waiting(self) -> str:
-        """What holds up the oldest that says so; empty: nothing."""
-        if self._plane.trouble:
-            return f"no uploader can be had: {self._plane.trouble}"
-        return next((f"{job.id}: {job.why}" for job in self._queue.in_line() if job.why), "")
+        return self._answers.state(identity)
 
     def _status(self) -> dict[str, Any]:
         return {
-            **self._flush_answer(),
+            **self._answers.flush(),
             "pid": os.getpid(),
             "worker_pid": self._plane.pid,
             "committed": self._queue.committed,

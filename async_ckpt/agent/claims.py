@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ..config import GATHER_FIRST_S, GATHER_LAST_S, Config
+from ..config import CLAIM_START_S, GATHER_FIRST_S, GATHER_LAST_S, Config
 from ..errors import AgentError, SpoolError, WaitTimeout
 from ..ipc.client import AgentClient
 from ..ipc.protocol import Message
@@ -26,6 +26,8 @@ from ..undisturbed import go_on
 from .plane import DataPlane
 
 _GROWTH = 1.5
+#: For how long the agent is asked at a time, in seconds.
+_SLICE_S = 1.0
 #: How long whoever waits for a number waits at a time, in seconds, where there is no agent to ask.
 _PAUSE_S = 0.1
 
@@ -125,7 +127,8 @@ class Claims:
             return {"start": known.number, "why": ""}
         if self._order is None and not self._why and self._asked is not None:
             self.begin(*self._asked)  # Something has removed what was known.
-        return {"start": None, "why": self._why} if late or self._why else None
+        asked = self._ordered and self._plane.has_spoken
+        return {"start": None, "why": self._why, "asked": asked} if late or self._why else None
 
 
 def who_am_i(pid: int, lead: int, token: str) -> dict[str, Any]:
@@ -164,7 +167,7 @@ def await_claim(
     Parameters
     ----------
     limit_s : float, optional
-        How many seconds at most; default: ``claim_wait_s``, or of a gang's nodes, which wait for the first one,
+        How many seconds at most; default: ``claim_wait_s``, or of a gang's nodes, which have to agree,
         ``settle_timeout_s``.
 
     Raises
@@ -172,14 +175,21 @@ def await_claim(
     SpoolError
         The spool cannot be read or written.
     """
-    default = config.settle_timeout_s if spool.task.node else config.claim_wait_s
+    default = config.settle_timeout_s if spool.task.nodes > 1 else config.claim_wait_s
     limit = default if limit_s is None else limit_s
     deadline, why = time.monotonic() + limit, ""
+    # A machine that is so busy that nobody has asked the store yet says nothing about the store.
+    last = deadline - limit + max(limit, CLAIM_START_S)
     while (start := spool.start) is None and (left := deadline - time.monotonic()) > 0 and not why:
         go_on()
+        piece = min(left, _SLICE_S)
         try:
-            answer = client.request("claim", left + config.reply_timeout_s, attempt=spool.task.attempt, timeout_s=left)
+            answer = client.request(
+                "claim", piece + config.reply_timeout_s, attempt=spool.task.attempt, timeout_s=piece
+            )
             why = answer["why"]
+            if not answer.get("asked", True):
+                deadline = min(time.monotonic() + limit, last)
         except (AgentError, WaitTimeout):  # Another one may be there in a moment.
             time.sleep(min(left, _PAUSE_S))
     if start is not None:

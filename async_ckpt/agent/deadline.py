@@ -182,7 +182,7 @@ class LastCall:
         if self.is_near:
             for identity in identities:
                 self._strikes[identity] += 1
-            self.choose_again(why)
+            self._give_way(why)
 
     def choose_again(self, why: str = "") -> None:
         """Something was saved, is in the store, or will not be: is another one to go first now? With ``why``: say so,
@@ -277,8 +277,12 @@ class LastCall:
     def _strike(self, job: Job, why: str) -> None:
         self._strikes[job.id] += 1
         self._stop(job)
+        self._give_way(f"{job.id} {why}")
+
+    def _give_way(self, why: str) -> None:
+        """Choose again, and say why, also where what goes first is still the same."""
         told = self._told
-        self.choose_again(f"{job.id} {why}")
+        self.choose_again(why)
         if told == self._told < _MOST_TOLD:
             self._told += 1
-            self._tell({"push": "notice", "why": f"{job.id} {why}, and gives way to others, if there are any"})
+            self._tell({"push": "notice", "why": f"{why}, and gives way to others, if there are any"})

@@ -253,6 +253,7 @@ class Launcher:
                 Agent(
                     self._spool, listening, lambda: WorkerThread(self._spool, self._config),
                     lambda: SaverProcess(self._spool, saver), self._config, guarded=False,
+                    temporary=self._uploader != "thread",
                 ).run()  # fmt: skip
             except (OSError, RuntimeError, CheckpointError) as error:  # Whoever asks it something starts another one.
                 self._why = f"{type(error).__name__}: {error}"

@@ -93,6 +93,11 @@ class DataPlane:
         return self._worker is not None and (self._heard or has_had_time)
 
     @property
+    def has_spoken(self) -> bool:
+        """Whether there is a worker that has said something: it does what it is told to."""
+        return self._worker is not None and self._heard
+
+    @property
     def pid(self) -> int | None:
         return self._worker.pid if self._worker else None
 
@@ -149,6 +154,8 @@ class DataPlane:
             It has something in hand of which it tells several times a second, were it only that there is nothing new.
         """
         now = time.monotonic()
+        if not self._idle and not self._heard:
+            self._prefer()  # It begins as an idle one, and cannot be told before it has begun.
         if self._out and now - self._taken > self._config.reply_timeout_s:
             self._died()
         elif self._worker is not None and self._worker.pid != os.getpid() and now - self._watched.looked >= 1.0:
@@ -182,11 +189,15 @@ class DataPlane:
         """Whether the worker should take only the CPU time that nobody else wants."""
         if idle != self._idle:
             self._idle = idle
-            if not idle and self._worker is not None and self._worker.pid != os.getpid():
-                # On a busy machine an idle process would not come to hear of it.
-                with contextlib.suppress(OSError):
-                    os.sched_setscheduler(self._worker.pid, os.SCHED_OTHER, os.sched_param(0))
+            if not idle:
+                self._prefer()
             self.tell({"op": "priority", "idle": idle})
+
+    def _prefer(self) -> None:
+        """Give the worker its share of the CPU: on a busy machine an idle one would not come to hear that it has it."""
+        if self._worker is not None and self._worker.pid != os.getpid():
+            with contextlib.suppress(OSError):
+                os.sched_setscheduler(self._worker.pid, os.SCHED_OTHER, os.sched_param(0))
 
     def is_well(self) -> None:
         """Something was finished: earlier deaths do not count any more."""

@@ -10,7 +10,11 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+
+from ..config import REACH_S, Config
+from ..spool.spool import Admitted, Spool
+from .queue import Queue
 
 
 class Reach:
@@ -52,3 +56,57 @@ class Reach:
 def _look_into(folder: str) -> None:
     with contextlib.suppress(OSError):  # Any answer is one.
         os.listdir(folder)
+
+
+class Away:
+    """Checkpoints that lie where nobody answers: they are pending, hold up nobody, and come in when somebody does.
+
+    Parameters
+    ----------
+    on_back : callable
+        Takes in one whose file system answers now.
+    on_lost : callable
+        ``(id, why)``: it was waited for in vain.
+    """
+
+    def __init__(
+        self, spool: Spool, queue: Queue, config: Config, on_back: Callable[[Admitted], None],
+        on_lost: Callable[[str, str], None],
+    ) -> None:  # fmt: skip
+        self._spool, self._queue, self._on_back, self._on_lost = spool, queue, on_back, on_lost
+        self._reach = Reach(spool.annexes(), min(REACH_S, config.hung_s / 2))
+        spool.silent = self._reach.silent
+        self._items: dict[str, Admitted] = {}
+        self._until = time.monotonic() + config.outage_s
+
+    def has(self, identity: str) -> bool:
+        """Whether it is one of these."""
+        return identity in self._items
+
+    def take(self, item: Admitted) -> str:
+        """Leave it alone if it lies where nobody answers: returns what people should know of that."""
+        folder = os.path.dirname(item.data)
+        if folder not in self._spool.silent:
+            return ""
+        job = self._queue.admit(item.id, item.order, item.size)
+        job.why = f"the file system of {folder} does not answer"
+        self._queue.hold(item.id)
+        self._queue.pass_by(item.id)
+        self._items[item.id] = item
+        return f"{job.why}: what lies there is stored when it does, if that is soon; all else goes on"
+
+    def look(self, now: float) -> None:
+        """See who is back, and whether the others were waited for long enough (``now``: monotonic seconds)."""
+        if not self._items:
+            return
+        back = self._reach.came_back()
+        self._spool.silent = self._reach.silent
+        for item in [item for item in self._items.values() if os.path.dirname(item.data) in back]:
+            del self._items[item.id]
+            self._queue.jobs[item.id].why = ""
+            self._on_back(item)
+            self._queue.resume(item.id)
+        if now >= self._until:
+            for identity in self._items:
+                self._on_lost(identity, self._queue.jobs[identity].why)
+            self._items.clear()

@@ -24,7 +24,8 @@ save      path, name, metadata, latest, storage_format, snapshot,    id, referen
           path may be left out
 room      folder (of what is to be saved), timeout_s                 full: why there is no room; empty: there is
 claim     attempt, timeout_s                                         start: which start of the attempt this is (null:
-                                                                     it is not known yet), why (it will not be)
+                                                                     it is not known yet), why (it will not be),
+                                                                     asked (whether the store is being asked)
 deadline  seconds (until the machine goes)                           first: id of what is uploaded before all others
 status                                                               see ``agent.status``
 bye       over (false: the attempt has failed, the task has not)     none; of owners: the agent exits when all is

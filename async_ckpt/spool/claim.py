@@ -89,7 +89,7 @@ def settle(path: str, number: int, *, first: bool) -> Start:
 
 def go_alone(path: str, task: TaskInfo) -> Start:
     """The store does not answer. The number is the one that this spool had before; or one of many, by chance, so that
-    it is nobody else's.
+    it is nobody else's (for a gang's nodes the same one, as they save together).
     """
     with _content(path) as content:
         found = _start(content)
@@ -98,7 +98,7 @@ def go_alone(path: str, task: TaskInfo) -> Start:
         number = content.get("start")
         if not isinstance(number, int):
             most = task.most_starts
-            number = most // 2 + secrets.randbelow(max(most * 2 // 5, 1))
+            number = most // 2 + (secrets.randbelow(max(most * 2 // 5, 1)) if task.nodes == 1 else 0)
         content.update(start=number, sure=True, first=False, alone=True)
         return Start(number, first=False, alone=True)
 

@@ -121,6 +121,9 @@ KILLS = """SIGKILL to the task, the agent, its uploader or all of them, at every
 place while nobody was there to guard it."""
 FAULTS = "Saves through a proxy before a real S3 server: what `save()` takes, and what is in the store at the end."
 PREEMPT = "Ten saves wait, 30 s are left, and the bandwidth takes three in that time."
+TWICE = """The same attempt number on two to four machines (processes with spools of their own), one after the other
+and at once, killed at random, and a retry after them. After each step everything committed was read back.
+*not from the newest*: a start that resumed from less than what was committed before it began."""
 AGENT_STATES = """How often which state of agent or uploader met which phase of a task, in lives drawn at random. In the
 end every save is in the store with the content that was saved, or named with a reason; every flush has ended within its
 limit."""
@@ -188,6 +191,7 @@ SECTIONS: tuple[tuple[str, str, str, Render, Judge | None], ...] = (
     ("faults", "A store that fails", FAULTS, table, None),
     ("preempt", "A machine that is taken away", PREEMPT, table, None),
     ("preemptions", "Many machines that are taken away", PREEMPTIONS, table, None),
+    ("twice", "The same attempt number twice", TWICE, table, None),
     ("agent_states", "Agents that die, hang, or cannot be had", AGENT_STATES, table, None),
     ("soak", "An hour of saves", SOAK, table, None),
     ("watch", "An unmodified trainer, watched", WATCH, table, None),

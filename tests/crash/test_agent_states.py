@@ -126,12 +126,14 @@ def test_where_no_agent_can_be_started_the_flush_uploads_by_itself_and_says_so_o
     task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task.set(agent_patience_s=2, agent_pause_s=0.5, progress_s=0.5)
+    monkeypatch.setattr("async_ckpt.agent.agent.CALM_S", 1.0)
     gate = task.gate()
     gate.hold("weights")
     lines: list[str] = []
     checkpointer = task.start(report=lines.append)
     references = [save(checkpointer, task, 0)]
     checkpointer.status()
+    executable = sys.executable
     monkeypatch.setattr(sys, "executable", "/nowhere/python")  # The environment was removed under the run.
     kill(agent_pid(checkpointer))
     references.append(save(checkpointer, task, 1))
@@ -145,6 +147,8 @@ def test_where_no_agent_can_be_started_the_flush_uploads_by_itself_and_says_so_o
     (said,) = [line for line in lines if "this process uploads by itself" in line]
     assert "/nowhere/python" in said
     assert [line for line in lines if line.startswith("waiting for the agent")]
+    monkeypatch.setattr(sys, "executable", executable)
+    wait_until(lambda: checkpointer.status()["pid"] != os.getpid(), "there is an agent again")
 
 
 def test_the_same_where_every_agent_dies_before_its_first_word(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from async_ckpt.errors import CheckpointError, SnapshotError, SpoolError, StoreE
 from async_ckpt.spool.journal import COMMITTED, FAILED
 from async_ckpt.stores.base import StoreSpec
 
-from ..support.agents import Task, content, wait_until
+from ..support.agents import Task, agent_pid, content, kill, wait_until
 from ..support.filesystems import CannotMount, small_tmpfs
 from ..support.scenes import BIG, save
 
@@ -210,3 +210,21 @@ def test_whoever_does_not_want_to_wait_hears_of_it_at_once(
     assert len(captured) == 1
     gate.open("weights")
     checkpointer.flush(60)
+
+
+def test_an_agent_that_dies_while_the_disk_is_full_has_a_successor(task: Task, small: Path) -> None:
+    """It cannot write its journal anew, nor its name: but what it uploads gives room back."""
+    gate = task.gate()
+    gate.hold("weights")
+    task.set(min_free_bytes=0)
+    checkpointer = task.move_to(small).start()
+    references = [save(checkpointer, task, number) for number in range(2)]
+    checkpointer.status()
+    fill(small)
+    kill(agent_pid(checkpointer))
+    gate.open("weights")
+    checkpointer.flush(60)
+    assert task.committed_versions() == [0, 1]
+    assert [task.stored(reference, "weights").read_bytes() for reference in references] == [
+        content(number, BIG) for number in range(2)
+    ]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -140,13 +142,9 @@ def test_where_no_uploader_can_be_started_the_agent_uploads_by_itself(
 def test_an_agent_without_descriptors_goes_on_when_it_has_some_again(task: Task) -> None:
     lines: list[str] = []
     checkpointer = task.start(report=lines.append)
-    status = checkpointer.status()
-    agent = status["pid"]
-    used = len(os.listdir(f"/proc/{agent}/fd"))
+    agent = checkpointer.status()["pid"]
     soft, hard = resource.prlimit(agent, resource.RLIMIT_NOFILE)
-    resource.prlimit(agent, resource.RLIMIT_NOFILE, (max(used - 4, 8), hard))
-    if status["worker_pid"]:
-        kill(status["worker_pid"])
+    resource.prlimit(agent, resource.RLIMIT_NOFILE, (3, hard))  # It keeps those that it has, and gets no more.
     references = [save(checkpointer, task, 0)]
     wait_until(lambda: lines, "it is said")
     resource.prlimit(agent, resource.RLIMIT_NOFILE, (soft, hard))
@@ -171,3 +169,35 @@ def test_a_checkpoint_that_has_failed_by_deaths_gets_another_chance_in_the_next_
     assert task.committed() == [(0, 0)]
     assert Path(task.store.root).exists()
     assert agent_pid(checkpointer)
+
+
+def test_a_moment_without_processes_and_threads_costs_only_that_moment(
+    task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task.set(agent_pause_s=0.3)
+    gate = task.gate()
+    gate.hold("weights")
+    checkpointer = task.start()
+    references = [save(checkpointer, task, number) for number in range(2)]
+    spawn, start, refused = os.posix_spawn, threading.Thread.start, list[str]()
+
+    def refuse_process(*arguments: object, **keywords: object) -> int:
+        if len(refused) < 6:
+            refused.append("process")
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return spawn(*arguments, **keywords)  # type: ignore[arg-type]
+
+    def refuse_thread(self: threading.Thread) -> None:
+        if len(refused) < 9 and self.name.startswith("async_ckpt"):
+            refused.append("thread")
+            raise RuntimeError("can't start new thread")
+        start(self)
+
+    monkeypatch.setattr(os, "posix_spawn", refuse_process)
+    monkeypatch.setattr(threading.Thread, "start", refuse_thread)
+    kill(agent_pid(checkpointer))
+    gate.open("weights")
+    checkpointer.flush(60)
+    assert_all_in_order(task, references)
+    assert refused.count("process") == 6
+    assert "thread" in refused

@@ -187,6 +187,12 @@ def test_a_number_that_was_chosen_alone_is_noted_for_whoever_comes_later() -> No
     assert claim(store, "c").start == 70_001
 
 
+def test_ones_own_claim_that_came_too_late_is_nobody_elses() -> None:
+    store = MemoryStore()
+    claim(store, "a")
+    assert run(claims.note, store, TASK, 70_000, who("a")) == Claim(70_000, first=True)
+
+
 # -- gangs ---------------------------------------------------------------------------------------------------------
 
 

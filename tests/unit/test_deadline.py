@@ -165,6 +165,12 @@ class TestLastCall:
             scene.tick()
         assert [job.id for job in scene.queue.uploading] == ["0.a.3"]
 
+    def test_what_fails_is_said_also_where_another_one_goes_first(self, scene: Scene) -> None:
+        scene.last_call.hear(60, "SIGTERM")
+        scene.last_call.stumbled(["0.a.1"], "0.a.1 failed (no)")
+        assert scene.last_call.first == "0.a.3"
+        assert "0.a.1 failed (no), and gives way" in str(scene.said[-1])
+
     def test_what_gets_nowhere_gives_way_and_bytes_sent_again_are_nothing_new(self, scene: Scene) -> None:
         scene.last_call.hear(15, "SIGTERM")
         scene.tick()
