@@ -8,8 +8,8 @@ import stat
 from ..manifest import PACKED, FileEntry
 from ..source import pack_path
 
-#: Bytes collected before they are written. Until then they need not be read again.
-_BUFFER = 8 << 20
+#: Bytes that are written, and read back, at a time: few, as fresh memory costs more than it saves.
+_BUFFER = 256 << 10
 
 
 class Pack:
@@ -27,6 +27,8 @@ class Pack:
         self._buffer = bytearray()
         self._written = 0
         self._used = False
+        #: A piece of what was written, and where it begins in the pack.
+        self._read, self._read_at = b"", 0
 
     def add(self, path: str, status: os.stat_result, fd: int) -> FileEntry:
         """Copy one small file as it is now.
@@ -57,7 +59,12 @@ class Pack:
         start = entry.offset - self._written
         if start >= 0:
             return self._buffer[start : start + entry.size] == data
-        return os.pread(self._fd, entry.size, entry.offset) == data
+        start = entry.offset - self._read_at
+        if not 0 <= start <= len(self._read) - entry.size:
+            # Files are looked at in the order in which they were captured: the next ones are in it as well.
+            self._read, self._read_at = os.pread(self._fd, max(_BUFFER, entry.size), entry.offset), entry.offset
+            start = 0
+        return self._read[start : start + entry.size] == data
 
     def _flush(self) -> None:
         if self._fd < 0:

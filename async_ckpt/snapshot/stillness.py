@@ -8,10 +8,12 @@ afterwards depends on what can be trusted:
   is so where somebody had it open for writing or mapped (a write through a mapping moves no time until the page is
   written back), on file systems without leases, where another machine or mount may write, and where the time of the
   last write is the one of this very tick of a coarse clock (git does the same with its index).
-- A small one, in the pack: its times and its content, which costs no more than finding out whether it is needed.
+- A small one, in the pack: its content, which costs no more than finding out whether it is needed.
 
-The content alone does not tell: what was emptied, written and emptied again is the same as before, and was not in
-between.
+The content alone does not tell everything: what was emptied, written and emptied again, or a flag that was set and
+taken back, is the same as before, and was not in between. So of what is copied by itself, or is as short as flags are,
+the times have to be the same as well. (All times of a thousand small files would cost more than their content. One that
+is longer is the same again where it was written anew as it was: that belongs to both moments.)
 """
 
 from __future__ import annotations
@@ -35,6 +37,9 @@ _F_SETSIG = 10
 
 #: Half of the time after which the kernel lets a writer in whose lease nobody gave up, in seconds.
 _SURELY_LEASED_S = lease.BREAK_TIME_S / 2
+
+#: What is longer is no flag, in bytes.
+_FLAG_BYTES = 512
 
 #: Not blocking: a FIFO that took a file's place must not hold us up.
 OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
@@ -114,6 +119,11 @@ class OpenFile:
             return Now.SAME if _is_untouched(os.fstat(self.fd), was) else Now.CHANGED
         fd = self.fd if self.fd >= 0 else os.open(self.item.full, OPEN)
         try:
+            if entry.how == PACKED and pack is not None and self.is_local and entry.size > _FLAG_BYTES:
+                data = os.pread(fd, entry.size + 1, 0)
+                if not pack.holds(entry, data[: entry.size]):
+                    return Now.CHANGED
+                return Now.SAME if len(data) == entry.size else Now.GREW
             now = os.fstat(fd) if self.is_local else filesystems.facts_of(fd, self.kind)
             untouched = _is_untouched(now, was)
             if untouched and self.sure and now.st_ctime_ns == was.st_ctime_ns and self._is_settled():
