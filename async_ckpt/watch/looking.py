@@ -111,14 +111,17 @@ class Looking:
         """Whether a path is that of a checkpoint itself: then its new name alone says nothing."""
         return bool(old) and self._pattern.matches(os.path.relpath(old, self._root))
 
-    def open(self, entries: Collection[Entry]) -> set[str]:
-        """Paths of those that somebody has open for writing."""
+    def open(self, entries: Collection[Entry], *, mapped: bool) -> set[str]:
+        """Paths of those that somebody has open for writing; ``mapped``: or mapped so."""
         evidence = {entry.path: entry.evidence for entry in entries}
         # Whoever had one open has it still, as a rule: to look at all processes takes longer than all the rest.
-        still = open_for_writing(set().union(*evidence.values()), set(self._writers.values())) if self._writers else {}
+        known = set(self._writers.values())
+        still = open_for_writing(set().union(*evidence.values()), known, mapped=mapped) if known else {}
         others = {path: files for path, files in evidence.items() if files.isdisjoint(still)}
-        self._writers = {**still, **open_for_writing(set().union(*others.values()))}
-        return {path for path, files in evidence.items() if not files.isdisjoint(self._writers)}
+        found = {**still, **open_for_writing(set().union(*others.values()), mapped=mapped)}
+        asked = set().union(*evidence.values())
+        self._writers = {**{file: pid for file, pid in self._writers.items() if file not in asked}, **found}
+        return {path for path, files in evidence.items() if not files.isdisjoint(found)}
 
     def end(self) -> None:
         """No more events."""

@@ -232,15 +232,19 @@ class Recogniser:
         before = self._whole.get(kind_of(entry.path))
         return lacking(entry.tree, before) if before is not None else ""
 
-    def to_ask(self, *, last: bool = False) -> list[Entry]:
-        """Those of which it must be known now whether they are open for writing. ``last``: as for ``finished``."""
+    def to_ask(self, *, last: bool = False) -> tuple[list[Entry], list[Entry]]:
+        """Those that may be held, and those that may be finished, if nobody has them open for writing. ``last``: as for
+        ``finished``.
+        """
         now = self._clock()
-        return [
-            entry
-            for entry in self.pending()
-            if last or entry.is_open or entry.renamed or entry.marked
-            or now - entry.changed_at >= (self.patience_s if entry.held else min(entry.moment_s, self.patience_s))
-        ]  # fmt: skip
+        early, final = list[Entry](), list[Entry]()
+        for entry in self.pending():
+            quiet = now - entry.changed_at
+            if last or entry.renamed or entry.marked or quiet >= self.patience_s:
+                final.append(entry)
+            elif entry.is_open or (entry.held is None and quiet >= entry.moment_s):
+                early.append(entry)
+        return early, final
 
     def to_hold(self) -> list[Entry]:
         """What stands still, and should be held now."""

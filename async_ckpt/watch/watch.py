@@ -230,7 +230,10 @@ class Watch:
         if first:
             self._begin()
         self._nothing.look(looks)
-        self._recogniser.note_open(self._looking.open(self._recogniser.to_ask(last=last)))
+        early, final = self._recogniser.to_ask(last=last)
+        # What is held is asked again before it is saved, and then of mappings as well.
+        is_open = self._looking.open(early, mapped=False) | self._looking.open(final, mapped=True)
+        self._recogniser.note_open(is_open)
         return True
 
     def _is_old(self, path: str, tree: Tree, first: bool) -> bool:

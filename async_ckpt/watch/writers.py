@@ -9,17 +9,27 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Collection
 
 Inode = tuple[int, int]
 
+#: A line of /proc/<pid>/maps, of what is mapped shared and writable: device, inode and path.
+_SHARED = re.compile(
+    rb"^[0-9a-f]+-[0-9a-f]+ rw.s [0-9a-f]+ ([0-9a-f]+):([0-9a-f]+) ([1-9][0-9]*)\s*(.*)$", re.MULTILINE
+)
+#: Where no checkpoints lie, although it can be mapped.
+_NO_FILES = (b"/dev/nvidia", b"/dev/dri", b"/memfd:", b"/SYSV", b"socket:", b"anon_inode:")
 
-def open_for_writing(files: Collection[Inode], pids: Collection[int] | None = None) -> dict[Inode, int]:
+
+def open_for_writing(
+    files: Collection[Inode], pids: Collection[int] | None = None, *, mapped: bool = True
+) -> dict[Inode, int]:
     """Those of the files, (device, inode), that a process of this user on this machine has open for writing, or mapped
     so that it writes through memory; with one such process each.
 
     Processes whose descriptors may not be read (other users', unless this is root; other containers') are not seen.
-    ``pids``: only these are looked at.
+    ``pids``: only these are looked at. ``mapped``: what is mapped counts; to ask takes much longer.
     """
     wanted, found = set(files), dict[Inode, int]()
     if not wanted:
@@ -32,7 +42,8 @@ def open_for_writing(files: Collection[Inode], pids: Collection[int] | None = No
                     inode = (status.st_dev, status.st_ino)
                     if inode in wanted and inode not in found and _is_writable(f"/proc/{pid}/fdinfo/{number}"):
                         found[inode] = pid
-            found |= dict.fromkeys(_mapped(f"/proc/{pid}/maps") & wanted, pid)
+            if mapped:
+                found |= dict.fromkeys(_mapped(f"/proc/{pid}/maps") & wanted, pid)
     return found
 
 
@@ -50,14 +61,16 @@ def _mapped(maps: str) -> set[Inode]:
 
     On overlay file systems and btrfs the kernel names other devices here than stat does: so the path is asked as well.
     """
-    found = set()
-    with open(maps, encoding="utf-8", errors="surrogateescape") as file:
-        for line in file:
-            fields = line.rstrip("\n").split(None, 5)
-            if fields[1].startswith("rw") and fields[1].endswith("s") and fields[4] != "0":
-                major, minor = (int(part, 16) for part in fields[3].split(":"))
-                found.add((os.makedev(major, minor), int(fields[4])))
-                with contextlib.suppress(OSError, IndexError):
-                    status = os.stat(fields[5])
-                    found.add((status.st_dev, status.st_ino))
+    found, paths = set(), set()
+    # Some programs have tens of thousands of mappings; few of them are such.
+    with open(maps, "rb") as file:
+        for mapping in set(_SHARED.findall(file.read())):
+            major, minor, inode, path = mapping
+            found.add((os.makedev(int(major, 16), int(minor, 16)), int(inode)))
+            paths.add(path)
+    for path in paths:
+        if not path.startswith(_NO_FILES):
+            with contextlib.suppress(OSError):
+                status = os.stat(path)
+                found.add((status.st_dev, status.st_ino))
     return found
