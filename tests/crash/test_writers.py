@@ -85,6 +85,7 @@ def test_a_subprocess_saves_where_no_agent_can_be_had(task: Task) -> None:
     task.set(reply_timeout_s=0.3)
     checkpointer = task.start()
     environment, lock = task.environment(checkpointer), checkpointer.spool.path("agent.lock")
+    wait_until(lambda: checkpointer.spool.start is not None, "it is known which start of the attempt this is")
     close_and_kill(checkpointer)
     with locked(lock, timeout_s=5):
         process = Subprocess(environment, task.work / "p", 0, 3).ready()
