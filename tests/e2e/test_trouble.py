@@ -49,7 +49,7 @@ def test_what_was_saved_before_an_error_a_timeout_or_an_exit_is_in_the_store_and
 def test_a_timeout_that_fires_during_the_flush_fails_the_attempt_but_not_the_upload(
     s3: Workspace, gate: GatedS3
 ) -> None:
-    gate.close_gate("PUT,POST:hang")
+    gate.close_gate("PUT,POST:hang:/artifacts/")
     flow = s3.start_flow("save_flow", env={"TIMEOUT_S": "6", "METAFLOW_ASYNC_CKPT_PROGRESS_S": "0.5"})
     wait_until(lambda: "left: 1 checkpoint" in flow.output, "the flush tells how much is left")
     wait_until(lambda: "timed out" in flow.output, "the time-out fires")
