@@ -69,6 +69,7 @@ def test_subprocesses_save_while_the_agent_is_killed_under_them(task: Task) -> N
 def test_a_subprocess_saves_while_the_agent_hangs(task: Task) -> None:
     checkpointer = task.start()
     agent = agent_pid(checkpointer)
+    wait_until(lambda: checkpointer.spool.start is not None, "it is known which start of the attempt this is")
     kill(agent, signal.SIGSTOP)
     try:
         process = Subprocess(task.environment(checkpointer), task.work / "p", 0, 1).ready()
