@@ -184,8 +184,13 @@ async def _join(store: Store, task: layout.TaskInfo, who: Who, known: _Known) ->
     if start >= 0:
         key = functools.partial(layout.claim_key, task.pathspec, task.attempt, start)
         joined, lead = key(f"{_NODE}{task.node}"), await _read(store, key())
+        # Whoever joins a start that is the first begins with nothing, whatever its other nodes have saved by now. One
+        # that was begun, and is begun again, has something to go on from.
+        first = not start
         if (start, task.node) in known.joined:
-            mine = (await _read(store, joined)).get("token") == who["token"]
+            before = await _read(store, joined)
+            mine = before.get("token") == who["token"]
+            first = first and (not known.saved or before.get("pid") == who["pid"])
         else:
             # Of nodes that are processes of one machine it is known who belongs together.
             mine = not lead or who["boot"] != lead.get("boot") or who["lead"] in (who["pid"], lead.get("pid"))
@@ -193,7 +198,7 @@ async def _join(store: Store, task: layout.TaskInfo, who: Who, known: _Known) ->
                 with contextlib.suppress(UsageError):
                     await store.put_bytes(joined, dump(dict(who)))
         if mine:
-            return Claim(start, first=not start and not known.saved)
+            return Claim(start, first=first)
     raise TransientStoreError(
         f"Node 0 of the gang has not begun attempt {task.attempt} yet", where=store.url(task.task_folder)
     )

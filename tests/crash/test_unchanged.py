@@ -160,6 +160,7 @@ def test_what_was_written_to_is_sent(task: Task, write: Callable[[Path], None]) 
 def test_a_write_in_the_same_tick_of_the_clock_as_the_capture_is_not_missed(task: Task) -> None:
     """It leaves the time as it was."""
     checkpointer = task.start()
+    wait_until(lambda: checkpointer.spool.start is not None, "no save waits for that any more")
     path = task.work / "frozen"
     path.write_bytes(content(0, FROZEN))
     written = path.stat().st_mtime_ns
