@@ -203,6 +203,16 @@ def test_the_nodes_of_a_gang_are_one_start_whoever_comes_first(order: tuple[int,
     assert found[0] == found[1] == Claim(0, first=True)
 
 
+def test_a_node_that_joins_the_first_start_late_begins_with_nothing_although_another_has_saved() -> None:
+    """Nobody decides what a first start begins with: who waited for that would wait in vain."""
+    store = MemoryStore()
+    claim(store, "a", FIRST)
+    store.objects[f"{TASK.task_folder}/0.some.name.0.metadata"] = b"{}"
+    assert claim(store, "b", SECOND, pid=2) == Claim(0, first=True)
+    assert claim(store, "b", SECOND, pid=2).first, "its agent asks again"
+    assert not claim(store, "b", SECOND, pid=3).first, "it is begun again, and has something to go on from"
+
+
 def test_the_next_start_of_a_gang_waits_for_its_first_node() -> None:
     store = MemoryStore()
     claim(store, "a", FIRST)
