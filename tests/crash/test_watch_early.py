@@ -14,7 +14,7 @@ import pytest
 from async_ckpt.config import Config
 from async_ckpt.watch import Watch, WatchOptions
 from tests.crash.test_watch import Watching, stored, watching
-from tests.support.agents import Task, agent_pid, kill, wait_until
+from tests.support.agents import Task, close_and_kill, wait_until
 
 __all__ = ["watching"]
 
@@ -147,9 +147,7 @@ def test_what_a_killed_watch_held_is_swept_up_and_the_next_attempt_is_told(task:
         process.stdout.readline()
         process.send_signal(signal.SIGKILL)
     assert len(in_spool(task)) == 1
-    agent = agent_pid(checkpointer)
-    checkpointer.close(clean=False)
-    kill(agent)
+    close_and_kill(checkpointer)
     lines: list[str] = []
     checkpointer = task.start(attempt=1, report=lines.append)
     wait_until(lambda: any("checkpoint-1" in line for line in lines), "it is told")
