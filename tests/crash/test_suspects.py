@@ -105,10 +105,12 @@ def test_uploaders_that_die_before_their_first_word_blame_nobody(task: Task, mon
     (folder / "sitecustomize.py").write_text(
         f"import os, sys\n'worker' in sys.orig_argv and os.path.exists({str(folder / 'dying')!r}) and os._exit(137)\n"
     )
-    (folder / "dying").touch()
     monkeypatch.syspath_prepend(str(folder))
     lines: list[str] = []
     checkpointer = task.start(report=lines.append)
+    wait_until(lambda: checkpointer.spool.start is not None, "no save waits for that any more")
+    (folder / "dying").touch()
+    kill(checkpointer.status()["worker_pid"])
     references = [save(checkpointer, task, number) for number in range(2)]
     wait_until(lambda: lines, "it is said")
     assert "without a word" in lines[0]
