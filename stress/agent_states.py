@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,6 +24,7 @@ from typing import Any
 
 import pytest
 
+from stress.alone import run_alone
 from stress.bench import results
 from tests.support.agent_states import PHASES, STATES, run
 
@@ -40,15 +40,8 @@ def one(seed: int) -> dict[str, Any]:
 
 
 def _in_a_process(seed: int) -> dict[str, Any]:
-    command = [sys.executable, "-m", "stress.agent_states", "--one", str(seed)]
-    words = ""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_LIMIT_S)
-        words = done.stderr
-        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    except (subprocess.TimeoutExpired, IndexError, ValueError) as error:
-        return {"seed": seed, "happened": {}, "problems": [f"no outcome: {error!s:.200} {words!s:.2000}"]}
-    return found
+    found, why = run_alone("stress.agent_states", seed, _LIMIT_S)
+    return found if found is not None else {"seed": seed, "happened": {}, "problems": [why]}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -71,9 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
         for found in pool.map(_in_a_process, range(first, first + options.sequences)):
             happened.update(found["happened"])
             slowest_s = max(slowest_s, found.get("slowest_save_s", 0.0))
-            sums.update(
-                {name: found.get(name, 0) for name in ("attempts", "saves", "flushes", "failed_flushes", "named")}
-            )
+            sums.update({name: found.get(name, 0) for name in _SUMS})
             if found["problems"]:
                 bad += 1
                 print(json.dumps(found), flush=True)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import subprocess
 import sys
 import tempfile
 from collections import Counter
@@ -24,6 +23,7 @@ from typing import Any
 
 import pytest
 
+from stress.alone import run_alone
 from stress.bench import results
 from tests.support.preemption import COMMIT_S, MUST_SHARE, draw, run
 
@@ -40,14 +40,8 @@ def one(seed: int) -> dict[str, Any]:
 
 
 def _in_a_process(seed: int) -> dict[str, Any]:
-    command = [sys.executable, "-m", "stress.preemptions", "--one", str(seed)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_LIMIT_S)
-        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    except (subprocess.TimeoutExpired, IndexError, ValueError) as error:
-        words = getattr(error, "stderr", None) or (done.stderr if "done" in locals() else "")
-        return {"seed": seed, "case": None, "must": [], "durable": {}, "problems": [f"no outcome: {words!s:.2000}"]}
-    return found
+    found, why = run_alone("stress.preemptions", seed, _LIMIT_S)
+    return found if found is not None else {"seed": seed, "case": None, "must": [], "durable": {}, "problems": [why]}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from async_ckpt.checkpointer import Checkpointer
 from async_ckpt.errors import FlushError, SpoolError
 
 from ..support.agents import Task, agent_pid, close_and_kill, content, is_alive, kill, wait_until
@@ -54,16 +55,22 @@ def test_an_agent_that_hangs_while_nobody_asks_it_anything_is_replaced_as_well(
     wait_until(lambda: task.committed_versions() == [0], "another agent has brought it in")
 
 
+def save_and_leave_a_stopped_agent(checkpointer: Checkpointer, task: Task) -> int:
+    """The attempt ends while its agent is stopped, whose pid this returns."""
+    save(checkpointer, task, 0)
+    checkpointer.status()
+    agent = agent_pid(checkpointer)
+    kill(agent, signal.SIGSTOP)
+    checkpointer.close(clean=False)
+    return agent
+
+
 def test_the_next_attempt_takes_over_from_an_agent_that_hangs(task: Task) -> None:
     task.set(hung_s=HUNG_S, reply_timeout_s=1)
     gate = task.gate()
     gate.hold("weights")
     checkpointer = task.start()
-    save(checkpointer, task, 0)
-    checkpointer.status()
-    hung = agent_pid(checkpointer)
-    kill(hung, signal.SIGSTOP)
-    checkpointer.close(clean=False)
+    hung = save_and_leave_a_stopped_agent(checkpointer, task)
     lines: list[str] = []
     gate.open("weights")
     checkpointer = task.start(attempt=1, report=lines.append)
@@ -76,11 +83,7 @@ def test_the_next_attempt_takes_over_from_an_agent_that_hangs(task: Task) -> Non
 def test_one_that_hangs_and_cannot_be_found_by_its_socket_is_found_by_its_lock(task: Task) -> None:
     task.set(hung_s=HUNG_S, reply_timeout_s=1)
     checkpointer = task.start()
-    save(checkpointer, task, 0)
-    checkpointer.status()
-    hung = agent_pid(checkpointer)
-    kill(hung, signal.SIGSTOP)
-    checkpointer.close(clean=False)
+    hung = save_and_leave_a_stopped_agent(checkpointer, task)
     for name in ("agent.sock", "agent.pid"):
         Path(checkpointer.spool.path(name)).unlink()
     checkpointer = task.start(attempt=1)

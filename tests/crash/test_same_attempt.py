@@ -14,7 +14,7 @@ from async_ckpt.checkpointer import Checkpointer, Reference
 from async_ckpt.layout import START_STEP
 from async_ckpt.spool.spool import Spool
 
-from ..support.agents import TASK, Task, agent_pid, kill, wait_until
+from ..support.agents import TASK, Gate, Task, agent_pid, kill, wait_until
 from ..support.writers import content
 
 SIZE = 200 << 10
@@ -131,17 +131,23 @@ def test_two_machines_at_once_keep_their_own(
     assert third.load(third.start()) == newest["metadata"]["number"]
 
 
+def die_with_one_stored_and_one_not(task: Task, machine: Machine) -> tuple[Gate, list[Reference]]:
+    """The gate that holds the second one back, and both."""
+    gate = task.gate()
+    checkpointer = machine.start()
+    saved = [machine.save(checkpointer, 0)]
+    checkpointer.flush(60)
+    gate.hold("weights")
+    saved.append(machine.save(checkpointer, 1))
+    machine.die(checkpointer)
+    return gate, saved
+
+
 def test_what_a_dead_machine_had_not_stored_stays_under_its_own_keys_when_it_comes_back(
     task: Task, machines: tuple[Machine, Machine, Machine]
 ) -> None:
     a, b, _ = machines
-    gate = task.gate()
-    first = a.start()
-    saved = [a.save(first, 0)]
-    first.flush(60)
-    gate.hold("weights")
-    saved.append(a.save(first, 1))
-    a.die(first)
+    gate, saved = die_with_one_stored_and_one_not(task, a)
     gate.open("weights")
     second = b.start()
     assert b.load(second) == 0, "all that anybody but the dead machine can know of"
@@ -160,13 +166,7 @@ def test_the_same_machine_goes_on_with_its_number_and_its_spool(
     task: Task, machines: tuple[Machine, Machine, Machine]
 ) -> None:
     a, _, _ = machines
-    gate = task.gate()
-    first = a.start()
-    saved = [a.save(first, 0)]
-    first.flush(60)
-    gate.hold("weights")
-    saved.append(a.save(first, 1))
-    a.die(first)
+    gate, saved = die_with_one_stored_and_one_not(task, a)
     again = a.start()
     assert a.load(again) == 1, "what is on its way still"
     saved.append(a.save(again, 2))
