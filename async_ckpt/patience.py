@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class Backoff:
-    """Pauses: none at first, then one that doubles each time, up to a limit.
+    """Pauses: none at first, then one that grows each time, up to a limit.
 
     Parameters
     ----------
@@ -14,10 +14,15 @@ class Backoff:
         The first pause, and the longest one, in seconds.
     calm_s : float
         After so many seconds without a failure the earlier ones are forgotten.
+    growth : float
+        So many times as long as the last pause is the next one.
     """
 
-    def __init__(self, free: int, first_s: float, most_s: float, calm_s: float = float("inf")) -> None:
+    def __init__(
+        self, free: int, first_s: float, most_s: float, calm_s: float = float("inf"), growth: float = 2.0
+    ) -> None:
         self._free, self._first_s, self._most_s, self._calm_s = free, first_s, most_s, calm_s
+        self._growth = growth
         #: Failures in a row.
         self.count = 0
         self._last = self._pause = 0.0
@@ -28,8 +33,8 @@ class Backoff:
             self.count = 0
         self.count += 1
         self._last = now
-        doublings = self.count - self._free - 1
-        self._pause = min(self._first_s * 2.0 ** min(doublings, 30), self._most_s) if doublings >= 0 else 0.0
+        earlier = self.count - self._free - 1
+        self._pause = min(self._first_s * self._growth ** min(earlier, 30), self._most_s) if earlier >= 0 else 0.0
         return self._pause
 
     def left_s(self, now: float, most_s: float = float("inf")) -> float:

@@ -19,6 +19,7 @@ from ..errors import AgentError, SpoolError, WaitTimeout
 from ..ipc.client import AgentClient
 from ..ipc.protocol import Message
 from ..layout import START_STEP
+from ..patience import Backoff
 from ..spool import claim
 from ..spool.claim import Start
 from ..spool.spool import Spool
@@ -48,7 +49,7 @@ class Claims:
         self._tokens: dict[int, str] = {}
         self._order: Message | None = None
         self._ordered = False
-        self._not_before, self._pause = 0.0, GATHER_FIRST_S
+        self._retries = Backoff(0, GATHER_FIRST_S, GATHER_LAST_S, growth=_GROWTH)
         #: Why the store has not been asked, where that is for good.
         self._why = ""
 
@@ -73,11 +74,12 @@ class Claims:
         self._order = {"op": "claim", "id": "", "attempt": attempt, "who": who_am_i(pid, lead, token)}
         if known is not None:
             self._order["start"] = known.number
-        self._ordered, self._not_before, self._pause, self._why = False, 0.0, GATHER_FIRST_S, ""
+        self._ordered, self._why = False, ""
+        self._retries.reset()
 
     def tick(self, now: float) -> None:
         """Have it done, if it is to be done (``now`` in monotonic seconds)."""
-        if self._order is not None and not self._ordered and now >= self._not_before and self._plane.ensure():
+        if self._order is not None and not self._ordered and not self._retries.left_s(now) and self._plane.ensure():
             self._ordered = True
             self._plane.tell(self._order)
 
@@ -88,8 +90,7 @@ class Claims:
         self._ordered = False
         if "start" not in message:
             if message["transient"]:
-                self._not_before = time.monotonic() + self._pause
-                self._pause = min(self._pause * _GROWTH, GATHER_LAST_S)
+                self._retries.failed(time.monotonic())
             else:
                 self.give_up(message["why"])
             return
