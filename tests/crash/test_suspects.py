@@ -86,14 +86,25 @@ def test_one_that_kills_every_agent_fails_as_well(task: Task, monkeypatch: pytes
 
 
 def test_who_gets_on_before_each_death_is_not_to_blame(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Somebody kills uploaders all the time."""
-    poison(task, monkeypatch, "len(stored) and os.kill(os.getpid(), signal.SIGKILL)")
+    """Somebody kills uploaders all the time: each when the journal says that a file of it is stored."""
+    files = f"open(glob({str(task.base / 'spools/*/journal')!r})[0]).read().count('\"file\"')"
+    deed = f"""from asyncio import sleep
+            from glob import glob
+            call.before = {files} if not stored else call.before
+            while stored:
+                await sleep(0.01)
+                if {files} > call.before:
+                    open({str(task.base / "deaths")!r}, "a").write("x")
+                    os.kill(os.getpid(), signal.SIGKILL)"""
+    task.set(files_in_flight=1)
+    poison(task, monkeypatch, deed)
     checkpointer = task.start()
     for number in range(12):
         (task.work / f"{number}").write_bytes(content(number, BIG))
     reference = checkpointer.save(task.work)
     checkpointer.flush(120)
     assert task.committed_versions() == [0]
+    assert (task.base / "deaths").stat().st_size == 11
     assert all(task.stored(reference, f"{number}").read_bytes() == content(number, BIG) for number in range(12))
 
 
