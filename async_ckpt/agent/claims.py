@@ -49,6 +49,8 @@ class Claims:
         self._tokens: dict[int, str] = {}
         self._order: Message | None = None
         self._ordered = False
+        #: The store was asked, and could not say: who waits has waited for the store since then.
+        self._has_failed = False
         self._retries = Backoff(0, GATHER_FIRST_S, GATHER_LAST_S, growth=_GROWTH)
         #: Why the store has not been asked, where that is for good.
         self._why = ""
@@ -74,7 +76,7 @@ class Claims:
         self._order = {"op": "claim", "id": "", "attempt": attempt, "who": who_am_i(pid, lead, token)}
         if known is not None:
             self._order["start"] = known.number
-        self._ordered, self._why = False, ""
+        self._ordered, self._has_failed, self._why = False, False, ""
         self._retries.reset()
 
     def tick(self, now: float) -> None:
@@ -89,6 +91,7 @@ class Claims:
             return
         self._ordered = False
         if "start" not in message:
+            self._has_failed = True
             if message["transient"]:
                 self._retries.failed(time.monotonic())
             else:
@@ -128,7 +131,7 @@ class Claims:
             return {"start": known.number, "why": ""}
         if self._order is None and not self._why and self._asked is not None:
             self.begin(*self._asked)  # Something has removed what was known.
-        asked = self._ordered and self._plane.has_spoken
+        asked = self._has_failed or (self._ordered and self._plane.has_spoken)
         return {"start": None, "why": self._why, "asked": asked} if late or self._why else None
 
 

@@ -149,7 +149,7 @@ def test_no_credential_is_written_or_said_anywhere(
         ("DEFAULT_REGION", "us-east-1"), ("EC2_METADATA_DISABLED", "true"),
     ):  # fmt: skip
         monkeypatch.setenv(f"AWS_{name}", value)
-    task.set(store_attempts=2, outage_s=0)
+    task.set(store_attempts=2, outage_s=0, claim_wait_s=0.5)
     trouble(task, server, monkeypatch)
     said: list[str] = []
     checkpointer = task.start(report=said.append)

@@ -143,8 +143,10 @@ def test_where_no_uploader_can_be_started_the_agent_uploads_by_itself(
     monkeypatch.setattr(sys, "executable", str(python))
     lines: list[str] = []
     checkpointer = task.start(report=lines.append)
-    agent = checkpointer.status()["pid"]
+    wait_until(lambda: checkpointer.spool.start is not None, "the first uploader has claimed the start")
     python.unlink()
+    agent, uploader = (checkpointer.status()[name] for name in ("pid", "worker_pid"))
+    kill(uploader)
     references = [save(checkpointer, task, number) for number in range(3)]
     checkpointer.flush(60)
     assert_all_in_order(task, references)

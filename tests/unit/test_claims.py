@@ -5,17 +5,21 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import types
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import anyio
 import pytest
 
 from async_ckpt import claims, layout
-from async_ckpt.agent.claims import who_am_i
+from async_ckpt.agent.claims import Claims, who_am_i
+from async_ckpt.agent.plane import DataPlane
 from async_ckpt.claims import Claim
 from async_ckpt.errors import StoreError, TransientStoreError, UsageError
-from async_ckpt.stores.base import Capabilities, Store
+from async_ckpt.spool.spool import Spool
+from async_ckpt.stores.base import Capabilities, Store, StoreSpec
 from tests.support.agents import TASK
 from tests.support.memory import MemoryStore
 
@@ -231,3 +235,19 @@ def test_a_node_joins_no_start_of_another_gang_on_its_machine() -> None:
         claim(store, "b", SECOND, pid=201, lead=200)
     claim(store, "c", FIRST, pid=200)
     assert claim(store, "b", SECOND, pid=201, lead=200).start == 1
+
+
+def test_who_waits_for_a_store_that_fails_is_told_that_it_was_asked_also_between_two_tries(tmp_path: Path) -> None:
+    """It is waited for as long as one that is silent: only a store that nobody has asked yet is not to blame."""
+    orders: list[dict[str, Any]] = []
+    plane = types.SimpleNamespace(ensure=lambda: True, tell=orders.append, has_spoken=True)
+    spool = Spool.create(str(tmp_path), TASK, StoreSpec("local", "/nowhere"))
+    asking = Claims(spool, cast(DataPlane, plane), say=orders.append)
+    asking.begin(TASK.attempt, 1, 0)
+    waiting = {"start": None, "why": "", "asked": False}
+    assert asking.answer(TASK.attempt, late=True) == waiting
+    asking.tick(0)
+    assert asking.answer(TASK.attempt, late=True) == waiting | {"asked": True}
+    asking.on_message({"attempt": TASK.attempt, "transient": True, "why": "out of reach"})
+    assert asking.answer(TASK.attempt, late=True) == waiting | {"asked": True}
+    assert len(orders) == 1
