@@ -9,10 +9,10 @@ demo: .venv
 	USER=$${USER:-me} $(PYTHON) examples/counter_flow.py run
 
 test: .venv
-	$(PYTHON) -m pytest -n 2
+	$(PYTHON) -m pytest -n 3
 
 test-long: .venv
-	$(PYTHON) -m pytest -n 2 -m long
+	$(PYTHON) -m pytest -n 3 -m long
 
 check: .venv
 	$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check . && $(PYTHON) -m mypy

@@ -80,6 +80,8 @@ class Life:
                 self._next_attempt()
                 for _ in range(self.chance.randint(2, 7)):
                     self._step()
+            if not self._saved:
+                self._save()
             self._end()
         except Exception as error:
             self.outcome.problems.append(f"{type(error).__name__}: {error}")
