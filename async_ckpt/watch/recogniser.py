@@ -88,7 +88,7 @@ class Recogniser:
 
         ``old``: paths of what nobody has written since the watch began.
         """
-        gone = {path: entry for path, entry in self.entries.items() if path not in looks}
+        gone = {path: entry for path, entry in self.entries.items() if path not in looks} | self._rotated(looks)
         for path in gone:
             del self.entries[path]
         new = [path for path in looks if path not in self.entries]
@@ -107,7 +107,8 @@ class Recogniser:
                 entry.saved, entry.held, before.held = before.saved, before.held, None
                 entry.order, entry.changed_at, entry.is_old = before.order, before.changed_at, before.is_old
             self.entries[path] = entry
-        for path, look in looks.items():
+        # As they were written: which of two that are written anew is the newer one says nothing else.
+        for path, look in sorted(looks.items(), key=lambda item: trees.newest_ns(item[1].tree)):
             self._update(self.entries[path], look, is_old=path in old)
         grouped = {os.path.join(os.path.dirname(path), name) for path in new for name in looks[path].members}
         for entry in list(gone.values()):
@@ -116,8 +117,24 @@ class Recogniser:
             if entry.path in grouped or any(_has_part_of(looks[path].tree, entry.tree) for path in new):
                 del gone[entry.path]
             elif held and held != entry.saved:
-                self._depart(entry, rewritten=False, together=gone.values())
+                self._depart(entry, rewritten=entry.path in looks, together=gone.values())
         return list(gone.values())
+
+    def _rotated(self, looks: Mapping[str, Look]) -> dict[str, Entry]:
+        """Entries that were renamed to a name that was there already, as from ``latest`` to ``previous``, or whose name
+        was taken by such a one.
+        """
+        moved = {
+            _fingerprint(entry.tree): path
+            for path, entry in self.entries.items()
+            if trees.has_files(entry.tree) and (path not in looks or looks[path].tree != entry.tree)
+        }
+        names = set[str]()
+        for path, look in looks.items() if moved else ():
+            if path not in self.entries or self.entries[path].tree != look.tree:
+                before = moved.get(_fingerprint(look.tree))
+                names |= {path, before} if before is not None else set()
+        return {path: self.entries[path] for path in names if path in self.entries and path in looks}
 
     def _depart(self, entry: Entry, *, rewritten: bool, together: Collection[Entry] = ()) -> None:
         """What is held of it is all that there is."""
@@ -142,6 +159,7 @@ class Recogniser:
     def _changed(self, entry: Entry, tree: Tree) -> None:
         now = self._clock()
         pause = now - entry.changed_at
+        is_anew = entry.saved is None and _is_begun_anew(entry.tree, tree, was_still=entry.held is not None)
         if entry.held is not None and not _only_lost(entry.held.tree, tree):
             rewritten = entry.held.lasts and not entry.held.goes_on()
             if rewritten or not _shares_files(entry.held.tree, tree):
@@ -150,7 +168,9 @@ class Recogniser:
             else:
                 self.was_held_too_early(entry)
         entry.leaving = entry.saved is not None and _only_lost(entry.saved, tree)
-        if entry.saved is None:
+        if is_anew:
+            entry.order = self._next_order()
+        elif entry.saved is None:
             if trees.has_files(entry.tree) and not entry.is_old:
                 self._longest_pause_s = max(self._longest_pause_s, pause)
         elif not entry.leaving and entry.tree == entry.saved:
@@ -348,6 +368,16 @@ class Recogniser:
 def _has_part_of(after: Tree, before: Tree) -> bool:
     """Whether a file of ``before`` is there just as it was; its number alone may be another file's by now."""
     return any(trees.is_file(fact) for fact in set(before.values()) & set(after.values()))
+
+
+def _is_begun_anew(before: Tree, after: Tree, *, was_still: bool) -> bool:
+    """Whether all of it is written once more: nothing is as it was, and something is another file, or is shorter; or no
+    longer, where it ``was_still``: one that is allocated first and filled later is not.
+    """
+    if _has_part_of(after, before):
+        return False
+    files = [(fact, after[path]) for path, fact in before.items() if trees.is_file(fact) and path in after]
+    return any(now.inode != fact.inode or now.size < fact.size + was_still for fact, now in files)
 
 
 def _shares_files(before: Tree, after: Tree) -> bool:

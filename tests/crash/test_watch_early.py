@@ -111,6 +111,20 @@ def test_each_state_of_a_file_whose_name_is_used_again_is_saved(task: Task, watc
     assert stored(task, checkpointer) == [("last.ckpt", {"last.ckpt": b"%d" % n * 100_000}) for n in range(4)]
 
 
+def test_of_two_names_that_take_turns_in_place_the_one_that_was_written_last_is_the_newest(
+    task: Task, watching: Watching
+) -> None:
+    checkpointer = task.start()
+    watch = watching.start(checkpointer, pattern="slot-*", settle=2.0)
+    for number in range(3):
+        (watching.out / f"slot-{number % 2}").write_text(str(number) * 1000)
+        wait_until(lambda number=number: is_held(watch, f"slot-{number % 2}"), "it stood still")
+    watch.stop()
+    checkpointer.flush(60)
+    assert sorted(path for path, _ in stored(task, checkpointer)) == ["slot-0", "slot-1"]
+    assert task.latest()["metadata"]["path"] == "slot-0"
+
+
 def test_what_is_written_into_a_held_file_after_it_was_removed_is_not_saved(task: Task, watching: Watching) -> None:
     checkpointer = task.start()
     watch = watching.start(checkpointer, settle=SETTLE_S)

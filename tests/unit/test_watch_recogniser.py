@@ -325,6 +325,44 @@ def test_one_that_is_renamed_after_it_was_saved_is_not_saved_again() -> None:
     assert scene.look() == scene.look(after=100 * SETTLE_S) == []
 
 
+def file(number: int, *, size: int = 5, mtime_ns: int) -> Look:
+    """An entry that is a file: its inode's number, bytes and time."""
+    return Look({"": Fact(stat.S_IFREG, 1, number, size, mtime_ns)})
+
+
+@pytest.mark.parametrize("names", [("ckpt.0", "ckpt.1", "ckpt.2"), ("ckpt.2", "ckpt.1", "ckpt.0")])
+def test_a_trainer_that_renames_earlier_ones_to_names_that_are_there_has_each_saved_once_and_the_last_as_the_newest(
+    names: tuple[str, ...],
+) -> None:
+    """Whichever of them is looked at first."""
+    scene, saved = Scene(), []
+    for number in range(1, 6):
+        there = {f"ckpt.{back}": file(number - back, mtime_ns=10 * (number - back)) for back in range(min(number, 3))}
+        scene.there = {name: there[name] for name in names if name in there}
+        scene.look()
+        saved += scene.look(after=SETTLE_S)
+        newest = scene.recogniser.entries["ckpt.0"]
+        assert all(newest.order > entry.order for entry in scene.recogniser.entries.values() if entry is not newest)
+    assert saved == ["ckpt.0"] * 5
+
+
+@pytest.mark.parametrize(
+    "anew", [file(1, size=4, mtime_ns=30), file(3, size=9, mtime_ns=30)], ids=["in place", "as another file"]
+)
+def test_one_that_is_written_anew_before_it_was_saved_is_newer_than_what_was_begun_meanwhile(anew: Look) -> None:
+    scene = Scene()
+    scene.there = {"last": file(1, mtime_ns=10)}
+    scene.look()
+    scene.there["epoch=1"] = file(2, mtime_ns=20)
+    scene.look()
+    scene.there["last"] = anew
+    scene.look(after=SETTLE_S / 2)
+    assert scene.look(after=SETTLE_S / 2) == ["epoch=1"]
+    assert scene.look(after=SETTLE_S) == ["last"]
+    assert scene.recogniser.is_newest(scene.recogniser.entries["last"])
+    assert not scene.recogniser.is_newest(scene.recogniser.entries["epoch=1"])
+
+
 def test_the_last_that_a_killed_attempt_wrote_counts_when_it_is_written_to_again() -> None:
     scene = Scene()
     for number, mtime_ns in ((1, 1), (2, 2), (3, 150), (4, 160)):
