@@ -125,6 +125,7 @@ class Checkpointer(Following):
             checkpointer = cls(spool, config, uploader=uploader, owner=True, lead=lead, report=report)
             try:
                 spool.begin()
+                left = spool.ready_ids()
                 checkpointer._attach()
             except (AgentError, SpoolError, WaitTimeout):
                 checkpointer._client.close()
@@ -133,6 +134,10 @@ class Checkpointer(Following):
                 if os.path.exists(spool.path("spool.json")):
                     raise
                 continue
+            if left:
+                # Nobody may guard it any more, until the agent does: it is not to be written to before.
+                with contextlib.suppress(AgentError, WaitTimeout):
+                    checkpointer._client.request("state", config.reply_timeout_s, id="")
             return checkpointer
         raise AgentError(
             "The spool is removed again and again",

@@ -33,6 +33,7 @@ from ..config import (
 )
 from ..crash import crash_point
 from ..errors import IntegrityError, SpoolError
+from ..filesystems import kind_at, times_tell
 from ..ipc import protocol
 from ..ipc.protocol import Message
 from ..ipc.server import Connection, Server
@@ -294,9 +295,9 @@ class Agent:
             if not known.uploaded and (why := self._away.take(item)):
                 self._notices.append(why)
                 continue
-            if not known.uploaded and (torn := torn_file(item, known.files)):
+            if not known.uploaded and (why := self._why_torn(item, "while nobody guarded the snapshot")):
                 self._queue.admit(item.id, item.order, item.size)
-                self._fail(item.id, f"{torn} was written to, or removed, while nobody guarded the snapshot", lost=item)
+                self._fail(item.id, why, lost=item)
                 continue
             self._take_in(item, uploaded=known.uploaded)
             if why := self._suspects.recovered(item.id):
@@ -313,8 +314,18 @@ class Agent:
     def _come_back(self, item: Admitted) -> None:
         """Its file system answers again."""
         self._items[item.id] = item
-        if torn := torn_file(item, self._journal.progress.get(item.id, Progress()).files):
-            self._fail(item.id, f"{torn} was written to, or removed, while nobody could look at it", lost=item)
+        if why := self._why_torn(item, "while nobody could look at it"):
+            self._fail(item.id, why, lost=item)
+
+    def _why_torn(self, item: Admitted, when: str) -> str:
+        """Guard again what nobody may guard any more. Returns why it is not what was captured; empty: it is."""
+        stored = self._journal.progress.get(item.id, Progress()).files
+        unguarded = self._leases.take_anew(item, stored)
+        if torn := torn_file(item, stored):
+            return f"{torn} was written to, or removed, {when}"
+        if unguarded and not times_tell(kind_at(item.data)) and not self._spool.saver_may_live(item):
+            return f"{unguarded[0]} may have been written to {when}: somebody has it open for writing"
+        return ""
 
     def _scan(self) -> None:
         """Find what was admitted without a doorbell, and what is missing."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 
 from ..config import Config
 from ..ipc import protocol
 from ..ipc.protocol import Message
 from ..ipc.server import Connection, Server
+from ..manifest import LINK, FileEntry
 from ..snapshot import lease
 from ..spool.journal import SETTLED, Journal, Progress
 from ..spool.spool import Admitted, Spool
@@ -34,6 +36,7 @@ class Leases:
         self, spool: Spool, journal: Journal, server: Server, wake: Callable[[], None], config: Config, *, guarded: bool
     ) -> None:
         self._spool, self._journal, self._server, self._wake = spool, journal, server, wake
+        self._most = config.max_leases
         self._private: deque[tuple[str, str, str]] = deque()
         self._notices: deque[str] = deque()
         self._guard = (
@@ -60,20 +63,44 @@ class Leases:
             elif self._guard is None or entry is None or item is None:
                 os.close(fd)
             else:
-                origin = origin_of(item.source, path)
-                held = Held(
-                    fd,
-                    item.file(path),
-                    entry.size,
-                    entry.mtime_ns,
-                    origin,
-                    os.path.dirname(item.data),
-                )
-                self._guard.add(identity, path, held)
+                self._guard.add(identity, path, _held(fd, item, entry))
         if self._guard is not None:
             self._guard.look_ahead(identity)
         if needless:
             connection.send({"push": "unguard", "id": identity, "paths": needless})
+
+    def take_anew(self, item: Admitted, stored: Container[str]) -> list[str]:
+        """An agent begins: guard the links of a checkpoint that may have lost their leases, with the last agent and
+        whoever captured them. A saver that lives sends its own later, and these are let go.
+
+        Parameters
+        ----------
+        stored : container of str
+            Files that the store has already.
+
+        Returns
+        -------
+        list of str
+            Paths of links for which no lease can be had now: somebody has them open for writing, or mapped.
+        """
+        refused: list[str] = []
+        if self._guard is None:
+            return refused
+        for entry in item.manifest.files:
+            if entry.how == LINK and entry.path not in stored and self._guard.count() < self._most:
+                with contextlib.suppress(OSError):  # It is gone, or there are no more descriptors.
+                    fd = os.open(item.file(entry.path), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+                    if not _is_as_captured(fd, entry):
+                        os.close(fd)
+                    elif not lease.take(fd):
+                        os.close(fd)
+                        refused.append(entry.path)
+                    elif _is_as_captured(fd, entry):  # Now nobody can have written to it in between.
+                        self._guard.add(item.id, entry.path, _held(fd, item, entry))
+                    else:
+                        os.close(fd)
+        self._guard.look_ahead(item.id)
+        return refused
 
     def let_go(self, identity: str, paths: list[str] | None = None) -> None:
         """The store has these files of a checkpoint, or all, or nobody needs them any more."""
@@ -129,3 +156,14 @@ class Leases:
         """From the guard's thread."""
         self._private.append((identity, path, why))
         self._wake()
+
+
+def _held(fd: int, item: Admitted, entry: FileEntry) -> Held:
+    origin, folder = origin_of(item.source, entry.path), os.path.dirname(item.data)
+    return Held(fd, item.file(entry.path), entry.size, entry.mtime_ns, origin, folder)
+
+
+def _is_as_captured(fd: int, entry: FileEntry) -> bool:
+    """Whether it is still the inode that was linked, and was not written to, as far as its time tells."""
+    status = os.fstat(fd)
+    return (status.st_ino, status.st_size, status.st_mtime_ns) == (entry.ino, entry.size, entry.mtime_ns)

@@ -583,6 +583,10 @@ class Spool:
 
     # -- the agent's part ------------------------------------------------------------------------------------------
 
+    def saver_may_live(self, item: Admitted) -> bool:
+        """Whether the process may live that captured a checkpoint, and with it the leases that it took."""
+        return self._owner.may_live(os.path.basename(item.data).partition("-")[0])
+
     def drop_record(self, identity: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.path("ready", f"{identity}.json"))
