@@ -333,7 +333,12 @@ class Agent:
         self._look_after_spool()
         for identity in self._spool.ready_ids():
             if identity not in self._queue.jobs:
-                self._admit_by_id(identity)
+                item = self._admit_by_id(identity)
+                if item is None or self._spool.saver_may_live(item):
+                    continue
+                # It did not come to hand over its leases.
+                if why := self._why_torn(item, "while nobody guarded the snapshot"):
+                    self._fail(identity, why, lost=item)
 
     def _look_after_spool(self) -> None:
         """Make again what something has removed from the spool; report what cannot be made again."""

@@ -79,3 +79,27 @@ def test_what_is_open_for_writing_while_nobody_guards_it_is_not_stored_where_tim
     checkpointer.flush(60, said.append)
     assert task.committed() == []
     assert any("weights may have been written to" in line for line in said)
+
+
+_SAVE_AND_DIE_BEFORE_THE_DOORBELL = """
+import os, signal, sys
+from async_ckpt.checkpointer import Checkpointer
+Checkpointer._guard = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+Checkpointer.from_environment().save(sys.argv[1])
+"""
+
+
+def test_a_checkpoint_of_a_subprocess_that_died_before_it_could_hand_over_leases_is_guarded(task: Task) -> None:
+    gate = task.gate()
+    gate.hold("weights")
+    checkpointer = task.start()
+    (task.work / "weights").write_bytes(content(0, BIG))
+    save = [sys.executable, "-c", _SAVE_AND_DIE_BEFORE_THE_DOORBELL, str(task.work)]
+    subprocess.run(save, env=task.environment(checkpointer), check=False)
+    wait_until(lambda: checkpointer.status()["pending"], "the agent has found it")
+    _rewrite(task.work / "weights")
+    gate.open("weights")
+    checkpointer.flush(60)
+    assert task.committed() == [(0, 0)]
+    (stored,) = Path(task.store.root).rglob("weights")
+    assert stored.read_bytes() == content(0, BIG)
