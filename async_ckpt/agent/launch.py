@@ -62,10 +62,13 @@ class Launcher:
     ) -> None:
         self._spool, self._config, self._uploader, self._say = spool, config, uploader, say
         self._restarts = Backoff(RESTARTS_AT_ONCE, FIRST_PAUSE_S, config.agent_pause_s, CALM_S)
+        #: The same for those in a thread: what was waited for a process does not hold up the first of them.
+        self._restarts_here = Backoff(RESTARTS_AT_ONCE, FIRST_PAUSE_S, config.agent_pause_s, CALM_S)
         self._hung = Hung(spool.directory, config, say)
         #: Since when none has answered that was started here, or should have been (monotonic seconds); and why not.
         self._in_vain: float | None = None
         self._why = ""
+        self._has_said_why = False
         self._has_waited = False
         self._thread: threading.Thread | None = None
         self._children: set[int] = set()
@@ -95,7 +98,7 @@ class Launcher:
 
     def on_answer(self, link: Link) -> None:
         """The agent has said its first word to us, or has been silent and is not any more."""
-        self._in_vain, self._has_waited = None, False
+        self._in_vain, self._has_waited, self._has_said_why = None, False, False
         self._hung.forgive(link.pid)
 
     def on_silence(self, link: Link) -> bool:
@@ -126,11 +129,12 @@ class Launcher:
         now = time.monotonic()
         patience_s = HUNG_HURRY_S if self._hung.hurry else self._config.agent_patience_s
         is_here = self._uploader == "thread" or (self._in_vain is not None and now - self._in_vain >= patience_s)
-        left = self._restarts.left_s(now, LAST_CALL_PAUSE_S if self._hung.hurry else self._config.agent_pause_s)
-        if left and not is_here:
+        restarts = self._restarts_here if is_here else self._restarts
+        left = restarts.left_s(now, LAST_CALL_PAUSE_S if self._hung.hurry else self._config.agent_pause_s)
+        if left:
             said = self._why or last_line(self._spool.path("agent.log"))
             raise NoAgent(
-                f"The agent has ended {self._restarts.count} times in short time, and is started again in {left:.1f} s"
+                f"The agent has ended {restarts.count} times in short time, and is started again in {left:.1f} s"
                 + (f"; the last it said: {said}" if said else ""),
                 where=self._spool.path("agent.log"),
                 hint="Its log says more; what was saved stays in the spool and is uploaded by the next agent",
@@ -143,7 +147,7 @@ class Launcher:
             lock = self._take_lock()
             if isinstance(lock, Link):
                 return lock
-            self._restarts.failed(now)  # Until it has lived for long.
+            restarts.failed(now)  # Until it has lived for long.
             if self._in_vain is None:
                 self._in_vain = now
             try:
@@ -152,16 +156,17 @@ class Launcher:
                 forks.close_lock(lock)
                 raise
             path = self._spool.path(name_of(listening))
+            why, self._why = self._why, ""  # From here on that of the new one.
             pid = self._start_thread(lock, listening) if is_here else self._spawn(lock, listening)
-            if is_here and self._uploader != "thread":
-                self._say_that_it_is_here(now)
-            self._why = ""
+            if is_here and self._uploader != "thread" and not self._has_said_why:
+                self._has_said_why = True
+                self._say_that_it_is_here(now, why)
             with contextlib.suppress(OSError):  # The disk may be full. The agent tries it as well, again and again.
                 name_socket(self._spool, os.path.basename(path), pid)
             return Link(protocol.connect(path, self._config.reply_timeout_s), pid, fresh=True)
 
-    def _say_that_it_is_here(self, now: float) -> None:
-        why = self._why or last_line(self._spool.path("agent.log"))
+    def _say_that_it_is_here(self, now: float, why: str) -> None:
+        why = why or last_line(self._spool.path("agent.log"))
         self._say(
             f"No agent could be started for {now - (self._in_vain or now):.0f} s{f' ({why})' if why else ''}: this "
             "process uploads by itself meanwhile. Captures are copies until there is one again"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -168,6 +170,36 @@ def test_the_same_where_every_agent_dies_before_its_first_word(task: Task, monke
     assert_all_in_order(task, references)
     (said,) = [line for line in lines if "this process uploads by itself" in line]
     assert "no module named os" in said
+
+
+def test_where_one_in_a_thread_ends_at_once_as_well_it_is_tried_with_pauses_and_a_flush_keeps_its_limit(
+    task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task that has used up its descriptors."""
+    task.set(agent_patience_s=0.5, agent_pause_s=0.5, progress_s=0.5)
+    gate = task.gate()
+    gate.hold("weights")
+    lines: list[str] = []
+    begun: list[float] = []
+
+    def lacks_descriptors(*args: object, **options: object) -> None:
+        begun.append(time.monotonic())
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    checkpointer = task.start(report=lines.append)
+    references = [save(checkpointer, task, 0)]
+    checkpointer.status()
+    with monkeypatch.context() as lacking:
+        lacking.setattr("async_ckpt.agent.agent.Agent.__init__", lacks_descriptors)
+        lacking.setattr(sys, "executable", "/nowhere/python")
+        kill(agent_pid(checkpointer))
+        with pytest.raises(FlushError, match="Too many open files"):
+            checkpointer.flush(4)
+    assert 1 < len(begun) < 50
+    assert len([line for line in lines if "this process uploads by itself" in line]) == 1
+    gate.open("weights")
+    checkpointer.flush(60)
+    assert_all_in_order(task, references)
 
 
 def test_a_failed_flush_says_which_agent_stays_and_for_how_long(task: Task) -> None:
