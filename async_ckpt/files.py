@@ -29,7 +29,11 @@ except ImportError:
 #: ``FICLONE`` of linux/fs.h: share the source's extents, copy on write.
 FICLONE = 0x40049409
 
-#: Errors of FICLONE and copy_file_range that mean "not here", as opposed to "failed".
+#: Errors of FICLONE and copy_file_range that reading and writing would meet as well. After any other one that is done
+#: instead: each file system has its own (EAGAIN on ZFS, while there is something not written to the disk).
+_ALSO_ELSEWHERE = {errno.EIO, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT}
+
+#: Errors of lseek and fallocate that mean "not here", as opposed to "failed".
 _NOT_HERE = {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS, errno.EPERM}
 
 #: Errors of link(2) that mean "not between these two": other file system, not permitted, too many links, unsupported.
@@ -104,14 +108,22 @@ def set_mtime(path: str, mtime_ns: int) -> None:
             os.utime(path, ns=(mtime_ns, mtime_ns))
 
 
+def set_mode(path: str, mode: int) -> None:
+    """Set permissions. Where the file system has none (vfat, many FUSE mounts) they stay as they are: the content is
+    what counts.
+    """
+    with contextlib.suppress(OSError):
+        os.chmod(path, mode)
+
+
 def clone(source_fd: int, target_fd: int) -> bool:
     """Reflink a whole file; False where the file system cannot."""
     try:
         fcntl.ioctl(target_fd, FICLONE, source_fd)
     except OSError as error:
-        if error.errno in _NOT_HERE:
-            return False
-        raise
+        if error.errno in _ALSO_ELSEWHERE:
+            raise
+        return False
     return True
 
 
@@ -172,7 +184,7 @@ def _copy_bytes(source_fd: int, target_fd: int, at: int, end: int) -> int:
             try:
                 moved = os.copy_file_range(source_fd, target_fd, min(_COPIED_BYTES, end - at), at, at)
             except OSError as error:
-                if error.errno not in _NOT_HERE:
+                if error.errno in _ALSO_ELSEWHERE:
                     raise
                 in_kernel = False
                 continue

@@ -19,7 +19,7 @@ from . import catalog, layout
 from .concurrency import for_each
 from .config import Config
 from .errors import CheckpointError, IntegrityError, NotFound
-from .files import copy_content, set_mtime
+from .files import copy_content, set_mode, set_mtime
 from .landing import Arrival, Landing, make_links
 from .manifest import MAX_DEPTH, PACKED, FileEntry, Manifest, check_path
 from .snapshot.lending import Lender
@@ -121,7 +121,7 @@ async def _load_files(
     async def fetch(entry: FileEntry) -> None:
         target = os.path.join(staging, entry.path)
         await store.get_file(f"{key}/{entry.path}", target, size=entry.size, crc32=entry.crc32)
-        os.chmod(target, entry.mode)
+        set_mode(target, entry.mode)
         set_mtime(target, entry.mtime_ns)
 
     await for_each(manifest.files, config.files_in_flight, fetch)
@@ -189,7 +189,7 @@ def extract_tar(archive: str, destination: str, make: _MakeLinks, *, where: str)
                         raise IntegrityError(f"The tar's member {member.name!r} is longer than the tar", where=where)
                     with content, open(target, "wb") as file:
                         shutil.copyfileobj(content, file, 1 << 20)
-                    os.chmod(target, member.mode & 0o777)
+                    set_mode(target, member.mode & 0o777)
                     set_mtime(target, int(member.mtime * 10**9))
                 else:
                     raise IntegrityError(
@@ -200,7 +200,7 @@ def extract_tar(archive: str, destination: str, make: _MakeLinks, *, where: str)
                 os.makedirs(os.path.dirname(os.path.join(destination, link)), exist_ok=True)
             make(links)
             for target, mode, mtime_ns in reversed(folders):
-                os.chmod(target, mode)
+                set_mode(target, mode)
                 set_mtime(target, mtime_ns)
     except CheckpointError:
         raise
@@ -263,7 +263,7 @@ def load_from_spool(
                     file.write(pack.pread(entry.size, entry.offset))
             else:
                 _copy_captured(item.file(entry.path), target, entry.size)
-            os.chmod(target, entry.mode)
+            set_mode(target, entry.mode)
             set_mtime(target, entry.mtime_ns)
         # After the copies: whatever was clean then was clean while it was copied.
         torn = torn_file(item, {})
@@ -316,5 +316,5 @@ def _finish(manifest: Manifest, staging: str, make: _MakeLinks) -> None:
     """Links last, so that nothing is written through one; then the directories' modes and times, deepest first."""
     make({link.path: link.target for link in manifest.links})
     for path, mode, mtime_ns in reversed(manifest.dirs):
-        os.chmod(os.path.join(staging, path), mode | 0o700)
+        set_mode(os.path.join(staging, path), mode | 0o700)
         set_mtime(os.path.join(staging, path), mtime_ns)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import re
 import threading
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -94,6 +95,33 @@ def test_where_blocks_cannot_be_had_a_file_gets_its_size(
     with open(tmp_path / "file", "wb") as file:
         files.preallocate(file.fileno(), 12345)
         assert os.fstat(file.fileno()).st_size == 12345
+
+
+@pytest.mark.parametrize("number", [errno.EAGAIN, errno.ETXTBSY, errno.EBADF, 524])
+def test_where_the_kernel_does_not_copy_whatever_it_says_bytes_are_read_and_written(
+    tmp_path: Path, fd: int, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(files.fcntl, "ioctl", fail)
+    monkeypatch.setattr(files.os, "copy_file_range", fail)
+    with open(tmp_path / "copy", "w+b") as copy:
+        assert not files.clone(fd, copy.fileno())
+        assert files.copy_content(fd, copy.fileno(), SIZE) == SIZE
+    assert (tmp_path / "copy").read_bytes() == pattern(SIZE)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_a_copy_that_would_fail_in_any_way_fails_at_once(
+    tmp_path: Path, fd: int, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(files.fcntl, "ioctl", fail)
+    with open(tmp_path / "copy", "w+b") as copy, pytest.raises(OSError, match=re.escape(os.strerror(number))):
+        files.copy_content(fd, copy.fileno(), SIZE)
 
 
 @pytest.fixture(params=["nameless", "staged"])

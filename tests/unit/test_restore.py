@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
 import json
 import os
@@ -219,6 +220,21 @@ def test_modification_times_come_back_from_a_tar(room: Room, described: bool) ->
     else:  # As metaflow-checkpoint reads it: whole seconds, none before 1970.
         whole = {path: time_ns // 10**9 for path, time_ns in TIMES.items()}
         assert {path: time_ns // 10**9 for path, time_ns in found.items()} | {"old": 0} == whole | {"old": 0}
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOSYS])
+def test_a_file_system_without_permissions_costs_no_checkpoint(
+    room: Room, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    room.put(f"{KEY}/d/weights", b"w")
+    room.put_manifest(files=[file("d/weights", b"w")], dirs=[["d", 0o750]])
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "chmod", refuse)
+    room.load()
+    assert (room.destination / "d/weights").read_bytes() == b"w"
 
 
 @pytest.mark.parametrize("mtime_ns", [2**62, -(2**62), 10**17])
