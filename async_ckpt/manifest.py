@@ -22,6 +22,8 @@ PERMISSIONS = 0o777
 #: Folders above a file: beyond, walking through them is no longer safe.
 MAX_DEPTH = 300
 _MOST = 1 << 63
+#: Times have as many seconds as file systems have bits for (64), on either side of 1970.
+_MOST_NS = _MOST * 10**9
 #: So many symbolic links are followed one after the other, as by the kernel.
 MAX_HOPS = 40
 
@@ -239,8 +241,8 @@ def _are_numbers(*values: Any) -> bool:
 
 
 def _is_time(mtime_ns: Any) -> bool:
-    """There are files from before 1970, and negative times with them."""
-    return isinstance(mtime_ns, int) and -_MOST < mtime_ns < _MOST
+    """Any time that a file can have: from before 1970, and from after 2262, where 64 bits of nanoseconds end."""
+    return isinstance(mtime_ns, int) and -_MOST_NS <= mtime_ns < _MOST_NS
 
 
 def check_path(path: str) -> str:

@@ -120,5 +120,11 @@ def test_names_that_are_no_text_are_stored_as_ascii() -> None:
     assert Manifest.from_json(json.loads(data), where="x") == made
 
 
+@pytest.mark.parametrize("mtime_ns", [253_402_300_799 * 10**9, -(2**62) * 10**9])
+def test_whatever_time_a_file_system_can_have_is_stored(mtime_ns: int) -> None:
+    made = Manifest([FileEntry("a", 1, 0o644, mtime_ns=mtime_ns)], [Directory("d", 0o755, mtime_ns)])
+    assert Manifest.from_json(json.loads(manifest.dump(made.to_json())), where="") == made
+
+
 def test_its_size_is_that_of_its_files() -> None:
     assert Manifest([FileEntry("a", 3, 0), FileEntry("b", 4, 0)]).size == 7
