@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable, Collection, Sequence
 
 from ..errors import os_reason
@@ -103,6 +104,11 @@ class Looking:
     def _marker(self, relative: str, members: Sequence[str], tree: Tree) -> Fact | None:
         if self._done is None:
             return None
+        # Of a group of directories, as DeepSpeed's with the file that names it, each has it.
+        folders = [name for name in members if name in tree and tree[name].kind == stat.S_IFDIR]
+        inside = [tree.get(f"{name}/{self._done}") for name in folders]
+        if found := [fact for fact in inside if fact is not None]:
+            return max(found, key=lambda fact: fact.mtime_ns) if len(found) == len(folders) else None
         if "" in tree or members:
             return read_tree(f"{os.path.join(self._root, relative)}.{self._done.lstrip('.')}").get("")
         return tree.get(self._done)

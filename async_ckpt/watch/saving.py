@@ -227,7 +227,9 @@ class Saving:
         source = self._options.metadata_from
         try:
             if isinstance(source, str):
-                extra, notes = summary.read(os.path.join(path, source), source, self._config)
+                inside = os.path.join(path, os.path.basename(relative), source)  # Of a directory in a group.
+                file = inside if os.path.exists(inside) else os.path.join(path, source)
+                extra, notes = summary.read(file, source, self._config)
                 self._said.say(notes)
             elif source is not None:
                 # Here already, so that what is too large takes nothing of the rest with it.

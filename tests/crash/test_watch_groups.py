@@ -91,3 +91,21 @@ def test_a_directory_of_deepspeed_is_saved_with_the_file_that_names_it(task: Tas
     checkpointer.flush(60)
     wanted = {"global_step1/mp_rank_00_model_states.pt": b"1", "latest": b"global_step1"}
     assert stored(task, checkpointer) == [("global_step1", wanted)]
+
+
+def test_a_directory_of_megatron_is_finished_with_the_marker_in_it_and_has_its_metadata_from_there(
+    task: Task, watching: Watching
+) -> None:
+    checkpointer = task.start()
+    watch = watching.start(checkpointer, pattern="iter_*", done="DONE", metadata_from="state.json", settle=30.0)
+    for number in (1, 2):
+        folder = watching.out / f"iter_000000{number}"
+        folder.mkdir()
+        (folder / "state.json").write_text(f'{{"loss": {number}}}')
+    (watching.out / "iter_0000001" / "DONE").touch()
+    wait_until(lambda: watch.saved == 1, "the marked one is saved")
+    watch.stop(complete=False)
+    checkpointer.flush(60)
+    wanted = {"iter_0000001/state.json": b'{"loss": 1}', "iter_0000001/DONE": b""}
+    assert stored(task, checkpointer) == [("iter_0000001", wanted)]
+    assert task.latest()["metadata"]["loss"] == 1
