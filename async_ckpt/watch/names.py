@@ -43,9 +43,16 @@ _WORD = re.compile(
 )
 #: What Python's tempfile makes, alone or as an ending.
 _TEMPFILE = re.compile(r"(?<![A-Za-z0-9])tmp[a-z0-9_]{8}(?![A-Za-z0-9_])")
-#: What mktemp and the like put after a dot: six characters or more in which letters and digits take turns.
-_RANDOM = re.compile(r"\.(?=[A-Za-z0-9]{6,}$)(?=.*[A-Za-z][0-9]+[A-Za-z]|.*[0-9][A-Za-z]+[0-9])[A-Za-z0-9]+$")
+#: What mktemp and the like put after a dot: six characters or more in which letters and digits take turns; but neither
+#: a time (20250101T120000Z) nor words that are counted (epoch10step500).
+_RANDOM = re.compile(
+    r"\.(?!(\d{8}T\d{4,6}Z?|([a-z]{2,}\d+){2,})$)"
+    r"(?=[A-Za-z0-9]{6,}$)(?=.*[A-Za-z][0-9]+[A-Za-z]|.*[0-9][A-Za-z]+[0-9])[A-Za-z0-9]+$"
+)
 _EDITORS = re.compile(r"~$|^#.*#$|\.(save|saving)$")
+
+#: Why such a name is no checkpoint's, in words.
+UNFINISHED = "has the name of something unfinished"
 
 #: How deep below the directory ``**`` looks.
 _MAX_DEPTH = 16
@@ -125,7 +132,7 @@ class Pattern:
         if not self._means_hidden and any(map(is_hidden, [*folders, name])):
             return "is hidden"
         unfinished = is_temporary(name) or any(is_temporary(folder) and _core(folder) for folder in folders)
-        return "has the name of something unfinished" if unfinished and not self._means_temporary else ""
+        return UNFINISHED if unfinished and not self._means_temporary else ""
 
     def find(self, root: str) -> Iterator[str]:
         """Relative paths of what matches now, none of them inside another.

@@ -1,4 +1,6 @@
-"""Why nothing was saved: what is in the watched directory, and why none of it is a checkpoint."""
+"""Why nothing was saved: what is in the watched directory, and why none of it is a checkpoint. And what is left there
+although it looks like one.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ from typing import NamedTuple
 
 from . import tree as trees
 from .entry import Entry
-from .names import Pattern, is_ours
+from .names import UNFINISHED, Pattern, is_ours
 from .options import WatchOptions
 
 #: So many names are looked at, so deep, and so many are told.
@@ -54,6 +56,16 @@ class Nothing:
         elif entries and all(entry.saved is not None for entry in entries):
             why = "was saved before" if self._options.existing else "was there before, and existing=False leaves that"
             self._report(f"nothing is saved: all that fits {why}")
+
+    def left_out(self) -> None:
+        """The watch ends, and has saved something. Says what would fit as well, were it not for its name."""
+        pattern = Pattern(self._options.pattern)
+        found = [name.relative for name in _names(self._root) if not name.is_link and _is_passed_over(pattern, name)]
+        if found:
+            self._report(
+                f"left out: {_some(sorted(found))}, by name unfinished. A pattern that says so itself takes such names "
+                "as well"
+            )
 
 
 class _Name(NamedTuple):
@@ -115,6 +127,15 @@ def _excluded(pattern: Pattern, names: list[_Name]) -> str:
 
 def _why(pattern: Pattern, name: _Name) -> str:
     return pattern.excludes(name.relative)
+
+
+def _is_passed_over(pattern: Pattern, name: _Name) -> bool:
+    """Whether it fits, is no part of another one that does, and has a name of something unfinished."""
+    relative = name.relative
+    while relative := os.path.dirname(relative):
+        if pattern.matches(relative):
+            return False
+    return pattern.fits(name.relative) and pattern.excludes(name.relative) == UNFINISHED
 
 
 def _elsewhere(pattern: Pattern, names: list[_Name]) -> str:

@@ -184,7 +184,9 @@ class Watch:
         if self._saving.count - before < len(pending):
             self._trouble = f"{self.path} has vanished"
         self._left = self._leftovers(complete)
-        if self._looked and not self._saving.count:
+        if self._looked and self._saving.count:
+            self._nothing.left_out()
+        elif self._looked:
             self._nothing.end(self._recogniser.entries.values())
         self._holding.keep(())
         self._looking.end()

@@ -306,6 +306,15 @@ def test_a_mistake_in_a_round_does_not_end_the_watch_and_is_told_at_the_end(
 # -- room on the disk --------------------------------------------------------------------------------------------------
 
 
+def test_what_fits_and_is_passed_over_for_its_name_is_told_at_the_end_although_others_are_saved(scene: Scene) -> None:
+    for name in ("model-a", "model-b.3f2a9c1b", "model-writing", ".model-c.swp"):
+        scene.write(name)
+    (scene.out / "model-a" / "model.lock").touch()
+    scene.start(pattern="model*").stop()
+    assert scene.paths() == ["model-a"]
+    assert scene.heard("left out: model-b.3f2a9c1b, model-writing, by name unfinished")
+
+
 def test_one_in_which_snapshots_of_its_own_files_lie_is_not_removed_before_they_are_in_the_store(scene: Scene) -> None:
     scene.saver.states = lambda identity: "COMMITTED"
     waiting = scene.out / "checkpoint-0" / f".async_ckpt-{os.getuid()}" / "spool-1" / "1-ab"

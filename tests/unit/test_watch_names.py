@@ -30,6 +30,7 @@ pytorch_model-00001-of-00002.bin part-00000 model-part-1-of-2 partition-3 ckpt-2
 temp=0.7.ckpt model_temp=0.7.ckpt checkpoint-temp0.7 ckpt-temp-0.7 temp-0.7.ckpt temperature-3.ckpt template-5
 checkpoint.epoch10 x.ckpt2024 model.2025-01-01T120000 checkpoint-20250101 ckpt.v2 model.pth best_model.tar resnet.sha256
 checkpoint-5.bak lockstep-3 attempt-3 save-5 temporal-5 checkpoint-downloaded model_epoch_10_acc_0.93.pt contemporary-1
+model.20250101T120000 model.20250101T120000Z ckpt.epoch10step500
 """)
 
 
