@@ -37,6 +37,7 @@ from ..filesystems import kind_at, times_tell
 from ..ipc import protocol
 from ..ipc.protocol import Message
 from ..ipc.server import Connection, Server
+from ..manifest import MOVED
 from ..patience import Backoff
 from ..snapshot.origin import origin_of, origin_path
 from ..source import pack_path
@@ -504,7 +505,9 @@ class Agent:
             known = self._journal.progress.get(identity, Progress()).files
             standing = {path for path in item.entries if self._leases.stands(item.id, path)}
             if torn := torn_file(item, known.keys() | standing):
-                why = f"{torn} was written to while it was uploaded; its lease was broken by force"
+                moved = item.entries[torn].how == MOVED
+                how = "somebody has it open, though it was moved" if moved else "its lease was broken by force"
+                why = f"{torn} was written to while it was uploaded; {how}"
                 self._fail(identity, why, lost=item)
                 return
             crash_point("agent:before-uploaded")

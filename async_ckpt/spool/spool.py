@@ -49,7 +49,8 @@ from .. import layout
 from ..config import RESTORE_S
 from ..errors import IntegrityError, NotOurs, SpoolError, os_hint, os_reason
 from ..files import locked, remove_tree, wait_for, write_atomically, write_new
-from ..manifest import LINK, PACKED, FileEntry, Manifest, dump
+from ..filesystems import is_local, kind_at
+from ..manifest import LINK, MOVED, PACKED, FileEntry, Manifest, dump
 from ..snapshot import origin
 from ..snapshot.base import remove_snapshot
 from ..snapshot.walk import ANNEX_PREFIX
@@ -707,7 +708,8 @@ def is_torn(item: Admitted, entry: FileEntry) -> bool:
     """Whether a captured file was removed, or written to while no lease was held.
 
     A link that is still the trainer's inode must have the facts of its capture. Another inode is a private copy, made
-    under the lease and renamed over the link.
+    under the lease and renamed over the link. What was moved must have them as well, as somebody may still have it open
+    (where others than this kernel keep the times, these may follow later).
     """
     try:
         if entry.how == PACKED:
@@ -716,7 +718,8 @@ def is_torn(item: Admitted, entry: FileEntry) -> bool:
     except FileNotFoundError:
         return True
     linked = entry.how == LINK and status.st_ino == entry.ino
-    return status.st_size != entry.size or (linked and status.st_mtime_ns != entry.mtime_ns)
+    tells = linked or (entry.how == MOVED and entry.mtime_ns != 0 and is_local(kind_at(item.data)))
+    return status.st_size != entry.size or (tells and status.st_mtime_ns != entry.mtime_ns)
 
 
 def _held_in_vain(name: str) -> str:
