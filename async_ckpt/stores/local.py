@@ -111,12 +111,12 @@ class LocalStore(Store):
                 self._publish(temporary, path, fd)
 
         with _mapped("write", path):
-            await to_thread.run_sync(write)
+            await _abandonable(write)
 
     async def get_tagged(self, key: str) -> tuple[bytes, str]:
         path = self._path(key)
         with _mapped("read", path):
-            return await to_thread.run_sync(_read_small, path)
+            return await _abandonable(lambda: _read_small(path))
 
     async def put_if(self, key: str, data: bytes, tag: str | None) -> bool:
         path = self._path(key)
@@ -134,7 +134,7 @@ class LocalStore(Store):
                     return True
 
         with _mapped("write", path):
-            return await to_thread.run_sync(write)
+            return await _abandonable(write)
 
     async def get_bytes(self, key: str) -> bytes:
         return (await self.get_tagged(key))[0]
@@ -336,6 +336,7 @@ class LocalStore(Store):
         """Give a finished file its name. ``fd``: where its bytes are; ``new``: ``FileExistsError`` if it is taken."""
         if self._durable:
             sync_file(fd)
+        from_thread.check_cancelled()  # Nobody waits for it any more: what was written since is newer.
         folder = os.path.dirname(path)
         try:
             _in_folder(folder, lambda: (os.link if new else os.rename)(temporary, path))
@@ -384,6 +385,13 @@ class LocalStore(Store):
                     continue  # removed since it was listed
                 if not stat.S_ISDIR(status.st_mode):  # A link to a folder is neither an object nor looked into.
                     yield Entry(os.path.relpath(full, self.root), status.st_size)
+
+
+async def _abandonable(function: Callable[[], T]) -> T:
+    """Call it in a thread, which a cancelled caller leaves behind: a network disk may never answer, and a commit that
+    waits for that would hold up all others. Not for what uses a descriptor of its caller.
+    """
+    return await to_thread.run_sync(function, abandon_on_cancel=True)
 
 
 @contextlib.contextmanager

@@ -13,6 +13,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import anyio
+import anyio.from_thread
 import pytest
 
 from async_ckpt.config import CHUNK_BYTES, Config
@@ -250,6 +252,43 @@ class TestLocalStore(StoreSuite):
             assert os.listdir(temporary) == ["new"]
 
         run(check)
+
+
+@pytest.mark.parametrize("way", ["whatever is there", "only if nothing is there"])
+def test_a_small_write_that_a_disk_never_answers_is_left_behind_and_never_comes_after_a_later_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    answers, has_ended = threading.Event(), threading.Event()
+    sync = local.sync_file
+    hung: list[str] = []
+
+    def sync_file(fd: int) -> None:
+        if not hung:
+            hung.append(os.readlink(f"/proc/self/fd/{fd}"))
+            try:
+                answers.wait(60)
+            finally:
+                has_ended.set()
+        sync(fd)
+
+    async def check() -> None:
+        store = LocalStore(str(tmp_path))
+        put = store.put_bytes if way == "whatever is there" else lambda key, data: store.put_if(key, data, None)
+        with anyio.move_on_after(0.5) as scope:
+            await put("a/key", b"earlier")
+        assert scope.cancelled_caught
+        await put("a/key", b"later")
+        answers.set()
+        assert await anyio.to_thread.run_sync(has_ended.wait, 60)
+        while os.path.exists(hung[0]):
+            await anyio.sleep(0.01)
+        assert await store.get_bytes("a/key") == b"later"
+
+    monkeypatch.setattr(local, "sync_file", sync_file)
+    with anyio.from_thread.start_blocking_portal() as portal:
+        began = time.monotonic()
+        portal.call(check)
+    assert time.monotonic() - began < 50
 
 
 def test_opening_a_local_store_imports_neither_metaflow_nor_aiobotocore(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from async_ckpt.config import CHUNK_BYTES, Config
 from async_ckpt.spool.journal import COMMITTED, UPLOADED
 from async_ckpt.stores import _backoff, open_store
 from async_ckpt.stores.base import StoreSpec
+from async_ckpt.stores.local import LocalStore
 
 from ..support.agents import TASK, Task, content, wait_until
 from ..support.fault_server import FaultServer, Turn
@@ -193,3 +194,29 @@ def test_newer_ones_are_committed_though_one_is_never_answered(
     assert references[1].state != COMMITTED
     may_end.set()
     checkpointer.flush(60)
+
+
+def test_newer_ones_are_committed_though_a_disk_never_answers_the_commit_of_one(
+    task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network disk that has lost one answer hangs one thread for ever, and none that comes after it."""
+    task.set(answer_timeout_s=1)
+    may_end, hung = threading.Event(), threading.Event()
+    publish = LocalStore._publish
+
+    def hang_once(self: LocalStore, temporary: str, path: str, *rest: Any, **options: Any) -> None:
+        if path.endswith("0.mfchckpt.1.metadata") and not hung.is_set():
+            hung.set()
+            may_end.wait(100)
+        publish(self, temporary, path, *rest, **options)
+
+    monkeypatch.setattr(LocalStore, "_publish", hang_once)
+    checkpointer = task.start(uploader="thread")
+    try:
+        for number in range(4):
+            save(checkpointer, task, number)
+        checkpointer.flush(60)
+        assert hung.is_set()
+        assert task.committed_versions() == [0, 1, 2, 3]
+    finally:
+        may_end.set()
