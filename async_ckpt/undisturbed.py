@@ -55,6 +55,8 @@ class _Call:
             result = work()
         except BaseException as error:
             self.error = error
+        # Here, as a handler may raise in whoever has just taken the last item, before that can be noted.
+        self.ended = True
         self.said.put((None, result))
 
     def result(self) -> Any:
@@ -65,7 +67,6 @@ class _Call:
             except Empty:
                 continue
             if report is None:
-                self.ended = True
                 break
             _say(report, item)
         if self.error is None:
@@ -81,8 +82,8 @@ class _Call:
         if (end := self.end) is not None:
             handlers.put_off(end)()  # It may take a lock, which another handler's work would wait for.
         with contextlib.suppress(Empty):
-            while self.said.get(timeout=_END_S)[0] is not None:
-                continue
+            while not self.ended:
+                self.said.get(timeout=_END_S)
 
 
 class _Here(threading.local):

@@ -224,6 +224,7 @@ class AgentClient:
                         if left <= 0:
                             raise WaitTimeout(f"The agent (pid {link.pid}) did not answer {op!r} within {limit_s:g} s")
                         with ended_by(self._wake_up):
+                            go_on()  # It may have been ended before there was anything to wake up.
                             self._changed.wait(left)
                         go_on()
                     answer = self._answers[sequence]

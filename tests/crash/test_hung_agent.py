@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
-from ..support.agents import Task, agent_pid, content, kill
+import pytest
+
+from async_ckpt import undisturbed
+from async_ckpt.ipc import client
+
+from ..support.agents import Task, agent_pid, content, kill, wait_until
 from ..support.scenes import BIG, assert_all_in_order, save
 
 
@@ -28,3 +36,28 @@ def test_a_trainer_that_rewrites_in_place_is_let_go_by_its_own_keeper_while_the_
     assert_all_in_order(task, references)
     # Not a measure of speed: either the keeper answered, or the kernel broke the lease after its own limit.
     assert held_s < 40
+
+
+def test_a_question_that_is_interrupted_just_before_it_waits_ends_at_once(
+    task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpointer = task.start()
+    checkpointer.status()
+    real = undisturbed.ended_by
+
+    def late(end: Callable[[], object]) -> AbstractContextManager[None]:
+        call = undisturbed._here.call
+        os.kill(os.getpid(), signal.SIGINT)
+        wait_until(lambda: call is None or call.abandoned, "nobody waits for it any more")
+        return real(end)
+
+    agent = agent_pid(checkpointer)
+    kill(agent, signal.SIGSTOP)
+    try:
+        monkeypatch.setattr(client, "ended_by", late)
+        begun = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            checkpointer.status()
+        assert time.monotonic() - begun < undisturbed._END_S / 2
+    finally:
+        kill(agent, signal.SIGCONT)

@@ -6,9 +6,12 @@ import ctypes
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from queue import SimpleQueue
 from types import FrameType
+from typing import Any
 
 import pytest
 
@@ -195,6 +198,21 @@ def test_nothing_comes_in_between_while_what_waits_is_ended(install: Callable[[i
     with pytest.raises(KeyboardInterrupt):
         run(wait)
     assert seen == ["ended", "handler"]
+
+
+def test_what_a_handler_raises_in_the_moment_in_which_the_work_ends_is_raised_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Interrupted(SimpleQueue[Any]):
+        def get(self, block: bool = True, timeout: float | None = None) -> Any:
+            super().get(block, timeout)
+            raise KeyboardInterrupt  # As a handler does that comes right after it.
+
+    monkeypatch.setattr(undisturbed, "SimpleQueue", Interrupted)
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run(lambda: None)
+    assert time.monotonic() - began < undisturbed._END_S / 2
 
 
 def test_where_no_thread_can_be_had_handlers_are_put_off_instead(
