@@ -212,6 +212,7 @@ class Checkpointer(Following):
         world_size: int | None = None,
         check: Callable[[str], None] | None = None,
         origin: str | None = None,
+        wait: bool = True,
     ) -> Reference:
         """Snapshot a file or directory and admit it; the upload happens later. See ``Checkpoint.save`` for the
         parameters.
@@ -220,7 +221,8 @@ class Checkpointer(Following):
 
         ``check`` is called when all is captured, with the path where the original stands now (after a move, another
         one); what it raises is raised, and nothing was saved. ``origin`` is where ``path`` was captured from, if that
-        stands in for something else.
+        stands in for something else. ``wait``: where the backlog is full, as ``on_backlog`` says; else that is an error
+        at once.
 
         Raises
         ------
@@ -238,14 +240,14 @@ class Checkpointer(Following):
         stored, notes = plain(metadata, self.config)
         return self._save(
             path, name, stored, notes, latest=latest, storage_format=storage_format, strategy=strategy,
-            ranks=(collective, rank, world_size), check=check, origin=origin,
+            ranks=(collective, rank, world_size), check=check, origin=origin, wait=wait,
         )  # fmt: skip
 
     @put_off
     def _save(
         self, path: str | os.PathLike[str], name: Any, stored: Any, notes: list[Note], *, latest: bool,
         storage_format: str, strategy: str, ranks: tuple[bool, int | None, int | None],
-        check: Callable[[str], None] | None, origin: str | None,
+        check: Callable[[str], None] | None, origin: str | None, wait: bool,
     ) -> Reference:  # fmt: skip
         if self._closed:
             raise UsageError("The step has ended: nothing can be saved any more", hint="Save before the step returns")
@@ -274,7 +276,7 @@ class Checkpointer(Following):
 
         with self._while_it_runs():
             admitted = self._capture_as_soon_as_there_is_room(
-                source, strategy, describe, check, origin or source, ranks_here() if shard else 1
+                source, strategy, describe, check, origin or source, ranks_here() if shard else 1, wait
             )
         self._saved[admitted.id] = admitted.reference
         if self._refused:
@@ -325,10 +327,11 @@ class Checkpointer(Following):
         check: Callable[[str], None] | None,
         origin: str,
         savers: int,
+        wait: bool,
     ) -> Admitted:
         """``describe`` makes the reference, given the size in bytes; ``savers``: see ``SafeLinks``."""
         occupy_standard_streams()
-        await_room(self._client, self.spool, self.config, os.path.dirname(source))
+        await_room(self._client, self.spool, self.config, os.path.dirname(source), wait=wait)
         guarded = self._client.is_guarded()
         snapshot.check_strategy(strategy, leases=guarded)
         data, captured_ns = self.spool.new_data_directory(source), time.time_ns()

@@ -67,13 +67,15 @@ def why_full(pending: int, pending_bytes: int, folder: str, config: Config) -> s
     return ""
 
 
-def await_room(client: AgentClient, spool: Spool, config: Config, folder: str) -> None:
+def await_room(client: AgentClient, spool: Spool, config: Config, folder: str, *, wait: bool = True) -> None:
     """For savers: where the backlog is full, wait or raise, as the user chose; the agent drops what is ``supersede``d.
 
     Parameters
     ----------
     folder : str
         Where what is to be saved lies.
+    wait : bool
+        False: whoever saves has something else to do meanwhile, and comes again.
 
     Raises
     ------
@@ -82,11 +84,11 @@ def await_room(client: AgentClient, spool: Spool, config: Config, folder: str) -
     """
     if config.on_backlog == "supersede" or not _may_be_full(spool, config, folder):
         return
-    run(functools.partial(_await_room, client, config, folder))
+    limit = config.backlog_timeout_s if config.on_backlog == "wait" and wait else 0.0
+    run(functools.partial(_await_room, client, config, folder, limit))
 
 
-def _await_room(client: AgentClient, config: Config, folder: str) -> None:
-    limit = config.backlog_timeout_s if config.on_backlog == "wait" else 0.0
+def _await_room(client: AgentClient, config: Config, folder: str, limit: float) -> None:
     deadline = time.monotonic() + limit
     while True:
         go_on()

@@ -24,6 +24,8 @@ _MAX_MINE = 100_000
 
 #: After an error a save is tried again, each time after twice as long, up to so many seconds.
 _MAX_PAUSE_S = 60.0
+#: Where there is only no room for it yet.
+_MAX_BACKLOG_PAUSE_S = 5.0
 
 
 class Saver(Protocol):
@@ -31,7 +33,7 @@ class Saver(Protocol):
 
     def save(
         self, path: str, *, name: str, metadata: Mapping[str, Any], latest: bool, storage_format: str, strategy: str,
-        check: Callable[[str], None], origin: str,
+        check: Callable[[str], None], origin: str, wait: bool,
     ) -> Any: ...  # fmt: skip
     def new_held_directory(self, path: str) -> str: ...
     def state(self, identity: str) -> tuple[str, str]: ...
@@ -81,6 +83,7 @@ class Saving:
         self._pauses: dict[str, tuple[float, float]] = {}
         #: What waits for room in the backlog only.
         self.backlog: set[str] = set()
+        self._has_said_that_it_waits = False
         #: By path: the id under which it was saved; empty: it is known to be committed.
         self._ids: dict[str, str] = {}
         #: By identity: the id under which this watch saved it; of the newest.
@@ -194,7 +197,7 @@ class Saving:
             reference = self._saver.save(
                 path, name=options.name, metadata=self._metadata(relative, tree, path),
                 latest=latest and options.latest, storage_format=options.storage_format, strategy=strategy,
-                check=check, origin=origin,
+                check=check, origin=origin, wait=False,  # What the trainer writes meanwhile may not last.
             )  # fmt: skip
         except StoreError as error:
             # Of what was saved before; this one is admitted, and its state is told by the flush.
@@ -203,12 +206,13 @@ class Saving:
         except CheckpointError as error:
             if isinstance(error, SnapshotError) and not os.path.lexists(path):
                 return False  # The trainer was quicker; the next look will tell.
-            pause = min(2 * self._pauses.get(relative, (0.0, 0.5))[1], _MAX_PAUSE_S)
+            most = _MAX_BACKLOG_PAUSE_S if isinstance(error, BacklogError) else _MAX_PAUSE_S
+            pause = min(2 * self._pauses.get(relative, (0.0, 0.5))[1], most)
             self._pauses[relative] = (self._clock() + pause, pause)
             if isinstance(error, BacklogError):
-                self.backlog.add(relative)
-            waits = "waits" if isinstance(error, BacklogError) else "is not saved"
-            self._note(relative, f"{relative} {waits}: {error}")
+                self._wait_for_room(relative, error)
+            else:
+                self._note(relative, f"{relative} is not saved: {error}")
             return False
         else:
             self._ids[relative] = reference.id
@@ -219,6 +223,7 @@ class Saving:
         finally:
             self.is_under_way = False
         self.count += 1
+        self._has_said_that_it_waits = False
         self._forgive(relative)
         return True
 
@@ -246,6 +251,14 @@ class Saving:
         """The entry is gone."""
         self._forgive(path)
         self._ids.pop(path, None)
+
+    def _wait_for_room(self, path: str, error: BacklogError) -> None:
+        """It is tried again soon. Said of the first one that waits: how much is pending changes all the time."""
+        self.backlog.add(path)
+        self.errors[path] = line = f"{path} waits: {error}"
+        if not self._has_said_that_it_waits:
+            self._has_said_that_it_waits = True
+            self._report(line)
 
     def _note(self, path: str, line: str) -> None:
         """Report an error when it is new, not at every try."""

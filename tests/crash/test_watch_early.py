@@ -111,6 +111,27 @@ def test_each_state_of_a_file_whose_name_is_used_again_is_saved(task: Task, watc
     assert stored(task, checkpointer) == [("last.ckpt", {"last.ckpt": b"%d" % n * 100_000}) for n in range(4)]
 
 
+def test_those_that_a_fast_trainer_removes_while_the_backlog_is_full_are_saved_when_there_is_room(
+    task: Task, watching: Watching
+) -> None:
+    task.set(max_pending=1)
+    gate = task.gate()
+    gate.hold("model")
+    checkpointer = task.start()
+    watch = watching.start(checkpointer, settle=SETTLE_S)
+    for number in range(1, 8):
+        write(watching.out / f"checkpoint-{number}", model="m" * 100_000, state=str(number))
+        wait_until(lambda number=number: is_held(watch, f"checkpoint-{number}"), "it is looked at, whatever waits")
+        if number > 2:
+            shutil.rmtree(watching.out / f"checkpoint-{number - 2}")
+    wait_until(watching.heard("waits: The store cannot keep up"), "there is no room for another one")
+    gate.open("model")
+    wait_until(lambda: watch.saved == 5, "those that were removed are saved")
+    watch.stop(complete=False)
+    checkpointer.flush(60)
+    assert [path for path, _ in stored(task, checkpointer)] == [f"checkpoint-{n}" for n in range(1, 6)]
+
+
 def test_of_two_names_that_take_turns_in_place_the_one_that_was_written_last_is_the_newest(
     task: Task, watching: Watching
 ) -> None:
