@@ -5,6 +5,7 @@ on.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import resource
 import time
@@ -46,6 +47,8 @@ from .stores.base import StoreSpec
 from .undisturbed import go_on, run, undisturbed
 
 _STARTS = 3
+#: Whoever may have so many has some left: they are not counted, which takes long where there are many.
+_MANY_DESCRIPTORS = 1 << 14
 #: Of more links it is not said what became of them.
 _LINKS_SAID = 1000
 
@@ -443,10 +446,15 @@ class Checkpointer(Following):
         )
 
     def _lease_budget(self) -> int:
-        """Leases are descriptors of the trainer: at most a quarter of those it may have."""
+        """Leases are descriptors of the trainer: at most a quarter of those it may have, and half of what is left."""
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        limit = self.config.max_leases if soft == resource.RLIM_INFINITY else min(self.config.max_leases, soft // 4)
-        return max(limit - self._client.leases_held, 0)
+        if soft == resource.RLIM_INFINITY:
+            return max(self.config.max_leases - self._client.leases_held, 0)
+        budget = min(self.config.max_leases, soft // 4) - self._client.leases_held
+        if soft < _MANY_DESCRIPTORS:
+            with contextlib.suppress(FileNotFoundError):  # No /proc: nobody tells.
+                budget = min(budget, (soft - _descriptors(soft)) // 2)
+        return max(budget, 0)
 
     # -- the end -------------------------------------------------------------------------------------------------------
 
@@ -481,6 +489,16 @@ class Checkpointer(Following):
         self._client.say_goodbye(over=clean)
         self._client.close()
         self._launcher.join(self.config.reply_timeout_s)
+
+
+def _descriptors(most: int) -> int:
+    """How many this process has of those it may have."""
+    try:
+        return len(os.listdir("/proc/self/fd"))
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
+        return most
 
 
 def _check_object_names(url: str, manifest: Manifest, source: str) -> None:

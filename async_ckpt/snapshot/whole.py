@@ -155,6 +155,9 @@ class _Tree:
                     time.sleep(self._config.capture_vanished_s)
                     moved = self._settle()
             except (OSError, SnapshotError) as error:
+                if _is_out_of_descriptors(error) and self._spare_descriptors():
+                    moved, complete = [self.at], False
+                    continue
                 if not _has_gone(error) or not os.path.exists(self._path):
                     raise
                 # Something was taken away while it was captured, or replaced: look again what there is.
@@ -245,6 +248,14 @@ class _Tree:
             self._may_open -= 1
         else:
             file.close()
+
+    def _spare_descriptors(self) -> bool:
+        """The trainer has most of those there may be: keep no original open. False: none was."""
+        kept = [file for file in self._files.values() if file.fd >= 0 and file.entry.how != LINK]
+        for file in kept:
+            file.close()
+        self._may_open = 0
+        return bool(kept)
 
     def _remove(self, items: Iterable[Item]) -> None:
         """Remove what was captured under these names, what is in a folder before the folder."""
@@ -343,8 +354,17 @@ class _Tree:
 
 def _has_gone(error: OSError | SnapshotError) -> bool:
     """Whether something is not what it was when it was listed: gone, a link now, or a file where a folder was."""
+    return isinstance(error, FileNotFoundError) or _number_of(error) in _GONE
+
+
+def _is_out_of_descriptors(error: OSError | SnapshotError) -> bool:
+    return _number_of(error) in (errno.EMFILE, errno.ENFILE)
+
+
+def _number_of(error: OSError | SnapshotError) -> int | None:
+    """What the kernel said; None: it was not the kernel."""
     cause = error.__cause__ if isinstance(error, SnapshotError) else error
-    return isinstance(error, FileNotFoundError) or (isinstance(cause, OSError) and cause.errno in _GONE)
+    return cause.errno if isinstance(cause, OSError) else None
 
 
 def _check_empty(file: OpenFile) -> None:

@@ -95,6 +95,38 @@ def test_a_command_with_closed_streams_saves(task: Task) -> None:
     assert task.committed_versions() == [0]
 
 
+# -- few descriptors ---------------------------------------------------------------------------------------------------
+
+
+_SAVE_WITH_FEW = """
+import resource
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+theirs = []
+while len(os.listdir("/proc/self/fd")) < 240:
+    theirs.append(os.open(os.devnull, os.O_RDONLY))
+for strategy in ("auto", "copy", "hardlink"):
+    checkpointer.save(work, strategy=strategy)
+for fd in theirs:
+    os.close(fd)
+checkpointer.flush(60)
+checkpointer.close(clean=True)
+"""
+
+
+@pytest.mark.parametrize("size", [2_000, 40_000], ids=["small", "linked"])
+def test_a_trainer_that_has_used_up_its_descriptors_saves_as_many_files_as_any(task: Task, size: int) -> None:
+    for number in range(400):
+        (task.work / f"part-{number}").write_bytes(content(number, size))
+    with start(task, _SAVE_WITH_FEW) as process:
+        process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert task.committed_versions() == [0, 1, 2]
+    for number in range(400):
+        stored = [path.read_bytes() for path in Path(task.store.root).rglob(f"part-{number}")]
+        assert stored == [content(number, size)] * 3
+
+
 # -- forked children ---------------------------------------------------------------------------------------------------
 
 
