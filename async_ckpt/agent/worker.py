@@ -25,6 +25,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import errno
 import fcntl
 import os
 import signal
@@ -58,6 +59,9 @@ _MAX_WHY = 10_000
 
 #: How long a worker waits for its predecessor to be gone.
 _LOCK_TIMEOUT_S = 30.0
+
+#: What a machine may be short of for a moment: threads, memory, descriptors.
+_SHORTAGES = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 
 _PR_SET_PDEATHSIG = 1
 
@@ -322,12 +326,22 @@ class _Worker:
 
 
 def _failed(identity: str, error: Exception) -> Message:
-    if isinstance(error, errors.CheckpointError):
-        why, transient = str(error), isinstance(error, errors.TransientStoreError)
-    else:  # A bug of ours or of a library: the checkpoint fails, the worker goes on.
-        why, transient = f"{type(error).__name__}: {error}", False
+    transient = isinstance(error, errors.TransientStoreError) or _is_shortage(error)
+    # Others are bugs of ours or of a library, as a rule: the checkpoint fails, the worker goes on.
+    why = str(error) if isinstance(error, errors.CheckpointError) else f"{type(error).__name__}: {error}"
     refused = isinstance(error, errors.StoreError) and not isinstance(error, errors.IntegrityError) and not transient
     return {"op": "failed", "id": identity, "why": why[:_MAX_WHY], "transient": transient, "refused": refused}
+
+
+def _is_shortage(error: BaseException | None) -> bool:
+    """Whether this machine lacks threads, memory or descriptors: that may pass, and says nothing of the store."""
+    while error is not None:
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _SHORTAGES):
+            return True
+        if isinstance(error, RuntimeError) and "start new thread" in str(error):
+            return True
+        error = error.__cause__
+    return False
 
 
 class _Reporter:

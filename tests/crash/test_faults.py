@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import threading
@@ -15,7 +16,7 @@ import pytest
 from async_ckpt import catalog, restore
 from async_ckpt.config import CHUNK_BYTES, Config
 from async_ckpt.spool.journal import COMMITTED, UPLOADED
-from async_ckpt.stores import _backoff, open_store
+from async_ckpt.stores import _backoff, local, open_store
 from async_ckpt.stores.base import StoreSpec
 from async_ckpt.stores.local import LocalStore
 
@@ -220,3 +221,31 @@ def test_newer_ones_are_committed_though_a_disk_never_answers_the_commit_of_one(
         assert task.committed_versions() == [0, 1, 2, 3]
     finally:
         may_end.set()
+
+
+@pytest.mark.parametrize(
+    "lacks",
+    [
+        RuntimeError("can't start new thread"), MemoryError(), OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)),
+        OSError(errno.EMFILE, os.strerror(errno.EMFILE)),
+    ],
+    ids=["threads", "memory", "memory of the kernel", "descriptors"],
+)  # fmt: skip
+def test_what_an_uploader_lacks_for_a_moment_is_waited_for(
+    task: Task, monkeypatch: pytest.MonkeyPatch, lacks: Exception
+) -> None:
+    opened, tries = local._open_captured, itertools.count()
+
+    def open_captured(path: str) -> int:
+        if next(tries) < 2:
+            raise lacks
+        return opened(path)
+
+    monkeypatch.setattr(local, "_open_captured", open_captured)
+    lines: list[str] = []
+    checkpointer = task.start(uploader="thread", report=lines.append)
+    for number in range(3):
+        save(checkpointer, task, number)
+    checkpointer.flush(60)
+    assert task.committed_versions() == [0, 1, 2]
+    assert any("Uploads are held up, and tried again" in line for line in lines)
