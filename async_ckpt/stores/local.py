@@ -67,8 +67,12 @@ _MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 #: May pass by itself: network file systems that lost a handle or a server, a busy mount, a table that is full just now.
 _TRANSIENT = (
     errno.ESTALE, errno.ETIMEDOUT, errno.EBUSY, errno.EAGAIN, errno.EINTR, errno.ENFILE, errno.EHOSTDOWN,
-    errno.ENOTCONN, errno.ECONNRESET,
+    errno.ENOTCONN, errno.ECONNRESET, errno.ECONNREFUSED, errno.ECONNABORTED, errno.EHOSTUNREACH, errno.ENETUNREACH,
+    errno.ENETDOWN, errno.EPIPE, errno.ESHUTDOWN, errno.EREMOTEIO,
 )  # fmt: skip
+#: What soft mounts of NFS, and FUSE, say of a server that is gone. A file that cannot be read may as well be damaged,
+#: and another checkpoint is loaded instead; of one that is written there is no other.
+_TRANSIENT_WRITE = (*_TRANSIENT, errno.EIO)
 
 
 class LocalStore(Store):
@@ -402,7 +406,8 @@ def _mapped(verb: str, path: str) -> Iterator[None]:
         what = f"Cannot {verb} {path}: {os_reason(error)}"
         if verb == "read" and error.errno in _MISSING:
             raise NotFound(f"There is no object {path}", where=path) from error
-        kind = TransientStoreError if error.errno in _TRANSIENT else StoreError
+        passing = _TRANSIENT_WRITE if verb == "write" else _TRANSIENT
+        kind = TransientStoreError if error.errno in passing else StoreError
         raise kind(what, where=path, hint=os_hint(error)) from error
 
 

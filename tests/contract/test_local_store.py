@@ -149,6 +149,24 @@ class TestLocalStore(StoreSuite):
 
         run(check)
 
+    @pytest.mark.parametrize("number", [errno.EIO, errno.EHOSTUNREACH, errno.ECONNREFUSED, errno.ESHUTDOWN])
+    def test_what_a_network_disk_says_while_its_server_is_gone_may_pass(
+        self, monkeypatch: pytest.MonkeyPatch, number: int
+    ) -> None:
+        def gone(*_: object) -> None:
+            raise OSError(number, os.strerror(number))
+
+        async def check() -> None:
+            store = self.make_store()
+            with monkeypatch.context() as away:
+                away.setattr(local, "sync_file", gone)
+                for put in (store.put_source("a/key", BytesSource(b"x")), store.put_bytes("a/key", b"x")):
+                    with pytest.raises(TransientStoreError):
+                        await put
+            await store.put_bytes("a/key", b"x")
+
+        run(check)
+
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
     def test_a_folder_that_may_not_be_written_is_an_error_for_good(self) -> None:
         self.root.mkdir(mode=0o500)
