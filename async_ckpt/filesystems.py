@@ -47,6 +47,7 @@ _AT_EMPTY_PATH, _AT_SYMLINK_NOFOLLOW, _AT_FORCE_SYNC, AT_FDCWD = 0x1000, 0x100, 
 #: STATX_BASIC_STATS | STATX_BTIME
 STATX_ALL = 0xFFF
 _STATX_BASIC = 0x7FF
+_MOUNT_ROOT = 0x2000
 
 
 def kind_of(fd: int) -> str:
@@ -194,11 +195,13 @@ class Statx(ctypes.Structure):
 
     _fields_ = (
         ("mask", ctypes.c_uint32),
-        ("unread", ctypes.c_uint8 * 28),
+        ("blksize", ctypes.c_uint32),
+        ("attributes", ctypes.c_uint64),
+        ("unread", ctypes.c_uint8 * 16),
         ("ino", ctypes.c_uint64),
         ("size", ctypes.c_uint64),
         ("blocks", ctypes.c_uint64),
-        ("attributes", ctypes.c_uint64),
+        ("attributes_mask", ctypes.c_uint64),
         ("atime", _Timestamp),
         ("btime", _Timestamp),
         ("ctime", _Timestamp),
@@ -215,3 +218,13 @@ def statx(path: str) -> Statx | None:
     if function is None or function(AT_FDCWD, os.fsencode(path), _AT_SYMLINK_NOFOLLOW, STATX_ALL, ctypes.byref(found)):
         return None
     return found if found.mask & STATX_ALL == STATX_ALL else None
+
+
+def is_mounted(path: str) -> bool:
+    """Whether something is mounted at ``path``, a file system or a part of one; False where the kernel does not tell
+    (before Linux 5.8).
+    """
+    function, found = _function("statx"), Statx()
+    if function is None or function(AT_FDCWD, os.fsencode(path), _AT_SYMLINK_NOFOLLOW, 0, ctypes.byref(found)):
+        return False
+    return bool(found.attributes & _MOUNT_ROOT)

@@ -13,6 +13,7 @@ import stat
 
 from ..config import Config
 from ..errors import SnapshotError, os_hint, os_reason
+from ..filesystems import is_mounted
 from ..manifest import MOVED, Directory, FileEntry, Link, Manifest
 from .base import Captured, annex_in
 from .origin import give_back, note_origin
@@ -35,6 +36,11 @@ def capture_by_move(path: str, target: str, config: Config) -> Captured:
     # The whole tree is looked at first: what cannot be saved must not have been moved.
     for item in walk(path, config, follow=False):
         status = os.lstat(item.full)
+        if item.kind != stat.S_IFLNK and item.full != path and is_mounted(item.full):
+            # It would go along, and be emptied when the snapshot is removed.
+            raise SnapshotError(
+                f"Cannot move {path}: something is mounted in it", where=item.full, hint="Use snapshot='auto'"
+            )
         if item.kind == stat.S_IFREG:
             mode, mtime_ns = stat.S_IMODE(status.st_mode), status.st_mtime_ns
             manifest.files.append(FileEntry(item.path, status.st_size, mode, MOVED, mtime_ns=mtime_ns))

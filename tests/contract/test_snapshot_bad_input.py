@@ -274,6 +274,28 @@ def test_what_holds_snapshots_of_its_own_files_is_not_moved_before_they_are_in_t
     assert [(folder.path, folder.mode) for folder in captured.manifest.dirs] == [("sub", 0o755)]
 
 
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_what_has_a_mount_in_it_is_not_moved_as_that_would_be_emptied(tmp_path: Path, kind: str) -> None:
+    if os.getuid() != 0:
+        pytest.skip("mounting needs root")
+    place = Place(tmp_path, "move")
+    theirs, inside = tmp_path / "theirs", place.source / "inside"
+    if kind == "folder":
+        theirs.mkdir()
+        inside.mkdir()
+        (theirs / "data").write_text("kept")
+    else:
+        theirs.write_text("kept")
+        inside.touch()
+    subprocess.run(["mount", "--bind", theirs, inside], check=True)
+    try:
+        error = place.refused()
+    finally:
+        subprocess.run(["umount", inside], check=True)
+    assert "something is mounted in it" in str(error)
+    assert error.where == str(inside)
+
+
 def test_move_to_another_file_system_is_refused_with_the_way_out(tmp_path: Path, on_filesystem: OnFilesystem) -> None:
     elsewhere = on_filesystem("tmpfs")
     if elsewhere.stat().st_dev == tmp_path.stat().st_dev:
