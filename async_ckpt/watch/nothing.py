@@ -60,11 +60,16 @@ class Nothing:
     def left_out(self) -> None:
         """The watch ends, and has saved something. Says what would fit as well, were it not for its name."""
         pattern = Pattern(self._options.pattern)
-        found = [name.relative for name in _names(self._root) if not name.is_link and _is_passed_over(pattern, name)]
+        names = list(_names(self._root))
+        found = [name.relative for name in names if not name.is_link and _is_passed_over(pattern, name)]
         if found:
             self._report(
                 f"left out: {_some(sorted(found))}, by name unfinished. A pattern that says so itself takes such names "
                 "as well"
+            )
+        if links := [name.relative for name in names if name.is_link and _leads_out(self._root, pattern, name)]:
+            self._report(
+                f"left out: {_some(sorted(links))}: links are not followed, and nothing here is what they lead to"
             )
 
 
@@ -109,12 +114,25 @@ def _names(root: str) -> Iterator[_Name]:
 def _links(root: str, pattern: Pattern, names: list[_Name]) -> str:
     found = [name.relative for name in names if name.is_link and pattern.fits(name.relative)]
     if not found:
-        return ""
+        return next(filter(None, (_behind(root, pattern, name) for name in names if name.is_link)), "")
     target = os.path.realpath(os.path.join(root, found[0]))
     return (
         f"{_some(found)} would, but {_is_are(found)} symbolic link{'s'[: len(found) > 1]}, and links are not followed. "
         f"{found[0]} leads to {target}: watch that, by its own name"
     )
+
+
+def _behind(root: str, pattern: Pattern, link: _Name) -> str:
+    """That a link leads to a directory in which there is something that would fit; empty if it does not."""
+    target = os.path.realpath(os.path.join(root, link.relative))
+    try:
+        found = next(Pattern(f"**/{pattern.text.rpartition('/')[2]}").find(target), "")
+    except OSError:  # It leads nowhere, or to a file.
+        return ""
+    said = (
+        f"{link.relative} is a symbolic link, and links are not followed. In {target}, where it leads, there is {found}"
+    )
+    return f"{said}: watch that directory, by its own name" if found else ""
 
 
 def _excluded(pattern: Pattern, names: list[_Name]) -> str:
@@ -136,6 +154,13 @@ def _is_passed_over(pattern: Pattern, name: _Name) -> bool:
         if pattern.matches(relative):
             return False
     return pattern.fits(name.relative) and pattern.excludes(name.relative) == UNFINISHED
+
+
+def _leads_out(root: str, pattern: Pattern, link: _Name) -> bool:
+    """Whether a link that would fit leads to something that is not in the watched directory."""
+    target = os.path.realpath(os.path.join(root, link.relative))
+    is_out = os.path.exists(target) and not target.startswith(os.path.realpath(root) + os.sep)
+    return is_out and pattern.matches(link.relative)
 
 
 def _elsewhere(pattern: Pattern, names: list[_Name]) -> str:

@@ -310,9 +310,12 @@ def test_what_fits_and_is_passed_over_for_its_name_is_told_at_the_end_although_o
     for name in ("model-a", "model-b.3f2a9c1b", "model-writing", ".model-c.swp"):
         scene.write(name)
     (scene.out / "model-a" / "model.lock").touch()
+    (scene.out / "model-last").symlink_to("model-a")
+    (scene.out / "model-best").symlink_to(scene.out.parent / "spool")
     scene.start(pattern="model*").stop()
     assert scene.paths() == ["model-a"]
     assert scene.heard("left out: model-b.3f2a9c1b, model-writing, by name unfinished")
+    assert scene.heard("left out: model-best: links are not followed")
 
 
 def test_one_in_which_snapshots_of_its_own_files_lie_is_not_removed_before_they_are_in_the_store(scene: Scene) -> None:

@@ -46,3 +46,14 @@ def test_a_link_is_named_with_where_it_leads(tmp_path: Path) -> None:
     why = why_nothing(str(tmp_path / "out"), "checkpoint-*")
     assert "checkpoint-last would, but is a symbolic link, and links are not followed" in why
     assert f"checkpoint-last leads to {tmp_path}/real: watch that" in why
+
+
+@pytest.mark.parametrize("pattern", ["**/*.ckpt", "version_*/*.ckpt"])
+def test_a_link_to_a_folder_in_which_there_would_be_something_is_named_as_well(tmp_path: Path, pattern: str) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "1.ckpt").write_text("x")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "version_0").symlink_to(tmp_path / "real")
+    why = why_nothing(str(tmp_path / "out"), pattern)
+    assert f"version_0 is a symbolic link, and links are not followed. In {tmp_path}/real" in why
+    assert "there is 1.ckpt" in why
