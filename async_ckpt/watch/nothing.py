@@ -15,8 +15,8 @@ from .entry import Entry
 from .names import UNFINISHED, Pattern, is_ours
 from .options import WatchOptions
 
-#: So many names are looked at, so deep, and so many are told.
-_NAMES, _DEPTH, _TOLD = 5000, 8, 3
+#: So many names are looked at, so deep, and so many are told; and behind so many links it is looked.
+_NAMES, _DEPTH, _TOLD, _LINKS = 5000, 8, 3, 10
 
 
 #: After so many seconds without anything that fits the log says what is there instead.
@@ -114,7 +114,8 @@ def _names(root: str) -> Iterator[_Name]:
 def _links(root: str, pattern: Pattern, names: list[_Name]) -> str:
     found = [name.relative for name in names if name.is_link and pattern.fits(name.relative)]
     if not found:
-        return next(filter(None, (_behind(root, pattern, name) for name in names if name.is_link)), "")
+        links = [name for name in names if name.is_link][:_LINKS]
+        return next(filter(None, (_behind(root, pattern, link) for link in links)), "")
     target = os.path.realpath(os.path.join(root, found[0]))
     return (
         f"{_some(found)} would, but {_is_are(found)} symbolic link{'s'[: len(found) > 1]}, and links are not followed. "
@@ -125,10 +126,8 @@ def _links(root: str, pattern: Pattern, names: list[_Name]) -> str:
 def _behind(root: str, pattern: Pattern, link: _Name) -> str:
     """That a link leads to a directory in which there is something that would fit; empty if it does not."""
     target = os.path.realpath(os.path.join(root, link.relative))
-    try:
-        found = next(Pattern(f"**/{pattern.text.rpartition('/')[2]}").find(target), "")
-    except OSError:  # It leads nowhere, or to a file.
-        return ""
+    anywhere = Pattern(f"**/{pattern.text.rpartition('/')[2]}")
+    found = next((name.relative for name in _names(target) if anywhere.matches(name.relative)), "")
     said = (
         f"{link.relative} is a symbolic link, and links are not followed. In {target}, where it leads, there is {found}"
     )
