@@ -51,7 +51,7 @@ def _note(number: int, frame: FrameType | None) -> None:
             _came.append((number, frame))
         return
     # A handler has interrupted the putting back of the others.
-    _put_back(number)
+    _put_all_back()
     _call(number, frame)
 
 
@@ -96,11 +96,20 @@ def _let() -> None:
     """Put the handlers back, and call those whose signals came. What one raises is raised when all were called."""
     try:
         if _State.waiting:
-            for number in tuple(_aside):
-                _put_back(number)
+            # First: a handler that comes from here on may hold the others itself, and lets them go when it is done.
+            _State.waiting = False
+            _put_all_back()
     finally:
-        _State.waiting = False
         _call_those_that_wait()
+
+
+def _put_all_back() -> None:
+    try:
+        for number in tuple(_aside):
+            _put_back(number)
+    finally:
+        if any(_signal.getsignal(number) is _note for number in _aside):  # One that was put back came, and raised.
+            _put_all_back()
 
 
 def _call_those_that_wait() -> None:

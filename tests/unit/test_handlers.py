@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -114,6 +115,44 @@ def test_a_handler_does_the_same_work_at_a_point_where_it_may_come(install: Call
     install(signal.SIGUSR2, lambda *_: seen.append("handler"))
     work("outer")
     assert seen == ["outer begins", "inner begins", "inner ends", "handler", "outer ends", "handler"]
+
+
+@pytest.mark.parametrize("last", [signal.SIGHUP, signal.SIGUSR1, signal.SIGVTALRM])
+@pytest.mark.parametrize("raises", [False, True])
+def test_a_handler_that_comes_while_the_others_are_put_back_leaves_none_behind(
+    install: Callable[[int, Handler], Handler], monkeypatch: pytest.MonkeyPatch, last: int, raises: bool
+) -> None:
+    """It does the same work, in which handlers wait, and are let come."""
+    seen: list[str] = []
+    sent: list[int] = []
+
+    @handlers.put_off
+    def work() -> None:
+        with handlers.Allowed():
+            seen.append("work")
+
+    def handler(*_: object) -> None:
+        work()
+        if raises:
+            raise InterruptedError
+
+    signals = (signal.SIGHUP, signal.SIGUSR1, signal.SIGVTALRM)
+    for number in signals:
+        install(number, handler)
+    put_back = handlers._put_back
+
+    def put_back_and_send(number: int) -> None:
+        put_back(number)
+        if number == last and seen and not sent:
+            sent.append(last)
+            send(last)
+
+    monkeypatch.setattr(handlers, "_put_back", put_back_and_send)
+    with contextlib.suppress(InterruptedError):
+        work()
+    assert len(seen) == 2
+    assert [signal.getsignal(number) for number in signals] == [handler] * 3
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_handler_may_give_the_signal_back_to_the_kernel(tmp_path: Path) -> None:
