@@ -177,6 +177,8 @@ class Saving:
             if not held.is_intact():
                 raise _Changed
 
+        if not os.path.lexists(held.path):
+            return False  # Something has cleaned the spool.
         try:
             held.complete()
         except OSError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -304,6 +305,20 @@ def test_a_mistake_in_a_round_does_not_end_the_watch_and_is_told_at_the_end(
 
 
 # -- room on the disk --------------------------------------------------------------------------------------------------
+
+
+def test_what_something_has_cleaned_out_of_the_spool_is_captured_once_more(scene: Scene) -> None:
+    def clean(path: str) -> None:
+        if scene.saver.tries == 1:
+            shutil.rmtree(os.path.dirname(path))
+            raise SnapshotError("There is nothing to save", where=path)
+
+    scene.saver.meanwhile = clean
+    for name in ("ckpt-1.data-00000-of-00001", "ckpt-1.index"):
+        (scene.out / name).write_text("x")
+    watch = scene.start(pattern="ckpt-*")
+    wait_until(lambda: watch.saved == 1, "it is saved")
+    assert scene.saver.tries == 2
 
 
 def test_what_fits_and_is_passed_over_for_its_name_is_told_at_the_end_although_others_are_saved(scene: Scene) -> None:
