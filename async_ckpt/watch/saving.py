@@ -84,6 +84,8 @@ class Saving:
         #: What waits for room in the backlog only.
         self.backlog: set[str] = set()
         self._has_said_that_it_waits = False
+        #: When room is asked for again, the pause before that (seconds), and why there was none; whether all wait now.
+        self._room_at, self._room_pause, self._no_room, self._is_waiting = 0.0, 0.0, "", False
         #: By path: the id under which it was saved; empty: it is known to be committed.
         self._ids: dict[str, str] = {}
         #: By identity: the id under which this watch saved it; of the newest.
@@ -150,6 +152,11 @@ class Saving:
     def try_all_again(self) -> None:
         """Wait no longer for the next try."""
         self._pauses.clear()
+        self._room_at = 0.0
+
+    def begin_round(self) -> None:
+        """Several tries follow, the oldest first: where there is no room for that, it is not given to a newer one."""
+        self._is_waiting = self._clock() < self._room_at
 
     def save(self, entry: Entry, why: str, *, latest: bool) -> Tree | None:
         """Save an entry. Returns the tree that was saved, or None: not now, or it has gone."""
@@ -192,6 +199,9 @@ class Saving:
     def _save(
         self, path: str, relative: str, tree: Tree, why: str, check: Callable[[str], None], *, latest: bool
     ) -> bool:
+        if self._is_waiting:
+            self._wait_for_room(relative)
+            return False
         options, origin = self._options, os.path.join(self._root, relative)
         strategy = options.strategy if path == origin or options.strategy != "move" else "auto"
         self.is_under_way = True
@@ -208,13 +218,14 @@ class Saving:
         except CheckpointError as error:
             if isinstance(error, SnapshotError) and not os.path.lexists(path):
                 return False  # The trainer was quicker; the next look will tell.
-            most = _MAX_BACKLOG_PAUSE_S if isinstance(error, BacklogError) else _MAX_PAUSE_S
-            pause = min(2 * self._pauses.get(relative, (0.0, 0.5))[1], most)
-            self._pauses[relative] = (self._clock() + pause, pause)
             if isinstance(error, BacklogError):
-                self._wait_for_room(relative, error)
-            else:
-                self._note(relative, f"{relative} is not saved: {error}")
+                self._room_pause = min(2 * self._room_pause or 0.5, _MAX_BACKLOG_PAUSE_S)
+                self._room_at, self._no_room, self._is_waiting = self._clock() + self._room_pause, str(error), True
+                self._wait_for_room(relative)
+                return False
+            pause = min(2 * self._pauses.get(relative, (0.0, 0.5))[1], _MAX_PAUSE_S)
+            self._pauses[relative] = (self._clock() + pause, pause)
+            self._note(relative, f"{relative} is not saved: {error}")
             return False
         else:
             self._ids[relative] = reference.id
@@ -225,7 +236,7 @@ class Saving:
         finally:
             self.is_under_way = False
         self.count += 1
-        self._has_said_that_it_waits = False
+        self._has_said_that_it_waits, self._room_pause = False, 0.0
         self._forgive(relative)
         return True
 
@@ -254,10 +265,10 @@ class Saving:
         self._forgive(path)
         self._ids.pop(path, None)
 
-    def _wait_for_room(self, path: str, error: BacklogError) -> None:
-        """It is tried again soon. Said of the first one that waits: how much is pending changes all the time."""
+    def _wait_for_room(self, path: str) -> None:
+        """Said of the first one that waits: how much is pending changes all the time."""
         self.backlog.add(path)
-        self.errors[path] = line = f"{path} waits: {error}"
+        self.errors[path] = line = f"{path} waits: {self._no_room}"
         if not self._has_said_that_it_waits:
             self._has_said_that_it_waits = True
             self._report(line)

@@ -199,6 +199,7 @@ class Watch:
             if is_there:
                 self._know_again(last)
                 self._hold()
+                self._saving.begin_round()
                 self._save_departed()
                 self._save_finished(last)
                 self._retain()
