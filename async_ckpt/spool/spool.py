@@ -327,7 +327,14 @@ class Spool:
     # -- saving ----------------------------------------------------------------------------------------------------
 
     def new_data_directory(self, source: str) -> str:
-        """A path, not yet made, for the snapshot of ``source``: on its file system if that can be written to."""
+        """A path, not yet made, for the snapshot of ``source``: on its file system if that can be written to.
+
+        Raises
+        ------
+        SpoolError
+            This is root, and the task is another user's: its agent could read nothing of what is saved here.
+        """
+        self._check_user()
         name = f"{self._owner.name()}-{secrets.token_hex(8)}"
         # Where no annex can be made, files are copied into the spool instead.
         with contextlib.suppress(OSError, SpoolError):
@@ -338,6 +345,16 @@ class Spool:
         if not os.path.isdir(self.path("data")):
             self.mend()
         return self.path("data", name)
+
+    def _check_user(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            owner = os.stat(self.directory).st_uid
+            if owner != os.getuid():
+                raise SpoolError(
+                    f"The task belongs to user {owner}, and this process to user {os.getuid()}: the task's agent could "
+                    "not read what is saved here",
+                    where=self.directory, hint=f"Save as its user: sudo --user='#{owner}'",
+                )  # fmt: skip
 
     def new_held_directory(self, source: str) -> str:
         """The same, for what may become a checkpoint or not. It is swept up after this process."""
@@ -551,7 +568,9 @@ class Spool:
         Raises
         ------
         IntegrityError
-            It is damaged.
+            It is damaged, or another user's.
+        SpoolError
+            It cannot be read now.
         """
         path = self.path("ready", f"{identity}.json")
         try:
@@ -564,6 +583,11 @@ class Spool:
             return Admitted(identity, data["reference"], manifest, data["data"], data["source"], captured_ns)
         except FileNotFoundError:
             return None
+        except PermissionError as error:  # Another user has written it.
+            raise IntegrityError(
+                f"The spool's record of checkpoint {identity} cannot be read: {os_reason(error)}", where=path,
+                hint="Let whoever saves be the task's user",
+            ) from error  # fmt: skip
         except OSError as error:
             raise _spool_error(f"The record of checkpoint {identity} cannot be read", path, error) from error
         except (ValueError, KeyError, TypeError) as error:

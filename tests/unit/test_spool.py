@@ -502,3 +502,23 @@ def test_a_spool_that_is_taken_away_while_it_is_taken_up_is_known_to_be_gone(
     with pytest.raises(SpoolError) as caught:
         Spool.create(os.path.dirname(spool.directory), spool.task, spool.store)
     assert isinstance(caught.value.__cause__, FileNotFoundError)
+
+
+def test_who_is_not_the_tasks_user_cannot_save_for_it(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root may open any spool; what it wrote there could be read by nobody but root."""
+    user = os.getuid()
+    monkeypatch.setattr(os, "getuid", lambda: user + 1)
+    with pytest.raises(SpoolError, match=f"belongs to user {user}, .*could not read .*sudo --user='#{user}'"):
+        spool.new_data_directory(spool.directory)
+    assert os.listdir(spool.path("data")) == []
+
+
+def test_a_record_that_may_not_be_read_is_a_checkpoint_that_fails_and_not_one_that_is_overlooked(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: str, *_: Any) -> Any:
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+
+    monkeypatch.setattr(spool_module, "open", refuse, raising=False)
+    with pytest.raises(IntegrityError, match=r"record of checkpoint 0\.x\.0 cannot be read: Permission denied"):
+        spool.read("0.x.0")
