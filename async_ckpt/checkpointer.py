@@ -406,7 +406,9 @@ class Checkpointer(Following):
             ids = list(map(str, push.get("ids", [])))
             more = int(push.get("count", 0)) - len(ids)
             shown = ", ".join(ids) + (f" and {more} more" if more > 0 else "")
-            self._report(f"{why}: {identity} goes first; given up, unless there is time left over: {shown}")
+            beside = ", ".join(map(str, push.get("beside", [])))
+            first = f"{identity} goes first{f', beside it {beside}' if beside else ''}"
+            self._report(f"{why}: {first}; given up, unless there is time left over: {shown}")
         elif push["push"] == "failed":
             mine = identity.startswith(f"{self.task.attempt}.")
             if mine and push.get("refused"):

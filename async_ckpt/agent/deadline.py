@@ -84,6 +84,11 @@ def _fits(job: Job, bytes_per_s: float, seconds: float) -> bool:
     return job.left <= bytes_per_s * seconds * (1.0 if job.state == UPLOADING else _SHARE)
 
 
+def _named(jobs: Sequence[Job]) -> list[str]:
+    """Their ids, the newest first; not of all, if they are many."""
+    return sorted((job.id for job in jobs), key=order, reverse=True)[:_MOST_NAMED]
+
+
 def _words(source: str, seconds: float) -> str:
     return f"{source}: {seconds:.0f} s are left"
 
@@ -210,16 +215,18 @@ class LastCall:
         # How much is left now: an end that was far when it became known is near now.
         why = _words(self._unsaid, left) if self._unsaid else why if first != self.first else ""
         self._unsaid = ""
+        under_way = [job for job in jobs if job not in waiting and job.id != self.first]
         if self.first is not None and waiting and why:
-            self._say(why, waiting)
-        elif ids and why:
-            self._tell({"push": "notice", "why": f"{why}: {', '.join(ids)} may still be stored"})
+            self._say(why, under_way, waiting)
+        elif jobs and why:
+            shown = ", ".join(_named([job for job in jobs if job not in waiting]))
+            self._tell({"push": "notice", "why": f"{why}: {shown} may still be stored"})
 
-    def _say(self, why: str, waiting: Sequence[Job]) -> None:
+    def _say(self, why: str, beside: Sequence[Job], waiting: Sequence[Job]) -> None:
         self._told += 1
         if self._told <= _MOST_TOLD:
-            ids = sorted((job.id for job in waiting), key=order, reverse=True)
-            self._tell({"push": "given up", "id": self.first, "ids": ids[:_MOST_NAMED], "count": len(ids), "why": why})
+            told = {"id": self.first, "beside": _named(beside), "ids": _named(waiting), "count": len(waiting)}
+            self._tell({"push": "given up", **told, "why": why})
 
     def _stop(self, job: Job) -> None:
         self._plane.tell({"op": "pause", "id": job.id})

@@ -143,6 +143,20 @@ def upload(number: int) -> list[Action]:
 
 
 class TestLastCall:
+    def test_whatever_may_be_lost_is_named_also_what_goes_beside_and_what_waits_for_its_commit(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        scene = Scene(monkeypatch, Config(max_uploads=2, spot_notice_file=""), [2, 2, 2, 20])
+        scene.queue.uploaded("0.a.0")
+        scene.last_call.hear(25, "SIGTERM")
+        (push,) = scene.said
+        assert (push["id"], push["beside"], push["ids"]) == ("0.a.3", ["0.a.1", "0.a.0"], ["0.a.2"])
+        scene.said.clear()
+        for number in (2, 3):
+            scene.queue.end(f"0.a.{number}", COMMITTED)
+        scene.last_call.choose_again("0.a.3 is stored")
+        assert scene.told().endswith("'0.a.3 is stored: 0.a.1, 0.a.0 may still be stored'}")
+
     def test_what_is_refused_gives_way_at_once(self, scene: Scene) -> None:
         scene.last_call.hear(15, "SIGTERM")
         assert scene.plane.paused == ["0.a.0"]
