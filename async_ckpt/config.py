@@ -25,6 +25,8 @@ SPOOLS_PREFIX = "async-ckpt-"
 #: How long a process of a task waits for what was removed from the spool to be made again, in seconds.
 RESTORE_S = 2.0
 
+#: What is sent is handed on, and counted, in pieces of so many bytes. (Pieces of a MiB are slower.)
+PIECE_BYTES = 256 << 10
 #: Size in bytes of the units in which content is digested and multipart uploads are cut.
 CHUNK_BYTES = 16 << 20
 

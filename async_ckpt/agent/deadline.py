@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
-from ..config import LAST_CALL_LEAST_S, LAST_CALL_MOST_S, Config
+from ..config import LAST_CALL_LEAST_S, LAST_CALL_MOST_S, PIECE_BYTES, Config
 from ..ipc.protocol import Message
 from ..spool.journal import ADMITTED, UPLOADED, UPLOADING, order
 from .notice import Notice
@@ -30,6 +30,8 @@ _LAME_SHARE = 0.25
 #: So many times as long is waited for an upload that has only begun, and for one of which all is sent and only the
 #: answer is missing: it would have to be sent again.
 _LONGER = 2
+#: And so many times as long as a piece should take: nothing is counted in between.
+_PIECES = 2
 
 #: What is smaller than this share of the first one, or than so many bytes, goes beside it: it mostly takes round trips.
 _BESIDE_SHARE, _BESIDE_BYTES = 1 / 8, 1 << 20
@@ -242,13 +244,16 @@ class LastCall:
         if self._until is None or not self._plane.is_awake:
             return
         patience = min(max(_PATIENCE_SHARE * (self._until - now), LAST_CALL_LEAST_S), LAST_CALL_MOST_S)
+        rate = self._throughput.known
+        pieces_s = min(_PIECES * PIECE_BYTES * len(under_way) / rate, LAST_CALL_MOST_S) if rate else 0.0
         others = [job for job in self._queue.newest_first() if not job.held]
         for job in under_way:
             alone = all(other is job or other.state == UPLOADED for other in others)
             # Longer each time: where all are slow to answer, none would ever be done.
             silent_s = self._pulse.silent_s(job.id, (job.tries, job.sent), now)
             is_in_midst = job.left > 0 and self._pulse.has_moved(job.id)
-            if silent_s > patience * (1 if is_in_midst else _LONGER) * 2.0 ** (self._strikes[job.id] + alone):
+            limit = max(patience if is_in_midst else patience * _LONGER, pieces_s)
+            if silent_s > limit * 2.0 ** (self._strikes[job.id] + alone):
                 self._strike(job, "gets nowhere")
             elif not alone and self._is_too_slow(job, others, patience, now):
                 self._strike(job, "is too slow for the time there is")

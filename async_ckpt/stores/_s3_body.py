@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import anyio
 
-from ..config import CHUNK_BYTES, LISTEN_S
+from ..config import CHUNK_BYTES, LISTEN_S, PIECE_BYTES
 from ..errors import StoreError, os_hint, os_reason
 from ..files import crc32, preallocate, write_sparsely
-from ._s3_pace import PIECE_BYTES, Throttle
+from ._s3_pace import Throttle
 from ._s3_transport import Watch
 from .base import Source
 

@@ -10,13 +10,14 @@ from urllib.parse import quote, urlencode
 
 import anyio
 
+from ..config import PIECE_BYTES
 from ..errors import IntegrityError, StoreError
 from ..files import crc32
 from ._s3_answers import Answer, NotS3, Refusal, code_of
 from ._s3_body import Body, Digest, LocalFile, base64_crc, digest
 from ._s3_engine import Engine, Task, received
 from ._s3_errors import StartOver
-from ._s3_pace import PIECE_BYTES, Fixed, Lane
+from ._s3_pace import Fixed, Lane
 from ._s3_signing import UNSIGNED_PAYLOAD
 from ._s3_transport import Incoming, Watch
 from .base import Progress, Source, too_long

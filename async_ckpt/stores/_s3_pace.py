@@ -11,6 +11,8 @@ from typing import Protocol
 
 import anyio
 
+from ..config import PIECE_BYTES
+
 #: How long a limit is watched before it is judged, in seconds.
 _WINDOW_S = 1.0
 #: A higher limit is kept if it brought so much more.
@@ -20,8 +22,6 @@ _HOLD, _MAX_HOLD = 4, 64
 #: The same after a store that asked us to slow down.
 _HOLD_SLOW = 30
 
-#: Bodies are sent in pieces of so many bytes. (Pieces of a MiB are slower.)
-PIECE_BYTES = 256 << 10
 #: A throttled connection gets a piece about so often, in seconds: servers hang up on those that are silent for long.
 _PIECE_S = 0.25
 #: And no smaller one, in bytes.

@@ -99,7 +99,9 @@ def test_a_task_that_is_told_to_end_lives_no_longer_than_it_may(s3: Workspace, g
     gate.open_gate()
     run = flow.finish()
     assert run.returncode == 0, run.output
-    first = r"0\.mfchckpt\.\d+4 goes first(, beside it [^;]*)?; given up, unless there is time left over: 0\.mfchckpt\.\d+3"
+    first = (
+        r"0\.mfchckpt\.\d+4 goes first(, beside it [^;]*)?; given up, unless there is time left over: 0\.mfchckpt\.\d+3"
+    )
     assert re.search(first, run.output), run.output
     (task,) = run.tasks()["start"]
     assert task.artifacts["loaded"] == "4"

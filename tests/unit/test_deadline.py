@@ -15,7 +15,7 @@ from async_ckpt.agent.deadline import LastCall, plan
 from async_ckpt.agent.notice import Notice
 from async_ckpt.agent.queue import Action, Job, Queue
 from async_ckpt.agent.throughput import Throughput
-from async_ckpt.config import LAST_CALL_MOST_S, Config
+from async_ckpt.config import LAST_CALL_MOST_S, PIECE_BYTES, Config
 from async_ckpt.spool.journal import COMMITTED, FAILED, UPLOADED, UPLOADING
 
 MIB = 1 << 20
@@ -218,6 +218,24 @@ class TestLastCall:
                 begun.append(scene.clock.now)
         assert 2 <= len(begun) <= 5
         assert begun[1] - begun[0] > LAST_CALL_MOST_S
+
+    def test_on_a_slow_line_nothing_gives_way_for_want_of_a_piece_that_cannot_be_there_yet(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Bytes are counted by the piece: of two that share half a MiB a second, each has one in a second."""
+        scene = Scene(monkeypatch, Config(max_uploads=2, spot_notice_file=""), [0, 1])
+        scene.last_call._throughput.assume(MIB / 2)
+        scene.last_call.hear(4.5, "SIGTERM")
+        scene.queue.next_actions()
+        for _ in range(2):
+            for _ in range(9):
+                scene.tick(0.1)
+            for job in scene.queue.uploading:
+                job.sent += PIECE_BYTES
+        assert "gets nowhere" not in scene.told()
+        for _ in range(22):
+            scene.tick(0.1)
+        assert "gets nowhere" in scene.told()
 
     def test_a_commit_that_gets_nowhere_gives_way(self, scene: Scene) -> None:
         scene.last_call.hear(15, "SIGTERM")
