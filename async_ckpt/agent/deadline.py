@@ -258,7 +258,11 @@ class LastCall:
             elif not alone and self._is_too_slow(job, others, patience, now):
                 self._strike(job, "is too slow for the time there is")
         for job in batch:
-            alone = not any(other.is_ready for other in others if other not in self._queue.committing)
+            rivals = [other for other in others if other.is_ready and other not in self._queue.committing]
+            if any(self._strikes[other.id] < self._strikes[job.id] for other in rivals):
+                self._stop(job)  # It was only tried again while there was nothing better.
+                continue
+            alone = not rivals
             limit = patience * _LONGER * 2.0 ** (self._strikes[job.id] + alone)
             if self._pulse.silent_s(job.id, (job.tries, 0), now) > limit:
                 self._strike(job, "cannot be committed now")

@@ -249,6 +249,14 @@ class TestLastCall:
             commits = [action for action in scene.tick() if action.kind == "commit"]
         assert commits == [Action("commit", ("0.a.2",))]
         assert "0.a.3" in scene.plane.paused
+        # It is tried again while there is nothing else to commit, and only so long.
+        scene.queue.end("0.a.2", COMMITTED)
+        scene.plane.paused.clear()
+        assert [action for action in scene.tick() if action.kind == "commit"] == [Action("commit", ("0.a.3",))]
+        scene.queue.admit("0.a.4", (0, 4), 0)
+        scene.queue.uploaded("0.a.4")
+        assert [action for action in scene.tick() if action.kind == "commit"] == [Action("commit", ("0.a.4",))]
+        assert "0.a.3" in scene.plane.paused
 
     def test_nothing_is_judged_before_the_worker_is_awake(self, scene: Scene) -> None:
         scene.plane.is_awake = False
