@@ -24,6 +24,13 @@ from typing import NamedTuple, Protocol
 from . import tree as trees
 from .tree import Tree
 
+#: Names of files that nobody has chosen: a UUID; eight characters or more in which letters and digits take turns, as in
+#: the digests by which Orbax calls its files.
+_DRAWN = re.compile(
+    r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}|"
+    r"(?<![A-Za-z0-9])(?=[A-Za-z0-9]*(\d[A-Za-z]+\d|[A-Za-z]\d+[A-Za-z]))[A-Za-z0-9]{8,}(?![A-Za-z0-9])"
+)
+
 #: Files about as large as others: so much of their size at least, in those that make up so much of the whole.
 _ABOUT, _WORTH = 0.9, 0.05
 
@@ -123,13 +130,18 @@ def kind_of(path: str) -> str:
     return re.sub(r"\d+", "#", path)
 
 
+def kind_of_file(path: str) -> str:
+    """The same of a file in a checkpoint, of which other parts differ as well."""
+    return kind_of(_DRAWN.sub("#", path))
+
+
 def shape_of(tree: Tree) -> Counter[str]:
-    """Names of what is in it, without their numbers."""
-    return Counter(kind_of(path) for path in tree)
+    """Names of what is in it, without what differs from one to the next."""
+    return Counter(kind_of_file(path) for path in tree)
 
 
 def lacking(tree: Tree, other: Tree) -> str:
-    """A file that ``other`` has and this one has not; empty if there is none. Numbers in names do not count."""
+    """A file that ``other`` has and this one has not; empty if there is none."""
     return next(iter(sorted(shape_of(other) - shape_of(tree))), "")
 
 
@@ -142,5 +154,5 @@ def _is_about_as_large(tree: Tree, other: Tree) -> bool:
 def _sizes(tree: Tree) -> Counter[str]:
     sizes: Counter[str] = Counter()
     for path, fact in tree.items():
-        sizes[kind_of(path)] += fact.size
+        sizes[kind_of_file(path)] += fact.size
     return sizes

@@ -23,7 +23,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 from . import tree as trees
-from .departed import Departed, Kept, Other, Verdict, judge, kind_of, lacking, shape_of
+from .departed import Departed, Kept, Other, Verdict, judge, kind_of, kind_of_file, lacking, shape_of
 from .entry import MOMENT_S, Entry, Look
 from .group import is_under_way
 from .tree import Tree
@@ -282,8 +282,8 @@ class Recogniser:
 
     def _is_under_way(self, entry: Entry) -> bool:
         """Whether it has files with names of unfinished ones, which the last of its kind had not."""
-        names = set(map(kind_of, is_under_way(entry.tree)))
-        return bool(names - set(map(kind_of, self._whole.get(kind_of(entry.path), {}))))
+        names = set(map(kind_of_file, is_under_way(entry.tree)))
+        return bool(names - set(map(kind_of_file, self._whole.get(kind_of(entry.path), {}))))
 
     def soon_s(self) -> float:
         """After how many seconds there may be something to hold; infinite if there is nothing."""

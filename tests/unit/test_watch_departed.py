@@ -116,6 +116,26 @@ def test_the_oldest_of_a_trainer_that_keeps_two_was_a_checkpoint_also_where_it_w
     assert scene.verdict() == (True, "removed after the next one was begun")
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["3df41ef5b8d7d2ff1c0a", "ca5c3c1b2f0d9e8a7b6c", "0f1e2d3c4b5a69788796"],
+        [f"{part}-4f89-11d3-9a0c-0305e82c3301" for part in ("3f2504e0", "9b2d1e44", "ffffffff")],
+        ["shard-7Kx92mQp3.bin", "shard-a8Xk31Zz9.bin", "shard-Q1w2E3r4.bin"],
+    ],
+    ids=["digests", "UUIDs", "random"],
+)
+def test_names_of_files_that_nobody_has_chosen_are_no_files_that_others_lack(names: list[str]) -> None:
+    """Orbax calls its files by digests."""
+    scene = Scene()
+    for number, name in enumerate(names):
+        scene.write(f"checkpoint-{number}", **{f"d/{name}": 5, "meta": 3})
+        scene.stand()
+    del scene.there["checkpoint-0"]
+    scene.look(0.05)
+    assert scene.verdict() == (True, "removed after the next one was begun")
+
+
 def test_one_that_goes_bit_by_bit_is_held_as_it_was() -> None:
     scene = Scene()
     scene.write("checkpoint-1", a=5, b=3)
