@@ -126,16 +126,19 @@ class Checkpointer(Following):
                     continue  # As below.
                 raise
             checkpointer = cls(spool, config, uploader=uploader, owner=True, lead=lead, report=report)
+            is_there = False
             try:
                 spool.begin()
                 left = spool.ready_ids()
-                checkpointer._attach()
+                is_there = checkpointer._attach()
             except (AgentError, SpoolError, WaitTimeout):
-                checkpointer._client.close()
+                if os.path.exists(spool.path("spool.json")):
+                    checkpointer._client.close()
+                    raise
+            if not is_there:
                 # An agent that had drained an earlier attempt may have removed the spool in this moment; then there
                 # is nothing left to take up, and a new one is made.
-                if os.path.exists(spool.path("spool.json")):
-                    raise
+                checkpointer._client.close()
                 continue
             if left:
                 # Nobody may guard it any more, until the agent does: it is not to be written to before.
@@ -148,21 +151,24 @@ class Checkpointer(Following):
             hint="See whether something cleans that directory",
         )
 
-    def _attach(self) -> None:
-        """Have an agent. It may be the last attempt's, which hangs; or there may be none for a while.
+    def _attach(self) -> bool:
+        """Have an agent. It may be the last attempt's, which hangs; or there may be none for a while. False: the spool
+        is gone, and there is nothing any more to have one for.
 
         Raises
         ------
         AgentError, WaitTimeout
-            None can be had, or there is nothing any more to have one for.
+            None can be had.
         """
         deadline, said = time.monotonic() + NO_AGENT_START_S, False
         while True:
             try:
                 self._client.attach()
-                return
+                return True
             except (NoAgent, WaitTimeout) as error:
-                if time.monotonic() >= deadline or not os.path.exists(self.spool.path("spool.json")):
+                if not os.path.exists(self.spool.path("spool.json")):
+                    return False
+                if time.monotonic() >= deadline:
                     raise
                 if not said:
                     said = True

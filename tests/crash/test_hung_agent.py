@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 import pytest
 
 from async_ckpt import undisturbed
+from async_ckpt.errors import WaitTimeout
 from async_ckpt.ipc import client
 
 from ..support.agents import Task, agent_pid, content, kill, wait_until
@@ -61,3 +62,31 @@ def test_a_question_that_is_interrupted_just_before_it_waits_ends_at_once(
         assert time.monotonic() - begun < undisturbed._END_S / 2
     finally:
         kill(agent, signal.SIGCONT)
+
+
+def test_a_spool_that_was_gone_for_a_moment_as_an_attempt_began_is_made_anew(
+    task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last attempt's agent hung while it removed it, and went on."""
+    attach, exists = client.AgentClient.attach, os.path.exists
+    happened: list[str] = []
+
+    def hangs_first(self: client.AgentClient) -> None:
+        if not happened:
+            happened.append("hung")
+            raise WaitTimeout("The agent did not answer 'state' within 2 s")
+        attach(self)
+
+    def is_gone_then(path: str) -> bool:
+        if happened == ["hung"] and path.endswith("spool.json"):
+            happened.append("gone")
+            return False
+        return exists(path)
+
+    monkeypatch.setattr(client.AgentClient, "attach", hangs_first)
+    monkeypatch.setattr(os.path, "exists", is_gone_then)
+    checkpointer = task.start()
+    assert happened == ["hung", "gone"]
+    references = [save(checkpointer, task, 0)]
+    checkpointer.flush(60)
+    assert_all_in_order(task, references)
