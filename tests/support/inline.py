@@ -149,6 +149,7 @@ class World:
         patch.setattr(owners, "process_exists", lambda pid: self.client is not None)
         patch.setattr(undisturbed, "_run_in_thread", lambda work: work())
         patch.setattr(anyio.to_thread, "run_sync", _call_at_once)
+        patch.setattr(anyio.from_thread, "check_cancelled", lambda: None)
         patch.setattr(reading, "open_store", functools.partial(self._open, None))
         patch.setattr(worker, "open_store", functools.partial(self._open, self.gate))
         # Small files are recognized as unchanged as well.
