@@ -30,7 +30,7 @@ _LAME_SHARE = 0.25
 #: So many times as long is waited for an upload that has only begun, and for one of which all is sent and only the
 #: answer is missing: it would have to be sent again.
 _LONGER = 2
-#: And so many times as long as a piece should take: nothing is counted in between.
+#: And up to that where a piece takes long on this line: as long as so many of them, as nothing is counted in between.
 _PIECES = 2
 
 #: What is smaller than this share of the first one, or than so many bytes, goes beside it: it mostly takes round trips.
@@ -245,14 +245,14 @@ class LastCall:
             return
         patience = min(max(_PATIENCE_SHARE * (self._until - now), LAST_CALL_LEAST_S), LAST_CALL_MOST_S)
         rate = self._throughput.known
-        pieces_s = min(_PIECES * PIECE_BYTES * len(under_way) / rate, LAST_CALL_MOST_S) if rate else 0.0
+        pieces_s = _PIECES * PIECE_BYTES * len(under_way) / rate if rate else 0.0
         others = [job for job in self._queue.newest_first() if not job.held]
         for job in under_way:
             alone = all(other is job or other.state == UPLOADED for other in others)
             # Longer each time: where all are slow to answer, none would ever be done.
             silent_s = self._pulse.silent_s(job.id, (job.tries, job.sent), now)
             is_in_midst = job.left > 0 and self._pulse.has_moved(job.id)
-            limit = max(patience if is_in_midst else patience * _LONGER, pieces_s)
+            limit = min(max(patience, pieces_s), patience * _LONGER) if is_in_midst else patience * _LONGER
             if silent_s > limit * 2.0 ** (self._strikes[job.id] + alone):
                 self._strike(job, "gets nowhere")
             elif not alone and self._is_too_slow(job, others, patience, now):
