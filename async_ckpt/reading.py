@@ -228,8 +228,9 @@ class Reading(abc.ABC):
             if item.reference["latest"] and not layout.is_shard(item.reference)
         ]
         # Also where the newest of them follows on all that is known here: somebody may have begun an attempt on another
-        # machine since. A store that does not answer is not waited for, as long as there is something to go on from.
-        if spooled and (why := self._why_silent()):
+        # machine since. A store that does not answer is not waited for, as long as there is something to go on from,
+        # and nothing newer is known to be there.
+        if spooled and spooled[0].order > self._newest_committed() and (why := self._why_silent()):
             self._report(
                 f"The store does not say what attempts on other machines may have saved since, so {spooled[0].id} is "
                 f"loaded, the newest on this one: {why}"
@@ -247,6 +248,11 @@ class Reading(abc.ABC):
                 older = self.run(functools.partial(catalog.list_references, folder=folder, config=self.config))
                 older = [data for data in older if data.get("latest", True) and data["key"] != stored["key"]]
                 yield from moments.newest_first(older)
+
+    def _newest_committed(self) -> tuple[int, int]:
+        """(attempt, version) of the newest that this machine has brought into the store, as far as its disk tells."""
+        references = [item.reference for item in self._look().values() if item.state == COMMITTED]
+        return max((layout.order(data) for data in references if data and data.get("latest", True)), default=(-1, -1))
 
     def _why_silent(self) -> str:
         """Why the store does not answer now; empty: it does."""

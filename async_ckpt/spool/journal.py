@@ -403,14 +403,22 @@ def order(identity: str) -> tuple[int, int]:
 
 
 def _drop_commits_before(attempt: int, progress: dict[str, Progress], keep: Container[str]) -> None:
-    """Forget the commits of earlier attempts but the newest: nobody asks for them, and they would only grow."""
+    """Forget the commits of earlier attempts but the newest, and the newest that a load would take: nobody asks for
+    them, and they would only grow.
+    """
     earlier = [
         identity for identity, item in progress.items() if item.state == COMMITTED and order(identity)[0] < attempt
     ]
-    newest = max(earlier, key=order, default="")
+    earlier.sort(key=order, reverse=True)
+    kept = {*earlier[:1], next((identity for identity in earlier if _is_latest(progress[identity])), "")}
     for identity in earlier:
-        if identity != newest and identity not in keep:
+        if identity not in kept and identity not in keep:
             del progress[identity]
+
+
+def _is_latest(item: Progress) -> bool:
+    reference = item.reference
+    return reference is not None and bool(reference.get("latest", True))
 
 
 def _set_aside(path: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -11,8 +12,10 @@ import pytest
 
 from async_ckpt import layout
 from async_ckpt.checkpointer import Checkpointer, Reference
+from async_ckpt.errors import StoreError
 from async_ckpt.layout import START_STEP
-from async_ckpt.spool.spool import Spool
+from async_ckpt.spool.journal import COMMITTED, Progress
+from async_ckpt.spool.spool import Admitted, Spool
 
 from ..support.agents import TASK, Gate, Task, agent_pid, kill, wait_until
 from ..support.writers import content
@@ -272,3 +275,32 @@ def test_what_is_known_of_the_start_is_asked_again_where_something_removes_it(
     other = Checkpointer(Spool.open(second.spool.directory), second.config)
     task.take(other)
     assert other.started().number == 1
+
+
+@pytest.mark.parametrize("newer", [True, False])
+def test_one_on_the_disk_is_loaded_from_a_silent_store_only_if_nothing_newer_is_known_to_be_in_it(
+    task: Task, machines: tuple[Machine, Machine, Machine], monkeypatch: pytest.MonkeyPatch, newer: bool
+) -> None:
+    a, _, _ = machines
+    gate = task.gate()
+    gate.hold("weights")
+    first = a.start()
+    a.save(first, 0)
+    first.close(clean=False)
+    second = a.start(attempt=1)
+
+    def fails(*_: object) -> None:
+        raise StoreError("out of reach")
+
+    committed = Progress(state=COMMITTED, commit=json.dumps({"attempt": 0, "version_id": int(newer) * 9 - 1}).encode())
+    monkeypatch.setattr(second, "_look", lambda: {"0.mfchckpt.9": committed})
+    monkeypatch.setattr(second, "_why_silent", lambda: "out of reach")
+    monkeypatch.setattr(second, "run", fails)
+    if newer:
+        with pytest.raises(StoreError):
+            next(second.candidates("fresh"))
+    else:
+        assert isinstance(next(second.candidates("fresh")), Admitted)
+    monkeypatch.undo()
+    gate.open("weights")
+    second.flush(60)

@@ -269,3 +269,14 @@ def test_that_all_was_uploaded_is_known_whatever_became_of_the_commit(tmp_path: 
         made.close()
     written(path, [{"id": "0.a.1", "state": FAILED, "why": "torn"}])
     assert not journal.read(str(path))["0.a.1"].uploaded
+
+
+def test_of_an_earlier_attempt_the_newest_commit_stays_known_and_the_newest_that_is_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    commits = [
+        {"id": f"0.a.{version}", "state": COMMITTED, "reference": {"key": f"{version}", "latest": latest}}
+        for version, latest in enumerate([True, True, False, False])
+    ]
+    written(path, commits)
+    Journal(str(path), attempt=1).close()
+    assert sorted(journal.read(str(path))) == ["0.a.1", "0.a.3"]
