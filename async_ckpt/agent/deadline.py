@@ -217,12 +217,13 @@ class LastCall:
         # How much is left now: an end that was far when it became known is near now.
         why = _words(self._unsaid, left) if self._unsaid else why if first != self.first else ""
         self._unsaid = ""
-        under_way = [job for job in jobs if job not in waiting and job.id != self.first]
-        if self.first is not None and waiting and why:
-            self._say(why, under_way, waiting)
-        elif jobs and why:
-            shown = ", ".join(_named([job for job in jobs if job not in waiting]))
-            self._tell({"push": "notice", "why": f"{why}: {shown} may still be stored"})
+        if not why or not jobs:
+            return
+        under_way = [job for job in jobs if job.id in ids or job.state == UPLOADED]
+        if self.first is not None and waiting:
+            self._say(why, [job for job in under_way if job.id != self.first], waiting)
+        else:
+            self._tell({"push": "notice", "why": f"{why}: {', '.join(_named(under_way))} may still be stored"})
 
     def _say(self, why: str, beside: Sequence[Job], waiting: Sequence[Job]) -> None:
         self._told += 1

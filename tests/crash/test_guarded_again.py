@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from ..support.agents import Task, agent_pid, content, kill, wait_until
+from async_ckpt.checkpointer import Checkpointer
+
+from ..support.agents import Gate, Task, agent_pid, content, kill, wait_until
 from ..support.scenes import BIG, save_and_die
 
 
@@ -27,6 +29,14 @@ def _rewrite_through_a_mapping(path: Path) -> None:
         mapped[:BIG] = content(99, BIG)
 
 
+def assert_stored_as_saved(task: Task, gate: Gate, checkpointer: Checkpointer) -> None:
+    gate.open("weights")
+    checkpointer.flush(60)
+    assert task.committed() == [(0, 0)]
+    (stored,) = Path(task.store.root).rglob("weights")
+    assert stored.read_bytes() == content(0, BIG)
+
+
 @pytest.mark.parametrize("rewrite", [_rewrite, _rewrite_through_a_mapping])
 @pytest.mark.parametrize("kind", ["disk", "tmpfs"])
 def test_a_retry_may_rewrite_what_the_last_attempt_has_left_waiting(
@@ -38,11 +48,7 @@ def test_a_retry_may_rewrite_what_the_last_attempt_has_left_waiting(
     save_and_die(task, 1, "both")
     checkpointer = task.start(attempt=1)
     rewrite(task.work / "weights")
-    gate.open("weights")
-    checkpointer.flush(60)
-    assert task.committed() == [(0, 0)]
-    (stored,) = Path(task.store.root).rglob("weights")
-    assert stored.read_bytes() == content(0, BIG)
+    assert_stored_as_saved(task, gate, checkpointer)
 
 
 def test_a_checkpoint_of_a_subprocess_that_has_ended_outlives_the_agent(task: Task) -> None:
@@ -56,11 +62,7 @@ def test_a_checkpoint_of_a_subprocess_that_has_ended_outlives_the_agent(task: Ta
     kill(before, signal.SIGKILL)
     wait_until(lambda: checkpointer.status()["pid"] != before, "another agent is there")
     _rewrite(task.work / "weights")
-    gate.open("weights")
-    checkpointer.flush(60)
-    assert task.committed() == [(0, 0)]
-    (stored,) = Path(task.store.root).rglob("weights")
-    assert stored.read_bytes() == content(0, BIG)
+    assert_stored_as_saved(task, gate, checkpointer)
 
 
 def test_what_is_open_for_writing_while_nobody_guards_it_is_not_stored_where_times_do_not_tell(
@@ -98,8 +100,4 @@ def test_a_checkpoint_of_a_subprocess_that_died_before_it_could_hand_over_leases
     subprocess.run(save, env=task.environment(checkpointer), check=False)
     wait_until(lambda: checkpointer.status()["pending"], "the agent has found it")
     _rewrite(task.work / "weights")
-    gate.open("weights")
-    checkpointer.flush(60)
-    assert task.committed() == [(0, 0)]
-    (stored,) = Path(task.store.root).rglob("weights")
-    assert stored.read_bytes() == content(0, BIG)
+    assert_stored_as_saved(task, gate, checkpointer)

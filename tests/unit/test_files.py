@@ -8,6 +8,7 @@ import os
 import re
 import threading
 import zlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -97,15 +98,19 @@ def test_where_blocks_cannot_be_had_a_file_gets_its_size(
         assert os.fstat(file.fileno()).st_size == 12345
 
 
+def failing(number: int) -> Callable[..., int]:
+    def fail(*_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
 @pytest.mark.parametrize("number", [errno.EAGAIN, errno.ETXTBSY, errno.EBADF, 524])
 def test_where_the_kernel_does_not_copy_whatever_it_says_bytes_are_read_and_written(
     tmp_path: Path, fd: int, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    def fail(*_: object) -> int:
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(files.fcntl, "ioctl", fail)
-    monkeypatch.setattr(files.os, "copy_file_range", fail)
+    monkeypatch.setattr(files.fcntl, "ioctl", failing(number))
+    monkeypatch.setattr(files.os, "copy_file_range", failing(number))
     with open(tmp_path / "copy", "w+b") as copy:
         assert not files.clone(fd, copy.fileno())
         assert files.copy_content(fd, copy.fileno(), SIZE) == SIZE
@@ -116,10 +121,7 @@ def test_where_the_kernel_does_not_copy_whatever_it_says_bytes_are_read_and_writ
 def test_a_copy_that_would_fail_in_any_way_fails_at_once(
     tmp_path: Path, fd: int, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    def fail(*_: object) -> int:
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(files.fcntl, "ioctl", fail)
+    monkeypatch.setattr(files.fcntl, "ioctl", failing(number))
     with open(tmp_path / "copy", "w+b") as copy, pytest.raises(OSError, match=re.escape(os.strerror(number))):
         files.copy_content(fd, copy.fileno(), SIZE)
 
