@@ -6,6 +6,7 @@ Those are made once, then found again; for the first time pip needs the network.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import shutil
 import subprocess
@@ -25,17 +26,18 @@ def with_our_modules() -> dict[str, str]:
 
 
 def find_or_make(name: str, *installs: Sequence[str], lender: Path | None = None) -> Path:
-    """The directory ``<name>`` at the repository's root, an environment with what each of ``installs`` makes pip do.
+    """The directory ``<name>-<digest>`` at the repository's root: an environment in which pip did each of ``installs``.
 
+    The digest is of ``installs`` and ``lender``: no two tests that want different packages ever share, or replace, one.
     What it has not got itself is imported from ``lender``, another environment.
     """
     wanted = repr((installs, str(lender))) if lender else repr(installs)
-    directory = REPOSITORY / name
+    directory = REPOSITORY / f"{name}-{hashlib.sha256(wanted.encode()).hexdigest()[:8]}"
     done = directory / "complete"
     # Test processes that run side by side make it once.
-    with open(REPOSITORY / f"{name}.lock", "w") as lock:
+    with open(f"{directory}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not done.exists() or done.read_text() != wanted:
+        if not done.exists():
             shutil.rmtree(directory, ignore_errors=True)
             subprocess.run([sys.executable, "-m", "venv", str(directory)], check=True)
             for arguments in installs:

@@ -40,7 +40,7 @@ def find_or_make_both() -> str:
     # By name as well: with other requirements it is another environment.
     needed = [each for each in metadata.requires("metaflow-async-ckpt") or () if "extra" not in each]
     ours = ("--editable", f"{REPOSITORY}[metaflow-checkpoint]", *REQUIREMENTS, *needed)
-    return _python(find_or_make(".venv-both", ours, lender=_frameworks()))
+    return _python(find_or_make(".venv-both-frameworks", ours, lender=_frameworks()))
 
 
 def _frameworks() -> Path:
