@@ -1,6 +1,6 @@
 """Checkpoints for Metaflow whose ``save()`` never waits for storage."""
 
-from .carried import install as _install
+from .pod_anyio import install as _install
 
 #: Puts this package into the code package of remote tasks, in every kind of install.
 METAFLOW_PACKAGE_POLICY = "include"

@@ -17,17 +17,18 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from . import __version__, layout, moments, snapshot
-from .checkpointer import Checkpointer
+from . import __version__, capture, layout
 from .config import ENV_SPOOL, Config
 from .errors import CheckpointError, UsageError
-from .printable import dumps, to_stderr
-from .reading import SHARDS, load_from_first
-from .reference import CheckpointInfo, format_bytes
-from .serving import serving, text_of
+from .layout import newest
 from .spool.spool import Spool
 from .stores.base import StoreSpec
-from .task_listing import check_attempt, list_task
+from .system.printable import dumps, to_stderr
+from .task.checkpointer import Checkpointer
+from .task.listing import check_attempt, list_task
+from .task.loader import SHARDS, load_from_first
+from .task.reference import CheckpointInfo, format_bytes
+from .task.serving import serving, text_of
 
 #: How often a command that waits for a signal looks whether it came, in seconds.
 _SIGNAL_S = 0.2
@@ -69,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     save.add_argument("--metadata", default="{}", help="a JSON object; what is no JSON is kept as text")
     save.add_argument("--no-latest", action="store_true", help="a retry does not load it by itself")
     save.add_argument("--storage-format", default="files", choices=layout.STORAGE_FORMATS)
-    save.add_argument("--snapshot", default="auto", choices=snapshot.STRATEGIES)
+    save.add_argument("--snapshot", default="auto", choices=capture.STRATEGIES)
     save.add_argument("--collective", action="store_true", help="all ranks save one checkpoint, each its part")
     save.add_argument(
         "--rank", type=int, default=None, help="of a collective save (default: $RANK, or the gang's node)"
@@ -269,7 +270,7 @@ def _text_list(found: list[CheckpointInfo]) -> str:
         # Others may have written anything but the key.
         size = format_bytes(data["size"]) if isinstance(data.get("size"), (int, float)) else "?"
         fields = [str(data.get(field, "?")) for field in ("attempt", "version_id", "name")]
-        rows.append((data["state"], *fields, size, moments.shown(data), data["key"]))
+        rows.append((data["state"], *fields, size, newest.shown(data), data["key"]))
     widths = [max(len(row[column]) for row in rows) for column in range(6)]
     return "\n".join("  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[6]]) for row in rows)
 

@@ -37,7 +37,7 @@ _FLUSH_S = 600.0
 _WRITER = """
 import json, sys, time
 from pathlib import Path
-from async_ckpt.checkpointer import Checkpointer
+from async_ckpt.task.checkpointer import Checkpointer
 from tests.support.writers import content
 folder, first, count, big, small, every = Path(sys.argv[1]), *map(int, sys.argv[2:6]), float(sys.argv[6])
 folder.mkdir()

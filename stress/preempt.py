@@ -34,10 +34,10 @@ SIZE = 24 << 20
 
 _TASK = """
 import json, os, sys, time
-from async_ckpt.checkpointer import Checkpointer
+from async_ckpt.task.checkpointer import Checkpointer
 from async_ckpt.config import Config
 from async_ckpt.stores.base import StoreSpec
-from async_ckpt.termination import Termination
+from async_ckpt.task.termination import Termination
 from tests.support.agents import TASK
 from tests.support.writers import content
 root, spec, work, count, size = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3], int(sys.argv[4]), int(sys.argv[5])

@@ -24,8 +24,8 @@ from typing import Any
 
 import pytest
 
-from async_ckpt.checkpointer import Checkpointer
 from async_ckpt.errors import CheckpointError
+from async_ckpt.task.checkpointer import Checkpointer
 from stress.bench import results
 from stress.s3_target import s3_target
 from tests.support.agents import Task, agent_pid
@@ -41,7 +41,7 @@ _TOLERANCE = {"MiB": (0.10, 3.0), "descriptors": (0.0, 4.0), "threads": (0.0, 4.
 _SUBPROCESS = """
 import sys
 from pathlib import Path
-from async_ckpt.checkpointer import Checkpointer
+from async_ckpt.task.checkpointer import Checkpointer
 from stress.soak import write
 checkpointer, folder = Checkpointer.from_environment(), Path(sys.argv[1])
 for line in sys.stdin:

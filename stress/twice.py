@@ -32,11 +32,11 @@ from typing import Any
 import pytest
 
 from async_ckpt import layout
-from async_ckpt.checkpointer import Checkpointer
 from async_ckpt.config import Config
 from async_ckpt.errors import CheckpointError, FlushError
-from async_ckpt.reading import run_with_store
 from async_ckpt.stores.base import Store, StoreSpec
+from async_ckpt.task.checkpointer import Checkpointer
+from async_ckpt.task.loader import run_with_store
 from stress.bench import results
 from tests.support.again import Started, first_run
 from tests.support.agents import TASK, content

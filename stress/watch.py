@@ -22,8 +22,8 @@ from typing import Any
 
 import pytest
 
-from async_ckpt.checkpointer import Checkpointer
 from async_ckpt.config import Config
+from async_ckpt.task.checkpointer import Checkpointer
 from async_ckpt.watch import Watch, WatchOptions
 from stress.bench import results
 from stress.s3_target import s3_target

@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ..config import Config
     from ..spool.spool import Spool
-    from .plane import Worker
+    from .child import Worker
 
 
 def main(arguments: list[str]) -> None:
     """Run what was asked for, with the descriptors that were handed over."""
     role, *rest = arguments
     if role == "worker":
-        from . import worker
+        from ..upload import process
 
-        worker.main(int(rest[0]), rest[1])
+        process.main(int(rest[0]), rest[1])
         return
     lock, listening, directory = int(rest[0]), int(rest[1]), rest[2]
     _close_all_but({0, 1, 2, lock, listening})
@@ -36,8 +36,8 @@ def main(arguments: list[str]) -> None:
     from ..spool.spool import Spool
     from . import launch, naming
     from .agent import Agent
-    from .plane import WorkerProcess
-    from .saves import SaverProcess
+    from .child import WorkerProcess
+    from .socket_saves import SaverProcess
 
     launch.ignore_terminal_signals()
     launch.raise_descriptor_limit()
@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> None:
         listener = socket.socket(fileno=listening)
         with contextlib.suppress(OSError):  # The disk may be full; it is tried again by each look after the spool.
             naming.name_socket(spool, naming.name_of(listener), os.getpid())
-        command, saver = launch.bootstrap(heavy=True), launch.bootstrap(heavy=True, module="saver")
+        command, saver = launch.bootstrap(heavy=True), launch.bootstrap(heavy=True, module="task.socket_saver")
         agent = Agent(
             spool, listener, lambda: WorkerProcess(spool, command), lambda: SaverProcess(spool, saver), config,
             guarded=True, start_worker_here=lambda: _worker_here(spool, config),
@@ -61,7 +61,7 @@ def main(arguments: list[str]) -> None:
 
 def _worker_here(spool: Spool, config: Config) -> Worker:
     """A worker in a thread of the agent's process, with the packages that a worker's process would have."""
-    from .plane import WorkerThread
+    from .child import WorkerThread
 
     sys.path += [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path not in sys.path]
     return WorkerThread(spool, config)

@@ -20,6 +20,8 @@ from collections.abc import Callable
 from typing import Any
 
 from .. import layout
+from ..capture.content import pack_path
+from ..capture.origin import origin_of, origin_path
 from ..config import (
     CALM_S,
     DEATHS_OF_AGENT,
@@ -31,16 +33,11 @@ from ..config import (
     SHORT_TIMES,
     Config,
 )
-from ..crash import crash_point
 from ..errors import IntegrityError, SpoolError
-from ..filesystems import kind_at, times_tell
 from ..ipc import protocol
 from ..ipc.protocol import Message
 from ..ipc.server import Connection, Server
 from ..manifest import MOVED
-from ..patience import Backoff
-from ..snapshot.origin import origin_of, origin_path
-from ..source import pack_path
 from ..spool import journal
 from ..spool.journal import (
     ADMITTED,
@@ -57,9 +54,13 @@ from ..spool.journal import (
 )
 from ..spool.spool import Admitted, Spool, is_torn, torn_file
 from ..spool.stored import Inode
-from . import handover
+from ..system.backoff import Backoff
+from ..system.crash import crash_point
+from ..system.filesystems import kind_at, times_tell
+from ..upload import handover
 from .answers import MAX_ERRORS, Answers
 from .backlog import is_short_of_disk, why_full
+from .child import DataPlane, Worker, end_orphans
 from .claims import Claims
 from .deadline import LastCall
 from .farewell import Farewell
@@ -67,16 +68,15 @@ from .housekeeping import Housekeeping, removed
 from .leases import Leases
 from .outage import Outages
 from .owners import Owners
-from .plane import DataPlane, Worker, end_orphans
 from .pulse import Pulse
+from .questions import MAX_QUESTIONS, Waiting
 from .queue import Job, Queue
 from .reach import Away
 from .remover import Remover
-from .saves import Saves
+from .socket_saves import Saves
 from .suspects import Suspects
 from .throughput import Throughput
 from .unchanged import is_settled, recognizable, unchanged
-from .waiting import MAX_QUESTIONS, Waiting
 
 _TICK_S = 0.2
 #: So often something is tried in vain before newer ones are committed without it; or it shows nothing new for so many

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..config import Config
 from ..ipc.protocol import Message
 from .backlog import why_full
-from .plane import DataPlane
+from .child import DataPlane
 from .queue import Queue
 from .throughput import Throughput
 

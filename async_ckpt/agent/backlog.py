@@ -10,11 +10,11 @@ import time
 
 from ..config import Config
 from ..errors import AgentError, BacklogError, WaitTimeout
-from ..files import wait_for
 from ..ipc.client import AgentClient
 from ..spool.journal import FAILED, SETTLED, order
 from ..spool.spool import Spool
-from ..undisturbed import go_on, run
+from ..system.files import wait_for
+from ..system.undisturbed import go_on, run
 
 #: Of a small disk at most this share is kept free.
 _SHARE = 20

@@ -1,5 +1,5 @@
-"""The agent's part in claiming a start of an attempt (``async_ckpt/claims.py``): it has the worker ask the store as
-soon as the task's process says hello, and writes down what it hears; and what those do who need the number.
+"""The agent's part in claiming a start of an attempt (``ranks/starts.py``): it has the worker ask the store as soon as
+the task's process says hello, and writes down what it hears; and what those do who need the number.
 
 The task itself waits for nothing but the number, where it needs one before it is there.
 """
@@ -19,12 +19,12 @@ from ..errors import AgentError, SpoolError, WaitTimeout
 from ..ipc.client import AgentClient
 from ..ipc.protocol import Message
 from ..layout import START_STEP
-from ..patience import Backoff
 from ..spool import claim
 from ..spool.claim import Start
 from ..spool.spool import Spool
-from ..undisturbed import go_on
-from .plane import DataPlane
+from ..system.backoff import Backoff
+from ..system.undisturbed import go_on
+from .child import DataPlane
 
 _GROWTH = 1.5
 #: For how long the agent is asked at a time, in seconds.

@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from ..config import LAST_CALL_LEAST_S, LAST_CALL_MOST_S, PIECE_BYTES, Config
 from ..ipc.protocol import Message
 from ..spool.journal import ADMITTED, UPLOADED, UPLOADING, order
+from .child import DataPlane
 from .notice import Notice
-from .plane import DataPlane
 from .pulse import Pulse
 from .queue import Job, Queue
 from .throughput import Throughput

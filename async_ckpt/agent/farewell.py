@@ -6,7 +6,7 @@ Said through the store, and only once everything the task had saved is there.
 from __future__ import annotations
 
 from ..layout import TaskInfo
-from .plane import DataPlane
+from .child import DataPlane
 
 
 class Farewell:

@@ -1,12 +1,12 @@
-"""Answers the kernel when somebody wants to write to a hard-linked file; see ``snapshot/lease.py``.
+"""Answers the kernel when somebody wants to write to a hard-linked file; see ``capture/lease.py``.
 
 A thread of its own, because a trainer stands in ``open()`` until the answer comes. The signal is blocked in the whole
 process and fetched with ``sigtimedwait``; which lease it means is asked of each one (a microsecond each), which also
 covers lost signals. A few threads copy, so that several writers wait for their own files only.
 
 Two kinds of files are copied away before anybody comes: those that were rewritten in place before, as they will be at
-every save (``habits.py``), and those that this disk could not copy while the kernel holds up a writer (``pace.py``).
-Where somebody comes nonetheless, only the rest is left to be copied.
+every save (``capture/habits.py``), and those that this disk could not copy while the kernel holds up a writer
+(``capture/copy_speed.py``). Where somebody comes nonetheless, only the rest is left to be copied.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ import time
 from collections.abc import Callable, Iterable
 from queue import SimpleQueue
 
+from ..capture import lease
+from ..capture.copy_speed import CopySpeed
+from ..capture.habits import Habits
+from ..capture.private import PrivateCopy, link_private, lost, rewritten
 from ..config import Config
 from ..errors import SnapshotError
-from ..snapshot import lease
-from ..snapshot.private import PrivateCopy, link_private, lost, rewritten
 from ..spool.journal import order
+from ..system.priority import set_disk_priority
 from .backlog import has_room_for
-from .habits import Habits
 from .held import Held
-from .pace import Pace
-from .priority import set_disk_priority
 
 #: So many files are copied at a time for writers that wait.
 _COPIERS = 4
@@ -62,11 +62,11 @@ class Guard:
         on_private: Callable[[str, str, str], None],
         on_notice: Callable[[str], None],
         habits: Habits,
-        pace: Pace,
+        copy_speed: CopySpeed,
         config: Config,
     ) -> None:
         self._on_private, self._on_notice, self._config = on_private, on_notice, config
-        self._habits, self.pace = habits, pace
+        self._habits, self.copy_speed = habits, copy_speed
         self._limit_s = min(config.copy_away_s, lease.BREAK_TIME_S / 2)
         self._lock = threading.Lock()
         self._settled = threading.Condition(self._lock)
@@ -237,12 +237,12 @@ class Guard:
             known = [inode for inode, keys in mine.items() if self._habits.is_rewritten(self._held[keys[0]].origin)]
             if known:
                 chosen = max(known, key=lambda inode: sizes[inode])
-            elif total > self.pace.possible(self._limit_s):
+            elif total > self.copy_speed.possible(self._limit_s):
                 chosen = max(sizes, key=lambda inode: sizes[inode])
             else:
                 return []
             self._groups(mine[chosen])
-        if self.pace.bytes_per_s and total > self.pace.safe_bytes:
+        if self.copy_speed.bytes_per_s and total > self.copy_speed.safe_bytes:
             self._say_once("large", self._warning(total))
         return mine[chosen]
 
@@ -252,11 +252,11 @@ class Guard:
             self._on_notice(line)
 
     def _warning(self, total: int) -> str:
-        rate = self.pace.bytes_per_s
+        rate = self.copy_speed.bytes_per_s
         return (
             f"{total / 1e9:.1f} GB of one checkpoint are links to files of the trainer. This disk copies "
-            f"{rate / 1e6:.0f} MB/s, about {self.pace.safe_bytes / 1e9:.1f} GB in the {lease.BREAK_TIME_S:g} s for "
-            "which the kernel holds up whoever rewrites them in place; so they are copied in the background after "
+            f"{rate / 1e6:.0f} MB/s, about {self.copy_speed.safe_bytes / 1e9:.1f} GB in the {lease.BREAK_TIME_S:g} s "
+            "for which the kernel holds up whoever rewrites them in place; so they are copied in the background after "
             f"each save(), which takes {total / rate:.0f} s. Rewritten before that, the checkpoint may fail. Write to "
             "a new name and rename it, or put the files and the spool on one xfs or btrfs, where copies take no time"
         )
@@ -327,7 +327,7 @@ class Guard:
                 elif ahead:
                     held.stood = time.monotonic()
                     if not has_room_for(copy.left, os.path.dirname(held.path), self._config):
-                        if held.size > self.pace.possible(self._limit_s):
+                        if held.size > self.copy_speed.possible(self._limit_s):
                             self._say_once("room", _no_room(held))
                         return False
                 if ahead != idle:
@@ -337,7 +337,7 @@ class Guard:
             self._check(held)
             copy.take_its_place()
             if not copy.cloned:
-                self.pace.add(held.size, time.monotonic() - begun)
+                self.copy_speed.add(held.size, time.monotonic() - begun)
             return True
         except OSError:
             if ahead and not lease.is_breaking(held.fd):

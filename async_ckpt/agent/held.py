@@ -6,7 +6,7 @@ import os
 import time
 from dataclasses import dataclass, field
 
-from ..snapshot import lease
+from ..capture import lease
 
 
 @dataclass

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..config import HUNG_BUSY, HUNG_HURRY_S, HUNG_ON_DISK, KILLED_S, Config
-from ..processes import end, find, is_ours, opened_by, process_exists, state_of, turns_of
+from ..system.processes import end, find, is_ours, opened_by, process_exists, state_of, turns_of
 
 #: We may have been stopped ourselves between two looks: of longer ones so many seconds count.
 _MOST_S = 2.0

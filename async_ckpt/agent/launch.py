@@ -18,16 +18,16 @@ import threading
 import time
 from collections.abc import Callable
 
-from .. import forks
+from ..capture.lease import LEASE_SIGNAL
 from ..config import CALM_S, FIRST_PAUSE_S, HUNG_HURRY_S, LAST_CALL_PAUSE_S, RESTARTS_AT_ONCE, Config
 from ..errors import CheckpointError, NoAgent, SpoolError, os_hint, os_reason
-from ..files import locked, try_lock, unlock, wait_for
 from ..ipc import protocol
 from ..ipc.client import Link
-from ..patience import Backoff
-from ..snapshot.lease import LEASE_SIGNAL
 from ..spool.spool import Spool
 from ..spool.upkeep import is_held
+from ..system import forks
+from ..system.backoff import Backoff
+from ..system.files import locked, try_lock, unlock, wait_for
 from .hung import Hung
 from .log import last_line, writable_log
 from .naming import name_of, name_socket, open_socket
@@ -248,10 +248,10 @@ class Launcher:
 
     def _start_thread(self, lock: int, listening: socket.socket) -> int:
         from .agent import Agent
-        from .plane import WorkerThread
-        from .saves import SaverProcess
+        from .child import WorkerThread
+        from .socket_saves import SaverProcess
 
-        saver = bootstrap(heavy=True, module="saver")
+        saver = bootstrap(heavy=True, module="task.socket_saver")
 
         def run() -> None:
             try:

@@ -7,18 +7,17 @@ import os
 from collections import deque
 from collections.abc import Callable, Container, Iterator
 
+from ..capture import lease
+from ..capture.habits import origin_of
 from ..config import Config
 from ..ipc import protocol
 from ..ipc.protocol import Message
 from ..ipc.server import Connection, Server
 from ..manifest import LINK, FileEntry
-from ..snapshot import lease
 from ..spool.journal import SETTLED, Journal, Progress
 from ..spool.spool import Admitted, Spool
 from .guard import Guard
-from .habits import Habits, origin_of
 from .held import Held
-from .pace import Pace
 
 
 class Leases:
@@ -40,7 +39,7 @@ class Leases:
         self._private: deque[tuple[str, str, str]] = deque()
         self._notices: deque[str] = deque()
         self._guard = (
-            Guard(self._on_private, self._on_notice, Habits.of(spool), Pace.of(spool), config) if guarded else None
+            Guard(self._on_private, self._on_notice, spool.habits(), spool.copy_speed(), config) if guarded else None
         )
 
     def take(self, item: Admitted | None, connection: Connection, message: Message, fds: list[int]) -> None:
@@ -117,7 +116,7 @@ class Leases:
         """
         if self._guard is None:
             return {"leases": 0}
-        rate, safe = int(self._guard.pace.bytes_per_s), self._guard.pace.safe_bytes
+        rate, safe = int(self._guard.copy_speed.bytes_per_s), self._guard.copy_speed.safe_bytes
         return {"leases": self._guard.count(), "copy_bytes_per_s": rate, "safe_rewrite_bytes": safe}
 
     def notices(self) -> Iterator[str]:

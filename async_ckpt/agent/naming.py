@@ -12,9 +12,9 @@ import os
 import secrets
 import socket
 
-from ..files import write_atomically
 from ..ipc import protocol
 from ..spool.spool import Spool
+from ..system.files import write_atomically
 
 _PREFIX, _SUFFIX = "agent-", ".sock"
 

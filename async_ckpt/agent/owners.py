@@ -9,7 +9,7 @@ from collections.abc import Callable
 from ..config import Config
 from ..ipc.protocol import Message
 from ..ipc.server import Connection
-from ..processes import parent_of, process_exists
+from ..system.processes import parent_of, process_exists
 
 #: So much is kept for an owner that is not connected yet.
 _MOST_UNHEARD = 20

@@ -9,9 +9,9 @@ import threading
 from collections.abc import Callable
 from queue import SimpleQueue
 
+from ..capture.base import remove_snapshot
+from ..capture.origin import give_back, origin_of
 from ..errors import os_reason
-from ..snapshot.base import remove_snapshot
-from ..snapshot.origin import give_back, origin_of
 from ..spool.spool import Admitted, Spool
 
 

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from ..config import DEATHS_OF_AGENT, DEATHS_OF_UPLOADER, DEATHS_TO_SUSPECT, Config
-from ..patience import Backoff
 from ..spool.journal import Progress
+from ..system.backoff import Backoff
 from .queue import Queue
 
 #: The first pause of a suspect, in seconds: what an uploader has died of may pass (memory that others had).

@@ -20,12 +20,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ..capture import lease
+from ..capture.private import make_private
 from ..config import NO_AGENT_LOOK_S, PING_S, Config
 from ..errors import AgentError, CheckpointError, NoAgent, ProtocolError, SnapshotError, WaitTimeout
-from ..patience import Backoff
-from ..snapshot import lease
-from ..snapshot.private import make_private
-from ..undisturbed import ended_by, go_on, run
+from ..system.backoff import Backoff
+from ..system.undisturbed import ended_by, go_on, run
 from . import protocol
 from .protocol import Message
 

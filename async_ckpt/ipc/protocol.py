@@ -49,7 +49,7 @@ import struct
 from typing import Any
 
 from ..errors import ProtocolError
-from ..forks import keep_socket_from_children
+from ..system.forks import keep_socket_from_children
 
 VERSION = 1
 

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Callable
 
 from ..errors import ProtocolError
-from ..forks import keep_socket_from_children
+from ..system.forks import keep_socket_from_children
 from . import protocol
 from .protocol import Message
 

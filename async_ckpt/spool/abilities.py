@@ -16,8 +16,8 @@ import tempfile
 from collections.abc import Callable
 
 from ..errors import SpoolError, os_reason
-from ..files import can_clone, remove_tree, try_lock
-from ..filesystems import is_local, kind_at, leases_hold
+from ..system.files import can_clone, remove_tree, try_lock
+from ..system.filesystems import is_local, kind_at, leases_hold
 
 #: Errors that are of the moment or of the place's permissions, not of what the file system can do.
 _NOT_ITS_NATURE = frozenset({

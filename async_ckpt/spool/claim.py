@@ -1,4 +1,4 @@
-"""Which start of its attempt a task is, as its processes on this machine know it (see ``async_ckpt/claims.py``).
+"""Which start of its attempt a task is, as its processes on this machine know it (see ``async_ckpt/ranks/starts.py``).
 
 ``start.<attempt>`` in the spool, one JSON object under ``flock``::
 
@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import SpoolError, os_hint, os_reason
-from ..files import locked
 from ..layout import TaskInfo
 from ..manifest import dump
+from ..system.files import locked
 
 _LOCK_TIMEOUT_S = 10.0
 

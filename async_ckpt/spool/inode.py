@@ -8,7 +8,7 @@ import mmap
 import os
 import secrets
 
-from ..filesystems import kind_at, statx, times_tell
+from ..system.filesystems import kind_at, statx, times_tell
 from .stored import Inode
 
 _OLD_NS = 10**18

@@ -45,8 +45,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import SpoolError, os_hint, os_reason
-from ..files import write_atomically
 from ..stores.base import Multipart
+from ..system.files import write_atomically
 from .stored import Inode, StoredFile, StoredFiles
 
 HEADER = b"async_ckpt journal 1\n"

@@ -10,9 +10,9 @@ import contextlib
 import os
 import re
 
-from .. import forks
-from ..files import try_lock
-from ..processes import process_exists
+from ..system import forks
+from ..system.files import try_lock
+from ..system.processes import process_exists
 
 _NAMESPACE = "/proc/self/ns/pid"
 

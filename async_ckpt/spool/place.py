@@ -23,7 +23,7 @@ from .. import layout
 from ..config import SPOOLS_PREFIX, Config
 from ..errors import NotOurs, SpoolError
 from ..stores.base import StoreSpec
-from .mounts import kind_of
+from ..system.mounts import kind_of
 from .spool import Spool
 
 _ON_DISK, _LAST = "/var/tmp", "/tmp"

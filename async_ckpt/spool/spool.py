@@ -11,7 +11,7 @@ One directory per task (all attempts), 0700::
     savers/<pid>.<pidns>    locked by a saver of another PID namespace while it lives   by it
     data/<pid>-<random>/    snapshots: what ``save()`` captured (savers of another PID namespace: see ``owner.py``)
     data/<pid>-<random>.pack   its small files, one after the other     by savers
-    data/<pid>-<random>.origin   link: where what was moved there stood (see snapshot/origin.py)   by savers
+    data/<pid>-<random>.origin   link: where what was moved there stood (see capture/origin.py)   by savers
     data/<pid>-<random>.held/  what a watch has captured, which may become a checkpoint (see watch/held.py)   by savers
     annexes                 further directories like data/, one a line  by savers, appended
     staging/                a record being written, where it needs a name: <pid>-<random>.json   by savers
@@ -46,20 +46,22 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from .. import layout
+from ..capture import origin
+from ..capture.base import remove_snapshot
+from ..capture.content import pack_path
+from ..capture.copy_speed import CopySpeed
+from ..capture.habits import Habits
+from ..capture.walk import ANNEX_PREFIX
 from ..config import RESTORE_S
 from ..errors import IntegrityError, NotOurs, SpoolError, os_hint, os_reason
-from ..files import locked, remove_tree, wait_for, write_atomically, write_new
-from ..filesystems import is_local, kind_at
 from ..manifest import LINK, MOVED, PACKED, FileEntry, Manifest, dump
-from ..snapshot import origin
-from ..snapshot.base import remove_snapshot
-from ..snapshot.walk import ANNEX_PREFIX
-from ..source import pack_path
 from ..stores.base import StoreSpec
+from ..system.files import locked, remove_tree, wait_for, write_atomically, write_new
+from ..system.filesystems import is_local, kind_at
+from ..system.mounts import down_from_mount
 from . import claim, journal
 from .abilities import try_out
 from .claim import Start
-from .mounts import down_from_mount
 from .owner import Owner, note_namespace
 
 FORMAT = 1
@@ -288,6 +290,15 @@ class Spool:
 
     def path(self, *parts: str) -> str:
         return os.path.join(self.directory, *parts)
+
+    def habits(self) -> Habits:
+        """What is known of the files that are saved on this disk."""
+        path = os.path.join(os.path.dirname(self.directory), "habits")
+        return Habits(path, os.path.realpath(self.path("work")), f"{self.task.flow}/{self.task.step}")
+
+    def copy_speed(self) -> CopySpeed:
+        """How fast this disk copies."""
+        return CopySpeed(os.path.join(os.path.dirname(self.directory), "pace"))
 
     def check_attempt(self) -> None:
         """For processes that may outlive their task: see that the attempt they belong to still runs. Microseconds.

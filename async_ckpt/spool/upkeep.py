@@ -22,10 +22,10 @@ import re
 import time
 from collections.abc import Iterable
 
-from .. import forks
 from ..config import Config
 from ..errors import SpoolError
-from ..files import try_lock, write_atomically
+from ..system import forks
+from ..system.files import try_lock, write_atomically
 from .journal import Journal
 from .spool import Admitted, Spool
 

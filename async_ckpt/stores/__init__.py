@@ -46,7 +46,7 @@ def open_store(spec: StoreSpec, config: Config) -> Store:
             f"There is no store of the kind {spec.kind!r}", where=spec.root, hint="Use local, s3 or metaflow-s3"
         )
     try:
-        from .s3 import S3Store
+        from .s3.store import S3Store
     except ImportError as error:
         raise UsageError(
             f"A checkpoint store on S3 needs boto3: {error}", where=spec.root, hint="pip install boto3"

@@ -11,7 +11,7 @@ from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from ..config import CHUNK_BYTES
-from ..files import chunk_crc, clone, copy_range
+from ..system.files import chunk_crc, clone, copy_range
 
 #: Threads that digest a file while another copies it, and chunks they may be behind.
 _DIGESTERS, _BEHIND = 2, 4

@@ -27,9 +27,9 @@ from anyio import from_thread, to_thread
 
 from ..config import CHUNK_BYTES, Config
 from ..errors import IntegrityError, NotFound, StoreError, TransientStoreError, UsageError, os_hint, os_reason
-from ..files import NO_LINK, clone, copy_range, crc32, folders_below, pwrite_all, try_lock, unlock, wait_for
-from ._backoff import Counted
+from ..system.files import NO_LINK, clone, copy_range, crc32, folders_below, pwrite_all, try_lock, unlock, wait_for
 from ._local_copy import copied_chunks, sync_file, sync_folder
+from .attempts import Counted
 from .base import (
     MAX_BYTES,
     Capabilities,
@@ -245,7 +245,7 @@ class LocalStore(Store):
             return crcs
 
     def _copy_captured(self, source: str, size: int, fd: int, tell: Progress) -> Sequence[int]:
-        """Copy a snapshot's file, again if it was made private meanwhile (see ``async_ckpt.source``)."""
+        """Copy a snapshot's file, again if it was made private meanwhile (see ``async_ckpt.capture.content``)."""
         for _ in range(_TRIES):
             counted = Counted(tell)
             source_fd = _open_captured(source)

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from ..config import Config
 from ..errors import TransientStoreError
-from ._backoff import GaveUp, with_retries
+from .attempts import GaveUp, with_retries
 from .base import Capabilities, Entry, PartsLog, Progress, Source, Store, no_progress
 
 T = TypeVar("T")

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from .. import moments
+from ..layout import newest
 from ..spool.journal import COMMITTED, FAILED, SUPERSEDED
 from . import tree as trees
 from .tree import Tree
@@ -56,13 +56,13 @@ class Before:
         for data in listed:
             if data.get("state") in (FAILED, SUPERSEDED):
                 continue
-            self._newest = max(self._newest, moments.moment(data))
+            self._newest = max(self._newest, newest.moment(data))
             metadata = data.get("metadata")
             # Other clients keep whatever they were given.
             if isinstance(metadata, dict) and WATCHED in metadata:
                 known, is_committed = str(metadata[WATCHED]), data.get("state") == COMMITTED
                 self._here[known[:_DIGITS]] = is_committed
-                if moments.moment(data) < began:
+                if newest.moment(data) < began:
                     self._anywhere[known[_DIGITS:]] = is_committed
                 self._sizes.add((os.path.basename(str(metadata.get("path"))), int(data.get("size") or 0)))
 

@@ -23,12 +23,12 @@ from dataclasses import dataclass
 from ..agent.backlog import is_short_of_disk
 from ..config import Config
 from ..errors import CheckpointError, os_reason
-from ..files import clone, copy_range, remove_tree, set_mtime
+from ..system.files import clone, copy_range, remove_tree, set_mtime
+from ..system.writers import open_for_writing
 from . import tree as trees
 from .departed import Kept
 from .entry import Entry
 from .tree import Fact, Tree, fact_of, inodes, read_tree
-from .writers import open_for_writing
 
 #: How much of each end of a file is compared, in bytes.
 _END_BYTES = 64 << 10

@@ -7,13 +7,13 @@ import stat
 from collections.abc import Callable, Collection, Sequence
 
 from ..errors import os_reason
+from ..system.writers import Inode, open_for_writing
 from .entry import Entry, Look
 from .events import Events
 from .group import Group, Grouping, must_come
 from .names import Pattern, ends_a_save
 from .options import WatchOptions
 from .tree import Fact, Tree, read_members, read_tree
-from .writers import Inode, open_for_writing
 
 
 class Looking:

@@ -20,9 +20,9 @@ import re
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 
+from ..capture.walk import ANNEX_PREFIX
 from ..config import is_spools_name
 from ..errors import UsageError
-from ..snapshot.walk import ANNEX_PREFIX
 
 #: Words that say it wherever they stand in a name.
 _ANYWHERE = (

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .. import layout, snapshot
-from ..checkpointer import check_storage_format
+from .. import capture, layout
 from ..errors import UsageError
+from ..task.checkpointer import check_storage_format
 from .group import Grouping
 from .names import Pattern
 
@@ -50,7 +50,7 @@ class WatchOptions:
         Grouping(self.group)
         layout.check_name(self.name)
         check_storage_format(self.storage_format)
-        snapshot.check_strategy(self.snapshot)
+        capture.check_strategy(self.snapshot)
         if self.settle is not None and (not _is_number(self.settle) or not 0 <= self.settle < float("inf")):
             raise UsageError(f"settle={self.settle!r} is not a number of seconds")
         if self.done is not None and (not isinstance(self.done, str) or not self.done or os.path.isabs(self.done)):

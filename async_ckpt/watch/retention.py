@@ -7,9 +7,9 @@ import os
 import secrets
 from collections.abc import Callable
 
+from ..capture.base import annex_in
 from ..errors import os_reason
-from ..files import remove_tree
-from ..snapshot.base import annex_in
+from ..system.files import remove_tree
 from .entry import Entry
 from .recogniser import Recogniser
 from .saving import Saving

@@ -10,6 +10,7 @@ from ..config import Config
 from ..errors import BacklogError, CheckpointError, SnapshotError, StoreError, os_reason
 from ..metadata import SIZE, Said, plain
 from ..spool.journal import COMMITTED, FINAL
+from ..system.writers import open_for_writing
 from . import summary
 from . import tree as trees
 from .again import WATCHED, Before, mark
@@ -17,7 +18,6 @@ from .departed import Departed, Kept
 from .entry import Entry
 from .options import WatchOptions
 from .tree import Tree, read_tree
-from .writers import open_for_writing
 
 #: So many of its own saves a watch knows again when they come back after they were out of sight.
 _MAX_MINE = 100_000

@@ -10,7 +10,7 @@ import stat
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ..snapshot.walk import ANNEX_PREFIX
+from ..capture.walk import ANNEX_PREFIX
 from .names import is_ours
 
 #: An entry that is removed from the disk stands under this name first, so that nobody takes what is left for a

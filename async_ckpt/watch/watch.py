@@ -11,7 +11,7 @@ from types import TracebackType
 
 from ..config import Config
 from ..errors import CheckpointError, WatchError, os_reason
-from ..files import given_path
+from ..system.files import given_path
 from . import retention
 from . import tree as trees
 from .budget import SHORTEST_S, Budget

@@ -14,9 +14,9 @@ from dataclasses import replace
 from typing import Any
 
 from async_ckpt import layout
-from async_ckpt.checkpointer import Checkpointer
 from async_ckpt.config import Config
 from async_ckpt.stores.base import StoreSpec
+from async_ckpt.task.checkpointer import Checkpointer
 
 from . import results
 from .environment import caveats, work_directory

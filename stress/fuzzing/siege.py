@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from async_ckpt.checkpointer import Checkpointer
 from async_ckpt.errors import CheckpointError
+from async_ckpt.task.checkpointer import Checkpointer
 from stress.fuzzing.attack import Attack, Came
 from stress.fuzzing.trainer import Trainer
 from tests.support.agents import Task, agent_pid, is_alive, records

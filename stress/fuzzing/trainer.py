@@ -7,8 +7,8 @@ import threading
 import time
 from pathlib import Path
 
-from async_ckpt.checkpointer import Checkpointer
 from async_ckpt.errors import CheckpointError
+from async_ckpt.task.checkpointer import Checkpointer
 from tests.support.saving import BIG, SMALL
 from tests.support.writers import content
 

@@ -6,7 +6,7 @@ import contextlib
 import os
 from pathlib import Path
 
-from async_ckpt import crash
+from async_ckpt.system import crash
 from tests.support.agents import is_alive
 
 TASK, AGENT, WORKER = "task", "agent", "uploader"

@@ -26,12 +26,12 @@ from typing import Any
 import anyio.from_thread  # noqa: F401
 
 import async_ckpt.stores.local
-import async_ckpt.stores.s3  # noqa: F401
-from async_ckpt.checkpointer import Checkpointer
+import async_ckpt.stores.s3.store  # noqa: F401
 from async_ckpt.config import Config
 from async_ckpt.errors import CheckpointError
 from async_ckpt.spool.journal import COMMITTED
 from async_ckpt.stores.base import StoreSpec
+from async_ckpt.task.checkpointer import Checkpointer
 from stress.kills.content import KINDS, TAR, fault_of, write
 from tests.support.agents import TASK
 

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from async_ckpt import snapshot
+from async_ckpt import capture
 
 from ..support.filesystems import CLONING, FILESYSTEMS
 from .snapshot_suite import OnFilesystem, Place, can_clone
 
 
-@pytest.fixture(params=[(kind, name) for kind in FILESYSTEMS for name in snapshot.STRATEGIES], ids="-".join)
+@pytest.fixture(params=[(kind, name) for kind in FILESYSTEMS for name in capture.STRATEGIES], ids="-".join)
 def place(request: pytest.FixtureRequest, on_filesystem: OnFilesystem) -> Iterator[Place]:
     kind, strategy = request.param
     base = on_filesystem(kind)

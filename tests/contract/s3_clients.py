@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from async_ckpt.config import Config
-from async_ckpt.stores import _s3_aiohttp, _s3_boto3
-from async_ckpt.stores._s3_settings import OpenClient
 from async_ckpt.stores.base import S3Settings
-from async_ckpt.stores.s3 import S3Store
+from async_ckpt.stores.s3 import aiohttp_transport, boto3_transport
+from async_ckpt.stores.s3.settings import OpenClient
+from async_ckpt.stores.s3.store import S3Store
 
 from .test_s3_transfers import CopySuite, ResumeSuite, new_root
 
@@ -18,7 +18,9 @@ class BothClients:
 
     open_client: list[OpenClient]
 
-    @pytest.fixture(autouse=True, params=[_s3_aiohttp.open_client, _s3_boto3.open_client], ids=["aiobotocore", "boto3"])
+    @pytest.fixture(
+        autouse=True, params=[aiohttp_transport.open_client, boto3_transport.open_client], ids=["aiobotocore", "boto3"]
+    )
     def _open_client(self, request: pytest.FixtureRequest) -> None:
         self.open_client = [request.param]
 

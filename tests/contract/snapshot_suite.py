@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from async_ckpt import snapshot
+from async_ckpt import capture
+from async_ckpt.capture import Captured
+from async_ckpt.capture.content import captured_source
 from async_ckpt.config import Config
 from async_ckpt.errors import SnapshotError
-from async_ckpt.files import clone
-from async_ckpt.snapshot import Captured
-from async_ckpt.source import captured_source
+from async_ckpt.system.files import clone
 
 OnFilesystem = Callable[[str], Path]
 BIG = 300 << 10
@@ -34,7 +34,7 @@ class Place:
         self, path: Path | None = None, *, lease_budget: int = 1000, config: Config | None = None
     ) -> tuple[Captured, Path]:
         target = self._snapshots / str(len(self._captured))
-        captured = snapshot.capture(
+        captured = capture.capture(
             str(path or self.source), str(target), self.strategy,
             guarded=True, config=config or Config(), lease_budget=lease_budget,
         )  # fmt: skip

@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 import anyio
 import pytest
 
+from async_ckpt.capture.content import FileSource
 from async_ckpt.config import CHUNK_BYTES, Config
 from async_ckpt.errors import IntegrityError, NotFound, StoreError, TransientStoreError, UsageError
-from async_ckpt.source import FileSource
 from async_ckpt.stores.base import Entry, Source, Store
 from async_ckpt.stores.retry import RetryStore
 

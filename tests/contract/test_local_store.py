@@ -17,9 +17,9 @@ import anyio
 import anyio.from_thread
 import pytest
 
+from async_ckpt.capture.content import FileSource
 from async_ckpt.config import CHUNK_BYTES, Config
 from async_ckpt.errors import IntegrityError, StoreError, TransientStoreError, UsageError
-from async_ckpt.source import FileSource
 from async_ckpt.stores import local, open_store
 from async_ckpt.stores.base import Entry, Store, StoreSpec
 from async_ckpt.stores.local import LocalStore

@@ -13,10 +13,10 @@ import pytest
 
 from async_ckpt.config import Config
 from async_ckpt.errors import StoreError, TransientStoreError, UsageError
-from async_ckpt.stores import _s3_aiohttp, _s3_boto3
-from async_ckpt.stores._s3_settings import OpenClient
 from async_ckpt.stores.base import S3Settings
-from async_ckpt.stores.s3 import S3Store
+from async_ckpt.stores.s3 import aiohttp_transport, boto3_transport
+from async_ckpt.stores.s3.settings import OpenClient
+from async_ckpt.stores.s3.store import S3Store
 
 from ..support.faulty import BytesSource, pattern
 from ..support.servers import BUCKET, S3Server, moto_server, moto_tls_server
@@ -26,7 +26,7 @@ from .test_s3_store import Misbehaving, answer, plain_client
 __all__ = ["moto_server", "moto_tls_server"]
 
 QUICK = Config(store_attempts=1, connect_timeout_s=3, answer_timeout_s=3, stall_timeout_s=3)
-CLIENTS = {"aiobotocore": _s3_aiohttp.open_client, "boto3": _s3_boto3.open_client}
+CLIENTS = {"aiobotocore": aiohttp_transport.open_client, "boto3": boto3_transport.open_client}
 
 
 @pytest.fixture(params=CLIENTS.values(), ids=CLIENTS)

@@ -9,10 +9,10 @@ import pytest
 
 from async_ckpt.config import CHUNK_BYTES, Config
 from async_ckpt.errors import UsageError
-from async_ckpt.stores import _s3_boto3
-from async_ckpt.stores._s3_settings import OpenClient
 from async_ckpt.stores.base import S3Settings
-from async_ckpt.stores.s3 import S3Store
+from async_ckpt.stores.s3 import boto3_transport
+from async_ckpt.stores.s3.settings import OpenClient
+from async_ckpt.stores.s3.store import S3Store
 
 from ..support.faulty import BytesSource, crcs_of, pattern
 from ..support.servers import S3Server, moto_server, rclone_server
@@ -22,7 +22,7 @@ from .test_s3_store import TestRclone as RcloneSuite
 
 __all__ = ["moto_server", "rclone_server"]
 
-THREADS: list[OpenClient] = [_s3_boto3.open_client]
+THREADS: list[OpenClient] = [boto3_transport.open_client]
 
 
 class TestMotoOverThreads(MotoSuite):

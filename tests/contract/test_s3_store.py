@@ -19,12 +19,13 @@ from botocore.session import get_session
 
 from async_ckpt.config import CHUNK_BYTES, Config
 from async_ckpt.errors import CheckpointError, NotFound, StoreError, TransientStoreError, UsageError
-from async_ckpt.stores import _backoff, _s3_aiohttp
-from async_ckpt.stores._s3_multipart import MAX_PARTS, part_size
-from async_ckpt.stores._s3_settings import OpenClient
+from async_ckpt.stores import attempts
 from async_ckpt.stores.base import S3Settings, Store
 from async_ckpt.stores.retry import RetryStore
-from async_ckpt.stores.s3 import S3Store
+from async_ckpt.stores.s3 import aiohttp_transport
+from async_ckpt.stores.s3.multipart import MAX_PARTS, part_size
+from async_ckpt.stores.s3.settings import OpenClient
+from async_ckpt.stores.s3.store import S3Store
 
 from ..support.faulty import BytesSource, crcs_of, pattern
 from ..support.servers import ACCESS_KEY, BUCKET, SECRET_KEY, S3Server, moto_server, rclone_server
@@ -57,7 +58,7 @@ class S3Suite(StoreSuite):
     server: S3Server
     server_breaks_off = True
     #: What makes the client.
-    open_client: ClassVar[list[OpenClient]] = [_s3_aiohttp.open_client]
+    open_client: ClassVar[list[OpenClient]] = [aiohttp_transport.open_client]
 
     @pytest.fixture(autouse=True)
     def _root(self) -> None:
@@ -304,7 +305,7 @@ class Misbehaving:
 
     @asynccontextmanager
     async def store(
-        self, limits: Config = Config(), open_client: OpenClient = _s3_aiohttp.open_client, **client_params: Any  # noqa: B008
+        self, limits: Config = Config(), open_client: OpenClient = aiohttp_transport.open_client, **client_params: Any  # noqa: B008
     ) -> AsyncIterator[RetryStore]:  # fmt: skip
         """A store with retries that talks to this server."""
         listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
@@ -338,7 +339,7 @@ QUICK = Config(connect_timeout_s=0.3, answer_timeout_s=0.3, stall_timeout_s=0.3)
 
 @pytest.fixture
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_backoff, "BASE_S", 0.001)
+    monkeypatch.setattr(attempts, "BASE_S", 0.001)
 
 
 @pytest.mark.usefixtures("_no_pauses")

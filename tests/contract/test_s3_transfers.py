@@ -17,9 +17,9 @@ from anyio.abc import SocketStream
 
 from async_ckpt.config import CHUNK_BYTES, Config
 from async_ckpt.errors import IntegrityError, NotFound, StoreError, TransientStoreError
-from async_ckpt.stores import _s3_copy, _s3_pace
 from async_ckpt.stores.base import Multipart, S3Settings
-from async_ckpt.stores.s3 import S3Store
+from async_ckpt.stores.s3 import concurrency, copy_object
+from async_ckpt.stores.s3.store import S3Store
 
 from ..support.faulty import BytesSource, crcs_of, pattern
 from ..support.servers import BUCKET, S3Server, moto_server, moto_tls_server, rclone_server
@@ -284,12 +284,12 @@ class CopySuite:
     def make_store(self) -> S3Store:
         return S3Store(new_root(), S3Settings(self.server.client_params), Config(store_attempts=1))
 
-    @pytest.mark.parametrize("limit", [_s3_copy.ONE_REQUEST_BYTES, 1 << 20], ids=["one request", "parts"])
+    @pytest.mark.parametrize("limit", [copy_object.ONE_REQUEST_BYTES, 1 << 20], ids=["one request", "parts"])
     def test_a_copy_is_the_same_content_and_leaves_nothing_open(
         self, limit: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(_s3_copy, "ONE_REQUEST_BYTES", limit)
-        monkeypatch.setattr(_s3_copy, "PART_BYTES", 5 << 20)
+        monkeypatch.setattr(copy_object, "ONE_REQUEST_BYTES", limit)
+        monkeypatch.setattr(copy_object, "PART_BYTES", 5 << 20)
         data = pattern(LARGE)
 
         async def check() -> None:
@@ -331,8 +331,8 @@ def test_uploads_take_no_more_than_the_bandwidth_they_are_given(monkeypatch: pyt
         async with server.store() as store:
             throttle = store._store._engine.throttle  # type: ignore[attr-defined]
             throttle._rate = 1e8
-            monkeypatch.setattr(_s3_pace, "time", SimpleNamespace(monotonic=lambda: 1000.0))
-            monkeypatch.setattr(_s3_pace, "_BURST_S", 0.0)
+            monkeypatch.setattr(concurrency, "time", SimpleNamespace(monotonic=lambda: 1000.0))
+            monkeypatch.setattr(concurrency, "_BURST_S", 0.0)
             reserve = throttle.reserve
 
             def count(size: int) -> float:

@@ -6,9 +6,9 @@ import os
 
 import pytest
 
+from async_ckpt.capture import lease
+from async_ckpt.capture.private import make_private
 from async_ckpt.manifest import LINK
-from async_ckpt.snapshot import lease
-from async_ckpt.snapshot.private import make_private
 from async_ckpt.spool.spool import Admitted, torn_file
 
 from ..support.agents import content

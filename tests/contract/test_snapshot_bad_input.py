@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from async_ckpt import snapshot
+from async_ckpt import capture
+from async_ckpt.capture import origin
+from async_ckpt.capture.origin import give_back
 from async_ckpt.config import Config
 from async_ckpt.errors import SnapshotError, UsageError
-from async_ckpt.snapshot import origin
-from async_ckpt.snapshot.origin import give_back
 
 from ..support.agents import content
 from .snapshot_suite import BIG, OnFilesystem, Place, tree
@@ -66,7 +66,7 @@ def test_a_file_that_vanishes_during_the_capture_is_named(
     if place.strategy == "move":
         pytest.skip("a rename takes what is there, in one step")
     # Opening and linking come after the listing: the file is gone in between.
-    monkeypatch.setattr("async_ckpt.snapshot.whole.walk", _vanishing(place.source / "file"))
+    monkeypatch.setattr("async_ckpt.capture.tree.walk", _vanishing(place.source / "file"))
     with pytest.raises(SnapshotError, match="vanished") as caught:
         place.capture()
     assert str(place.source / "file") in str(caught.value)
@@ -74,11 +74,11 @@ def test_a_file_that_vanishes_during_the_capture_is_named(
 
 
 def _vanishing(victim: Path) -> object:
-    from async_ckpt.snapshot import whole
+    from async_ckpt.capture import tree
 
-    walk = whole.walk
+    walk = tree.walk
 
-    def walking(path: str, config: Config) -> Iterator[whole.Item]:
+    def walking(path: str, config: Config) -> Iterator[tree.Item]:
         for item in walk(path, config):
             if item.full == str(victim):
                 victim.unlink()
@@ -185,7 +185,7 @@ def test_a_file_that_was_moved_can_be_given_back(tmp_path: Path) -> None:
     assert not target.exists()
 
 
-def moved(tmp_path: Path, kind: str) -> tuple[Path, snapshot.Captured, Path]:
+def moved(tmp_path: Path, kind: str) -> tuple[Path, capture.Captured, Path]:
     """What was moved, and is not yet admitted: (its old path, the capture, where its data is)."""
     place = Place(tmp_path, "move")
     path = place.source / "model"
@@ -303,7 +303,7 @@ def test_move_to_another_file_system_is_refused_with_the_way_out(tmp_path: Path,
     (tmp_path / "model").write_bytes(b"weights")
     for path in (tmp_path / "model", tmp_path):
         with pytest.raises(SnapshotError, match="snapshot='auto'"):
-            snapshot.capture(str(path), str(elsewhere / "x"), "move", guarded=False, config=Config(), lease_budget=0)
+            capture.capture(str(path), str(elsewhere / "x"), "move", guarded=False, config=Config(), lease_budget=0)
         assert os.listdir(elsewhere) == []
     assert (tmp_path / "model").read_bytes() == b"weights"
 
@@ -316,7 +316,7 @@ def test_hardlink_to_another_file_system_is_refused_with_the_way_out(
         pytest.skip("the temporary directory is on the same tmpfs")
     (tmp_path / "model").write_bytes(b"weights")
     with pytest.raises(SnapshotError, match="snapshot='auto'"):
-        snapshot.capture(
+        capture.capture(
             str(tmp_path / "model"), str(elsewhere / "x"), "hardlink", guarded=True, config=Config(), lease_budget=9
         )
     assert os.listdir(elsewhere) == []
@@ -330,9 +330,9 @@ def test_reflink_where_files_cannot_be_cloned_is_refused_with_the_way_out(on_fil
 
 def test_an_unknown_strategy_is_refused_with_the_known_ones() -> None:
     with pytest.raises(UsageError, match="auto, hardlink, reflink, copy, move"):
-        snapshot.check_strategy("magic")
+        capture.check_strategy("magic")
 
 
 def test_hardlink_without_an_agent_is_refused_with_the_way_out() -> None:
     with pytest.raises(UsageError, match="uploader='process'"):
-        snapshot.check_strategy("hardlink", leases=False)
+        capture.check_strategy("hardlink", leases=False)

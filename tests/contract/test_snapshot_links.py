@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from async_ckpt.capture.symlinks import Root, target_of
 from async_ckpt.config import Config
-from async_ckpt.snapshot.links import Root, target_of
 
 from ..support.agents import Task, content
 from .snapshot_suite import BIG, Place, captured_tree, read

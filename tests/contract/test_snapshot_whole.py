@@ -16,14 +16,14 @@ from typing import Any
 
 import pytest
 
+from async_ckpt.capture import stillness, tree
+from async_ckpt.capture.copying import Copy
+from async_ckpt.capture.hardlink import Auto, HardLink
+from async_ckpt.capture.pack import Pack
+from async_ckpt.capture.stillness import OpenFile
 from async_ckpt.config import Config
 from async_ckpt.errors import MissingPathError, SnapshotError
 from async_ckpt.manifest import LINK, FileEntry
-from async_ckpt.snapshot import stillness, whole
-from async_ckpt.snapshot.copying import Copy
-from async_ckpt.snapshot.hardlink import Auto, HardLink
-from async_ckpt.snapshot.packing import Pack
-from async_ckpt.snapshot.stillness import OpenFile
 
 from ..support.filesystems import LAYERED, SECONDS, CannotMount, twice, why_not
 from ..support.generations import Mapping
@@ -55,7 +55,7 @@ def capture(
     """What a reader gets of a snapshot, and which files were captured, in this order."""
     target = source.parent / "snapshot"
     strategy = Between(target, events)
-    captured = whole.capture_tree(str(source), str(target), strategy, config)
+    captured = tree.capture_tree(str(source), str(target), strategy, config)
     try:
         return captured_tree(captured, target), strategy.captured
     finally:
@@ -76,7 +76,7 @@ def test_files_that_belong_together_are_of_one_moment(
     on_filesystem: OnFilesystem, monkeypatch: pytest.MonkeyPatch, kind: str, size: int, kept_open: bool
 ) -> None:
     if not kept_open:  # There are more files than may be open.
-        monkeypatch.setattr(whole, "_MAX_OPEN", 0)
+        monkeypatch.setattr(tree, "_MAX_OPEN", 0)
     source = on_filesystem(kind) / "source"
     source.mkdir()
     names = ["a", "b"]
@@ -118,8 +118,8 @@ def test_a_write_in_the_tick_of_a_coarse_clock_in_which_the_file_was_opened_is_s
     source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on kernels before 6.13: the write has the time that the file had already."""
-    monkeypatch.setattr("async_ckpt.filesystems._fine_times", lambda: False)
-    monkeypatch.setattr("async_ckpt.snapshot.hardlink.leases_hold", lambda kind: False)  # Both are copied.
+    monkeypatch.setattr("async_ckpt.system.filesystems._fine_times", lambda: False)
+    monkeypatch.setattr("async_ckpt.capture.hardlink.leases_hold", lambda kind: False)  # Both are copied.
     for name in ("a", "b"):
         (source / name).write_bytes(b"old" * BIG)
         os.utime(source / name, ns=(0, 10**18))
@@ -164,7 +164,7 @@ def test_a_database_and_its_log_are_of_one_moment(source: Path) -> None:
         for number in range(15):
             target = source.parent / f"snapshot-{number}"
             files = Copy(Pack(str(target)), 32 << 10)
-            captured = whole.capture_tree(str(source), str(target), files, Config(capture_tries=200))
+            captured = tree.capture_tree(str(source), str(target), files, Config(capture_tries=200))
             restored = source.parent / f"restored-{number}"
             restored.mkdir()
             for name in ("bank.db", "bank.db-wal"):
@@ -249,7 +249,7 @@ def test_a_file_that_becomes_a_link_is_captured_as_that(
 ) -> None:
     """After it was listed, and before it is captured or after."""
     if not kept_open:
-        monkeypatch.setattr(whole, "_MAX_OPEN", 0)
+        monkeypatch.setattr(tree, "_MAX_OPEN", 0)
     for name in ("a", "b"):
         (source / name).write_bytes(b"x" * SMALL)
     first, second = (entry.name for entry in os.scandir(source))
@@ -339,7 +339,7 @@ def test_no_link_is_made_where_a_mapping_without_a_descriptor_gets_a_lease_grant
             (source / "weights").write_bytes(b"old!" * BIG)
             mapping = stack.enter_context(contextlib.closing(Mapping(seen / name / "source/weights", 4 * BIG)))
             mapping.write(b"old!" * BIG, 0)
-            captured = whole.capture_tree(str(source), str(target), Between(target, {}), CONFIG)
+            captured = tree.capture_tree(str(source), str(target), Between(target, {}), CONFIG)
             mapping.write(b"new!" * BIG, 0)
             assert captured.manifest.files[0].how != LINK
             assert read(captured, target, "weights") == b"old!" * BIG

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 
 from async_ckpt.agent import launch
-from async_ckpt.checkpointer import Checkpointer
 from async_ckpt.config import Config
 from async_ckpt.errors import SpoolError
 from async_ckpt.ipc import protocol
 from async_ckpt.spool.journal import COMMITTED, FAILED
 from async_ckpt.spool.spool import Spool
+from async_ckpt.task.checkpointer import Checkpointer
 
 from ..support.agents import TASK, Task, agent_pid, content, kill, wait_until, worker_pid
 from ..support.scenes import BIG, save

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from async_ckpt.checkpointer import Checkpointer
 from async_ckpt.errors import FlushError, SpoolError
+from async_ckpt.task.checkpointer import Checkpointer
 
 from ..support.agents import Task, agent_pid, close_and_kill, content, is_alive, kill, wait_until
 from ..support.scenes import BIG, assert_all_in_order, save

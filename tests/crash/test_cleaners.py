@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from async_ckpt.checkpointer import Checkpointer
 from async_ckpt.config import ENV_ATTEMPT, ENV_SPOOL
 from async_ckpt.errors import FlushError, StoreError
 from async_ckpt.spool import journal
 from async_ckpt.spool.upkeep import is_held
+from async_ckpt.task.checkpointer import Checkpointer
 
 from ..support import cleaners
 from ..support.agents import Task, agent_pid, kill, wait_until

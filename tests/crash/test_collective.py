@@ -14,18 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from async_ckpt import gang, layout
-from async_ckpt.checkpointer import Checkpointer, Reference
-from async_ckpt.errors import (
-    FlushError,
-    IntegrityError,
-    NotFound,
-    SpoolError,
-    StoreError,
-    UsageError,
-    WaitTimeout,
-)
+from async_ckpt import layout
+from async_ckpt.errors import FlushError, IntegrityError, NotFound, SpoolError, StoreError, UsageError, WaitTimeout
 from async_ckpt.spool.journal import COMMITTED, FAILED
+from async_ckpt.task import gang
+from async_ckpt.task.checkpointer import Checkpointer, Reference
 
 from ..support.agents import TASK, Task, agent_pid, kill, wait_until
 from ..support.environments import with_our_modules
@@ -351,7 +344,7 @@ def test_a_gang_of_one_saves_together(task: Task, monkeypatch: pytest.MonkeyPatc
 def test_ranks_whose_wrappers_differ_were_started_together(task: Task) -> None:
     """A shell of each rank is not what started it."""
     checkpointer = task.start()
-    code = "from async_ckpt import ranks; from tests.support.agents import TASK; print(ranks.find(TASK).launch)"
+    code = "from async_ckpt.ranks.who import find; from tests.support.agents import TASK; print(find(TASK).launch)"
     environment = task.environment(checkpointer)
     launches = []
     for rank in range(2):
@@ -527,7 +520,7 @@ def test_a_failed_one_is_told_to_all(pair: Gang) -> None:
 _SAVE_AND_DIE = """
 import os, signal, sys
 from dataclasses import replace
-from async_ckpt.checkpointer import Checkpointer
+from async_ckpt.task.checkpointer import Checkpointer
 from async_ckpt.config import Config
 from async_ckpt.stores.base import StoreSpec
 from tests.support.agents import TASK
@@ -562,7 +555,7 @@ def test_a_rank_whose_task_has_died_is_not_waited_for(pair: Gang, dead: int, rea
 _ORPHAN = """
 import os, signal, sys
 from dataclasses import replace
-from async_ckpt.checkpointer import Checkpointer
+from async_ckpt.task.checkpointer import Checkpointer
 from async_ckpt.config import Config
 from async_ckpt.errors import FlushError
 from async_ckpt.stores.base import StoreSpec

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from async_ckpt.checkpointer import Checkpointer
 from async_ckpt.spool.journal import COMMITTED, UPLOADED
+from async_ckpt.task.checkpointer import Checkpointer
 
 from ..support.agents import Gate, Task, agent_pid, content, kill, records, wait_until
 from ..support.scenes import BIG, save

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from async_ckpt.errors import SnapshotError
-from async_ckpt.files import remove_tree
 from async_ckpt.manifest import MAX_DEPTH
+from async_ckpt.system.files import remove_tree
 
 from ..support.agents import Task
 

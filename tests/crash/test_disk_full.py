@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from async_ckpt import snapshot
+from async_ckpt import capture
 from async_ckpt.errors import CheckpointError, SnapshotError, SpoolError, StoreError
 from async_ckpt.spool.journal import COMMITTED, FAILED
 from async_ckpt.stores.base import StoreSpec
@@ -164,16 +164,16 @@ def test_a_save_that_finds_the_disk_full_half_way_waits_until_uploads_give_it_ba
 
 def out_of_quota(times: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """So many captures find that there is none left; returns what was captured."""
-    capture, captured = snapshot.capture, list[str]()
+    really, captured = capture.capture, list[str]()
 
     def refuse(path: str, *arguments: object, **keywords: object) -> object:
         captured.append(path)
         if len(captured) <= times:
             cause = OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
             raise SnapshotError(f"Cannot capture {path}: {cause.strerror}") from cause
-        return capture(path, *arguments, **keywords)  # type: ignore[arg-type]
+        return really(path, *arguments, **keywords)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(snapshot, "capture", refuse)
+    monkeypatch.setattr(capture, "capture", refuse)
     return captured
 
 

@@ -13,12 +13,12 @@ from typing import Any
 import anyio
 import pytest
 
-from async_ckpt import catalog, restore
 from async_ckpt.config import CHUNK_BYTES, Config
 from async_ckpt.spool.journal import COMMITTED, UPLOADED
-from async_ckpt.stores import _backoff, local, open_store
+from async_ckpt.stores import attempts, catalog, local, open_store
 from async_ckpt.stores.base import StoreSpec
 from async_ckpt.stores.local import LocalStore
+from async_ckpt.task import restore
 
 from ..support.agents import TASK, Task, content, wait_until
 from ..support.fault_server import FaultServer, Turn
@@ -90,7 +90,7 @@ def test_saves_arrive_and_are_loaded_whatever_fails(
         save(checkpointer, on_s3, number, size)
     checkpointer.flush(90)
     assert proxy.counts()[kind], "nothing failed"
-    monkeypatch.setattr(_backoff, "BASE_S", 0.01)
+    monkeypatch.setattr(attempts, "BASE_S", 0.01)
     assert_stored(on_s3.store, on_s3.base / "through", sizes)
     assert_stored(past(on_s3.store, rclone_server), on_s3.base / "past", sizes)
 

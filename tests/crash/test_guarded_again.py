@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from async_ckpt.checkpointer import Checkpointer
+from async_ckpt.task.checkpointer import Checkpointer
 
 from ..support.agents import Gate, Task, agent_pid, content, kill, wait_until
 from ..support.scenes import BIG, save_and_die
@@ -85,7 +85,7 @@ def test_what_is_open_for_writing_while_nobody_guards_it_is_not_stored_where_tim
 
 _SAVE_AND_DIE_BEFORE_THE_DOORBELL = """
 import os, signal, sys
-from async_ckpt.checkpointer import Checkpointer
+from async_ckpt.task.checkpointer import Checkpointer
 Checkpointer._guard = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 Checkpointer.from_environment().save(sys.argv[1])
 """

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from async_ckpt.agent.waiting import MAX_QUESTIONS
-from async_ckpt.checkpointer import Checkpointer
+from async_ckpt.agent.questions import MAX_QUESTIONS
 from async_ckpt.ipc import protocol
 from async_ckpt.spool.spool import Admitted, Spool
+from async_ckpt.task.checkpointer import Checkpointer
 
 from ..support.agents import Task, agent_pid, is_alive, records, wait_until, worker_pid
 from ..support.hostile_client import descriptors_of

@@ -10,9 +10,9 @@ from contextlib import AbstractContextManager
 
 import pytest
 
-from async_ckpt import undisturbed
 from async_ckpt.errors import WaitTimeout
 from async_ckpt.ipc import client
+from async_ckpt.system import undisturbed
 
 from ..support.agents import Task, agent_pid, content, kill, wait_until
 from ..support.scenes import BIG, assert_all_in_order, save

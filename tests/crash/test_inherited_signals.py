@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from async_ckpt.termination import Termination
+from async_ckpt.task.termination import Termination
 
 from ..support.agents import Task, wait_until
 from ..support.environments import with_our_modules
@@ -58,7 +58,7 @@ def test_what_the_tests_start_gets_its_signals(how: str) -> None:
 
 _FLOW = """
 import sys
-from async_ckpt.checkpointer import Checkpointer
+from async_ckpt.task.checkpointer import Checkpointer
 from async_ckpt.config import Config
 from async_ckpt.stores.base import StoreSpec
 from tests.support.agents import TASK, agent_pid

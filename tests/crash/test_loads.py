@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from async_ckpt.checkpointer import Checkpointer
 from async_ckpt.errors import UsageError
-from async_ckpt.reference import Reference
+from async_ckpt.task.checkpointer import Checkpointer
+from async_ckpt.task.reference import Reference
 
 from ..support.agents import Gate, Task, agent_pid, content, kill, wait_until
 from ..support.writers import WAYS, LocalWriters, RemoteWriters
@@ -76,7 +76,7 @@ def test_a_loaded_file_is_rewritten_in_place(task: Task, gate: Gate, way: str, w
 def test_the_saver_is_gone_and_its_agent_guards_the_file_already(task: Task, gate: Gate, killed: bool) -> None:
     checkpointer = task.start()
     (task.work / "weights").write_bytes(content(0, SIZE))
-    code = f"from async_ckpt.checkpointer import Checkpointer as C; C.from_environment().save({str(task.work)!r})"
+    code = f"from async_ckpt.task.checkpointer import Checkpointer as C; C.from_environment().save({str(task.work)!r})"
     subprocess.run([sys.executable, "-c", code], env=task.environment(checkpointer), check=True, timeout=60)
     wait_until(lambda: checkpointer.status()["leases"] == 1, "the agent has the saver's lease")
     (task.work / "weights").unlink()

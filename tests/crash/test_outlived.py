@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from async_ckpt import checkpointer
-from async_ckpt.checkpointer import Checkpointer, Reference
 from async_ckpt.config import ENV_ATTEMPT, ENV_SPOOL, Config
 from async_ckpt.errors import CheckpointError, SpoolError, UsageError
 from async_ckpt.spool.spool import Spool
+from async_ckpt.task import checkpointer
+from async_ckpt.task.checkpointer import Checkpointer, Reference
 
 from ..support.agents import Task, agent_pid, content, is_alive, kill, wait_until
 from ..support.scenes import BIG, save

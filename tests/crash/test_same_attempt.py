@@ -11,11 +11,11 @@ from collections.abc import Sequence
 import pytest
 
 from async_ckpt import layout
-from async_ckpt.checkpointer import Checkpointer, Reference
 from async_ckpt.errors import StoreError
 from async_ckpt.layout import START_STEP
 from async_ckpt.spool.journal import COMMITTED, Progress
 from async_ckpt.spool.spool import Admitted, Spool
+from async_ckpt.task.checkpointer import Checkpointer, Reference
 
 from ..support.agents import TASK, Gate, Task, agent_pid, kill, wait_until
 from ..support.writers import content

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from async_ckpt import saver
-from async_ckpt.agent import saves
-from async_ckpt.checkpointer import Checkpointer
+from async_ckpt.agent import socket_saves
 from async_ckpt.ipc import protocol
+from async_ckpt.task import socket_saver
+from async_ckpt.task.checkpointer import Checkpointer
 
 from ..support.agents import Task, agent_pid, command_line, content, is_alive, kill, wait_until
 from ..support.scenes import BIG
@@ -43,7 +43,7 @@ def write(task: Task, number: int, folder: str = "theirs") -> Path:
 
 
 def savers(task: Task) -> list[int]:
-    return [pid for pid in task.processes() if "async_ckpt.saver" in command_line(pid)]
+    return [pid for pid in task.processes() if "async_ckpt.task.socket_saver" in command_line(pid)]
 
 
 def saver_pid(task: Task) -> int:
@@ -148,7 +148,7 @@ def test_metadata_costs_no_save_and_what_is_not_kept_of_it_is_in_the_answer(
     checkpointer = task.start()
     client = talk(checkpointer)
     path = write(task, 0)
-    large = {"x": "y" * saver.MAX_METADATA, "step": 1}
+    large = {"x": "y" * socket_saver.MAX_METADATA, "step": 1}
     answer = client.save(path, metadata=large)
     assert answer["reference"]["metadata"] == {"x": "<not kept: larger than 256 KiB>", "step": 1}
     assert ["'x' is not kept" in line for line in answer["warnings"]] == [True]
@@ -275,14 +275,14 @@ def test_saves_beyond_the_most_that_may_wait_are_refused_at_once_and_the_others_
     stopped = saver_pid(task)
     kill(stopped, signal.SIGSTOP)
     path = str(task.work)
-    for number in range(saves.MAX_WAITING):
+    for number in range(socket_saves.MAX_WAITING):
         client.send({"op": "save", "seq": 100 + number, "path": path, "name": f"n{number}"})
     refused = client.save(task.work)
     assert refused["kind"] == "BacklogError"
-    assert f"{saves.MAX_WAITING} saves wait already" in refused["error"]
+    assert f"{socket_saves.MAX_WAITING} saves wait already" in refused["error"]
     kill(stopped, signal.SIGCONT)
-    ids = [client.answer(100 + number)["id"] for number in range(saves.MAX_WAITING)]
-    assert ids == [f"0.n{number}.{number + 1}" for number in range(saves.MAX_WAITING)]
+    ids = [client.answer(100 + number)["id"] for number in range(socket_saves.MAX_WAITING)]
+    assert ids == [f"0.n{number}.{number + 1}" for number in range(socket_saves.MAX_WAITING)]
 
 
 def test_a_save_that_cannot_be_done_in_time_is_answered(task: Task, talk: Callable[[Checkpointer], Talker]) -> None:

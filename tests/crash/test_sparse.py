@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from async_ckpt.stores._s3_body import LocalFile
+from async_ckpt.stores.s3.body import LocalFile
 
 from ..support.agents import TASK, Task, close_and_kill
 

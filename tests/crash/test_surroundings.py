@@ -22,7 +22,7 @@ _TASK = """
 import os, signal, sys
 from dataclasses import replace
 from pathlib import Path
-from async_ckpt.checkpointer import Checkpointer
+from async_ckpt.task.checkpointer import Checkpointer
 from async_ckpt.config import Config
 from async_ckpt.stores.base import StoreSpec
 from tests.support.agents import TASK, agent_pid, worker_pid
@@ -185,7 +185,7 @@ def _open_at_once(path: Path) -> int:
 
 _ELSEWHERE = """
 import os, signal, sys
-from async_ckpt.checkpointer import Checkpointer
+from async_ckpt.task.checkpointer import Checkpointer
 
 agent = int(sys.argv[1])
 with open("/proc/sys/kernel/ns_last_pid", "w") as file:

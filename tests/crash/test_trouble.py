@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from async_ckpt import checkpointer as checkpointer_module
 from async_ckpt.errors import AgentError, FlushError, StoreError, WaitTimeout
-from async_ckpt.files import locked
 from async_ckpt.ipc import protocol
 from async_ckpt.spool.journal import FAILED
+from async_ckpt.system.files import locked
+from async_ckpt.task import checkpointer as checkpointer_module
 
 from ..support.agents import Task, agent_pid, close_and_kill, content, is_alive, kill, wait_until, worker_pid
 from ..support.scenes import BIG, assert_all_in_order, save, save_and_die

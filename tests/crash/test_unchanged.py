@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from async_ckpt.checkpointer import Checkpointer, Reference
 from async_ckpt.errors import SnapshotError
 from async_ckpt.spool.inode import identify, shows_writes
+from async_ckpt.task.checkpointer import Checkpointer, Reference
 
 from ..support.agents import Task, agent_pid, close_and_kill, content, is_alive, kill, wait_until
 

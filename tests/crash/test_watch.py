@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from async_ckpt.checkpointer import Checkpointer
 from async_ckpt.config import Config
 from async_ckpt.errors import FlushError, WatchError
+from async_ckpt.task.checkpointer import Checkpointer
 from async_ckpt.watch import Watch, WatchOptions, saving
 from async_ckpt.watch.events import Events
 from async_ckpt.watch.tree import Tree, read_tree
@@ -293,7 +293,7 @@ def test_moved_checkpoints_leave_the_directory_and_come_whole_to_the_store(task:
 
 _KILLED_WHILE_IT_MOVES = """
 import os, signal, sys, time
-from async_ckpt.checkpointer import Checkpointer
+from async_ckpt.task.checkpointer import Checkpointer
 from async_ckpt.spool.spool import Spool
 from async_ckpt.watch import Watch, WatchOptions
 checkpointer = Checkpointer.from_environment()

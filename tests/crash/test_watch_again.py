@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from async_ckpt.checkpointer import Checkpointer
+from async_ckpt.task.checkpointer import Checkpointer
 from tests.crash.test_watch import Watching, stored, watching
 from tests.support.agents import Task, wait_until
 

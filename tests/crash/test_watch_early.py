@@ -162,7 +162,7 @@ def test_what_is_written_into_a_held_file_after_it_was_removed_is_not_saved(task
 
 _HOLDS = """
 import sys, time
-from async_ckpt.checkpointer import Checkpointer
+from async_ckpt.task.checkpointer import Checkpointer
 from async_ckpt.watch import Watch, WatchOptions
 checkpointer = Checkpointer.from_environment()
 watch = Watch(checkpointer, sys.argv[1], WatchOptions(settle=30.0), checkpointer.config)

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from async_ckpt.checkpointer import Checkpointer
 from async_ckpt.config import Config
-from async_ckpt.files import locked
 from async_ckpt.ipc.server import MAX_CONNECTIONS
+from async_ckpt.system.files import locked
+from async_ckpt.task.checkpointer import Checkpointer
 
 from ..support.agents import Task, agent_pid, close_and_kill, content, is_alive, kill, wait_until
 from ..support.environments import with_our_modules
@@ -259,7 +259,7 @@ def test_closing_leaves_no_process_thread_or_descriptor(task: Task) -> None:
 
 _SAVE_AND_END = """
 import os, sys
-from async_ckpt.checkpointer import Checkpointer
+from async_ckpt.task.checkpointer import Checkpointer
 from async_ckpt.config import Config
 from async_ckpt.stores.base import StoreSpec
 from tests.support.agents import TASK

@@ -106,7 +106,7 @@ def test_what_the_peer_reads_or_deletes_waits_until_it_is_in_the_store(
 _KEEPS = """
 import json, pickle, sys
 import metaflow
-from async_ckpt.reference import LoadedInfo
+from async_ckpt.task.reference import LoadedInfo
 info = LoadedInfo(url="u", key="k", created_on="2026", type="checkpoint", metadata={"epoch": 3}, version_id=7)
 print(json.dumps(pickle.dumps(info).hex()))
 """
@@ -142,7 +142,7 @@ def test_extensions_that_metaflow_is_told_not_to_load_serve_nothing(
     site = Site(tmp_path / "site", peer_folder(peer_python))
     site.lay("ours", "ours")
     site.lay("peer", "peer")
-    asked = "import json; from async_ckpt.serving import serving; print(json.dumps(serving()))"
+    asked = "import json; from async_ckpt.task.serving import serving; print(json.dumps(serving()))"
     ours, peer = site.path
     environment = {"PYTHONPATH": os.pathsep.join(site.path)}
     only_ours = local.query(asked, python=site.python, env={**environment, "METAFLOW_EXTENSIONS_SEARCH_DIRS": ours})

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from async_ckpt import carried
+from async_ckpt import pod_anyio
 from tests.support.metaflow_env import FLOWS, REPOSITORY, Workspace
 
 _SAVE = """
@@ -46,8 +46,8 @@ def packaged(
 
 def assert_complete(names: set[str]) -> None:
     assert names >= EXPECTED
-    assert names >= {name for _, name in carried.files()}
-    assert f"{carried.FOLDER}/anyio/_backends/_asyncio.py" in names
+    assert names >= {name for _, name in pod_anyio.files()}
+    assert f"{pod_anyio.FOLDER}/anyio/_backends/_asyncio.py" in names
 
 
 def test_an_editable_install_travels_with_what_it_needs(local: Workspace) -> None:

@@ -17,11 +17,11 @@ from typing import Any
 
 import pytest
 
-from async_ckpt import saver
-from async_ckpt.agent import saves
+from async_ckpt.agent import socket_saves
 from async_ckpt.agent.agent import Agent
-from async_ckpt.checkpointer import Checkpointer
 from async_ckpt.ipc import protocol, server
+from async_ckpt.task import socket_saver
+from async_ckpt.task.checkpointer import Checkpointer
 from tests.support.agents import Task, content, wait_until
 from tests.support.metaflow_env import REPOSITORY
 from tests.support.scenes import BIG
@@ -121,13 +121,13 @@ def test_the_page_has_every_operation_field_push_and_limit() -> None:
     table = PAGE.split("## Operations")[1].split("Times are in seconds")[0]
     assert set(re.findall(r"^\| `(\w+)` \|", table, flags=re.MULTILINE)) == operations()
     fields = PAGE.split("**`save`** does")[1].split("Saves over the socket")[0]
-    assert set(re.findall(r"^\| `(\w+)` \|", fields, flags=re.MULTILINE)) == {*saver.FIELDS, "timeout_s"}
+    assert set(re.findall(r"^\| `(\w+)` \|", fields, flags=re.MULTILINE)) == {*socket_saver.FIELDS, "timeout_s"}
     agents = "".join(path.read_text() for path in Path(inspect.getfile(Agent)).parent.glob("*.py"))
     assert set(re.findall(r'"push": "([\w ]+)"', PAGE)) == set(re.findall(r'"push": "([\w ]+)"', agents))
     for limit in (
         f"{protocol.MAX_FRAME >> 20} MiB, either way", f"with one frame | {protocol.MAX_FDS} ",
         f"| {server.MAX_CONNECTIONS}; one more is closed", f"| {server.MAX_BACKLOG >> 20} MiB; then",
-        f"| {saves.MAX_WAITING}; one more is refused", f"at most {saver.MAX_METADATA >> 10} KiB as JSON",
+        f"| {socket_saves.MAX_WAITING}; one more is refused", f"at most {socket_saver.MAX_METADATA >> 10} KiB as JSON",
         f"This page is version {protocol.VERSION};",
     ):  # fmt: skip
         assert limit in PAGE

@@ -90,7 +90,7 @@ def test_every_name_parameter_position_and_default_of_the_peers_interface_is_the
 
 
 def test_what_is_handed_out_has_the_attributes_of_the_peers(local: Workspace, peer_python: str) -> None:
-    from async_ckpt.reference import CheckpointInfo
+    from async_ckpt.task.reference import CheckpointInfo
 
     code = f"""
 import json, metaflow

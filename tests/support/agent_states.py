@@ -20,8 +20,8 @@ from pathlib import Path
 
 import pytest
 
-from async_ckpt.checkpointer import Checkpointer
 from async_ckpt.errors import CheckpointError, FlushError
+from async_ckpt.task.checkpointer import Checkpointer
 
 from .agents import Task, content, kill
 

@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 
 from async_ckpt import layout
-from async_ckpt.checkpointer import Checkpointer
 from async_ckpt.config import ENV_ATTEMPT, ENV_PREFIX, ENV_SPOOL, Config
 from async_ckpt.errors import CheckpointError
 from async_ckpt.layout import TaskInfo
-from async_ckpt.reading import load_from_first
 from async_ckpt.spool.spool import Spool
 from async_ckpt.stores.base import StoreSpec
+from async_ckpt.task.checkpointer import Checkpointer
+from async_ckpt.task.loader import load_from_first
 from tests.support.environments import with_our_modules
 from tests.support.writers import content
 

@@ -81,7 +81,7 @@ PHASES = ("between saves", "during an upload", "before the flush", "before a sub
 
 _SAVE = """
 import sys
-from async_ckpt.checkpointer import Checkpointer
+from async_ckpt.task.checkpointer import Checkpointer
 reference = Checkpointer.from_environment().save(sys.argv[1], metadata={"number": 1})
 print(reference.id)
 """

@@ -12,13 +12,14 @@ from typing import Any
 
 import anyio
 
-from async_ckpt import catalog, layout
+from async_ckpt import layout
 from async_ckpt.agent.agent import Agent
+from async_ckpt.capture.content import pack_path
 from async_ckpt.config import Config
 from async_ckpt.manifest import LINK, Manifest
-from async_ckpt.source import pack_path
 from async_ckpt.spool.journal import ADMITTED, COMMITTED, FAILED, FINAL, SETTLED, SUPERSEDED, UPLOADED, Reader
 from async_ckpt.spool.spool import Admitted, Spool
+from async_ckpt.stores import catalog
 from async_ckpt.stores.local import LocalStore
 from tests.support.agents import TASK
 from tests.support.faulty import crcs_of

@@ -27,10 +27,11 @@ import botocore.session
 
 from async_ckpt.config import Config
 from async_ckpt.errors import StoreError, TransientStoreError
-from async_ckpt.stores import _backoff, _s3_boto3
+from async_ckpt.stores import attempts
 from async_ckpt.stores.base import S3Settings
 from async_ckpt.stores.retry import RetryStore
-from async_ckpt.stores.s3 import S3Store
+from async_ckpt.stores.s3 import boto3_transport
+from async_ckpt.stores.s3.store import S3Store
 
 from .fault_calls import CALLS, PREFIX, Call, Scene, furnish
 from .fault_server import FaultServer, Turn
@@ -225,8 +226,8 @@ def cells_of(fault: Fault) -> list[Cell]:
 def short_pauses() -> Iterator[None]:
     """Retries come at once, and the description of S3 is read once for all clients."""
     with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.object(_backoff, "BASE_S", 0.01))
-        stack.enter_context(mock.patch.object(_backoff, "MAX_ASKED_S", 1.5))
+        stack.enter_context(mock.patch.object(attempts, "BASE_S", 0.01))
+        stack.enter_context(mock.patch.object(attempts, "MAX_ASKED_S", 1.5))
         shared = functools.cache(botocore.session.create_loader)
         stack.enter_context(mock.patch.object(botocore.session, "create_loader", shared))
         yield
@@ -332,7 +333,7 @@ def _open(cell: Cell, world: World, certificate: str) -> RetryStore:
     params: dict[str, Any] = dict(S3Server(world.server.url.replace("127.0.0.1", fault.host), 0).client_params)
     if cell.over == TLS and fault.trusted:
         params["verify"] = certificate
-    how = (_s3_boto3.open_client,) if cell.client == FALLBACK else ()
+    how = (boto3_transport.open_client,) if cell.client == FALLBACK else ()
     return RetryStore(S3Store(f"s3://{BUCKET}/{PREFIX}", S3Settings(params), config, *how), config)
 
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from async_ckpt.checkpointer import Checkpointer, Reference
 from async_ckpt.config import Config
+from async_ckpt.task.checkpointer import Checkpointer, Reference
 from tests.support.agents import TASK, Task
 from tests.support.writers import content
 

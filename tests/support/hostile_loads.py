@@ -18,11 +18,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from async_ckpt import catalog, layout, manifest, moments, restore
+from async_ckpt import layout, manifest
 from async_ckpt.config import Config
 from async_ckpt.errors import CheckpointError, IntegrityError, NotFound
+from async_ckpt.layout import newest
+from async_ckpt.stores import catalog
 from async_ckpt.stores.base import Entry, Progress, no_progress
 from async_ckpt.stores.local import LocalStore
+from async_ckpt.task import restore
 from tests.support.agents import TASK
 from tests.support.hostile_tars import NAMES, Tars
 
@@ -244,7 +247,7 @@ class Hostile:
             found.append(await catalog.newest_of_step(place.store, task.scope_folder, _CONFIG))
             for folder in (task.task_folder, task.scope_folder):
                 listed = await catalog.list_references(place.store, folder, _CONFIG)
-                found += moments.newest_first(listed)[:1] + sorted(listed, key=layout.order)[-1:]
+                found += newest.newest_first(listed)[:1] + sorted(listed, key=layout.order)[-1:]
             found = [data for data in found if data is not None]
             if not found:
                 raise NotFound("There is none")

@@ -31,11 +31,10 @@ from typing import Any, NoReturn, cast
 import anyio
 import pytest
 
-from async_ckpt import asking, following, reading, undisturbed
-from async_ckpt import checkpointer as checkpointer_module
 from async_ckpt.agent import agent as agent_module
 from async_ckpt.agent import (
     backlog,
+    child,
     claims,
     deadline,
     guard,
@@ -43,28 +42,30 @@ from async_ckpt.agent import (
     notice,
     outage,
     owners,
-    plane,
+    questions,
     throughput,
     unchanged,
-    waiting,
-    worker,
 )
 from async_ckpt.agent import leases as leases_module
 from async_ckpt.agent.agent import Agent
 from async_ckpt.agent.guard import Guard
 from async_ckpt.agent.launch import Launcher
 from async_ckpt.agent.remover import Remover
-from async_ckpt.checkpointer import Checkpointer
+from async_ckpt.capture import lease
 from async_ckpt.config import Config
 from async_ckpt.errors import AgentError, CheckpointError, ProtocolError, StoreError
 from async_ckpt.ipc import client as client_module
 from async_ckpt.ipc import protocol
 from async_ckpt.ipc.client import AgentClient, Lease, Link
 from async_ckpt.ipc.protocol import Message
-from async_ckpt.snapshot import lease
 from async_ckpt.spool.spool import Spool
 from async_ckpt.stores import open_store
 from async_ckpt.stores.base import Store, StoreSpec
+from async_ckpt.system import undisturbed
+from async_ckpt.task import asking, loader, tracker
+from async_ckpt.task import checkpointer as checkpointer_module
+from async_ckpt.task.checkpointer import Checkpointer
+from async_ckpt.upload import process
 from tests.support.mortal import Fuse
 from tests.support.weather import Gate, Sky, Weather
 
@@ -82,9 +83,9 @@ _pids = itertools.count(1 << 23)
 
 #: Modules that measure time by the world's clock.
 _TIMED = (
-    agent_module, asking, backlog, checkpointer_module, claims, client_module, deadline, following, launch, notice,
+    agent_module, asking, backlog, checkpointer_module, claims, client_module, deadline, tracker, launch, notice,
     outage,
-    owners, plane, throughput, waiting,
+    owners, child, throughput, questions,
 )  # fmt: skip
 
 
@@ -150,8 +151,8 @@ class World:
         patch.setattr(undisturbed, "_run_in_thread", lambda work: work())
         patch.setattr(anyio.to_thread, "run_sync", _call_at_once)
         patch.setattr(anyio.from_thread, "check_cancelled", lambda: None)
-        patch.setattr(reading, "open_store", functools.partial(self._open, None))
-        patch.setattr(worker, "open_store", functools.partial(self._open, self.gate))
+        patch.setattr(loader, "open_store", functools.partial(self._open, None))
+        patch.setattr(process, "open_store", functools.partial(self._open, self.gate))
         # Small files are recognized as unchanged as well.
         patch.setattr(unchanged, "MIN_BYTES", self.config.pack_below_bytes)
 
@@ -198,11 +199,11 @@ class World:
 
     def turn_of_worker(self) -> bool:
         """New orders are begun; of what waits for the store, one call is made."""
-        waiting = len(self.gate)
-        if waiting:
+        held = len(self.gate)
+        if held:
             self.gate.let()
         self.loop.run_until_idle()
-        return waiting > 0 or len(self.gate) > 0
+        return held > 0 or len(self.gate) > 0
 
     def turn_of_client(self) -> bool:
         return self.client is not None and self.client.turn()
@@ -530,7 +531,7 @@ class InlineWorker:
         self.sock, self._theirs = socket.socketpair()
         self.pid = os.getpid()
         self._world = world
-        self._task = world.loop.create_task(worker.serve(self._theirs, spool, world.config))
+        self._task = world.loop.create_task(process.serve(self._theirs, spool, world.config))
         world.worker = self
 
     def stop(self) -> None:

@@ -24,10 +24,10 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import async_ckpt
-from async_ckpt.checkpointer import Checkpointer
 from async_ckpt.config import Config
 from async_ckpt.errors import CheckpointError
 from async_ckpt.stores.base import StoreSpec
+from async_ckpt.task.checkpointer import Checkpointer
 from tests.support import signals
 from tests.support.agents import TASK
 

@@ -15,10 +15,10 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-from async_ckpt.checkpointer import Checkpointer
 from async_ckpt.config import Config
 from async_ckpt.errors import CheckpointError
 from async_ckpt.stores.base import StoreSpec
+from async_ckpt.task.checkpointer import Checkpointer
 from tests.support.agents import TASK
 from tests.support.environments import with_our_modules
 from tests.support.interrupted import LIMIT_S, OURS, THEIRS, why_torn

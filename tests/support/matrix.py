@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from async_ckpt.checkpointer import Checkpointer, Reference
 from async_ckpt.errors import FlushError, SnapshotError
+from async_ckpt.task.checkpointer import Checkpointer, Reference
 from tests.support.agents import Task
 from tests.support.filesystems import BELOW, CLONING, FILESYSTEMS, LAYERED, NFS, SECONDS
 from tests.support.generations import WAYS, LocalWriter, Progress, RemoteWriter, judge

@@ -186,7 +186,7 @@ class Workspace:
         """Processes of agents and uploaders that work for a spool of this workspace."""
         found = []
         for pid, command in _processes():
-            if (b"async_ckpt.agent" in command or b"async_ckpt.saver" in command) and str(
+            if (b"async_ckpt.agent" in command or b"async_ckpt.task.socket_saver" in command) and str(
                 self.root
             ).encode() in command:
                 found.append(pid)

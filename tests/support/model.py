@@ -21,12 +21,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from async_ckpt import layout
-from async_ckpt.checkpointer import Checkpointer
 from async_ckpt.config import Config
 from async_ckpt.errors import BacklogError, CheckpointError, FlushError, StoreError, WaitTimeout
 from async_ckpt.manifest import LINK
 from async_ckpt.spool.journal import COMMITTED, FAILED, SUPERSEDED
 from async_ckpt.spool.spool import Admitted, Spool
+from async_ckpt.task.checkpointer import Checkpointer
 from tests.support.agents import TASK
 from tests.support.expected import DEATHS, OUTAGE, REFUSED, Expected, Files, Saved, read_tree
 from tests.support.inline import World

@@ -19,11 +19,11 @@ from pathlib import Path
 
 import pytest
 
-from async_ckpt.checkpointer import Checkpointer
 from async_ckpt.config import NOTICE_LOOK_S
 from async_ckpt.errors import CheckpointError
 from async_ckpt.spool.journal import ADMITTED
 from async_ckpt.stores.base import StoreSpec
+from async_ckpt.task.checkpointer import Checkpointer
 
 from .agents import TASK, Task, agent_pid, content, kill
 from .fault_server import FaultServer, Turn

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
-from async_ckpt.checkpointer import Checkpointer, Reference
 from async_ckpt.errors import FlushError
+from async_ckpt.task.checkpointer import Checkpointer, Reference
 from tests.support.agents import agent_pid, is_alive, kill
 from tests.support.writers import WAYS, LocalWriters, RemoteWriters
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from async_ckpt.checkpointer import Checkpointer
+from async_ckpt.task.checkpointer import Checkpointer
 from tests.support.writers import content
 
 #: What each saver writes: a file that is linked, and one that is packed.

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from async_ckpt.checkpointer import Checkpointer, Reference
+from async_ckpt.task.checkpointer import Checkpointer, Reference
 from tests.support.agents import Task
 from tests.support.environments import with_our_modules
 from tests.support.writers import content
@@ -43,7 +43,7 @@ def assert_prefix(task: Task) -> None:
 
 _SAVE_AND_DIE = """
 import os, signal, sys
-from async_ckpt.checkpointer import Checkpointer
+from async_ckpt.task.checkpointer import Checkpointer
 from async_ckpt.config import Config
 from async_ckpt.layout import TaskInfo
 from async_ckpt.stores.base import StoreSpec

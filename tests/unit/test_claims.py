@@ -13,11 +13,12 @@ from typing import Any, TypeVar, cast
 import anyio
 import pytest
 
-from async_ckpt import claims, layout
+from async_ckpt import layout
+from async_ckpt.agent.child import DataPlane
 from async_ckpt.agent.claims import Claims, who_am_i
-from async_ckpt.agent.plane import DataPlane
-from async_ckpt.claims import Claim
 from async_ckpt.errors import StoreError, TransientStoreError, UsageError
+from async_ckpt.ranks import starts
+from async_ckpt.ranks.starts import Claim
 from async_ckpt.spool.spool import Spool
 from async_ckpt.stores.base import Capabilities, Store, StoreSpec
 from tests.support.agents import TASK
@@ -42,7 +43,7 @@ def who(token: str, pid: int = 1, lead: int = 0) -> dict[str, Any]:
 
 
 def claim(store: Store, token: str, task: layout.TaskInfo = TASK, **about: int) -> Claim:
-    return run(claims.claim, store, task, who(token, **about))
+    return run(starts.claim, store, task, who(token, **about))
 
 
 class ForgetfulStore(MemoryStore):
@@ -153,7 +154,7 @@ def test_of_many_at_once_each_has_a_number_of_its_own(make: type[MemoryStore], a
         store, found = make(), list[int]()
 
         async def begin(number: int, store: Store = store, found: list[int] = found) -> None:
-            found.append((await claims.claim(store, TASK, who(f"{number:x}"))).start)
+            found.append((await starts.claim(store, TASK, who(f"{number:x}"))).start)
 
         async def all_at_once(begin: Callable[[int], Awaitable[None]] = begin) -> None:
             async with anyio.create_task_group() as group:
@@ -184,17 +185,17 @@ def test_numbers_come_to_an_end_with_an_error() -> None:
 def test_a_number_that_was_chosen_alone_is_noted_for_whoever_comes_later() -> None:
     store = MemoryStore()
     claim(store, "a")
-    noted = run(claims.note, store, TASK, 70_000, who("b"))
+    noted = run(starts.note, store, TASK, 70_000, who("b"))
     assert (noted.start, noted.first) == (70_000, False)
     assert noted.why
-    assert run(claims.note, store, TASK, 70_000, who("b")).start == 70_000
+    assert run(starts.note, store, TASK, 70_000, who("b")).start == 70_000
     assert claim(store, "c").start == 70_001
 
 
 def test_ones_own_claim_that_came_too_late_is_nobody_elses() -> None:
     store = MemoryStore()
     claim(store, "a")
-    assert run(claims.note, store, TASK, 70_000, who("a")) == Claim(70_000, first=True)
+    assert run(starts.note, store, TASK, 70_000, who("a")) == Claim(70_000, first=True)
 
 
 # -- gangs ---------------------------------------------------------------------------------------------------------

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from async_ckpt import files
 from async_ckpt.config import CHUNK_BYTES
-from async_ckpt.files import chunk_crc, crc32
+from async_ckpt.system import files
+from async_ckpt.system.files import chunk_crc, crc32
 
 from ..support.faulty import pattern
 

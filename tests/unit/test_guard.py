@@ -10,11 +10,11 @@ from pathlib import Path
 _CODE = """
 import os, signal, sys
 from async_ckpt.agent.guard import Guard
-from async_ckpt.agent.habits import Habits
+from async_ckpt.capture.habits import Habits
 from async_ckpt.agent.held import Held
-from async_ckpt.agent.pace import Pace
+from async_ckpt.capture.copy_speed import CopySpeed
 from async_ckpt.config import Config
-from async_ckpt.snapshot import lease
+from async_ckpt.capture import lease
 
 signal.pthread_sigmask(signal.SIG_BLOCK, [lease.LEASE_SIGNAL])
 folder, same = sys.argv[1], sys.argv[2] == "same"
@@ -24,7 +24,8 @@ with open(captured, "wb") as file:
 os.link(captured, loaded)
 status = os.stat(captured)
 habits = Habits(folder + "/rewritten", folder + "/work", "Flow/train")
-guard = Guard(lambda identity, path, why: print(path, why or "private", flush=True), print, habits, Pace(), Config())
+told = lambda identity, path, why: print(path, why or "private", flush=True)
+guard = Guard(told, print, habits, CopySpeed(), Config())
 
 def held(fd):
     return Held(os.dup(fd), captured, 7, status.st_mtime_ns, origin=loaded)
@@ -64,11 +65,11 @@ _PRELUDE = """
 import os, signal, sys, threading
 from async_ckpt.agent import guard as guards
 from async_ckpt.agent.guard import Guard
-from async_ckpt.agent.habits import Habits
+from async_ckpt.capture.habits import Habits
 from async_ckpt.agent.held import Held
-from async_ckpt.agent.pace import Pace
+from async_ckpt.capture.copy_speed import CopySpeed
 from async_ckpt.config import Config
-from async_ckpt.snapshot import lease, private
+from async_ckpt.capture import lease, private
 
 signal.pthread_sigmask(signal.SIG_BLOCK, [lease.LEASE_SIGNAL])
 folder = sys.argv[1]
@@ -90,7 +91,7 @@ def wait_for(condition):
 
 def make(**settings):
     habits = Habits(folder + "/rewritten", folder + "/work", "Flow/train")
-    return Guard(on_private, said.append, habits, Pace(), Config(**settings))
+    return Guard(on_private, said.append, habits, CopySpeed(), Config(**settings))
 
 def content(name, size):
     return (name.encode() * size)[:size]
@@ -310,7 +311,7 @@ def test_a_disk_that_is_too_slow_for_what_is_saved_is_said_once(tmp_path: Path) 
         tmp_path,
         f"""
 guard = make({_EVERYTHING_AHEAD})
-guard.pace.add(1000, 10.0)  # 100 bytes a second
+guard.copy_speed.add(1000, 10.0)  # 100 bytes a second
 for number in range(2):
     trainer, path, held = capture(f"w{{number}}", MIB)
     guard.add(f"0.x.{{number}}", f"w{{number}}", held)

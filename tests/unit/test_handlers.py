@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from async_ckpt import handlers, undisturbed
-from async_ckpt.undisturbed import Abandoned, ended_by, go_on, run
+from async_ckpt.system import handlers, undisturbed
+from async_ckpt.system.undisturbed import Abandoned, ended_by, go_on, run
 
 Handler = Callable[[int, FrameType | None], None]
 

@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 
-from async_ckpt import catalog, layout, manifest, restore
+from async_ckpt import layout, manifest
 from async_ckpt.config import Config
+from async_ckpt.stores import catalog
+from async_ckpt.task import restore
 
 from ..support.agents import TASK
 from ..support.hostile_loads import KEY, MANIFEST_KEY, METADATA_KEY, Load, Place

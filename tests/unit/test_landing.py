@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from async_ckpt import landing, restore
+from async_ckpt.capture.walk import walk
 from async_ckpt.config import Config
 from async_ckpt.errors import SnapshotError, UsageError
-from async_ckpt.landing import Arrival, Landing, check_clean, make_links
-from async_ckpt.snapshot.walk import walk
+from async_ckpt.task import landing, restore
+from async_ckpt.task.landing import Arrival, Landing, check_clean, make_links
 
 from ..support.filesystems import CannotMount, small_tmpfs
 
@@ -292,7 +292,7 @@ def test_what_a_killed_load_has_left_is_removed_by_the_next_one_and_what_another
     tmp_path: Path,
 ) -> None:
     script = (
-        "import os, signal, sys; from async_ckpt.landing import Landing, Arrival\n"
+        "import os, signal, sys; from async_ckpt.task.landing import Landing, Arrival\n"
         "with Landing(sys.argv[1], Arrival()) as staging:\n"
         "    for path in (f'{staging}/large', f'{staging}/../tar'): open(path, 'w').close()\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from async_ckpt.capture import lease
+from async_ckpt.capture.link_back import Lender
 from async_ckpt.manifest import COPY, LINK, MOVED, FileEntry
-from async_ckpt.snapshot import lease
-from async_ckpt.snapshot.lending import Lender
 
 
 class Captured:

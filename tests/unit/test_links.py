@@ -11,11 +11,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from async_ckpt import restore, snapshot
+from async_ckpt import capture
 from async_ckpt.config import Config
 from async_ckpt.errors import SnapshotError
 from async_ckpt.manifest import FileEntry, Link, Manifest
 from async_ckpt.spool.spool import Admitted
+from async_ckpt.task import restore
 
 _NAMES = st.sampled_from(["a", "b", "c", "d"])
 _PATHS = st.lists(_NAMES, min_size=1, max_size=3).map("/".join)
@@ -71,7 +72,7 @@ def _make(base: Path, files: list[str], links: dict[str, str]) -> None:
 def _capture(path: Path, target: Path) -> Admitted | None:
     """None: it was refused, and rightly so."""
     try:
-        captured = snapshot.capture(str(path), str(target), "copy", guarded=False, config=Config(), lease_budget=0)
+        captured = capture.capture(str(path), str(target), "copy", guarded=False, config=Config(), lease_budget=0)
     except SnapshotError as error:
         link = Path(error.where)
         assert link.is_symlink()

@@ -24,8 +24,8 @@ import pytest
 from async_ckpt import cli
 from async_ckpt.config import Config
 from async_ckpt.metadata import Note, Said, plain
-from async_ckpt.printable import dumps, valid
-from async_ckpt.reference import CheckpointInfo
+from async_ckpt.system.printable import dumps, valid
+from async_ckpt.task.reference import CheckpointInfo
 
 CONFIG = Config()
 UTC = datetime.timezone.utc

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from async_ckpt import layout, moments
+from async_ckpt import layout
+from async_ckpt.layout import newest
 
 NOON = datetime(2026, 11, 28, 12, tzinfo=timezone.utc)
 
@@ -51,7 +52,7 @@ def sydney(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_a_moment_is_in_utc_and_without_a_zone_the_earliest_that_it_can_have_been(
     fields: dict[str, Any], expected: datetime
 ) -> None:
-    assert moments.moment(fields) == expected
+    assert newest.moment(fields) == expected
 
 
 @pytest.mark.parametrize(
@@ -59,10 +60,10 @@ def test_a_moment_is_in_utc_and_without_a_zone_the_earliest_that_it_can_have_bee
 )
 def test_what_is_no_time_is_older_than_all(value: Any) -> None:
     data = {"created_at": value, "created_on": value}
-    assert moments.moment(data) < NOON
-    assert moments.newer(saved(), {**saved(None, task="2"), **data})
-    assert moments.newest_first([data | saved(None, task="2"), saved()])[0] == saved()
-    assert moments.shown(data)
+    assert newest.moment(data) < NOON
+    assert newest.newer(saved(), {**saved(None, task="2"), **data})
+    assert newest.newest_first([data | saved(None, task="2"), saved()])[0] == saved()
+    assert newest.shown(data)
 
 
 def test_what_a_reference_says_of_its_moment_does_not_depend_on_the_zone_and_old_clients_can_compare_it(
@@ -74,18 +75,18 @@ def test_what_a_reference_says_of_its_moment_does_not_depend_on_the_zone_and_old
     )
     assert made["created_at"] == "2026-11-28T12:00:00.000000+00:00"
     assert datetime.fromisoformat(made["created_on"]) == datetime(2026, 11, 28, 23)
-    assert moments.shown(made) == "2026-11-28 23:00:00+11:00"
-    assert moments.shown({"created_on": "2026-11-28T12:00:00.500000"}) == "2026-11-28 12:00:00"
+    assert newest.shown(made) == "2026-11-28 23:00:00+11:00"
+    assert newest.shown({"created_on": "2026-11-28T12:00:00.500000"}) == "2026-11-28 12:00:00"
 
 
 def test_within_a_task_attempt_and_version_decide_and_between_tasks_the_moment() -> None:
     first, second = saved(NOON, version=9), saved(NOON - timedelta(hours=5), attempt=1)
-    assert moments.newer(second, first)
-    assert not moments.newer(first, second)
+    assert newest.newer(second, first)
+    assert not newest.newer(first, second)
     other = saved(NOON - timedelta(hours=1), task="2", version=1)
-    assert moments.newer(first, other)
-    assert moments.newer(other, second)
-    assert not moments.newer(first, first)
+    assert newest.newer(first, other)
+    assert newest.newer(other, second)
+    assert not newest.newer(first, first)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -104,20 +105,20 @@ def test_mixed_lists_have_one_order_in_which_no_task_is_against_its_versions_and
             entries.append(saved(None, task=task, version=str(version)))  # type: ignore[arg-type]
         else:
             entries.append(saved(at, task=task, attempt=version // 3, version=version % 3))
-    expected = moments.newest_first(entries)
+    expected = newest.newest_first(entries)
     for _ in range(5):
         rng.shuffle(entries)
-        assert moments.newest_first(entries) == expected
+        assert newest.newest_first(entries) == expected
     for task in "123":
         orders = [layout.order(data) for data in expected if data["pathspec"].endswith(f"/{task}")]
         assert orders == sorted(orders, reverse=True)
     for place, data in enumerate(expected):
         for later in expected[place + 1 :]:
-            same_or_newer = moments.moment(later) <= moments.moment(data) or later["pathspec"] == data["pathspec"]
+            same_or_newer = newest.moment(later) <= newest.moment(data) or later["pathspec"] == data["pathspec"]
             earlier = [
                 e for e in entries if e["pathspec"] == data["pathspec"] and layout.order(e) <= layout.order(data)
             ]
-            assert same_or_newer or max(map(moments.moment, earlier)) >= moments.moment(later)
+            assert same_or_newer or max(map(newest.moment, earlier)) >= newest.moment(later)
 
 
 @pytest.mark.parametrize(
@@ -125,6 +126,6 @@ def test_mixed_lists_have_one_order_in_which_no_task_is_against_its_versions_and
 )
 def test_a_latest_from_the_future_blocks_nothing_but_its_own_task(ahead: timedelta, blocks: bool) -> None:
     latest = saved(NOON + ahead, task="2", version=3)
-    assert moments.blocks(latest, saved(NOON - timedelta(minutes=1)), NOON) is blocks
-    assert moments.blocks(latest, saved(NOON, task="2", version=2), NOON)
-    assert not moments.blocks(latest, saved(NOON, task="2", version=4), NOON)
+    assert newest.blocks(latest, saved(NOON - timedelta(minutes=1)), NOON) is blocks
+    assert newest.blocks(latest, saved(NOON, task="2", version=2), NOON)
+    assert not newest.blocks(latest, saved(NOON, task="2", version=4), NOON)

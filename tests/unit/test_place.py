@@ -11,9 +11,10 @@ import pytest
 
 from async_ckpt.config import Config
 from async_ckpt.errors import NotOurs, SpoolError
-from async_ckpt.spool import mounts, place
+from async_ckpt.spool import place
 from async_ckpt.spool.spool import Spool
 from async_ckpt.stores.base import StoreSpec
+from async_ckpt.system import mounts
 
 from ..support.agents import TASK
 from ..support.filesystems import CannotMount, small_tmpfs

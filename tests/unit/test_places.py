@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from async_ckpt import places, reading
 from async_ckpt.config import Config
 from async_ckpt.errors import IntegrityError, NotFound, StoreError, TransientStoreError, UsageError
 from async_ckpt.stores.base import StoreSpec
+from async_ckpt.task import loader, places
 
 from ..support.agents import TASK
 
@@ -69,7 +69,7 @@ class Asked:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **outcomes: Any) -> None:
         self.asked: list[str] = []
         self._outcomes = outcomes
-        monkeypatch.setattr(reading, "run_with_store", self._answer)
+        monkeypatch.setattr(loader, "run_with_store", self._answer)
 
     def _answer(self, spec: StoreSpec, config: Config, function: Any) -> Any:
         self.asked.append(spec.root)
@@ -84,7 +84,7 @@ def stores(*roots: str) -> list[StoreSpec]:
 
 
 def load(*roots: str) -> dict[str, Any]:
-    return reading.load_from_first(stores(*roots), {"key": KEY}, "into", Config())
+    return loader.load_from_first(stores(*roots), {"key": KEY}, "into", Config())
 
 
 @pytest.mark.parametrize("error", [NotFound("none"), StoreError("denied: AccessDenied"), StoreError("NoSuchBucket")])
@@ -110,7 +110,7 @@ def test_where_no_place_has_it_all_are_named_with_their_reasons(monkeypatch: pyt
     monkeypatch.setattr(places, "KINDS", ("local",))
     wanted = [*stores("first", "second"), StoreSpec("gs", "gs://third")]
     with pytest.raises(NotFound) as caught:
-        reading.load_from_first(wanted, {"key": KEY}, "into", Config())
+        loader.load_from_first(wanted, {"key": KEY}, "into", Config())
     for part in ("first: NoSuchBucket", "second: There is none", "gs://third: Stores of the kind 'gs'", "Create it"):
         assert part in str(caught.value)
 
@@ -125,7 +125,7 @@ def test_a_single_places_own_error_is_the_error(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_listing_is_the_first_that_is_not_empty(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = Asked(monkeypatch, first=StoreError("denied"), second=[], third=[{"key": KEY}], fourth=[{}])
-    found = reading.list_from_first(stores("first", "second", "third", "fourth"), lambda store: store, Config())  # type: ignore[arg-type, return-value]
+    found = loader.list_from_first(stores("first", "second", "third", "fourth"), lambda store: store, Config())  # type: ignore[arg-type, return-value]
     assert found == [{"key": KEY}]
     assert asked.asked == ["first", "second", "third"]
 
@@ -133,7 +133,7 @@ def test_a_listing_is_the_first_that_is_not_empty(monkeypatch: pytest.MonkeyPatc
 def test_an_empty_listing_does_not_hide_that_a_place_could_not_be_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     Asked(monkeypatch, first=StoreError("denied"), second=[])
     with pytest.raises(StoreError, match="denied"):
-        reading.list_from_first(stores("first", "second"), lambda store: store, Config())  # type: ignore[arg-type, return-value]
+        loader.list_from_first(stores("first", "second"), lambda store: store, Config())  # type: ignore[arg-type, return-value]
 
 
 def test_looking_for_a_checkpoint_makes_nothing(tmp_path: Path) -> None:
@@ -141,5 +141,5 @@ def test_looking_for_a_checkpoint_makes_nothing(tmp_path: Path) -> None:
     spec = places.of_reference(reference)
     assert spec is not None
     with pytest.raises(NotFound):
-        reading.load_from_first([spec], reference, str(tmp_path / "into"), Config())
+        loader.load_from_first([spec], reference, str(tmp_path / "into"), Config())
     assert list(tmp_path.iterdir()) == []

@@ -11,10 +11,10 @@ import pytest
 
 from async_ckpt.agent import remover
 from async_ckpt.agent.remover import Remover
+from async_ckpt.capture.base import remove_snapshot
+from async_ckpt.capture.moving import capture_by_move
 from async_ckpt.config import Config
 from async_ckpt.manifest import Manifest
-from async_ckpt.snapshot.base import remove_snapshot
-from async_ckpt.snapshot.moving import capture_by_move
 from async_ckpt.spool.spool import Spool
 
 from ..support.agents import TASK, wait_until

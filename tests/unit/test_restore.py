@@ -15,13 +15,14 @@ from typing import Any
 
 import pytest
 
-from async_ckpt import layout, manifest, restore
+from async_ckpt import layout, manifest
+from async_ckpt.capture.content import TarMember, TarSource
 from async_ckpt.config import Config
 from async_ckpt.errors import CheckpointError, IntegrityError, NotFound, SnapshotError, UsageError
 from async_ckpt.manifest import COPY, LINK, Directory, FileEntry, Link, Manifest
-from async_ckpt.source import TarMember, TarSource
 from async_ckpt.spool.spool import Admitted
 from async_ckpt.stores.local import LocalStore
+from async_ckpt.task import restore
 
 from ..support.agents import TASK
 

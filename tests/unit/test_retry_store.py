@@ -9,7 +9,7 @@ import pytest
 
 from async_ckpt.config import Config
 from async_ckpt.errors import NotFound, StoreError, TransientStoreError
-from async_ckpt.stores import _backoff
+from async_ckpt.stores import attempts
 from async_ckpt.stores.base import Entry
 from async_ckpt.stores.retry import RetryStore
 
@@ -26,7 +26,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     async def sleep(seconds: float) -> None:
         made.append(seconds)
 
-    monkeypatch.setattr(_backoff.anyio, "sleep", sleep)
+    monkeypatch.setattr(attempts.anyio, "sleep", sleep)
     return made
 
 
@@ -73,8 +73,8 @@ def test_the_last_error_says_how_often_how_long_and_why() -> None:
 
 def test_no_attempt_begins_after_the_deadline(pauses: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     faulty = FaultyStore([BUSY] * 99)
-    monkeypatch.setattr(_backoff.time, "monotonic", lambda: 1000.0 + sum(pauses))
-    monkeypatch.setattr(_backoff, "pause_s", lambda attempt: 10.0)
+    monkeypatch.setattr(attempts.time, "monotonic", lambda: 1000.0 + sum(pauses))
+    monkeypatch.setattr(attempts, "pause_s", lambda attempt: 10.0)
 
     async def check() -> None:
         with pytest.raises(TransientStoreError, match=r"gave up after 6 attempts over 50\.0 s"):
@@ -98,8 +98,8 @@ def test_what_was_given_up_below_is_not_tried_again_above(pauses: list[float]) -
 
 def test_pauses_grow_to_a_cap_and_are_spread_out() -> None:
     for attempt in (1, 2, 3, 10, 5000):
-        pauses = [_backoff.pause_s(attempt) for _ in range(200)]
-        bound = min(_backoff.CAP_S, _backoff.BASE_S * 2.0 ** min(attempt - 1, 30))
+        pauses = [attempts.pause_s(attempt) for _ in range(200)]
+        bound = min(attempts.CAP_S, attempts.BASE_S * 2.0 ** min(attempt - 1, 30))
         assert 0 <= min(pauses) < bound / 4
         assert bound * 3 / 4 < max(pauses) <= bound
 
@@ -162,7 +162,7 @@ def test_a_listing_that_breaks_off_is_an_error_and_no_entry_comes_twice() -> Non
 
 
 def test_a_wait_between_attempts_can_be_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_backoff, "pause_s", lambda attempt: 3600.0)
+    monkeypatch.setattr(attempts, "pause_s", lambda attempt: 3600.0)
 
     async def check() -> None:
         with anyio.move_on_after(0.05) as scope:

@@ -15,11 +15,12 @@ import pytest
 
 from async_ckpt.config import Config
 from async_ckpt.errors import UsageError
-from async_ckpt.stores import _s3_aiohttp, _s3_boto3, _s3_choice, open_store
-from async_ckpt.stores._s3_answers import Answer
-from async_ckpt.stores._s3_choice import fits_requirement, why_not_aiobotocore
-from async_ckpt.stores._s3_settings import Opened
+from async_ckpt.stores import open_store
 from async_ckpt.stores.base import S3Settings, StoreSpec
+from async_ckpt.stores.s3 import aiohttp_transport, boto3_transport, choice
+from async_ckpt.stores.s3.answers import Answer
+from async_ckpt.stores.s3.choice import fits_requirement, why_not_aiobotocore
+from async_ckpt.stores.s3.settings import Opened
 
 SETTINGS = {
     "region_name": "x", "aws_access_key_id": "a", "aws_secret_access_key": "b", "endpoint_url": "http://127.0.0.1:1"
@@ -51,25 +52,25 @@ async def nobody(operation: str, request: Any) -> Answer:
 def opened(params: dict[str, Any] = SETTINGS) -> Opened:
     async def check() -> Opened:
         async with AsyncExitStack() as stack:
-            return await _s3_choice.open_client(stack, S3Settings(params), Config(), nobody)
+            return await choice.open_client(stack, S3Settings(params), Config(), nobody)
 
     return anyio.run(check)
 
 
 def test_aiobotocore_is_taken_without_a_word_where_it_fits() -> None:
     found = opened()
-    assert not isinstance(found.client, _s3_boto3.ThreadClient)
+    assert not isinstance(found.client, boto3_transport.ThreadClient)
     assert found.notice == ""
 
 
 @pytest.mark.usefixtures("_undescribed")
 def test_without_aiobotocore_threads_are_taken_and_the_remedy_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, _s3_aiohttp.__name__)
+    monkeypatch.delitem(sys.modules, aiohttp_transport.__name__)
     for name in [name for name in sys.modules if name.partition(".")[0] == "aiobotocore"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "aiobotocore", None)  # As if it could not be found.
     found = opened()
-    assert isinstance(found.client, _s3_boto3.ThreadClient)
+    assert isinstance(found.client, boto3_transport.ThreadClient)
     assert "aiobotocore is not installed" in found.notice
     assert "@pypi(packages={'aiobotocore'" in found.notice
     assert "\n" not in found.notice
@@ -78,7 +79,7 @@ def test_without_aiobotocore_threads_are_taken_and_the_remedy_is_said(monkeypatc
 def test_an_aiobotocore_for_another_botocore_is_not_even_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metadata, "requires", lambda name: ["aiohttp>=3", "botocore<1.34.107,>=1.34.70"])
     found = opened()
-    assert isinstance(found.client, _s3_boto3.ThreadClient)
+    assert isinstance(found.client, boto3_transport.ThreadClient)
     assert "needs botocore<1.34.107,>=1.34.70" in found.notice
     assert f"botocore {botocore.__version__} is installed" in found.notice
 
@@ -104,9 +105,9 @@ def test_a_client_that_cannot_be_made_is_a_reason(monkeypatch: pytest.MonkeyPatc
         def create_client(self, *_: Any, **__: Any) -> Any:
             raise TypeError("f() missing 3 required positional arguments")
 
-    monkeypatch.setattr(_s3_aiohttp, "get_session", Session)
+    monkeypatch.setattr(aiohttp_transport, "get_session", Session)
     found = opened()
-    assert isinstance(found.client, _s3_boto3.ThreadClient)
+    assert isinstance(found.client, boto3_transport.ThreadClient)
     assert "missing 3 required positional arguments" in found.notice
 
 
@@ -117,12 +118,12 @@ def test_settings_that_no_client_takes_are_still_refused() -> None:
 
 def test_proxies_that_only_botocore_knows_go_through_it(monkeypatch: pytest.MonkeyPatch) -> None:
     found = opened({**SETTINGS, "config": {"proxies_config": {"proxy_ca_bundle": "/ca.pem"}}})
-    assert isinstance(found.client, _s3_boto3.ThreadClient)
+    assert isinstance(found.client, boto3_transport.ThreadClient)
     assert "proxies_config" in found.notice
 
 
 def test_the_notice_reaches_who_opened_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_s3_choice, "why_not_aiobotocore", lambda: "it is Monday")
+    monkeypatch.setattr(choice, "why_not_aiobotocore", lambda: "it is Monday")
 
     async def check() -> None:
         config = Config(store_attempts=1)

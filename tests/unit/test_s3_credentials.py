@@ -12,9 +12,9 @@ import pytest
 from botocore.exceptions import CredentialRetrievalError
 
 from async_ckpt.errors import StoreError
-from async_ckpt.stores import _s3_credentials
-from async_ckpt.stores._s3_credentials import Credentials, botocore_chain
-from async_ckpt.stores._s3_errors import mapped
+from async_ckpt.stores.s3 import credentials as credentials_module
+from async_ckpt.stores.s3.credentials import Credentials, botocore_chain
+from async_ckpt.stores.s3.errors import mapped
 
 
 class Keys(NamedTuple):
@@ -64,7 +64,7 @@ def test_after_a_minute_the_same_session_is_asked_again(monkeypatch: pytest.Monk
         credentials = Credentials(source, 5)
         assert await credentials.get() == Keys("a")
         later = time.monotonic() + 61
-        monkeypatch.setattr(_s3_credentials.time, "monotonic", lambda: later)
+        monkeypatch.setattr(credentials_module.time, "monotonic", lambda: later)
         assert await credentials.get() == Keys("b")
 
     anyio.run(check)
@@ -100,7 +100,7 @@ def test_an_ambiguous_refusal_asks_a_new_session_only_now_and_then() -> None:
 
 @pytest.fixture
 def _no_peace(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_s3_credentials, "CREDENTIALS_PEACE_S", 0.0)
+    monkeypatch.setattr(credentials_module, "CREDENTIALS_PEACE_S", 0.0)
 
 
 def test_a_source_that_has_just_failed_is_left_in_peace() -> None:
@@ -139,7 +139,7 @@ def test_a_source_that_fails_does_not_take_away_what_the_store_still_takes(monke
         credentials = Credentials(source, 5)
         used = await credentials.get()
         later = time.monotonic() + 61
-        monkeypatch.setattr(_s3_credentials.time, "monotonic", lambda: later)
+        monkeypatch.setattr(credentials_module.time, "monotonic", lambda: later)
         assert await credentials.get() == used
         credentials.refuse(used)
         with pytest.raises(CredentialRetrievalError, match="vault is sealed"):

@@ -11,8 +11,8 @@ from botocore import exceptions
 from botocore.parsers import ResponseParserError
 
 from async_ckpt.errors import IntegrityError, NotFound, StoreError, TransientStoreError
-from async_ckpt.stores._s3_answers import NotS3, Refusal
-from async_ckpt.stores._s3_errors import StartOver, asks_to_slow_down, mapped
+from async_ckpt.stores.s3.answers import NotS3, Refusal
+from async_ckpt.stores.s3.errors import StartOver, asks_to_slow_down, mapped
 
 WHERE = "s3://bucket/key"
 

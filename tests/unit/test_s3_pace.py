@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from async_ckpt.config import PIECE_BYTES
-from async_ckpt.stores._s3_pace import Climber, ClimbingLane, Fixed, Lane, Throttle
+from async_ckpt.stores.s3.concurrency import Climber, ClimbingLane, Fixed, Lane, Throttle
 
 
 def climb(climber: Climber, rate_of: dict[str, float], windows: int) -> None:

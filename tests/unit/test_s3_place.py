@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from async_ckpt.errors import StoreError
-from async_ckpt.stores._s3_place import PROBE, Place
+from async_ckpt.stores.s3.address import PROBE, Place
 
 AWS4 = "AWS4-HMAC-SHA256 Credential=placeholder/20260101/eu-west-3/s3/aws4_request, SignedHeaders=host, Signature=0"
 

@@ -12,7 +12,7 @@ from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 
 from async_ckpt.errors import UsageError
-from async_ckpt.stores._s3_signing import NO_CONTENT, UNSIGNED_PAYLOAD, Headers, Signing
+from async_ckpt.stores.s3.signing import NO_CONTENT, UNSIGNED_PAYLOAD, Headers, Signing
 
 NOW = datetime.datetime(2026, 2, 28, 23, 59, 59, tzinfo=datetime.timezone.utc)
 URLS = [

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from async_ckpt.agent import safety
-from async_ckpt.agent.habits import Habits
-from async_ckpt.agent.pace import Pace
-from async_ckpt.agent.safety import SafeLinks
+from async_ckpt.capture import safe_links
+from async_ckpt.capture.copy_speed import CopySpeed
+from async_ckpt.capture.habits import Habits
+from async_ckpt.capture.safe_links import SafeLinks
 from async_ckpt.manifest import COPY, LINK
 
 from ..support.agents import Task
@@ -53,8 +53,8 @@ class Trainer:
     """On a disk that can copy one file away in time, and was seen to."""
 
     def __init__(self, task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(safety, "_ALWAYS_BYTES", 0)
-        rate = 1.5 * SIZE / safety.BREAK_TIME_S / 0.6
+        monkeypatch.setattr(safe_links, "_ALWAYS_BYTES", 0)
+        rate = 1.5 * SIZE / safe_links.BREAK_TIME_S / 0.6
         os.makedirs(task.root)
         Path(task.root, "pace").write_text(json.dumps([rate, SIZE]))
         self.said: list[str] = []
@@ -74,10 +74,10 @@ class Trainer:
 
 
 def test_ranks_of_one_machine_share_what_its_disk_can_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(safety, "can_clone", lambda folder: False)
+    monkeypatch.setattr(safe_links, "can_clone", lambda folder: False)
     for ranks, size in ("1", 4 << 30), ("4", 1 << 30), ("none", 4 << 30):
         monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
-        limit = SafeLinks(habits(tmp_path), Pace(), str(tmp_path), str(tmp_path), safety.ranks_here())
+        limit = SafeLinks(habits(tmp_path), CopySpeed(), str(tmp_path), str(tmp_path), safe_links.ranks_here())
         assert limit.may_link("w", size)
         assert not limit.may_link("w", size)
 
@@ -106,7 +106,7 @@ def test_what_is_a_new_file_each_time_is_only_linked(
     gate = task.gate()
     gate.hold("left")
     trainer = Trainer(task, monkeypatch)
-    kept = Habits.of(trainer.checkpointer.spool)
+    kept = trainer.checkpointer.spool.habits()
     for number in range(3):
         for name in ("left", "right"):
             kept.saw(str(task.work / f"checkpoint-{number}" / name), (0, number))

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from async_ckpt.capture.content import FileSource, TarMember, TarSource
 from async_ckpt.errors import IntegrityError
-from async_ckpt.source import FileSource, TarMember, TarSource
 
 from ..support.writers import content
 

@@ -18,16 +18,16 @@ from typing import Any
 import pytest
 
 from async_ckpt import layout
+from async_ckpt.capture import origin
+from async_ckpt.capture.moving import capture_by_move
 from async_ckpt.config import Config
 from async_ckpt.errors import IntegrityError, SpoolError
 from async_ckpt.manifest import COPY, LINK, Directory, FileEntry, Link, Manifest
-from async_ckpt.snapshot import origin
-from async_ckpt.snapshot.moving import capture_by_move
-from async_ckpt.spool import mounts
 from async_ckpt.spool import spool as spool_module
-from async_ckpt.spool.mounts import down_from_mount
 from async_ckpt.spool.spool import Admitted, Spool, torn_file
 from async_ckpt.stores.base import StoreSpec
+from async_ckpt.system import mounts
+from async_ckpt.system.mounts import down_from_mount
 
 from ..support.agents import TASK
 from ..support.environments import with_our_modules

@@ -17,12 +17,12 @@ from botocore.config import Config as BotoConfig
 
 from async_ckpt.config import Config
 from async_ckpt.errors import UsageError
-from async_ckpt.stores import _s3_settings
-from async_ckpt.stores._s3_aiohttp import open_client
-from async_ckpt.stores._s3_answers import Answer
-from async_ckpt.stores._s3_engine import Engine
-from async_ckpt.stores._s3_settings import Wanted, is_loopback, merged_config, sends_checksums, validates
 from async_ckpt.stores.base import S3Settings
+from async_ckpt.stores.s3 import settings
+from async_ckpt.stores.s3.aiohttp_transport import open_client
+from async_ckpt.stores.s3.answers import Answer
+from async_ckpt.stores.s3.engine import Engine
+from async_ckpt.stores.s3.settings import Wanted, is_loopback, merged_config, sends_checksums, validates
 from tests.support.servers import S3Server, moto_server
 
 __all__ = ["moto_server"]
@@ -163,7 +163,7 @@ def test_proxies_are_found_as_botocore_finds_them_and_named(
         monkeypatch.delenv(name.lower(), raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    _s3_settings._environment_proxy.cache_clear()
+    settings._environment_proxy.cache_clear()
 
     async def check() -> None:
         settings = S3Settings({**KEYS, "endpoint_url": "https://store.example"})
@@ -175,7 +175,7 @@ def test_proxies_are_found_as_botocore_finds_them_and_named(
             await engine.aclose()
 
     anyio.run(check)
-    _s3_settings._environment_proxy.cache_clear()
+    settings._environment_proxy.cache_clear()
 
 
 def test_a_setting_that_no_client_takes_is_refused_by_name() -> None:

@@ -12,7 +12,7 @@ from ..support.environments import with_our_modules
 
 _SCRIPT = """
 import os, signal, sys, threading
-from async_ckpt.termination import Termination
+from async_ckpt.task.termination import Termination
 
 class Checkpointer:
     def hurry(self, seconds):

@@ -12,16 +12,17 @@ from typing import Any
 import anyio
 import pytest
 
-from async_ckpt import catalog, layout
-from async_ckpt.agent import uploader as uploader_module
-from async_ckpt.agent.handover import TAR, Handover, messages
-from async_ckpt.agent.uploader import Uploader
+from async_ckpt import layout
 from async_ckpt.config import Config
 from async_ckpt.errors import CheckpointError, IntegrityError, NotFound, StoreError, TransientStoreError
 from async_ckpt.manifest import COPY, LINK, FileEntry, Link, Manifest
 from async_ckpt.spool.journal import Known, Progress
 from async_ckpt.spool.spool import Admitted
 from async_ckpt.spool.stored import StoredFile
+from async_ckpt.stores import catalog
+from async_ckpt.upload import checkpoint as uploader_module
+from async_ckpt.upload.checkpoint import Uploader
+from async_ckpt.upload.handover import TAR, Handover, messages
 
 from ..support.agents import TASK
 from ..support.faulty import crcs_of, pattern

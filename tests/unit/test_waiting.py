@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from async_ckpt.agent.waiting import MAX_QUESTIONS, Waiting
+from async_ckpt.agent.questions import MAX_QUESTIONS, Waiting
 from async_ckpt.ipc.protocol import Message
 from async_ckpt.ipc.server import Connection
 

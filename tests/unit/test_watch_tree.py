@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from async_ckpt.errors import UsageError
+from async_ckpt.system.writers import open_for_writing
 from async_ckpt.watch.names import Pattern
 from async_ckpt.watch.options import WatchOptions
 from async_ckpt.watch.tree import identity, inodes, newest_ns, read_tree, size
-from async_ckpt.watch.writers import open_for_writing
 from tests.support import filesystems
 
 PLACES = (

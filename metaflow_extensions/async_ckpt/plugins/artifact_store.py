@@ -14,9 +14,9 @@ from typing import Any
 
 from metaflow.metadata_provider import MetaDatum
 
-from async_ckpt import places
 from async_ckpt.stores.base import StoreSpec
-from async_ckpt.task_listing import NOTED_ROOT, NOTED_TYPE
+from async_ckpt.task import places
+from async_ckpt.task.listing import NOTED_ROOT, NOTED_TYPE
 
 _ROOM = "metaflow_extensions.obcheckpoint.plugins.machine_learning_utilities.datastore"
 #: metaflow-checkpoint calls what any client of S3 can read "s3".

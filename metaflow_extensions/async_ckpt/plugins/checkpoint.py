@@ -1,4 +1,4 @@
-"""``from metaflow import Checkpoint`` and ``current.checkpoint``: Metaflow's words over ``async_ckpt.checkpointer``."""
+"""``from metaflow import Checkpoint`` and ``current.checkpoint``: Metaflow's words over ``task.checkpointer``."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from async_ckpt import layout
-from async_ckpt.checkpointer import Checkpointer
 from async_ckpt.config import ENV_SPOOL, Config
 from async_ckpt.errors import UsageError, WatchError
-from async_ckpt.reading import check_shard, load_from_first
-from async_ckpt.reference import CheckpointInfo, LoadedInfo, Reference
-from async_ckpt.task_listing import check_attempt, list_task
+from async_ckpt.task.checkpointer import Checkpointer
+from async_ckpt.task.listing import check_attempt, list_task
+from async_ckpt.task.loader import check_shard, load_from_first
+from async_ckpt.task.reference import CheckpointInfo, LoadedInfo, Reference
 from async_ckpt.watch import MetadataFrom, Watch, WatchOptions
 
 from .artifact_store import store_in_context, stores_of_reference
@@ -348,7 +348,9 @@ class CurrentCheckpoint(_Checkpoints):
     def _load_newest(self, policy: str, shard: str) -> CheckpointInfo | None:
         report = self._report
         if self._checkpointer.task.nodes > 1:
-            from async_ckpt import gang  # Late: it brings the data plane's modules, which few Metaflow processes need.
+            from async_ckpt.task import (
+                gang,  # Late: it brings the data plane's modules, which few Metaflow processes need.
+            )
 
             data = gang.load_newest(self._checkpointer, policy, self._directory, report, shard)
         else:

@@ -21,15 +21,15 @@ from metaflow.flowspec import INTERNAL_ARTIFACTS_SET
 from metaflow.metadata_provider import MetaDatum
 from metaflow.unbounded_foreach import UBF_CONTROL
 
-from async_ckpt import carried, layout
-from async_ckpt.checkpointer import Checkpointer
+from async_ckpt import layout, pod_anyio
+from async_ckpt.capture import check_strategy
 from async_ckpt.config import ENV_ATTEMPT, ENV_PREFIX, ENV_SPOOL, Config
 from async_ckpt.errors import CheckpointError, FlushError, StoreError, UsageError, WatchError
-from async_ckpt.reference import CheckpointInfo
-from async_ckpt.snapshot import check_strategy
 from async_ckpt.spool.place import places
-from async_ckpt.task_listing import TASK_CHECKPOINTS
-from async_ckpt.termination import Termination
+from async_ckpt.task.checkpointer import Checkpointer
+from async_ckpt.task.listing import TASK_CHECKPOINTS
+from async_ckpt.task.reference import CheckpointInfo
+from async_ckpt.task.termination import Termination
 
 from .artifact_store import noted, store_of_flow
 from .checkpoint import TASK_LATEST_CHECKPOINT, CurrentCheckpoint, JsonList
@@ -136,7 +136,7 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
 
     def add_to_package(self) -> Iterator[tuple[str, str]]:
         """What a pod needs beside this library, which its ``METAFLOW_PACKAGE_POLICY`` puts there."""
-        return carried.files()
+        return pod_anyio.files()
 
     # -- the life of a task ----------------------------------------------------------------------------------------
 

@@ -17,10 +17,10 @@ from typing import Any
 
 from async_ckpt import layout
 from async_ckpt.agent.launch import UPLOADERS
+from async_ckpt.capture import STRATEGIES
 from async_ckpt.config import CHOICES
 from async_ckpt.errors import UsageError
-from async_ckpt.reading import SHARDS
-from async_ckpt.snapshot import STRATEGIES
+from async_ckpt.task.loader import SHARDS
 
 LOAD_POLICIES = ("fresh", "eager", "none")
 

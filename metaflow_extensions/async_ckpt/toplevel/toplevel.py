@@ -1,7 +1,7 @@
 """What ``from metaflow import ...`` gives."""
 
 from async_ckpt import __version__
-from async_ckpt.reference import LoadedInfo
+from async_ckpt.task.reference import LoadedInfo
 
 from ..plugins.checkpoint import Checkpoint, wait_until_stored
 from ..precedence import before_reading, datastructures, take_export

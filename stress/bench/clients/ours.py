@@ -9,11 +9,11 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
-from async_ckpt.concurrency import for_each
+from async_ckpt.capture.content import FileSource
 from async_ckpt.config import CHUNK_BYTES, Config
-from async_ckpt.source import FileSource
 from async_ckpt.stores import open_store
 from async_ckpt.stores.base import StoreSpec
+from async_ckpt.system.concurrency import for_each
 
 from .. import pattern
 from .job import Engine, Job, Measured

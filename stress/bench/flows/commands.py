@@ -143,8 +143,8 @@ class Commands:
 
     def raw(self, count, size):
         """The store's own rate in this process: new files put side by side, without spool, agent and metadata."""
-        from async_ckpt.concurrency import for_each
-        from async_ckpt.source import FileSource
+        from async_ckpt.capture.content import FileSource
+        from async_ckpt.system.concurrency import for_each
 
         mine = current.checkpoint._checkpointer
         files = [os.path.join(self.directory, f"raw-{number}") for number in range(count)]

@@ -1,0 +1,114 @@
+"""What a snapshot is when it has been captured, how a strategy captures one file of it, and how it is removed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from ..errors import SnapshotError, os_reason
+from ..manifest import FileEntry, Manifest
+from ..system.files import folders_below, remove_tree
+from .content import pack_path
+from .origin import give_back, origin_path
+from .pack import Pack
+from .stillness import OpenFile
+from .walk import ANNEX_PREFIX
+
+
+@dataclass
+class Captured:
+    """A snapshot that is complete but not yet admitted.
+
+    ``leases`` maps the relative path of each hard-linked file to the descriptor that holds its lease.
+    """
+
+    manifest: Manifest
+    leases: dict[str, int] = field(default_factory=dict)
+    #: Symbolic links that led out of what was saved, and were captured as what they point to.
+    followed: list[str] = field(default_factory=list)
+    #: For ``move``: where the item stood, and where it stands now; it is put back if it cannot be admitted.
+    moved: tuple[str, str] | None = None
+
+    def drop(self, target: str) -> None:
+        """Undo the capture: give back what was moved, let go the leases, remove ``target``.
+
+        Raises
+        ------
+        SnapshotError
+            What was moved could not get its old place back; says where it is.
+        """
+        for fd in self.leases.values():
+            os.close(fd)
+        if self.moved is not None:
+            self._put_back(target, *self.moved)
+        else:
+            remove_snapshot(target)
+
+    def _put_back(self, target: str, original: str, now: str) -> None:
+        try:
+            place = give_back(target)
+        except OSError as error:
+            raise SnapshotError(
+                f"{original} is not saved, and cannot be put back from {now}: {os_reason(error)}", where=original,
+                hint="It stays in the spool; the end of the step, or the next attempt, tries again",
+            ) from error  # fmt: skip
+        if place not in (original, None):
+            raise SnapshotError(
+                f"{original} is not saved, and something else has taken its place meanwhile: it is {place} now"
+            )
+
+
+def remove_snapshot(target: str) -> None:
+    """Give back a snapshot's disk; one that is gone is no error."""
+    # First: what is not whole any more is put back by nobody.
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(origin_path(target))
+    remove_tree(target)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(pack_path(target))
+
+
+def annex_in(path: str) -> str | None:
+    """A directory of ours below ``path`` in which snapshots lie (or that cannot be looked into); None: there is none.
+
+    They are made as far above as can be; but where nothing else can be written to, inside of what somebody saves.
+    """
+    for folder, names, _ in folders_below(path):
+        for name in names:
+            if name.startswith(ANNEX_PREFIX) and name.removeprefix(ANNEX_PREFIX).isdecimal():
+                annexes = os.path.join(folder, name)
+                try:
+                    if any(os.listdir(os.path.join(annexes, annex)) for annex in os.listdir(annexes)):
+                        return annexes
+                except FileNotFoundError:
+                    continue
+                except OSError:
+                    return annexes
+    return None
+
+
+class FileStrategy(Protocol):
+    """How one regular file gets into a snapshot."""
+
+    #: Where small files go; None: this one has no pack.
+    pack: Pack | None
+
+    def capture_file(self, file: OpenFile) -> FileEntry:
+        """Make ``file.target`` (or the pack) hold what it holds now. An entry with ``how=LINK`` keeps the descriptor.
+
+        Raises
+        ------
+        OSError, SnapshotError
+            It could not; whatever was made is removed by the caller.
+        """
+
+    def forget(self, path: str) -> None:
+        """The file of this relative path is going to be captured once more, or is gone."""
+
+    def finish(self) -> None:
+        """All files were captured: write out what is still held back."""
+
+    def leases(self) -> dict[str, int]:
+        """Leases taken so far: relative path → descriptor."""

@@ -1,0 +1,387 @@
+"""The whole of what is saved, as it was at one moment.
+
+What the walk finds is captured one after the other. Then everything is looked at again (``stillness`` says how): where
+nothing moved since it was captured, and no name came or went, what was captured is what was there at the moment in
+which that second look began. What did move is captured again, a few times; then the capture is refused, by name.
+
+A file that only grows (a log) does not stop a capture: it is taken up to its length at one moment, which is found by
+looking at those that move, and at nothing else, until none of them did for one turn; the rest is looked at after that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import random
+import resource
+import stat
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ..config import Config
+from ..errors import SnapshotError
+from ..manifest import LINK, PACKED, Directory, Link, Manifest
+from ..system import filesystems
+from ..system.undisturbed import go_on
+from .base import Captured, FileStrategy
+from .stillness import OPEN, Now, OpenFile
+from .symlinks import failure, refused
+from .walk import Item, walk
+
+#: What the kernel says of a name that is another thing than it was.
+_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+
+#: Turns in which only what moves is looked at, microseconds each.
+_TURNS = 200
+#: First and longest pause before what moved is captured again, in seconds.
+_PAUSES_S = (0.001, 0.1)
+#: After so many files a capture may be ended.
+_BETWEEN = 256
+#: Originals that are kept open for the second look, at most.
+_MAX_OPEN = 1000
+
+
+@dataclass
+class _Folder:
+    """A captured folder: where it stands, what it was before it was listed, and whether a new time tells of every name
+    that comes or goes.
+    """
+
+    item: Item
+    status: os.stat_result
+    sure: bool
+
+    def moved(self) -> bool:
+        now = os.stat(self.item.full) if not self.item.path else os.lstat(self.item.full)
+        return (now.st_ino, now.st_mtime_ns) != (self.status.st_ino, self.status.st_mtime_ns)
+
+
+def capture_tree(path: str, target: str, strategy: FileStrategy, config: Config) -> Captured:
+    """Capture everything under ``path`` into the new directory ``target`` with one strategy for files.
+
+    Raises
+    ------
+    SnapshotError
+        Something cannot be captured, or does not stand still; ``target`` is removed.
+    """
+    tree = _Tree(path, target, strategy, config)
+    captured = Captured(Manifest())
+    try:
+        os.mkdir(target, 0o700)
+        tree.capture()
+        strategy.finish()
+        captured.manifest, captured.followed = tree.manifest(), tree.followed()
+        captured.leases = strategy.leases()
+        return captured
+    except BaseException as error:
+        with contextlib.suppress(OSError):  # What it would write out is removed.
+            strategy.finish()
+        captured.leases = strategy.leases()
+        captured.drop(target)
+        if isinstance(error, OSError) and not isinstance(error, SnapshotError):
+            raise failure(tree.at, error) from error
+        raise
+    finally:
+        tree.close()
+
+
+class _Tree:
+    def __init__(self, path: str, target: str, strategy: FileStrategy, config: Config) -> None:
+        self._path, self._target, self._strategy, self._config = path, target, strategy, config
+        self._items: list[Item] = []
+        self._files: dict[str, OpenFile] = {}
+        self._folders: dict[str, _Folder] = {}
+        self._links: dict[str, str] = {}
+        #: Kinds of file systems by device, and whether they are local.
+        self._kinds: dict[int, tuple[str, bool]] = {}
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._may_open = _MAX_OPEN if soft == resource.RLIM_INFINITY else min(_MAX_OPEN, soft // 3)
+        #: Whether something was written to, or came, while it was captured. Where files only vanish, all of it may be
+        #: on its way out, and half of it would be taken for the whole.
+        self._alive = False
+        #: What is dealt with right now, for an error.
+        self._at: Item | str = path
+
+    @property
+    def at(self) -> str:
+        """What was dealt with last, for an error."""
+        return self._at if isinstance(self._at, str) else self._at.shown
+
+    # -- the result ------------------------------------------------------------------------------------------------
+
+    def manifest(self) -> Manifest:
+        made = Manifest()
+        for item in self._items:
+            if item.kind == stat.S_IFREG:
+                made.files.append(self._files[item.path].entry)
+            elif item.kind == stat.S_IFDIR:
+                made.dirs.append(Directory.of(item.path, self._folders[item.path].status))
+            else:
+                made.links.append(Link(item.path, item.text))
+        return made
+
+    def followed(self) -> list[str]:
+        return [item.link for item in self._items if item.link]
+
+    def close(self) -> None:
+        """Let go of all originals but those that a lease holds."""
+        for file in self._files.values():
+            if file.entry.how != LINK:
+                file.close()
+
+    # -- capturing -------------------------------------------------------------------------------------------------
+
+    def capture(self) -> None:
+        """Capture, and go on until it is all of one moment."""
+        deadline, pause = time.monotonic() + self._config.capture_timeout_s, _PAUSES_S[0]
+        vanished: SnapshotError | None = None
+        moved, complete = [self._path], False
+        for turn in range(1 + self._config.capture_tries):
+            go_on()
+            if turn and time.monotonic() > deadline:
+                break
+            if turn:  # What others write to says nothing when it is done.
+                time.sleep(pause * random.uniform(0.5, 1.0))
+                pause = min(pause * 2, _PAUSES_S[1])
+            try:
+                if not complete or self._names_moved():
+                    complete = False
+                    vanished = self._list() or vanished
+                    complete = True
+                moved = self._settle()
+                if not moved and vanished is not None and self._files and not self._alive:
+                    time.sleep(self._config.capture_vanished_s)
+                    moved = self._settle()
+            except (OSError, SnapshotError) as error:
+                if _is_out_of_descriptors(error) and self._spare_descriptors():
+                    moved, complete = [self.at], False
+                    continue
+                if not _has_gone(error) or not os.path.exists(self._path):
+                    raise
+                # Something was taken away while it was captured, or replaced: look again what there is.
+                vanished = error if isinstance(error, SnapshotError) else failure(self.at, error)
+                moved, complete = [self.at], False
+                continue
+            if not moved:
+                break
+        if vanished is not None and (moved or not self._files):
+            raise vanished
+        if moved:
+            raise restless(self._path, moved)
+
+    def _list(self) -> SnapshotError | None:
+        """Walk, and capture what is new or has changed since the last time. Returns the error for what has vanished."""
+        before = {item.path: item for item in self._items}
+        again, items = bool(before), list[Item]()
+        try:
+            if os.path.isdir(self._path):
+                self._folders[""] = self._folder(Item("", self._path, stat.S_IFDIR))
+            for item in walk(self._path, self._config):
+                if not len(items) % _BETWEEN:
+                    go_on()
+                self._at = item
+                known = before.get(item.path) if again else None
+                if known is not None and known != item:
+                    inside = f"{item.path}/"  # Of a folder that is none any more, or another one.
+                    old = [path for path in before if path == item.path or path.startswith(inside)]
+                    self._remove([before.pop(path) for path in old])
+                self._take(item, new=known != item)
+                if again:
+                    self._alive |= known is None
+                    before.pop(item.path, None)
+                items.append(item)
+        finally:
+            # Where it ends early, what was captured and is not in the new list yet stays in it.
+            self._items = items + list(before.values())
+        self._remove(before.values())
+        self._items = items
+        gone = next((item for item in before.values() if item.kind == stat.S_IFREG), None)
+        return failure(gone.shown, FileNotFoundError()) if gone is not None else None
+
+    def _take(self, item: Item, *, new: bool) -> None:
+        if item.kind == stat.S_IFREG:
+            known = self._files.get(item.path)
+            if known is not None and not new and os.lstat(item.full).st_ino != known.status.st_ino:
+                self._forget(item.path)  # Another file has taken its name.
+                known = None
+            if known is None:
+                self._capture_file(item)
+        elif item.kind == stat.S_IFDIR:
+            folder = self._folder(item)
+            if new:
+                os.mkdir(f"{self._target}/{item.path}", 0o700)
+            self._folders[item.path] = folder
+        elif new:
+            os.symlink(item.text, f"{self._target}/{item.path}")
+
+    def _folder(self, item: Item) -> _Folder:
+        kind, looked_ns = filesystems.kind_at(item.full), time.time_ns()
+        status = os.lstat(item.full) if item.path else os.stat(item.full)
+        return _Folder(item, status, filesystems.leases_hold(kind) and filesystems.is_settled(kind, status, looked_ns))
+
+    def _capture_file(self, item: Item) -> None:
+        file = OpenFile(os.open(item.full, OPEN), item, self._target)
+        try:
+            status = file.status
+            if not stat.S_ISREG(status.st_mode):
+                raise refused(item.shown, status.st_mode)
+            if not status.st_size:
+                _check_empty(file)
+            # For whether this machine's kernel knows all of it; who links or copies it asks more closely.
+            known = self._kinds.get(status.st_dev)
+            if known is None:
+                self._kinds[status.st_dev] = known = file.on(), filesystems.is_local(file.on())
+            file.is_local = known[1]
+            file.entry = self._strategy.capture_file(file)
+            file.kind = file.kind or known[0]
+        except BaseException:
+            file.close()
+            with contextlib.suppress(OSError):
+                os.unlink(file.target)
+            raise
+        self._files[item.path] = file
+        if file.entry.how == LINK:
+            return
+        if self._may_open > 0:
+            self._may_open -= 1
+        else:
+            file.close()
+
+    def _spare_descriptors(self) -> bool:
+        """The trainer has most of those there may be: keep no original open. False: none was."""
+        kept = [file for file in self._files.values() if file.fd >= 0 and file.entry.how != LINK]
+        for file in kept:
+            file.close()
+        self._may_open = 0
+        return bool(kept)
+
+    def _remove(self, items: Iterable[Item]) -> None:
+        """Remove what was captured under these names, what is in a folder before the folder."""
+        for item in sorted(items, key=lambda item: item.path, reverse=True):
+            target = f"{self._target}/{item.path}"
+            if item.kind == stat.S_IFREG:
+                self._forget(item.path)
+            elif item.kind == stat.S_IFDIR:
+                del self._folders[item.path]
+                with contextlib.suppress(OSError):  # Not empty: something in it is removed after it, or not at all.
+                    os.rmdir(target)
+            else:
+                os.unlink(target)
+
+    def _forget(self, path: str) -> None:
+        file = self._files.pop(path, None)
+        if file is None:  # It vanished when it was to be captured again.
+            return
+        self._strategy.forget(path)
+        if file.fd >= 0 and file.entry.how != LINK:
+            self._may_open += 1
+        file.close()
+        if file.entry.how != PACKED:
+            os.unlink(file.target)
+
+    # -- looking again ---------------------------------------------------------------------------------------------
+
+    def _settle(self) -> list[str]:
+        """Look at everything again, and capture again what moved. Returns what cannot be had of one moment now."""
+        moving = self._moved(self._files.values())
+        if moving is None or self._names_moved():
+            return [self.at]
+        for _ in range(_TURNS):
+            if not moving:
+                return []
+            for file in moving:
+                self._capture_again(file)
+            self._alive = True
+            moving = [self._files[file.item.path] for file in moving]
+            if not all(file.is_untouched() for file in moving):
+                continue
+            # The moment: none of those that move has moved since it was captured. The others must not have, until now.
+            paths = {file.item.path for file in moving}
+            more = self._moved(file for path, file in self._files.items() if path not in paths)
+            if more is None or self._names_moved():
+                return [self.at]
+            if more:
+                moving += more
+                continue
+            return [file.item.shown for file in moving if file.look(self._strategy.pack) is Now.CHANGED]
+        return [file.item.shown for file in moving]
+
+    def _moved(self, files: Iterable[OpenFile]) -> list[OpenFile] | None:
+        pack = self._strategy.pack
+        moved = []
+        for number, file in enumerate(files):
+            if not number % _BETWEEN:
+                go_on()
+            try:
+                if file.look(pack) is not Now.SAME:
+                    moved.append(file)
+            except OSError as error:
+                if not _has_gone(error):
+                    raise
+                self._at = file.item
+                return None
+        return moved
+
+    def _capture_again(self, file: OpenFile) -> None:
+        self._at = file.item
+        if file.entry.how in (LINK, PACKED) or not file.extend():
+            self._forget(file.item.path)
+            self._capture_file(file.item)
+
+    def _names_moved(self) -> bool:
+        """Whether a name came or went, or is another file's now."""
+        sure = True
+        for folder in self._folders.values():
+            self._at = folder.item
+            if folder.moved():
+                return True
+            sure = sure and folder.sure
+        for item in self._items:
+            if item.link and os.path.realpath(item.link) != item.full:
+                return True
+        return not sure and self._names() != [(item, self._inode(item)) for item in self._items]
+
+    def _names(self) -> list[tuple[Item, int]]:
+        return [(item, os.lstat(item.full).st_ino) for item in walk(self._path, self._config)]
+
+    def _inode(self, item: Item) -> int:
+        if item.kind == stat.S_IFREG:
+            return self._files[item.path].status.st_ino
+        return self._folders[item.path].status.st_ino if item.kind == stat.S_IFDIR else os.lstat(item.full).st_ino
+
+
+def _has_gone(error: OSError | SnapshotError) -> bool:
+    """Whether something is not what it was when it was listed: gone, a link now, or a file where a folder was."""
+    return isinstance(error, FileNotFoundError) or _number_of(error) in _GONE
+
+
+def _is_out_of_descriptors(error: OSError | SnapshotError) -> bool:
+    return _number_of(error) in (errno.EMFILE, errno.ENFILE)
+
+
+def _number_of(error: OSError | SnapshotError) -> int | None:
+    """What the kernel said; None: it was not the kernel."""
+    cause = error.__cause__ if isinstance(error, SnapshotError) else error
+    return cause.errno if isinstance(cause, OSError) else None
+
+
+def _check_empty(file: OpenFile) -> None:
+    """Refuse what has content and no size."""
+    if os.pread(file.fd, 1, 0) and not os.fstat(file.fd).st_size:
+        raise SnapshotError(
+            f"Cannot capture {file.item.shown}: it has content and no size, as files of the kernel do",
+            where=file.item.shown, hint="Copy its content into a file, and save that",
+        )  # fmt: skip
+
+
+def restless(path: str, moved: list[str]) -> SnapshotError:
+    """The error for what never stands still."""
+    more = f" and {len(moved) - 1} more" if len(moved) > 1 else ""
+    return SnapshotError(
+        f"Cannot capture {path} as it was at one moment: something writes to {moved[0]}{more} all the time",
+        where=moved[0],
+        hint="Save when it is complete: let the writer pause, or have it write to a temporary name and rename; a "
+        "database has a backup function. METAFLOW_ASYNC_CKPT_CAPTURE_TRIES says how often it is tried",
+    )

@@ -1,0 +1,149 @@
+"""The walk over what is captured, shared by all strategies.
+
+Kept: relative paths, modes, modification times, empty directories, symbolic links to what is captured as well; other
+links become what they point to (``links.py``). Refused by name: FIFOs, sockets, devices, links that lead nowhere.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from ..config import Config, is_spools_name
+from ..errors import MissingPathError, SnapshotError
+from ..manifest import MAX_DEPTH
+from ..system.filesystems import is_removed
+from .symlinks import Root, failure, refused, target_of
+
+#: Our own folders beside what is saved on another file system than the spool; never part of a checkpoint.
+ANNEX_PREFIX = ".async_ckpt-"
+
+
+class Item(NamedTuple):
+    """One entry of the walk.
+
+    Parameters
+    ----------
+    path : str
+        Its path in the snapshot.
+    full : str
+        Where it stands.
+    kind : int
+        One of ``stat.S_IFREG``, ``S_IFDIR``, ``S_IFLNK``.
+    text : str
+        What a symbolic link says in the snapshot.
+    link : str
+        The symbolic link that led here, out of what is saved; empty for most.
+    """
+
+    path: str
+    full: str
+    kind: int
+    text: str = ""
+    link: str = ""
+
+    @property
+    def shown(self) -> str:
+        """Where it stands, for people."""
+        return f"{self.link} -> {self.full}" if self.link else self.full
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """A folder that is still to be listed; ``path`` ends with a ``/`` unless it is empty."""
+
+    path: str
+    full: str
+    roots: tuple[Root, ...]
+
+
+def walk(path: str, config: Config, *, follow: bool = True) -> Iterator[Item]:
+    """Everything under ``path``, directories before what is in them; for a file, the file alone.
+
+    Parameters
+    ----------
+    config : Config
+        ``dangling_links`` and ``max_linked_folders``.
+    follow : bool
+        Whether what links lead to outside of ``path`` is a part of it; if not, such a link is refused.
+
+    Raises
+    ------
+    SnapshotError
+        ``path`` is neither, or something under it cannot be captured.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError as error:
+        what = f"Cannot save {path}: it does not exist"
+        raise MissingPathError(
+            what, where=path, hint="Check the path; a relative one counts from the working directory"
+        ) from error
+    except OSError as error:
+        raise failure(path, error) from error
+    if stat.S_ISREG(mode):
+        yield Item(os.path.basename(path), os.path.realpath(path), stat.S_IFREG)
+        return
+    if not stat.S_ISDIR(mode):
+        raise refused(path, mode)
+    yield from _walk_folder(path, config, follow)
+
+
+def _walk_folder(path: str, config: Config, follow: bool) -> Iterator[Item]:
+    pending = [_Folder("", path, (Root(path, ""),))]
+    linked = 0
+    while pending:
+        relative, folder, roots = (last := pending.pop()).path, last.full, last.roots
+        if relative.count("/") >= MAX_DEPTH:
+            raise SnapshotError(
+                f"Cannot capture {path}: there are more than {MAX_DEPTH} folders inside each other in it", where=folder,
+                hint="Save what is in it as one file (a tar), or make it flatter",
+            )  # fmt: skip
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    name, full = entry.name, entry.path
+                    # The directory says what is what: no stat for each file.
+                    if entry.is_file(follow_symlinks=False):
+                        if is_removed(name, folder):
+                            continue
+                        yield Item(relative + name, full, stat.S_IFREG)
+                    elif entry.is_symlink():
+                        item = _behind_link(relative + name, full, roots, config, follow)
+                        if item.kind == stat.S_IFDIR:
+                            linked += 1
+                            _check_linked(linked, path, item.link, config)
+                            inner = Root(item.full, f"{item.path}/")
+                            pending.append(_Folder(inner.path, item.full, (*roots, inner)))
+                        yield item
+                    elif not entry.is_dir(follow_symlinks=False):
+                        raise refused(full, entry.stat(follow_symlinks=False).st_mode)
+                    elif not name.startswith(ANNEX_PREFIX) and not is_spools_name(name):
+                        pending.append(_Folder(f"{relative}{name}/", full, roots))
+                        yield Item(relative + name, full, stat.S_IFDIR)
+        except OSError as error:
+            raise failure(error.filename or folder, error) from error
+
+
+def _behind_link(path: str, full: str, roots: tuple[Root, ...], config: Config, follow: bool) -> Item:
+    target = target_of(full, path, roots, keep_dangling=config.dangling_links == "keep")
+    if target.text is not None:
+        return Item(path, full, stat.S_IFLNK, target.text)
+    if not follow:
+        raise SnapshotError(
+            f"Cannot move {roots[0].folder}: its symbolic link {path} leads out of it, to {target.real}", where=full,
+            hint="Use snapshot='auto', which saves what the link points to",
+        )  # fmt: skip
+    return Item(path, target.real, target.kind, link=full)
+
+
+def _check_linked(count: int, path: str, link: str, config: Config) -> None:
+    """Links between folders can make a few of them into millions."""
+    if count > config.max_linked_folders:
+        raise SnapshotError(
+            f"Cannot capture {path}: symbolic links in it lead to more than {config.max_linked_folders} folders",
+            where=link, hint="Save what they point to by itself, or raise METAFLOW_ASYNC_CKPT_MAX_LINKED_FOLDERS",
+        )  # fmt: skip

@@ -1,0 +1,225 @@
+"""Which start of an attempt this is: agreed on through the store alone.
+
+An attempt may begin more than once under one number: a workflow engine runs a step again as attempt 0, a Job makes its
+pod anew, somebody starts it by hand. One may begin while another still runs. Each start has a number, from 0, and its
+versions count from ``start * layout.START_STEP`` on: no two starts write under the same key, and the versions' order
+says which checkpoint is newer.
+
+Whoever starts lists what the store has of its attempt (checkpoints and claims, in one folder), and *claims* the next
+number by making an object that nobody has made before (``layout.claim_key``). Where a store cannot refuse to write
+over an object, it makes one of its own beside it and lists again: who sees somebody else's goes on to a later number.
+At most one sees nobody, as everybody writes before looking.
+
+The nodes of a gang are one start: node 0 claims it, and the others join what it has claimed. Where there is nothing at
+all, it will claim 0, and they need not wait for that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .. import layout
+from ..errors import IntegrityError, NotFound, StoreError, TransientStoreError, UsageError
+from ..manifest import dump
+from ..stores.base import Store
+from ..stores.catalog import read_json
+from ..system.crash import crash_point
+
+#: So many numbers are tried, one after the other, where others take them in the same moment.
+_TRIES = 64
+
+#: The mark of a gang's node that has joined begins with this.
+_NODE = "node"
+
+#: What a claim says: who has made it (``agent.claims.who_am_i``), and ``token``, by which its maker knows it again.
+Who = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A number that nobody else has.
+
+    Parameters
+    ----------
+    start : int
+        The number.
+    first : bool
+        Nobody has begun this attempt before, as far as the store knows.
+    why : str
+        What people should know of it; empty: nothing.
+    """
+
+    start: int
+    first: bool
+    why: str = ""
+
+
+@dataclass
+class _Known:
+    """What the store has of an attempt: the starts that have checkpoints, the claims (start → marks), and which nodes
+    of a gang have joined a start.
+    """
+
+    saved: set[int] = field(default_factory=set)
+    claims: dict[int, set[str]] = field(default_factory=dict)
+    joined: set[tuple[int, int]] = field(default_factory=set)
+
+    @property
+    def next(self) -> int:
+        return max([*self.saved, *self.claims], default=-1) + 1
+
+
+async def claim(store: Store, task: layout.TaskInfo, who: Who) -> Claim:
+    """Claim the next start of an attempt; one whose claim this token has made already, and after which nobody came, is
+    kept.
+
+    Raises
+    ------
+    UsageError
+        The attempt has begun so often that there are no numbers left.
+    TransientStoreError
+        The store is out of reach; or this is a node of a gang, and the first one has not claimed yet.
+    """
+    known, why = await _known(store, task)
+    if task.node:
+        return await _join(store, task, who, known)
+    newest = known.next - 1
+    if newest in known.claims and await _is_mine(store, task, newest, known.claims[newest], who):
+        return Claim(newest, first=not newest and not known.saved, why=why)
+    start = known.next
+    for attempt in range(_TRIES):
+        if start >= task.most_starts:
+            raise UsageError(
+                f"Attempt {task.attempt} has begun {start} times, and there are no versions left for one more",
+                where=store.url(task.task_folder), hint="Run the step as another attempt, or in another run",
+            )  # fmt: skip
+        crash_point("claims:before-claim")
+        if await _take(store, task, start, who):
+            crash_point("claims:after-claim")
+            first = not start
+            return Claim(start, first, why=why if first else await _others(store, task, start, start - 1))
+        start += 1 + secrets.randbelow(1 << min(attempt, 8))
+    raise TransientStoreError(f"Others begin attempt {task.attempt} all the time", where=store.url(task.task_folder))
+
+
+async def note(store: Store, task: layout.TaskInfo, start: int, who: Who) -> Claim:
+    """Claim a number that was chosen without asking: whoever comes later counts on from it. Says what there was."""
+    known, _ = await _known(store, task)
+    await store.put_if(layout.claim_key(task.pathspec, task.attempt, start), dump(dict(who)), None)
+    others = known.saved - {start}
+    for other in known.claims.keys() - {start}:
+        # Ours may have been made in the moment in which somebody would not wait for it any longer.
+        if not await _is_mine(store, task, other, known.claims[other], who):
+            others.add(other)
+    return Claim(start, first=not others, why=await _others(store, task, start, max(others)) if others else "")
+
+
+async def _known(store: Store, task: layout.TaskInfo) -> tuple[_Known, str]:
+    """What the store has, and what people should know where it does not say.
+
+    Who may write and not list can still claim; other clients' checkpoints are not seen then.
+    """
+    known, folder = _Known(), task.task_folder
+    try:
+        async for entry in store.list(folder, f"{task.attempt}."):
+            name = entry.key[len(folder) + 1 :]
+            if (claimed := layout.claim_parts(name)) is not None:
+                _, start, mark = claimed
+                if mark.startswith(_NODE):
+                    known.joined.add((start, int(mark.removeprefix(_NODE))))
+                else:
+                    known.claims.setdefault(start, set()).add(mark)
+            elif (parts := layout.metadata_name_parts(folder, name)) is not None:
+                known.saved.add(task.start_of(parts[2]))
+    except TransientStoreError:
+        raise
+    except StoreError as error:
+        return _Known(), (
+            f"What the store has of attempt {task.attempt} already cannot be listed, so what an earlier start of it "
+            f"left is not seen unless it was this package's: {error}"
+        )
+    return known, ""
+
+
+async def _take(store: Store, task: layout.TaskInfo, start: int, who: Who) -> bool:
+    """Make the claim of a number; False if somebody else has.
+
+    A store that refuses it will have no checkpoint either: the number counts without a claim.
+    """
+    try:
+        return await _make(store, task, start, who)
+    except (TransientStoreError, IntegrityError):
+        raise
+    except StoreError:
+        return True
+
+
+async def _make(store: Store, task: layout.TaskInfo, start: int, who: Who) -> bool:
+    key = layout.claim_key(task.pathspec, task.attempt, start)
+    if not await store.put_if(key, dump(dict(who)), None):
+        # Perhaps by an earlier try of ours, whose answer was lost.
+        return bool((await _read(store, key)).get("token") == who["token"])
+    if store.capabilities.create_only:
+        return True
+    await store.put_bytes(layout.claim_key(task.pathspec, task.attempt, start, who["token"]), dump(dict(who)))
+    known, _ = await _known(store, task)
+    return known.claims.get(start, set()) <= {"", who["token"]}
+
+
+async def _is_mine(store: Store, task: layout.TaskInfo, start: int, marks: set[str], who: Who) -> bool:
+    if marks - {""}:
+        return marks - {""} == {who["token"]}
+    claimed = await _read(store, layout.claim_key(task.pathspec, task.attempt, start))
+    return bool(claimed.get("token") == who["token"])
+
+
+async def _join(store: Store, task: layout.TaskInfo, who: Who, known: _Known) -> Claim:
+    """Begin the start that node 0 has claimed. One that this node has begun before is over: another will be."""
+    start = max(known.claims, default=0 if not known.saved else -1)
+    if start >= 0:
+        key = functools.partial(layout.claim_key, task.pathspec, task.attempt, start)
+        joined, lead = key(f"{_NODE}{task.node}"), await _read(store, key())
+        # Whoever joins a start that is the first begins with nothing, whatever its other nodes have saved by now. One
+        # that was begun, and is begun again, has something to go on from.
+        first = not start
+        if (start, task.node) in known.joined:
+            before = await _read(store, joined)
+            mine = before.get("token") == who["token"]
+            first = first and (not known.saved or before.get("pid") == who["pid"])
+        else:
+            # Of nodes that are processes of one machine it is known who belongs together.
+            mine = not lead or who["boot"] != lead.get("boot") or who["lead"] in (who["pid"], lead.get("pid"))
+            if mine:
+                with contextlib.suppress(UsageError):
+                    await store.put_bytes(joined, dump(dict(who)))
+        if mine:
+            return Claim(start, first=first)
+    raise TransientStoreError(
+        f"Node 0 of the gang has not begun attempt {task.attempt} yet", where=store.url(task.task_folder)
+    )
+
+
+async def _others(store: Store, task: layout.TaskInfo, start: int, other: int) -> str:
+    """Who has begun the attempt before, for people: the one with the number ``other``."""
+    found = await _read(store, layout.claim_key(task.pathspec, task.attempt, other))
+    by = ""
+    if all(name in found for name in ("host", "pid", "at")):
+        by = f", on {found['host']} (process {found['pid']}) at {found['at']}"
+    return (
+        f"Attempt {task.attempt} of {task.pathspec} was begun before{by}. This start keeps its own checkpoints: their "
+        f"versions count from {start * layout.START_STEP * task.nodes} on, and nothing of the other is overwritten"
+    )
+
+
+async def _read(store: Store, key: str) -> dict[str, Any]:
+    """A claim; empty where there is none, or none that makes sense."""
+    with contextlib.suppress(NotFound, IntegrityError):
+        found = await read_json(store, key)
+        if isinstance(found, dict):
+            return found
+    return {}

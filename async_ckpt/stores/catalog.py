@@ -1,0 +1,175 @@
+"""What the store knows: reading, listing and finding the metadata of checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from .. import layout
+from ..config import Config
+from ..errors import IntegrityError, NotFound, UsageError
+from ..layout import newest
+from ..manifest import load
+from ..system.concurrency import for_each
+from .base import Store, TooLong
+
+
+async def read_json(store: Store, key: str) -> Any:
+    """A stored JSON object.
+
+    Raises
+    ------
+    NotFound, IntegrityError
+        There is none; or it is not JSON.
+    """
+    return load(await store.get_bytes(key), where=key)
+
+
+async def read_reference(store: Store, folder: str, name: str) -> dict[str, Any] | None:
+    """One metadata object; None where it is missing (a listing may be stale) or is not a checkpoint's."""
+    return (await read_tagged(store, folder, name))[0]
+
+
+async def read_tagged(store: Store, folder: str, name: str) -> tuple[dict[str, Any] | None, str | None]:
+    """The same, and what ``Store.put_if`` wants to replace it."""
+    key = f"{folder}/{name}"
+    tag = None
+    try:
+        content, tag = await store.get_tagged(key)
+        data = load(content, where=key)
+    except (NotFound, IntegrityError) as error:
+        return None, error.tag if isinstance(error, TooLong) else tag
+    return (data if layout.is_reference(data) else None), tag
+
+
+async def list_references(
+    store: Store, folder: str, config: Config, *, name: str | None = None, attempt: int | None = None
+) -> list[dict[str, Any]]:
+    """All committed checkpoints whose metadata lies in ``folder``, filtered by name and attempt, in no order."""
+    wanted: list[str] = []
+    async for entry in store.list(folder):
+        file = entry.key[len(folder) + 1 :]
+        parts = layout.metadata_name_parts(folder, file)
+        if parts and (name is None or parts[1] == name) and (attempt is None or parts[0] == attempt):
+            wanted.append(file)
+    return await _read_all(store, folder, wanted, config)
+
+
+async def _read_all(store: Store, folder: str, names: Iterable[str], config: Config) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+
+    async def read(name: str) -> None:
+        data = await read_reference(store, folder, name)
+        if data is not None:
+            found.append(data)
+
+    await for_each(names, config.files_in_flight, read)
+    return found
+
+
+async def newest_of_task(store: Store, task: layout.TaskInfo, config: Config) -> dict[str, Any] | None:
+    """The newest checkpoint of a task, up to this attempt, that was saved with ``latest=True``.
+
+    ``latest`` may be behind, where a writer died between a commit and it. What was about to be committed tells
+    (``layout`` says why); the folder is listed only where that does not help, as for checkpoints of other clients.
+    """
+    folder = task.task_folder
+    hint: list[dict[str, Any] | None] = []
+    begun: list[list[str]] = []
+
+    async def ask(key: str | None) -> None:
+        if key is None:
+            hint.append(await read_reference(store, folder, layout.LATEST))
+        elif (keys := await read_begun(store, key)) is not None:
+            begun.append(keys)
+
+    await for_each([None, *await _begun_until(store, task)], config.files_in_flight, ask)
+    known = layout.order(hint[0]) if hint[0] else (-1, -1)
+    parts = [layout.parse_key(key) for keys in begun for key in keys]
+    newer = [part for part in parts if (part.attempt, part.version) > known]
+    if begun and not newer:
+        return hint[0]
+    last = max((part.attempt for part in newer), default=-1)
+    names = [part.task_metadata_key(task.pathspec)[len(folder) + 1 :] for part in newer if part.attempt == last]
+    found = await _read_all(store, folder, names, config)
+    if found:
+        return max(found, key=layout.order)
+    return await _newest_listed(store, folder, known) or hint[0]
+
+
+async def _begun_until(store: Store, task: layout.TaskInfo) -> list[str]:
+    """Keys of what this attempt and earlier ones, each of which may have begun more than once, were about to commit."""
+    prefix = layout.begun_folder(task.pathspec)
+    found = [(layout.begun_attempt(entry.key[len(prefix) + 1 :]), entry.key) async for entry in store.list(prefix)]
+    return [key for attempt, key in found if attempt is not None and attempt <= task.attempt]
+
+
+async def newest_of_step(store: Store, folder: str, config: Config) -> dict[str, Any] | None:
+    """The newest checkpoint of a step in a scope, of all runs, by time: ``latest``, or where it is missing or makes no
+    sense, the newest of those listed that was saved with ``latest=True``.
+    """
+    hint = await read_reference(store, folder, layout.LATEST)
+    if hint is not None:
+        return hint
+    found = await list_references(store, folder, config)
+    return next(iter(newest.newest_first(data for data in found if data.get("latest", True))), None)
+
+
+async def read_begun(store: Store, key: str) -> list[str] | None:
+    """Keys of what an attempt was last about to commit; None where it did not say, or cannot be understood."""
+    try:
+        keys = (await read_json(store, key))["keys"]
+        for item in keys:
+            layout.parse_key(item)
+        return list(keys)
+    except (NotFound, IntegrityError, UsageError, KeyError, TypeError):
+        return None
+
+
+async def _newest_listed(store: Store, folder: str, known: tuple[int, int]) -> dict[str, Any] | None:
+    """The newest that is newer than ``known``: names in the listing tell, and few are read."""
+    newer: list[tuple[tuple[int, int], str]] = []
+    async for entry in store.list(folder):
+        name = entry.key[len(folder) + 1 :]
+        parts = layout.metadata_name_parts(folder, name)
+        if parts and (parts[0], parts[2]) > known:
+            newer.append(((parts[0], parts[2]), name))
+    for _, name in sorted(newer, reverse=True):
+        data = await read_reference(store, folder, name)
+        if data is not None and data.get("latest", True):
+            return data
+    return None
+
+
+async def find(store: Store, reference: Mapping[str, Any] | str) -> dict[str, Any]:
+    """The stored metadata of a reference, a plain dict or a key.
+
+    Raises
+    ------
+    UsageError
+        It is none of the three.
+    NotFound
+        There is no such checkpoint.
+    """
+    key = reference if isinstance(reference, str) else reference.get("key") if isinstance(reference, Mapping) else None
+    if not isinstance(key, str):
+        raise UsageError(
+            f"{reference!r} is no reference to a checkpoint",
+            hint="Pass what save() returned, an entry of list(), or a key",
+        )
+    parts = layout.parse_key(key)
+    data = await read_reference(store, *parts.metadata_key.rsplit("/", 1))
+    if data is None and isinstance(reference, Mapping) and layout.is_reference(reference):
+        if "manifest" in reference:
+            # What failed may lie there with all its files, and be torn: only a commit says that it is good.
+            commit = parts.task_metadata_key(reference["pathspec"])
+            data = await read_reference(store, *commit.rsplit("/", 1))
+        else:
+            data = dict(reference)  # The peer's: its metadata may be gone while its data is there; loading will tell.
+    if data is None or data["key"] != key:
+        raise NotFound(
+            "There is no such checkpoint in the store", where=store.url(key),
+            hint="It was never committed, or was removed; list() shows what there is. What is in an artifact store is "
+            "found by its whole reference, as list() gives it, and not by its key",
+        )  # fmt: skip
+    return data

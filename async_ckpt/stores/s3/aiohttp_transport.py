@@ -1,0 +1,250 @@
+"""Requests over aiohttp, and aiobotocore's client for those whose cost does not matter.
+
+The client prepares its requests and understands the answers; they travel like all others (``exchange``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import aiohttp
+import anyio
+from aiobotocore.awsrequest import AioAWSResponse
+from aiobotocore.config import AioConfig
+from aiobotocore.session import get_session
+from aiohttp.abc import AbstractResolver
+from anyio import to_thread
+from yarl import URL
+
+from ...config import Config
+from ..base import S3Settings
+from .settings import Exchange, Network, Opened, client_params, made, merged_config
+from .transport import Dropped, Incoming, Limits, Request, Watch
+
+#: What is read ahead of a connection: enough for one turn of the loop at a gigabyte a second.
+_READ_AHEAD_BYTES = 2 << 20
+#: How long the addresses of a name are taken from memory, in seconds.
+_LOOK_UP_S = 10.0
+#: Connections after which it is looked which are closed.
+_MOST_MADE = 512
+#: Addresses that worked which are remembered.
+_MAX_GOOD = 64
+#: Headers that aiohttp would add by itself.
+_NOT_ADDED = ("Accept", "Content-Type", "User-Agent")
+
+
+class _Addresses(AbstractResolver):  # type: ignore[misc]  # aiohttp's types are not followed
+    """Looks names up, those addresses first that a connection was made to most recently: of several, one may be dead,
+    and each connection would try it first again.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._resolver = aiohttp.ThreadedResolver()
+        self._known: dict[tuple[str, int, int], tuple[float, list[Any]]] = {}
+        self._lock = asyncio.Lock()
+        self._good: dict[str, None] = {}
+
+    async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET) -> list[Any]:
+        key = (host, port, family)
+        async with self._lock:
+            until, found = self._known.get(key, (0.0, []))
+            if self._clock() >= until:
+                found = await self._resolver.resolve(host, port, family)
+                self._known[key] = self._clock() + _LOOK_UP_S, found
+        order = {address: number for number, address in enumerate(reversed(self._good))}
+        return sorted(found, key=lambda result: order.get(result["host"], len(order)))
+
+    def worked(self, address: str) -> None:
+        """A connection to it was made."""
+        self._good.pop(address, None)
+        self._good[address] = None
+        if len(self._good) > _MAX_GOOD:
+            del self._good[next(iter(self._good))]
+
+    def forget(self) -> None:
+        """Look names up again."""
+        self._known.clear()
+
+    async def close(self) -> None:
+        await self._resolver.close()
+
+
+class _Connector(aiohttp.TCPConnector):  # type: ignore[misc]
+    """Remembers the addresses that it reached, and the connections, so that none outlives it."""
+
+    def __init__(self, addresses: _Addresses, **options: Any) -> None:
+        super().__init__(resolver=addresses, use_dns_cache=False, **options)
+        self._addresses = addresses
+        self._made: dict[asyncio.WriteTransport, Any] = {}  # and their sockets
+
+    async def connect(self, *arguments: Any, **options: Any) -> Any:
+        connection = await super().connect(*arguments, **options)
+        transport = connection.transport
+        if transport is not None and transport not in self._made:  # A kept one is known: this is for every request.
+            if len(self._made) >= _MOST_MADE:
+                self._made = {made: sock for made, sock in self._made.items() if not made.is_closing()}
+            self._made[transport] = transport.get_extra_info("socket")
+            if peer := transport.get_extra_info("peername"):
+                self._addresses.worked(peer[0])
+        return connection
+
+    def abort(self) -> None:
+        """End what is still saying goodbye: over TLS that takes an answer, which may never come."""
+        for transport, sock in self._made.items():
+            transport.abort()  # Does nothing to a TLS connection that was closed twice, as aiohttp does.
+            with contextlib.suppress(OSError, TypeError, AttributeError):  # It is closed, or no socket of Python's.
+                sock.shutdown(socket.SHUT_RDWR)
+
+
+class _Pool:
+    """One session of aiohttp, closed once nobody uses it who began before it was given up."""
+
+    def __init__(self, session: aiohttp.ClientSession, connector: _Connector) -> None:
+        self.session, self._connector = session, connector
+        self._users, self._given_up = 0, False
+
+    @asynccontextmanager
+    async def used(self) -> AsyncIterator[aiohttp.ClientSession]:
+        self._users += 1
+        try:
+            yield self.session
+        finally:
+            self._users -= 1
+            if self._given_up and not self._users:
+                with anyio.CancelScope(shield=True):
+                    await self.close()
+
+    def give_up(self) -> bool:
+        """Whether it is to be closed now."""
+        self._given_up = True
+        return not self._users
+
+    async def close(self) -> None:
+        await self.session.close()
+        self._connector.abort()
+
+
+class _Answer:
+    """See ``Incoming``."""
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self.status = response.status
+        self.headers = {name.lower(): value for name, value in response.headers.items()}
+        self.readany = response.content.readany
+
+
+class AioTransport:
+    """See ``Transport``.
+
+    Parameters
+    ----------
+    network : Network
+        Certificates and proxies.
+    limits : Limits
+        ``connect_s`` is for name look-up, connection and handshake together.
+    idle_s : float
+        The greatest age of an idle connection, in seconds.
+    """
+
+    def __init__(self, network: Network, limits: Limits, idle_s: float) -> None:
+        self._network, self._idle_s = network, idle_s
+        self._timeout = aiohttp.ClientTimeout(total=None, connect=limits.connect_s)
+        self._addresses: _Addresses | None = None
+        self._opening = asyncio.Lock()
+        self._tls: ssl.SSLContext | None = None
+        self._pool: _Pool | None = None
+        self._closing: set[asyncio.Task[None]] = set()
+
+    @asynccontextmanager
+    async def send(self, request: Request, watch: Watch) -> AsyncIterator[Incoming]:
+        proxy, body = self._network.proxy(request.url), request.body
+        tls = request.url.startswith("https:") or (proxy or "").startswith("https:")
+        pool = self._pool if self._pool and (self._tls or not tls) else await self._open(tls)
+        async with pool.used() as session:
+            try:
+                response = await session.request(
+                    request.method, URL(request.url, encoded=True), headers=request.headers,
+                    data=body if body is None or isinstance(body, bytes) else body.pieces(watch),
+                    allow_redirects=False, proxy=proxy,
+                )  # fmt: skip
+            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
+                if isinstance(error, aiohttp.ClientConnectorError):
+                    raise
+                raise Dropped(str(error)) from error
+            async with response:
+                watch.answered()
+                yield _Answer(response)
+
+    async def _open(self, tls: bool) -> _Pool:
+        if tls and self._tls is None:
+            async with self._opening:
+                if self._tls is None:
+                    self._tls = await to_thread.run_sync(self._network.certificates.context)
+                    self.distrust()  # What is there knows nothing of our certificates.
+        if self._addresses is None:
+            self._addresses = _Addresses(asyncio.get_running_loop().time)
+        if self._pool is None:
+            connector = _Connector(self._addresses, ssl=self._tls or True, limit=0, keepalive_timeout=self._idle_s)
+            session = aiohttp.ClientSession(
+                connector=connector, timeout=self._timeout, auto_decompress=False, trust_env=False,
+                skip_auto_headers=_NOT_ADDED, read_bufsize=_READ_AHEAD_BYTES, cookie_jar=aiohttp.DummyCookieJar(),
+            )  # fmt: skip
+            self._pool = _Pool(session, connector)
+        return self._pool
+
+    def distrust(self) -> None:
+        pool, self._pool = self._pool, None
+        if self._addresses is not None:
+            self._addresses.forget()
+        if pool is not None and pool.give_up():
+            closing = asyncio.ensure_future(pool.close())
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+
+    async def aclose(self) -> None:
+        self.distrust()
+        if self._closing:
+            await asyncio.wait(set(self._closing))
+        await asyncio.sleep(0)  # Aborted connections end in the next turn of the loop.
+        if self._addresses is not None:
+            await self._addresses.close()
+            self._addresses = None
+
+
+class _Body:
+    """An answer's body that is there already, as aiobotocore reads it."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    async def read(self) -> bytes:
+        return self._data
+
+
+async def open_client(stack: AsyncExitStack, settings: S3Settings, config: Config, exchange: Exchange) -> Opened:
+    """Make a client in the running loop; ``stack`` closes it. See ``OpenClient``."""
+    params = client_params(settings)
+    params["config"] = merged_config(AioConfig, params.get("config"), config)
+    session = get_session()
+    with made():
+        client = await stack.enter_async_context(session.create_client("s3", **params))
+
+    async def send(request: Any, event_name: str, **_: Any) -> AioAWSResponse:
+        answer = await exchange(event_name.rpartition(".")[2], request)
+        return AioAWSResponse(request.url, answer.status, dict(answer.headers), _Body(answer.body))
+
+    client.meta.events.register_first("before-send.s3", send)
+    network = Network.of(client.meta.config, params, session)
+    if network.proxies_config:
+        raise NotImplementedError("proxies_config has settings that only botocore's own connections know")
+    limits = Limits(client.meta.config.connect_timeout, client.meta.config.read_timeout, config.stall_timeout_s)
+    transport = AioTransport(network, limits, config.idle_connection_s)
+    stack.push_async_callback(transport.aclose)
+    return Opened(client, transport, network, limits)

@@ -1,0 +1,77 @@
+"""Making one object another's content inside the store: no bytes pass through this machine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...config import Config
+from ...errors import IntegrityError, NotFound, StoreError, TransientStoreError
+from ...system.concurrency import for_each
+from ..attempts import with_retries
+from .engine import Engine
+from .multipart import abort, begin
+from .objects import Objects
+
+#: Above this a copy is made of parts, side by side: the store copies each at the speed of a disk, and a request for
+#: gigabytes would outlast its time limit. (S3 itself demands it above 5 GiB.)
+ONE_REQUEST_BYTES = 512 << 20
+PART_BYTES = 256 << 20
+#: S3's limit for a copy by one request.
+MAX_BYTES = 5 << 30
+
+
+async def copy_object(engine: Engine, objects: Objects, config: Config, source_key: str, key: str, size: int) -> None:
+    """See ``Store.copy``."""
+    with engine.mapping("read", source_key):
+        answer, found = await objects.head(source_key)
+    if found != size:
+        raise IntegrityError(
+            f"{source_key} has {found} bytes instead of {size}", where=f"{engine.root}/{source_key}"
+        )  # fmt: skip
+    if source_key == key:
+        return
+    # What somebody replaces meanwhile is not copied.
+    origin = {"CopySource": engine.params(source_key), "CopySourceIfMatch": answer.headers["etag"]}
+    if size > ONE_REQUEST_BYTES:
+        try:
+            await _copy_parts(engine, config, origin, key, size)
+            return
+        except (TransientStoreError, NotFound):
+            raise
+        except StoreError:
+            if size > MAX_BYTES:
+                raise
+            # Some stores cannot copy parts.
+    client = await engine.client()
+    async with engine.small:
+        with engine.mapping("copy to", key):
+            await client.copy_object(**engine.params(key), **origin)
+
+
+async def _copy_parts(engine: Engine, config: Config, origin: dict[str, Any], key: str, size: int) -> None:
+    client, name = await engine.client(), engine.params(key)
+    upload = await begin(engine, config, key, {})
+    tags: dict[int, str] = {}
+
+    async def copy(number: int) -> None:
+        first = (number - 1) * PART_BYTES
+        span = f"bytes={first}-{min(first + PART_BYTES, size) - 1}"
+
+        async def once(_: object) -> None:
+            async with engine.small:
+                with engine.mapping("copy to", key):
+                    answer = await client.upload_part_copy(
+                        **name, **origin, CopySourceRange=span, PartNumber=number, UploadId=upload
+                    )
+                    tags[number] = answer["CopyPartResult"]["ETag"]
+
+        await with_retries(once, config, lambda _: None)
+
+    try:
+        await for_each(range(1, -(-size // PART_BYTES) + 1), config.files_in_flight, copy)
+        parts = [{"PartNumber": number, "ETag": tags[number]} for number in sorted(tags)]
+        with engine.mapping("copy to", key):
+            await client.complete_multipart_upload(**name, UploadId=upload, MultipartUpload={"Parts": parts})
+    except BaseException:
+        await abort(engine, config, key, upload)
+        raise

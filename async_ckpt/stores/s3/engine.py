@@ -1,0 +1,539 @@
+"""One request to S3: signed, sent, ended when it takes too long, understood, and sent again where the answer says how.
+
+Everything that goes to the store goes through ``Engine.exchange``: content (``objects.py``), and whatever a client
+of botocore prepares.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from typing import Any, NamedTuple, TypeVar
+from urllib.parse import urlsplit
+
+from ...config import FAILURE_SHARED_S, Config
+from ...errors import CheckpointError, StoreError, TransientStoreError, UsageError
+from ..base import S3Settings, check_key
+from .address import PROBE, Place, endpoint_in, is_elsewhere, region_in
+from .answers import MAX_ERROR_BYTES, Answer, NotS3, Refusal, check, clock_offset_s, code_of, header, is_page, is_s3
+from .body import Body
+from .choice import open_client as open_best
+from .concurrency import Climber, ClimbingLane, Fixed, Lane, Throttle
+from .credentials import Credentials, asked, botocore_chain
+from .errors import CREDENTIAL_CODES, TIME_OUTS, asks_to_slow_down, mapped
+from .settings import OpenClient, Opened, Wanted, is_loopback, sends_checksums, signs_content, validates
+from .signing import NO_CONTENT, Headers, Signing, sha256
+from .transport import Dropped, Incoming, Request, Watch
+
+T = TypeVar("T")
+
+#: S3's limit for the name of an object, in bytes.
+_MAX_NAME_BYTES = 1024
+#: A page of a listing is at most so long.
+_MAX_LISTING_BYTES = 8 << 20
+#: How often one request is sent to another place, and how far the way to the bucket may be.
+_MOST_MOVES = 4
+#: What is not taken over from a request that a client prepared.
+_MADE_ANEW = frozenset({
+    "accept-encoding", "amz-sdk-invocation-id", "amz-sdk-request", "authorization", "connection", "content-length",
+    "expect", "host", "user-agent", "x-amz-content-sha256", "x-amz-date", "x-amz-security-token",
+})  # fmt: skip
+_COMPRESSED = ("gzip", "x-gzip", "deflate", "br", "zstd")
+_CUT = "the answer broke off in its head"
+#: These have the store put an object together.
+_LONG = ("CompleteMultipartUpload", "CopyObject", "UploadPartCopy")
+
+
+class Task(NamedTuple):
+    """A request before it is signed.
+
+    Parameters
+    ----------
+    path : str
+        What follows the place's ``base``, with a query perhaps.
+    digest : str
+        SHA-256 of the body in hex digits, or ``UNSIGNED_PAYLOAD``.
+    """
+
+    operation: str
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    body: bytes | Body | None = None
+    digest: str = NO_CONTENT
+
+
+#: Reads an answer's content.
+Take = Callable[[Incoming, Watch], Awaitable[T]] | None
+
+
+class _Prepared(Exception):
+    """Not an error: how a request is kept from being sent."""
+
+    def __init__(self, request: Any) -> None:
+        self.request = request
+
+
+class State(NamedTuple):
+    """What there is once the store was first used.
+
+    Parameters
+    ----------
+    wanted : Wanted
+        Headers that the user wants.
+    checksums, validates : bool
+        Whether the CRC-32 of what is sent goes with it, and whether the store is asked for its own of what is read.
+    signs_content : bool
+        Whether signatures cover content.
+    """
+
+    opened: Opened
+    credentials: Credentials
+    wanted: Wanted
+    checksums: bool
+    validates: bool
+    signs_content: bool
+
+
+class Engine:
+    """Requests for the objects below ``root``; connects in the loop that first uses it.
+
+    Parameters
+    ----------
+    root : str
+        ``s3://bucket/prefix``.
+    settings : callable
+        Returns what the client is made with; called in a thread, at first use and after a failure.
+    config : Config
+        Limits.
+    open_client : callable
+        Makes the client.
+
+    Raises
+    ------
+    UsageError
+        ``root`` is not such an address.
+    """
+
+    def __init__(
+        self, root: str, settings: Callable[[], S3Settings], config: Config, open_client: OpenClient = open_best
+    ) -> None:
+        bucket, _, prefix = root.removeprefix("s3://").rstrip("/").partition("/")
+        if not root.startswith("s3://") or not bucket:
+            raise UsageError(
+                f"{root!r} is not an S3 address", hint="Set METAFLOW_DATASTORE_SYSROOT_S3 to s3://bucket/prefix"
+            )
+        self.root = root.rstrip("/")
+        self.bucket, self._prefix = bucket, f"{prefix}/" if prefix else ""
+        self._settings, self._config, self._open = settings, config, open_client
+        #: What the user should know of how requests travel; usually nothing.
+        self.notice = ""
+        self.throttle = Throttle(config.max_bandwidth_bytes_s)
+        #: Requests in flight over all calls of the store. Small ones have a lane of their own, so that a commit, or a
+        #: thousand small files, do not stand behind the parts of a big one.
+        self.small = Lane(Fixed(config.files_in_flight))
+        self.large = ClimbingLane(Climber(config.parts_in_flight, config.max_parts_in_flight))
+        #: How many there can be.
+        self.most = config.files_in_flight + config.max_parts_in_flight
+        self._opening = asyncio.Lock()
+        self._moving = asyncio.Lock()
+        self._stack: AsyncExitStack | None = None
+        self._state: State | None = None
+        self._place: Place | None = None
+        self._learned = ""  # The base of what the client prepares; ``_place`` may be elsewhere by now.
+        self._home: Place | None = None
+        self._signing: Signing | None = None
+        self._failures: dict[str, tuple[float, Exception]] = {}
+        self._offset_s = 0.0
+        #: Whether something that is S3 has answered.
+        self._proven = False
+
+    # -- names ---------------------------------------------------------------------------------------------------------
+
+    def name(self, key: str) -> str:
+        """The name in the bucket of a key's object.
+
+        Raises
+        ------
+        StoreError
+            It is longer than S3 allows.
+        """
+        name = self._prefix + check_key(key)
+        try:
+            length = len(name.encode())
+        except UnicodeEncodeError:
+            raise StoreError(
+                f"The name of {name!r} is not UTF-8, and S3 has no others", where=self.root, hint="Rename the file"
+            ) from None
+        if length > _MAX_NAME_BYTES:
+            raise StoreError(
+                f"The name of an object may have {_MAX_NAME_BYTES:,} bytes, and {name[:100]}… has {length:,}",
+                where=self.root, hint="Save with shorter names of directories and files",
+            )  # fmt: skip
+        return name
+
+    def path(self, key: str) -> str:
+        """What follows the place's ``base`` in the URL of a key's object."""
+        return Place.path(self.name(key))
+
+    def key(self, name: str) -> str:
+        """The key of an object, from its name in the bucket."""
+        return name.removeprefix(self._prefix)
+
+    def params(self, key: str) -> dict[str, str]:
+        """The parameters of a client's methods that name the object of a key."""
+        return {"Bucket": self.bucket, "Key": self.name(key)}
+
+    # -- opening and closing -------------------------------------------------------------------------------------------
+
+    async def client(self) -> Any:
+        """The client, whose requests travel through this engine.
+
+        Raises
+        ------
+        StoreError
+            It cannot be made: a wrong endpoint, no region, settings that cannot be had.
+        """
+        return (await self.opened()).opened.client
+
+    async def opened(self) -> State:
+        if self._state is not None:
+            return self._state
+        async with self._opening:
+            if self._state is None:
+                async with AsyncExitStack() as stack:
+                    with self._remembering("open"), mapped(f"Cannot make a client for {self.root}", self.root):
+                        settings = await self._ask_settings()
+                        opened = await self._open(stack, settings, self._config, self._send_prepared)
+                        place = await self._learn(opened.client)
+                    self._adopt(settings, opened, place)
+                    self._stack = stack.pop_all()
+            assert self._state is not None, "adopted"
+            return self._state
+
+    async def _ask_settings(self) -> S3Settings:
+        return await asked(self._settings, self._config.credentials_timeout_s, "Metaflow's S3 client")
+
+    def _adopt(self, settings: S3Settings, opened: Opened, place: Place) -> None:
+        config, options = self._config, opened.client.meta.config
+        wanted = Wanted(settings, config)
+        if wanted.needs_tls and not place.base.startswith("https:") and not is_loopback(place.base):
+            raise UsageError(
+                f"A key of one's own is sent with every request, and {place.host} has no TLS",
+                hint="Use https:// in METAFLOW_S3_ENDPOINT_URL",
+            )
+        source = settings.credentials or botocore_chain(settings.client_params)
+        given = settings.client_params.get("config")
+        self._state = State(
+            opened, Credentials(source, config.credentials_timeout_s), wanted, sends_checksums(given, config),
+            validates(given), signs_content(options.s3 or {}, place.base, config),
+        )  # fmt: skip
+        self._place = self._home = place
+        self._learned, self._signing = place.base, place.signing()
+        slower = [opened.notice] if opened.notice else []
+        if self._state.signs_content:
+            slower.append("content is read twice, because it is signed: it travels over plain HTTP, or was asked for")
+        if proxy := opened.network.proxy(place.base):
+            slower.append(f"requests go through the proxy {proxy.rpartition('@')[2]}")
+        self.notice = "; ".join(slower)
+
+    async def _learn(self, client: Any) -> Place:
+        try:
+            await client.head_object(Bucket=self.bucket, Key=PROBE)
+        except _Prepared as prepared:
+            return Place.learn(prepared.request, self.bucket, client.meta.config.signature_version)
+        raise AssertionError("the request for the probe was sent")
+
+    async def aclose(self) -> None:
+        """Close the client; the next call would make another."""
+        stack, self._stack, self._state = self._stack, None, None
+        if stack is not None:
+            await stack.aclose()
+
+    # -- requests ------------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def mapping(self, verb: str, key: str) -> Iterator[None]:
+        """Around requests: maps their errors to ours, and gives way to a store that has too many.
+
+        Raises
+        ------
+        StoreError
+            As ``mapped``.
+        """
+        where = f"{self.root}/{key}"
+        try:
+            with mapped(f"Cannot {verb} {where}", where, proven=lambda: self._proven):
+                yield
+        except StoreError as error:
+            if asks_to_slow_down(error.__cause__):
+                self.large.slow_down()
+            raise
+
+    async def _send_prepared(self, operation: str, prepared: Any) -> Answer:
+        """See ``Exchange``."""
+        if operation == "HeadObject":
+            raise _Prepared(prepared)  # The only one that is asked through a client: for ``_learn``.
+        state = await self.opened()
+        body = prepared.body or b""
+        data = body if isinstance(body, bytes) else body.encode() if isinstance(body, str) else body.read()
+        headers = {
+            name.lower(): value.decode("latin-1") if isinstance(value, bytes) else str(value)
+            for name, value in prepared.headers.items()
+            if name.lower() not in _MADE_ANEW
+        }
+        url = urlsplit(prepared.url)
+        path = url.path.removeprefix(urlsplit(self._learned).path) + (f"?{url.query}" if url.query else "")
+        headers |= state.wanted.headers(operation)
+        task = Task(operation, prepared.method, path, headers, data or None, sha256(data))
+        answer: Answer = await self.exchange(task)
+        return answer
+
+    async def exchange(self, task: Task, take: Take[Any] = None) -> Any:
+        """Send a request until its answer counts: to where the bucket is, by the store's clock, with credentials that
+        are not out of date, and once more where a connection was closed under it.
+
+        Parameters
+        ----------
+        take : callable or None
+            Reads the content of an answer that has some, and returns what is returned; None: the answer is.
+        """
+        state = await self.opened()
+        done: set[str] = set()
+        while True:
+            place, signing = self._place, self._signing
+            assert place is not None and signing is not None, "known since the client was opened"  # noqa: PT018
+            keys = await state.credentials.get() if signing.signs else None
+            try:
+                result = await self._send(task, state, place, signing, keys, take)
+            except Dropped as error:
+                # The server had given up a kept connection, most likely; the next one is new.
+                if "dropped" in done:
+                    self._go_back()
+                    raise error.__cause__ or error from None
+                done.add("dropped")
+                state.opened.transport.distrust()
+                if isinstance(task.body, Body):
+                    task.body.cautious = True
+            except Refusal as error:
+                await self._heed(error, task, state, place, keys, done)
+            except CheckpointError:
+                raise  # Of the content, at this end.
+            except Exception:
+                self._go_back()
+                raise
+            else:
+                self._proven = True
+                if keys is not None:
+                    state.credentials.accepted(keys)
+                return result
+
+    async def _heed(
+        self, error: Refusal, task: Task, state: State, place: Place, keys: Any, done: set[str]
+    ) -> None:  # fmt: skip
+        """Do what an answer says, so that the request can be sent again; raise it where that is of no use.
+
+        Parameters
+        ----------
+        done : set of str
+            What was done before for this request: nothing is done twice, but for a few moves.
+        """
+        if isinstance(error, NotS3):
+            if error.may_pass is None:
+                error.may_pass = self._proven
+            self._go_back()
+        self._proven = self._proven or is_s3(error)
+        code, _ = code_of(error)
+        move = next((f"move {n}" for n in range(_MOST_MOVES) if f"move {n}" not in done), None)
+        if is_elsewhere(error) and move is not None:
+            done.add(move)
+            await self._move(state, place, task, error)
+        elif code == "RequestTimeTooSkewed" and code not in done and (offset_s := clock_offset_s(error)):
+            done.add(code)
+            self._offset_s = offset_s
+        elif code in CREDENTIAL_CODES and keys is not None and "renewed" not in done:
+            done.add("renewed")
+            if not await self._renew(state.credentials, keys, error):
+                raise error
+        else:
+            raise error
+
+    async def _renew(self, credentials: Credentials, used: Any, error: Refusal) -> bool:
+        """Whether there are other credentials than those that were refused."""
+        ambiguous = code_of(error)[0] == "AccessDenied"
+        if not credentials.refuse(used, ambiguous=ambiguous):
+            return False
+        if await credentials.get() != used:
+            return True
+        if not ambiguous and credentials.were_good(used):
+            error.may_pass = True  # They were changed in the store, and the new ones are not here yet.
+        return False
+
+    async def _send(self, task: Task, state: State, place: Place, signing: Signing, keys: Any, take: Take[Any]) -> Any:
+        """Send a request once."""
+        body, opened = task.body, state.opened
+        headers = Headers(task.headers)
+        headers["host"] = place.host
+        if body is not None or task.method in ("PUT", "POST"):
+            headers["content-length"] = str(body.length if isinstance(body, Body) else len(body or b""))
+        url = place.base + task.path
+        if keys is not None:
+            signing.sign(task.method, url, headers, task.digest, keys, self._offset_s)
+        headers["Accept-Encoding"] = "identity"
+        limits = opened.limits
+        if task.operation in _LONG:
+            # It may send a head at once, and then a space now and then until it is done.
+            longest = max(limits.answer_s, self._config.complete_timeout_s)
+            limits = limits._replace(answer_s=longest, stall_s=max(limits.stall_s, longest))
+        try:
+            with Watch(limits) as watch:
+                async with opened.transport.send(Request(task.method, url, headers, body), watch) as incoming:
+                    return await _understand(task, incoming, watch, take)
+        except Exception as error:
+            if isinstance(body, Body):
+                body.give_up()
+                if body.error is not None:
+                    raise body.error from None
+            if isinstance(error, TIME_OUTS):
+                opened.transport.distrust()
+            raise
+
+    # -- where the bucket is -------------------------------------------------------------------------------------------
+
+    async def _move(self, state: State, place: Place, task: Task, said: Refusal) -> None:
+        """Find out where the bucket is, by requests without a body, once for all who are told that it is elsewhere.
+
+        Raises
+        ------
+        StoreError
+            The way leads nowhere. Where S3 has answered before, that may pass: it was a portal, perhaps.
+        """
+        async with self._moving:
+            if self._place is not place:
+                return
+            kind = TransientStoreError if self._proven else StoreError
+            why = "each place that it names names another"
+            try:
+                with self._remembering("move"):
+                    path = task.path
+                    for _ in range(_MOST_MOVES):
+                        place = await self._next_place(place, said, path)
+                        answer = await self._probe(state, place)
+                        if not isinstance(answer, Refusal) or not is_elsewhere(answer):
+                            if not isinstance(answer, Refusal) or is_s3(answer) or not is_page(answer):
+                                self._place, self._signing = place, place.signing()
+                                return
+                            why = f"{place.base} is no S3: {answer}"
+                            break
+                        said, path = answer, f"/{PROBE}"
+            except LookupError:
+                why = "it does not say where"
+            raise kind(
+                f"The bucket is elsewhere, says the store, and {why}", where=self.root,
+                hint="Set METAFLOW_S3_ENDPOINT_URL, and AWS_DEFAULT_REGION, to where the bucket is",
+            ) from said  # fmt: skip
+
+    async def _probe(self, state: State, place: Place) -> Answer | Refusal:
+        """What a place says to a request for an object that need not be there."""
+        signing = place.signing()
+        keys = await state.credentials.get() if signing.signs else None
+        try:
+            task = Task("HeadObject", "HEAD", f"/{PROBE}", {})
+            answer: Answer = await self._send(task, state, place, signing, keys, None)
+        except Refusal as refusal:
+            return refusal
+        return answer
+
+    async def _next_place(self, place: Place, said: Refusal, path: str) -> Place:
+        """The place that an answer names; ``LookupError``: it names none."""
+        region = region_in(said) or place.region
+        found = place.at(header(said, "location"), path)
+        if found is None and region != place.region:
+            found = await self._place_in(region)
+        if found is None or found == place:
+            found = place.at(endpoint_in(said), path) or place
+        found = replace(found, region=region)
+        if found == place:
+            raise LookupError
+        return found
+
+    def _go_back(self) -> None:
+        """Where the bucket was said to be nobody answers: the next try goes to where we were sent from."""
+        if self._home is not None:
+            self._place, self._signing = self._home, self._home.signing()
+
+    @contextlib.contextmanager
+    def _remembering(self, what: str) -> Iterator[None]:
+        """Around something that all wait for in turn: what failed a moment ago fails for them in the same words."""
+        until, error = self._failures.get(what, (0.0, None))
+        if error is not None and time.monotonic() < until:
+            raise error
+        try:
+            yield
+        except Exception as raised:
+            self._failures[what] = time.monotonic() + FAILURE_SHARED_S, raised
+            raise
+        self._failures.pop(what, None)
+
+    async def _place_in(self, region: str) -> Place:
+        """Where botocore looks for the bucket in a region."""
+        settings = await self._ask_settings()
+        settings = replace(settings, client_params={**settings.client_params, "region_name": region})
+        async with AsyncExitStack() as stack:
+            return await self._learn((await self._open(stack, settings, self._config, self._send_prepared)).client)
+
+
+async def _understand(task: Task, incoming: Incoming, watch: Watch, take: Take[Any]) -> Any:
+    """What an answer says.
+
+    Raises
+    ------
+    Refusal
+        It says no, or is none that S3 gives.
+    """
+    if take is not None and incoming.status < 300:
+        if not _is_framed(incoming.headers):
+            raise ConnectionError(_CUT)
+        if incoming.headers.get("content-encoding", "").lower() in _COMPRESSED:
+            raise ConnectionError("the answer is compressed on its way, which was asked not to be")
+        check(task.operation, Answer(incoming.status, incoming.headers))
+        return await take(incoming, watch)
+    refused = incoming.status >= 300
+    limit = _MAX_LISTING_BYTES if task.operation.startswith("List") and not refused else MAX_ERROR_BYTES
+    pieces: list[bytes] = []
+    total = 0
+    try:
+        async for data in received(incoming, watch):
+            pieces.append(data[: limit - total])
+            total += len(data)
+            if total >= limit:
+                break
+    except Exception:
+        if not refused:
+            raise
+        # A store that refuses a body may reset the connection under it: what was heard counts.
+    answer = Answer(incoming.status, incoming.headers, b"".join(pieces))
+    try:
+        check(task.operation, answer)
+    except NotS3 as error:
+        if answer.status == 200 and not answer.body and not _is_framed(incoming.headers):
+            raise ConnectionError(_CUT) from error
+        raise
+    if isinstance(task.body, Body) and not task.body.passed:
+        raise ConnectionError("the store has answered before it had all of the content")
+    return answer
+
+
+def _is_framed(headers: Mapping[str, str]) -> bool:
+    """Whether an answer says where its body ends. One that was cut in its head does not, and may look whole."""
+    return "content-length" in headers or "transfer-encoding" in headers
+
+
+async def received(incoming: Incoming, watch: Watch) -> AsyncIterator[bytes]:
+    while data := await incoming.readany():
+        watch.received(len(data))
+        yield data

@@ -1,0 +1,247 @@
+"""Objects, written and read in ranges: what carries content, prepared here because it is much."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from collections.abc import Mapping
+from typing import NamedTuple
+from urllib.parse import quote, urlencode
+
+import anyio
+
+from ...config import PIECE_BYTES
+from ...errors import IntegrityError, StoreError
+from ...system.files import crc32
+from ..base import Progress, Source, too_long
+from .answers import Answer, NotS3, Refusal, code_of
+from .body import Body, Digest, LocalFile, base64_crc, digest
+from .concurrency import Fixed, Lane
+from .engine import Engine, Task, received
+from .errors import StartOver
+from .signing import UNSIGNED_PAYLOAD
+from .transport import Incoming, Watch
+
+
+class Sent(NamedTuple):
+    """A range that is in the store: its ETag, its CRC-32 in base64, and the CRC-32 of every chunk in it."""
+
+    etag: str
+    checksum: str
+    crcs: list[int]
+
+
+class Part(NamedTuple):
+    """One part of a multipart upload."""
+
+    upload: str
+    number: int
+
+    @property
+    def query(self) -> str:
+        return urlencode({"partNumber": self.number, "uploadId": self.upload}, quote_via=quote)
+
+
+class Objects:
+    """Reads and writes objects; all errors are to be mapped by whoever calls (``Engine.mapping``).
+
+    Parameters
+    ----------
+    engine : Engine
+        What sends requests.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        shared = engine.throttle.connections
+        self._sharing = Lane(Fixed(shared if shared is not None else engine.most))
+
+    async def put(
+        self, key: str, source: Source, offset: int, length: int, moved: Progress, *, part: Part | None = None,
+        condition: Mapping[str, str] | None = None, small: bool = False,
+    ) -> Sent:  # fmt: skip
+        """Send a range of a source as an object, or as a part of one.
+
+        Parameters
+        ----------
+        condition : mapping
+            Headers that say what has to be there.
+        small : bool
+            It is metadata.
+
+        Raises
+        ------
+        Refusal, OSError, or an error of a library underneath
+            As all requests here; to be mapped by whoever calls (``mapping``).
+        """
+        engine, state = self._engine, await self._engine.opened()
+        path = f"{engine.path(key)}?{part.query}" if part else engine.path(key)
+        operation = "UploadPart" if part else "PutObject"
+        async with self._lane(length), self._sharing if length > PIECE_BYTES else contextlib.nullcontext():
+            facts = await self._digest(source, offset, length, sha256=state.signs_content)
+            checksum = base64_crc(facts.crc)
+            headers = {**state.wanted.headers(operation, small=small), **(condition or {})}
+            if state.checksums:
+                headers |= {"x-amz-checksum-crc32": checksum, "x-amz-sdk-checksum-algorithm": "CRC32"}
+            body: bytes | Body
+            if facts.data is not None:
+                body = facts.data
+                pause_s = engine.throttle.reserve(length)
+                # A commit does not stand in line behind content: that makes up for it.
+                await anyio.sleep(0 if small else pause_s)
+            else:
+                body = Body(source, offset, length, engine.throttle, self._counting(length, moved))
+                await body.begin()
+            task = Task(operation, "PUT", path, headers, body, facts.sha256 or UNSIGNED_PAYLOAD)
+            answer: Answer = await engine.exchange(task)
+        if facts.data is not None:
+            moved(length)
+        stored = answer.headers.get("x-amz-checksum-crc32")
+        if state.checksums and stored and "-" not in stored and stored != checksum:
+            raise ConnectionError(f"the CRC-32 of what was stored is {stored}, and that of what was sent {checksum}")
+        return Sent(answer.headers["etag"], checksum, facts.crcs)
+
+    async def get(self, key: str, file: LocalFile, offset: int, count: int, moved: Progress, tag: str | None) -> int:
+        """Read ``count`` bytes of an object to the same place in a file, and return their CRC-32.
+
+        Parameters
+        ----------
+        tag : str or None
+            The ETag that the object has to have.
+
+        Raises
+        ------
+        StartOver
+            It has another one.
+        IntegrityError
+            It has another size than the file.
+        Refusal, OSError, or an error of a library underneath
+            As ``put``.
+        """
+        state, where = await self._engine.opened(), f"{self._engine.root}/{key}"
+        ranged, last = count < file.size, offset + count - 1
+        headers = state.wanted.headers("GetObject")
+        if ranged:
+            headers["range"] = f"bytes={offset}-{last}"
+        elif state.validates:
+            headers["x-amz-checksum-mode"] = "ENABLED"
+        count_moved = self._counting(count, moved)
+
+        async def take(incoming: Incoming, watch: Watch) -> int:
+            if tag is not None and incoming.headers.get("etag") != tag:
+                raise StartOver(f"{where} was replaced while it was read", where=where)
+            announced = incoming.headers.get("content-length")
+            if ranged:
+                span = incoming.headers.get("content-range", "")
+                if not span.startswith(f"bytes {offset}-{last}/"):  # Some say so with 200.
+                    got = span or "the whole object"
+                    raise StoreError(f"The store answers bytes {offset}-{last} of {where} with {got}", where=where)
+            elif announced is not None and announced != str(file.size):
+                raise IntegrityError(f"{key} has {announced} bytes instead of {file.size}", where=where)
+            crc = done = 0
+            async for data in received(incoming, watch):
+                if done + len(data) > count:
+                    raise ConnectionError(f"{count} bytes were asked for and more came")
+                file.write(data, offset + done)
+                crc = crc32(data, crc)
+                done += len(data)
+                count_moved(len(data))
+            if done < count:
+                raise ConnectionError(f"{count} bytes were asked for and {done} came")
+            if not ranged:
+                _check_checksum(incoming.headers, crc, key, where)
+            return crc
+
+        async with self._lane(count):
+            crc: int = await self._engine.exchange(Task("GetObject", "GET", self._engine.path(key), headers), take)
+        return crc
+
+    async def get_bytes(self, key: str, limit: int) -> tuple[bytes, str]:
+        """A small object, whole, and its ETag; raises as ``get``, also for one of more than ``limit`` bytes."""
+        state, where = await self._engine.opened(), f"{self._engine.root}/{key}"
+        headers = state.wanted.headers("GetObject")
+        if state.validates:
+            headers["x-amz-checksum-mode"] = "ENABLED"
+
+        async def take(incoming: Incoming, watch: Watch) -> tuple[bytes, str]:
+            announced = incoming.headers.get("content-length")
+            pieces: list[bytes] = []
+            total = crc = 0
+            if announced is not None and announced.isdecimal() and int(announced) > limit:
+                raise too_long(where, announced, incoming.headers["etag"])
+            async for data in received(incoming, watch):
+                pieces.append(data)
+                total += len(data)
+                crc = crc32(data, crc)
+                if total > limit:
+                    raise too_long(where, f"more than {limit}", incoming.headers["etag"])
+            if announced is not None and announced != str(total):
+                raise ConnectionError(f"{announced} bytes were announced and {total} came")
+            _check_checksum(incoming.headers, crc, key, where)
+            return b"".join(pieces), incoming.headers["etag"]
+
+        async with self._engine.small:
+            task = Task("GetObject", "GET", self._engine.path(key), headers)
+            found: tuple[bytes, str] = await self._engine.exchange(task, take)
+        return found
+
+    async def head(self, key: str) -> tuple[Answer, int]:
+        """An object's headers, and its size in bytes; raises as ``get``."""
+        engine, state = self._engine, await self._engine.opened()
+        headers = state.wanted.headers("HeadObject")
+        if state.validates:
+            headers["x-amz-checksum-mode"] = "ENABLED"
+        task = Task("HeadObject", "HEAD", engine.path(key), headers)
+        try:
+            answer: Answer = await engine.exchange(task)
+        except Refusal as error:
+            if code_of(error)[1] not in (400, 401, 403):
+                raise
+            # An answer to HEAD has no words: whoever asks for a byte is told why, or is let in by now.
+            first = {**state.wanted.headers("GetObject"), "range": "bytes=0-0"}
+            try:
+                await engine.exchange(Task("GetObject", "GET", engine.path(key), first), _nothing)
+            except Refusal as said:
+                if code_of(said)[1] != 416:  # An empty object has no first byte.
+                    raise
+            answer = await engine.exchange(task)
+        length = answer.headers.get("content-length", "")
+        if not length.isdecimal():
+            raise NotS3.made("HeadObject", answer, "it does not say how long the object is")
+        return answer, int(length)
+
+    def _lane(self, length: int) -> Lane:
+        return self._engine.small if length <= PIECE_BYTES else self._engine.large
+
+    def _counting(self, length: int, moved: Progress) -> Progress:
+        """A progress that the limit of requests in flight hears of as well."""
+        if length <= PIECE_BYTES:
+            return moved
+
+        def count(bytes_: int) -> None:
+            self._engine.large.moved(bytes_)
+            moved(bytes_)
+
+        return count
+
+    @staticmethod
+    async def _digest(source: Source, offset: int, length: int, *, sha256: bool) -> Digest:
+        if length <= PIECE_BYTES:
+            return digest(source, offset, length, sha256=sha256)
+        try:
+            return await anyio.to_thread.run_sync(lambda: digest(source, offset, length, sha256=sha256))
+        except RuntimeError as error:
+            raise OSError(errno.EAGAIN, f"cannot digest it: {error}") from error  # No more threads, for now.
+
+
+async def _nothing(incoming: Incoming, watch: Watch) -> None:
+    """Read no content."""
+
+
+def _check_checksum(headers: Mapping[str, str], crc: int, key: str, where: str) -> None:
+    """Compare content with the CRC-32 that the store keeps of it, if it says that it is one of the whole."""
+    kept = headers.get("x-amz-checksum-crc32")
+    if kept and headers.get("x-amz-checksum-type") == "FULL_OBJECT" and kept != base64_crc(crc):
+        raise IntegrityError(
+            f"{key} is damaged: its CRC-32 is {base64_crc(crc)}, and the store's is {kept}", where=where
+        )

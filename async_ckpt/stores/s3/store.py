@@ -1,0 +1,200 @@
+"""Amazon S3 and what speaks its protocol, over aiobotocore and aiohttp, or over boto3 in threads.
+
+Large sources go up as multiparts, large objects come down as ranges, ``parts_in_flight`` of them at a time over all
+calls. Content passes through in pieces and is digested on the way: memory does not grow with it.
+
+A call on one request does not retry (``RetryStore`` does). The requests of a call that takes many are retried one by
+one, since a transfer of thousands of parts would otherwise never get through a store that refuses one in a hundred.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+from ...config import CHUNK_BYTES, Config
+from ...errors import IntegrityError, NotFound, StoreError, TransientStoreError
+from ...system.concurrency import for_each
+from ..attempts import with_retries
+from ..base import MAX_BYTES, Capabilities, Entry, PartsLog, Progress, S3Settings, Source, Store, no_progress
+from .body import Bytes, LocalFile
+from .choice import open_client as open_best
+from .conditions import Conditions
+from .copy_object import copy_object
+from .engine import Engine
+from .errors import StartOver
+from .multipart import part_size, put_parts
+from .objects import Objects
+from .settings import OpenClient
+
+Crcs = list[int]  # inside the class, ``list`` is its method
+
+_UPDATE = "Update the store: it does not list as S3 does"
+
+
+class S3Store(Store):
+    """Objects below ``root`` in a bucket. Make it anywhere; it connects in the loop that first uses it.
+
+    Parameters
+    ----------
+    root : str
+        ``s3://bucket/prefix``.
+    settings : S3Settings or callable
+        What the client is made with; or what returns that: called in a thread, when the store is first used and again
+        where it failed.
+    config : Config
+        ``part_bytes``, ``parts_in_flight``, ``unsigned_payload``, and the limits of requests and retries.
+    open_client : callable
+        Makes the client; the default takes the best that can be had.
+
+    Raises
+    ------
+    UsageError
+        ``root`` is not such an address.
+    """
+
+    def __init__(
+        self, root: str, settings: S3Settings | Callable[[], S3Settings] = S3Settings(),  # noqa: B008
+        config: Config = Config(), open_client: OpenClient = open_best,  # noqa: B008
+    ) -> None:  # fmt: skip
+        given = settings
+        self._engine = Engine(root, (lambda: given) if isinstance(given, S3Settings) else given, config, open_client)
+        self._objects = Objects(self._engine)
+        self._conditions = Conditions(self._engine, self._objects)
+        self.root = self._engine.root
+        self._config = config
+
+    @property
+    def capabilities(self) -> Capabilities:  # type: ignore[override]  # what a store can do is found out on the way
+        return Capabilities(copy=True, conditional_put=self._conditions.kept, create_only=self._conditions.creates)
+
+    @property
+    def notice(self) -> str:
+        return self._engine.notice
+
+    async def put_source(
+        self, key: str, source: Source, progress: Progress = no_progress, log: PartsLog | None = None
+    ) -> Crcs:
+        try:
+            if source.size > part_size(source.size, self._config.part_bytes):
+                return await put_parts(self._engine, self._objects, self._config, key, source, progress, log)
+            with self._engine.mapping("write", key):
+                return (await self._objects.put(key, source, 0, source.size, progress)).crcs
+        except StartOver as error:
+            raise TransientStoreError(error.what, where=error.where, hint=error.hint) from error
+
+    async def copy(self, source_key: str, key: str, size: int) -> None:
+        await copy_object(self._engine, self._objects, self._config, source_key, key, size)
+
+    async def put_bytes(self, key: str, data: bytes) -> None:
+        with self._engine.mapping("write", key):
+            await self._objects.put(key, Bytes(key, data), 0, len(data), no_progress, small=True)
+
+    async def get_bytes(self, key: str) -> bytes:
+        return (await self.get_tagged(key))[0]
+
+    async def get_tagged(self, key: str) -> tuple[bytes, str]:
+        with self._engine.mapping("read", key):
+            return await self._objects.get_bytes(key, MAX_BYTES)
+
+    async def put_if(self, key: str, data: bytes, tag: str | None) -> bool:
+        return await self._conditions.put(key, data, tag)
+
+    async def get_file(
+        self,
+        key: str,
+        destination: str,
+        *,
+        size: int | None = None,
+        crc32: Sequence[int] | None = None,
+        progress: Progress = no_progress,
+    ) -> int:
+        total, tag = size, None
+        if total is None or not 0 < total <= CHUNK_BYTES:
+            # One request more, before all others can start side by side and be told apart from those of a successor.
+            total, tag = await self._head(key)
+        self._check_size(key, total, size, crc32)
+        file, whole = LocalFile(destination, total), False
+
+        async def fetch(offset: int, counted: Progress) -> None:
+            count = min(CHUNK_BYTES, total - offset)
+            with self._engine.mapping("read", key):
+                crc = await self._objects.get(key, file, offset, count, counted, tag)
+            if crc32 is not None and crc != crc32[offset // CHUNK_BYTES]:
+                raise IntegrityError(f"{key} is damaged at byte {offset}", where=self.url(key))
+
+        try:
+            if 0 < total <= CHUNK_BYTES:
+                await fetch(0, progress)
+            else:
+                offsets = range(0, total, CHUNK_BYTES)
+                at_once = self._config.max_parts_in_flight
+                await for_each(
+                    offsets, at_once,
+                    lambda at: with_retries(lambda counted: fetch(at, counted), self._config, progress),
+                )  # fmt: skip
+            whole = True
+        except StartOver as error:
+            raise TransientStoreError(error.what, where=error.where, hint=error.hint) from error
+        finally:
+            file.close(whole=whole)
+        return total
+
+    async def size(self, key: str) -> int:
+        return (await self._head(key))[0]
+
+    async def list(self, prefix: str, beginning: str = "") -> AsyncIterator[Entry]:
+        client = await self._engine.client()
+        params = self._engine.params(prefix)
+        params["Prefix"] = params.pop("Key") + "/" + beginning
+
+        async def page(_: Progress) -> Any:
+            with self._engine.mapping("list", prefix):
+                return await client.list_objects_v2(**params)
+
+        seen: set[str] = set()
+        while True:
+            answer = await with_retries(page, self._config, no_progress)
+            for item in answer.get("Contents", ()):
+                # A key that ends in a slash is a console's folder marker, not an object anybody can name.
+                name = item.get("Key", "")
+                if not name.startswith(params["Prefix"]) or "Size" not in item:
+                    raise StoreError(
+                        f"The listing of {self.url(prefix)} has an entry {name!r} that is none of it, or has no size",
+                        where=self.url(prefix), hint=_UPDATE,
+                    )  # fmt: skip
+                if not name.endswith("/"):
+                    yield Entry(self._engine.key(name), int(item["Size"]))
+            if not answer.get("IsTruncated"):
+                return
+            token = answer.get("NextContinuationToken")
+            if not token or token in seen:
+                # A short list would look like checkpoints that are gone, and the same page again never ends.
+                what = "the same token again" if token else "no token"
+                raise StoreError(
+                    f"The listing of {self.url(prefix)} goes on, says the store, and gives {what} for the next page",
+                    where=self.url(prefix), hint=_UPDATE,
+                )  # fmt: skip
+            seen.add(token)
+            params["ContinuationToken"] = token
+
+    async def delete(self, key: str) -> None:
+        client = await self._engine.client()
+        with contextlib.suppress(NotFound), self._engine.mapping("remove", key):
+            await client.delete_object(**self._engine.params(key))
+
+    async def aclose(self) -> None:
+        await self._engine.aclose()
+
+    async def _head(self, key: str) -> tuple[int, str]:
+        """Size and ETag."""
+        with self._engine.mapping("read", key):
+            answer, size = await self._objects.head(key)
+        return size, answer.headers["etag"]
+
+    def _check_size(self, key: str, found: int, size: int | None, crc32: Sequence[int] | None) -> None:
+        if size is not None and found != size:
+            raise IntegrityError(f"{key} has {found} bytes instead of {size}", where=self.url(key))
+        if crc32 is not None and len(crc32) != -(-found // CHUNK_BYTES):
+            raise IntegrityError(f"{key} has {found} bytes, which are not those of its digest", where=self.url(key))

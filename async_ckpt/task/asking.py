@@ -1,0 +1,81 @@
+"""Asking an agent for as long as it takes: it may be busy, be started again, hang and be ended, or not be there at all;
+what was saved lies on the disk, and so there is time until whoever asks has none left.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from ..config import NO_AGENT_LOOK_S, Config
+from ..errors import NoAgent, WaitTimeout
+from ..ipc.client import AgentClient
+from ..ipc.protocol import Message
+from .reference import progress_line
+
+#: The longest pause between two lines of progress, in units of the first one.
+_MOST_PROGRESS = 12
+
+
+class Patient:
+    """Asks until a deadline (monotonic seconds).
+
+    Parameters
+    ----------
+    check : callable
+        Called whenever there is no answer; raises where there never will be one.
+    """
+
+    def __init__(
+        self, client: AgentClient, config: Config, deadline: float, check: Callable[[], None] = lambda: None
+    ) -> None:
+        self._client, self._config, self._deadline, self._check = client, config, deadline, check
+        #: Why there was no answer the last time; empty: there was one.
+        self.trouble = ""
+
+    def ask(self, op: str, timeout_s: float, **fields: Any) -> Message | None:
+        """What the agent says within ``timeout_s`` seconds; None: nothing yet.
+
+        Raises
+        ------
+        AgentError, WaitTimeout
+            There is none, or it has said nothing, and the deadline is over; or it refuses.
+        """
+        limit = timeout_s + self._config.reply_timeout_s
+        try:
+            answer = self._client.request(op, limit, timeout_s=timeout_s, **fields)
+        except (NoAgent, WaitTimeout) as error:
+            self._check()
+            left = self._deadline - time.monotonic()
+            if left <= 0:
+                raise
+            self.trouble = error.what
+            if isinstance(error, NoAgent):
+                time.sleep(min(NO_AGENT_LOOK_S, left))
+            return None
+        self.trouble = ""
+        return answer
+
+
+class Progress:
+    """Lines for whoever waits: the first after ``progress_s`` seconds, then more and more seldom."""
+
+    def __init__(self, config: Config, report: Callable[[str], None]) -> None:
+        self._pause_s, self._most_s, self._report = config.progress_s, _MOST_PROGRESS * config.progress_s, report
+        self._next = time.monotonic() + self._pause_s
+
+    def say(self, line: Callable[[], str]) -> None:
+        """Say how it stands, if it is time to."""
+        if time.monotonic() >= self._next:
+            self._pause_s = min(1.5 * self._pause_s, self._most_s)
+            self._next = time.monotonic() + self._pause_s
+            self._report(line())
+
+
+def flush_line(answer: Message | None, trouble: str) -> str:
+    """How a flush stands: what the agent has answered, or why it has not."""
+    if answer is None:
+        return f"waiting for the agent, which is tried again and again: {trouble or 'it has not answered yet'}"
+    why = str(answer.get("why") or "")
+    return progress_line(answer) + (f"; {why}" if why else "")

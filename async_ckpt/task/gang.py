@@ -1,0 +1,152 @@
+"""The start of an attempt of a gang: node 0 decides what is loaded, and all nodes load that, or none of them goes on.
+
+The nodes meet in the store alone (``ranks/agreement.py``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+from .. import layout
+from ..errors import IntegrityError, NotFound, UsageError, WaitTimeout
+from ..manifest import dump
+from ..ranks import agreement
+from ..spool.spool import Admitted
+from ..stores.base import Store
+from ..stores.catalog import read_json
+from ..upload.checkpoint import Uploader
+from ..upload.together import finish
+from .checkpointer import Checkpointer
+from .loader import Report
+
+#: Between two looks for the decision, in seconds: at first, at last.
+_FIRST_S, _LAST_S = 0.1, 2.0
+_GROWTH = 1.5
+
+
+def load_newest(
+    checkpointer: Checkpointer, policy: str, path: str, report: Report, shard: str = "all"
+) -> dict[str, Any] | None:
+    """What ``Checkpointer.load_newest`` does, the same on all nodes.
+
+    Raises
+    ------
+    WaitTimeout
+        Node 0 has not decided in time.
+    CheckpointError
+        This node cannot load what was decided; the attempt must not begin with a mixture.
+    """
+    task = checkpointer.task
+    if policy == "none":
+        return None
+    # In a later attempt there is something to load, as a rule, and all nodes have to know of it.
+    start = checkpointer.started(checkpointer.config.gang_start_timeout_s if task.attempt else None)
+    if policy == "fresh" and task.attempt == 0 and (start.first or start.alone):
+        return None
+    if task.node == 0:
+        return _lead(checkpointer, start.number, policy, path, report, shard)
+    return _follow(checkpointer, start.number, path, shard)
+
+
+def _lead(
+    checkpointer: Checkpointer, start: int, policy: str, path: str, report: Report, shard: str
+) -> dict[str, Any] | None:
+    # What this node saved by itself, and its part of what all did, belong into the store first: there others find it.
+    pending = checkpointer.spool.pending()
+    checkpointer.settle(reversed(pending), checkpointer.config.settle_timeout_s)
+    said, damaged = checkpointer.run(lambda store: _take_over(store, checkpointer, start))
+    for line in said:
+        report(line)
+    loaded = None
+    for candidate in checkpointer.candidates(policy):
+        if isinstance(candidate, Admitted):
+            continue  # Not in the store yet: the others cannot have it.
+        if candidate["key"] in damaged:
+            report(f"A checkpoint is passed over, as another node could not load it: {damaged[candidate['key']]}")
+            continue
+        try:
+            loaded = checkpointer.load(candidate, path, shard=shard)
+            break
+        except (IntegrityError, NotFound) as error:
+            report(f"A checkpoint cannot be loaded, and the next older one is tried: {error}")
+    # Not before it was loaded: what is damaged must not be what all the others try.
+    decision = dump({"reference": loaded})
+    task = checkpointer.task
+    key = layout.decision_key(task.pathspec, task.attempt, start)
+    checkpointer.run(lambda store: store.put_bytes(key, decision))
+    return loaded
+
+
+async def _take_over(store: Store, checkpointer: Checkpointer, start: int) -> tuple[list[str], dict[str, str]]:
+    """Finish what earlier attempts left. Returns what people should know, and what some node could not load."""
+    said = await _finish_newest(store, checkpointer, start)
+    return said, await agreement.read_damaged(store, checkpointer.task.pathspec)
+
+
+async def _finish_newest(store: Store, checkpointer: Checkpointer, start: int) -> list[str]:
+    """Commit the newest collective checkpoint of earlier attempts if all its shards are there and rank 0 died before it
+    did. Returns what people should know.
+    """
+    said: list[str] = []
+    task, config = checkpointer.task, checkpointer.config
+    now = task.attempt, start * layout.GENERATIONS
+    deadline = time.monotonic() + config.settle_timeout_s
+    for reference in await agreement.left_by(store, task.pathspec, now):
+        if await agreement.read_commit(store, reference) is not None:
+            break
+        if not await _is_complete(store, reference, deadline):
+            continue
+        try:
+            await finish(store, Uploader(store, config), reference, config)
+            said.append(f"All ranks had saved {reference['key']}, and it was not committed: it is now")
+            break
+        except (UsageError, IntegrityError, NotFound) as error:
+            said.append(f"The collective checkpoint {reference['key']} was not committed: {error}")
+    return said
+
+
+async def _is_complete(store: Store, reference: dict[str, Any], deadline: float) -> bool:
+    """Whether all shards are in the store; what those ranks have saved who did not die may still be on its way."""
+    pause = _FIRST_S
+    while missing := await agreement.missing_ranks(store, reference):
+        outcome = await agreement.read_outcome(store, reference)
+        gone = await agreement.gone_ranks(store, reference)
+        if gone.intersection(missing) or outcome is not None or time.monotonic() >= deadline:
+            return not await agreement.missing_ranks(store, reference)
+        await asyncio.sleep(pause)
+        pause = min(pause * _GROWTH, _LAST_S)
+    return True
+
+
+def _follow(checkpointer: Checkpointer, start: int, path: str, shard: str) -> dict[str, Any] | None:
+    task, limit_s = checkpointer.task, checkpointer.config.gang_start_timeout_s
+    reference = checkpointer.run(lambda store: _decision(store, task, start, limit_s))
+    if reference is None:
+        return None
+    try:
+        return checkpointer.load(reference, path, shard=shard)
+    except (IntegrityError, NotFound) as error:
+        # The first has loaded it, perhaps another part of it: the next attempt begins with an older one.
+        why = str(error)
+        checkpointer.run(lambda store: agreement.put_damaged(store, task.pathspec, reference["key"], why))
+        raise
+
+
+async def _decision(store: Store, task: layout.TaskInfo, start: int, limit_s: float) -> dict[str, Any] | None:
+    key = layout.decision_key(task.pathspec, task.attempt, start)
+    deadline, pause = time.monotonic() + limit_s, _FIRST_S
+    while True:
+        try:
+            found: dict[str, Any] | None = (await read_json(store, key))["reference"]
+            return found
+        except NotFound:
+            if time.monotonic() >= deadline:
+                raise WaitTimeout(
+                    f"Node 0 of the gang has not said within {limit_s:g} s what attempt {task.attempt} begins with",
+                    where=key,
+                    hint="See its log; METAFLOW_ASYNC_CKPT_GANG_START_TIMEOUT_S is the limit",
+                ) from None
+        await asyncio.sleep(min(pause, max(deadline - time.monotonic(), 0)))
+        pause = min(pause * _GROWTH, _LAST_S)

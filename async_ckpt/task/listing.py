@@ -1,0 +1,241 @@
+"""What checkpoints a task has: the one answer behind ``Checkpoint().list(task=…)`` and ``async-ckpt list --task``.
+
+Metaflow's metadata knows the task: where its data lies, which attempt was its last, and whether ``resume`` cloned it;
+then its checkpoints are those of its origin. The store knows what is committed, and the spools on this machine what is
+on its way. A task that this metadata does not know may still have checkpoints in the configured datastore.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from .. import layout
+from ..config import ENV_SPOOL, Config
+from ..errors import CheckpointError, NotFound, SpoolError, StoreError, UsageError
+from ..spool import journal, place
+from ..spool.spool import Spool
+from ..stores import catalog
+from ..stores.base import StoreSpec
+from . import places
+from .loader import list_from_first, with_states
+from .reference import CheckpointInfo
+
+#: Stands for every attempt.
+ALL = "all"
+
+#: The artifact in which a task keeps what its last attempt has committed.
+TASK_CHECKPOINTS = "_task_checkpoints"
+
+#: What a task notes of the store that ``@with_artifact_store`` names, as metaflow-checkpoint does.
+NOTED_TYPE, NOTED_ROOT = "artifact-store-ds-type", "artifact-store-ds-root"
+
+_PARTS = ("flow", "run", "step", "task")
+
+
+def list_task(
+    task: Any,
+    *,
+    name: str | None = None,
+    attempt: int | str | None = None,
+    spool: str | None = None,
+    first: StoreSpec | None = None,
+) -> list[CheckpointInfo]:
+    """Checkpoints of any task, newest first, each with a ``state``.
+
+    Parameters
+    ----------
+    task : metaflow.Task or str
+        The task, or its pathspec ``flow/run/step/task``.
+    name : str or None
+        Only those of this name.
+    attempt : int, str or None
+        Which attempt, or ``"all"``. None: that of a ``Task`` made for one attempt, else the task's last. Attempts of a
+        task that ``resume`` cloned are those of its origin.
+    spool : str or None
+        A spool to look into beside those in the usual directory.
+    first : StoreSpec or None
+        A store to look in before that of the task.
+
+    Raises
+    ------
+    UsageError
+        That is no task, or no attempt; or its datastore is of a kind that is not read here.
+    NotFound
+        There is no such task, and no checkpoint of it: says where was looked.
+    StoreError
+        The store, or Metaflow's metadata, cannot be read.
+    """
+    pathspec, chosen = _pathspec(task)
+    number = check_attempt(attempt)
+    with _metadata_errors():
+        found = _find(pathspec)
+        if number is None and found is not None and found.pathspec == pathspec:
+            number = chosen
+        listed = _list(found, pathspec, name, number, spool, first)
+        if listed or found is None:
+            return listed
+        recorded = _recorded(found)
+        # Nodes of a gang have theirs with the first node's task, and a step that saves nothing inherits them.
+        owner = next((data.pathspec for data in recorded if data.pathspec != found.pathspec), None)
+        if owner is not None:
+            return _list(_find(owner), owner, name, number, spool, first)
+        # What is not in this store any more was removed; but it may never have been there.
+        roots = tuple(store.root.rstrip("/") + "/" for store in stores_of_task(found, first))
+        elsewhere = [data for data in recorded if not str(data.url).startswith(roots)]
+        return with_states(elsewhere, (), {}, name=name, attempt=number if isinstance(number, int) else None)
+
+
+def check_attempt(attempt: int | str | None) -> int | str | None:
+    """Return the number of an attempt, ``ALL`` or None; ``UsageError`` for anything else."""
+    if attempt is None or attempt == ALL:
+        return attempt
+    if not (str(attempt).isascii() and str(attempt).isdecimal()):
+        raise UsageError(
+            f"attempt={attempt!r} is not a number", hint=f"They count from 0; {ALL!r} stands for every one"
+        )
+    return int(attempt)
+
+
+def stores_of_task(task: Any, first: StoreSpec | None = None) -> list[StoreSpec]:
+    """Where to look for the checkpoints of a ``metaflow.Task``: in ``first``, then where the task says that it saves,
+    then in the configured datastore; ``task`` may be None.
+    """
+    from ..stores.metaflow import spec_for
+
+    metadata = task.metadata_dict if task is not None else {}
+    kind, root = (NOTED_TYPE, NOTED_ROOT) if NOTED_ROOT in metadata else ("ds-type", "ds-root")
+    return places.with_default(first, spec_for(metadata[kind], metadata[root]) if root in metadata else None)
+
+
+def _pathspec(task: Any) -> tuple[str, int | None]:
+    """The pathspec, and the attempt that a ``Task`` was made for."""
+    pathspec = task if isinstance(task, str) else getattr(task, "pathspec", None)
+    if not isinstance(pathspec, str):
+        raise UsageError(f"{task!r} is no task", hint="Pass a Task, or flow/run/step/task")
+    parts = pathspec.split("/")
+    if len(parts) in (1, 2, 3) and all(parts):
+        kind = _PARTS[len(parts) - 1]
+        raise UsageError(f"{pathspec!r} is a {kind}, and not a task", hint="A task's pathspec is flow/run/step/task")
+    layout.metadata_folder(pathspec)
+    return pathspec, getattr(task, "_attempt", None)
+
+
+def _find(pathspec: str) -> Any:
+    """The task, or the one it was cloned from; None if Metaflow's metadata does not know it."""
+    from metaflow import Task
+    from metaflow.exception import MetaflowNotFound
+
+    try:
+        task = Task(pathspec, _namespace_check=False)
+    except MetaflowNotFound:
+        return None
+    seen = {pathspec}
+    while True:
+        own = {entry.name: entry.value for entry in task.metadata}
+        flow, run, step, _ = task.pathspec.split("/")
+        if "origin-task-id" not in own:
+            return task
+        origin = f"{flow}/{own.get('origin-run-id', run)}/{step}/{own['origin-task-id']}"
+        if origin in seen:
+            return task
+        seen.add(origin)
+        task = Task(origin, _namespace_check=False)
+
+
+def _list(
+    task: Any,
+    pathspec: str,
+    name: str | None,
+    attempt: int | str | None,
+    spool: str | None,
+    first: StoreSpec | None,
+) -> list[CheckpointInfo]:
+    """What the stores and the spools have of a task, which may be None: then ``NotFound`` if it is nothing."""
+    stores, config = stores_of_task(task, first), Config.from_env()
+    pathspec = task.pathspec if task is not None else pathspec
+    spools = [found for found in _spools(config, spool) if _is_of(found, pathspec, stores)]
+    # Before the store: what is committed meanwhile is seen twice, not missed.
+    on_disk = [item for found in spools for item in found.pending()]
+    known = {key: value for found in spools for key, value in journal.Reader(found.path("journal")).look().items()}
+    last = max([task.current_attempt, *(found.task.attempt for found in spools)]) if task is not None else None
+    if attempt is None:
+        attempt = last
+    number = attempt if isinstance(attempt, int) else None
+    folder, named = layout.metadata_folder(pathspec), name if task is not None else None
+    stored = list_from_first(
+        stores, lambda s: catalog.list_references(s, folder, config, name=named, attempt=number), config
+    )
+    if task is None and not stored and not on_disk:
+        raise _not_found(pathspec, stores)
+    if last is not None and number is not None and number > last and not stored:
+        raise NotFound(
+            f"The task {pathspec!r} has no attempt {number}",
+            hint=f"Its attempts are 0 to {last}" if last else "Its only attempt is 0",
+        )
+    if attempt is None:
+        number = max(layout.order(data)[0] for data in [*stored, *(item.reference for item in on_disk)])
+    return with_states(stored, on_disk, known, name=name, attempt=number)
+
+
+def _is_of(spool: Spool, pathspec: str, stores: list[StoreSpec]) -> bool:
+    return spool.task.pathspec == pathspec and spool.store.root in {store.root for store in stores}
+
+
+def _spools(config: Config, given: str | None) -> Iterator[Spool]:
+    """All spools on this machine: in the usual directories, beside that of the own task, and the one given."""
+    own = os.environ.get(ENV_SPOOL)
+    roots = {*itertools.chain.from_iterable(place.places(None, config)), *([os.path.dirname(own)] if own else [])}
+    directories = {given} if given else set()
+    for root in roots:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            directories |= {os.path.join(root, name) for name in os.listdir(root) if "." not in name}
+    for directory in sorted(directories):
+        with contextlib.suppress(SpoolError):  # It has gone in this moment, or is of another version.
+            yield Spool.open(directory)
+
+
+def _recorded(task: Any) -> list[CheckpointInfo]:
+    """What the task's artifact has, its own or inherited from an earlier step."""
+    recorded = task[TASK_CHECKPOINTS].data if TASK_CHECKPOINTS in task else []
+    return [CheckpointInfo(data) for data in recorded if isinstance(data.get("pathspec"), str)]
+
+
+def _not_found(pathspec: str, stores: list[StoreSpec]) -> NotFound:
+    from metaflow import Flow, Run, Step, get_metadata
+    from metaflow.exception import MetaflowNotFound
+
+    parts, missing = pathspec.split("/"), f"task {pathspec!r}"
+    for length, client in enumerate((Flow, Run, Step), start=1):
+        above = "/".join(parts[:length])
+        try:
+            client(above, _namespace_check=False)
+        except MetaflowNotFound:
+            missing = f"{_PARTS[length - 1]} {above!r}"
+            break
+    return NotFound(
+        f"There is no {missing} in Metaflow's metadata ({get_metadata()}), and no checkpoint of {pathspec!r} in the "
+        f"datastore ({', '.join(store.root for store in stores)})",
+        hint="Check the pathspec; METAFLOW_PROFILE, METAFLOW_DEFAULT_METADATA and METAFLOW_DEFAULT_DATASTORE say where "
+        "this process looks",
+    )
+
+
+@contextlib.contextmanager
+def _metadata_errors() -> Iterator[None]:
+    """Metaflow's client raises its own errors, and those of requests, which are ``OSError``s."""
+    from metaflow import get_metadata
+    from metaflow.exception import MetaflowException
+
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (MetaflowException, OSError) as error:
+        raise StoreError(
+            f"Metaflow's metadata cannot be read: {error}", where=get_metadata(),
+            hint="Check METAFLOW_PROFILE, METAFLOW_DEFAULT_METADATA and METAFLOW_SERVICE_URL",
+        ) from error  # fmt: skip

@@ -1,0 +1,321 @@
+"""Loading checkpoints: from the store, or from this machine's spool where they have not left it yet.
+
+Whatever is loaded arrives beside the destination first (``landing``). Paths come from manifests, keys and tars that
+somebody else may have written: none is ever followed out of the destination.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import shutil
+import tarfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from .. import layout
+from ..capture.content import FileSource, pack_path
+from ..capture.link_back import Lender
+from ..config import Config
+from ..errors import CheckpointError, IntegrityError, NotFound
+from ..manifest import MAX_DEPTH, PACKED, FileEntry, Manifest, check_path
+from ..spool.spool import Admitted, torn_file
+from ..stores import catalog
+from ..stores.base import Entry, Store
+from ..system.concurrency import for_each
+from ..system.files import copy_content, set_mode, set_mtime
+from .landing import Arrival, Landing, make_links
+
+_USUAL = Arrival()
+
+#: Makes symbolic links: path → text.
+_MakeLinks = Callable[[Mapping[str, str]], None]
+
+#: What reading damaged or hostile metadata may end in: other types, numbers and depths than anybody writes.
+_NONSENSE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError, MemoryError)
+
+
+async def find_and_load(
+    store: Store,
+    reference: Mapping[str, Any] | str,
+    destination: str,
+    config: Config,
+    own: Callable[[int], int] | None = None,
+    arrival: Arrival = _USUAL,
+) -> dict[str, Any]:
+    """Load what a reference, a plain dict or a key names, and return its stored metadata; raises what
+    ``catalog.find``, ``load_from_store`` and ``own`` do.
+
+    ``own`` tells for the number of ranks that saved it together which of them this one is: only its files are loaded.
+    """
+    data = await catalog.find(store, reference)
+    rank = own(int(data["world"])) if own is not None and data.get("world") else None
+    await load_from_store(store, data, destination, config, rank, arrival)
+    return data
+
+
+async def load_from_store(
+    store: Store,
+    reference: Mapping[str, Any],
+    destination: str,
+    config: Config,
+    rank: int | None = None,
+    arrival: Arrival = _USUAL,
+) -> None:
+    """Load a committed checkpoint into the directory ``destination`` (made if missing; what is there stays, same
+    names are replaced, unless ``arrival`` says otherwise). Of a collective one, ``rank`` may choose the shard.
+
+    Raises
+    ------
+    NotFound
+        It, or one of its files, is not in the store.
+    IntegrityError
+        A file is not what was saved, or a path leads out of the destination; names it.
+    """
+    key = layout.parse_key(reference["key"]).key
+    if rank is not None:  # What else is there may be the other ranks'.
+        arrival = replace(arrival, tell_stale=False)
+    with Landing(destination, arrival) as staging, _damaged(store.url(key)):
+        manifest = await _read_manifest(store, reference)
+        if manifest is not None and rank is not None:
+            manifest = manifest.of_rank(rank)
+        make = functools.partial(make_links, staging=staging, config=config, say=arrival.say)
+        if reference["storage_format"] == "tar":
+            await _load_tar(store, key, manifest, staging, make)
+        else:
+            await _load_files(store, key, manifest, staging, config, make)
+
+
+@contextlib.contextmanager
+def _damaged(where: str) -> Iterator[None]:
+    """Whatever comes of metadata that makes no sense is one error; what is read may have been written by anybody."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (*_NONSENSE, FileNotFoundError) as error:
+        raise IntegrityError(
+            f"The checkpoint cannot be read: {type(error).__name__}: {error}", where=where, hint="Load an earlier one"
+        ) from error
+
+
+async def _read_manifest(store: Store, reference: Mapping[str, Any]) -> Manifest | None:
+    """Ours names its manifest; the peer's checkpoints have none and are loaded by listing, unverified."""
+    if not isinstance(reference.get("manifest"), str):
+        return None
+    key = layout.parse_key(reference["key"]).manifest_key
+    return Manifest.from_json(await catalog.read_json(store, key), where=key)
+
+
+async def _load_files(
+    store: Store, key: str, manifest: Manifest | None, staging: str, config: Config, make: _MakeLinks
+) -> None:
+    if manifest is None:
+        files = [FileEntry(_inside(entry, key), entry.size, 0o644) async for entry in store.list(key)]
+        if not files:
+            raise NotFound("The checkpoint has no files in the store", where=store.url(key), hint="Load an earlier one")
+        manifest = Manifest(files)
+    _make_directories(manifest, staging)
+
+    async def fetch(entry: FileEntry) -> None:
+        target = os.path.join(staging, entry.path)
+        await store.get_file(f"{key}/{entry.path}", target, size=entry.size, crc32=entry.crc32)
+        set_mode(target, entry.mode)
+        set_mtime(target, entry.mtime_ns)
+
+    await for_each(manifest.files, config.files_in_flight, fetch)
+    _finish(manifest, staging, make)
+
+
+def _inside(entry: Entry, key: str) -> str:
+    try:
+        return check_path(entry.key[len(key) + 1 :])
+    except ValueError as error:
+        raise IntegrityError(f"The store lists a file outside of the checkpoint: {error}", where=entry.key) from error
+
+
+async def _load_tar(store: Store, key: str, manifest: Manifest | None, staging: str, make: _MakeLinks) -> None:
+    facts = (manifest.tar if manifest else None) or {}
+    archive = os.path.join(os.path.dirname(staging), "tar")  # The load's own directory.
+    try:
+        await store.get_file(key, archive, size=facts.get("size"), crc32=facts.get("crc32"))
+        extract_tar(archive, staging, make, where=store.url(key))
+        if manifest is not None:  # It knows them to the nanosecond.
+            for entry in manifest.files:
+                set_mtime(os.path.join(staging, entry.path), entry.mtime_ns)
+            for folder in reversed(manifest.dirs):
+                set_mtime(os.path.join(staging, folder.path), folder.mtime_ns)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(archive)
+
+
+def extract_tar(archive: str, destination: str, make: _MakeLinks, *, where: str) -> None:
+    """Extract a tar that somebody else may have made.
+
+    Raises
+    ------
+    IntegrityError
+        It is damaged, or a member has an absolute path, a ``..``, stands behind a symbolic link, or is a device;
+        names it.
+    """
+    links: dict[str, str] = {}
+    folders: list[tuple[str, int, int]] = []
+    left = os.path.getsize(archive)
+    try:
+        with tarfile.open(archive, "r:", tarinfo=_Member) as tar:
+            for member in tar:
+                name = os.path.normpath(member.name) if member.name else "."
+                if os.path.isabs(member.name) or ".." in member.name.split("/"):
+                    raise IntegrityError(f"The tar's member {member.name!r} leads out of the destination", where=where)
+                target = os.path.join(destination, name)
+                if name.count("/") >= MAX_DEPTH:
+                    raise IntegrityError(f"A member of the tar is more than {MAX_DEPTH} folders deep", where=where)
+                if member.issparse():  # We make none, and few bytes of one could fill any disk.
+                    raise IntegrityError(f"The tar's member {member.name!r} is sparse", where=where)
+                if member.isdir():
+                    os.makedirs(target, exist_ok=True)
+                    folders.append((target, member.mode & 0o777 | 0o700, int(member.mtime * 10**9)))
+                elif member.issym():
+                    links[name] = member.linkname
+                elif member.isreg() or member.islnk():  # A hard link's content is that of the member it names.
+                    os.makedirs(os.path.dirname(target), exist_ok=True)
+                    content = tar.extractfile(member)
+                    if content is None:
+                        raise IntegrityError(f"The tar's member {member.name!r} has no content", where=where)
+                    left -= member.size if member.isreg() else 0
+                    if left < 0:
+                        raise IntegrityError(f"The tar's member {member.name!r} is longer than the tar", where=where)
+                    with content, open(target, "wb") as file:
+                        shutil.copyfileobj(content, file, 1 << 20)
+                    set_mode(target, member.mode & 0o777)
+                    set_mtime(target, int(member.mtime * 10**9))
+                else:
+                    raise IntegrityError(
+                        f"The tar's member {member.name!r} is neither file nor directory nor link", where=where
+                    )
+            # Last, so that nothing is made through one: neither a file nor another link's parent.
+            for link in links:
+                os.makedirs(os.path.dirname(os.path.join(destination, link)), exist_ok=True)
+            make(links)
+            for target, mode, mtime_ns in reversed(folders):
+                set_mode(target, mode)
+                set_mtime(target, mtime_ns)
+    except CheckpointError:
+        raise
+    except (tarfile.TarError, EOFError, *_NONSENSE, FileExistsError, FileNotFoundError, NotADirectoryError) as error:
+        raise IntegrityError(f"The tar cannot be read: {error}", where=where, hint="Load an earlier one") from error
+
+
+class _Member(tarfile.TarInfo):
+    """A member that does not lead back to what stands before it: ``tarfile`` would read round and round."""
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> _Member:
+        before = tar.offset
+        member = super().fromtarfile(tar)
+        if member.size < 0 or tar.offset <= before:
+            raise tarfile.ReadError(f"The member {member.name!r} is of negative size, or leads back in the tar")
+        return member
+
+
+def load_from_spool(
+    item: Admitted,
+    destination: str,
+    config: Config,
+    lender: Lender | None = None,
+    guard: Callable[[dict[str, int]], None] = lambda leases: None,
+    arrival: Arrival = _USUAL,
+) -> None:
+    """Load a checkpoint that this machine still has on its disk: no network, and correct while its files are being
+    made private.
+
+    Parameters
+    ----------
+    lender : Lender or None
+        Makes hard links of files where that is safe; None, and for all others: they are cloned or copied.
+    guard : callable
+        Gets the lender's leases (path → descriptor) before the first file has its final name, to hold them until the
+        checkpoint is in the store.
+
+    Raises
+    ------
+    FileNotFoundError
+        It was released meanwhile: it is in the store now.
+    IntegrityError
+        It was written to while nobody guarded it.
+    """
+    with contextlib.ExitStack() as stack:
+        if lender is not None:
+            stack.callback(lender.close)
+        staging = stack.enter_context(Landing(destination, arrival))
+        _make_directories(item.manifest, staging)
+        pack = _pack(item)
+        if pack is not None:
+            stack.callback(pack.close)
+        for entry in item.manifest.files:
+            target = os.path.join(staging, entry.path)
+            if lender is not None and lender.lend(entry, item.file(entry.path), target):
+                continue
+            if pack is not None and entry.how == PACKED:
+                with open(target, "wb") as file:
+                    file.write(pack.pread(entry.size, entry.offset))
+            else:
+                _copy_captured(item.file(entry.path), target, entry.size)
+            set_mode(target, entry.mode)
+            set_mtime(target, entry.mtime_ns)
+        # After the copies: whatever was clean then was clean while it was copied.
+        torn = torn_file(item, {})
+        if torn is not None:
+            if not os.path.isdir(item.data):
+                raise FileNotFoundError(item.data)
+            raise IntegrityError(
+                f"The captured file {torn} was written to after the save", where=item.data, hint="Load an earlier one"
+            )
+        if lender is not None:
+            guard(lender.hand_over())
+        _finish(item.manifest, staging, functools.partial(make_links, staging=staging, config=config, say=arrival.say))
+
+
+def _pack(item: Admitted) -> FileSource | None:
+    """All small files of a snapshot, opened once; None where it has none."""
+    packed = [entry for entry in item.manifest.files if entry.how == PACKED]
+    if not packed:
+        return None
+    return FileSource(pack_path(item.data), max(entry.offset + entry.size for entry in packed), 0)
+
+
+def _copy_captured(path: str, target: str, size: int) -> None:
+    """Copy one captured file; again if it was made private under the copy (see ``capture/content.py``)."""
+    for _ in range(3):
+        source_fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            target_fd = os.open(target, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            try:
+                copied = copy_content(source_fd, target_fd, size)
+            finally:
+                os.close(target_fd)
+            if os.fstat(source_fd).st_ino == os.stat(path).st_ino:
+                if copied == size:
+                    return
+                break
+        finally:
+            os.close(source_fd)
+    raise IntegrityError(f"The captured file has not its {size} bytes any more", where=path)
+
+
+def _make_directories(manifest: Manifest, staging: str) -> None:
+    for folder in manifest.dirs:
+        os.makedirs(os.path.join(staging, folder.path), exist_ok=True)
+    for parent in {os.path.dirname(path) for path in manifest.paths}:
+        os.makedirs(os.path.join(staging, parent), exist_ok=True)
+
+
+def _finish(manifest: Manifest, staging: str, make: _MakeLinks) -> None:
+    """Links last, so that nothing is written through one; then the directories' modes and times, deepest first."""
+    make({link.path: link.target for link in manifest.links})
+    for path, mode, mtime_ns in reversed(manifest.dirs):
+        set_mode(os.path.join(staging, path), mode | 0o700)
+        set_mtime(os.path.join(staging, path), mtime_ns)

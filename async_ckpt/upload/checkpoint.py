@@ -1,0 +1,421 @@
+"""Brings one admitted checkpoint into the store: first all its objects, then, in its turn, its metadata.
+
+Both steps may be repeated from the start at any time: the same keys get the same bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import tarfile
+from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+import anyio
+
+from .. import layout
+from ..capture.content import TarMember, TarSource, captured_source
+from ..config import Config
+from ..errors import CheckpointError, IntegrityError, NotFound, StoreError, TransientStoreError
+from ..layout import newest
+from ..manifest import LINK, FileEntry, Manifest, dump, load
+from ..ranks import agreement
+from ..spool.spool import Admitted
+from ..stores.base import Multipart, Progress, Source, Store, TooLong
+from ..stores.catalog import read_begun, read_tagged
+from ..system.concurrency import for_each
+from ..system.crash import crash_point
+from .handover import TAR, Handover
+
+#: How often the latest checkpoint is moved anew after others came first, and the first pause before, in seconds.
+_MOVES = 8
+_MOVE_PAUSE_S = 0.05
+
+#: Smallest file without a lease that is worth a record of its own, so that it is not sent again.
+_REMEMBERED_BYTES = 1 << 20
+
+Reference = dict[str, Any]
+
+
+async def _nobody_asks(reference: Reference) -> None:
+    """For ``on_commit``."""
+
+
+class Events(Protocol):
+    """Hears how an upload goes on; called from the event loop. ``path`` is a file's, or ``TAR``."""
+
+    def progress(self, count: int) -> None:
+        """So many bytes were sent; a negative number takes some back."""
+
+    def stored(self, path: str, crc32: list[int], *, copied: bool) -> None:
+        """The bytes of a file are in the store: they were sent, or copied there from an earlier checkpoint. Not said of
+        small files whose lease nobody holds.
+        """
+
+    def began(self, path: str, upload: str, part_bytes: int) -> None:
+        """See ``PartsLog``."""
+
+    def sent(self, path: str, number: int, etag: str, crc32: list[int]) -> None:
+        """See ``PartsLog``."""
+
+
+class _Content(Source, Protocol):
+    """A source that holds descriptors."""
+
+    def close(self) -> None: ...
+
+
+class _Log:
+    """The PartsLog of one object; the store looks at it again after a failure that passed."""
+
+    def __init__(self, path: str, known: Multipart | None, events: Events) -> None:
+        self._path, self.known, self._events = path, known, events
+
+    def began(self, upload: str, part_bytes: int) -> None:
+        self.known = Multipart(upload, part_bytes)
+        self._events.began(self._path, upload, part_bytes)
+
+    def sent(self, number: int, etag: str, crc32: list[int]) -> None:
+        assert self.known is not None, "a part of no upload"
+        self.known.parts[number] = etag, crc32
+        self._events.sent(self._path, number, etag, crc32)
+
+
+class Uploader:
+    """Works for one spool.
+
+    Parameters
+    ----------
+    store : Store
+        Where to.
+    config : Config
+        Limits.
+    """
+
+    def __init__(self, store: Store, config: Config) -> None:
+        self._store, self._config = store, config
+        #: One commit at a time: what ``begun`` says, and where ``latest`` is, must not be mixed.
+        self._committing = anyio.Lock()
+        #: What ``latest`` is to be moved to, by its folder.
+        self._newest: dict[str, Reference] = {}
+        #: The newest that is committed of an attempt, by the key that says what it has begun to commit.
+        self._last_committed: dict[str, Reference] = {}
+        #: What the user should know, as of a store; usually nothing.
+        self.notice = ""
+
+    async def upload(self, item: Admitted, known: Handover, events: Events) -> None:
+        """Write everything but the metadata: files or tar, and the manifest with their digests; of a shard, what rank 0
+        makes the manifest of.
+
+        Parameters
+        ----------
+        item : Admitted
+            What to upload.
+        known : Handover
+            What need not be sent.
+        events : Events
+            Hears what is in the store now.
+
+        Raises
+        ------
+        StoreError, IntegrityError
+            The store refused, or the snapshot is not what was captured.
+        """
+        parts = layout.parse_key(item.reference["key"])
+        if item.reference["storage_format"] == "tar":
+            manifest = await self._upload_tar(item, known, events)
+        else:
+            manifest = await self._upload_files(item, known, events)
+        crash_point("worker:before-manifest")
+        if layout.is_shard(item.reference):
+            await agreement.put_shard(self._store, item.reference, manifest)
+            return
+        await self._store.put_bytes(parts.manifest_key, dump(manifest.to_json()))
+
+    async def _upload_files(self, item: Admitted, known: Handover, events: Events) -> Manifest:
+        digests = dict(known.done)
+
+        async def put(entry: FileEntry) -> None:
+            if entry.path in digests:
+                return
+            crash_point("worker:before-file")
+            key = f"{item.reference['key']}/{entry.path}"
+            earlier = known.unchanged.get(entry.path)
+            copied = earlier is not None and await self._copy(earlier.key, key, entry.size)
+            if earlier is not None and copied:
+                digests[entry.path] = earlier.crc32
+            else:
+                source = captured_source(item.data, entry)
+                digests[entry.path] = await self._send(key, entry.path, source, known, events)
+            if entry.how == LINK or entry.size >= _REMEMBERED_BYTES:
+                events.stored(entry.path, digests[entry.path], copied=copied)
+
+        await for_each(item.manifest.files, self._config.files_in_flight, put)
+        await self._put_files_behind_links(item, events.progress)
+        files = [
+            FileEntry(e.path, e.size, e.mode, mtime_ns=e.mtime_ns, crc32=digests[e.path]) for e in item.manifest.files
+        ]
+        return replace(item.manifest, files=files)
+
+    async def _put_files_behind_links(self, item: Admitted, progress: Progress) -> None:
+        """Store what symbolic links lead to under the links' own paths as well. Loads of ours make links again, by the
+        manifest; metaflow-checkpoint knows no links, and would not have the files at all.
+        """
+        behind = item.manifest.files_behind_links()
+        most = self._config.max_files_behind_links
+        if len(behind) > most:
+            self.notice = (
+                f"Symbolic links in {item.source} lead to {len(behind)} files, of which {most} are stored under the "
+                "links' own paths: what metaflow-checkpoint loads lacks the others"
+            )
+
+        async def put(number: int) -> None:
+            path, entry = behind[number]
+            base = item.reference["key"]
+            if not await self._copy(f"{base}/{entry.path}", f"{base}/{path}", entry.size):
+                source = captured_source(item.data, entry)
+                try:
+                    await self._store.put_source(f"{base}/{path}", source, progress)
+                    progress(-entry.size)  # It shows that something moves, and is no part of the checkpoint's size.
+                finally:
+                    source.close()
+
+        await for_each(range(min(len(behind), most)), self._config.files_in_flight, put)
+
+    async def _copy(self, source_key: str, key: str, size: int) -> bool:
+        """Copy an object inside the store; False where that cannot be done, and the bytes are to be sent."""
+        if not self._store.capabilities.copy:
+            return False
+        try:
+            await self._store.copy(source_key, key, size)
+        except TransientStoreError:
+            raise
+        except StoreError:  # The earlier checkpoint was deleted or damaged, or this store copies no such object.
+            return False
+        return True
+
+    async def _upload_tar(self, item: Admitted, known: Handover, events: Events) -> Manifest:
+        source = TarSource(item.reference["key"], tar_members(item))
+        crc32 = known.done.get(TAR)
+        if crc32 is None:
+            crc32 = await self._send(item.reference["key"], TAR, source, known, events)
+            events.stored(TAR, crc32, copied=False)
+        files = [FileEntry(e.path, e.size, e.mode, mtime_ns=e.mtime_ns) for e in item.manifest.files]
+        return replace(item.manifest, files=files, tar={"size": source.size, "crc32": crc32})
+
+    async def _send(self, key: str, path: str, source: _Content, known: Handover, events: Events) -> list[int]:
+        log = _Log(path, known.parts.get(path), events)
+        try:
+            return await self._store.put_source(key, source, events.progress, log)
+        finally:
+            source.close()
+
+    async def commit(
+        self, batch: Sequence[Reference], on_commit: Callable[[Reference], Awaitable[None]] = _nobody_asks
+    ) -> tuple[int, CheckpointError | None]:
+        """Make uploaded checkpoints of one task visible, in order, and move ``latest`` on to the newest of them unless
+        it is on a newer one, or cannot be moved.
+
+        Parameters
+        ----------
+        on_commit : callable
+            Is awaited with each as soon as it is committed, before the next one is and before ``latest`` moves.
+
+        Returns
+        -------
+        int
+            How many are committed. Others may be visible as well; they are to be committed again.
+        CheckpointError or None
+            Why the next one is not.
+        """
+        if shards := [reference["key"] for reference in batch if layout.is_shard(reference)]:
+            raise ValueError(f"One rank's part is no checkpoint: {shards}")
+        async with self._committing:
+            return await self._commit(batch, on_commit)
+
+    async def _commit(
+        self, batch: Sequence[Reference], on_commit: Callable[[Reference], Awaitable[None]]
+    ) -> tuple[int, CheckpointError | None]:
+        begun = await self._begun(batch)
+        described = {layout.parse_key(reference["key"]).metadata_key: dump(reference) for reference in batch}
+        failed = await self._put_all({**begun, **described}, new=described)
+        for key in begun.keys() & failed.keys():
+            return 0, failed[key]
+        count = 0
+        error: CheckpointError | None = None
+        for reference in batch:
+            crash_point("worker:before-commit")
+            if count:
+                crash_point("worker:in-batch")
+            parts = layout.parse_key(reference["key"])
+            error = failed.get(parts.metadata_key)
+            if error is None:
+                # The commit: what lists a task's checkpoints reads this folder, and finds no gap in it.
+                task_key = parts.task_metadata_key(reference["pathspec"])
+                error = (await self._put_all({task_key: dump(reference)}, new=[task_key])).get(task_key)
+            if error is not None:
+                break
+            count += 1
+            self._note_committed(reference)
+            if reference.get("latest"):
+                self._note_newest_everywhere(reference)
+            await on_commit(reference)
+        crash_point("worker:before-latest")
+        await self._move_latest()
+        return count, error
+
+    async def _begun(self, batch: Sequence[Reference]) -> dict[str, bytes]:
+        """What is written before a batch is committed (``layout`` says why), by key: one object for each attempt; none
+        for a gang.
+
+        When time is short the newest goes first, so one that is committed already may be newer than the batch. It is
+        named again: this object must not hide it from readers while ``latest`` is behind.
+        """
+        keys: dict[str, list[str]] = {}
+        for reference in sorted(batch, key=layout.order, reverse=True):
+            if (key := _begun_key(reference)) is not None:
+                keys.setdefault(key, []).append(reference["key"])
+        for key, named in keys.items():
+            if key not in self._last_committed:
+                await self._recall(key, batch[0]["pathspec"])
+            last = self._last_committed.get(key)
+            if last is not None and layout.order(last) > layout.parse_key(named[0]).order:
+                named.insert(0, last["key"])
+        return {key: dump({"keys": named}) for key, named in keys.items()}
+
+    async def _recall(self, key: str, pathspec: str) -> None:
+        """Find the newest that an uploader before this one has committed, for which it may not have moved ``latest``.
+
+        A store that does not tell holds up no commit; it is asked again with the next one.
+        """
+        with contextlib.suppress(CheckpointError, TimeoutError), anyio.fail_after(self._config.latest_timeout_s):
+            for named in await read_begun(self._store, key) or []:
+                reference = await agreement.read_commit(self._store, {"key": named, "pathspec": pathspec})
+                if reference is not None:
+                    self._note_committed(reference)
+                    self._note_newest_everywhere(reference)
+
+    def _note_committed(self, reference: Reference) -> None:
+        key = _begun_key(reference)
+        last = self._last_committed.get(key) if key is not None else None
+        if key is not None and (last is None or layout.order(last) < layout.order(reference)):
+            self._last_committed[key] = reference
+
+    async def _put_all(self, objects: Mapping[str, bytes], *, new: Container[str]) -> dict[str, CheckpointError]:
+        """Write small objects side by side; the ``new`` ones are metadata, of which none is written over another
+        checkpoint's. Returns what could not be written, by key.
+        """
+        failed: dict[str, CheckpointError] = {}
+
+        async def put(key: str) -> None:
+            try:
+                if key in new:
+                    await self._put_new(key, objects[key])
+                else:
+                    await self._store.put_bytes(key, objects[key])
+            except CheckpointError as error:
+                failed[key] = error
+
+        await for_each(objects, self._config.files_in_flight, put)
+        return failed
+
+    async def _put_new(self, key: str, data: bytes) -> None:
+        """Write metadata where there is none, or what is there is none; as far as the store can tell the two apart.
+
+        Raises
+        ------
+        StoreError
+            Another checkpoint has this key.
+        """
+        tag = None
+        for attempt in range(_MOVES):
+            if await self._store.put_if(key, data, tag):
+                return
+            try:
+                found, tag = await self._store.get_tagged(key)
+            except NotFound:  # Somebody writes or removes it in this moment.
+                tag = None
+                await anyio.sleep(random.uniform(0, _MOVE_PAUSE_S * 2**attempt))
+                continue
+            except TooLong as error:
+                tag = error.tag
+                continue
+            other = _reference(found, key)
+            if found == data or (other is not None and _is_same(other, load(data, where=key))):
+                return  # An earlier try of ours.
+            if other is not None:
+                raise StoreError(
+                    "Another start of the same attempt has committed a checkpoint under this key: that one stays as it "
+                    "is, and this one is not stored",
+                    where=self._store.url(key), hint="End one of the two starts; the step's retry counts anew",
+                )  # fmt: skip
+        raise TransientStoreError("Others write there all the time", where=self._store.url(key))
+
+    async def _move_latest(self) -> None:
+        """Move ``latest`` on to the newest that was noted. It is a hint: what cannot be moved is said, moved with the
+        next commit, and holds up none for long.
+        """
+        try:
+            with anyio.fail_after(self._config.latest_timeout_s):
+                await for_each(list(self._newest), self._config.files_in_flight, self._move)
+        except (CheckpointError, TimeoutError) as error:
+            why = str(error) or f"no end within {self._config.latest_timeout_s:g} s"
+            self.notice = (
+                "Checkpoints are in the store, but which is the latest could not be noted there, so other programs may "
+                f"see an earlier one: {why}"
+            )
+
+    def _note_newest_everywhere(self, reference: Reference) -> None:
+        self._note_newest(layout.metadata_folder(reference["pathspec"]), reference)
+        self._note_newest(layout.parse_key(reference["key"]).scope_folder, reference)
+
+    def _note_newest(self, folder: str, reference: Reference) -> None:
+        if folder not in self._newest or not newest.newer(self._newest[folder], reference):
+            self._newest[folder] = reference
+
+    async def _move(self, folder: str) -> None:
+        """Move one ``latest``, unless it is on a newer checkpoint."""
+        reference = self._newest[folder]
+        # An attempt on another machine, and other runs of the step, write there as well.
+        for attempt in range(_MOVES):
+            current, tag = await read_tagged(self._store, folder, layout.LATEST)
+            moved_on = current is not None and (reference == current or newest.blocks(current, reference))
+            if moved_on or await self._store.put_if(f"{folder}/{layout.LATEST}", dump(reference), tag):
+                del self._newest[folder]
+                return
+            await anyio.sleep(random.uniform(0, _MOVE_PAUSE_S * 2**attempt))
+        raise TransientStoreError("Others move the latest checkpoint all the time", where=self._store.url(folder))
+
+
+def _begun_key(reference: Reference) -> str | None:
+    """Key of what its attempt has begun to commit; None where that says nothing of it."""
+    if not reference.get("latest") or reference.get("nodes"):
+        return None
+    attempt, version = layout.order(reference)
+    return layout.begun_key(reference["pathspec"], attempt, version // layout.START_STEP)
+
+
+def _reference(data: bytes, key: str) -> Reference | None:
+    """What an object says, if that is a checkpoint's metadata."""
+    with contextlib.suppress(IntegrityError):
+        found: Reference = load(data, where=key)
+        return found if layout.is_reference(found) else None
+    return None
+
+
+def _is_same(one: Reference, other: Reference) -> bool:
+    """Whether two references are of one save: no other has the same key and the same microsecond."""
+    at = one.get("created_at")
+    return at is not None and at == other.get("created_at") and one["key"] == other["key"]
+
+
+def tar_members(item: Admitted) -> list[TarMember]:
+    """The members of a checkpoint's tar, directories first, links last."""
+    manifest = item.manifest
+    members = [TarMember(path, tarfile.DIRTYPE, mode, mtime_ns) for path, mode, mtime_ns in manifest.dirs]
+    for entry in manifest.files:
+        source = captured_source(item.data, entry)
+        members.append(TarMember(entry.path, tarfile.REGTYPE, entry.mode, entry.mtime_ns, source=source))
+    members += [TarMember(link.path, tarfile.SYMTYPE, 0o777, target=link.target) for link in manifest.links]
+    return members

@@ -1,0 +1,422 @@
+"""The data plane: a process (or, with ``uploader="thread"``, a thread) that the agent hands uploads and commits to.
+
+It imports what the control plane must not (aiobotocore, Metaflow), runs at idle priority, holds no state that
+matters, and may be killed at any time. The two speak the frames of ``ipc.protocol`` over a socket pair:
+
+- agent → worker: ``{"op": "upload", "id"}``, before it what is known of the checkpoint (``handover.py``);
+  ``{"op": "commit", "ids"}``; ``{"op": "priority", "idle"}``; ``{"op": "pause", "id"}``: stop an upload, or the batch
+  that this one is to be committed in, which will be ordered again; there is no answer to either, but for what of the
+  batch is committed; ``{"op": "gather", "id", "timeout_s", "decides"}``: wait for the
+  other ranks' shards, and for the commit (``Patience``); said again, the wait is shortened; ``{"op": "gone",
+  "attempt"}``: tell the other nodes of the gang that this one saves no more, answered by ``{"op": "gone"}``;
+  ``{"op": "claim", "attempt", "who", "start"}``: claim a start of the attempt, ``start`` if that is chosen already,
+  answered by ``{"op": "claimed", "attempt", "start", "first", "why"}``, without ``start`` if it failed;
+- worker → agent: ``{"op": "ready", "id": ""}``, first of all;
+  ``{"op": "progress", "id", "bytes"}``, ``{"op": "file", "id", "path", "crc32", "copied"}``,
+  ``{"op": "parts", "id", "path", "upload", "part_bytes"}``, ``{"op": "part", "id", "path", "number", "etag",
+  "crc32"}``, ``{"op": "waiting", "id", "why"}``, ``{"op": "uploaded" | "committed", "id"}`` (of a collective
+  checkpoint with its ``reference``, but for the metadata), ``{"op": "failed", "id", "why", "transient", "refused"}``
+  (refused: by the store, for good; ``decided``: by the ranks), ``{"op": "notice", "id": "", "why"}``: what the user
+  should know of how the store works here, once. In a batch, the first that fails ends it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import dataclasses
+import errno
+import fcntl
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any
+
+import anyio
+
+from .. import errors
+from ..config import KILLED_S, Config
+from ..ipc import protocol
+from ..ipc.protocol import Message
+from ..ranks import agreement, starts
+from ..spool.spool import Admitted, Spool
+from ..stores import open_store
+from ..system import processes
+from ..system.files import wait_for
+from ..system.priority import set_priority
+from .checkpoint import Uploader
+from .handover import Handover
+from .together import Gatherer, Patience
+
+#: How often an upload's progress is reported, in seconds.
+_REPORT_S = 0.1
+
+#: Digests of larger files (beyond 1 TiB) do not fit into a frame: nothing is told of those until all is uploaded.
+_MAX_CRCS = 1 << 16
+
+#: Longest reason that is told, in characters.
+_MAX_WHY = 10_000
+
+#: How long a worker waits for its predecessor to be gone.
+_LOCK_TIMEOUT_S = 30.0
+
+#: What a machine may be short of for a moment: threads, memory, descriptors.
+_SHORTAGES = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+
+_PR_SET_PDEATHSIG = 1
+
+#: Locks held by workers of this process.
+_working: set[str] = set()
+
+
+async def serve(
+    sock: socket.socket, spool: Spool, config: Config, on_priority: Callable[[bool], None] | None = None,
+    on_notice: Callable[[str], None] = lambda why: None,
+) -> None:  # fmt: skip
+    """Work until the agent closes its end; then drop what is under way (the store cleans up after itself).
+
+    ``on_priority`` is called with whether this process should be idle; None in a thread of the task. ``on_notice`` gets
+    what the user should know of the store, as the agent does.
+    """
+    sock.setblocking(False)
+    # A worker whose agent was killed may live a moment longer: two at once could put a file's later content over the
+    # good one.
+    with _only_one(spool.path("worker.lock")):
+        worker = _Worker(sock, spool, config, on_notice)
+        await worker.say_hello()
+        known: dict[str, Handover] = {}
+        try:
+            async with anyio.create_task_group() as group:
+                async for message in _messages(sock):
+                    if message["op"] == "priority":
+                        if on_priority is not None:
+                            on_priority(message["idle"])
+                    elif message["op"] == "commit":
+                        group.start_soon(worker.commit, message["ids"])
+                    elif message["op"] == "gather":
+                        group.start_soon(worker.gather, message["id"], message["timeout_s"], message["decides"])
+                    elif message["op"] == "claim":
+                        group.start_soon(worker.claim, message)
+                    elif message["op"] == "gone":
+                        group.start_soon(worker.gone, message["attempt"])
+                    elif message["op"] == "pause":
+                        worker.pause(message["id"])
+                    elif message["op"] == "upload":
+                        group.start_soon(worker.upload, message["id"], known.pop(message["id"], Handover()))
+                    else:
+                        known.setdefault(message["id"], Handover()).take(message)
+                group.cancel_scope.cancel()
+        finally:
+            with anyio.CancelScope(shield=True), anyio.move_on_after(5):
+                await worker.store.aclose()
+
+
+@contextlib.contextmanager
+def _only_one(path: str) -> Iterator[None]:
+    """Hold the worker's lock: a POSIX one, which children forked by the task do not inherit, and which does not keep
+    two threads of one process apart.
+    """
+
+    def free() -> bool:
+        if path in _working:
+            return False
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    try:
+        wait_for(lambda: path not in _working, _LOCK_TIMEOUT_S, "an earlier worker")
+        for limit_s in (KILLED_S, _LOCK_TIMEOUT_S):
+            with open(path, "ab") as file:
+                try:
+                    wait_for(free, limit_s, "an earlier worker")
+                except TimeoutError:
+                    if limit_s == _LOCK_TIMEOUT_S:
+                        raise
+                    _end_others(path)
+                    continue
+                _working.add(path)
+                try:
+                    yield
+                    return
+                finally:
+                    _working.discard(path)
+    except TimeoutError as error:
+        raise errors.SpoolError(f"Another worker does not end: {error}", where=path) from error
+
+
+def _end_others(path: str) -> None:
+    """The kernel ends a worker with its agent. One that hangs in it (a disk that is gone) cannot die, keeps its lock,
+    and never does anything more: the next one has a lock of its own.
+    """
+    directory = os.path.dirname(path)
+    for pid in [pid for pid in processes.find("worker", directory) if pid != os.getpid()]:
+        if not processes.end(pid, "worker", directory, KILLED_S):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+
+
+async def _messages(sock: socket.socket) -> AsyncIterator[Message]:
+    decoder = protocol.Decoder()
+    while True:
+        await anyio.wait_readable(sock)
+        try:
+            data, _ = protocol.receive(sock)
+        except BlockingIOError:
+            continue
+        except OSError:
+            return
+        if not data:
+            return
+        for message, _ in decoder.feed(data, []):
+            yield message
+
+
+class _Worker:
+    def __init__(self, sock: socket.socket, spool: Spool, config: Config, on_notice: Callable[[str], None]) -> None:
+        self._sock, self._spool, self._on_notice = sock, spool, on_notice
+        self._told: set[str] = set()
+        self.store = open_store(spool.store, config)
+        self._uploader = Uploader(self.store, config)
+        self._sending = anyio.Lock()
+        self._uploads: dict[str, anyio.CancelScope] = {}
+        #: Of batches under way: by each id.
+        self._commits: dict[str, anyio.CancelScope] = {}
+        self._gatherer = Gatherer(self.store, self._uploader, config)
+        self._gathering: dict[str, Patience] = {}
+
+    async def say_hello(self) -> None:
+        """The first word: all that could fail at the start has not."""
+        await self._send({"op": "ready", "id": ""})
+
+    async def upload(self, identity: str, known: Handover) -> None:
+        with anyio.CancelScope() as scope:
+            self._uploads[identity] = scope
+            try:
+                item = await self._read(identity)
+                async with _Reporter(self, identity) as reporter:
+                    await self._uploader.upload(item, known, reporter)
+                answer: Message = {"op": "uploaded", "id": identity}
+            except Exception as error:
+                answer = _failed(identity, error)
+        if self._uploads.get(identity) is scope:
+            del self._uploads[identity]
+        if not scope.cancelled_caught:
+            await self._send(answer)
+
+    async def gather(self, identity: str, timeout_s: float, decides: bool) -> None:
+        if identity in self._gathering:
+            self._gathering[identity].shorten(timeout_s)
+            return
+        patience = self._gathering[identity] = Patience(timeout_s, decides=decides)
+        said = ""
+
+        async def tell(why: str) -> None:
+            nonlocal said
+            if why != said:
+                said = why
+                await self._send({"op": "waiting", "id": identity, "why": why})
+
+        try:
+            item = await self._read(identity)
+            committed = await self._gatherer.gather(item.reference, patience, tell)
+            # The metadata is the same on all ranks, and may be larger than a frame.
+            told = {name: value for name, value in committed.items() if name != "metadata"}
+            answer: Message = {"op": "committed", "id": identity, "reference": told}
+        except Exception as error:
+            # What the ranks have decided is never tried again.
+            answer = {**_failed(identity, error), "decided": isinstance(error, errors.UsageError)}
+        del self._gathering[identity]
+        await self._send(answer)
+
+    async def claim(self, order: Message) -> None:
+        task = dataclasses.replace(self._spool.task, attempt=order["attempt"])
+        try:
+            if "start" in order:
+                claim = await starts.note(self.store, task, order["start"], order["who"])
+            else:
+                claim = await starts.claim(self.store, task, order["who"])
+            answer: Message = {"start": claim.start, "first": claim.first, "why": claim.why[:_MAX_WHY]}
+        except Exception as error:
+            answer = _failed("", error)
+        await self._send({**answer, "op": "claimed", "id": "", "attempt": order["attempt"]})
+
+    async def gone(self, attempt: int) -> None:
+        task = self._spool.task
+        with contextlib.suppress(errors.CheckpointError):  # The others wait, as long as they would without it.
+            await agreement.put_gone(self.store, task.pathspec, attempt, task.node, self._spool.ranks(attempt))
+        await self._send({"op": "gone", "id": ""})
+
+    def pause(self, identity: str) -> None:
+        for scopes in (self._uploads, self._commits):
+            if identity in scopes:
+                scopes.pop(identity).cancel()
+
+    async def commit(self, batch: list[str]) -> None:
+        count = 0
+        error: Exception | None = None
+
+        async def note(reference: dict[str, Any]) -> None:
+            """The next one may never be answered. Of the last one the agent hears when ``latest`` has moved as well: if
+            this worker dies before, another one commits it again, and moves that.
+            """
+            nonlocal count
+            count += 1
+            if count < len(batch):
+                with anyio.CancelScope(shield=True):
+                    await self._send({"op": "committed", "id": batch[count - 1]})
+
+        with anyio.CancelScope() as scope:
+            self._commits.update(dict.fromkeys(batch, scope))
+            error = await self._commit(batch, note)
+        self._commits = {identity: other for identity, other in self._commits.items() if other is not scope}
+        if count == len(batch):
+            await self._send({"op": "committed", "id": batch[-1]})
+        elif error is not None:
+            await self._send(_failed(batch[count], error))
+
+    async def _commit(
+        self, batch: list[str], on_commit: Callable[[dict[str, Any]], Awaitable[None]]
+    ) -> Exception | None:
+        """Why the next one is not committed, after those of which ``on_commit`` has heard."""
+        references: list[dict[str, Any]] = []
+        unread: Exception | None = None
+        for identity in batch:
+            try:
+                item = await self._read(identity)
+            except Exception as error:
+                unread = error  # Those before it can be committed.
+                break
+            references.append(item.reference)
+        try:
+            _, refused = await self._uploader.commit(references, on_commit)
+        except Exception as unexpected:
+            return unexpected
+        return refused or unread
+
+    async def _read(self, identity: str) -> Admitted:
+        item = await anyio.to_thread.run_sync(self._spool.read, identity)
+        if item is None:
+            # The agent makes it again.
+            raise errors.TransientStoreError(
+                f"The record of checkpoint {identity} is gone", where=self._spool.directory
+            )
+        return item
+
+    async def _send(self, message: Message) -> None:
+        try:
+            data = protocol.encode(message)
+        except errors.ProtocolError as error:
+            data = protocol.encode(_failed(message["id"], error))
+        for notice in (self._uploader.notice, self.store.notice):
+            if notice and notice not in self._told:  # Known since the first request: told before its outcome.
+                self._told.add(notice)
+                self._on_notice(notice)
+                data = protocol.encode({"op": "notice", "id": "", "why": notice[:_MAX_WHY]}) + data
+        async with self._sending:
+            while data:
+                try:
+                    data = data[protocol.send(self._sock, data, []) :]
+                except BlockingIOError:
+                    await anyio.wait_writable(self._sock)
+                except OSError:
+                    return  # The agent is gone; reading sees it and ends the worker.
+
+
+def _failed(identity: str, error: Exception) -> Message:
+    transient = isinstance(error, errors.TransientStoreError) or _is_shortage(error)
+    # Others are bugs of ours or of a library, as a rule: the checkpoint fails, the worker goes on.
+    why = str(error) if isinstance(error, errors.CheckpointError) else f"{type(error).__name__}: {error}"
+    refused = isinstance(error, errors.StoreError) and not isinstance(error, errors.IntegrityError) and not transient
+    return {"op": "failed", "id": identity, "why": why[:_MAX_WHY], "transient": transient, "refused": refused}
+
+
+def _is_shortage(error: BaseException | None) -> bool:
+    """Whether this machine lacks threads, memory or descriptors: that may pass, and says nothing of the store."""
+    while error is not None:
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _SHORTAGES):
+            return True
+        if isinstance(error, RuntimeError) and "start new thread" in str(error):
+            return True
+        error = error.__cause__
+    return False
+
+
+class _Reporter:
+    """Collects what one upload tells and sends it on now and then; its Events."""
+
+    def __init__(self, worker: _Worker, identity: str) -> None:
+        self._worker, self._identity = worker, identity
+        self._bytes = 0
+        self._out: list[Message] = []
+
+    def progress(self, count: int) -> None:
+        self._bytes += count
+
+    def stored(self, path: str, crc32: list[int], *, copied: bool) -> None:
+        self._say("file", path=path, crc32=crc32, copied=copied)
+
+    def began(self, path: str, upload: str, part_bytes: int) -> None:
+        self._say("parts", path=path, upload=upload, part_bytes=part_bytes)
+
+    def sent(self, path: str, number: int, etag: str, crc32: list[int]) -> None:
+        self._say("part", path=path, number=number, etag=etag, crc32=crc32)
+
+    def _say(self, op: str, **fields: Any) -> None:
+        if len(fields.get("crc32", ())) <= _MAX_CRCS:
+            self._out.append({"op": op, "id": self._identity, **fields})
+
+    async def __aenter__(self) -> _Reporter:
+        self._group = anyio.create_task_group()
+        await self._group.__aenter__()
+        self._group.start_soon(self._loop)
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        self._group.cancel_scope.cancel()
+        await self._group.__aexit__(None, None, None)
+        if kind is None:
+            await self._report()
+
+    async def _loop(self) -> None:
+        while True:
+            await anyio.sleep(_REPORT_S)
+            await self._report()
+
+    async def _report(self) -> None:
+        count, self._bytes = self._bytes, 0
+        messages, self._out = self._out, []
+        with anyio.CancelScope(shield=True):
+            for message in messages:
+                await self._worker._send(message)
+            if count:
+                await self._worker._send({"op": "progress", "id": self._identity, "bytes": count})
+
+
+def main(fd: int, directory: str) -> None:
+    """Entry point of the worker process."""
+    # Whoever ends everything on this machine: the agent closes our socket, or the kernel ends us with it.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    _die_with_parent()
+    set_priority(idle=True)
+    with socket.socket(fileno=fd) as sock:
+        try:
+            anyio.run(
+                serve, sock, Spool.open(directory), Config.from_env(), lambda idle: set_priority(idle=idle),
+                lambda why: print(why, file=sys.stderr, flush=True),
+            )  # fmt: skip
+        except errors.CheckpointError as error:
+            sys.exit(f"async_ckpt worker: {error}")
+
+
+def _die_with_parent() -> None:
+    """Be killed when the agent is: an upload that nobody orders any more must not go on."""
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent or parent == 1:
+        sys.exit("async_ckpt worker: the agent is gone")
