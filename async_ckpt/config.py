@@ -180,6 +180,8 @@ class Config:
     #: that is further away than the second is no end of a machine: a wrong clock, or somebody else's file.
     notice_near_s: float = 600.0
     notice_ignored_s: float = 86400.0
+    #: From which level on lines are written to the task's log, by its name in Python's ``logging``.
+    log_level: str = "INFO"
     #: Limit of a task-end flush.
     flush_timeout_s: float = 6 * 3600.0
     #: How long the ranks of a collective save wait for each other, once their own shard is in the store; and for those
@@ -288,6 +290,7 @@ CHOICES = {
     "on_backlog": ("wait", "supersede", "raise"),
     "on_failure": ("raise", "warn"),
     "dangling_links": ("refuse", "keep"),
+    "log_level": ("DEBUG", "INFO", "WARNING", "ERROR"),
     # Not GLACIER and DEEP_ARCHIVE: a retry could not read its checkpoint for hours.
     "s3_storage_class": (
         "", "STANDARD", "REDUCED_REDUNDANCY", "STANDARD_IA", "ONEZONE_IA", "INTELLIGENT_TIERING", "GLACIER_IR",

@@ -178,13 +178,15 @@ def reporter(report: Callable[[str], None]) -> Callable[[str], None]:
     It may have been interrupted while it printed: no other thread could print then.
     """
 
-    def say(line: str) -> None:
-        if _here.call is not None:
-            _here.call.said.put((report, line))
-        else:
-            _say(report, line)
+    return functools.partial(say, report)
 
-    return say
+
+def say(write: Callable[[str], None], line: str) -> None:
+    """Have a line written by the thread that asked for the work; see ``system/log.py``."""
+    if _here.call is not None:
+        _here.call.said.put((write, line))
+    else:
+        _say(write, line)
 
 
 def _say(report: Callable[[str], None], line: str) -> None:
