@@ -1,6 +1,7 @@
 """Requests over boto3's botocore alone, each in a thread: where aiobotocore is missing or does not fit.
 
-Like ``aiohttp_transport.py``: a client for the requests whose cost does not matter, and botocore's own HTTP session for all.
+Like ``aiohttp_transport.py``: a client for the requests whose cost does not matter, and botocore's own HTTP session for
+all the others.
 Whoever is cancelled leaves a thread behind, which ends with its socket's time-out.
 """
 
