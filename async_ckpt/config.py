@@ -95,141 +95,191 @@ LEFT_BEHIND_S = 2.0
 
 @dataclass(frozen=True)
 class Config:
-    """Limits and settings of one process; immutable, read once."""
+    """Limits and settings of one process; immutable, read once.
 
-    #: Directory under which spools are made; empty: ``temp_dir_root`` or one of the system's (``spool/place.py``).
+    ``docs/settings.md`` is made of the headings and comments below (``python -m docs.settings``).
+    """
+
+    # -- Where checkpoints wait, and how they are captured --
+
+    #: Directory under which spools are made. Empty: ``temp_dir_root``, or else a temporary directory of the system.
     spool_dir: str = ""
-    #: Files smaller than this are copied at save time, into one file: cheaper than a link and a lease.
+    #: Files smaller than this are copied by ``save()`` into one file: cheaper than a link and a lease for each.
     pack_below_bytes: int = 32 << 10
-    #: What is written to while it is captured is captured again: so often, and no more after so many seconds. Where
-    #: files vanished meanwhile, it must be still for so long, or it may be on its way out.
+    #: How often ``save()`` captures again what somebody writes to while it is captured.
     capture_tries: int = 20
+    #: For how long ``save()`` goes on with that.
     capture_timeout_s: float = 60.0
+    #: Where files vanished during the capture, the rest must be left alone for this long before it counts as whole.
     capture_vanished_s: float = 0.5
-    #: At most so many leases held by one process; files beyond are reflinked or copied.
+    #: The most leases that one process holds. Files beyond that number are cloned or copied.
     max_leases: int = 2000
-    #: How long copying a file away may take when a trainer comes to rewrite it, which the kernel holds up for 45 s (or
-    #: half of what that is here). What would take longer is copied in the background as soon as it is saved.
+    #: How long the agent may need to copy a file away when its trainer comes to rewrite it. The kernel makes the
+    #: trainer wait for 45 s as a rule; half of that time counts if it is less. A file that would need longer is copied
+    #: in the background right after it was saved.
     copy_away_s: float = 20.0
-    #: Checkpoints uploaded side by side by one agent.
-    max_uploads: int = 2
-    #: Parts in flight in the data plane, to begin with: more are tried, up to the second, while they bring more.
-    parts_in_flight: int = 8
-    max_parts_in_flight: int = 64
-    #: Files of a checkpoint, and small objects, under way side by side.
-    files_in_flight: int = 32
-    #: Bytes a second that the agent's uploads to S3 may take; 0: as many as there are.
-    max_bandwidth_bytes_s: int = 0
-    #: Send the CRC-32 of what is uploaded to S3, for the store to verify.
-    checksums: bool = True
-    #: Wait for the disk before an object of the local store counts as written.
-    local_fsync: bool = True
-    #: Smallest multipart part; grows with the file so that 10,000 parts suffice.
-    part_bytes: int = CHUNK_BYTES
-    #: Attempts at one store request, the first included, and their total deadline.
-    store_attempts: int = 8
-    store_deadline_s: float = 600.0
-    #: Limits of one request to S3: for name look-up, connection and handshake; for the answer once it is sent; for the
-    #: answer where the store puts an object together, from parts or from another object; and for a body of which less
-    #: than a KiB moves. A connection that has been idle for longer is not used again.
-    connect_timeout_s: float = 10.0
-    answer_timeout_s: float = 60.0
-    complete_timeout_s: float = 600.0
-    stall_timeout_s: float = 60.0
-    idle_connection_s: float = 12.0
-    #: How long the source of credentials may take to answer.
-    credentials_timeout_s: float = 60.0
-    #: What objects on S3 are encrypted with, besides Metaflow's own METAFLOW_S3_SERVER_SIDE_ENCRYPTION: a key of KMS
-    #: (and whether the bucket's key stands between), or a key of the user's own, 32 bytes in base64.
-    s3_kms_key_id: str = ""
-    s3_bucket_key: bool = False
-    s3_sse_c_key: str = ""
-    #: Storage class of files (not of metadata), and whether whoever asks pays.
-    s3_storage_class: str = ""
-    s3_requester_pays: bool = False
-    #: How long a commit may be held up by noting which checkpoint is the latest: a hint.
-    latest_timeout_s: float = 20.0
-    #: How long a checkpoint is tried again while the store is out of reach, before it has failed.
-    outage_s: float = 1800.0
-    #: Limits of the backlog, of what is saved and not yet in the store: checkpoints, and their bytes; 0: none.
-    max_pending: int = 0
-    max_pending_bytes: int = 0
-    #: Free bytes of the snapshots' disk below which the backlog is full as well (on a small disk, a twentieth of it).
-    min_free_bytes: int = 256 << 20
-    #: Free inodes of that disk below which it is full as well (of few, a twentieth); some file systems count none.
-    min_free_inodes: int = 1000
-    #: What a save does then: ``wait`` until there is room, ``raise``, or ``supersede``: it never waits, and the oldest
-    #: that are neither on their way nor the newest of their name are dropped.
-    on_backlog: str = "wait"
-    #: Limit of that wait.
-    backlog_timeout_s: float = 3600.0
-    #: Whether a symbolic link that leads nowhere is an error (``refuse``) or saved as it stands (``keep``). How many
-    #: folders that stand elsewhere may be reached through links.
+    #: What ``save()`` does with a symbolic link that leads nowhere: ``refuse`` it, or ``keep`` it as it stands.
     dangling_links: str = "refuse"
+    #: The most folders outside of what is saved that may be reached through symbolic links.
     max_linked_folders: int = 1000
-    #: How many files are stored a second time, under the paths of symbolic links that lead to them, for clients that
-    #: know no links.
+    #: The most files that are stored a second time, under the paths of symbolic links that lead to them. Clients that
+    #: know no links, such as metaflow-checkpoint, need that.
     max_files_behind_links: int = 10_000
-    #: Whether a checkpoint that cannot be stored is an error (``raise``) or a line in the log (``warn``).
+    #: How often the times of the spool's files are set anew, for programs that remove files by their age.
+    touch_s: float = 3600.0
+
+    # -- Uploads --
+
+    #: How many checkpoints one agent uploads side by side.
+    max_uploads: int = 2
+    #: How many parts of large files are on their way at first.
+    parts_in_flight: int = 8
+    #: How many parts may be on their way, as long as more of them are faster.
+    max_parts_in_flight: int = 64
+    #: How many files of one checkpoint, and small objects, are on their way side by side.
+    files_in_flight: int = 32
+    #: Bytes a second that one agent's uploads to S3 may take. 0: no limit.
+    max_bandwidth_bytes_s: int = 0
+    #: Size of the smallest part of a multipart upload. Parts of large files are larger, so that 10,000 of them suffice.
+    part_bytes: int = CHUNK_BYTES
+    #: An object of the local datastore counts as stored when it is on the disk. Off: as soon as the kernel has it.
+    local_fsync: bool = True
+    #: How often one request to the store is tried, the first time included.
+    store_attempts: int = 8
+    #: For how long one request to the store is tried in all.
+    store_deadline_s: float = 600.0
+    #: How long a checkpoint is tried again while the store is out of reach. After that it has failed.
+    outage_s: float = 1800.0
+    #: How long a commit may be held up by writing down which checkpoint is the latest. That note is only a hint.
+    latest_timeout_s: float = 20.0
+
+    # -- S3 --
+
+    #: Send a CRC-32 with all content, for the store to verify. Off: for servers that do not know that header.
+    checksums: bool = True
+    #: Do not sign content over plain HTTP either, which saves reading it twice. Over TLS, and to this machine,
+    #: content is never signed.
+    unsigned_payload: bool = False
+    #: Limit for name look-up, connection and TLS handshake together.
+    connect_timeout_s: float = 10.0
+    #: Limit from the end of a request to its answer.
+    answer_timeout_s: float = 60.0
+    #: The same where the store puts an object together, from parts or from another object.
+    complete_timeout_s: float = 600.0
+    #: Limit for content that stands still: less than a KiB is sent or received in this time.
+    stall_timeout_s: float = 60.0
+    #: A connection that was idle for longer is not used again.
+    idle_connection_s: float = 12.0
+    #: How long the source of the credentials may take to answer.
+    credentials_timeout_s: float = 60.0
+    #: Encrypt objects with this key of KMS. Metaflow's own METAFLOW_S3_SERVER_SIDE_ENCRYPTION counts as well.
+    s3_kms_key_id: str = ""
+    #: Use the bucket's key between the key of KMS and the objects.
+    s3_bucket_key: bool = False
+    #: Encrypt objects with a key of your own: 32 bytes in base64. It is sent with each request, so only over TLS. It is
+    #: never written down.
+    s3_sse_c_key: str = ""
+    #: Storage class of files (not of metadata). Empty: the bucket's. ``GLACIER`` and ``DEEP_ARCHIVE`` are refused, as a
+    #: retry could not read its checkpoint for hours.
+    s3_storage_class: str = ""
+    #: For buckets whose owner does not pay for requests.
+    s3_requester_pays: bool = False
+
+    # -- When much waits for the store, or the disk is nearly full --
+
+    #: The most checkpoints that may wait for the store. 0: no limit.
+    max_pending: int = 0
+    #: The most bytes that may wait for the store. 0: no limit.
+    max_pending_bytes: int = 0
+    #: The disk counts as full below so many free bytes (on a small disk: below a twentieth of it).
+    min_free_bytes: int = 256 << 20
+    #: The disk counts as full below so many free inodes (or a twentieth of them). Some file systems count none.
+    min_free_inodes: int = 1000
+    #: What ``save()`` does at these limits: ``wait`` until there is room, ``raise``, or ``supersede``: return at once
+    #: and drop the oldest that wait. The newest of a name, and what is being uploaded, are never dropped.
+    on_backlog: str = "wait"
+    #: How long ``save()`` waits for room at most.
+    backlog_timeout_s: float = 3600.0
+    #: Whether a checkpoint that cannot be stored fails the step (``raise``) or is only named in the log (``warn``).
     on_failure: str = "raise"
-    #: How long a task lives on after a SIGTERM, to bring in what it can. The file in which a notice says when the
-    #: machine will be taken away (``agent/notice.py``).
-    termination_grace_s: float = 30.0
-    spot_notice_file: str = "/tmp/spot_termination_notice"
-    #: A notice of an end further away than this changes only the order (the newest goes first), and nothing waits; one
-    #: that is further away than the second is no end of a machine: a wrong clock, or somebody else's file.
-    notice_near_s: float = 600.0
-    notice_ignored_s: float = 86400.0
-    #: From which level on lines are written to the task's log, by its name in Python's ``logging``.
-    log_level: str = "INFO"
-    #: Limit of a task-end flush.
+
+    # -- The end of a step, of a task, of a machine --
+
+    #: How long the end of a step waits until everything is in the store.
     flush_timeout_s: float = 6 * 3600.0
-    #: How long the ranks of a collective save wait for each other, once their own shard is in the store; and for those
-    #: of an earlier attempt, of which nobody knows whether they saved.
-    collective_timeout_s: float = 1800.0
-    collective_grace_s: float = 10.0
-    #: How long a new attempt waits until the last one's saves on this disk are in the store, where it needs them there.
-    settle_timeout_s: float = 60.0
-    #: How long a task that needs a version waits for the store to say whether its attempt was begun before.
-    claim_wait_s: float = 10.0
-    #: How long the nodes of a gang wait for node 0 to say what all of them load.
-    gang_start_timeout_s: float = 1800.0
-    #: Limit of the best-effort flush after a user's exception.
+    #: The same after an exception of your code.
     exception_flush_timeout_s: float = 300.0
+    #: How often a flush writes a line about its progress.
+    progress_s: float = 5.0
     #: How long an agent whose task is gone goes on uploading.
     drain_timeout_s: float = 3600.0
-    #: Limit of one answer of the agent to a request that does not wait for uploads.
-    reply_timeout_s: float = 10.0
-    #: How long no agent, or no uploader, can be started until the work is done by the process that wants one.
-    agent_patience_s: float = 30.0
-    #: The longest pause before one that has died again and again is started once more.
-    agent_pause_s: float = 15.0
-    #: An agent that lives, but does not answer and does nothing for so long is ended, and another one started.
-    hung_s: float = 15.0
-    #: How often the spool is scanned for checkpoints whose doorbell was lost.
-    rescan_s: float = 1.0
-    #: How often the times of the spool's files are set anew, for what removes files by their age alone.
-    touch_s: float = 3600.0
-    #: How long a watched checkpoint that says nothing else must be quiet before it counts as finished.
+    #: How long a task lives on after a SIGTERM to bring in what it can. 0: not at all. A handler of your own is left
+    #: alone.
+    termination_grace_s: float = 30.0
+    #: The file in which a notice says when the machine will be taken away.
+    spot_notice_file: str = "/tmp/spot_termination_notice"
+    #: A notice of an end further away than this only changes the order: the newest checkpoint goes first.
+    notice_near_s: float = 600.0
+    #: A notice of an end further away than this is ignored: it is a wrong clock, or a file of somebody else.
+    notice_ignored_s: float = 86400.0
+
+    # -- The start of an attempt --
+
+    #: How long a new attempt waits for uploads of the last one on this disk, where it needs them in the store. The
+    #: nodes of a gang wait this long for the number of their start.
+    settle_timeout_s: float = 60.0
+    #: How long a task waits for the store to say whether the attempt was begun before.
+    claim_wait_s: float = 10.0
+
+    # -- Ranks that save together --
+
+    #: How long ranks wait for each other's parts, once their own part is in the store.
+    collective_timeout_s: float = 1800.0
+    #: The same where this task, or the attempt of the others, is gone.
+    collective_grace_s: float = 10.0
+    #: How long the nodes of a gang wait for node 0 to say what all of them load.
+    gang_start_timeout_s: float = 1800.0
+
+    # -- Watching --
+
+    #: How long a watched checkpoint must be quiet before it counts as finished, where nothing else tells.
     watch_settle_s: float = 30.0
-    #: So many that are not finished yet, or are gone and may have been, are kept captured for one watched directory; of
-    #: one with more files than that it is not done; and so many bytes of them are copies, where links would not do.
+    #: The most checkpoints that one watch keeps captured while it is not known whether they are finished.
     watch_held: int = 32
+    #: A checkpoint with more files than this is not captured early.
     watch_hold_files: int = 20_000
+    #: The most bytes that one watch copies early, where links would not do.
     watch_copy_bytes: int = 256 << 20
-    #: Limits of a checkpoint's metadata, as JSON: bytes in all, elements of one value, and levels (200 at most). What
-    #: is beyond is replaced by a text. From so many bytes on the task's log says once that it belongs into a file.
+
+    # -- Metadata --
+
+    #: The most bytes of a checkpoint's metadata, as JSON. What is beyond is replaced by a text that says so.
     metadata_bytes: int = 1 << 20
+    #: The most elements in the value of one key.
     metadata_elements: int = 100_000
+    #: The most levels of nesting. More than 200 are never possible.
     metadata_depth: int = 64
+    #: From so many bytes on, the log says once that this metadata belongs into a file.
     metadata_notice_bytes: int = 64 << 10
-    #: Of a JSON file that a watch takes metadata from: what is read at most, and how much is taken.
+    #: The most bytes that are read of a JSON file from which a watch takes metadata.
     metadata_file_bytes: int = 64 << 20
+    #: The most bytes of metadata that are taken from it.
     metadata_from_bytes: int = 16 << 10
-    #: How often a flush writes a progress line.
-    progress_s: float = 5.0
-    #: Send unsigned payloads over plain HTTP as well (TLS and loopback do without asking).
-    unsigned_payload: bool = False
+
+    # -- The agent, and what is said --
+
+    #: From which level on lines are written to the task's log: ``DEBUG``, ``INFO``, ``WARNING`` or ``ERROR``.
+    log_level: str = "INFO"
+    #: Limit for one answer of the agent to a question that does not wait for uploads.
+    reply_timeout_s: float = 10.0
+    #: How long no agent, or no uploader, can be started before whoever needs it does the work itself.
+    agent_patience_s: float = 30.0
+    #: The longest pause before an agent that has died again and again is started once more.
+    agent_pause_s: float = 15.0
+    #: An agent that lives, does not answer, and does nothing for this long is ended, and another one started.
+    hung_s: float = 15.0
+    #: How often the agent looks into the spool for checkpoints of which it was not told.
+    rescan_s: float = 1.0
 
     @classmethod
     def from_env(cls, environment: Mapping[str, str] = os.environ) -> Config:
