@@ -27,6 +27,7 @@ from .system.printable import dumps, to_stderr
 from .task.checkpointer import Checkpointer
 from .task.listing import check_attempt, list_task
 from .task.loader import SHARDS, load_from_first
+from .task.options import SaveOptions
 from .task.reference import CheckpointInfo, format_bytes
 from .task.serving import serving, text_of
 
@@ -69,8 +70,8 @@ def _parser() -> argparse.ArgumentParser:
     save.add_argument("--name", dest="checkpoint", default=layout.DEFAULT_NAME)
     save.add_argument("--metadata", default="{}", help="a JSON object; what is no JSON is kept as text")
     save.add_argument("--no-latest", action="store_true", help="a retry does not load it by itself")
-    save.add_argument("--storage-format", default="files", choices=layout.STORAGE_FORMATS)
-    save.add_argument("--snapshot", default="auto", choices=capture.STRATEGIES)
+    save.add_argument("--storage-format", default=SaveOptions.storage_format, choices=layout.STORAGE_FORMATS)
+    save.add_argument("--snapshot", default=SaveOptions.snapshot, choices=capture.STRATEGIES)
     save.add_argument("--collective", action="store_true", help="all ranks save one checkpoint, each its part")
     save.add_argument(
         "--rank", type=int, default=None, help="of a collective save (default: $RANK, or the gang's node)"
@@ -108,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     watch.add_argument("--name", dest="checkpoint", default=layout.DEFAULT_NAME)
     watch.add_argument("--no-latest", action="store_true", help="a retry does not load them by itself")
-    watch.add_argument("--storage-format", default="files", choices=layout.STORAGE_FORMATS)
+    watch.add_argument("--storage-format", default=SaveOptions.storage_format, choices=layout.STORAGE_FORMATS)
 
     _command(commands, "status", _status, _text_status, "how far the store is behind")
 
@@ -165,8 +166,8 @@ def _save(options: argparse.Namespace) -> dict[str, Any]:
     checkpointer = _checkpointer(options)
     reference = checkpointer.save(
         options.path, name=options.checkpoint, metadata=metadata, latest=not options.no_latest,
-        storage_format=options.storage_format, strategy=options.snapshot,
-        collective=options.collective, rank=options.rank, world_size=options.world_size,
+        storage_format=options.storage_format, snapshot=options.snapshot, collective=options.collective,
+        rank=options.rank, world_size=options.world_size,
     )  # fmt: skip
     if options.wait:
         reference.wait()

@@ -19,9 +19,8 @@ state     id                                                         state, why
 wait      id, timeout_s                                              state, why (not final: the time is over)
 flush     timeout_s, gather_s (if others need not be waited for      pending, failed: list of [id, why]
           longer in collective saves)
-save      path, name, metadata, latest, storage_format, snapshot,    id, reference
-          attempt, timeout_s, collective, rank, world_size; all but
-          path may be left out
+save      path, attempt, timeout_s, and what ``SaveOptions`` has      id, reference
+          (``task/options.py``); all but path may be left out
 room      folder (of what is to be saved), timeout_s                 full: why there is no room; empty: there is
 claim     attempt, timeout_s                                         start: which start of the attempt this is (null:
                                                                      it is not known yet), why (it will not be),

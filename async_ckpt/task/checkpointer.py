@@ -11,6 +11,7 @@ import resource
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from .. import capture, layout
@@ -23,7 +24,6 @@ from ..ipc.client import AgentClient, Lease
 from ..manifest import Manifest
 from ..metadata import Note, Said, plain
 from ..ranks.who import Ranks
-from ..ranks.who import find as find_ranks
 from ..spool import journal, place
 from ..spool.environment import spool_of
 from ..spool.spool import Admitted, Spool
@@ -33,6 +33,7 @@ from ..system.handlers import put_off
 from ..system.printable import to_stderr
 from ..system.undisturbed import go_on, run, undisturbed
 from .loader import Report
+from .options import SaveOptions
 from .reference import Reference
 from .tracker import Following
 
@@ -201,27 +202,26 @@ class Checkpointer(Following):
         self,
         path: str | os.PathLike[str],
         *,
-        name: Any = layout.DEFAULT_NAME,
-        metadata: Any = None,
-        latest: bool = True,
-        storage_format: str = "files",
-        strategy: str = "auto",
-        collective: bool = False,
-        rank: int | None = None,
-        world_size: int | None = None,
         check: Callable[[str], None] | None = None,
         origin: str | None = None,
         wait: bool = True,
+        **options: Any,
     ) -> Reference:
-        """Snapshot a file or directory and admit it; the upload happens later. See ``Checkpoint.save`` for the
-        parameters.
+        """Snapshot a file or directory and admit it; the upload happens later.
 
-        ``metadata`` never fails a save: see ``metadata.plain`` for what becomes of it.
-
-        ``check`` is called when all is captured, with the path where the original stands now (after a move, another
-        one); what it raises is raised, and nothing was saved. ``origin`` is where ``path`` was captured from, if that
-        stands in for something else. ``wait``: where the backlog is full, as ``on_backlog`` says; else that is an error
-        at once.
+        Parameters
+        ----------
+        path : str or PathLike
+            What is saved.
+        check : callable, optional
+            Called when all is captured, with the path where the original stands now (after a move, another one); what
+            it raises is raised, and nothing was saved.
+        origin : str, optional
+            Where ``path`` was captured from, if that stands in for something else.
+        wait : bool
+            Where the backlog is full: do as ``on_backlog`` says; else that is an error at once.
+        options
+            See ``SaveOptions``. Metadata never fails a save: see ``metadata.plain`` for what becomes of it.
 
         Raises
         ------
@@ -235,17 +235,14 @@ class Checkpointer(Following):
         StoreError
             The store refuses what was saved before (``on_failure="raise"``); this one is admitted all the same.
         """
+        given = SaveOptions(**options)
         # The user's objects are asked in the user's thread.
-        stored, notes = plain(metadata, self.config)
-        return self._save(
-            path, name, stored, notes, latest=latest, storage_format=storage_format, strategy=strategy,
-            ranks=(collective, rank, world_size), check=check, origin=origin, wait=wait,
-        )  # fmt: skip
+        metadata, notes = plain(given.metadata, self.config)
+        return self._save(path, replace(given, metadata=metadata), notes, check, origin, wait)
 
     @put_off
     def _save(
-        self, path: str | os.PathLike[str], name: Any, stored: Any, notes: list[Note], *, latest: bool,
-        storage_format: str, strategy: str, ranks: tuple[bool, int | None, int | None],
+        self, path: str | os.PathLike[str], options: SaveOptions, notes: list[Note],
         check: Callable[[str], None] | None, origin: str | None, wait: bool,
     ) -> Reference:  # fmt: skip
         if self._closed:
@@ -253,29 +250,23 @@ class Checkpointer(Following):
         if self.spool.start is None:
             with self._while_it_runs():
                 run(self.started)
-        shard = self._shard(*ranks)
+        shard = options.ranks(self.task)
         # Before anything can go wrong: whoever fails here has had its turn, like all other ranks.
         version = self._take_turn(shard, os.path.dirname(os.path.abspath(os.fsdecode(path)))) if shard else None
         source = given_path(path)
-        name = layout.check_name(name)
+        options = options.checked()
         self._said.say(notes)
-        check_storage_format(storage_format)
-        if shard and storage_format != "files":
-            raise UsageError(
-                f"A collective save has no storage_format={storage_format!r}",
-                hint="Use 'files': all ranks' files lie side by side",
-            )
 
         def describe(size: int) -> dict[str, Any]:
             return layout.reference(
-                self.task, name=name, version=self.spool.next_version() if version is None else version,
-                url=self.spool.store.root, size=size, metadata=stored, storage_format=storage_format,
-                latest=bool(latest), shard=shard[:2] if shard else None,
+                self.task, name=options.name, version=self.spool.next_version() if version is None else version,
+                url=self.spool.store.root, size=size, metadata=options.metadata, storage_format=options.storage_format,
+                latest=bool(options.latest), shard=shard[:2] if shard else None,
             )  # fmt: skip
 
         with self._while_it_runs():
             admitted = self._capture_as_soon_as_there_is_room(
-                source, strategy, describe, check, origin or source, ranks_here() if shard else 1, wait
+                source, options.snapshot, describe, check, origin or source, ranks_here() if shard else 1, wait
             )
         self._saved[admitted.id] = admitted.reference
         if self._refused:
@@ -321,7 +312,7 @@ class Checkpointer(Following):
     def _capture_and_admit(
         self,
         source: str,
-        strategy: str,
+        snapshot: str,
         describe: Callable[[int], dict[str, Any]],
         check: Callable[[str], None] | None,
         origin: str,
@@ -332,11 +323,11 @@ class Checkpointer(Following):
         occupy_standard_streams()
         await_room(self._client, self.spool, self.config, os.path.dirname(source), wait=wait)
         guarded = self._client.is_guarded()
-        capture.check_strategy(strategy, leases=guarded)
+        capture.check_strategy(snapshot, leases=guarded)
         data, captured_ns = self.spool.new_data_directory(source), time.time_ns()
         limit = SafeLinks(self._habits, self._copy_speed, source, os.path.dirname(data), savers)
         captured = capture.capture(
-            source, data, strategy, guarded=guarded, config=self.config, lease_budget=self._lease_budget(), limit=limit
+            source, data, snapshot, guarded=guarded, config=self.config, lease_budget=self._lease_budget(), limit=limit
         )
         try:
             if check is not None:
@@ -366,14 +357,6 @@ class Checkpointer(Following):
         self._links_said.update(names)
         more = {0: "", 1: "; so is 1 more"}.get(len(new) - 1, f"; so are {len(new) - 1} more")
         self._report(f"The symbolic link {new[0]} leads out of {source}, and is saved as what it points to{more}")
-
-    def _shard(self, collective: bool, rank: int | None, world_size: int | None) -> Ranks | None:
-        """Which part of a collective checkpoint this is."""
-        if not collective:
-            if rank is not None or world_size is not None:
-                raise UsageError("rank and world_size are for collective saves", hint="Add collective=True")
-            return None
-        return find_ranks(self.task, rank, world_size)
 
     def _take_turn(self, shard: Ranks, folder: str) -> int:
         """The version of a collective save. A turn that cannot be counted now is made up for by the next one: else this
@@ -512,12 +495,3 @@ def _check_object_names(url: str, manifest: Manifest, source: str) -> None:
                 where=os.path.join(source, os.fsdecode(os.fsencode(path))),
                 hint="Use storage_format='tar'",
             )
-
-
-def check_storage_format(storage_format: str) -> str:
-    """Return the format if it exists; ``UsageError`` if not."""
-    if storage_format not in layout.STORAGE_FORMATS:
-        raise UsageError(
-            f"storage_format={storage_format!r} is unknown", hint=f"Use one of {', '.join(layout.STORAGE_FORMATS)}"
-        )
-    return storage_format

@@ -9,7 +9,7 @@ import dataclasses
 import os
 import socket
 import traceback
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from ..agent import launch
 from ..config import Config
@@ -19,12 +19,14 @@ from ..ipc.protocol import Message
 from ..spool.spool import Spool
 from ..system.printable import valid
 from .checkpointer import Checkpointer
+from .options import SaveOptions
 from .reference import Reference
 
-#: What may be asked for, and of which type it is.
-FIELDS: dict[str, type] = {
-    "path": str, "name": str, "metadata": object, "latest": bool, "storage_format": str, "snapshot": str,
-    "attempt": int, "collective": bool, "rank": int, "world_size": int,
+#: What may be asked for, and of which type it is; ``Any``: of every type.
+FIELDS: dict[str, Any] = {
+    "path": str,
+    **{name: (get_args(kind) or (kind,))[0] for name, kind in get_type_hints(SaveOptions).items()},
+    "attempt": int,
 }  # fmt: skip
 
 #: Most bytes of metadata: it comes back in the answer, in one frame with the rest of the reference.
@@ -106,14 +108,13 @@ class Saver:
     def _save(self, fields: dict[str, Any]) -> Reference:
         """Save as asked; the errors are those of ``Checkpointer.save``."""
         check_fields(fields)
-        strategy, attempt = fields.pop("snapshot", "auto"), fields.pop("attempt", None)
-        spool = Spool.open(self._directory, attempt=attempt)
+        spool = Spool.open(self._directory, attempt=fields.pop("attempt", None))
         spool.check_attempt()
         if self._checkpointer is not None and self._checkpointer.task != spool.task:
             self._close()
         if self._checkpointer is None:
             self._checkpointer = Checkpointer(spool, self._config, report=self._warnings.append)
-        reference = self._checkpointer.save(fields.pop("path"), strategy=strategy, **fields)
+        reference = self._checkpointer.save(fields.pop("path"), **fields)
         self._checkpointer.disown(reference.id)
         return reference
 
@@ -129,7 +130,7 @@ def check_fields(fields: dict[str, Any]) -> None:
     for name, value in fields.items():
         if name not in FIELDS:
             raise UsageError(f"A save has no field {name!r}", hint=f"It has {', '.join(FIELDS)}, timeout_s")
-        if FIELDS[name] is not object and type(value) is not FIELDS[name]:
+        if FIELDS[name] is not Any and type(value) is not FIELDS[name]:
             raise UsageError(f"The field {name!r} of a save is no {FIELDS[name].__name__}: {value!r}")
     path = fields.get("path", "")
     if not os.path.isabs(path) or "\0" in path:

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .. import capture, layout
+from .. import layout
 from ..errors import UsageError
-from ..task.checkpointer import check_storage_format
+from ..task.options import SaveOptions
 from .group import Grouping
 from .names import Pattern
 
@@ -42,15 +42,13 @@ class WatchOptions:
     existing: bool = True
     #: Which files belong together (see ``group``): "auto", a regular expression, or None.
     group: str | None = "auto"
-    storage_format: str = "files"
-    snapshot: str = "auto"
+    storage_format: str = SaveOptions.storage_format
+    snapshot: str = SaveOptions.snapshot
 
     def __post_init__(self) -> None:
         Pattern(self.pattern)
         Grouping(self.group)
-        layout.check_name(self.name)
-        check_storage_format(self.storage_format)
-        capture.check_strategy(self.snapshot)
+        SaveOptions(name=self.name, storage_format=self.storage_format, snapshot=self.snapshot).checked()
         if self.settle is not None and (not _is_number(self.settle) or not 0 <= self.settle < float("inf")):
             raise UsageError(f"settle={self.settle!r} is not a number of seconds")
         if self.done is not None and (not isinstance(self.done, str) or not self.done or os.path.isabs(self.done)):
@@ -68,7 +66,7 @@ class WatchOptions:
 
     @property
     def strategy(self) -> str:
-        """The snapshot strategy."""
+        """How files are captured."""
         return "move" if self.move else self.snapshot
 
 

@@ -32,7 +32,7 @@ class Saver(Protocol):
     """What a watch needs of a ``Checkpointer``."""
 
     def save(
-        self, path: str, *, name: str, metadata: Mapping[str, Any], latest: bool, storage_format: str, strategy: str,
+        self, path: str, *, name: str, metadata: Mapping[str, Any], latest: bool, storage_format: str, snapshot: str,
         check: Callable[[str], None], origin: str, wait: bool,
     ) -> Any: ...  # fmt: skip
     def new_held_directory(self, path: str) -> str: ...
@@ -208,7 +208,7 @@ class Saving:
         try:
             reference = self._saver.save(
                 path, name=options.name, metadata=self._metadata(relative, tree, path),
-                latest=latest and options.latest, storage_format=options.storage_format, strategy=strategy,
+                latest=latest and options.latest, storage_format=options.storage_format, snapshot=strategy,
                 check=check, origin=origin, wait=False,  # What the trainer writes meanwhile may not last.
             )  # fmt: skip
         except StoreError as error:

@@ -45,7 +45,7 @@ def test_what_is_deeper_is_refused_at_once_and_leaves_nothing(task: Task, depth:
     checkpointer = task.start()
     make(task.work, depth)
     with pytest.raises(SnapshotError) as caught:
-        checkpointer.save(task.work, strategy=strategy)
+        checkpointer.save(task.work, snapshot=strategy)
     assert f"more than {MAX_DEPTH} folders inside each other" in caught.value.what
     assert "tar" in caught.value.hint
     assert os.listdir(checkpointer.spool.path("data")) == []

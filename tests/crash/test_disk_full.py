@@ -150,9 +150,9 @@ def test_a_save_that_finds_the_disk_full_half_way_waits_until_uploads_give_it_ba
             for number in range(20):
                 (task.work / f"{number}").write_bytes(b"x" * (40_000 if what == "inodes" else 1000))
             (task.work / "weights").write_bytes(content(0, 3 << 20 if what == "bytes" else BIG))
-            first = checkpointer.save(task.work, strategy="copy")
+            first = checkpointer.save(task.work, snapshot="copy")
             wait_until(lambda: gate.waiting("weights"), "the first is on its way")
-            assert finishes_when(lambda: checkpointer.save(task.work, strategy="copy"), lambda: gate.open("weights"))
+            assert finishes_when(lambda: checkpointer.save(task.work, snapshot="copy"), lambda: gate.open("weights"))
             checkpointer.flush(60)
             assert first.state == COMMITTED
             assert len(task.committed()) == 2

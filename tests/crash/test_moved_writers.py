@@ -18,7 +18,7 @@ def test_what_is_written_to_after_it_was_moved_is_reported_and_never_stored(task
     folder.mkdir()
     (folder / "weights").write_bytes(content(0, BIG))
     with open(folder / "weights", "r+b") as file:
-        checkpointer.save(folder, strategy="move")
+        checkpointer.save(folder, snapshot="move")
         file.write(b"torn")
     gate.open("weights")
     with pytest.raises(FlushError, match="weights was written to"):

@@ -39,7 +39,7 @@ def assert_is_it(path: Path) -> None:
 def test_a_sparse_file_of_many_gigabytes_is_saved_committed_and_loaded(task: Task, strategy: str) -> None:
     checkpointer = task.start()
     make(task.work / "sparse")
-    reference = checkpointer.save(task.work, strategy=strategy)
+    reference = checkpointer.save(task.work, snapshot=strategy)
     with open(task.work / "sparse", "r+b") as file:  # In place: the snapshot's is copied away.
         file.write(b"rewritten")
     reference.wait(120)

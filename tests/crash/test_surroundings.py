@@ -106,7 +106,7 @@ theirs = []
 while len(os.listdir("/proc/self/fd")) < 240:
     theirs.append(os.open(os.devnull, os.O_RDONLY))
 for strategy in ("auto", "copy", "hardlink"):
-    checkpointer.save(work, strategy=strategy)
+    checkpointer.save(work, snapshot=strategy)
 for fd in theirs:
     os.close(fd)
 checkpointer.flush(60)

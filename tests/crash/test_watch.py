@@ -366,7 +366,7 @@ def test_one_that_was_moved_and_is_torn_is_put_back_and_the_error_says_so(task: 
     checkpointer = task.start()
     watching.write("checkpoint-1", model="m", log="one\n")
     with open(watching.out / "checkpoint-1" / "log", "a") as log:
-        reference = checkpointer.save(watching.out / "checkpoint-1", strategy="move")
+        reference = checkpointer.save(watching.out / "checkpoint-1", snapshot="move")
         wait_until(lambda: gate.waiting("log"), "it is on its way")
         log.write("two\n")
     gate.open_all()
@@ -476,7 +476,7 @@ def test_a_capture_that_is_refused_at_its_end_saves_nothing_and_puts_back_what_w
 
     for strategy in ("auto", "copy", "move"):
         with pytest.raises(RuntimeError, match="it changed"):
-            checkpointer.save(folder, strategy=strategy, check=check)
+            checkpointer.save(folder, snapshot=strategy, check=check)
     assert seen == ["x" * 100_000] * 3
     assert (folder / "model").read_text() == "x" * 100_000
     assert checkpointer.list() == checkpointer.spool.pending() == []

@@ -109,7 +109,7 @@ class Trial:
         complete = self._progress.complete
         self.tally.saves += 1
         try:
-            reference = checkpointer.save(self._folder, strategy=self.cell.strategy)
+            reference = checkpointer.save(self._folder, snapshot=self.cell.strategy)
         except SnapshotError as error:
             self.tally.refused += during
             if not during:

@@ -52,7 +52,7 @@ _BACKLOGS = ({}, {"on_backlog": "supersede", "max_pending": 2}, {"on_backlog": "
 
 _files = st.sets(st.sampled_from(sorted(SIZES)))
 _name = st.sampled_from("ab")
-_strategy = st.sampled_from(["auto", "auto", "copy"])
+_snapshot = st.sampled_from(["auto", "auto", "copy"])
 _which = st.integers(0, 20)
 _fates = st.lists(st.sampled_from([DONE, DONE, FAILS, LOST]), max_size=8)
 
@@ -219,13 +219,13 @@ class Model(RuleBasedStateMachine):
         self.save_once(name=name, latest=latest)
 
     @has_task
-    @rule(names=_files, in_place=st.booleans(), name=_name, latest=st.booleans(), strategy=_strategy)
+    @rule(names=_files, in_place=st.booleans(), name=_name, latest=st.booleans(), snapshot=_snapshot)
     def save_as_tar(self, names: set[str], in_place: bool, **options: Any) -> None:
         self.write(names, in_place=in_place)
         self.save_once(**options, storage_format="tar")
 
     @has_task
-    @rule(which=st.sampled_from(["step", "weights"]), name=_name, latest=st.booleans(), strategy=_strategy)
+    @rule(which=st.sampled_from(["step", "weights"]), name=_name, latest=st.booleans(), snapshot=_snapshot)
     def save_a_file(self, which: str, **options: Any) -> None:
         self.write({which}, in_place=False)
         self.save_once(which, **options)

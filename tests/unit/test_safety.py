@@ -67,7 +67,7 @@ class Trainer:
         for name in ("left", "right"):
             (out / f"{name}.new").write_bytes(b"%d" % number * SIZE)
             (out / f"{name}.new").rename(out / name)
-        saved = self.checkpointer.save(out, strategy=strategy)
+        saved = self.checkpointer.save(out, snapshot=strategy)
         item = self.checkpointer.spool.read(f"0.{saved.name}.{saved.version_id}")
         assert item is not None
         return [entry.how for entry in item.manifest.files]

@@ -226,7 +226,7 @@ class Checkpoint(_Checkpoints):
     ) -> Reference:
         """Save in the name of the task this process belongs to; see ``current.checkpoint.save``."""
         return self._save(
-            path, name=name, metadata=metadata, latest=latest, storage_format=storage_format, strategy=snapshot,
+            path, name=name, metadata=metadata, latest=latest, storage_format=storage_format, snapshot=snapshot,
             collective=collective, rank=rank, world_size=world_size,
         )  # fmt: skip
 
@@ -412,7 +412,7 @@ class CurrentCheckpoint(_Checkpoints):
         reference = self._save(
             path, name=name, metadata=metadata, latest=latest,
             storage_format=storage_format or self._defaults["storage_format"],
-            strategy=snapshot or self._defaults["snapshot"],
+            snapshot=snapshot or self._defaults["snapshot"],
             collective=collective, rank=rank, world_size=world_size,
         )  # fmt: skip
         os.makedirs(self._directory, exist_ok=True)  # After a move it is gone.

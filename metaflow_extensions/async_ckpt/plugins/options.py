@@ -21,6 +21,7 @@ from async_ckpt.capture import STRATEGIES
 from async_ckpt.config import CHOICES
 from async_ckpt.errors import UsageError
 from async_ckpt.task.loader import SHARDS
+from async_ckpt.task.options import SaveOptions
 
 LOAD_POLICIES = ("fresh", "eager", "none")
 
@@ -138,8 +139,8 @@ OPTIONS: dict[str, Option] = {
     "temp_dir_root": _folder(),
     "show_card": _flag(True),
     "uploader": _choice("process", UPLOADERS),
-    "storage_format": _choice("files", layout.STORAGE_FORMATS),
-    "snapshot": _choice("auto", STRATEGIES),
+    "storage_format": _choice(SaveOptions.storage_format, layout.STORAGE_FORMATS),
+    "snapshot": _choice(SaveOptions.snapshot, STRATEGIES),
     "flush_timeout": _seconds(),
     **SETTINGS,
 }
