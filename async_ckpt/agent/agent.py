@@ -57,7 +57,6 @@ from ..spool.stored import Inode
 from ..system.backoff import Backoff
 from ..system.crash import crash_point
 from ..system.filesystems import kind_at, times_tell
-from ..upload import handover
 from .answers import MAX_ERRORS, Answers
 from .backlog import is_short_of_disk, why_full
 from .child import DataPlane, Worker, end_orphans
@@ -70,7 +69,7 @@ from .outage import Outages
 from .owners import Owners
 from .pulse import Pulse
 from .questions import MAX_QUESTIONS, Waiting
-from .queue import Job, Queue
+from .queue import Queue
 from .reach import Away
 from .remover import Remover
 from .socket_saves import Saves
@@ -447,10 +446,13 @@ class Agent:
     def _start_upload(self, item: Admitted) -> None:
         known = self._journal.progress.get(item.id, Progress())
         inodes = self._inodes[item.id] = recognizable(item)
-        copies = unchanged(inodes, self._journal.stored)
+        copies = [
+            {"op": "unchanged", "id": item.id, "path": path, **file._asdict()}
+            for path, file in unchanged(inodes, self._journal.stored).items() if path not in known.files
+        ]  # fmt: skip
         self._queue.jobs[item.id].sent = sum(item.entries[path].size for path in known.files if path in item.entries)
         self._suspects.taken(item.id)
-        self._plane.tell(*handover.messages(item.id, known, copies), {"op": "upload", "id": item.id})
+        self._plane.tell(*journal.steps(item.id, known), *copies, {"op": "upload", "id": item.id})
 
     def _on_worker_trouble(self, why: str) -> None:
         self._say(
@@ -468,7 +470,7 @@ class Agent:
         self._last_call.stumbled(under_way, "the uploader died")
 
     def _on_worker_message(self, message: Message) -> None:
-        identity, op = message["id"], message["op"]
+        identity, op = message["id"], message.get("op")
         if op == "gone":
             self._farewell.said()
         if op == "claimed":
@@ -487,14 +489,11 @@ class Agent:
             job.why = ""
             self._held_up.discard(identity)
             self._outages.end(identity)  # The store is back.
-        if op == "file":
-            self._on_file(item, job, message)
-        elif op == "parts":
-            begun = {"upload": message["upload"], "part_bytes": message["part_bytes"]}
-            self._note({"id": identity, "parts": message["path"], **begun})
-        elif op == "part":
-            part = {"part": message["number"], "etag": message["etag"], "crc32": message["crc32"]}
-            self._note({"id": identity, "of": message["path"], **part})
+        if op is None and journal.is_step(message):
+            self._on_step(item, message)
+        elif op == "copied":
+            job.sent += message["bytes"]
+            self._bytes_copied += message["bytes"]
         elif op == "waiting":
             job.why = message["why"]
             self._outages.end(identity)  # The store has answered; how long others are waited for is bounded.
@@ -547,14 +546,15 @@ class Agent:
         lost = item if message.get("decided") else None
         self._fail(item.id, message["why"], lost=lost, refused=message["refused"])
 
-    def _on_file(self, item: Admitted, job: Job, message: Message) -> None:
-        path, entry = message["path"], item.entries.get(message["path"])
-        if entry is not None and message["copied"]:
-            job.sent += entry.size
-            self._bytes_copied += entry.size
+    def _on_step(self, item: Admitted, record: Message) -> None:
+        """A file or a part is in the store: what the worker says of it is what the journal keeps."""
+        path = record.get("file")
+        if path is None:
+            self._note(record)
+            return
+        entry = item.entries.get(path)
         if entry is not None and not self._leases.stands(item.id, path) and is_torn(item, entry):
             return  # What was sent may be torn as well: the checkpoint will fail.
-        record: Message = {"id": item.id, "file": path, "crc32": message["crc32"]}
         inode = self._inodes.get(item.id, {}).get(path)
         if inode is not None and is_settled(inode, item.captured_ns):
             record["inode"] = inode
@@ -584,7 +584,12 @@ class Agent:
     def _stored_bytes(self, identity: str) -> int:
         """How much of a checkpoint is in the store for good."""
         item, known = self._items.get(identity), self._journal.progress.get(identity)
-        return handover.stored_bytes(item, known) if item is not None and known is not None else 0
+        if item is None or known is None:
+            return 0
+        return sum(item.entries[path].size for path in known.files if path in item.entries) + sum(
+            min(len(upload.parts) * upload.part_bytes, item.entries[path].size if path in item.entries else item.size)
+            for path, upload in known.parts.items()
+        )
 
     def _end_what_hangs(self, now: float) -> None:
         """A disk that is gone never answers: what shows nothing new for longer than any outage may last has failed, so

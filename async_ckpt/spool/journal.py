@@ -19,6 +19,9 @@ with ``id`` (the checkpoint's name in ``ready/``) and one of
 - ``stored``: the key of a file of a committed checkpoint that may be saved again (with ``inode``, ``crc32``): what the
   records above come to. Written when the journal is compacted.
 
+The uploader speaks in these records itself: it says which file or part is stored in the words in which the agent writes
+it down (``is_step``), and whoever tries again is told by the records as they stand (``steps``).
+
 Who writes: the agent that holds the spool's lock, by appending whole lines. Anybody may read at any time.
 
 Replay. A record counts if its line is complete and its CRC is right. At the first one that is not (a torn tail after a
@@ -61,7 +64,44 @@ SETTLED = (COMMITTED, SUPERSEDED)
 #: Most of a long journal: the record of a commit, as it is written here. Its reference is read when it is asked for.
 _COMMIT = re.compile(rb'\{"id":"([^"\\]+)","state":"COMMITTED",(?:"why":"",)?"reference":(\{.*\})\}')
 
+#: The tar's place among the paths of a checkpoint's files.
+TAR = ""
+
 Record = dict[str, Any]
+
+#: The fields of the records that an upload makes.
+_STEPS = ({"id", "file", "crc32"}, {"id", "parts", "upload", "part_bytes"}, {"id", "part", "of", "etag", "crc32"})
+
+
+def file_stored(path: str, crc32: list[int]) -> Record:
+    """The record of a file whose bytes are in the store, without the checkpoint's ``id``."""
+    return {"file": path, "crc32": crc32}
+
+
+def parts_begun(path: str, upload: str, part_bytes: int) -> Record:
+    """The record of a multipart upload that was begun, without the checkpoint's ``id``."""
+    return {"parts": path, "upload": upload, "part_bytes": part_bytes}
+
+
+def part_stored(path: str, number: int, etag: str, crc32: list[int]) -> Record:
+    """The record of a part that is in the store, without the checkpoint's ``id``."""
+    return {"part": number, "of": path, "etag": etag, "crc32": crc32}
+
+
+def is_step(record: Record) -> bool:
+    """Whether this has the fields of one of those three records."""
+    return any(record.keys() == fields for fields in _STEPS)
+
+
+def steps(identity: str, item: Progress) -> Iterator[Record]:
+    """What an unfinished upload has brought into the store so far, as records."""
+    for path, crc32 in item.files.items():
+        inode_of = {"inode": item.inodes[path]} if path in item.inodes else {}
+        yield {"id": identity, **file_stored(path, crc32), **inode_of}
+    for path, multipart in item.parts.items():
+        yield {"id": identity, **parts_begun(path, multipart.upload, multipart.part_bytes)}
+        for number, (etag, crc32) in multipart.parts.items():
+            yield {"id": identity, **part_stored(path, number, etag, crc32)}
 
 
 @dataclass
@@ -371,15 +411,7 @@ def _lines(known: Known) -> Iterator[bytes]:
         if item.state == COMMITTED and item.commit is not None:
             yield _line(b'{"id":%s,"state":"COMMITTED","reference":%s}' % (json.dumps(identity).encode(), item.commit))
             continue
-        for path, crc32 in item.files.items():
-            inode_of = {"inode": item.inodes[path]} if path in item.inodes else {}
-            yield encode({"id": identity, "file": path, "crc32": crc32, **inode_of})
-        for path, multipart in item.parts.items():
-            yield encode(
-                {"id": identity, "parts": path, "upload": multipart.upload, "part_bytes": multipart.part_bytes}
-            )
-            for number, (etag, crc32) in multipart.parts.items():
-                yield encode({"id": identity, "part": number, "of": path, "etag": etag, "crc32": crc32})
+        yield from map(encode, steps(identity, item))
         if item.uploaded and item.state == FAILED:
             yield encode({"id": identity, "state": UPLOADED})
         yield encode({"id": identity, "state": item.state, "why": item.why})

@@ -21,12 +21,14 @@ from ..errors import CheckpointError, IntegrityError, NotFound, StoreError, Tran
 from ..layout import newest
 from ..manifest import LINK, FileEntry, Manifest, dump, load
 from ..ranks import agreement
+from ..spool.journal import TAR, Record, file_stored, part_stored, parts_begun
+from ..spool.journal import Progress as Known
 from ..spool.spool import Admitted
+from ..spool.stored import StoredFile
 from ..stores.base import Multipart, Progress, Source, Store, TooLong
 from ..stores.catalog import read_begun, read_tagged
 from ..system.concurrency import for_each
 from ..system.crash import crash_point
-from .handover import TAR, Handover
 
 #: How often the latest checkpoint is moved anew after others came first, and the first pause before, in seconds.
 _MOVES = 8
@@ -43,21 +45,18 @@ async def _nobody_asks(reference: Reference) -> None:
 
 
 class Events(Protocol):
-    """Hears how an upload goes on; called from the event loop. ``path`` is a file's, or ``TAR``."""
+    """Hears how an upload goes on; called from the event loop."""
 
     def progress(self, count: int) -> None:
         """So many bytes were sent; a negative number takes some back."""
 
-    def stored(self, path: str, crc32: list[int], *, copied: bool) -> None:
-        """The bytes of a file are in the store: they were sent, or copied there from an earlier checkpoint. Not said of
-        small files whose lease nobody holds.
+    def copied(self, count: int) -> None:
+        """So many bytes were not sent: the store copied them from an earlier checkpoint."""
+
+    def record(self, record: Record) -> None:
+        """A step for the journal: a file is in the store, a multipart upload was begun, a part is in the store. Small
+        files whose lease nobody holds have none.
         """
-
-    def began(self, path: str, upload: str, part_bytes: int) -> None:
-        """See ``PartsLog``."""
-
-    def sent(self, path: str, number: int, etag: str, crc32: list[int]) -> None:
-        """See ``PartsLog``."""
 
 
 class _Content(Source, Protocol):
@@ -74,12 +73,12 @@ class _Log:
 
     def began(self, upload: str, part_bytes: int) -> None:
         self.known = Multipart(upload, part_bytes)
-        self._events.began(self._path, upload, part_bytes)
+        self._events.record(parts_begun(self._path, upload, part_bytes))
 
     def sent(self, number: int, etag: str, crc32: list[int]) -> None:
         assert self.known is not None, "a part of no upload"
         self.known.parts[number] = etag, crc32
-        self._events.sent(self._path, number, etag, crc32)
+        self._events.record(part_stored(self._path, number, etag, crc32))
 
 
 class Uploader:
@@ -104,7 +103,7 @@ class Uploader:
         #: What the user should know, as of a store; usually nothing.
         self.notice = ""
 
-    async def upload(self, item: Admitted, known: Handover, events: Events) -> None:
+    async def upload(self, item: Admitted, known: Known, unchanged: Mapping[str, StoredFile], events: Events) -> None:
         """Write everything but the metadata: files or tar, and the manifest with their digests; of a shard, what rank 0
         makes the manifest of.
 
@@ -112,8 +111,10 @@ class Uploader:
         ----------
         item : Admitted
             What to upload.
-        known : Handover
-            What need not be sent.
+        known : journal.Progress
+            What earlier tries have brought into the store.
+        unchanged : mapping
+            Files that the store has under another key, from an earlier checkpoint, by path.
         events : Events
             Hears what is in the store now.
 
@@ -126,30 +127,32 @@ class Uploader:
         if item.reference["storage_format"] == "tar":
             manifest = await self._upload_tar(item, known, events)
         else:
-            manifest = await self._upload_files(item, known, events)
+            manifest = await self._upload_files(item, known, unchanged, events)
         crash_point("worker:before-manifest")
         if layout.is_shard(item.reference):
             await agreement.put_shard(self._store, item.reference, manifest)
             return
         await self._store.put_bytes(parts.manifest_key, dump(manifest.to_json()))
 
-    async def _upload_files(self, item: Admitted, known: Handover, events: Events) -> Manifest:
-        digests = dict(known.done)
+    async def _upload_files(
+        self, item: Admitted, known: Known, unchanged: Mapping[str, StoredFile], events: Events
+    ) -> Manifest:
+        digests = dict(known.files)
 
         async def put(entry: FileEntry) -> None:
             if entry.path in digests:
                 return
             crash_point("worker:before-file")
             key = f"{item.reference['key']}/{entry.path}"
-            earlier = known.unchanged.get(entry.path)
-            copied = earlier is not None and await self._copy(earlier.key, key, entry.size)
-            if earlier is not None and copied:
+            earlier = unchanged.get(entry.path)
+            if earlier is not None and await self._copy(earlier.key, key, entry.size):
                 digests[entry.path] = earlier.crc32
+                events.copied(entry.size)
             else:
                 source = captured_source(item.data, entry)
                 digests[entry.path] = await self._send(key, entry.path, source, known, events)
             if entry.how == LINK or entry.size >= _REMEMBERED_BYTES:
-                events.stored(entry.path, digests[entry.path], copied=copied)
+                events.record(file_stored(entry.path, digests[entry.path]))
 
         await for_each(item.manifest.files, self._config.files_in_flight, put)
         await self._put_files_behind_links(item, events.progress)
@@ -195,16 +198,16 @@ class Uploader:
             return False
         return True
 
-    async def _upload_tar(self, item: Admitted, known: Handover, events: Events) -> Manifest:
+    async def _upload_tar(self, item: Admitted, known: Known, events: Events) -> Manifest:
         source = TarSource(item.reference["key"], tar_members(item))
-        crc32 = known.done.get(TAR)
+        crc32 = known.files.get(TAR)
         if crc32 is None:
             crc32 = await self._send(item.reference["key"], TAR, source, known, events)
-            events.stored(TAR, crc32, copied=False)
+            events.record(file_stored(TAR, crc32))
         files = [FileEntry(e.path, e.size, e.mode, mtime_ns=e.mtime_ns) for e in item.manifest.files]
         return replace(item.manifest, files=files, tar={"size": source.size, "crc32": crc32})
 
-    async def _send(self, key: str, path: str, source: _Content, known: Handover, events: Events) -> list[int]:
+    async def _send(self, key: str, path: str, source: _Content, known: Known, events: Events) -> list[int]:
         log = _Log(path, known.parts.get(path), events)
         try:
             return await self._store.put_source(key, source, events.progress, log)

@@ -3,7 +3,9 @@
 It imports what the control plane must not (aiobotocore, Metaflow), runs at idle priority, holds no state that
 matters, and may be killed at any time. The two speak the frames of ``ipc.protocol`` over a socket pair:
 
-- agent → worker: ``{"op": "upload", "id"}``, before it what is known of the checkpoint (``handover.py``);
+- agent → worker: ``{"op": "upload", "id"}``, before it what is known of the checkpoint: the journal's records of what
+  earlier tries have stored, as they stand (frames without ``op``), and ``{"op": "unchanged", "id", "path", "key",
+  "crc32"}`` for each file that the store has from an earlier checkpoint, under ``key``;
   ``{"op": "commit", "ids"}``; ``{"op": "priority", "idle"}``; ``{"op": "pause", "id"}``: stop an upload, or the batch
   that this one is to be committed in, which will be ordered again; there is no answer to either, but for what of the
   batch is committed; ``{"op": "gather", "id", "timeout_s", "decides"}``: wait for the
@@ -12,10 +14,11 @@ matters, and may be killed at any time. The two speak the frames of ``ipc.protoc
   ``{"op": "claim", "attempt", "who", "start"}``: claim a start of the attempt, ``start`` if that is chosen already,
   answered by ``{"op": "claimed", "attempt", "start", "first", "why"}``, without ``start`` if it failed;
 - worker → agent: ``{"op": "ready", "id": ""}``, first of all;
-  ``{"op": "progress", "id", "bytes"}``, ``{"op": "file", "id", "path", "crc32", "copied"}``,
-  ``{"op": "parts", "id", "path", "upload", "part_bytes"}``, ``{"op": "part", "id", "path", "number", "etag",
-  "crc32"}``, ``{"op": "waiting", "id", "why"}``, ``{"op": "uploaded" | "committed", "id"}`` (of a collective
-  checkpoint with its ``reference``, but for the metadata), ``{"op": "failed", "id", "why", "transient", "refused"}``
+  the journal's record of each file and part that is stored (``spool/journal.py``; frames without ``op``), before which
+  leases are not let go; ``{"op": "progress", "id", "bytes"}``: so many were sent, ``{"op": "copied", "id", "bytes"}``:
+  so many the store copied from an earlier checkpoint; ``{"op": "waiting", "id", "why"}``, ``{"op": "uploaded" |
+  "committed", "id"}`` (of a collective checkpoint with its ``reference``, but for the metadata), ``{"op": "failed",
+  "id", "why", "transient", "refused"}``
   (refused: by the store, for good; ``decided``: by the ranks), ``{"op": "notice", "id": "", "why"}``: what the user
   should know of how the store works here, once. In a batch, the first that fails ends it.
 """
@@ -31,6 +34,7 @@ import os
 import signal
 import socket
 import sys
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
@@ -41,13 +45,14 @@ from ..config import KILLED_S, Config
 from ..ipc import protocol
 from ..ipc.protocol import Message
 from ..ranks import agreement, starts
+from ..spool.journal import Known, Progress, Record
 from ..spool.spool import Admitted, Spool
+from ..spool.stored import StoredFile
 from ..stores import open_store
 from ..system import processes
 from ..system.files import wait_for
 from ..system.priority import set_priority
 from .checkpoint import Uploader
-from .handover import Handover
 from .together import Gatherer, Patience
 
 #: How often an upload's progress is reported, in seconds.
@@ -86,11 +91,14 @@ async def serve(
     with _only_one(spool.path("worker.lock")):
         worker = _Worker(sock, spool, config, on_notice)
         await worker.say_hello()
-        known: dict[str, Handover] = {}
+        known = Known()
+        unchanged: defaultdict[str, dict[str, StoredFile]] = defaultdict(dict)
         try:
             async with anyio.create_task_group() as group:
                 async for message in _messages(sock):
-                    if message["op"] == "priority":
+                    if "op" not in message:
+                        known.apply(message)
+                    elif message["op"] == "priority":
                         if on_priority is not None:
                             on_priority(message["idle"])
                     elif message["op"] == "commit":
@@ -104,9 +112,11 @@ async def serve(
                     elif message["op"] == "pause":
                         worker.pause(message["id"])
                     elif message["op"] == "upload":
-                        group.start_soon(worker.upload, message["id"], known.pop(message["id"], Handover()))
-                    else:
-                        known.setdefault(message["id"], Handover()).take(message)
+                        identity = message["id"]
+                        stored = known.progress.pop(identity, Progress())
+                        group.start_soon(worker.upload, identity, stored, unchanged.pop(identity, {}))
+                    elif message["op"] == "unchanged":
+                        unchanged[message["id"]][message["path"]] = StoredFile(message["key"], message["crc32"])
                 group.cancel_scope.cancel()
         finally:
             with anyio.CancelScope(shield=True), anyio.move_on_after(5):
@@ -193,13 +203,13 @@ class _Worker:
         """The first word: all that could fail at the start has not."""
         await self._send({"op": "ready", "id": ""})
 
-    async def upload(self, identity: str, known: Handover) -> None:
+    async def upload(self, identity: str, known: Progress, unchanged: dict[str, StoredFile]) -> None:
         with anyio.CancelScope() as scope:
             self._uploads[identity] = scope
             try:
                 item = await self._read(identity)
                 async with _Reporter(self, identity) as reporter:
-                    await self._uploader.upload(item, known, reporter)
+                    await self._uploader.upload(item, known, unchanged, reporter)
                 answer: Message = {"op": "uploaded", "id": identity}
             except Exception as error:
                 answer = _failed(identity, error)
@@ -357,18 +367,12 @@ class _Reporter:
     def progress(self, count: int) -> None:
         self._bytes += count
 
-    def stored(self, path: str, crc32: list[int], *, copied: bool) -> None:
-        self._say("file", path=path, crc32=crc32, copied=copied)
+    def copied(self, count: int) -> None:
+        self._out.append({"op": "copied", "id": self._identity, "bytes": count})
 
-    def began(self, path: str, upload: str, part_bytes: int) -> None:
-        self._say("parts", path=path, upload=upload, part_bytes=part_bytes)
-
-    def sent(self, path: str, number: int, etag: str, crc32: list[int]) -> None:
-        self._say("part", path=path, number=number, etag=etag, crc32=crc32)
-
-    def _say(self, op: str, **fields: Any) -> None:
-        if len(fields.get("crc32", ())) <= _MAX_CRCS:
-            self._out.append({"op": op, "id": self._identity, **fields})
+    def record(self, record: Record) -> None:
+        if len(record.get("crc32", ())) <= _MAX_CRCS:
+            self._out.append({"id": self._identity, **record})
 
     async def __aenter__(self) -> _Reporter:
         self._group = anyio.create_task_group()

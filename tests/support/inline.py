@@ -363,7 +363,7 @@ class AgentProcess:
 
         def told(*messages: Message) -> None:
             for message in messages:
-                if message["op"] == "commit":
+                if message.get("op") == "commit":
                     world.on_commit(agent, message["ids"])
             tell(*messages)
 

@@ -16,13 +16,12 @@ from async_ckpt import layout
 from async_ckpt.config import Config
 from async_ckpt.errors import CheckpointError, IntegrityError, NotFound, StoreError, TransientStoreError
 from async_ckpt.manifest import COPY, LINK, FileEntry, Link, Manifest
-from async_ckpt.spool.journal import Known, Progress
+from async_ckpt.spool.journal import TAR, Known, Progress, Record, is_step, steps
 from async_ckpt.spool.spool import Admitted
 from async_ckpt.spool.stored import StoredFile
 from async_ckpt.stores import catalog
 from async_ckpt.upload import checkpoint as uploader_module
 from async_ckpt.upload.checkpoint import Uploader
-from async_ckpt.upload.handover import TAR, Handover, messages
 
 from ..support.agents import TASK
 from ..support.faulty import crcs_of, pattern
@@ -49,7 +48,7 @@ class Heard:
     def __init__(self) -> None:
         self.known = Known()
         self.bytes = 0
-        self.copied: list[str] = []
+        self.bytes_copied = 0
 
     @property
     def progress_known(self) -> Progress:
@@ -58,22 +57,20 @@ class Heard:
     def progress(self, count: int) -> None:
         self.bytes += count
 
-    def stored(self, path: str, crc32: list[int], *, copied: bool) -> None:
-        self.known.apply({"id": "0.a.1", "file": path, "crc32": crc32})
-        if copied:
-            self.copied.append(path)
+    def copied(self, count: int) -> None:
+        self.bytes_copied += count
 
-    def began(self, path: str, upload: str, part_bytes: int) -> None:
-        self.known.apply({"id": "0.a.1", "parts": path, "upload": upload, "part_bytes": part_bytes})
+    def record(self, record: Record) -> None:
+        said = {"id": "0.a.1", **record}
+        assert is_step(said)
+        self.known.apply(said)
 
-    def sent(self, path: str, number: int, etag: str, crc32: list[int]) -> None:
-        self.known.apply({"id": "0.a.1", "part": number, "of": path, "etag": etag, "crc32": crc32})
-
-    def handover(self, unchanged: dict[str, StoredFile]) -> Handover:
-        told = Handover()
-        for message in messages("0.a.1", self.progress_known, unchanged):
-            told.take(json.loads(json.dumps(message)))
-        return told
+    def told_again(self) -> Progress:
+        """What the next try is told, over a socket."""
+        told = Known()
+        for record in steps("0.a.1", self.progress_known):
+            told.apply(json.loads(json.dumps(record)))
+        return told.progress.get("0.a.1", Progress())
 
 
 @pytest.fixture
@@ -85,7 +82,7 @@ def item(tmp_path: Path) -> Admitted:
 
 
 def upload(store: MemoryStore, item: Admitted, heard: Heard, unchanged: dict[str, StoredFile] | None = None) -> None:
-    anyio.run(Uploader(store, Config()).upload, item, heard.handover(unchanged or {}), heard)
+    anyio.run(Uploader(store, Config()).upload, item, heard.told_again(), unchanged or {}, heard)
 
 
 OLD = {"weights": StoredFile("old", [1])}
@@ -96,7 +93,7 @@ def test_an_unchanged_file_is_copied_and_its_digests_are_taken_over(item: Admitt
     store.objects["old"] = pattern(SIZE)
     upload(store, item, heard, OLD)
     assert store.objects[f"{item.reference['key']}/weights"] == pattern(SIZE)
-    assert heard.copied == ["weights"]
+    assert heard.bytes_copied == SIZE
     assert heard.bytes == 1
     manifest = json.loads(store.objects[item.reference["manifest"]])
     assert manifest["files"][0]["crc32"] == [1]
@@ -113,7 +110,7 @@ def test_what_cannot_be_copied_is_sent(item: Admitted, error: Exception) -> None
 
     store.before = refuse
     upload(store, item, heard, OLD)
-    assert heard.copied == []
+    assert heard.bytes_copied == 0
     assert heard.progress_known.files["weights"] == crcs_of(pattern(SIZE))
 
 
@@ -141,7 +138,7 @@ def test_more_files_behind_links_than_the_limit_are_left_out_and_that_is_said(it
     store, links = MemoryStore(), [Link(f"link-{number}", "small") for number in range(5)]
     uploader = Uploader(store, Config(max_files_behind_links=3))
     linked = dataclasses.replace(item, manifest=Manifest(item.manifest.files, links=links))
-    anyio.run(uploader.upload, linked, Heard().handover({}), Heard())
+    anyio.run(uploader.upload, linked, Progress(), {}, Heard())
     assert len([name for name in store.objects if "/link-" in name]) == 3
     assert "lead to 5 files, of which 3" in uploader.notice
 
