@@ -43,8 +43,6 @@ class Entry:
     order: int
     marker: Fact | None = None
     renamed: bool = False
-    #: We took it and put it back: its renames say nothing.
-    put_back: bool = False
     #: Somebody has a file of it open for writing; and since when, without a change, until that was reported.
     is_open: bool = False
     open_since: float | None = None
@@ -105,7 +103,3 @@ class Entry:
     def is_due(self) -> bool:
         """Whether there is something in it that was not saved."""
         return self.tree != self.saved and not self.leaving and trees.has_files(self.tree)
-
-    def was_put_back(self, now: float) -> None:
-        """It was moved away and is back, as somebody still writes to it (seconds, by the recogniser's clock)."""
-        self.put_back, self.changed_at = True, now

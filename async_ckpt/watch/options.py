@@ -35,6 +35,7 @@ class WatchOptions:
     metadata_from: MetadataFrom | None = None
     name: str = layout.DEFAULT_NAME
     latest: bool = True
+    #: Whether each is removed from the directory as soon as it is saved.
     move: bool = False
     #: How many stay on the disk; None: all.
     keep: int | None = None
@@ -63,11 +64,6 @@ class WatchOptions:
                 f"metadata_from={given!r} is neither a function of the path nor the name of a JSON file",
                 hint="E.g. metadata_from='trainer_state.json'",
             )
-
-    @property
-    def strategy(self) -> str:
-        """How files are captured."""
-        return "move" if self.move else self.snapshot
 
 
 def _is_number(value: object) -> bool:

@@ -230,7 +230,7 @@ class Recogniser:
             # One that is written anew in place still has the marker of its last time.
             at_once = entry.is_confirmed and entry.saved is None
             return "marked" if at_once or quiet >= self.patience_s else ""
-        if entry.renamed and not entry.put_back:
+        if entry.renamed:
             return "renamed into place"
         lacking = "" if last else self.lacking(entry)
         unsure = lacking or (not last and (self._may_grow(entry) or self._is_under_way(entry)))
@@ -277,7 +277,7 @@ class Recogniser:
 
     def _may_be_held(self, entry: Entry) -> bool:
         is_begun = entry.is_due and not entry.is_open and bool(trees.size(entry.tree))
-        may_be = is_begun and not self._needs_marker and not entry.put_back and self._may_finish(entry)
+        may_be = is_begun and not self._needs_marker and self._may_finish(entry)
         return may_be and not self._is_under_way(entry)
 
     def _is_under_way(self, entry: Entry) -> bool:

@@ -1,4 +1,4 @@
-"""Room on the disk: what is in the store, and no longer among the newest, is removed."""
+"""Room on the disk: what was saved (``move``), or is in the store and not among the newest (``keep``), is removed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from collections.abc import Callable
 from ..capture.base import annex_in
 from ..errors import os_reason
 from ..system.files import remove_tree
+from ..system.writers import open_for_writing
 from .entry import Entry
+from .options import WatchOptions
 from .recogniser import Recogniser
 from .saving import Saving
 from .tree import REMOVED_PREFIX, read_tree
@@ -26,8 +28,32 @@ def remove_leftovers(root: str, report: Callable[[str], None]) -> None:
             _remove(os.path.join(root, name), report)
 
 
-def retain(root: str, keep: int, recogniser: Recogniser, saving: Saving, report: Callable[[str], None]) -> list[Entry]:
-    """Remove what is committed and not among the ``keep`` newest that were saved. Returns what was removed."""
+def retain(
+    root: str, options: WatchOptions, recogniser: Recogniser, saving: Saving, report: Callable[[str], None]
+) -> list[Entry]:
+    """Remove what need not stay on the disk. Returns what was removed.
+
+    With ``move`` that is what this watch has saved, unless somebody has it open for writing; with ``keep`` what is
+    committed and not among so many of the newest that were saved.
+    """
+    if options.move:
+        return _remove_saved(root, recogniser, saving, report)
+    return _remove_committed(root, options.keep, recogniser, saving, report) if options.keep is not None else []
+
+
+def _remove_saved(root: str, recogniser: Recogniser, saving: Saving, report: Callable[[str], None]) -> list[Entry]:
+    saved = [e for e in recogniser.entries.values() if e.saved == e.tree and saving.has_saved(e.path)]
+    is_open = open_for_writing(set().union(*(entry.evidence for entry in saved)))
+    return [
+        entry
+        for entry in saved
+        if entry.evidence.isdisjoint(is_open) and _try_to_take_away(root, entry, "is saved", report)
+    ]
+
+
+def _remove_committed(
+    root: str, keep: int, recogniser: Recogniser, saving: Saving, report: Callable[[str], None]
+) -> list[Entry]:
     saved = [entry for entry in recogniser.entries.values() if entry.saved is not None and entry.saved == entry.tree]
     saved.sort(key=lambda entry: entry.order)
     removed: list[Entry] = []
@@ -42,20 +68,28 @@ def retain(root: str, keep: int, recogniser: Recogniser, saving: Saving, report:
             questions -= 1
             if not saving.is_committed(entry.path):
                 continue
-        try:
-            if take_away(root, entry, report):
-                report(f"{entry.path} is removed from the disk: it is in the store")
-                removed.append(entry)
-                tries -= 1
-        except OSError as error:
-            if not entry.stuck:
-                report(f"{entry.path} is in the store, but cannot be removed from the disk: {os_reason(error)}")
-            entry.stuck += 1
+        before = entry.stuck
+        if _try_to_take_away(root, entry, "is in the store", report):
+            removed.append(entry)
+        if entry.stuck > before or entry in removed:
             tries -= 1
     return removed
 
 
-def take_away(root: str, entry: Entry, report: Callable[[str], None]) -> bool:
+def _try_to_take_away(root: str, entry: Entry, why: str, report: Callable[[str], None]) -> bool:
+    try:
+        if not _take_away(root, entry, report):
+            return False
+        report(f"{entry.path} is removed from the disk: it {why}")
+        return True
+    except OSError as error:
+        if not entry.stuck:
+            report(f"{entry.path} {why}, but cannot be removed from the disk: {os_reason(error)}")
+        entry.stuck += 1
+        return False
+
+
+def _take_away(root: str, entry: Entry, report: Callable[[str], None]) -> bool:
     """Remove an entry. False: it is not just as it was saved any more, and stays.
 
     Raises

@@ -10,7 +10,6 @@ from ..config import Config
 from ..errors import BacklogError, CheckpointError, SnapshotError, StoreError, os_reason
 from ..metadata import SIZE, Said, plain
 from ..spool.journal import COMMITTED, FINAL
-from ..system.writers import open_for_writing
 from . import summary
 from . import tree as trees
 from .again import WATCHED, Before, mark
@@ -126,6 +125,10 @@ class Saving:
     def _identity(self, path: str, tree: Tree) -> str:
         return trees.identity(self._root, path, self._options.name, tree)
 
+    def has_saved(self, path: str) -> bool:
+        """Whether this watch has saved it, as far as is known."""
+        return bool(self._ids.get(path))
+
     def is_followed(self, path: str) -> bool:
         """Whether the last save of it may be in the store, now or later."""
         return path in self._ids
@@ -160,21 +163,16 @@ class Saving:
 
     def save(self, entry: Entry, why: str, *, latest: bool) -> Tree | None:
         """Save an entry. Returns the tree that was saved, or None: not now, or it has gone."""
-        tree, move = entry.tree, self._options.move
+        tree = entry.tree
 
         def check(now: str) -> None:
             if read_tree(now) != tree:
-                raise _Changed
-            # What is written from here on would go into the only copy.
-            if move and open_for_writing(entry.evidence):
                 raise _Changed
 
         path = os.path.join(self._root, entry.path)
         try:
             return tree if self._save(path, entry.path, tree, why, check, latest=latest) else None
         except _Changed:
-            if move:
-                entry.was_put_back(self._clock())
             return None
 
     def save_held(self, relative: str, held: Kept, why: str, *, latest: bool) -> bool | None:
@@ -203,12 +201,11 @@ class Saving:
             self._wait_for_room(relative)
             return False
         options, origin = self._options, os.path.join(self._root, relative)
-        strategy = options.strategy if path == origin or options.strategy != "move" else "auto"
         self.is_under_way = True
         try:
             reference = self._saver.save(
                 path, name=options.name, metadata=self._metadata(relative, tree, path),
-                latest=latest and options.latest, storage_format=options.storage_format, snapshot=strategy,
+                latest=latest and options.latest, storage_format=options.storage_format, snapshot=options.snapshot,
                 check=check, origin=origin, wait=False,  # What the trainer writes meanwhile may not last.
             )  # fmt: skip
         except StoreError as error:

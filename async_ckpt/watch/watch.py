@@ -306,10 +306,6 @@ class Watch:
             if (tree := save(entry, why, latest=latest)) is not None:
                 self._recogniser.note_saved(entry, tree)
                 entry.held = None
-                if self._options.move:
-                    if entry.members:
-                        retention.take_away(self.path, entry, self._report)
-                    self._forget(entry)
 
     def _is_newest(self, entry: Entry | Departed) -> bool:
         """Whether a retry should begin with it."""
@@ -345,14 +341,10 @@ class Watch:
         self._knows = True
         self._recogniser.expect_orphans(self._began_ns)
 
-    def _forget(self, entry: Entry) -> None:
-        self._recogniser.forget(entry)
-        self._saving.forget(entry.path)
-
     def _retain(self) -> None:
-        if self._options.keep is not None:
-            for entry in retention.retain(self.path, self._options.keep, self._recogniser, self._saving, self._report):
-                self._forget(entry)
+        for entry in retention.retain(self.path, self._options, self._recogniser, self._saving, self._report):
+            self._recogniser.forget(entry)
+            self._saving.forget(entry.path)
 
     # -- what is left ----------------------------------------------------------------------------------------------
 

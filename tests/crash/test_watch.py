@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 
 from async_ckpt.config import Config
-from async_ckpt.errors import FlushError, WatchError
+from async_ckpt.errors import WatchError
 from async_ckpt.task.checkpointer import Checkpointer
 from async_ckpt.watch import Watch, WatchOptions, saving
 from async_ckpt.watch.events import Events
 from async_ckpt.watch.tree import Tree, read_tree
 from tests.support import trainer
-from tests.support.agents import Task, agent_pid, kill, wait_until
+from tests.support.agents import Task, wait_until
 from tests.support.metaflow_env import REPOSITORY
 
 #: Longer than a loaded machine keeps a process from running between the close of a file and the opening of the next.
@@ -295,55 +295,45 @@ _KILLED_WHILE_IT_MOVES = """
 import os, signal, sys, time
 from async_ckpt.task.checkpointer import Checkpointer
 from async_ckpt.spool.spool import Spool
-from async_ckpt.watch import Watch, WatchOptions
+from async_ckpt.watch import Watch, WatchOptions, retention
+def die(*arguments):
+    os.kill(os.getpid(), signal.SIGKILL)
 checkpointer = Checkpointer.from_environment()
-Spool.next_version = lambda self: os.kill(os.getpid(), signal.SIGKILL)
+if sys.argv[2] == "before it is admitted":
+    Spool.next_version = die
+else:
+    retention.remove_tree = die
 Watch(checkpointer, sys.argv[1], WatchOptions(settle=0.05, move=True), checkpointer.config)
 time.sleep(60)
 """
 
 
-def test_one_whose_move_was_cut_off_is_put_back_by_the_next_attempt_and_the_user_is_told(
-    task: Task, watching: Watching
+@pytest.mark.parametrize(
+    ("moment", "there"), [("before it is admitted", True), ("while it is removed", False)], ids=["before", "while"]
+)
+def test_one_whose_move_was_cut_off_is_on_the_disk_or_saved_and_no_part_of_it_is_left_as_a_checkpoint(
+    task: Task, watching: Watching, moment: str, there: bool
 ) -> None:
     checkpointer = task.start()
     watching.write("checkpoint-1", model="all I have")
-    script = [sys.executable, "-c", _KILLED_WHILE_IT_MOVES, str(watching.out)]
+    script = [sys.executable, "-c", _KILLED_WHILE_IT_MOVES, str(watching.out), moment]
     assert subprocess.run(script, env=task.environment(checkpointer)).returncode == -signal.SIGKILL
-    assert os.listdir(watching.out) == []
-    agent = agent_pid(checkpointer)
-    kill(agent, signal.SIGSTOP)  # Else it might put it back itself, as it ends.
-    checkpointer.close(clean=False)
-    kill(agent)
-    lines: list[str] = []
-    checkpointer = task.start(attempt=1, report=lines.append)
-    wait_until(lambda: (watching.out / "checkpoint-1").exists(), "it is back")
-    wait_until(lambda: any("checkpoint-1 is back in its place" in line for line in lines), "it is told")
-    watch = watching.start(checkpointer, move=True)
-    wait_until(lambda: watch.saved == 1, "it is saved")
-    watch.stop()
+    assert (watching.out / "checkpoint-1").exists() == there
+    checkpointer.flush(60)
+    assert stored(task, checkpointer) == ([] if there else [("checkpoint-1", {"model": b"all I have"})])
+    watching.start(checkpointer, move=True).stop()
     checkpointer.flush(60)
     assert stored(task, checkpointer) == [("checkpoint-1", {"model": b"all I have"})]
+    assert os.listdir(watching.out) == []
 
 
-def test_one_whose_move_was_cut_off_is_put_back_at_the_end_of_the_step_as_well(task: Task, watching: Watching) -> None:
-    checkpointer = task.start()
-    watching.write("checkpoint-1", model="all I have")
-    script = [sys.executable, "-c", _KILLED_WHILE_IT_MOVES, str(watching.out)]
-    assert subprocess.run(script, env=task.environment(checkpointer)).returncode == -signal.SIGKILL
-    checkpointer.close(clean=True)
-    wait_until(lambda: not task.processes(), "the agent has ended")
-    assert not task.spool_exists()
-    assert (watching.out / "checkpoint-1" / "model").read_text() == "all I have"
-
-
-def test_one_that_is_opened_in_the_moment_it_is_moved_is_put_back_until_its_writer_is_done(
+def test_one_that_is_opened_in_the_moment_it_is_moved_stays_until_its_writer_is_done(
     task: Task, watching: Watching, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[int] = []
 
     def look_again(now: str) -> Tree:
-        if not opened:  # All was quiet at the look; now it is in the spool.
+        if not opened:  # All was quiet at the look; now it is captured.
             opened.append(os.open(Path(now, "log"), os.O_WRONLY | os.O_APPEND))
         return read_tree(now)
 
@@ -351,55 +341,15 @@ def test_one_that_is_opened_in_the_moment_it_is_moved_is_put_back_until_its_writ
     checkpointer = task.start()
     watching.write("checkpoint-1", model="m", log="one\n")
     watch = watching.start(checkpointer, move=True)
-    wait_until(lambda: opened and (watching.out / "checkpoint-1").exists(), "it is back")
+    wait_until(lambda: watch.saved == 1, "it is saved")
     os.write(opened[0], b"two\n")
     os.close(opened[0])
-    wait_until(lambda: watch.saved == 1, "it is saved")
     watch.stop()
     checkpointer.flush(60)
-    assert stored(task, checkpointer) == [("checkpoint-1", {"model": b"m", "log": b"one\ntwo\n"})]
-
-
-def test_one_that_was_moved_and_is_torn_is_put_back_and_the_error_says_so(task: Task, watching: Watching) -> None:
-    gate = task.gate()
-    gate.hold("log")
-    checkpointer = task.start()
-    watching.write("checkpoint-1", model="m", log="one\n")
-    with open(watching.out / "checkpoint-1" / "log", "a") as log:
-        reference = checkpointer.save(watching.out / "checkpoint-1", snapshot="move")
-        wait_until(lambda: gate.waiting("log"), "it is on its way")
-        log.write("two\n")
-    gate.open_all()
-    wait_until(lambda: reference.state == "FAILED", "the uploader has seen it")
-    agent = agent_pid(checkpointer)
-    checkpointer.close(clean=False)
-    kill(agent)
-    checkpointer = task.start(attempt=1)
-    wait_until((watching.out / "checkpoint-1" / "log").exists, "it is back")
-    assert (watching.out / "checkpoint-1" / "log").read_text() == "one\ntwo\n"
-    state, why = checkpointer.state(reference.id)
-    assert state == "FAILED"
-    assert f"what was moved is put back to {watching.out / 'checkpoint-1'}" in why
-
-
-def test_what_the_store_refuses_is_put_back_at_the_end_of_a_step_that_goes_on_without_it(
-    task: Task, watching: Watching
-) -> None:
-    task.set(on_failure="warn")
-    Path(task.store.root).mkdir()
-    Path(task.store.root, "mf.checkpoints").touch()  # A file where the store would make a folder.
-    checkpointer = task.start()
-    watching.write("checkpoint-1", model="all I have")
-    watch = watching.start(checkpointer, move=True)
-    wait_until(lambda: watch.saved == 1, "it is moved")
-    watch.stop()
-    with pytest.raises(FlushError):
-        checkpointer.flush(60)
+    assert stored(task, checkpointer) == [
+        ("checkpoint-1", {"model": b"m", "log": text}) for text in (b"one\n", b"one\ntwo\n")
+    ]
     assert os.listdir(watching.out) == []
-    checkpointer.close(clean=True)
-    wait_until(lambda: not task.processes(), "the agent has ended")
-    assert not task.spool_exists()
-    assert (watching.out / "checkpoint-1" / "model").read_text() == "all I have"
 
 
 @pytest.mark.parametrize(
@@ -463,7 +413,7 @@ def test_two_watched_directories_share_nothing_though_their_files_have_the_same_
     assert stored(task, checkpointer) == [("checkpoint-1", {"model": b"of %d" % rank}) for rank in range(2)]
 
 
-def test_a_capture_that_is_refused_at_its_end_saves_nothing_and_puts_back_what_was_moved(task: Task) -> None:
+def test_a_capture_that_is_refused_at_its_end_saves_nothing(task: Task) -> None:
     checkpointer = task.start()
     folder = task.work / "checkpoint-1"
     folder.mkdir()
@@ -474,10 +424,10 @@ def test_a_capture_that_is_refused_at_its_end_saves_nothing_and_puts_back_what_w
         seen.append(Path(now, "model").read_text())
         raise RuntimeError("it changed")
 
-    for strategy in ("auto", "copy", "move"):
+    for strategy in ("auto", "copy"):
         with pytest.raises(RuntimeError, match="it changed"):
             checkpointer.save(folder, snapshot=strategy, check=check)
-    assert seen == ["x" * 100_000] * 3
+    assert seen == ["x" * 100_000] * 2
     assert (folder / "model").read_text() == "x" * 100_000
     assert checkpointer.list() == checkpointer.spool.pending() == []
     assert os.listdir(checkpointer.spool.path("data")) == []

@@ -116,16 +116,6 @@ def test_a_rename_counts_not_while_a_file_is_open_for_writing() -> None:
     assert scene.look() == ["checkpoint-1"]
 
 
-def test_one_that_we_took_and_put_back_must_be_quiet_although_that_was_a_rename() -> None:
-    scene = Scene()
-    scene.write("checkpoint-1", "a", renamed=True)
-    scene.recogniser.observe(scene.there)
-    scene.now += SETTLE_S
-    scene.recogniser.entries["checkpoint-1"].was_put_back(scene.now)
-    assert scene.look() == scene.look(after=SETTLE_S - 0.1) == []
-    assert scene.look(after=0.1) == ["checkpoint-1"]
-
-
 def test_with_a_marker_nothing_else_counts() -> None:
     scene = Scene(needs_marker=True)
     scene.write("checkpoint-1", "a", renamed=True)

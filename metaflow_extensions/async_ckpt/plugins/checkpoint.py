@@ -465,10 +465,9 @@ class CurrentCheckpoint(_Checkpoints):
             ``<its name>.<done>``). Then nothing else counts. Where that file is older than the rest, as when a
             checkpoint is written anew in place, the rest must be quiet for ``settle`` seconds as well.
         move : bool, default False
-            Take each away from the directory, so that the disk does not fill. By quiet alone, a writer that comes back
-            finds nothing in its place: use it with ``done``, or a trainer that renames. What could not be uploaded is
-            put back where it stood when the step ends; beside it, as ``<its name>.saved-<8 hex digits>``, if its place
-            is taken.
+            Save each, then remove it from the directory, so that the disk does not fill. By quiet alone, a writer that
+            comes back finds nothing in its place: use it with ``done``, or a trainer that renames. What cannot be
+            uploaded after that is lost; with ``keep`` it is still there.
         keep : int, optional
             Remove those that are in the store from the disk, but for so many of the newest.
         existing : bool, default True
