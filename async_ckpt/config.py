@@ -84,6 +84,10 @@ CLAIM_START_S = 60.0
 CREDENTIALS_LIFE_S = 60.0
 CREDENTIALS_AMBIGUOUS_S = 3.0
 CREDENTIALS_PEACE_S = 2.0
+#: A request to the store that failed is sent again after a random pause of at most this much, which doubles with every
+#: failure up to the second; a store that asks for a longer pause gets it, up to the third.
+STORE_FIRST_PAUSE_S, STORE_LONGEST_PAUSE_S = 0.5, 20.0
+STORE_MAX_ASKED_PAUSE_S = 60.0
 #: A failure of what all requests wait for counts for all of them for so long.
 FAILURE_SHARED_S = 2.0
 #: How long a request over a connection that may be dead listens before it sends the bulk; how long a cancelled or

@@ -17,11 +17,13 @@ from __future__ import annotations
 
 import abc
 import os
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from ..errors import IntegrityError, StoreError, UsageError
+
+T = TypeVar("T")
 
 #: Called with the number of bytes that were just transferred; never with a running total.
 Progress = Callable[[int], None]
@@ -324,6 +326,83 @@ class Store(abc.ABC):
     @abc.abstractmethod
     async def aclose(self) -> None:
         """Release connections and threads; idempotent."""
+
+
+class Wrapper(Store):
+    """A store around another one, which does all the work. A subclass says in ``_around`` what it adds to every call.
+
+    Parameters
+    ----------
+    store : Store
+        The one inside; closed with this one.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.root = store.root
+
+    async def _around(
+        self, operation: str, call: Callable[[Progress], Awaitable[T]], progress: Progress = no_progress
+    ) -> T:
+        """Await ``call(progress)``, which asks the store inside. Every method but ``list`` and ``aclose`` comes here.
+
+        Parameters
+        ----------
+        operation : str
+            The method's name.
+        call : callable
+            May be called several times.
+        """
+        return await call(progress)
+
+    @property
+    def capabilities(self) -> Capabilities:  # type: ignore[override]  # They may be found out by a call.
+        return self._store.capabilities
+
+    @property
+    def notice(self) -> str:
+        return self._store.notice
+
+    def url(self, key: str) -> str:
+        return self._store.url(key)
+
+    async def put_source(
+        self, key: str, source: Source, progress: Progress = no_progress, log: PartsLog | None = None
+    ) -> list[int]:
+        return await self._around("put_source", lambda told: self._store.put_source(key, source, told, log), progress)
+
+    async def copy(self, source_key: str, key: str, size: int) -> None:
+        await self._around("copy", lambda _: self._store.copy(source_key, key, size))
+
+    async def put_bytes(self, key: str, data: bytes) -> None:
+        await self._around("put_bytes", lambda _: self._store.put_bytes(key, data))
+
+    async def get_bytes(self, key: str) -> bytes:
+        return await self._around("get_bytes", lambda _: self._store.get_bytes(key))
+
+    async def get_tagged(self, key: str) -> tuple[bytes, str]:
+        return await self._around("get_tagged", lambda _: self._store.get_tagged(key))
+
+    async def put_if(self, key: str, data: bytes, tag: str | None) -> bool:
+        return await self._around("put_if", lambda _: self._store.put_if(key, data, tag))
+
+    async def get_file(self, key: str, destination: str, *, progress: Progress = no_progress, **checks: Any) -> int:
+        return await self._around(
+            "get_file", lambda told: self._store.get_file(key, destination, progress=told, **checks), progress
+        )
+
+    async def size(self, key: str) -> int:
+        return await self._around("size", lambda _: self._store.size(key))
+
+    async def list(self, prefix: str, beginning: str = "") -> AsyncIterator[Entry]:
+        async for entry in self._store.list(prefix, beginning):
+            yield entry
+
+    async def delete(self, key: str) -> None:
+        await self._around("delete", lambda _: self._store.delete(key))
+
+    async def aclose(self) -> None:
+        await self._store.aclose()
 
 
 def check_key(key: str) -> str:

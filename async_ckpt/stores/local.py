@@ -29,7 +29,6 @@ from ..config import CHUNK_BYTES, Config
 from ..errors import IntegrityError, NotFound, StoreError, TransientStoreError, UsageError, os_hint, os_reason
 from ..system.files import NO_LINK, clone, copy_range, crc32, folders_below, pwrite_all, try_lock, unlock, wait_for
 from ._local_copy import copied_chunks, sync_file, sync_folder
-from .attempts import Counted
 from .base import (
     MAX_BYTES,
     Capabilities,
@@ -43,6 +42,7 @@ from .base import (
     no_progress,
     too_long,
 )
+from .retry import Counted
 
 T = TypeVar("T")
 

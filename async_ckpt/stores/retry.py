@@ -1,20 +1,89 @@
-"""A store around a store that tries again what failed in a way that may pass."""
+"""Trying again what failed in a way that may pass: one request, or every call of a store.
+
+A store retries single requests with ``with_retries`` where one call takes thousands of them, and would otherwise never
+get through a network that loses one in a hundred. ``RetryStore`` does the same for whole calls.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
-from ..config import Config
+import anyio
+
+from ..config import STORE_FIRST_PAUSE_S, STORE_LONGEST_PAUSE_S, STORE_MAX_ASKED_PAUSE_S, Config
 from ..errors import TransientStoreError
-from .attempts import GaveUp, with_retries
-from .base import Capabilities, Entry, PartsLog, Progress, Source, Store, no_progress
+from ..system.backoff import Backoff
+from .base import Entry, Progress, Store, Wrapper, no_progress
 
 T = TypeVar("T")
 
 
-class RetryStore(Store):
-    """Retries every call of ``store`` on ``TransientStoreError``, with exponential backoff and full jitter.
+class GaveUp(TransientStoreError):
+    """Every attempt failed. What failed may still pass one day, but nobody above should start over at once."""
+
+
+class Counted:
+    """A Progress that can take back what a failed attempt reported, so that totals stay right."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress, self.total = progress, 0
+
+    def __call__(self, count: int) -> None:
+        self.total += count
+        self._progress(count)
+
+    def take_back(self) -> None:
+        """Report everything so far as a negative count."""
+        if self.total:
+            self._progress(-self.total)
+            self.total = 0
+
+
+async def with_retries(
+    call: Callable[[Progress], Awaitable[T]], config: Config, progress: Progress = no_progress
+) -> T:  # fmt: skip
+    """Await ``call(progress)`` until it succeeds, fails for good, or the limits of ``config`` are reached.
+
+    The deadline counts from the first failure, so that a long transfer is not robbed of its second attempt; an attempt
+    that runs is never cut (the store's own time-outs end one that hangs).
+
+    Raises
+    ------
+    GaveUp
+        ``store_attempts`` or ``store_deadline_s`` is used up; says how many attempts over how long and the last reason.
+    StoreError
+        As ``call`` does, at once.
+    """
+    started, deadline = time.monotonic(), float("inf")
+    pauses = Backoff(0, STORE_FIRST_PAUSE_S, STORE_LONGEST_PAUSE_S, jitter=True)
+    while True:
+        counted = Counted(progress)
+        try:
+            return await call(counted)
+        except GaveUp:
+            counted.take_back()
+            raise
+        except TransientStoreError as error:
+            counted.take_back()
+            now = time.monotonic()
+            pause = max(pauses.failed(now), min(error.pause_s, STORE_MAX_ASKED_PAUSE_S))
+            deadline = min(deadline, now + config.store_deadline_s)
+            tries = pauses.count
+            if tries >= config.store_attempts or now + pause >= deadline:
+                raise GaveUp(
+                    f"{error.what} (gave up after {tries} attempt{'s' * (tries > 1)} over {now - started:.1f} s)",
+                    where=error.where, hint=error.hint,
+                ) from error  # fmt: skip
+        except BaseException:
+            counted.take_back()
+            raise
+        await anyio.sleep(pause)
+
+
+class RetryStore(Wrapper):
+    """Retries every call of ``store`` on ``TransientStoreError``; see ``with_retries``.
 
     Bytes that a failed attempt reported are taken back (a negative count), so that a caller's total stays right.
 
@@ -27,63 +96,18 @@ class RetryStore(Store):
 
     Raises
     ------
-    TransientStoreError
+    GaveUp
         From every method: the limits are used up. Says how many attempts over how long and the last reason.
     """
 
     def __init__(self, store: Store, config: Config) -> None:
-        self._store, self._config = store, config
-        self.root = store.root
+        super().__init__(store)
+        self._config = config
 
-    @property
-    def capabilities(self) -> Capabilities:  # type: ignore[override]  # what is probed late must be seen here too
-        return self._store.capabilities
-
-    @property
-    def notice(self) -> str:
-        return self._store.notice
-
-    def url(self, key: str) -> str:
-        return self._store.url(key)
-
-    async def put_source(
-        self, key: str, source: Source, progress: Progress = no_progress, log: PartsLog | None = None
-    ) -> list[int]:
-        return await self._try(lambda counted: self._store.put_source(key, source, counted, log), progress)
-
-    async def copy(self, source_key: str, key: str, size: int) -> None:
-        await self._try(lambda _: self._store.copy(source_key, key, size))
-
-    async def put_bytes(self, key: str, data: bytes) -> None:
-        await self._try(lambda _: self._store.put_bytes(key, data))
-
-    async def get_tagged(self, key: str) -> tuple[bytes, str]:
-        return await self._try(lambda _: self._store.get_tagged(key))
-
-    async def put_if(self, key: str, data: bytes, tag: str | None) -> bool:
-        return await self._try(lambda _: self._store.put_if(key, data, tag))
-
-    async def get_bytes(self, key: str) -> bytes:
-        return await self._try(lambda _: self._store.get_bytes(key))
-
-    async def get_file(
-        self,
-        key: str,
-        destination: str,
-        *,
-        size: int | None = None,
-        crc32: Sequence[int] | None = None,
-        progress: Progress = no_progress,
-    ) -> int:
-        return await self._try(
-            lambda counted: self._store.get_file(key, destination, size=size, crc32=crc32, progress=counted), progress
-        )
-
-    async def size(self, key: str) -> int:
-        return await self._try(lambda _: self._store.size(key))
-
-    async def delete(self, key: str) -> None:
-        await self._try(lambda _: self._store.delete(key))
+    async def _around(
+        self, operation: str, call: Callable[[Progress], Awaitable[T]], progress: Progress = no_progress
+    ) -> T:
+        return await with_retries(call, self._config, progress)
 
     async def list(self, prefix: str, beginning: str = "") -> AsyncIterator[Entry]:
         entries = self._store.list(prefix, beginning)
@@ -93,20 +117,14 @@ class RetryStore(Store):
             try:
                 return await anext(entries, None)
             except TransientStoreError:
-                entries = self._store.list(prefix, beginning)  # a generator that raised is finished
+                entries = self._store.list(prefix, beginning)  # A generator that raised is finished.
                 raise
 
         # Only the beginning: after the first entry a second try would hand out some of them twice.
-        entry = await self._try(first)
+        entry = await with_retries(first, self._config)
         try:
             while entry is not None:
                 yield entry
                 entry = await anext(entries, None)
         except TransientStoreError as error:
             raise GaveUp(f"{error.what} (in the middle of a listing)", where=error.where, hint=error.hint) from error
-
-    async def aclose(self) -> None:
-        await self._store.aclose()
-
-    async def _try(self, call: Callable[[Progress], Awaitable[T]], progress: Progress = no_progress) -> T:
-        return await with_retries(call, self._config, progress)

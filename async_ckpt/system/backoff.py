@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 
 class Backoff:
     """Pauses: none at first, then one that grows each time, up to a limit.
@@ -16,13 +18,16 @@ class Backoff:
         After so many seconds without a failure the earlier ones are forgotten.
     growth : float
         So many times as long as the last pause is the next one.
+    jitter : bool
+        Each pause is a random part of that, so that those who failed together do not come back together.
     """
 
     def __init__(
-        self, free: int, first_s: float, most_s: float, calm_s: float = float("inf"), growth: float = 2.0
-    ) -> None:
+        self, free: int, first_s: float, most_s: float, calm_s: float = float("inf"), growth: float = 2.0, *,
+        jitter: bool = False,
+    ) -> None:  # fmt: skip
         self._free, self._first_s, self._most_s, self._calm_s = free, first_s, most_s, calm_s
-        self._growth = growth
+        self._growth, self._jitter = growth, jitter
         #: Failures in a row.
         self.count = 0
         self._last = self._pause = 0.0
@@ -35,6 +40,8 @@ class Backoff:
         self._last = now
         earlier = self.count - self._free - 1
         self._pause = min(self._first_s * self._growth ** min(earlier, 30), self._most_s) if earlier >= 0 else 0.0
+        if self._jitter:
+            self._pause *= random.random()
         return self._pause
 
     def left_s(self, now: float, most_s: float = float("inf")) -> float:

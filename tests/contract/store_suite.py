@@ -17,7 +17,7 @@ from async_ckpt.errors import IntegrityError, NotFound, StoreError, TransientSto
 from async_ckpt.stores.base import Entry, Source, Store
 from async_ckpt.stores.retry import RetryStore
 
-from ..support.faulty import BytesSource, crcs_of, pattern
+from ..support.content import BytesSource, crcs_of, pattern
 
 T = TypeVar("T")
 

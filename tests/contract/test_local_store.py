@@ -25,7 +25,7 @@ from async_ckpt.stores.base import Entry, Store, StoreSpec
 from async_ckpt.stores.local import LocalStore
 from async_ckpt.stores.retry import RetryStore
 
-from ..support.faulty import BytesSource, crcs_of, pattern
+from ..support.content import BytesSource, crcs_of, pattern
 from ..support.filesystems import CLONING
 from .store_suite import StoreSuite, run
 

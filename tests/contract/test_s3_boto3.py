@@ -14,7 +14,7 @@ from async_ckpt.stores.s3 import boto3_transport
 from async_ckpt.stores.s3.settings import OpenClient
 from async_ckpt.stores.s3.store import S3Store
 
-from ..support.faulty import BytesSource, crcs_of, pattern
+from ..support.content import BytesSource, crcs_of, pattern
 from ..support.servers import S3Server, moto_server, rclone_server
 from .store_suite import LARGE, run
 from .test_s3_store import TestMoto as MotoSuite

@@ -19,7 +19,7 @@ from botocore.session import get_session
 
 from async_ckpt.config import CHUNK_BYTES, Config
 from async_ckpt.errors import CheckpointError, NotFound, StoreError, TransientStoreError, UsageError
-from async_ckpt.stores import attempts
+from async_ckpt.stores import retry
 from async_ckpt.stores.base import S3Settings, Store
 from async_ckpt.stores.retry import RetryStore
 from async_ckpt.stores.s3 import aiohttp_transport
@@ -27,7 +27,7 @@ from async_ckpt.stores.s3.multipart import MAX_PARTS, part_size
 from async_ckpt.stores.s3.settings import OpenClient
 from async_ckpt.stores.s3.store import S3Store
 
-from ..support.faulty import BytesSource, crcs_of, pattern
+from ..support.content import BytesSource, crcs_of, pattern
 from ..support.servers import ACCESS_KEY, BUCKET, SECRET_KEY, S3Server, moto_server, rclone_server
 from .store_suite import LARGE, StoreSuite, run
 
@@ -339,7 +339,7 @@ QUICK = Config(connect_timeout_s=0.3, answer_timeout_s=0.3, stall_timeout_s=0.3)
 
 @pytest.fixture
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attempts, "BASE_S", 0.001)
+    monkeypatch.setattr(retry, "STORE_FIRST_PAUSE_S", 0.001)
 
 
 @pytest.mark.usefixtures("_no_pauses")

@@ -15,7 +15,7 @@ import pytest
 
 from async_ckpt.config import CHUNK_BYTES, Config
 from async_ckpt.spool.journal import COMMITTED, UPLOADED
-from async_ckpt.stores import attempts, catalog, local, open_store
+from async_ckpt.stores import catalog, local, open_store, retry
 from async_ckpt.stores.base import StoreSpec
 from async_ckpt.stores.local import LocalStore
 from async_ckpt.task import restore
@@ -90,7 +90,7 @@ def test_saves_arrive_and_are_loaded_whatever_fails(
         save(checkpointer, on_s3, number, size)
     checkpointer.flush(90)
     assert proxy.counts()[kind], "nothing failed"
-    monkeypatch.setattr(attempts, "BASE_S", 0.01)
+    monkeypatch.setattr(retry, "STORE_FIRST_PAUSE_S", 0.01)
     assert_stored(on_s3.store, on_s3.base / "through", sizes)
     assert_stored(past(on_s3.store, rclone_server), on_s3.base / "past", sizes)
 

@@ -22,7 +22,7 @@ from async_ckpt.spool.spool import Admitted, Spool
 from async_ckpt.stores import catalog
 from async_ckpt.stores.local import LocalStore
 from tests.support.agents import TASK
-from tests.support.faulty import crcs_of
+from tests.support.content import crcs_of
 from tests.support.inline import World
 
 Files = dict[str, bytes]

@@ -11,8 +11,8 @@ from typing import Any
 from async_ckpt.config import CHUNK_BYTES
 from async_ckpt.stores.base import Entry, Store
 
-from . import faulty
-from .faulty import BytesSource, pattern
+from . import content
+from .content import BytesSource, pattern
 from .memory_s3 import MemoryS3, Object, Request
 
 PREFIX = "root"
@@ -77,7 +77,7 @@ class Call:
 
 
 #: The digest of each content, computed once.
-crcs_of = functools.cache(faulty.crcs_of)
+crcs_of = functools.cache(content.crcs_of)
 
 
 @functools.cache

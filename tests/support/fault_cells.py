@@ -27,7 +27,7 @@ import botocore.session
 
 from async_ckpt.config import Config
 from async_ckpt.errors import StoreError, TransientStoreError
-from async_ckpt.stores import attempts
+from async_ckpt.stores import retry
 from async_ckpt.stores.base import S3Settings
 from async_ckpt.stores.retry import RetryStore
 from async_ckpt.stores.s3 import boto3_transport
@@ -226,8 +226,8 @@ def cells_of(fault: Fault) -> list[Cell]:
 def short_pauses() -> Iterator[None]:
     """Retries come at once, and the description of S3 is read once for all clients."""
     with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.object(attempts, "BASE_S", 0.01))
-        stack.enter_context(mock.patch.object(attempts, "MAX_ASKED_S", 1.5))
+        stack.enter_context(mock.patch.object(retry, "STORE_FIRST_PAUSE_S", 0.01))
+        stack.enter_context(mock.patch.object(retry, "STORE_MAX_ASKED_PAUSE_S", 1.5))
         shared = functools.cache(botocore.session.create_loader)
         stack.enter_context(mock.patch.object(botocore.session, "create_loader", shared))
         yield

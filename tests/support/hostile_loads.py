@@ -23,7 +23,7 @@ from async_ckpt.config import Config
 from async_ckpt.errors import CheckpointError, IntegrityError, NotFound
 from async_ckpt.layout import newest
 from async_ckpt.stores import catalog
-from async_ckpt.stores.base import Entry, Progress, no_progress
+from async_ckpt.stores.base import Entry
 from async_ckpt.stores.local import LocalStore
 from async_ckpt.task import restore
 from tests.support.agents import TASK
@@ -83,17 +83,9 @@ class LyingStore(LocalStore):
         async for entry in super().list(prefix, beginning):
             yield entry
 
-    async def get_file(
-        self,
-        key: str,
-        destination: str,
-        *,
-        size: int | None = None,
-        crc32: Sequence[int] | None = None,
-        progress: Progress = no_progress,
-    ) -> int:
+    async def get_file(self, key: str, destination: str, **options: Any) -> int:
         if key not in self.lies:
-            return await super().get_file(key, destination, size=size, crc32=crc32, progress=progress)
+            return await super().get_file(key, destination, **options)
         try:
             with open(destination, "wb") as file:
                 return file.write(self.lies[key])

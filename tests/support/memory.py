@@ -1,16 +1,19 @@
-"""A store in memory that counts what it is asked, does what it is told to, and remembers multipart uploads."""
+"""Stores in memory: one counts what it is asked, does as it is told, and remembers multipart uploads; one fails."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any, TypeVar
 
 from async_ckpt.errors import IntegrityError, NotFound
-from async_ckpt.stores.base import Capabilities, Entry, PartsLog, Progress, Source, no_progress
+from async_ckpt.stores.base import Capabilities, Entry, PartsLog, Progress, Source, Store, Wrapper, no_progress
 
-from .faulty import FaultyStore, crcs_of
+from .content import crcs_of
+
+T = TypeVar("T")
 
 
-class MemoryStore(FaultyStore):
+class MemoryStore(Store):
     """Objects in a dict. ``before`` is called with the operation and the key, and may raise.
 
     Objects longer than ``part_bytes`` go in parts of that size, one after the other.
@@ -19,7 +22,8 @@ class MemoryStore(FaultyStore):
     capabilities = Capabilities(copy=True, conditional_put=True, create_only=True)
 
     def __init__(self, part_bytes: int = 1 << 30) -> None:
-        super().__init__()
+        self.root = "memory://"
+        self.objects: dict[str, bytes] = {}
         self.before: Callable[[str, str], None] = lambda operation, key: None
         self.part_bytes = part_bytes
         self.asked: list[tuple[str, str]] = []
@@ -54,9 +58,7 @@ class MemoryStore(FaultyStore):
 
     async def copy(self, source_key: str, key: str, size: int) -> None:
         self._ask("copy", source_key)
-        if source_key not in self.objects:
-            raise NotFound("It is not there", where=source_key)
-        if len(self.objects[source_key]) != size:
+        if len(self._object(source_key)) != size:
             raise IntegrityError("It has another size", where=source_key)
         self.objects[key] = self.objects[source_key]
 
@@ -66,12 +68,13 @@ class MemoryStore(FaultyStore):
 
     async def list(self, prefix: str, beginning: str = "") -> AsyncIterator[Entry]:
         self._ask("list", prefix)
-        async for entry in super().list(prefix, beginning):
-            yield entry
+        for key, data in list(self.objects.items()):
+            if key.startswith(f"{prefix}/{beginning}"):
+                yield Entry(key, len(data))
 
     async def get_bytes(self, key: str) -> bytes:
         self._ask("get", key)
-        return await super().get_bytes(key)
+        return self._object(key)
 
     async def get_tagged(self, key: str) -> tuple[bytes, str]:
         data = await self.get_bytes(key)
@@ -83,3 +86,63 @@ class MemoryStore(FaultyStore):
             return False
         self.objects[key] = data
         return True
+
+    async def get_file(self, key: str, destination: str, *, progress: Progress = no_progress, **_: Any) -> int:
+        data = self._object(key)
+        progress(len(data))
+        with open(destination, "wb") as file:
+            return file.write(data)
+
+    async def size(self, key: str) -> int:
+        return len(self._object(key))
+
+    async def delete(self, key: str) -> None:
+        self.objects.pop(key, None)
+
+    async def aclose(self) -> None:
+        pass
+
+    def _object(self, key: str) -> bytes:
+        if key not in self.objects:
+            raise NotFound("It is not there", where=key)
+        return self.objects[key]
+
+
+class FaultyStore(Wrapper):
+    """A store in memory; every call first raises the next of ``faults``, if there is one left.
+
+    Calls that report progress report a byte before they fail; ``list`` yields ``list_first`` entries.
+    """
+
+    def __init__(self, faults: Sequence[Exception] = (), *, list_first: int = 0) -> None:
+        inside = MemoryStore()
+        super().__init__(inside)
+        self.objects = inside.objects
+        self.faults = list(faults)
+        self.calls: list[str] = []
+        self.list_first = list_first
+        self.closed = 0
+
+    def _call(self, name: str) -> None:
+        self.calls.append(name)
+        if self.faults:
+            raise self.faults.pop(0)
+
+    async def _around(
+        self, operation: str, call: Callable[[Progress], Awaitable[T]], progress: Progress = no_progress
+    ) -> T:
+        if self.faults:
+            progress(1)
+        self._call(operation)
+        return await call(progress)
+
+    async def list(self, prefix: str, beginning: str = "") -> AsyncIterator[Entry]:
+        found = [entry async for entry in super().list(prefix, beginning)]
+        for entry in found[: self.list_first]:
+            yield entry
+        self._call("list")
+        for entry in found[self.list_first :]:
+            yield entry
+
+    async def aclose(self) -> None:
+        self.closed += 1

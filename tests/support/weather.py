@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
 from async_ckpt.errors import StoreError, TransientStoreError
-from async_ckpt.stores.base import Capabilities, Entry, PartsLog, Progress, Source, Store, no_progress
+from async_ckpt.stores.base import Entry, Progress, Store, Wrapper, no_progress
 
 T = TypeVar("T")
 
@@ -70,69 +70,28 @@ class Gate:
             self._waiting.remove(event)
 
 
-class Weather(Store):
+_WRITES = ("put_source", "put_bytes", "put_if", "copy", "delete")
+
+
+class Weather(Wrapper):
     """See the module's docstring; without a ``gate`` nothing is held."""
 
     def __init__(self, store: Store, sky: Sky, gate: Gate | None = None) -> None:
-        self._store, self._sky, self._gate = store, sky, gate
-        self.root = store.root
+        super().__init__(store)
+        self._sky, self._gate = sky, gate
 
-    @property
-    def capabilities(self) -> Capabilities:  # type: ignore[override]  # a property over a class variable
-        return self._store.capabilities
-
-    async def _call(self, function: Callable[[], Awaitable[T]], *, writes: bool = False) -> T:
+    async def _around(
+        self, operation: str, call: Callable[[Progress], Awaitable[T]], progress: Progress = no_progress
+    ) -> T:
         if self._gate is not None:
             await self._gate.wait()
-        fate = self._sky.call(writes=writes)
-        result = await function()
+        fate = self._sky.call(writes=operation in _WRITES)
+        result = await call(progress)
         if fate == LOST:
             raise TransientStoreError("The store's answer was lost")
         return result
 
-    async def put_source(
-        self, key: str, source: Source, progress: Progress = no_progress, log: PartsLog | None = None
-    ) -> list[int]:
-        return await self._call(lambda: self._store.put_source(key, source, progress, log), writes=True)
-
-    async def copy(self, source_key: str, key: str, size: int) -> None:
-        await self._call(lambda: self._store.copy(source_key, key, size), writes=True)
-
-    async def put_bytes(self, key: str, data: bytes) -> None:
-        await self._call(lambda: self._store.put_bytes(key, data), writes=True)
-
-    async def get_bytes(self, key: str) -> bytes:
-        return await self._call(lambda: self._store.get_bytes(key))
-
-    async def get_tagged(self, key: str) -> tuple[bytes, str]:
-        return await self._call(lambda: self._store.get_tagged(key))
-
-    async def put_if(self, key: str, data: bytes, tag: str | None) -> bool:
-        return await self._call(lambda: self._store.put_if(key, data, tag), writes=True)
-
-    async def get_file(
-        self,
-        key: str,
-        destination: str,
-        *,
-        size: int | None = None,
-        crc32: Sequence[int] | None = None,
-        progress: Progress = no_progress,
-    ) -> int:
-        return await self._call(
-            lambda: self._store.get_file(key, destination, size=size, crc32=crc32, progress=progress)
-        )
-
-    async def size(self, key: str) -> int:
-        return await self._call(lambda: self._store.size(key))
-
     async def list(self, prefix: str, beginning: str = "") -> AsyncIterator[Entry]:
         self._sky.call(writes=False)
-        async for entry in self._store.list(prefix, beginning):
+        async for entry in super().list(prefix, beginning):
             yield entry
-
-    async def delete(self, key: str) -> None:
-        await self._call(lambda: self._store.delete(key), writes=True)
-
-    async def aclose(self) -> None:
-        await self._store.aclose()

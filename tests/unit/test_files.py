@@ -19,7 +19,7 @@ from async_ckpt.config import CHUNK_BYTES
 from async_ckpt.system import files
 from async_ckpt.system.files import chunk_crc, crc32
 
-from ..support.faulty import pattern
+from ..support.content import pattern
 
 SIZE = CHUNK_BYTES + 1_000_003
 

@@ -37,7 +37,7 @@ LAYERS = (
 )
 #: Within a room of alternatives, siblings may only import these.
 SHARED_IN_ROOM = {
-    "stores": {"base", "attempts"},
+    "stores": {"base", "retry"},
     "capture": {
         "base", "content", "copy_speed", "copying", "habits", "lease", "origin", "pack", "private", "stillness",
         "symlinks", "walk",

@@ -7,13 +7,15 @@ from pathlib import Path
 import anyio
 import pytest
 
-from async_ckpt.config import Config
+from async_ckpt.config import STORE_FIRST_PAUSE_S, STORE_LONGEST_PAUSE_S, Config
 from async_ckpt.errors import NotFound, StoreError, TransientStoreError
-from async_ckpt.stores import attempts
+from async_ckpt.stores import retry
 from async_ckpt.stores.base import Entry
 from async_ckpt.stores.retry import RetryStore
+from async_ckpt.system.backoff import Backoff
 
-from ..support.faulty import BytesSource, FaultyStore, crcs_of
+from ..support.content import BytesSource, crcs_of
+from ..support.memory import FaultyStore
 
 BUSY = TransientStoreError("Cannot write x: SlowDown", where="x", hint="Wait")
 
@@ -26,7 +28,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     async def sleep(seconds: float) -> None:
         made.append(seconds)
 
-    monkeypatch.setattr(attempts.anyio, "sleep", sleep)
+    monkeypatch.setattr(retry.anyio, "sleep", sleep)
     return made
 
 
@@ -73,8 +75,8 @@ def test_the_last_error_says_how_often_how_long_and_why() -> None:
 
 def test_no_attempt_begins_after_the_deadline(pauses: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     faulty = FaultyStore([BUSY] * 99)
-    monkeypatch.setattr(attempts.time, "monotonic", lambda: 1000.0 + sum(pauses))
-    monkeypatch.setattr(attempts, "pause_s", lambda attempt: 10.0)
+    monkeypatch.setattr(retry.time, "monotonic", lambda: 1000.0 + sum(pauses))
+    monkeypatch.setattr(retry, "Backoff", lambda *_, **__: Backoff(0, 10.0, 10.0))
 
     async def check() -> None:
         with pytest.raises(TransientStoreError, match=r"gave up after 6 attempts over 50\.0 s"):
@@ -96,12 +98,18 @@ def test_what_was_given_up_below_is_not_tried_again_above(pauses: list[float]) -
     assert len(pauses) == 1
 
 
-def test_pauses_grow_to_a_cap_and_are_spread_out() -> None:
-    for attempt in (1, 2, 3, 10, 5000):
-        pauses = [attempts.pause_s(attempt) for _ in range(200)]
-        bound = min(attempts.CAP_S, attempts.BASE_S * 2.0 ** min(attempt - 1, 30))
-        assert 0 <= min(pauses) < bound / 4
-        assert bound * 3 / 4 < max(pauses) <= bound
+def test_pauses_grow_to_a_cap_and_are_spread_out(pauses: list[float]) -> None:
+    async def check() -> None:
+        for _ in range(200):
+            with pytest.raises(TransientStoreError):
+                await RetryStore(FaultyStore([BUSY] * 99), Config(store_attempts=11, store_deadline_s=1e6)).size("a")
+
+    anyio.run(check)
+    for attempt in range(10):
+        made = pauses[attempt::10]
+        bound = min(STORE_LONGEST_PAUSE_S, STORE_FIRST_PAUSE_S * 2.0**attempt)
+        assert 0 <= min(made) < bound / 4
+        assert bound * 3 / 4 < max(made) <= bound
 
 
 @pytest.mark.usefixtures("pauses")
@@ -131,7 +139,7 @@ def test_bytes_of_a_failed_attempt_are_taken_back(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("pauses")
 def test_a_listing_that_has_not_begun_is_tried_again() -> None:
     faulty = FaultyStore([BUSY])
-    faulty.objects = {"a/1": b"", "a/2": b""}
+    faulty.objects.update({"a/1": b"", "a/2": b""})
 
     async def check() -> None:
         store = RetryStore(faulty, Config())
@@ -144,7 +152,7 @@ def test_a_listing_that_has_not_begun_is_tried_again() -> None:
 @pytest.mark.usefixtures("pauses")
 def test_a_listing_that_breaks_off_is_an_error_and_no_entry_comes_twice() -> None:
     faulty = FaultyStore([BUSY], list_first=1)
-    faulty.objects = {"a/1": b"", "a/2": b""}
+    faulty.objects.update({"a/1": b"", "a/2": b""})
 
     async def check() -> None:
         found: list[Entry] = []
@@ -162,7 +170,7 @@ def test_a_listing_that_breaks_off_is_an_error_and_no_entry_comes_twice() -> Non
 
 
 def test_a_wait_between_attempts_can_be_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attempts, "pause_s", lambda attempt: 3600.0)
+    monkeypatch.setattr(retry, "Backoff", lambda *_, **__: Backoff(0, 3600.0, 3600.0))
 
     async def check() -> None:
         with anyio.move_on_after(0.05) as scope:

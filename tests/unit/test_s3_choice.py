@@ -90,7 +90,7 @@ def test_an_import_that_fails_in_whatever_way_is_a_reason(monkeypatch: pytest.Mo
     imported = importlib.import_module
 
     def fail(name: str, package: str | None = None) -> Any:
-        if name == "._s3_aiohttp":
+        if name == ".aiohttp_transport":
             raise error
         return imported(name, package)
 

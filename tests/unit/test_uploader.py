@@ -24,7 +24,7 @@ from async_ckpt.upload import checkpoint as uploader_module
 from async_ckpt.upload.checkpoint import Uploader
 
 from ..support.agents import TASK
-from ..support.faulty import crcs_of, pattern
+from ..support.content import crcs_of, pattern
 from ..support.memory import MemoryStore
 
 FOLDER = TASK.task_folder

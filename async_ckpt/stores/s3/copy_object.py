@@ -7,7 +7,7 @@ from typing import Any
 from ...config import Config
 from ...errors import IntegrityError, NotFound, StoreError, TransientStoreError
 from ...system.concurrency import for_each
-from ..attempts import with_retries
+from ..retry import with_retries
 from .engine import Engine
 from .multipart import abort, begin
 from .objects import Objects
@@ -65,7 +65,7 @@ async def _copy_parts(engine: Engine, config: Config, origin: dict[str, Any], ke
                     )
                     tags[number] = answer["CopyPartResult"]["ETag"]
 
-        await with_retries(once, config, lambda _: None)
+        await with_retries(once, config)
 
     try:
         await for_each(range(1, -(-size // PART_BYTES) + 1), config.files_in_flight, copy)

@@ -14,8 +14,8 @@ import anyio
 from ...config import CHUNK_BYTES, TIDY_UP_S, Config
 from ...errors import CheckpointError, NotFound, StoreError, TransientStoreError
 from ...system.concurrency import for_each
-from ..attempts import Counted, with_retries
 from ..base import Multipart, PartsLog, Progress, Source
+from ..retry import Counted, with_retries
 from .engine import Engine
 from .errors import StartOver
 from .objects import Objects, Part
@@ -107,7 +107,7 @@ class _Upload:
         return [crc for number in sorted(self._parts) for crc in self._parts[number][1]]
 
     async def _retried(self, call: Callable[[], Any]) -> None:
-        await with_retries(lambda _: call(), self._config, lambda _: None)
+        await with_retries(lambda _: call(), self._config)
 
     async def _send(self, number: int) -> None:
         offset = (number - 1) * self._part_bytes
@@ -195,4 +195,4 @@ async def abort(engine: Engine, config: Config, key: str, upload: str) -> None:
             await client.abort_multipart_upload(**engine.params(key), UploadId=upload)
 
     with anyio.move_on_after(TIDY_UP_S, shield=True), contextlib.suppress(StoreError):
-        await with_retries(ask, config, lambda _: None)
+        await with_retries(ask, config)

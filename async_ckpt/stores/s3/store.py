@@ -16,8 +16,8 @@ from typing import Any
 from ...config import CHUNK_BYTES, Config
 from ...errors import IntegrityError, NotFound, StoreError, TransientStoreError
 from ...system.concurrency import for_each
-from ..attempts import with_retries
 from ..base import MAX_BYTES, Capabilities, Entry, PartsLog, Progress, S3Settings, Source, Store, no_progress
+from ..retry import with_retries
 from .body import Bytes, LocalFile
 from .choice import open_client as open_best
 from .conditions import Conditions
@@ -155,7 +155,7 @@ class S3Store(Store):
 
         seen: set[str] = set()
         while True:
-            answer = await with_retries(page, self._config, no_progress)
+            answer = await with_retries(page, self._config)
             for item in answer.get("Contents", ()):
                 # A key that ends in a slash is a console's folder marker, not an object anybody can name.
                 name = item.get("Key", "")
