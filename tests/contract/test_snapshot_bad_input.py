@@ -89,14 +89,14 @@ def _vanishing(victim: Path) -> object:
 
 _AS_NOBODY = """
 import os, sys
-from async_ckpt import snapshot
+from async_ckpt import capture
 from async_ckpt.config import Config
 from async_ckpt.errors import SnapshotError
 os.setgroups([])
 os.setgid(65534)
 os.setuid(65534)
 try:
-    snapshot.capture(sys.argv[1], sys.argv[2], sys.argv[3], guarded=True, config=Config(), lease_budget=10)
+    capture.capture(sys.argv[1], sys.argv[2], sys.argv[3], guarded=True, config=Config(), lease_budget=10)
 except SnapshotError as error:
     print(error.where)
     print(error)
