@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     save.add_argument("--metadata", default="{}", help="a JSON object; what is no JSON is kept as text")
     save.add_argument("--no-latest", action="store_true", help="a retry does not load it by itself")
     save.add_argument("--storage-format", default=SaveOptions.storage_format, choices=layout.STORAGE_FORMATS)
-    save.add_argument("--snapshot", default=SaveOptions.snapshot, choices=capture.STRATEGIES)
+    save.add_argument("--snapshot", default=SaveOptions.snapshot, help=f"one of {', '.join(capture.STRATEGIES)}")
     save.add_argument("--collective", action="store_true", help="all ranks save one checkpoint, each its part")
     save.add_argument(
         "--rank", type=int, default=None, help="of a collective save (default: $RANK, or the gang's node)"

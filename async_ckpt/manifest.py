@@ -28,7 +28,7 @@ _MOST_NS = _MOST * 10**9
 MAX_HOPS = 40
 
 #: How a file came into the snapshot. Only ``LINK`` shares its inode with the trainer's file.
-COPY, REFLINK, LINK, MOVED, PACKED = "copy", "reflink", "link", "moved", "packed"
+COPY, REFLINK, LINK, PACKED = "copy", "reflink", "link", "packed"
 
 
 class FileEntry(NamedTuple):
@@ -43,7 +43,8 @@ class FileEntry(NamedTuple):
     mode : int
         Permission bits.
     how : str
-        ``COPY``, ``REFLINK``, ``LINK``, ``MOVED`` or ``PACKED``; only in the spool.
+        ``COPY``, ``REFLINK``, ``LINK`` or ``PACKED``; only in the spool. Records of earlier versions may say
+        "moved": such a file is the snapshot's own, like a copy.
     ino : int
         Inode when it was captured: with the time, recovery tells by it whether a link that lost its lease was written
         to; only in the spool.

@@ -21,7 +21,6 @@ from typing import Any
 
 from .. import layout
 from ..capture.content import pack_path
-from ..capture.origin import origin_of, origin_path
 from ..config import (
     CALM_S,
     DEATHS_OF_AGENT,
@@ -37,7 +36,6 @@ from ..errors import IntegrityError, SpoolError
 from ..ipc import protocol
 from ..ipc.protocol import Message
 from ..ipc.server import Connection, Server
-from ..manifest import MOVED
 from ..spool import journal
 from ..spool.journal import (
     ADMITTED,
@@ -235,7 +233,7 @@ class Agent:
         self._leases.stop()
         self._journal.close()
         if self._gone is not None:
-            self._spool.remove(self._gone, {job.id for job in self._queue.jobs.values() if job.state in SETTLED})
+            self._spool.remove(self._gone)
         self._house.stop()
         self._server.close()
         self._selector.unregister(self._wake_read)
@@ -287,7 +285,7 @@ class Agent:
         # Listed before the records are read: a saver that ends in between has admitted what it captured.
         leftovers = self._spool.leftovers()
         for item in self._spool.pending():
-            leftovers -= {item.data, pack_path(item.data), origin_path(item.data)}
+            leftovers -= {item.data, pack_path(item.data)}
             known = self._journal.progress.get(item.id, Progress())
             if known.state in SETTLED:
                 self._forget(item)
@@ -504,9 +502,7 @@ class Agent:
             known = self._journal.progress.get(identity, Progress()).files
             standing = {path for path in item.entries if self._leases.stands(item.id, path)}
             if torn := torn_file(item, known.keys() | standing):
-                moved = item.entries[torn].how == MOVED
-                how = "somebody has it open, though it was moved" if moved else "its lease was broken by force"
-                why = f"{torn} was written to while it was uploaded; {how}"
+                why = f"{torn} was written to while it was uploaded; its lease was broken by force"
                 self._fail(identity, why, lost=item)
                 return
             crash_point("agent:before-uploaded")
@@ -611,15 +607,12 @@ class Agent:
                     self._try_later(job.id, f"The store has not answered its commit for {silent_s:.0f} s")
 
     def _fail(self, identity: str, why: str, *, lost: Admitted | None = None, refused: bool = False) -> None:
-        """A checkpoint will not be committed. Its snapshot stays for a later attempt, unless it is ``lost``: then what
-        was moved is put back.
+        """A checkpoint will not be committed. Its snapshot stays for a later attempt, unless it is ``lost``.
 
         ``refused``: the store will not take others either.
         """
         if self._queue.jobs[identity].state in FINAL:
             return
-        if lost is not None and (original := origin_of(lost.data)):
-            why += f"; what was moved is put back to {original}"
         self._queue.end(identity, FAILED, why)
         self._outages.end(identity)
         self._held_up.discard(identity)
@@ -629,7 +622,7 @@ class Agent:
         # A loss nobody could read of later keeps its record, so that the next agent finds and reports it.
         if self._note({"id": identity, "state": FAILED, "why": why}) and lost is not None:
             self._leases.let_go(identity)
-            self._forget(lost, lost=True)
+            self._forget(lost)
         self._owners.tell({"push": "failed", "id": identity, "why": why, "refused": refused})
         self._last_call.choose_again(f"{identity} failed")
 
@@ -637,13 +630,13 @@ class Agent:
         if error not in self._errors:
             self._errors.append(error)
 
-    def _forget(self, item: Admitted, *, lost: bool = False) -> None:
-        """Give back a checkpoint's disk. ``lost``: it is not in the store."""
+    def _forget(self, item: Admitted) -> None:
+        """Remove a checkpoint from the disk, and from what is known of it here."""
         self._items.pop(item.id, None)
         self._inodes.pop(item.id, None)
         for late in (True, False):
             self._gathering.pop((item.id, late), None)
-        self._remover.remove(item, lost=lost)
+        self._remover.remove(item)
 
     def _note(self, record: Message) -> bool:
         """Journal a record. On a full disk it is kept, in order, and written when there is room again; False then."""

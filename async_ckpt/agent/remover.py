@@ -10,7 +10,6 @@ from collections.abc import Callable
 from queue import SimpleQueue
 
 from ..capture.base import remove_snapshot
-from ..capture.origin import give_back, origin_of
 from ..errors import os_reason
 from ..spool.spool import Admitted, Spool
 
@@ -32,7 +31,7 @@ class Remover:
 
     def __init__(self, spool: Spool, on_idle: Callable[[], None], on_error: Callable[[str], None]) -> None:
         self._spool, self._on_idle, self._on_error = spool, on_idle, on_error
-        self._todo: SimpleQueue[tuple[str, str, bool] | None] = SimpleQueue()
+        self._todo: SimpleQueue[tuple[str, str] | None] = SimpleQueue()
         self._lock = threading.Lock()
         self._left = 0
         threading.Thread(target=self._run, name="async_ckpt-remover", daemon=True).start()
@@ -41,14 +40,11 @@ class Remover:
     def idle(self) -> bool:
         return not self._left
 
-    def remove(self, item: Admitted, *, lost: bool = False) -> None:
-        """Remove a checkpoint's snapshot, and then its record: a crash in between leaves nothing without an owner.
-
-        ``lost``: it will never be in the store. What was moved is put back where it stood.
-        """
+    def remove(self, item: Admitted) -> None:
+        """Remove a checkpoint's snapshot, and then its record: a crash in between leaves nothing without an owner."""
         with self._lock:
             self._left += 1
-        self._todo.put((item.id, item.data, lost))
+        self._todo.put((item.id, item.data))
 
     def stop(self) -> None:
         """Begin nothing new."""
@@ -56,10 +52,8 @@ class Remover:
 
     def _run(self) -> None:
         while (todo := self._todo.get()) is not None:
-            identity, data, lost = todo
+            identity, data = todo
             try:
-                if lost:
-                    self._give_back(identity, data)
                 remove_snapshot(data)
                 self._spool.drop_record(identity)
             except OSError as error:
@@ -68,9 +62,3 @@ class Remover:
                 self._left -= 1
             if self.idle:
                 self._on_idle()
-
-    def _give_back(self, identity: str, data: str) -> None:
-        original = origin_of(data)
-        place = give_back(data)
-        if place not in (original, None):
-            self._on_error(f"What was moved for {identity} is {place} now: something else has taken its place")

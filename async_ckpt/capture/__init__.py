@@ -11,14 +11,13 @@ from ..errors import UsageError
 from .base import Captured, FileStrategy
 from .copying import Copy
 from .hardlink import Auto, HardLink, LinkLimit
-from .moving import capture_by_move
 from .pack import Pack
 from .reflink import Reflink
 from .tree import capture_tree
 
 __all__ = ["STRATEGIES", "Captured", "capture", "check_strategy"]
 
-STRATEGIES = ("auto", "hardlink", "reflink", "copy", "move")
+STRATEGIES = ("auto", "hardlink", "reflink", "copy")
 
 
 def check_strategy(strategy: str, *, leases: bool = True) -> str:
@@ -27,8 +26,13 @@ def check_strategy(strategy: str, *, leases: bool = True) -> str:
     Raises
     ------
     UsageError
-        It is unknown, or needs leases where none can be held (``uploader="thread"``).
+        It is unknown or was dropped, or it needs leases where none can be held (``uploader="thread"``).
     """
+    if strategy == "move":  # Earlier versions had it.
+        raise UsageError(
+            "snapshot='move' is not offered any more",
+            hint="save() and then shutil.rmtree() does the same and loses nothing",
+        )
     if strategy not in STRATEGIES:
         raise UsageError(f"snapshot={strategy!r} is unknown", hint=f"Use one of {', '.join(STRATEGIES)}")
     if strategy == "hardlink" and not leases:
@@ -65,8 +69,6 @@ def capture(
     SnapshotError
         With the path and the reason; ``target`` is removed, and ``path`` is as it was.
     """
-    if strategy == "move":
-        return capture_by_move(path, target, config)
     small = config.pack_below_bytes
     copies = Copy(Pack(target), small, reflink=strategy == "auto")
     files: FileStrategy

@@ -7,11 +7,9 @@ import os
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from ..errors import SnapshotError, os_reason
 from ..manifest import FileEntry, Manifest
 from ..system.files import folders_below, remove_tree
 from .content import pack_path
-from .origin import give_back, origin_path
 from .pack import Pack
 from .stillness import OpenFile
 from .walk import ANNEX_PREFIX
@@ -28,43 +26,16 @@ class Captured:
     leases: dict[str, int] = field(default_factory=dict)
     #: Symbolic links that led out of what was saved, and were captured as what they point to.
     followed: list[str] = field(default_factory=list)
-    #: For ``move``: where the item stood, and where it stands now; it is put back if it cannot be admitted.
-    moved: tuple[str, str] | None = None
 
     def drop(self, target: str) -> None:
-        """Undo the capture: give back what was moved, let go the leases, remove ``target``.
-
-        Raises
-        ------
-        SnapshotError
-            What was moved could not get its old place back; says where it is.
-        """
+        """Undo the capture: let go of the leases, remove ``target``."""
         for fd in self.leases.values():
             os.close(fd)
-        if self.moved is not None:
-            self._put_back(target, *self.moved)
-        else:
-            remove_snapshot(target)
-
-    def _put_back(self, target: str, original: str, now: str) -> None:
-        try:
-            place = give_back(target)
-        except OSError as error:
-            raise SnapshotError(
-                f"{original} is not saved, and cannot be put back from {now}: {os_reason(error)}", where=original,
-                hint="It stays in the spool; the end of the step, or the next attempt, tries again",
-            ) from error  # fmt: skip
-        if place not in (original, None):
-            raise SnapshotError(
-                f"{original} is not saved, and something else has taken its place meanwhile: it is {place} now"
-            )
+        remove_snapshot(target)
 
 
 def remove_snapshot(target: str) -> None:
-    """Give back a snapshot's disk; one that is gone is no error."""
-    # First: what is not whole any more is put back by nobody.
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(origin_path(target))
+    """Remove a snapshot from the disk; one that is gone is no error."""
     remove_tree(target)
     with contextlib.suppress(FileNotFoundError):
         os.unlink(pack_path(target))

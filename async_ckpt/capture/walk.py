@@ -60,15 +60,13 @@ class _Folder:
     roots: tuple[Root, ...]
 
 
-def walk(path: str, config: Config, *, follow: bool = True) -> Iterator[Item]:
+def walk(path: str, config: Config) -> Iterator[Item]:
     """Everything under ``path``, directories before what is in them; for a file, the file alone.
 
     Parameters
     ----------
     config : Config
         ``dangling_links`` and ``max_linked_folders``.
-    follow : bool
-        Whether what links lead to outside of ``path`` is a part of it; if not, such a link is refused.
 
     Raises
     ------
@@ -89,10 +87,10 @@ def walk(path: str, config: Config, *, follow: bool = True) -> Iterator[Item]:
         return
     if not stat.S_ISDIR(mode):
         raise refused(path, mode)
-    yield from _walk_folder(path, config, follow)
+    yield from _walk_folder(path, config)
 
 
-def _walk_folder(path: str, config: Config, follow: bool) -> Iterator[Item]:
+def _walk_folder(path: str, config: Config) -> Iterator[Item]:
     pending = [_Folder("", path, (Root(path, ""),))]
     linked = 0
     while pending:
@@ -112,7 +110,7 @@ def _walk_folder(path: str, config: Config, follow: bool) -> Iterator[Item]:
                             continue
                         yield Item(relative + name, full, stat.S_IFREG)
                     elif entry.is_symlink():
-                        item = _behind_link(relative + name, full, roots, config, follow)
+                        item = _behind_link(relative + name, full, roots, config)
                         if item.kind == stat.S_IFDIR:
                             linked += 1
                             _check_linked(linked, path, item.link, config)
@@ -128,15 +126,10 @@ def _walk_folder(path: str, config: Config, follow: bool) -> Iterator[Item]:
             raise failure(error.filename or folder, error) from error
 
 
-def _behind_link(path: str, full: str, roots: tuple[Root, ...], config: Config, follow: bool) -> Item:
+def _behind_link(path: str, full: str, roots: tuple[Root, ...], config: Config) -> Item:
     target = target_of(full, path, roots, keep_dangling=config.dangling_links == "keep")
     if target.text is not None:
         return Item(path, full, stat.S_IFLNK, target.text)
-    if not follow:
-        raise SnapshotError(
-            f"Cannot move {roots[0].folder}: its symbolic link {path} leads out of it, to {target.real}", where=full,
-            hint="Use snapshot='auto', which saves what the link points to",
-        )  # fmt: skip
     return Item(path, target.real, target.kind, link=full)
 
 

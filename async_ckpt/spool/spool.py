@@ -11,7 +11,6 @@ One directory per task (all attempts), 0700::
     savers/<pid>.<pidns>    locked by a saver of another PID namespace while it lives   by it
     data/<pid>-<random>/    snapshots: what ``save()`` captured (savers of another PID namespace: see ``owner.py``)
     data/<pid>-<random>.pack   its small files, one after the other     by savers
-    data/<pid>-<random>.origin   link: where what was moved there stood (see capture/origin.py)   by savers
     data/<pid>-<random>.held/  what a watch has captured, which may become a checkpoint (see watch/held.py)   by savers
     annexes                 further directories like data/, one a line  by savers, appended
     staging/                a record being written, where it needs a name: <pid>-<random>.json   by savers
@@ -46,7 +45,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from .. import layout
-from ..capture import origin
 from ..capture.base import remove_snapshot
 from ..capture.content import pack_path
 from ..capture.copy_speed import CopySpeed
@@ -54,10 +52,9 @@ from ..capture.habits import Habits
 from ..capture.walk import ANNEX_PREFIX
 from ..config import RESTORE_S
 from ..errors import IntegrityError, NotOurs, SpoolError, os_hint, os_reason
-from ..manifest import LINK, MOVED, PACKED, FileEntry, Manifest, dump
+from ..manifest import LINK, PACKED, FileEntry, Manifest, dump
 from ..stores.base import StoreSpec
 from ..system.files import locked, remove_tree, wait_for, write_atomically, write_new
-from ..system.filesystems import is_local, kind_at
 from ..system.mounts import down_from_mount
 from . import claim, journal
 from .abilities import try_out
@@ -642,25 +639,13 @@ class Spool:
         return found
 
     def sweep(self, leftovers: set[str]) -> list[str]:
-        """Remove leftovers; nothing if some record cannot be read, as it may need one of them.
-
-        What was moved and never became a checkpoint is put back where it stood. Returns what people should know.
+        """Remove leftovers; nothing if some record cannot be read, as it may need one of them. Returns what people
+        should know.
         """
         if len(self.pending()) < len(self.ready_ids()):
             return []
         told = []
-        # Not only those whose link is in the list: that was made while savers ended.
-        for target in {path.removesuffix(origin.SUFFIX) for path in leftovers}:
-            original, place = origin.origin_of(target) or "Something", None
-            try:
-                place = origin.give_back(target)
-            except OSError as error:
-                if not isinstance(error, FileNotFoundError) or not self._was_in_here(original):
-                    what = f"{original} was moved to {target} by a save that was cut off, and cannot be put back"
-                    told.append(f"{what}: {os_reason(error)}")
-                    continue
-            if place:
-                told.append(f"{place} is back in its place: the save that had moved it was cut off")
+        for target in leftovers:
             if os.path.isdir(target) and not os.path.islink(target):
                 if target.endswith(_HELD):
                     told += [_held_in_vain(name) for name in os.listdir(target)]
@@ -669,10 +654,6 @@ class Spool:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(target)
         return told
-
-    def _was_in_here(self, original: str) -> bool:
-        """Whether a path was one of our own, as the task's work directory is: it goes when that does."""
-        return original.startswith(os.path.realpath(self.directory) + os.sep)
 
     def set_aside(self, dispensable: Container[str]) -> str | None:
         """Take the whole spool away by one rename, so that the task's next attempt finds all of it or nothing.
@@ -695,25 +676,8 @@ class Spool:
             return None
         return gone
 
-    def remove(self, gone: str, needless: Container[str] = ()) -> None:
-        """Remove a spool that was set aside, and its annexes.
-
-        What was moved is put back before, unless its checkpoint's id is in ``needless`` or the directory in which it
-        stood is gone. Where that cannot be done nothing is removed.
-        """
-        aside = Spool(gone, self.task, self.store)
-        needless_data = {os.path.basename(item.data) for item in aside.pending() if item.id in needless}
-        for folder in (aside.path("data"), *self._annexes(gone)):
-            for name in os.listdir(folder) if os.path.isdir(folder) else ():
-                target = name.removesuffix(origin.SUFFIX)
-                if target == name or target in needless_data:
-                    continue
-                try:
-                    origin.give_back(os.path.join(folder, target))
-                except FileNotFoundError:
-                    continue
-                except OSError:
-                    return
+    def remove(self, gone: str) -> None:
+        """Remove a spool that was set aside, and its annexes."""
         for annex in self._annexes(gone):
             remove_tree(annex)
             with contextlib.suppress(OSError):  # Not empty: another task's annex is beside it.
@@ -743,8 +707,7 @@ def is_torn(item: Admitted, entry: FileEntry) -> bool:
     """Whether a captured file was removed, or written to while no lease was held.
 
     A link that is still the trainer's inode must have the facts of its capture. Another inode is a private copy, made
-    under the lease and renamed over the link. What was moved must have them as well, as somebody may still have it open
-    (where others than this kernel keep the times, these may follow later).
+    under the lease and renamed over the link.
     """
     try:
         if entry.how == PACKED:
@@ -753,8 +716,7 @@ def is_torn(item: Admitted, entry: FileEntry) -> bool:
     except FileNotFoundError:
         return True
     linked = entry.how == LINK and status.st_ino == entry.ino
-    tells = linked or (entry.how == MOVED and entry.mtime_ns != 0 and is_local(kind_at(item.data)))
-    return status.st_size != entry.size or (tells and status.st_mtime_ns != entry.mtime_ns)
+    return status.st_size != entry.size or (linked and status.st_mtime_ns != entry.mtime_ns)
 
 
 def _held_in_vain(name: str) -> str:

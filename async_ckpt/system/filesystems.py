@@ -47,7 +47,6 @@ _AT_EMPTY_PATH, _AT_SYMLINK_NOFOLLOW, _AT_FORCE_SYNC, AT_FDCWD = 0x1000, 0x100, 
 #: STATX_BASIC_STATS | STATX_BTIME
 STATX_ALL = 0xFFF
 _STATX_BASIC = 0x7FF
-_MOUNT_ROOT = 0x2000
 
 
 def kind_of(fd: int) -> str:
@@ -218,13 +217,3 @@ def statx(path: str) -> Statx | None:
     if function is None or function(AT_FDCWD, os.fsencode(path), _AT_SYMLINK_NOFOLLOW, STATX_ALL, ctypes.byref(found)):
         return None
     return found if found.mask & STATX_ALL == STATX_ALL else None
-
-
-def is_mounted(path: str) -> bool:
-    """Whether something is mounted at ``path``, a file system or a part of one; False where the kernel does not tell
-    (before Linux 5.8).
-    """
-    function, found = _function("statx"), Statx()
-    if function is None or function(AT_FDCWD, os.fsencode(path), _AT_SYMLINK_NOFOLLOW, 0, ctypes.byref(found)):
-        return False
-    return bool(found.attributes & _MOUNT_ROOT)

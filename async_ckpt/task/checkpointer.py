@@ -214,8 +214,8 @@ class Checkpointer(Following):
         path : str or PathLike
             What is saved.
         check : callable, optional
-            Called when all is captured, with the path where the original stands now (after a move, another one); what
-            it raises is raised, and nothing was saved.
+            Called when all is captured, with the path that was captured; what it raises is raised, and nothing was
+            saved.
         origin : str, optional
             Where ``path`` was captured from, if that stands in for something else.
         wait : bool
@@ -331,7 +331,7 @@ class Checkpointer(Following):
         )
         try:
             if check is not None:
-                check(captured.moved[1] if captured.moved else source)
+                check(source)
             reference = describe(captured.manifest.size)
             if reference["storage_format"] == "files" and self.spool.store.kind != "local":
                 _check_object_names(reference["url"], captured.manifest, source)

@@ -41,8 +41,7 @@ def test_a_snapshot_holds_content_modes_links_and_empty_directories(place: Place
     captured, target = place.capture()
     assert captured_tree(captured, target) == before
     assert torn_file(Admitted("0.x.0", {}, captured.manifest, str(target), ""), ()) is None
-    if place.strategy != "move":
-        assert tree(place.source) == before
+    assert tree(place.source) == before
     assert all(entry.path in captured.leases for entry in captured.manifest.files if entry.how == LINK)
 
 
@@ -128,8 +127,6 @@ def test_names_of_one_inode_are_captured_each(place: Place) -> None:
 
 
 def test_replacing_a_file_by_rename_leaves_the_snapshot_alone(place: Place) -> None:
-    if place.strategy == "move":
-        pytest.skip("what was moved cannot be replaced")
     (place.source / "file").write_bytes(content(8, BIG))
     captured, target = place.capture()
     (place.source / "new").write_bytes(content(9, BIG))
@@ -140,15 +137,12 @@ def test_replacing_a_file_by_rename_leaves_the_snapshot_alone(place: Place) -> N
 def test_removing_the_original_leaves_the_snapshot_alone(place: Place) -> None:
     (place.source / "file").write_bytes(content(10, BIG))
     captured, target = place.capture()
-    if place.strategy != "move":
-        (place.source / "file").unlink()
+    (place.source / "file").unlink()
     assert captured_tree(captured, target)["file"][1] == content(10, BIG)  # type: ignore[index]
 
 
 def test_a_file_that_is_open_for_writing_is_captured_as_it_is_now(place: Place) -> None:
-    """No lease can be had for it. (``move`` asks its user never to touch it again.)"""
-    if place.strategy == "move":
-        pytest.skip("what was moved must not be written to")
+    """No lease can be had for it."""
     with open(place.source / "log", "wb", buffering=0) as log:
         log.write(content(11, BIG))
         captured, target = place.capture()

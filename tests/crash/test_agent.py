@@ -8,14 +8,19 @@ from pathlib import Path
 
 import pytest
 
+from async_ckpt import layout
+from async_ckpt.manifest import FileEntry, Manifest
 from async_ckpt.spool import journal
 from async_ckpt.spool.journal import COMMITTED
+from async_ckpt.spool.spool import Spool
 
-from ..support.agents import Task, agent_pid, content, is_alive, kill, records, wait_until, worker_pid
+from ..support.agents import TASK, Task, agent_pid, content, is_alive, kill, records, wait_until, worker_pid
 from ..support.scenes import BIG, assert_all_in_order, assert_prefix, save, save_and_die
 from . import test_collective, test_same_attempt
 
 SAVES = 50
+#: Process numbers are smaller than this.
+NEVER_A_PID = 1 << 22
 
 CRASH_POINTS = (
     "agent:before-uploaded",
@@ -144,3 +149,20 @@ def test_a_retry_adopts_the_agent_that_still_drains(task: Task) -> None:
     checkpointer.flush(60)
     assert task.committed() == [(0, 0), (0, 1), (1, 0)]
     assert is_alive(agent)
+
+
+def test_what_an_earlier_version_had_moved_into_a_spool_is_uploaded(task: Task) -> None:
+    spool = Spool.create(task.root, TASK, task.store)
+    data = spool.path("data", f"{NEVER_A_PID}-0123456789abcdef")
+    os.mkdir(data)
+    Path(data, "model").write_bytes(b"all I have")
+    os.symlink(f"{task.work}/", f"{data}.origin")
+    moved = FileEntry("model", 10, 0o644, "moved", mtime_ns=os.stat(Path(data, "model")).st_mtime_ns)
+    reference = layout.reference(
+        TASK, name="mfchckpt", version=0, url=task.store.root, size=10, metadata={}, storage_format="files", latest=True
+    )
+    spool.admit(reference, Manifest([moved]), data, str(task.work))
+    checkpointer = task.start(attempt=1)
+    checkpointer.flush(60)
+    assert task.stored(reference, "model").read_bytes() == b"all I have"
+    wait_until(lambda: os.listdir(spool.path("data")) == [], "nothing of it is left")

@@ -28,7 +28,7 @@ def make(folder: Path, depth: int) -> None:
     os.close(fd)
 
 
-@pytest.mark.parametrize("options", [{}, {"strategy": "move"}, {"storage_format": "tar"}])
+@pytest.mark.parametrize("options", [{}, {"storage_format": "tar"}])
 def test_as_deep_as_can_be_is_saved_and_loaded(task: Task, options: dict[str, str]) -> None:
     checkpointer = task.start()
     make(task.work, MAX_DEPTH - 1)
@@ -39,13 +39,12 @@ def test_as_deep_as_can_be_is_saved_and_loaded(task: Task, options: dict[str, st
     assert (task.base / "loaded" / inside / "file").read_bytes() == b"deep down"
 
 
-@pytest.mark.parametrize("strategy", ["auto", "move"])
 @pytest.mark.parametrize("depth", [MAX_DEPTH, 1000, 3000])
-def test_what_is_deeper_is_refused_at_once_and_leaves_nothing(task: Task, depth: int, strategy: str) -> None:
+def test_what_is_deeper_is_refused_at_once_and_leaves_nothing(task: Task, depth: int) -> None:
     checkpointer = task.start()
     make(task.work, depth)
     with pytest.raises(SnapshotError) as caught:
-        checkpointer.save(task.work, snapshot=strategy)
+        checkpointer.save(task.work)
     assert f"more than {MAX_DEPTH} folders inside each other" in caught.value.what
     assert "tar" in caught.value.hint
     assert os.listdir(checkpointer.spool.path("data")) == []

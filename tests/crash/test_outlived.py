@@ -43,7 +43,6 @@ def refusals(subprocess: Checkpointer, task: Task, reference: Reference) -> dict
     """What everything a subprocess may ask says."""
     calls: dict[str, Callable[[], Any]] = {
         "save": lambda: save(subprocess, task, 9),
-        "move": lambda: subprocess.save(task.work, snapshot="move"),
         "list": subprocess.list,
         "flush": lambda: subprocess.flush(5),
         "status": subprocess.status,

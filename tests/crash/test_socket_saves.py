@@ -94,10 +94,9 @@ def test_every_field_does_what_save_does(task: Task, talk: Callable[[Checkpointe
     path = write(task, 0)
     tar = client.save(path, storage_format="tar", latest=False, snapshot="copy", attempt=0)["reference"]
     assert (tar["storage_format"], tar["latest"], tar["name"]) == ("tar", False, "mfchckpt")
-    moved = client.save(path, snapshot="move")["reference"]
-    assert not path.exists()
+    newest = client.save(path)["reference"]
     checkpointer.flush(60)
-    assert task.latest()["key"] == moved["key"]
+    assert task.latest()["key"] == newest["key"]
 
 
 def bad_saves() -> list[tuple[dict[str, Any], str, str]]:
@@ -113,6 +112,7 @@ def bad_saves() -> list[tuple[dict[str, Any], str, str]]:
         ({"path": "/tmp", "name": "a/b"}, "UsageError", "'a/b' cannot be the name of a checkpoint"),
         ({"path": "/tmp", "name": "x" * 500_000}, "UsageError", "xxx"),
         ({"path": "/tmp", "latest": 1}, "UsageError", "The field 'latest' of a save is no bool: 1"),
+        ({"path": "/tmp", "snapshot": "move"}, "UsageError", "save() and then shutil.rmtree() does the same"),
         ({"path": "/tmp", "attempt": True}, "UsageError", "The field 'attempt' of a save is no int"),
         ({"path": "/tmp", "attempt": 3}, "SpoolError", "Attempt 3 of the task Flow/1/train/2 has ended"),
         ({"path": "/tmp", "storage_format": "zip"}, "UsageError", "storage_format='zip' is unknown"),

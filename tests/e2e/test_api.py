@@ -11,30 +11,31 @@ def test_the_whole_interface_in_a_step_while_the_store_is_closed_and_after_it_op
     seen = task.artifacts["seen"]
 
     assert seen["directory"].startswith("roots/temporary/")
-    assert seen["handed over"] is False
     assert seen["is dict"] == [True, "dict"]
     assert seen["json"] is True
     # Nothing waits for the store ...
     assert seen["pending"] == [False, None, True]
     assert seen["wait"].startswith("WaitTimeout: Checkpoint 0.file.0 is not in the store after 0.2 s")
-    assert seen["flush"].startswith("FlushError: 3 checkpoints are not in the store: 0.file.0; 0.mfchckpt.1; 0.moved.2")
+    assert seen["flush"].startswith(
+        "FlushError: 3 checkpoints are not in the store: 0.file.0; 0.mfchckpt.1; 0.second.2"
+    )
     assert seen["status"]["pending"] == 3
     assert seen["status"]["committed"] == 0
     assert seen["status"]["last_committed"] is None
-    assert [name for name, _ in seen["list while closed"]] == ["moved", "mfchckpt", "file"]
+    assert [name for name, _ in seen["list while closed"]] == ["second", "mfchckpt", "file"]
     assert {state for _, state in seen["list while closed"]} <= {"ADMITTED", "UPLOADING"}
     assert seen["loaded while closed"] == ["empty", "link", "state"]
     # ... and later it is all there.
     assert seen["states"] == ["COMMITTED"] * 3
     assert seen["done"] == [True, True]
-    assert seen["list"] == [["moved", "COMMITTED"], ["mfchckpt", "COMMITTED"], ["file", "COMMITTED"]]
+    assert seen["list"] == [["second", "COMMITTED"], ["mfchckpt", "COMMITTED"], ["file", "COMMITTED"]]
     assert seen["by name"] == [True]
     assert seen["by attempt"] == 0
     assert seen["namespace"] == [True] * 3
     assert "contradict" in seen["contradiction"]
     assert seen["status after"]["pending"] == seen["status after"]["pending_bytes"] == 0
     assert seen["status after"]["committed"] == 3
-    assert seen["status after"]["last_committed"] == "0.moved.2"
+    assert seen["status after"]["last_committed"] == "0.second.2"
     assert seen["loaded"] == {"names": ["empty", "link", "state"], "link": "state", "state": "one"}
 
     mistakes = seen["mistakes"]
@@ -44,14 +45,14 @@ def test_the_whole_interface_in_a_step_while_the_store_is_closed_and_after_it_op
     assert "'a/b'" in mistakes["slash"]
     assert "breaks its key" in mistakes["newline"]
     assert "files, tar" in mistakes["format"]
-    assert "auto, hardlink, reflink, copy, move" in mistakes["snapshot"]
+    assert "auto, hardlink, reflink, copy" in mistakes["snapshot"]
     assert mistakes["reference"].startswith("NotFound: ")
     assert "is not the key of a checkpoint" in mistakes["dots"]
     assert "'a/b' cannot be the name" in mistakes["key's name"]
     assert "version_id=-1 is not the number of a version" in mistakes["key's version"]
 
     # A checkpoint saved with latest=False is recorded, and not the latest.
-    assert [c["name"] for c in task.artifacts["_task_checkpoints"]] == ["moved", "mfchckpt", "file"]
+    assert [c["name"] for c in task.artifacts["_task_checkpoints"]] == ["second", "mfchckpt", "file"]
     assert task.artifacts["_task_latest_checkpoint"]["name"] == "mfchckpt"
     s3.assert_clean()
     left = [path for path in (s3.cwd / "roots").rglob("*") if not path.is_dir()]

@@ -18,11 +18,8 @@ ALLOWED_SKIPS = [
     r"test_what_is_captured_otherwise_is_sent.*cannot clone files \(reflink\)",
     # Few kernels have a server and a client of NFS: ``stress/nfs.sh`` runs the same in a Linux of its own.
     r"in_all_combinations\[nfs[34]\].*: no NFS server runs here",
-    # Capturing by rename: nothing is read, and what was saved is not the trainer's any more.
-    r"test_snapshot.*: a rename (takes what is there, in one step|reads nothing|is a matter of the directory)$",
-    r"test_snapshot.*: what was moved (cannot be replaced|must not be written to)$",
-    r"test_snapshot.*: (copy|move|reflink) takes no lease$",
-    r"test_snapshot.*: (copy|move|reflink) shares nothing with the trainer$",
+    r"test_snapshot.*: (copy|reflink) takes no lease$",
+    r"test_snapshot.*: (copy|reflink) shares nothing with the trainer$",
     # What these servers do not do. Others do, and are tested there.
     r"Rclone.*test_readers_never_see_half_an_object.*: this server itself hands out an object that is being replaced",
     r"Rclone.*: it writes in any case$",

@@ -39,7 +39,7 @@ LAYERS = (
 SHARED_IN_ROOM = {
     "stores": {"base", "retry"},
     "capture": {
-        "base", "content", "copy_speed", "copying", "habits", "lease", "origin", "pack", "private", "stillness",
+        "base", "content", "copy_speed", "copying", "habits", "lease", "pack", "private", "stillness",
         "symlinks", "walk",
     },
 }  # fmt: skip

@@ -11,7 +11,7 @@ import pytest
 
 from async_ckpt.capture import lease
 from async_ckpt.capture.link_back import Lender
-from async_ckpt.manifest import COPY, LINK, MOVED, FileEntry
+from async_ckpt.manifest import COPY, LINK, FileEntry
 
 
 class Captured:
@@ -94,7 +94,7 @@ def test_what_could_change_unnoticed_is_not_lent(captured: Captured, reason: Cal
     assert captured.lender.hand_over() == {}
 
 
-@pytest.mark.parametrize("how", [COPY, MOVED])
+@pytest.mark.parametrize("how", [COPY, "moved"])
 def test_what_has_no_inode_to_compare_with_is_not_lent(captured: Captured, how: str) -> None:
     assert not captured.lend(captured.entry(how))
 

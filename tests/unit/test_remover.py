@@ -12,13 +12,10 @@ import pytest
 from async_ckpt.agent import remover
 from async_ckpt.agent.remover import Remover
 from async_ckpt.capture.base import remove_snapshot
-from async_ckpt.capture.moving import capture_by_move
-from async_ckpt.config import Config
-from async_ckpt.manifest import Manifest
 from async_ckpt.spool.spool import Spool
 
 from ..support.agents import TASK, wait_until
-from .test_spool import STORE, admit, reference
+from .test_spool import STORE, admit
 
 
 class Disk:
@@ -75,29 +72,4 @@ def test_what_cannot_be_removed_is_reported_keeps_its_record_and_holds_up_nothin
     (error,) = errors
     assert items[0].data in error
     assert "Input/output error" in error
-    removing.stop()
-
-
-@pytest.mark.parametrize("taken", [False, True])
-def test_what_was_moved_and_is_lost_is_put_back_and_what_is_in_the_store_is_not(tmp_path: Path, taken: bool) -> None:
-    spool = Spool.create(str(tmp_path / "root"), TASK, STORE)
-    paths = [tmp_path / "out" / name for name in ("lost", "stored")]
-    errors: list[str] = []
-    removing = Remover(spool, lambda: None, errors.append)
-    for version, path in enumerate(paths):
-        path.mkdir(parents=True)
-        (path / "weights").write_text("all I have")
-        data = spool.path("data", f"1-{path.name}")
-        capture_by_move(str(path), data, Config())
-        item = spool.admit(reference(version), Manifest(), data, str(path))
-        if taken:
-            path.mkdir()
-            (path / "weights").write_text("new")
-        removing.remove(item, lost=path.name == "lost")
-    wait_until(lambda: removing.idle, "all is done")
-    assert spool.ready_ids() == os.listdir(spool.path("data")) == []
-    found = sorted(file.read_text() for file in (tmp_path / "out").glob("lost*/weights"))
-    assert found == (["all I have", "new"] if taken else ["all I have"])
-    assert [f"{paths[0]}.saved-" in error for error in errors] == ([True] if taken else [])
-    assert paths[1].exists() == taken
     removing.stop()

@@ -7,7 +7,6 @@ import errno
 import json
 import multiprocessing
 import os
-import shutil
 import stat
 import subprocess
 import sys
@@ -18,8 +17,6 @@ from typing import Any
 import pytest
 
 from async_ckpt import layout
-from async_ckpt.capture import origin
-from async_ckpt.capture.moving import capture_by_move
 from async_ckpt.config import Config
 from async_ckpt.errors import IntegrityError, SpoolError
 from async_ckpt.manifest import COPY, LINK, Directory, FileEntry, Link, Manifest
@@ -234,89 +231,6 @@ def test_leftovers_of_dead_savers_are_swept_and_those_of_living_ones_stay(spool:
     assert not os.path.exists(dead)
     assert not os.path.exists(staged)
     assert os.path.isdir(alive)
-
-
-def move(spool: Spool, path: Path, pid: int) -> str:
-    """Move a file or directory to where a process of that number would; returns the snapshot's directory."""
-    target = spool.path("data", f"{pid}-{path.name}")
-    capture_by_move(str(path), target, Config())
-    assert not path.exists()
-    return target
-
-
-@pytest.fixture
-def originals(tmp_path: Path) -> list[Path]:
-    """A directory and a file to move."""
-    folder, file = tmp_path / "out" / "folder", tmp_path / "out" / "file"
-    folder.mkdir(parents=True)
-    for path in (folder / "weights", file):
-        path.write_text("all I have")
-    return [folder, file]
-
-
-def test_what_a_dead_saver_had_moved_is_put_back_and_told(spool: Spool, originals: list[Path]) -> None:
-    for path in originals:
-        move(spool, path, dead_pid())
-    leftovers = spool.leftovers()
-    assert len(leftovers) == 4
-    # A saver may end while they are listed: its link counts all the same.
-    told = spool.sweep({path for path in leftovers if not path.endswith(".origin")})
-    assert (originals[0] / "weights").read_text() == originals[1].read_text() == "all I have"
-    assert os.listdir(spool.path("data")) == []
-    assert [any(str(path) in line for line in told) for path in originals] == [True, True]
-
-
-def test_what_cannot_be_put_back_stays_and_is_told_unless_it_stood_in_the_spool(
-    spool: Spool, originals: list[Path]
-) -> None:
-    targets = [move(spool, path, dead_pid()) for path in originals]
-    ours = Path(spool.new_work_directory())
-    (ours / "weights").touch()
-    gone = move(spool, ours, dead_pid())
-    shutil.rmtree(spool.path("work"))
-    originals[0].parent.rmdir()
-    told = spool.sweep(spool.leftovers())
-    assert [any(target in line for line in told) for target in targets] == [True, True]
-    assert len(told) == 2
-    assert not os.path.lexists(gone)
-    assert not os.path.lexists(f"{gone}.origin")
-    originals[0].parent.mkdir()
-    spool.sweep(spool.leftovers())
-    assert originals[1].read_text() == "all I have"
-
-
-def test_what_was_moved_does_not_go_with_the_spool_unless_it_is_in_the_store(
-    spool: Spool, originals: list[Path]
-) -> None:
-    stranded, committed = (move(spool, path, os.getpid()) for path in originals)
-    ours = Path(spool.new_work_directory())
-    move(spool, ours, os.getpid())
-    spool.admit(reference(0), Manifest(), committed, str(originals[1]))
-    spool.admit(reference(1), Manifest(), stranded, str(originals[0]))
-    gone = spool.set_aside({"0.mfchckpt.0", "0.mfchckpt.1"})
-    assert gone is not None
-    spool.remove(gone, {"0.mfchckpt.0"})
-    assert (originals[0] / "weights").read_text() == "all I have"
-    assert not originals[1].exists()
-    assert not os.path.exists(gone)
-
-
-def test_a_spool_from_which_something_cannot_be_put_back_stays(
-    spool: Spool, originals: list[Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    move(spool, originals[0], os.getpid())
-    gone = spool.set_aside(set())
-    assert gone is not None
-    with monkeypatch.context() as patch:
-        patch.setattr(origin, "_put_folder", fail)
-        spool.remove(gone)
-    assert [file.read_text() for file in Path(gone, "data").rglob("weights")] == ["all I have"]
-    spool.remove(gone)
-    assert (originals[0] / "weights").read_text() == "all I have"
-
-
-def fail(*_: object) -> bool:
-    raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
 
 _ADMIT = """

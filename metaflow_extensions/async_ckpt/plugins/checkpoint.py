@@ -386,9 +386,8 @@ class CurrentCheckpoint(_Checkpoints):
             Whether a retry may load it by itself.
         storage_format : "files" or "tar", optional
             One object per file, or one tar. Default: the decorator's.
-        snapshot : "auto", "hardlink", "reflink", "copy" or "move", optional
-            How the files are captured. ``"move"`` takes the directory away: for trainers that write each checkpoint
-            to a new one. What could not be uploaded is put back when the step ends.
+        snapshot : "auto", "hardlink", "reflink" or "copy", optional
+            How the files are captured.
         collective : bool, default False
             All ranks save one checkpoint together, each its own files: it is visible once all of them are in the store.
             Every rank calls this equally often, with the same metadata.
@@ -409,14 +408,12 @@ class CurrentCheckpoint(_Checkpoints):
         """
         if path is None:
             self._have_loaded()
-        reference = self._save(
+        return self._save(
             path, name=name, metadata=metadata, latest=latest,
             storage_format=storage_format or self._defaults["storage_format"],
             snapshot=snapshot or self._defaults["snapshot"],
             collective=collective, rank=rank, world_size=world_size,
         )  # fmt: skip
-        os.makedirs(self._directory, exist_ok=True)  # After a move it is gone.
-        return reference
 
     def watch(
         self,

@@ -75,7 +75,7 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
     storage_format : str, default "files"
         Default of `save()`: "files" or "tar".
     snapshot : str, default "auto"
-        Default of `save()`: "auto", "hardlink", "reflink", "copy" or "move".
+        Default of `save()`: "auto", "hardlink", "reflink" or "copy".
     flush_timeout : float, optional
         How many seconds the end of the step waits for uploads at most.
     on_failure : str, optional

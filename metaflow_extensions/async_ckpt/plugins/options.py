@@ -17,7 +17,7 @@ from typing import Any
 
 from async_ckpt import layout
 from async_ckpt.agent.launch import UPLOADERS
-from async_ckpt.capture import STRATEGIES
+from async_ckpt.capture import STRATEGIES, check_strategy
 from async_ckpt.config import CHOICES
 from async_ckpt.errors import UsageError
 from async_ckpt.task.loader import SHARDS
@@ -62,6 +62,8 @@ def _convert(name: str, option: Option, value: Any) -> Any:
         return option.default if name != "load_policy" else "none"
     try:
         return option.read(text)
+    except UsageError:
+        raise
     except (ValueError, TypeError, OverflowError):
         raise UsageError(f"{name}={value!r} is not valid", hint=f"It is {option.allowed}") from None
 
@@ -140,7 +142,7 @@ OPTIONS: dict[str, Option] = {
     "show_card": _flag(True),
     "uploader": _choice("process", UPLOADERS),
     "storage_format": _choice(SaveOptions.storage_format, layout.STORAGE_FORMATS),
-    "snapshot": _choice(SaveOptions.snapshot, STRATEGIES),
+    "snapshot": Option(SaveOptions.snapshot, check_strategy, f"one of {', '.join(STRATEGIES)}"),
     "flush_timeout": _seconds(),
     **SETTINGS,
 }

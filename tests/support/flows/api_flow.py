@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 
 from metaflow import FlowSpec, checkpoint, current, step
 
@@ -37,9 +38,9 @@ class ApiFlow(FlowSpec):
         os.symlink("state", os.path.join(here.directory, "link"))
         os.mkdir(os.path.join(here.directory, "empty"))
         second = here.save(metadata={"n": 1}, storage_format="tar", snapshot="copy")
-        write("handed-over/state", "moved")
-        third = here.save("handed-over", name="moved", snapshot="move", latest=False)
-        seen["handed over"] = os.path.exists("handed-over")
+        write("handed-over/state", "kept")
+        third = here.save("handed-over", name="second", latest=False)
+        shutil.rmtree("handed-over")
         self.reference = third
 
         seen["is dict"] = [isinstance(first, dict), type(pickle.loads(pickle.dumps(first))).__name__]
