@@ -69,7 +69,7 @@ class PartsLog(Protocol):
         """A part is in the store."""
 
 
-class Source(Protocol):
+class Content(Protocol):
     """Content of a known size that can be read at any offset, several times, by several readers at once."""
 
     @property
@@ -224,10 +224,10 @@ class Store(abc.ABC):
         return f"{self.root.rstrip('/')}/{key}"
 
     @abc.abstractmethod
-    async def put_source(
-        self, key: str, source: Source, progress: Progress = no_progress, log: PartsLog | None = None
+    async def put_content(
+        self, key: str, content: Content, progress: Progress = no_progress, log: PartsLog | None = None
     ) -> list[int]:
-        """Write a source under ``key``.
+        """Write content under ``key``.
 
         ``log``: where the store uploads in parts, it goes on with those of an earlier call that are in the log.
 
@@ -297,7 +297,7 @@ class Store(abc.ABC):
     ) -> int:
         """Read an object into a new file ``destination`` (its directory exists) and return its size in bytes.
 
-        ``size`` and ``crc32`` (as ``put_source`` returned) are checked while reading where they are given. The file
+        ``size`` and ``crc32`` (as ``put_content`` returned) are checked while reading where they are given. The file
         never shares its inode with the store. A failed call may leave a partial ``destination``: the caller's to
         remove.
 
@@ -366,10 +366,12 @@ class Wrapper(Store):
     def url(self, key: str) -> str:
         return self._store.url(key)
 
-    async def put_source(
-        self, key: str, source: Source, progress: Progress = no_progress, log: PartsLog | None = None
+    async def put_content(
+        self, key: str, content: Content, progress: Progress = no_progress, log: PartsLog | None = None
     ) -> list[int]:
-        return await self._around("put_source", lambda told: self._store.put_source(key, source, told, log), progress)
+        return await self._around(
+            "put_content", lambda told: self._store.put_content(key, content, told, log), progress
+        )
 
     async def copy(self, source_key: str, key: str, size: int) -> None:
         await self._around("copy", lambda _: self._store.copy(source_key, key, size))
@@ -388,7 +390,7 @@ class Wrapper(Store):
 
     async def get_file(self, key: str, destination: str, *, progress: Progress = no_progress, **checks: Any) -> int:
         return await self._around(
-            "get_file", lambda told: self._store.get_file(key, destination, progress=told, **checks), progress
+            "get_file", lambda to: self._store.get_file(key, destination, progress=to, **checks), progress
         )
 
     async def size(self, key: str) -> int:

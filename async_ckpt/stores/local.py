@@ -32,10 +32,10 @@ from ._local_copy import copied_chunks, sync_file, sync_folder
 from .base import (
     MAX_BYTES,
     Capabilities,
+    Content,
     Entry,
     PartsLog,
     Progress,
-    Source,
     Store,
     TooLong,
     check_key,
@@ -94,12 +94,12 @@ class LocalStore(Store):
         self._durable = config.local_fsync
         self._swept = False
 
-    async def put_source(
-        self, key: str, source: Source, progress: Progress = no_progress, log: PartsLog | None = None
+    async def put_content(
+        self, key: str, content: Content, progress: Progress = no_progress, log: PartsLog | None = None
     ) -> list[int]:
         path = self._path(key)
         with _mapped("write", path):
-            return list(await self._job(lambda tell: self._write(path, source, tell), source.size, progress))
+            return list(await self._job(lambda tell: self._write(path, content, tell), content.size, progress))
 
     async def copy(self, source_key: str, key: str, size: int) -> None:
         source, path = self._path(source_key), self._path(key)
@@ -235,12 +235,12 @@ class LocalStore(Store):
         progress(size)
         return result
 
-    def _write(self, path: str, source: Source, tell: Progress) -> Sequence[int]:
+    def _write(self, path: str, content: Content, tell: Progress) -> Sequence[int]:
         with self._new_file() as (fd, temporary):
-            if source.path is not None:
-                crcs = self._copy_captured(source.path, source.size, fd, tell)
+            if content.path is not None:
+                crcs = self._copy_captured(content.path, content.size, fd, tell)
             else:
-                crcs = tuple(_write_chunk(source, fd, offset, tell) for offset in range(0, source.size, CHUNK_BYTES))
+                crcs = tuple(_write_chunk(content, fd, offset, tell) for offset in range(0, content.size, CHUNK_BYTES))
             self._publish(temporary, path, fd)
             return crcs
 
@@ -477,10 +477,10 @@ def _in_folder(folder: str, function: Callable[[], T]) -> T:
     return function()
 
 
-def _write_chunk(source: Source, fd: int, offset: int, tell: Progress) -> int:
-    crc, start, end = 0, offset, min(offset + CHUNK_BYTES, source.size)
+def _write_chunk(content: Content, fd: int, offset: int, tell: Progress) -> int:
+    crc, start, end = 0, offset, min(offset + CHUNK_BYTES, content.size)
     while offset < end:
-        data = source.pread(min(_PIECE, end - offset), offset)
+        data = content.pread(min(_PIECE, end - offset), offset)
         pwrite_all(fd, data, offset)
         crc = crc32(data, crc)
         offset += len(data)

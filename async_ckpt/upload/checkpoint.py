@@ -25,7 +25,7 @@ from ..spool.journal import TAR, Record, file_stored, part_stored, parts_begun
 from ..spool.journal import Progress as Known
 from ..spool.spool import Admitted
 from ..spool.stored import StoredFile
-from ..stores.base import Multipart, Progress, Source, Store, TooLong
+from ..stores.base import Content, Multipart, Progress, Store, TooLong
 from ..stores.catalog import read_begun, read_tagged
 from ..system.concurrency import for_each
 from ..system.crash import crash_point
@@ -59,8 +59,8 @@ class Events(Protocol):
         """
 
 
-class _Content(Source, Protocol):
-    """A source that holds descriptors."""
+class _OpenContent(Content, Protocol):
+    """Content that holds descriptors."""
 
     def close(self) -> None: ...
 
@@ -179,7 +179,7 @@ class Uploader:
             if not await self._copy(f"{base}/{entry.path}", f"{base}/{path}", entry.size):
                 source = captured_source(item.data, entry)
                 try:
-                    await self._store.put_source(f"{base}/{path}", source, progress)
+                    await self._store.put_content(f"{base}/{path}", source, progress)
                     progress(-entry.size)  # It shows that something moves, and is no part of the checkpoint's size.
                 finally:
                     source.close()
@@ -207,12 +207,12 @@ class Uploader:
         files = [FileEntry(e.path, e.size, e.mode, mtime_ns=e.mtime_ns) for e in item.manifest.files]
         return replace(item.manifest, files=files, tar={"size": source.size, "crc32": crc32})
 
-    async def _send(self, key: str, path: str, source: _Content, known: Known, events: Events) -> list[int]:
+    async def _send(self, key: str, path: str, content: _OpenContent, known: Known, events: Events) -> list[int]:
         log = _Log(path, known.parts.get(path), events)
         try:
-            return await self._store.put_source(key, source, events.progress, log)
+            return await self._store.put_content(key, content, events.progress, log)
         finally:
-            source.close()
+            content.close()
 
     async def commit(
         self, batch: Sequence[Reference], on_commit: Callable[[Reference], Awaitable[None]] = _nobody_asks

@@ -14,10 +14,10 @@ import pytest
 from async_ckpt.capture.content import FileSource
 from async_ckpt.config import CHUNK_BYTES, Config
 from async_ckpt.errors import IntegrityError, NotFound, StoreError, TransientStoreError, UsageError
-from async_ckpt.stores.base import Entry, Source, Store
+from async_ckpt.stores.base import Content, Entry, Store
 from async_ckpt.stores.retry import RetryStore
 
-from ..support.content import BytesSource, crcs_of, pattern
+from ..support.content import BytesContent, crcs_of, pattern
 
 T = TypeVar("T")
 
@@ -36,7 +36,7 @@ def run(function: Callable[[], Awaitable[T]], *, timeout_s: float = 60.0) -> T:
     return anyio.run(main)
 
 
-class FailingSource(BytesSource):
+class FailingContent(BytesContent):
     """Raises once it is read at or beyond ``fail_at``."""
 
     def __init__(self, data: bytes, fail_at: int) -> None:
@@ -77,13 +77,13 @@ class StoreSuite:
     def test_what_is_put_is_what_is_got(self, tmp_path: Path, size: int, as_file: bool) -> None:
         data = pattern(size)
         (tmp_path / "source").write_bytes(data)
-        source: Source = FileSource(str(tmp_path / "source"), size) if as_file else BytesSource(data)
+        source: Content = FileSource(str(tmp_path / "source"), size) if as_file else BytesContent(data)
         target = tmp_path / "target"
 
         async def check() -> None:
             async with self.store() as store:
                 sent: list[int] = []
-                crcs = await store.put_source("a/b/c.bin", source, sent.append)
+                crcs = await store.put_content("a/b/c.bin", source, sent.append)
                 assert crcs == crcs_of(data)
                 assert sum(sent) == size
                 got: list[int] = []
@@ -113,8 +113,8 @@ class StoreSuite:
                 await store.put_bytes("a/latest", b"a long first value")
                 await store.put_bytes("a/latest", b"second")
                 assert await store.get_bytes("a/latest") == b"second"
-                await store.put_source("a/latest", BytesSource(b"third"))
-                await store.put_source("a/latest", BytesSource(b"third"))
+                await store.put_content("a/latest", BytesContent(b"third"))
+                await store.put_content("a/latest", BytesContent(b"third"))
                 assert await store.get_bytes("a/latest") == b"third"
 
         run(check)
@@ -130,7 +130,7 @@ class StoreSuite:
 
                 async def write() -> None:
                     for number in range(12):
-                        await store.put_source("a/key", BytesSource(values[number % 4]))
+                        await store.put_content("a/key", BytesContent(values[number % 4]))
                     group.cancel_scope.cancel()
 
                 async def read() -> None:
@@ -210,7 +210,7 @@ class StoreSuite:
         async def check() -> None:
             async with self.store() as store:
                 await store.put_bytes(key, b"1")
-                await store.put_source(key + ".2", BytesSource(b"22"))
+                await store.put_content(key + ".2", BytesContent(b"22"))
                 assert await store.get_bytes(key) == b"1"
                 assert {entry async for entry in store.list("a")} == {Entry(key, 1), Entry(key + ".2", 2)}
                 await store.delete(key)
@@ -240,7 +240,7 @@ class StoreSuite:
 
         async def check() -> None:
             async with self.store() as store:
-                crcs = await store.put_source("a/key", BytesSource(data))
+                crcs = await store.put_content("a/key", BytesContent(data))
                 wrong = [*crcs[:-1], crcs[-1] ^ 1]
                 with pytest.raises(IntegrityError, match="a/key"):
                     await store.get_file("a/key", target, size=size, crc32=wrong)
@@ -276,7 +276,7 @@ class StoreSuite:
 
         async def check() -> None:
             async with self.store() as store:
-                await store.put_source("a/key", FileSource(str(source), 5))
+                await store.put_content("a/key", FileSource(str(source), 5))
                 await store.get_file("a/key", str(target))
                 with open(target, "r+b") as file:
                     file.write(b"XXXXX")
@@ -292,7 +292,7 @@ class StoreSuite:
 
         async def check() -> None:
             async with self.copying_store() as store:
-                crcs = await store.put_source("a/one", BytesSource(data))
+                crcs = await store.put_content("a/one", BytesContent(data))
                 await store.put_bytes("b/two", b"replaced")
                 for _ in range(2):
                     await store.copy("a/one", "b/two", size)
@@ -415,7 +415,7 @@ class StoreSuite:
         async def check() -> None:
             async with self.store() as store:
                 with pytest.raises(IntegrityError, match="replaced"):
-                    await store.put_source("a/key", FailingSource(pattern(LARGE), fail_at))
+                    await store.put_content("a/key", FailingContent(pattern(LARGE), fail_at))
                 assert await self.nothing_under(store, "a/key")
 
         run(check)
@@ -424,17 +424,17 @@ class StoreSuite:
         async def check() -> None:
             async with self.store() as store:
                 with anyio.CancelScope() as scope:
-                    await store.put_source("a/key", BytesSource(pattern(LARGE)), lambda count: scope.cancel())
+                    await store.put_content("a/key", BytesContent(pattern(LARGE)), lambda count: scope.cancel())
                 assert scope.cancelled_caught
                 assert await self.nothing_under(store, "a/key")
-                assert await store.put_source("a/key", BytesSource(b"later")) == crcs_of(b"later")
+                assert await store.put_content("a/key", BytesContent(b"later")) == crcs_of(b"later")
 
         run(check)
 
     def test_a_cancelled_get_ends_and_the_store_goes_on(self, tmp_path: Path) -> None:
         async def check() -> None:
             async with self.store() as store:
-                await store.put_source("a/key", BytesSource(pattern(LARGE)))
+                await store.put_content("a/key", BytesContent(pattern(LARGE)))
                 with anyio.CancelScope() as scope:
                     await store.get_file("a/key", str(tmp_path / "target"), progress=lambda count: scope.cancel())
                 assert scope.cancelled_caught
@@ -451,7 +451,7 @@ class StoreSuite:
 
                 async def there_and_back(number: int) -> None:
                     key = f"side/{number}"
-                    crcs = await store.put_source(key, BytesSource(data))
+                    crcs = await store.put_content(key, BytesContent(data))
                     await store.get_file(key, str(tmp_path / str(number)), size=len(data), crc32=crcs)
                     await store.put_bytes(key + ".meta", b"m")
 

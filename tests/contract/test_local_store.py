@@ -25,7 +25,7 @@ from async_ckpt.stores.base import Entry, Store, StoreSpec
 from async_ckpt.stores.local import LocalStore
 from async_ckpt.stores.retry import RetryStore
 
-from ..support.content import BytesSource, crcs_of, pattern
+from ..support.content import BytesContent, crcs_of, pattern
 from ..support.filesystems import CLONING
 from .store_suite import StoreSuite, run
 
@@ -46,13 +46,13 @@ class TestLocalStore(StoreSuite):
             store = self.make_store()
             listed: list[Entry] = []
 
-            class Listing(BytesSource):
+            class Listing(BytesContent):
                 def pread(self, count: int, offset: int) -> bytes:
                     listed.extend(Entry(str(path), 0) for path in (root / "a").rglob("*"))
                     return super().pread(count, offset)
 
             root = self.root
-            await store.put_source("a/key", Listing(b"content"))
+            await store.put_content("a/key", Listing(b"content"))
             assert listed == []
             with pytest.raises(UsageError):
                 [entry async for entry in store.list(".async-ckpt-tmp")]
@@ -78,7 +78,7 @@ class TestLocalStore(StoreSuite):
 
         async def check() -> None:
             store = self.make_store()
-            crcs = await store.put_source("a/key", FileSource(str(source), len(clean)), progress)
+            crcs = await store.put_content("a/key", FileSource(str(source), len(clean)), progress)
             assert crcs == crcs_of(clean)
             assert await store.get_bytes("a/key") == clean
             assert sum(sent) == len(clean)
@@ -93,7 +93,7 @@ class TestLocalStore(StoreSuite):
         async def check() -> None:
             store = self.make_store()
             with pytest.raises(IntegrityError, match="captured"):
-                await store.put_source("a/key", FileSource(str(tmp_path / "captured"), size))
+                await store.put_content("a/key", FileSource(str(tmp_path / "captured"), size))
             assert await self.nothing_under(store, "a/key")
 
         run(check)
@@ -142,7 +142,7 @@ class TestLocalStore(StoreSuite):
         async def check() -> None:
             store = self.make_store()
             with pytest.raises(StoreError, match="No space left") as caught:
-                await store.put_source("a/key", BytesSource(b"x"))
+                await store.put_content("a/key", BytesContent(b"x"))
             assert not isinstance(caught.value, TransientStoreError)
             assert "Free some space" in str(caught.value)
             assert await self.leftovers(store) == []
@@ -160,7 +160,7 @@ class TestLocalStore(StoreSuite):
             store = self.make_store()
             with monkeypatch.context() as away:
                 away.setattr(local, "sync_file", gone)
-                for put in (store.put_source("a/key", BytesSource(b"x")), store.put_bytes("a/key", b"x")):
+                for put in (store.put_content("a/key", BytesContent(b"x")), store.put_bytes("a/key", b"x")):
                     with pytest.raises(TransientStoreError):
                         await put
             await store.put_bytes("a/key", b"x")
@@ -207,7 +207,7 @@ class TestLocalStore(StoreSuite):
 
         async def check() -> None:
             store = self.make_store()
-            await store.put_source("a/one", BytesSource(pattern(CHUNK_BYTES + 1)))
+            await store.put_content("a/one", BytesContent(pattern(CHUNK_BYTES + 1)))
             await store.copy("a/one", "a/two", CHUNK_BYTES + 1)
             assert not os.path.samefile(self.root / "a/one", self.root / "a/two")
             assert await store.get_bytes("a/two") == pattern(CHUNK_BYTES + 1)
@@ -232,7 +232,7 @@ class TestLocalStore(StoreSuite):
         run(check)
 
     @pytest.mark.parametrize("fsync", [True, False])
-    @pytest.mark.parametrize("way", ["put_source", "put_bytes", "copy"])
+    @pytest.mark.parametrize("way", ["put_content", "put_bytes", "copy"])
     def test_an_object_is_on_the_disk_before_it_has_its_name(
         self, monkeypatch: pytest.MonkeyPatch, way: str, fsync: bool
     ) -> None:
@@ -250,7 +250,7 @@ class TestLocalStore(StoreSuite):
         monkeypatch.setattr(local, "sync_file", lambda fd: done.append("file"))
         monkeypatch.setattr(local, "sync_folder", lambda path: done.append(f"folder {os.path.basename(path)}"))
         calls: dict[str, Callable[[], Awaitable[object]]] = {
-            "put_source": lambda: store.put_source("b/key", BytesSource(b"content")),
+            "put_content": lambda: store.put_content("b/key", BytesContent(b"content")),
             "put_bytes": lambda: store.put_bytes("b/key", b"content"),
             "copy": lambda: store.copy("a/source", "b/key", 7),
         }

@@ -18,7 +18,7 @@ from async_ckpt.stores.s3 import aiohttp_transport, boto3_transport
 from async_ckpt.stores.s3.settings import OpenClient
 from async_ckpt.stores.s3.store import S3Store
 
-from ..support.content import BytesSource, pattern
+from ..support.content import BytesContent, pattern
 from ..support.servers import BUCKET, S3Server, moto_server, moto_tls_server
 from .store_suite import LARGE, run
 from .test_s3_store import Misbehaving, answer, plain_client
@@ -114,7 +114,7 @@ def test_a_web_page_is_no_store(open_client: OpenClient) -> None:
     calls: list[Callable[[S3Store], Awaitable[Any]]] = [
         lambda store: store.put_bytes("a/key", b"x"),
         lambda store: store.get_bytes("a/key"),  # A page that says "not found" says nothing of an object.
-        lambda store: store.put_source("a/key", BytesSource(pattern(LARGE))),
+        lambda store: store.put_content("a/key", BytesContent(pattern(LARGE))),
     ]
 
     async def check() -> None:
@@ -168,8 +168,8 @@ def test_what_the_user_wants_of_the_store_arrives(moto_server: S3Server, open_cl
 
     async def check() -> None:
         try:
-            await store.put_source("a/one", BytesSource(b"x"))
-            await store.put_source("a/parts", BytesSource(pattern(LARGE)))
+            await store.put_content("a/one", BytesContent(b"x"))
+            await store.put_content("a/parts", BytesContent(pattern(LARGE)))
             await store.copy("a/one", "a/copy", 1)
             await store.put_bytes("a/metadata", b"{}")
             for key in ("a/one", "a/parts", "a/copy", "a/metadata"):
@@ -212,7 +212,7 @@ def test_a_low_bandwidth_leaves_no_connection_silent(open_client: OpenClient) ->
     async def check() -> None:
         async with server.store(limits, open_client) as store, anyio.create_task_group() as group:
             for number in range(4):
-                group.start_soon(store.put_source, f"key-{number}", BytesSource(data))
+                group.start_soon(store.put_content, f"key-{number}", BytesContent(data))
 
     run(check, timeout_s=60)
     assert len(server.requests) == 4

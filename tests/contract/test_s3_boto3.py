@@ -14,7 +14,7 @@ from async_ckpt.stores.s3 import boto3_transport
 from async_ckpt.stores.s3.settings import OpenClient
 from async_ckpt.stores.s3.store import S3Store
 
-from ..support.content import BytesSource, crcs_of, pattern
+from ..support.content import BytesContent, crcs_of, pattern
 from ..support.servers import S3Server, moto_server, rclone_server
 from .store_suite import LARGE, run
 from .test_s3_store import TestMoto as MotoSuite
@@ -36,7 +36,7 @@ class TestRcloneOverThreads(RcloneSuite):
 def test_a_cancelled_part_ends_before_all_of_it_was_sent(moto_server: S3Server) -> None:
     read: list[int] = []
 
-    class Counted(BytesSource):
+    class Counted(BytesContent):
         def pread(self, count: int, offset: int) -> bytes:
             read.append(count)
             return super().pread(count, offset)
@@ -45,7 +45,7 @@ def test_a_cancelled_part_ends_before_all_of_it_was_sent(moto_server: S3Server) 
         store = S3Store("s3://bucket/cancelled", S3Settings(moto_server.client_params), Config(), *THREADS)
         try:
             with anyio.CancelScope() as scope:
-                await store.put_source("a/key", Counted(pattern(CHUNK_BYTES)), lambda count: scope.cancel())
+                await store.put_content("a/key", Counted(pattern(CHUNK_BYTES)), lambda count: scope.cancel())
             assert scope.cancelled_caught
             assert not [entry async for entry in store.list("a")]
         finally:
@@ -75,7 +75,7 @@ class TestSettings:
             store = S3Store("s3://bucket/signed", S3Settings(params), Config(), *THREADS)
             try:
                 sent: list[int] = []
-                assert await store.put_source("a/key", BytesSource(data), sent.append) == crcs_of(data)
+                assert await store.put_content("a/key", BytesContent(data), sent.append) == crcs_of(data)
                 assert sum(sent) == LARGE
                 assert await store.get_bytes("a/key") == data
             finally:

@@ -27,7 +27,7 @@ from async_ckpt.stores.s3.multipart import MAX_PARTS, part_size
 from async_ckpt.stores.s3.settings import OpenClient
 from async_ckpt.stores.s3.store import S3Store
 
-from ..support.content import BytesSource, crcs_of, pattern
+from ..support.content import BytesContent, crcs_of, pattern
 from ..support.servers import ACCESS_KEY, BUCKET, SECRET_KEY, S3Server, moto_server, rclone_server
 from .store_suite import LARGE, StoreSuite, run
 
@@ -105,7 +105,7 @@ class S3Suite(StoreSuite):
             store = self.make_store(config={"s3": {"payload_signing_enabled": True}})
             try:
                 sent: list[int] = []
-                assert await store.put_source("a/key", BytesSource(data), sent.append) == crcs_of(data)
+                assert await store.put_content("a/key", BytesContent(data), sent.append) == crcs_of(data)
                 assert sum(sent) == LARGE
                 assert await store.get_bytes("a/key") == data
             finally:
@@ -124,7 +124,7 @@ class S3Suite(StoreSuite):
                 with pytest.MonkeyPatch.context() as patch:
                     patch.setattr(store._objects, "put", refuse)
                     with pytest.raises(StoreError, match="AccessDenied"):
-                        await store.put_source("a/key", BytesSource(pattern(LARGE)))
+                        await store.put_content("a/key", BytesContent(pattern(LARGE)))
                 assert await self.nothing_under(store, "a/key")
 
         run(check)
@@ -142,7 +142,7 @@ class S3Suite(StoreSuite):
 
                 with pytest.MonkeyPatch.context() as patch, anyio.CancelScope() as scope:
                     patch.setattr(client, "create_multipart_upload", begin_and_cancel)
-                    await store.put_source("a/key", BytesSource(pattern(LARGE)))
+                    await store.put_content("a/key", BytesContent(pattern(LARGE)))
                 assert scope.cancelled_caught
                 assert await self.nothing_under(store, "a/key")
 
@@ -152,7 +152,7 @@ class S3Suite(StoreSuite):
         async def check() -> None:
             async with self.store() as store:
                 assert isinstance(store, S3Store)
-                await store.put_source("a/key", BytesSource(b"a" * LARGE))
+                await store.put_content("a/key", BytesContent(b"a" * LARGE))
                 get = store._objects.get
                 replaced = False
 
@@ -160,7 +160,7 @@ class S3Suite(StoreSuite):
                     nonlocal replaced
                     if not replaced:
                         replaced = True
-                        await store.put_source("a/key", BytesSource(b"b" * LARGE))
+                        await store.put_content("a/key", BytesContent(b"b" * LARGE))
                     return await get(*args, **params)
 
                 with pytest.MonkeyPatch.context() as patch:
@@ -198,8 +198,8 @@ class TestMoto(S3Suite):
             )  # fmt: skip
             try:
                 await store.put_bytes("a/small", b"x")
-                await store.put_source("a/one", BytesSource(b"x"))
-                await store.put_source("a/parts", BytesSource(pattern(LARGE)))
+                await store.put_content("a/one", BytesContent(b"x"))
+                await store.put_content("a/parts", BytesContent(pattern(LARGE)))
                 for key in ("a/small", "a/one", "a/parts"):
                     answer = plain_client(store).head_object(**store._engine.params(key))
                     assert answer["ServerSideEncryption"] == "AES256"
@@ -214,8 +214,8 @@ class TestMoto(S3Suite):
         async def check() -> None:
             store = self.make_store(config={"request_checksum_calculation": "when_supported"})
             try:
-                assert await store.put_source("a/key", BytesSource(data)) == crcs_of(data)
-                assert await store.put_source("a/one", BytesSource(data[:1000])) == crcs_of(data[:1000])
+                assert await store.put_content("a/key", BytesContent(data)) == crcs_of(data)
+                assert await store.put_content("a/one", BytesContent(data[:1000])) == crcs_of(data[:1000])
                 assert await store.get_bytes("a/key") == data
                 answer = plain_client(store).head_object(**store._engine.params("a/one"), ChecksumMode="ENABLED")
                 assert "ChecksumCRC32" in answer
@@ -236,7 +236,7 @@ class TestRclone(S3Suite):
         async def check() -> None:
             store = self.make_store(aws_secret_access_key="wrong-secret")
             try:
-                for call in (store.put_bytes("a/key", b"x"), store.put_source("a/key", BytesSource(pattern(LARGE)))):
+                for call in (store.put_bytes("a/key", b"x"), store.put_content("a/key", BytesContent(pattern(LARGE)))):
                     with pytest.raises(StoreError) as caught:
                         await call
                     assert not isinstance(caught.value, TransientStoreError)
@@ -379,7 +379,7 @@ class TestMisbehavingServer:
         async def check() -> None:
             async with server.store() as store:
                 sent: list[int] = []
-                assert await store.put_source("key", BytesSource(data), sent.append) == crcs_of(data)
+                assert await store.put_content("key", BytesContent(data), sent.append) == crcs_of(data)
                 assert sum(sent) == len(data)
 
         run(check)
@@ -408,7 +408,7 @@ class TestMisbehavingServer:
             async with server.store() as store:
                 sent: list[int] = []
                 data = pattern(LARGE)
-                assert await store.put_source("key", BytesSource(data), sent.append) == crcs_of(data)
+                assert await store.put_content("key", BytesContent(data), sent.append) == crcs_of(data)
                 assert sum(sent) == LARGE
 
         run(check)
@@ -422,7 +422,7 @@ class TestMisbehavingServer:
         async def check() -> None:
             async with server.store(limits=QUICK) as store:
                 with pytest.raises(TransientStoreError, match="3 attempts"):
-                    await store.put_source("key", BytesSource(bytes(size)))
+                    await store.put_content("key", BytesContent(bytes(size)))
 
         run(check, timeout_s=20)
 
@@ -435,7 +435,7 @@ class TestMisbehavingServer:
 
             async with Deaf(NOTHING).store(limits=QUICK) as store:
                 with pytest.raises(TransientStoreError, match="took no more of the body"):
-                    await store.put_source("key", BytesSource(bytes(CHUNK_BYTES)))
+                    await store.put_content("key", BytesContent(bytes(CHUNK_BYTES)))
 
         run(check, timeout_s=20)
 
@@ -455,7 +455,7 @@ class TestMisbehavingServer:
     def test_an_answer_that_is_not_s3_is_an_error_of_ours(self, tmp_path: Path) -> None:
         page = answer("200 OK", b"<html>Please log in</html>")
         calls: list[Callable[[Store], Any]] = [
-            lambda store: store.put_source("key", BytesSource(pattern(LARGE))),
+            lambda store: store.put_content("key", BytesContent(pattern(LARGE))),
             lambda store: store.get_file("key", str(tmp_path / "target"), size=LARGE),
         ]
 
@@ -501,7 +501,7 @@ class TestMisbehavingServer:
             limits = Config(store_attempts=1, files_in_flight=2, parts_in_flight=1, max_parts_in_flight=4)
             async with Slow(NOTHING).store(limits) as store, anyio.create_task_group() as group:
                 for number in range(3):
-                    group.start_soon(store.put_source, f"large-{number}", BytesSource(bytes(8 * CHUNK_BYTES)))
+                    group.start_soon(store.put_content, f"large-{number}", BytesContent(bytes(8 * CHUNK_BYTES)))
                 await anyio.wait_all_tasks_blocked()
                 with anyio.fail_after(15):
                     await store.put_bytes("small", b"x")

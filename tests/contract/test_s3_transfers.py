@@ -21,7 +21,7 @@ from async_ckpt.stores.base import Multipart, S3Settings
 from async_ckpt.stores.s3 import concurrency, copy_object
 from async_ckpt.stores.s3.store import S3Store
 
-from ..support.content import BytesSource, crcs_of, pattern
+from ..support.content import BytesContent, crcs_of, pattern
 from ..support.servers import BUCKET, S3Server, moto_server, moto_tls_server, rclone_server
 from .store_suite import LARGE, run
 from .test_s3_store import OK, Misbehaving, answer, open_uploads, plain_client
@@ -46,7 +46,7 @@ class TestTls:
         async def check() -> None:
             store = self.store(server, verify=certificate)
             try:
-                crcs = await store.put_source("a/key", BytesSource(data))
+                crcs = await store.put_content("a/key", BytesContent(data))
                 assert await store.get_file("a/key", str(target), size=LARGE, crc32=crcs) == LARGE
                 assert target.read_bytes() == data
                 assert await store.get_bytes("a/key") == data
@@ -105,7 +105,7 @@ class Verifying(Misbehaving):
             await stream.send(answer("400 Bad Request", b"<Error><Code>BadDigest</Code></Error>"))
 
 
-class Flipping(BytesSource):
+class Flipping(BytesContent):
     """Reads another byte than is there, once, when it is sent: as bad memory or a bad cable would have it."""
 
     def __init__(self, data: bytes) -> None:
@@ -124,7 +124,7 @@ def test_what_arrives_otherwise_than_it_was_digested_is_refused_and_sent_again()
 
     async def check() -> None:
         async with server.store() as store:
-            assert await store.put_source("key", Flipping(data)) == crcs_of(data)
+            assert await store.put_content("key", Flipping(data)) == crcs_of(data)
 
     run(check)
     assert (server.refused, len(server.requests)) == (1, 2)
@@ -138,7 +138,7 @@ def test_a_bucket_in_another_region_is_found_by_a_request_without_a_body_and_kep
 
     async def check() -> None:
         async with server.store() as store:
-            await store.put_source("key", BytesSource(b"content"))
+            await store.put_content("key", BytesContent(b"content"))
             await store.put_bytes("key", b"content")
 
     run(check)
@@ -163,7 +163,7 @@ class Log:
         self._on_sent(len(self.known.parts))
 
 
-class Counting(BytesSource):
+class Counting(BytesContent):
     """Knows how much of it was read."""
 
     read = 0
@@ -190,7 +190,7 @@ class ResumeSuite:
         store = self.make_store()
         with anyio.CancelScope() as scope:
             log._on_sent = lambda count: scope.cancel() if count == 3 else None
-            await store.put_source("a/key", BytesSource(self.DATA), log=log)
+            await store.put_content("a/key", BytesContent(self.DATA), log=log)
         assert scope.cancelled_caught
         log._on_sent = lambda count: None
         await store.aclose()
@@ -207,7 +207,7 @@ class ResumeSuite:
             )
             store = self.make_store()
             source, sent = Counting(self.DATA), []
-            assert await store.put_source("a/key", source, sent.append, log) == crcs_of(self.DATA)
+            assert await store.put_content("a/key", source, sent.append, log) == crcs_of(self.DATA)
             # Once to digest it, once to send it.
             assert source.read == 2 * missing
             assert sum(sent) == len(self.DATA)
@@ -228,7 +228,7 @@ class ResumeSuite:
                 **store._engine.params("a/key"), UploadId=log.known.upload.partition(":")[2]
             )
             sent: list[int] = []
-            assert await store.put_source("a/key", BytesSource(self.DATA), sent.append, log) == crcs_of(self.DATA)
+            assert await store.put_content("a/key", BytesContent(self.DATA), sent.append, log) == crcs_of(self.DATA)
             assert sum(sent) == len(self.DATA)
             assert log.begun == 2
             assert await store.get_bytes("a/key") == self.DATA
@@ -238,7 +238,7 @@ class ResumeSuite:
         run(check)
 
     def test_a_failure_for_good_leaves_no_open_multipart_in_spite_of_a_log(self) -> None:
-        class Gone(BytesSource):
+        class Gone(BytesContent):
             def pread(self, count: int, offset: int) -> bytes:
                 if offset >= 3 * CHUNK_BYTES:
                     raise IntegrityError("The captured file is gone", where="somewhere")
@@ -247,7 +247,7 @@ class ResumeSuite:
         async def check() -> None:
             store = self.make_store()
             with pytest.raises(IntegrityError):
-                await store.put_source("a/key", Gone(self.DATA), log=Log())
+                await store.put_content("a/key", Gone(self.DATA), log=Log())
             assert not await open_uploads(store)
             await store.aclose()
 
@@ -262,9 +262,9 @@ class TestResumeOnMoto(ResumeSuite):
     def test_an_upload_whose_completion_was_not_heard_of_is_recognized(self) -> None:
         async def check() -> None:
             log, store = Log(), self.make_store()
-            await store.put_source("a/key", BytesSource(self.DATA), log=log)
+            await store.put_content("a/key", BytesContent(self.DATA), log=log)
             source = Counting(self.DATA)
-            assert await store.put_source("a/key", source, log=log) == crcs_of(self.DATA)
+            assert await store.put_content("a/key", source, log=log) == crcs_of(self.DATA)
             assert source.read == 0
             assert log.begun == 1
             await store.aclose()
@@ -294,7 +294,7 @@ class CopySuite:
 
         async def check() -> None:
             store = self.make_store()
-            await store.put_source("a/key", BytesSource(data))
+            await store.put_content("a/key", BytesContent(data))
             await store.copy("a/key", "b/key", LARGE)
             assert await store.get_bytes("b/key") == data
             with pytest.raises(NotFound):
@@ -340,7 +340,7 @@ def test_uploads_take_no_more_than_the_bandwidth_they_are_given(monkeypatch: pyt
                 return waited[-1]
 
             monkeypatch.setattr(throttle, "reserve", count)
-            await store.put_source("key", BytesSource(pattern(10_000_000)))
+            await store.put_content("key", BytesContent(pattern(10_000_000)))
 
     run(check)
     # In pieces of a quarter of a MiB, all in one moment of this clock: each waits for those before it.

@@ -34,7 +34,7 @@ if "worker" in getattr(sys, "orig_argv", []):
             return found
         return call
 
-    LocalStore.put_source = poisoned(LocalStore.put_source)
+    LocalStore.put_content = poisoned(LocalStore.put_content)
 """
 
 

@@ -267,7 +267,7 @@ if "worker" in getattr(__import__("sys"), "orig_argv", []):
             return await function(self, key, *rest)
         return call
 
-    LocalStore.put_source = behind(LocalStore.put_source)
+    LocalStore.put_content = behind(LocalStore.put_content)
     LocalStore.put_bytes = behind(LocalStore.put_bytes)
     LocalStore.put_if = behind(LocalStore.put_if)
 """

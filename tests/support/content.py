@@ -7,7 +7,7 @@ import zlib
 from async_ckpt.config import CHUNK_BYTES
 
 
-class BytesSource:
+class BytesContent:
     """A source in memory; without a path, like a tar that is made on the fly."""
 
     name = "bytes"

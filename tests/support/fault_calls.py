@@ -12,7 +12,7 @@ from async_ckpt.config import CHUNK_BYTES
 from async_ckpt.stores.base import Entry, Store
 
 from . import content
-from .content import BytesSource, pattern
+from .content import BytesContent, pattern
 from .memory_s3 import MemoryS3, Object, Request
 
 PREFIX = "root"
@@ -126,8 +126,8 @@ def _differs(expected: Any, moved: int | None = None) -> Callable[[Scene], str]:
     return wrong
 
 
-async def _put_source(scene: Scene, data: bytes) -> None:
-    crcs = await scene.store.put_source("new", BytesSource(data), scene.progress)
+async def _put_content(scene: Scene, data: bytes) -> None:
+    crcs = await scene.store.put_content("new", BytesContent(data), scene.progress)
     assert crcs == crcs_of(data), "wrong digest"
 
 
@@ -186,12 +186,12 @@ CALLS = {
             "put", _operation("PutObject"), lambda scene: scene.store.put_bytes("new", SMALL), _not_there("new", SMALL)
         ),
         Call(
-            "stream", _operation("PutObject"), lambda scene: _put_source(scene, STREAM),
+            "stream", _operation("PutObject"), lambda scene: _put_content(scene, STREAM),
             _not_there("new", STREAM, len(STREAM)), heavy=True,
         ),
         *(
             Call(
-                name, hits, lambda scene: _put_source(scene, LARGE), _not_there("new", LARGE, len(LARGE)), heavy=True
+                name, hits, lambda scene: _put_content(scene, LARGE), _not_there("new", LARGE, len(LARGE)), heavy=True
             )
             for name, hits in (
                 ("begin", _operation("CreateMultipartUpload")), ("part", _is_large_part),

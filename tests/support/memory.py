@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 from async_ckpt.errors import IntegrityError, NotFound
-from async_ckpt.stores.base import Capabilities, Entry, PartsLog, Progress, Source, Store, Wrapper, no_progress
+from async_ckpt.stores.base import Capabilities, Content, Entry, PartsLog, Progress, Store, Wrapper, no_progress
 
 from .content import crcs_of
 
@@ -37,22 +37,22 @@ class MemoryStore(Store):
         """What was asked for, in order."""
         return [key for name, key in self.asked if name == operation]
 
-    async def put_source(
-        self, key: str, source: Source, progress: Progress = no_progress, log: PartsLog | None = None
+    async def put_content(
+        self, key: str, content: Content, progress: Progress = no_progress, log: PartsLog | None = None
     ) -> list[int]:
-        data = source.pread(source.size, 0)
-        if source.size > self.part_bytes and log is not None:
+        data = content.pread(content.size, 0)
+        if content.size > self.part_bytes and log is not None:
             if log.known is None:
                 self.uploads += 1
                 log.began(f"upload-{self.uploads}", self.part_bytes)
             assert log.known is not None
-            for number in range(1, -(-source.size // self.part_bytes) + 1):
+            for number in range(1, -(-content.size // self.part_bytes) + 1):
                 if number not in log.known.parts:
                     self._ask("part", f"{key}#{number}")
                     log.sent(number, f"etag-{number}", crcs_of(data))
         else:
             self._ask("put", key)
-        progress(source.size)
+        progress(content.size)
         self.objects[key] = data
         return crcs_of(data)
 

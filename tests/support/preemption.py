@@ -276,7 +276,7 @@ if "worker" in getattr(sys, "orig_argv", []):
     from async_ckpt.errors import StoreError, TransientStoreError
     from async_ckpt.stores.local import LocalStore
 
-    put_source, put_if, free = LocalStore.put_source, LocalStore.put_if, 0.0
+    put_content, put_if, free = LocalStore.put_content, LocalStore.put_if, 0.0
 
     def fault_of(key):
         last = key.rpartition("/")[2].split(".")
@@ -309,7 +309,7 @@ if "worker" in getattr(sys, "orig_argv", []):
                 await anyio.sleep(3600)
         if fault == "fails":
             raise TransientStoreError("The test fails it")
-        return await put_source(self, key, source)
+        return await put_content(self, key, source)
 
     async def commit(self, key, data, tag):
         fault, is_commit = fault_of(key)
@@ -319,5 +319,5 @@ if "worker" in getattr(sys, "orig_argv", []):
             await anyio.sleep(3600)
         return await put_if(self, key, data, tag)
 
-    LocalStore.put_source, LocalStore.put_if = slowly, commit
+    LocalStore.put_content, LocalStore.put_if = slowly, commit
 """

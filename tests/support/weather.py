@@ -70,7 +70,7 @@ class Gate:
             self._waiting.remove(event)
 
 
-_WRITES = ("put_source", "put_bytes", "put_if", "copy", "delete")
+_WRITES = ("put_content", "put_bytes", "put_if", "copy", "delete")
 
 
 class Weather(Wrapper):

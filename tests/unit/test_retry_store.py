@@ -14,7 +14,7 @@ from async_ckpt.stores.base import Entry
 from async_ckpt.stores.retry import RetryStore
 from async_ckpt.system.backoff import Backoff
 
-from ..support.content import BytesSource, crcs_of
+from ..support.content import BytesContent, crcs_of
 from ..support.memory import FaultyStore
 
 BUSY = TransientStoreError("Cannot write x: SlowDown", where="x", hint="Wait")
@@ -120,7 +120,7 @@ def test_bytes_of_a_failed_attempt_are_taken_back(tmp_path: Path) -> None:
     async def check() -> None:
         store = RetryStore(faulty, Config())
         sent: list[int] = []
-        assert await store.put_source("a/b", BytesSource(b"1234567"), sent.append) == crcs_of(b"1234567")
+        assert await store.put_content("a/b", BytesContent(b"1234567"), sent.append) == crcs_of(b"1234567")
         assert sum(sent) == 7
         assert min(sent) < 0
         faulty.faults = [BUSY]
@@ -130,7 +130,7 @@ def test_bytes_of_a_failed_attempt_are_taken_back(tmp_path: Path) -> None:
         faulty.faults = [StoreError("no")]
         lost: list[int] = []
         with pytest.raises(StoreError):
-            await store.put_source("a/b", BytesSource(b"1234567"), lost.append)
+            await store.put_content("a/b", BytesContent(b"1234567"), lost.append)
         assert sum(lost) == 0
 
     anyio.run(check)

@@ -23,7 +23,7 @@ class Keys(NamedTuple):
     token: str | None = None
 
 
-class Source:
+class Content:
     """A source of which every session answers what is next; counts both."""
 
     def __init__(self, *answers: Any) -> None:
@@ -44,7 +44,7 @@ class Source:
 
 
 def test_many_requests_ask_once() -> None:
-    source = Source(Keys("a"))
+    source = Content(Keys("a"))
 
     async def check() -> None:
         credentials = Credentials(source, 5)
@@ -58,7 +58,7 @@ def test_many_requests_ask_once() -> None:
 
 
 def test_after_a_minute_the_same_session_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    source = Source(Keys("a"), Keys("b"))
+    source = Content(Keys("a"), Keys("b"))
 
     async def check() -> None:
         credentials = Credentials(source, 5)
@@ -72,7 +72,7 @@ def test_after_a_minute_the_same_session_is_asked_again(monkeypatch: pytest.Monk
 
 
 def test_after_a_refusal_a_new_session_is_asked() -> None:
-    source = Source(Keys("old"), Keys("new"))
+    source = Content(Keys("old"), Keys("new"))
 
     async def check() -> None:
         credentials = Credentials(source, 5)
@@ -87,7 +87,7 @@ def test_after_a_refusal_a_new_session_is_asked() -> None:
 
 
 def test_an_ambiguous_refusal_asks_a_new_session_only_now_and_then() -> None:
-    source = Source(Keys("a"))
+    source = Content(Keys("a"))
 
     async def check() -> None:
         credentials = Credentials(source, 5)
@@ -104,7 +104,7 @@ def _no_peace(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_source_that_has_just_failed_is_left_in_peace() -> None:
-    source = Source(RuntimeError("vault is sealed"))
+    source = Content(RuntimeError("vault is sealed"))
 
     async def check() -> None:
         credentials = Credentials(source, 5)
@@ -118,7 +118,7 @@ def test_a_source_that_has_just_failed_is_left_in_peace() -> None:
 
 @pytest.mark.usefixtures("_no_peace")
 def test_a_source_that_fails_is_asked_again_in_a_new_session() -> None:
-    source = Source(RuntimeError("vault is sealed"), None, Keys("a"))
+    source = Content(RuntimeError("vault is sealed"), None, Keys("a"))
 
     async def check() -> None:
         credentials = Credentials(source, 5)
@@ -133,7 +133,7 @@ def test_a_source_that_fails_is_asked_again_in_a_new_session() -> None:
 
 
 def test_a_source_that_fails_does_not_take_away_what_the_store_still_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    source = Source(Keys("a"), RuntimeError("vault is sealed"))
+    source = Content(Keys("a"), RuntimeError("vault is sealed"))
 
     async def check() -> None:
         credentials = Credentials(source, 5)
@@ -170,7 +170,7 @@ def test_a_source_that_never_answers_is_given_up() -> None:
     ],
 )
 def test_what_may_be_a_secret_is_not_shown(text: str) -> None:
-    source = Source(Keys("a", "hunter2hunter2"), RuntimeError(f"vault said: {text}"))
+    source = Content(Keys("a", "hunter2hunter2"), RuntimeError(f"vault said: {text}"))
 
     async def check() -> None:
         credentials = Credentials(source, 5)
@@ -185,7 +185,7 @@ def test_what_may_be_a_secret_is_not_shown(text: str) -> None:
 
 
 def test_paths_in_an_error_are_shown() -> None:
-    source = Source(RuntimeError("cannot run /opt/vendor/bin/credential-helper-2024 --profile x"))
+    source = Content(RuntimeError("cannot run /opt/vendor/bin/credential-helper-2024 --profile x"))
 
     async def check() -> None:
         with pytest.raises(CredentialRetrievalError, match="/opt/vendor/bin/credential-helper-2024"):
@@ -205,7 +205,7 @@ def test_the_chain_is_botocores_and_keys_that_are_given_come_first(monkeypatch: 
 
 def test_what_is_masked_is_not_shown_by_a_cause() -> None:
     secret = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
-    source = Source(RuntimeError(f'{{"SecretAccessKey": "{secret}", "secret_key={secret}"}}'))
+    source = Content(RuntimeError(f'{{"SecretAccessKey": "{secret}", "secret_key={secret}"}}'))
 
     async def check() -> None:
         with pytest.raises(StoreError) as caught, mapped("Cannot write", "s3://b/k"):
@@ -216,7 +216,7 @@ def test_what_is_masked_is_not_shown_by_a_cause() -> None:
 
 
 def test_a_refusal_is_forgotten_once_the_store_has_taken_the_same_again() -> None:
-    source = Source(Keys("a"), Keys("a"), RuntimeError("vault is sealed"))
+    source = Content(Keys("a"), Keys("a"), RuntimeError("vault is sealed"))
 
     async def check() -> None:
         credentials = Credentials(source, 5)

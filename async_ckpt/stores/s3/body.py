@@ -1,4 +1,4 @@
-"""The ends of a transfer on this side: a source's range, its digests, and the file that answers fill."""
+"""The ends of a transfer on this side: a range of content, its digests, and the file that answers fill."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import anyio
 from ...config import CHUNK_BYTES, LISTEN_S, PIECE_BYTES
 from ...errors import StoreError, os_hint, os_reason
 from ...system.files import crc32, preallocate, write_sparsely
-from ..base import Source
+from ..base import Content
 from .concurrency import Throttle
 from .transport import Watch
 
@@ -37,14 +37,14 @@ class Digest(NamedTuple):
     data: bytes | None
 
 
-def digest(source: Source, offset: int, length: int, *, sha256: bool = False) -> Digest:
+def digest(content: Content, offset: int, length: int, *, sha256: bool = False) -> Digest:
     """Read a range that begins at a chunk."""
     sha = hashlib.sha256() if sha256 else None
     crcs: list[int] = []
     whole = chunk = done = 0
     data = b""
     while done < length:
-        data = source.pread(min(_DIGEST_BYTES, length - done), offset + done)
+        data = content.pread(min(_DIGEST_BYTES, length - done), offset + done)
         done += len(data)
         chunk = crc32(data, chunk)
         if length > CHUNK_BYTES:
@@ -65,7 +65,7 @@ def base64_crc(crc: int) -> str:
 
 
 class Bytes:
-    """A ``Source`` in memory."""
+    """A ``Content`` in memory."""
 
     path = None
 
@@ -77,11 +77,11 @@ class Bytes:
 
 
 class Body:
-    """A range of a source as the body of a request; see ``Content``.
+    """A range of content as the body of a request; see ``Stream``.
 
     Parameters
     ----------
-    source : Source
+    content : Content
         What to send.
     offset, length : int
         The range in bytes.
@@ -92,11 +92,11 @@ class Body:
     """
 
     def __init__(
-        self, source: Source, offset: int, length: int, throttle: Throttle, moved: Callable[[int], None]
+        self, content: Content, offset: int, length: int, throttle: Throttle, moved: Callable[[int], None]
     ) -> None:
-        self._source, self._offset, self.length = source, offset, length
+        self._content, self._offset, self.length = content, offset, length
         self._throttle, self._moved = throttle, moved
-        #: What the source raised, if it did: the HTTP client reports that as a broken connection.
+        #: What the content raised, if it did: the HTTP client reports that as a broken connection.
         self.error: Exception | None = None
         #: Whether the next pass listens after its first bytes: the last connection broke under it, perhaps because the
         #: store had refused, and who sends cannot hear.
@@ -120,7 +120,7 @@ class Body:
                 await anyio.sleep(LISTEN_S)
             count = _FIRST_BYTES if self.cautious and not done else size
             try:
-                data = self._source.pread(min(count, self.length - done), self._offset + done)
+                data = self._content.pread(min(count, self.length - done), self._offset + done)
             except Exception as error:
                 self.error = error
                 raise

@@ -32,7 +32,7 @@ from ...system.concurrency import in_thread
 from ..base import S3Settings
 from .answers import Answer
 from .settings import Exchange, Network, Opened, client_params, made, merged_config
-from .transport import Content, Dropped, Incoming, Limits, Request, Watch
+from .transport import Dropped, Incoming, Limits, Request, Stream, Watch
 
 T = TypeVar("T")
 
@@ -45,8 +45,8 @@ _SEND_BYTES = 16 << 10
 class _Pieces:
     """A body as a thread reads it: piece by piece, made in the loop."""
 
-    def __init__(self, content: Content, watch: Watch) -> None:
-        self._pieces = content.pieces(watch)
+    def __init__(self, stream: Stream, watch: Watch) -> None:
+        self._pieces = stream.pieces(watch)
         self._loop = asyncio.get_running_loop()
         self.stopped = self.begun = False
         self._rest = memoryview(b"")

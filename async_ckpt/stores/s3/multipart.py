@@ -14,7 +14,7 @@ import anyio
 from ...config import CHUNK_BYTES, TIDY_UP_S, Config
 from ...errors import CheckpointError, NotFound, StoreError, TransientStoreError
 from ...system.concurrency import for_each
-from ..base import Multipart, PartsLog, Progress, Source
+from ..base import Content, Multipart, PartsLog, Progress
 from ..retry import Counted, with_retries
 from .engine import Engine
 from .errors import StartOver
@@ -35,9 +35,15 @@ def part_size(size: int, part_bytes: int) -> int:
 
 
 async def put_parts(
-    engine: Engine, objects: Objects, config: Config, key: str, source: Source, progress: Progress, log: PartsLog | None
+    engine: Engine,
+    objects: Objects,
+    config: Config,
+    key: str,
+    content: Content,
+    progress: Progress,
+    log: PartsLog | None,
 ) -> Crcs:
-    """Write a source as a multipart; see ``Store.put_source``.
+    """Write content as a multipart; see ``Store.put_content``.
 
     Raises
     ------
@@ -48,23 +54,23 @@ async def put_parts(
     if known is not None:
         # Where it was aborted meanwhile, by a lifecycle rule perhaps, it is begun anew.
         with contextlib.suppress(StartOver):
-            return await _Upload(engine, objects, config, key, source, known, progress, log).run()
+            return await _Upload(engine, objects, config, key, content, known, progress, log).run()
     mark = uuid.uuid4().hex
     upload = await with_retries(lambda _: begin(engine, config, key, {_MARK: mark}), config, progress)
-    multipart = Multipart(f"{mark}:{upload}", part_size(source.size, config.part_bytes))
+    multipart = Multipart(f"{mark}:{upload}", part_size(content.size, config.part_bytes))
     if log is not None:
         log.began(multipart.upload, multipart.part_bytes)
-    return await _Upload(engine, objects, config, key, source, multipart, progress, log).run()
+    return await _Upload(engine, objects, config, key, content, multipart, progress, log).run()
 
 
 class _Upload:
     """One multipart upload on its way."""
 
     def __init__(
-        self, engine: Engine, objects: Objects, config: Config, key: str, source: Source, multipart: Multipart,
+        self, engine: Engine, objects: Objects, config: Config, key: str, content: Content, multipart: Multipart,
         progress: Progress, log: PartsLog | None,
     ) -> None:  # fmt: skip
-        self._engine, self._objects, self._config, self._key, self._source = engine, objects, config, key, source
+        self._engine, self._objects, self._config, self._key, self._content = engine, objects, config, key, content
         mark, colon, rest = multipart.upload.partition(":")
         # One of an older spool has no mark.
         self._mark, self._id = (mark, rest) if colon and len(mark) == _MARK_LENGTH else ("", multipart.upload)
@@ -75,7 +81,7 @@ class _Upload:
 
     async def run(self) -> Crcs:
         """Send the parts that are not there yet, and make them an object."""
-        size, part_bytes = self._source.size, self._part_bytes
+        size, part_bytes = self._content.size, self._part_bytes
         for number in self._parts:
             self._counted(min(part_bytes, size - (number - 1) * part_bytes))
         try:
@@ -111,11 +117,11 @@ class _Upload:
 
     async def _send(self, number: int) -> None:
         offset = (number - 1) * self._part_bytes
-        length, part = min(self._part_bytes, self._source.size - offset), Part(self._id, number)
+        length, part = min(self._part_bytes, self._content.size - offset), Part(self._id, number)
 
         async def send(progress: Progress) -> None:
             with self._engine.mapping("write", self._key):
-                sent = await self._objects.put(self._key, self._source, offset, length, progress, part=part)
+                sent = await self._objects.put(self._key, self._content, offset, length, progress, part=part)
             self._parts[number] = f"{sent.checksum}:{sent.etag}", sent.crcs
 
         await with_retries(send, self._config, self._counted)
@@ -145,14 +151,14 @@ class _Upload:
 
     async def _is_complete(self) -> bool:
         """Whether the object is the one that these parts make: it says from which upload it came, or its ETag does."""
-        if len(self._parts) != -(-self._source.size // self._part_bytes):
+        if len(self._parts) != -(-self._content.size // self._part_bytes):
             return False
         try:
             with self._engine.mapping("read", self._key):
                 answer, size = await self._objects.head(self._key)
         except StoreError:
             return False
-        if size != self._source.size:
+        if size != self._content.size:
             return False
         if self._mark and answer.headers.get(f"x-amz-meta-{_MARK}") == self._mark:
             return True

@@ -13,7 +13,7 @@ import anyio
 from ...config import PIECE_BYTES
 from ...errors import IntegrityError, StoreError
 from ...system.files import crc32
-from ..base import Progress, Source, too_long
+from ..base import Content, Progress, too_long
 from .answers import Answer, NotS3, Refusal, code_of
 from .body import Body, Digest, LocalFile, base64_crc, digest
 from .concurrency import Fixed, Lane
@@ -57,10 +57,10 @@ class Objects:
         self._sharing = Lane(Fixed(shared if shared is not None else engine.most))
 
     async def put(
-        self, key: str, source: Source, offset: int, length: int, moved: Progress, *, part: Part | None = None,
+        self, key: str, content: Content, offset: int, length: int, moved: Progress, *, part: Part | None = None,
         condition: Mapping[str, str] | None = None, small: bool = False,
     ) -> Sent:  # fmt: skip
-        """Send a range of a source as an object, or as a part of one.
+        """Send a range of content as an object, or as a part of one.
 
         Parameters
         ----------
@@ -78,7 +78,7 @@ class Objects:
         path = f"{engine.path(key)}?{part.query}" if part else engine.path(key)
         operation = "UploadPart" if part else "PutObject"
         async with self._lane(length), self._sharing if length > PIECE_BYTES else contextlib.nullcontext():
-            facts = await self._digest(source, offset, length, sha256=state.signs_content)
+            facts = await self._digest(content, offset, length, sha256=state.signs_content)
             checksum = base64_crc(facts.crc)
             headers = {**state.wanted.headers(operation, small=small), **(condition or {})}
             if state.checksums:
@@ -90,7 +90,7 @@ class Objects:
                 # A commit does not stand in line behind content: that makes up for it.
                 await anyio.sleep(0 if small else pause_s)
             else:
-                body = Body(source, offset, length, engine.throttle, self._counting(length, moved))
+                body = Body(content, offset, length, engine.throttle, self._counting(length, moved))
                 await body.begin()
             task = Task(operation, "PUT", path, headers, body, facts.sha256 or UNSIGNED_PAYLOAD)
             answer: Answer = await engine.exchange(task)
@@ -225,11 +225,11 @@ class Objects:
         return count
 
     @staticmethod
-    async def _digest(source: Source, offset: int, length: int, *, sha256: bool) -> Digest:
+    async def _digest(content: Content, offset: int, length: int, *, sha256: bool) -> Digest:
         if length <= PIECE_BYTES:
-            return digest(source, offset, length, sha256=sha256)
+            return digest(content, offset, length, sha256=sha256)
         try:
-            return await anyio.to_thread.run_sync(lambda: digest(source, offset, length, sha256=sha256))
+            return await anyio.to_thread.run_sync(lambda: digest(content, offset, length, sha256=sha256))
         except RuntimeError as error:
             raise OSError(errno.EAGAIN, f"cannot digest it: {error}") from error  # No more threads, for now.
 

@@ -16,7 +16,7 @@ from typing import Any
 from ...config import CHUNK_BYTES, Config
 from ...errors import IntegrityError, NotFound, StoreError, TransientStoreError
 from ...system.concurrency import for_each
-from ..base import MAX_BYTES, Capabilities, Entry, PartsLog, Progress, S3Settings, Source, Store, no_progress
+from ..base import MAX_BYTES, Capabilities, Content, Entry, PartsLog, Progress, S3Settings, Store, no_progress
 from ..retry import with_retries
 from .body import Bytes, LocalFile
 from .choice import open_client as open_best
@@ -73,14 +73,14 @@ class S3Store(Store):
     def notice(self) -> str:
         return self._engine.notice
 
-    async def put_source(
-        self, key: str, source: Source, progress: Progress = no_progress, log: PartsLog | None = None
+    async def put_content(
+        self, key: str, content: Content, progress: Progress = no_progress, log: PartsLog | None = None
     ) -> Crcs:
         try:
-            if source.size > part_size(source.size, self._config.part_bytes):
-                return await put_parts(self._engine, self._objects, self._config, key, source, progress, log)
+            if content.size > part_size(content.size, self._config.part_bytes):
+                return await put_parts(self._engine, self._objects, self._config, key, content, progress, log)
             with self._engine.mapping("write", key):
-                return (await self._objects.put(key, source, 0, source.size, progress)).crcs
+                return (await self._objects.put(key, content, 0, content.size, progress)).crcs
         except StartOver as error:
             raise TransientStoreError(error.what, where=error.where, hint=error.hint) from error
 

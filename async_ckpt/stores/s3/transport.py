@@ -12,7 +12,7 @@ import anyio
 _LEAST_BYTES = 1 << 10
 
 
-class Content(Protocol):
+class Stream(Protocol):
     """A body that is sent piece by piece; every pass begins at its first byte."""
 
     @property
@@ -30,14 +30,14 @@ class Request(NamedTuple):
     ----------
     url : str
         Percent-encoded; it is not encoded again.
-    body : bytes, Content or None
+    body : bytes, Stream or None
         Its length stands in the headers.
     """
 
     method: str
     url: str
     headers: Mapping[str, str]
-    body: bytes | Content | None
+    body: bytes | Stream | None
 
 
 class Incoming(Protocol):

@@ -20,7 +20,7 @@ from .job import Engine, Job, Measured
 
 
 class Ours(Engine):
-    """``put_source`` and ``get_file`` of many files side by side."""
+    """``put_content`` and ``get_file`` of many files side by side."""
 
     _portal: BlockingPortal
 
@@ -44,7 +44,7 @@ class Ours(Engine):
         async def put(file: tuple[str, str, int]) -> None:
             path, key, size = file
             with contextlib.closing(FileSource(path, size)) as source:
-                await self._store.put_source(key, source)
+                await self._store.put_content(key, source)
 
         self._each(directory, prefix, sizes, put)
 

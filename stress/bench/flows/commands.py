@@ -155,7 +155,7 @@ class Commands:
             async def put(path):
                 source = FileSource(path, size)
                 with contextlib.closing(source):
-                    await store.put_source(f"raw/{os.path.basename(path)}", source)
+                    await store.put_content(f"raw/{os.path.basename(path)}", source)
 
             before = time.perf_counter()
             await for_each(files, mine.config.max_uploads, put)
