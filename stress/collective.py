@@ -20,13 +20,13 @@ from typing import Any
 import pytest
 
 from async_ckpt.spool.journal import COMMITTED
+from harness.agents import Task
+from harness.gangs import Gang
+from harness.proxy import PASSED, Proxy
+from harness.writers import content
 from stress.bench import results
 from stress.bench.environment import caveats
 from stress.s3_target import s3_target
-from tests.support.agents import Task
-from tests.support.gangs import Gang
-from tests.support.proxy import PASSED, Proxy
-from tests.support.writers import content
 
 COMMAND = "python -m stress.collective"
 _LIMIT_S = 300.0

@@ -20,12 +20,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from harness import ddp
+from harness.ddp import Kill, Training
+from harness.gated_s3 import GatedS3
+from harness.metaflow_env import Workspace
 from stress.bench import results
 from stress.bench.environment import caveats, work_directory
-from tests.support import ddp
-from tests.support.ddp import Kill, Training
-from tests.support.gated_s3 import GatedS3
-from tests.support.metaflow_env import Workspace
 
 COMMAND = "python -m stress.ddp"
 #: As often the flow tries its step again.

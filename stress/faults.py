@@ -26,11 +26,11 @@ import pytest
 
 from async_ckpt.errors import CheckpointError
 from async_ckpt.stores.base import StoreSpec
+from harness.agents import Task, content
+from harness.proxy import PASSED, Proxy
 from stress.bench import results
 from stress.bench.environment import caveats, memory_directory, work_directory
 from stress.bench.servers import KEY, SECRET, rclone
-from tests.support.agents import Task, content
-from tests.support.proxy import PASSED, Proxy
 
 COMMAND = "python -m stress.faults"
 #: Buckets of the two savers.

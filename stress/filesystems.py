@@ -20,10 +20,10 @@ from typing import Any
 
 import pytest
 
+from harness.agents import Task
+from harness.filesystems import CannotMount, twice, why_not
+from harness.matrix import KINDS, Tally, cells, run
 from stress.bench import results
-from tests.support.agents import Task
-from tests.support.filesystems import CannotMount, twice, why_not
-from tests.support.matrix import KINDS, Tally, cells, run
 
 #: Names for the table.
 _SHOWN = {

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.agents import Task
-from tests.support.saving import Forked, Subprocess, Thread, as_stored, save_some
+from harness.agents import Task
+from harness.saving import Forked, Subprocess, Thread, as_stored, save_some
 
 
 def run_round(base: Path, options: argparse.Namespace) -> int:

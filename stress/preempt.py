@@ -24,10 +24,10 @@ from typing import Any
 
 import pytest
 
+from harness.agents import Task, kill
+from harness.writers import content
 from stress.bench import results
 from stress.s3_target import s3_target
-from tests.support.agents import Task, kill
-from tests.support.writers import content
 
 COMMAND = "python -m stress.preempt"
 SIZE = 24 << 20
@@ -38,8 +38,8 @@ from async_ckpt.task.checkpointer import Checkpointer
 from async_ckpt.config import Config
 from async_ckpt.stores.base import StoreSpec
 from async_ckpt.task.termination import Termination
-from tests.support.agents import TASK
-from tests.support.writers import content
+from harness.agents import TASK
+from harness.writers import content
 root, spec, work, count, size = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
 def say(line): print(f"{time.time():.2f} {line}", flush=True)
 config = Config.from_env()

@@ -1,6 +1,6 @@
 """Every cell of the table of faults against the S3 store, with what came of it and how long it took.
 
-``python -m stress.s3_faults`` prints a table in Markdown: the rows of ``tests/support/fault_table.py``, each with every
+``python -m stress.s3_faults`` prints a table in Markdown: the rows of ``harness/fault_table.py``, each with every
 call it is tried with, over TCP and TLS, through the engine and through its fallback. It ends with 1 if a cell is not as
 it should be.
 """
@@ -14,9 +14,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.support.fault_calls import CALLS
-from tests.support.fault_cells import ENGINE, FALLBACK, TCP, TLS, Cell, Certificates, Result, run_cells, short_pauses
-from tests.support.fault_table import CELLS
+from harness.fault_calls import CALLS
+from harness.fault_cells import ENGINE, FALLBACK, TCP, TLS, Cell, Certificates, Result, run_cells, short_pauses
+from harness.fault_table import CELLS
 
 #: So much of an error is shown.
 _SHOWN = 160

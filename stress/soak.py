@@ -26,10 +26,10 @@ import pytest
 
 from async_ckpt.errors import CheckpointError
 from async_ckpt.task.checkpointer import Checkpointer
+from harness.agents import Task, agent_pid
+from harness.writers import content
 from stress.bench import results
 from stress.s3_target import s3_target
-from tests.support.agents import Task, agent_pid
-from tests.support.writers import content
 
 COMMAND = "python -m stress.soak"
 BIG, SMALL = 300 << 10, 100

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.agents import Task
-from tests.support.filesystems import FILESYSTEMS, CannotMount, provided, why_not
-from tests.support.rewriting import MODES, Rewriting, Tally, random_sizes
-from tests.support.writers import WAYS
+from harness.agents import Task
+from harness.filesystems import FILESYSTEMS, CannotMount, provided, why_not
+from harness.rewriting import MODES, Rewriting, Tally, random_sizes
+from harness.writers import WAYS
 
 #: A launcher takes so many restarts within its window for a crash loop; a new task every so many rounds starts over.
 _ROUNDS_PER_TASK = 5

@@ -3,7 +3,7 @@
     python -m stress.twice [--rounds 200] [--flows 20] [--seed N]
 
 A machine is a process with a spool of its own; a round is one task on 2 to 4 of them, and a retry at its end. Three
-stores: a local one, S3 whose conditions are kept (``tests/support/fault_server.py``), and S3 whose conditions are
+stores: a local one, S3 whose conditions are kept (``harness/fault_server.py``), and S3 whose conditions are
 ignored (rclone). After each step what is committed is read back: whether it is still what it was (*overwritten*), is
 what that save wrote (*damaged*), is there at all (*gone*). Each start must resume from the newest that was committed
 before it began. ``--flows``: the same with Metaflow's own tasks. Exit status 1 if anything is wrong.
@@ -37,14 +37,14 @@ from async_ckpt.errors import CheckpointError, FlushError
 from async_ckpt.stores.base import Store, StoreSpec
 from async_ckpt.task.checkpointer import Checkpointer
 from async_ckpt.task.loader import run_with_store
+from harness.again import Started, first_run
+from harness.agents import TASK, content
+from harness.environments import with_our_modules
+from harness.fault_server import FaultServer
+from harness.memory_s3 import MemoryS3
+from harness.metaflow_env import Workspace
+from harness.servers import BUCKET, S3Server
 from stress.bench import results
-from tests.support.again import Started, first_run
-from tests.support.agents import TASK, content
-from tests.support.environments import with_our_modules
-from tests.support.fault_server import FaultServer
-from tests.support.memory_s3 import MemoryS3
-from tests.support.metaflow_env import Workspace
-from tests.support.servers import BUCKET, S3Server
 
 from .s3_target import s3_target
 

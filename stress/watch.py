@@ -25,10 +25,10 @@ import pytest
 from async_ckpt.config import Config
 from async_ckpt.task.checkpointer import Checkpointer
 from async_ckpt.watch import Watch, WatchOptions
+from harness import trainer
+from harness.agents import Task
 from stress.bench import results
 from stress.s3_target import s3_target
-from tests.support import trainer
-from tests.support.agents import Task
 
 COMMAND = "python -m stress.watch"
 KEEP = 3

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import agents, filesystems, signals
-from tests.support.allowed_skips import pytest_sessionfinish, pytest_terminal_summary
+from harness import agents, filesystems, signals
+from tests.allowed_skips import pytest_sessionfinish, pytest_terminal_summary
 
 __all__ = ["pytest_sessionfinish", "pytest_terminal_summary"]
 

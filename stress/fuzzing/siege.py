@@ -13,11 +13,11 @@ import pytest
 
 from async_ckpt.errors import CheckpointError
 from async_ckpt.task.checkpointer import Checkpointer
+from harness.agents import Task, agent_pid, is_alive, records
+from harness.hostile_client import descriptors_of, memory_of
+from harness.saving import as_stored, save_some
 from stress.fuzzing.attack import Attack, Came
 from stress.fuzzing.trainer import Trainer
-from tests.support.agents import Task, agent_pid, is_alive, records
-from tests.support.hostile_client import descriptors_of, memory_of
-from tests.support.saving import as_stored, save_some
 
 #: Bytes by which the agent's memory may grow from the first tenth of the attack to its end: its heap has holes by then.
 _MAX_GROWTH = 32 << 20

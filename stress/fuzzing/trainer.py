@@ -9,8 +9,8 @@ from pathlib import Path
 
 from async_ckpt.errors import CheckpointError
 from async_ckpt.task.checkpointer import Checkpointer
-from tests.support.saving import BIG, SMALL
-from tests.support.writers import content
+from harness.saving import BIG, SMALL
+from harness.writers import content
 
 #: Seconds between two saves.
 _STEP_S = 0.25

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from async_ckpt.system import crash
-from tests.support.agents import is_alive
+from harness.agents import is_alive
 
 TASK, AGENT, WORKER = "task", "agent", "uploader"
 

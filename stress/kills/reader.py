@@ -11,9 +11,9 @@ from typing import Any
 
 from async_ckpt import layout
 from async_ckpt.spool import journal
+from harness.agents import TASK
 from stress.kills.content import fault_in_store
 from stress.kills.ledger import Ledger
-from tests.support.agents import TASK
 
 _EVERY_S = 0.005
 

@@ -14,6 +14,8 @@ from typing import Any
 from async_ckpt import layout
 from async_ckpt.config import ENV_PREFIX
 from async_ckpt.stores.base import StoreSpec
+from harness import agents
+from harness.agents import kill
 from stress.kills.attempt import Attempt
 from stress.kills.content import fault_in_store
 from stress.kills.figures import Figures
@@ -21,8 +23,6 @@ from stress.kills.ledger import Ledger
 from stress.kills.processes import AGENT, MARK, TASK, WORKER, agent_of, marked, who_dies_at, worker_of
 from stress.kills.reader import Reader
 from stress.kills.saver import CLOSE, FAIL, FINISH, Spec
-from tests.support import agents
-from tests.support.agents import kill
 
 RANDOM = "at random"
 

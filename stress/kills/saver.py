@@ -32,8 +32,8 @@ from async_ckpt.errors import CheckpointError
 from async_ckpt.spool.journal import COMMITTED
 from async_ckpt.stores.base import StoreSpec
 from async_ckpt.task.checkpointer import Checkpointer
+from harness.agents import TASK
 from stress.kills.content import KINDS, TAR, fault_of, write
-from tests.support.agents import TASK
 
 #: Orders: end as a step that failed; end as one that is done, first with a flush, then for good.
 FAIL, FINISH, CLOSE = b"fail", b"finish", b"close"

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from async_ckpt import capture
+from harness.filesystems import CLONING, FILESYSTEMS
 
-from ..support.filesystems import CLONING, FILESYSTEMS
 from .snapshot_suite import OnFilesystem, Place, can_clone
 
 

@@ -24,9 +24,9 @@ from async_ckpt.stores import local, open_store
 from async_ckpt.stores.base import Entry, Store, StoreSpec
 from async_ckpt.stores.local import LocalStore
 from async_ckpt.stores.retry import RetryStore
+from harness.content import BytesContent, crcs_of, pattern
+from harness.filesystems import CLONING
 
-from ..support.content import BytesContent, crcs_of, pattern
-from ..support.filesystems import CLONING
 from .store_suite import StoreSuite, run
 
 

@@ -14,7 +14,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, HTTPClientError
 from botocore.session import get_session
 
-from ..support.proxy import (
+from harness.proxy import (
     CUT_ANSWER,
     CUT_OFF,
     CUT_REQUEST,
@@ -28,7 +28,7 @@ from ..support.proxy import (
     TOO_MANY,
     Proxy,
 )
-from ..support.servers import BUCKET, S3Server, rclone_server
+from harness.servers import BUCKET, S3Server, rclone_server
 
 __all__ = ["rclone_server"]
 

@@ -17,9 +17,9 @@ from async_ckpt.stores.base import S3Settings
 from async_ckpt.stores.s3 import aiohttp_transport, boto3_transport
 from async_ckpt.stores.s3.settings import OpenClient
 from async_ckpt.stores.s3.store import S3Store
+from harness.content import BytesContent, pattern
+from harness.servers import BUCKET, S3Server, moto_server, moto_tls_server
 
-from ..support.content import BytesContent, pattern
-from ..support.servers import BUCKET, S3Server, moto_server, moto_tls_server
 from .store_suite import LARGE, run
 from .test_s3_store import Misbehaving, answer, plain_client
 

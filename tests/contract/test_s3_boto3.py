@@ -13,9 +13,9 @@ from async_ckpt.stores.base import S3Settings
 from async_ckpt.stores.s3 import boto3_transport
 from async_ckpt.stores.s3.settings import OpenClient
 from async_ckpt.stores.s3.store import S3Store
+from harness.content import BytesContent, crcs_of, pattern
+from harness.servers import S3Server, moto_server, rclone_server
 
-from ..support.content import BytesContent, crcs_of, pattern
-from ..support.servers import S3Server, moto_server, rclone_server
 from .store_suite import LARGE, run
 from .test_s3_store import TestMoto as MotoSuite
 from .test_s3_store import TestRclone as RcloneSuite

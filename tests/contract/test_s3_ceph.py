@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from ..support.ceph import ceph_server
-from ..support.servers import S3Server
+from harness.ceph import ceph_server
+from harness.servers import S3Server
+
 from .s3_clients import BothClients, Copying, Resuming
 from .store_suite import run
 from .test_s3_store import TestRclone as RcloneSuite

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from ..support import faults
-from ..support.fault_calls import CALLS
-from ..support.fault_cells import ENGINE, FALLBACK, TCP, TLS, Certificates, Fault, cells_of, run_cells, short_pauses
-from ..support.fault_table import CELLS, FAULTS
+from harness import faults
+from harness.fault_calls import CALLS
+from harness.fault_cells import ENGINE, FALLBACK, TCP, TLS, Certificates, Fault, cells_of, run_cells, short_pauses
+from harness.fault_table import CELLS, FAULTS
 
 # Connections that were left open are counted in each cell, which names itself; the collector's warnings come anywhere.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

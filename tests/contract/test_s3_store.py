@@ -26,9 +26,9 @@ from async_ckpt.stores.s3 import aiohttp_transport
 from async_ckpt.stores.s3.multipart import MAX_PARTS, part_size
 from async_ckpt.stores.s3.settings import OpenClient
 from async_ckpt.stores.s3.store import S3Store
+from harness.content import BytesContent, crcs_of, pattern
+from harness.servers import ACCESS_KEY, BUCKET, SECRET_KEY, S3Server, moto_server, rclone_server
 
-from ..support.content import BytesContent, crcs_of, pattern
-from ..support.servers import ACCESS_KEY, BUCKET, SECRET_KEY, S3Server, moto_server, rclone_server
 from .store_suite import LARGE, StoreSuite, run
 
 __all__ = ["moto_server", "rclone_server"]

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from ..support.servers import S3Server, rclone_tls_server
+from harness.servers import S3Server, rclone_tls_server
+
 from .s3_clients import BothClients, Copying, Resuming
 from .test_s3_store import TestRclone as RcloneSuite
 

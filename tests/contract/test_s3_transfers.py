@@ -20,9 +20,9 @@ from async_ckpt.errors import IntegrityError, NotFound, StoreError, TransientSto
 from async_ckpt.stores.base import Multipart, S3Settings
 from async_ckpt.stores.s3 import concurrency, copy_object
 from async_ckpt.stores.s3.store import S3Store
+from harness.content import BytesContent, crcs_of, pattern
+from harness.servers import BUCKET, S3Server, moto_server, moto_tls_server, rclone_server
 
-from ..support.content import BytesContent, crcs_of, pattern
-from ..support.servers import BUCKET, S3Server, moto_server, moto_tls_server, rclone_server
 from .store_suite import LARGE, run
 from .test_s3_store import OK, Misbehaving, answer, open_uploads, plain_client
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..support.servers import moto_server, rclone_server
+from harness.servers import moto_server, rclone_server
+
 from .s3_clients import Copying, Resuming
 from .test_s3_boto3 import THREADS
 from .test_s3_transfers import TestCopyOnMoto as MotoCopy

@@ -11,8 +11,8 @@ import pytest
 
 from async_ckpt.capture.symlinks import Root, target_of
 from async_ckpt.config import Config
+from harness.agents import Task, content
 
-from ..support.agents import Task, content
 from .snapshot_suite import BIG, Place, captured_tree, read
 
 

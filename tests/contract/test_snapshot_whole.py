@@ -24,9 +24,9 @@ from async_ckpt.capture.stillness import OpenFile
 from async_ckpt.config import Config
 from async_ckpt.errors import MissingPathError, SnapshotError
 from async_ckpt.manifest import LINK, FileEntry
+from harness.filesystems import LAYERED, SECONDS, CannotMount, twice, why_not
+from harness.generations import Mapping
 
-from ..support.filesystems import LAYERED, SECONDS, CannotMount, twice, why_not
-from ..support.generations import Mapping
 from .snapshot_suite import BIG, OnFilesystem, captured_tree, read
 
 SMALL = 100

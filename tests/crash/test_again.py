@@ -19,9 +19,8 @@ from async_ckpt.ipc import protocol
 from async_ckpt.spool.journal import COMMITTED, FAILED
 from async_ckpt.spool.spool import Spool
 from async_ckpt.task.checkpointer import Checkpointer
-
-from ..support.agents import TASK, Task, agent_pid, content, kill, wait_until, worker_pid
-from ..support.scenes import BIG, save
+from harness.agents import TASK, Task, agent_pid, content, kill, wait_until, worker_pid
+from harness.scenes import BIG, save
 
 
 @pytest.mark.parametrize("killed", [False, True], ids=["the agent goes on", "another agent"])

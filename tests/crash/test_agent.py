@@ -13,9 +13,9 @@ from async_ckpt.manifest import FileEntry, Manifest
 from async_ckpt.spool import journal
 from async_ckpt.spool.journal import COMMITTED
 from async_ckpt.spool.spool import Spool
+from harness.agents import TASK, Task, agent_pid, content, is_alive, kill, records, wait_until, worker_pid
+from harness.scenes import BIG, assert_all_in_order, assert_prefix, save, save_and_die
 
-from ..support.agents import TASK, Task, agent_pid, content, is_alive, kill, records, wait_until, worker_pid
-from ..support.scenes import BIG, assert_all_in_order, assert_prefix, save, save_and_die
 from . import test_collective, test_same_attempt
 
 SAVES = 50

@@ -10,10 +10,9 @@ import pytest
 
 from async_ckpt.errors import BacklogError, StoreError
 from async_ckpt.spool.journal import COMMITTED, SUPERSEDED
-
-from ..support.agents import Task, agent_pid, content, kill, wait_until
-from ..support.filesystems import CannotMount, small_tmpfs
-from ..support.scenes import BIG, save
+from harness.agents import Task, agent_pid, content, kill, wait_until
+from harness.filesystems import CannotMount, small_tmpfs
+from harness.scenes import BIG, save
 
 
 def states(references: list[object]) -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 
 from async_ckpt.errors import UsageError
 from async_ckpt.watch import Watch, WatchOptions
-from tests.support.agents import Task
+from harness.agents import Task
 
 
 @pytest.fixture

@@ -19,10 +19,9 @@ from async_ckpt.errors import FlushError, IntegrityError, NotFound, SpoolError, 
 from async_ckpt.spool.journal import COMMITTED, FAILED
 from async_ckpt.task import gang
 from async_ckpt.task.checkpointer import Checkpointer, Reference
-
-from ..support.agents import TASK, Task, agent_pid, kill, wait_until
-from ..support.environments import with_our_modules
-from ..support.gangs import Gang
+from harness.agents import TASK, Task, agent_pid, kill, wait_until
+from harness.environments import with_our_modules
+from harness.gangs import Gang
 
 #: Those that only collective saves come by.
 CRASH_POINTS = ("gather:before-outcome", "gather:after-outcome")
@@ -344,7 +343,7 @@ def test_a_gang_of_one_saves_together(task: Task, monkeypatch: pytest.MonkeyPatc
 def test_ranks_whose_wrappers_differ_were_started_together(task: Task) -> None:
     """A shell of each rank is not what started it."""
     checkpointer = task.start()
-    code = "from async_ckpt.ranks.who import find; from tests.support.agents import TASK; print(find(TASK).launch)"
+    code = "from async_ckpt.ranks.who import find; from harness.agents import TASK; print(find(TASK).launch)"
     environment = task.environment(checkpointer)
     launches = []
     for rank in range(2):
@@ -523,7 +522,7 @@ from dataclasses import replace
 from async_ckpt.task.checkpointer import Checkpointer
 from async_ckpt.config import Config
 from async_ckpt.stores.base import StoreSpec
-from tests.support.agents import TASK
+from harness.agents import TASK
 root, store, work, node = sys.argv[1:]
 task = replace(TASK, node=int(node), nodes=2)
 checkpointer = Checkpointer.start(root, task, StoreSpec("local", store), Config.from_env(), uploader="process")
@@ -559,7 +558,7 @@ from async_ckpt.task.checkpointer import Checkpointer
 from async_ckpt.config import Config
 from async_ckpt.errors import FlushError
 from async_ckpt.stores.base import StoreSpec
-from tests.support.agents import TASK
+from harness.agents import TASK
 root, store, work, said = sys.argv[1:]
 lead = os.getpid()
 if os.fork():

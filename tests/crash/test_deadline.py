@@ -13,9 +13,8 @@ import pytest
 
 from async_ckpt.spool.journal import COMMITTED, UPLOADED
 from async_ckpt.task.checkpointer import Checkpointer
-
-from ..support.agents import Gate, Task, agent_pid, content, kill, records, wait_until
-from ..support.scenes import BIG, save
+from harness.agents import Gate, Task, agent_pid, content, kill, records, wait_until
+from harness.scenes import BIG, save
 
 SAVES = 6
 

@@ -19,13 +19,12 @@ from async_ckpt.stores import catalog, local, open_store, retry
 from async_ckpt.stores.base import StoreSpec
 from async_ckpt.stores.local import LocalStore
 from async_ckpt.task import restore
-
-from ..support.agents import TASK, Task, content, wait_until
-from ..support.fault_server import FaultServer, Turn
-from ..support.memory_s3 import MemoryS3
-from ..support.proxy import CUT_OFF, KINDS, LOST, REFUSED, Proxy
-from ..support.scenes import BIG, save
-from ..support.servers import BUCKET, S3Server, rclone_server
+from harness.agents import TASK, Task, content, wait_until
+from harness.fault_server import FaultServer, Turn
+from harness.memory_s3 import MemoryS3
+from harness.proxy import CUT_OFF, KINDS, LOST, REFUSED, Proxy
+from harness.scenes import BIG, save
+from harness.servers import BUCKET, S3Server, rclone_server
 
 __all__ = ["rclone_server"]
 

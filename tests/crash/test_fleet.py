@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from stress import fleet
-
-from ..support.agents import Task
+from harness import fleet
+from harness.agents import Task
 
 
 @pytest.mark.parametrize("uploader", ["process", "thread"])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from stress import gangs
+from harness.gang_kills import play
 
 
 #: Of these, one kills rank 0 a tenth of a second after it began, the other one rank 1.
@@ -16,7 +16,7 @@ def test_a_retry_begins_with_one_checkpoint_on_all_ranks_and_nothing_partial_is_
     tmp_path: Path, seed: str, rank: int
 ) -> None:
     figures: Counter[str] = Counter()
-    assert gangs.play(tmp_path, seed, 3, 40, figures, longest_s=0.3) == []
+    assert play(tmp_path, seed, 3, 40, figures, longest_s=0.3) == []
     assert figures["ranks killed"] == figures["retries"] == 1
     assert figures["of them control tasks"] == (rank == 0)
     assert figures["checkpoints committed"] >= 40

@@ -14,9 +14,8 @@ from pathlib import Path
 import pytest
 
 from async_ckpt.task.checkpointer import Checkpointer
-
-from ..support.agents import Gate, Task, agent_pid, content, kill, wait_until
-from ..support.scenes import BIG, save_and_die
+from harness.agents import Gate, Task, agent_pid, content, kill, wait_until
+from harness.scenes import BIG, save_and_die
 
 
 def _rewrite(path: Path) -> None:

@@ -14,12 +14,11 @@ from async_ckpt.agent.questions import MAX_QUESTIONS
 from async_ckpt.ipc import protocol
 from async_ckpt.spool.spool import Admitted, Spool
 from async_ckpt.task.checkpointer import Checkpointer
-
-from ..support.agents import Task, agent_pid, is_alive, records, wait_until, worker_pid
-from ..support.hostile_client import descriptors_of
-from ..support.hostile_frames import frame
-from ..support.scenes import save
-from ..support.talking import Talker
+from harness.agents import Task, agent_pid, is_alive, records, wait_until, worker_pid
+from harness.hostile_client import descriptors_of
+from harness.hostile_frames import frame
+from harness.scenes import save
+from harness.talking import Talker
 
 HELLO = protocol.encode({"op": "hello", "v": protocol.VERSION, "seq": 1})
 LAST = protocol.encode({"op": "state", "id": "", "seq": 987_654_321})

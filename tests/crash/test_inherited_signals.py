@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from async_ckpt.task.termination import Termination
-
-from ..support.agents import Task, wait_until
-from ..support.environments import with_our_modules
+from harness.agents import Task, wait_until
+from harness.environments import with_our_modules
 
 #: Runs a command with everything ignored or blocked that can be.
 _DEAF = """
@@ -45,7 +44,7 @@ def bits(*numbers: int) -> int:
 def test_what_the_tests_start_gets_its_signals(how: str) -> None:
     code = """
         import subprocess, sys
-        from tests.support import signals
+        from harness import signals
         signals.reset()
         sys.exit(subprocess.run(["grep", "-E", "Sig(Ign|Blk)", "/proc/self/status"]).returncode)
     """
@@ -61,7 +60,7 @@ import sys
 from async_ckpt.task.checkpointer import Checkpointer
 from async_ckpt.config import Config
 from async_ckpt.stores.base import StoreSpec
-from tests.support.agents import TASK, agent_pid
+from harness.agents import TASK, agent_pid
 root, store, work = sys.argv[1:]
 checkpointer = Checkpointer.start(root, TASK, StoreSpec("local", store), Config.from_env(), uploader="process")
 checkpointer.save(work)

@@ -12,9 +12,8 @@ import pytest
 from async_ckpt.errors import UsageError
 from async_ckpt.task.checkpointer import Checkpointer
 from async_ckpt.task.reference import Reference
-
-from ..support.agents import Gate, Task, agent_pid, content, kill, wait_until
-from ..support.writers import WAYS, LocalWriters, RemoteWriters
+from harness.agents import Gate, Task, agent_pid, content, kill, wait_until
+from harness.writers import WAYS, LocalWriters, RemoteWriters
 
 SIZE = (1 << 20) + 77
 

@@ -10,9 +10,8 @@ import pytest
 
 from async_ckpt.config import CHUNK_BYTES
 from async_ckpt.stores.base import StoreSpec
-
-from ..support.agents import Task, agent_pid, content, is_alive, kill, records, wait_until, worker_pid
-from ..support.gated_s3 import GatedS3
+from harness.agents import Task, agent_pid, content, is_alive, kill, records, wait_until, worker_pid
+from harness.gated_s3 import GatedS3
 
 PART = CHUNK_BYTES
 PARTS = 6

@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 
 from async_ckpt.stores.base import StoreSpec
-
-from ..support.agents import Task, agent_pid, kill, wait_until, worker_pid
-from ..support.scenes import save
-from ..support.servers import BUCKET, S3Server, moto_server
+from harness.agents import Task, agent_pid, kill, wait_until, worker_pid
+from harness.scenes import save
+from harness.servers import BUCKET, S3Server, moto_server
 
 __all__ = ["moto_server"]
 

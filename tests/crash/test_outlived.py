@@ -14,9 +14,8 @@ from async_ckpt.errors import CheckpointError, SpoolError, UsageError
 from async_ckpt.spool.spool import Spool
 from async_ckpt.task import checkpointer
 from async_ckpt.task.checkpointer import Checkpointer, Reference
-
-from ..support.agents import Task, agent_pid, content, is_alive, kill, wait_until
-from ..support.scenes import BIG, save
+from harness.agents import Task, agent_pid, content, is_alive, kill, wait_until
+from harness.scenes import BIG, save
 
 
 @pytest.fixture

@@ -6,10 +6,9 @@ import pytest
 
 from async_ckpt.errors import FlushError
 from async_ckpt.spool.journal import FAILED
-
-from ..support.agents import Task, close_and_kill, records, wait_until
-from ..support.preemption import COMMIT_HANGS, FAILS, NO_COMMIT, REFUSED, Preemption, on_disk
-from ..support.scenes import save
+from harness.agents import Task, close_and_kill, records, wait_until
+from harness.preemption import COMMIT_HANGS, FAILS, NO_COMMIT, REFUSED, Preemption, on_disk
+from harness.scenes import save
 
 _SIZE = 300 << 10
 

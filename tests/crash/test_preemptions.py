@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ..support.preemption import (
+from harness.preemption import (
     COMMIT_HANGS,
     FAILS,
     GONE,

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from ..support.agents import Task, content, wait_until
-from ..support.rewriting import MODES, Rewriting
-from ..support.writers import WAYS
+from harness.agents import Task, content, wait_until
+from harness.rewriting import MODES, Rewriting
+from harness.writers import WAYS
 
 MIB = 1 << 20
 

@@ -16,9 +16,8 @@ from async_ckpt.layout import START_STEP
 from async_ckpt.spool.journal import COMMITTED, Progress
 from async_ckpt.spool.spool import Admitted, Spool
 from async_ckpt.task.checkpointer import Checkpointer, Reference
-
-from ..support.agents import TASK, Gate, Task, agent_pid, kill, wait_until
-from ..support.writers import content
+from harness.agents import TASK, Gate, Task, agent_pid, kill, wait_until
+from harness.writers import content
 
 SIZE = 200 << 10
 

@@ -15,11 +15,10 @@ import pytest
 from async_ckpt.errors import CheckpointError
 from async_ckpt.ipc import protocol
 from async_ckpt.stores.base import StoreSpec
-
-from ..support.agents import Task, agent_pid, wait_until, worker_pid
-from ..support.gated_s3 import GatedS3
-from ..support.scenes import save
-from ..support.servers import free_port
+from harness.agents import Task, agent_pid, wait_until, worker_pid
+from harness.gated_s3 import GatedS3
+from harness.scenes import save
+from harness.servers import free_port
 
 _SECRET, _TOKEN, _PASSWORD = "marker-Of-The-Secret-Key", "marker-Of-The-Session-Token", "marker-Of-A-Password"
 MARKERS = (_SECRET, _TOKEN, _PASSWORD)

@@ -15,11 +15,10 @@ from async_ckpt.agent import socket_saves
 from async_ckpt.ipc import protocol
 from async_ckpt.task import socket_saver
 from async_ckpt.task.checkpointer import Checkpointer
-
-from ..support.agents import Task, agent_pid, command_line, content, is_alive, kill, wait_until
-from ..support.scenes import BIG
-from ..support.scenes import save as save_in_task
-from ..support.talking import Talker
+from harness.agents import Task, agent_pid, command_line, content, is_alive, kill, wait_until
+from harness.scenes import BIG
+from harness.scenes import save as save_in_task
+from harness.talking import Talker
 
 
 @pytest.fixture

@@ -14,9 +14,8 @@ import pytest
 from async_ckpt.config import DEATHS_OF_AGENT
 from async_ckpt.errors import FlushError
 from async_ckpt.spool.journal import FAILED
-
-from ..support.agents import Task, agent_pid, content, kill, records, wait_until
-from ..support.scenes import BIG, assert_all_in_order, save
+from harness.agents import Task, agent_pid, content, kill, records, wait_until
+from harness.scenes import BIG, assert_all_in_order, save
 
 #: What happens in an uploader that is about to store a file: ``{deed}`` with its ``path``.
 _SITECUSTOMIZE = """

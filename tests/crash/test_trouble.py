@@ -14,9 +14,8 @@ from async_ckpt.ipc import protocol
 from async_ckpt.spool.journal import FAILED
 from async_ckpt.system.files import locked
 from async_ckpt.task import checkpointer as checkpointer_module
-
-from ..support.agents import Task, agent_pid, close_and_kill, content, is_alive, kill, wait_until, worker_pid
-from ..support.scenes import BIG, assert_all_in_order, save, save_and_die
+from harness.agents import Task, agent_pid, close_and_kill, content, is_alive, kill, wait_until, worker_pid
+from harness.scenes import BIG, assert_all_in_order, save, save_and_die
 
 
 def test_a_spool_whose_lock_somebody_else_holds_is_a_clear_error(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:

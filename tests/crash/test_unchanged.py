@@ -14,8 +14,7 @@ import pytest
 from async_ckpt.errors import SnapshotError
 from async_ckpt.spool.inode import identify, shows_writes
 from async_ckpt.task.checkpointer import Checkpointer, Reference
-
-from ..support.agents import Task, agent_pid, close_and_kill, content, is_alive, kill, wait_until
+from harness.agents import Task, agent_pid, close_and_kill, content, is_alive, kill, wait_until
 
 #: Large enough to be worth a copy in the store.
 FROZEN = 2 << 20

@@ -20,9 +20,9 @@ from async_ckpt.task.checkpointer import Checkpointer
 from async_ckpt.watch import Watch, WatchOptions, saving
 from async_ckpt.watch.events import Events
 from async_ckpt.watch.tree import Tree, read_tree
-from tests.support import trainer
-from tests.support.agents import Task, wait_until
-from tests.support.metaflow_env import REPOSITORY
+from harness import trainer
+from harness.agents import Task, wait_until
+from harness.metaflow_env import REPOSITORY
 
 #: Longer than a loaded machine keeps a process from running between the close of a file and the opening of the next.
 PATIENT_S = 4.0

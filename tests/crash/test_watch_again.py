@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from async_ckpt.task.checkpointer import Checkpointer
+from harness.agents import Task, wait_until
 from tests.crash.test_watch import Watching, stored, watching
-from tests.support.agents import Task, wait_until
 
 __all__ = ["watching"]
 

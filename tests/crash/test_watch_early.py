@@ -13,8 +13,8 @@ import pytest
 
 from async_ckpt.config import Config
 from async_ckpt.watch import Watch, WatchOptions
+from harness.agents import Task, close_and_kill, wait_until
 from tests.crash.test_watch import Watching, stored, watching
-from tests.support.agents import Task, close_and_kill, wait_until
 
 __all__ = ["watching"]
 

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from stress import watch_frameworks
-from stress.watch_frameworks import Finished, Run
-from tests.support import frameworks
+from harness import frameworks, watched_frameworks
+from harness.watched_frameworks import Finished, Run
 
 
 def options(**given: object) -> argparse.Namespace:
@@ -22,7 +21,7 @@ def options(**given: object) -> argparse.Namespace:
 
 @pytest.mark.parametrize("kill", [False, True])
 def test_pairs_are_committed_once_and_none_is_half(kill: bool) -> None:
-    row = watch_frameworks.all_runs(sys.executable, "pairs", options(kill=kill), random.Random(1))
+    row = watched_frameworks.all_runs(sys.executable, "pairs", options(kill=kill), random.Random(1))
     assert (row["twice"], row["half"], row["kills"]) == (0, 0, int(kill))
     assert row["committed"] >= 1
 
@@ -32,7 +31,7 @@ def test_pairs_are_committed_once_and_none_is_half(kill: bool) -> None:
 @pytest.mark.parametrize("kind", ["hf", "lightning", "keras", "dcp", "deepspeed", "orbax", "tensorflow"])
 def test_checkpoints_of_frameworks_are_committed_once_and_none_is_half(kind: str) -> None:
     python = frameworks.find_or_make_frameworks()
-    row = watch_frameworks.all_runs(python, kind, options(settle=5.0, pause=1.0), random.Random(1))
+    row = watched_frameworks.all_runs(python, kind, options(settle=5.0, pause=1.0), random.Random(1))
     assert (row["twice"], row["half"]) == (0, 0)
     assert row["committed"] >= 1
 

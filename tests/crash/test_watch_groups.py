@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from harness.agents import Task, wait_until
 from tests.crash.test_watch import Watching, stored, watching
 from tests.crash.test_watch_early import is_held
-from tests.support.agents import Task, wait_until
 
 __all__ = ["watching"]
 

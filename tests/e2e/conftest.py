@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.both import find_or_make_both
-from tests.support.gated_s3 import GatedS3
-from tests.support.idiom_runs import Sides
-from tests.support.metaflow_env import Workspace
-from tests.support.peer import find_or_make_peer
+from harness.both import find_or_make_both
+from harness.gated_s3 import GatedS3
+from harness.idiom_runs import Sides
+from harness.metaflow_env import Workspace
+from harness.peer import find_or_make_peer
 
 
 @pytest.fixture

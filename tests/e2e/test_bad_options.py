@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.support.metaflow_env import Workspace
+from harness.metaflow_env import Workspace
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.both import Site, peer_folder
-from tests.support.metaflow_env import FLOWS, REPOSITORY, Workspace
+from harness.both import Site, peer_folder
+from harness.metaflow_env import FLOWS, REPOSITORY, Workspace
 
 #: The first of them may make the environments.
 pytestmark = pytest.mark.timeout(400)
@@ -212,7 +212,7 @@ def test_the_command_line_tells_who_serves(local: Workspace, both_python: str, p
 def test_what_the_peers_huggingface_hub_keeps_is_loaded_by_reference_and_by_key(
     local: Workspace, both_python: str, scope: str
 ) -> None:
-    hub = str(Path(__file__).parents[1] / "support" / "hub")
+    hub = str(REPOSITORY / "harness" / "hub")
     run = local.run_flow("hub_flow", python=both_python, env={"PYTHONPATH": hub, "CACHE_SCOPE": scope})
     kept = run.tasks()["start"][0].artifacts["kept"]
     assert kept["key"].startswith("mf.huggingface_hub/checkpoints/artifacts/")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import ddp
-from tests.support.metaflow_env import Workspace
+from harness import ddp
+from harness.metaflow_env import Workspace
 
 STEPS, EVERY = 14, 2
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import shapes
-from tests.support.gated_s3 import GatedS3
-from tests.support.metaflow_env import Workspace
+from harness import shapes
+from harness.gated_s3 import GatedS3
+from harness.metaflow_env import Workspace
 
 #: The first of them may make the peer's environment.
 pytestmark = pytest.mark.timeout(400)

@@ -19,11 +19,11 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.support import ddp
-from tests.support.both import find_or_make_both
-from tests.support.metaflow_env import REPOSITORY, Workspace
-from tests.support.pages import Block, all_blocks, blocks_of, pages
-from tests.support.servers import rclone
+from harness import ddp
+from harness.both import find_or_make_both
+from harness.metaflow_env import REPOSITORY, Workspace
+from harness.pages import Block, all_blocks, blocks_of, pages
+from harness.servers import rclone
 
 #: A page, and what one of its blocks contains. No code: nothing to run.
 NOT_CODE = {("CONTRIBUTING.md", "task (or a subprocess)")}

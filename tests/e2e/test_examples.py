@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 
-from tests.support.metaflow_env import REPOSITORY, Workspace
+from harness.metaflow_env import REPOSITORY, Workspace
 
 EXAMPLES = REPOSITORY / "examples"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.support.metaflow_env import Workspace
+from harness.metaflow_env import Workspace
 
 
 def test_each_split_of_a_nested_foreach_resumes_from_its_own_even_over_values_that_are_not_json(

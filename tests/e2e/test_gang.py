@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.support.metaflow_env import REPOSITORY, Workspace
+from harness.metaflow_env import REPOSITORY, Workspace
 
 GANG = REPOSITORY / "examples" / "gang_flow.py"
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.gated_s3 import GatedS3
-from tests.support.idiom_runs import Sides, assert_same_but
-from tests.support.metaflow_env import Workspace
+from harness.gated_s3 import GatedS3
+from harness.idiom_runs import Sides, assert_same_but
+from harness.metaflow_env import Workspace
 
 #: The first of them may make the peer's environment.
 pytestmark = pytest.mark.timeout(400)

@@ -7,8 +7,8 @@ import re
 
 import pytest
 
-from tests.support.gated_s3 import GatedS3
-from tests.support.metaflow_env import Workspace, wait_until
+from harness.gated_s3 import GatedS3
+from harness.metaflow_env import Workspace, wait_until
 
 _LIST = """
 import json, sys

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.metaflow_env import REPOSITORY, Workspace, wait_until
+from harness.metaflow_env import REPOSITORY, Workspace, wait_until
 
 COUNTER = REPOSITORY / "examples" / "counter_flow.py"
 

@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 import boto3
 import pytest
 
-from tests.support.gated_s3 import GatedS3
-from tests.support.metaflow_env import FlowRun, Workspace
+from harness.gated_s3 import GatedS3
+from harness.metaflow_env import FlowRun, Workspace
 
 pytestmark = pytest.mark.timeout(400)
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from async_ckpt.config import Config
-from tests.support.metaflow_env import REPOSITORY, Workspace
-from tests.support.pages import pages
+from harness.metaflow_env import REPOSITORY, Workspace
+from harness.pages import pages
 
 README = (REPOSITORY / "README.md").read_text()
 #: Options that metaflow-checkpoint has, and that do nothing here yet.

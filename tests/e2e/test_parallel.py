@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.support.metaflow_env import Workspace
+from harness.metaflow_env import Workspace
 
 _LOAD = """
 import json, os, sys

@@ -11,9 +11,9 @@ from pathlib import Path
 import boto3
 import pytest
 
-from tests.support.metaflow_env import wait_until
-from tests.support.pods import Pods, image, why_no_pods
-from tests.support.servers import BUCKET, S3Server, moto_server
+from harness.metaflow_env import wait_until
+from harness.pods import Pods, image, why_no_pods
+from harness.servers import BUCKET, S3Server, moto_server
 
 __all__ = ["moto_server"]
 

@@ -22,10 +22,10 @@ from async_ckpt.agent.agent import Agent
 from async_ckpt.ipc import protocol, server
 from async_ckpt.task import socket_saver
 from async_ckpt.task.checkpointer import Checkpointer
-from tests.support.agents import Task, content, wait_until
-from tests.support.metaflow_env import REPOSITORY
-from tests.support.scenes import BIG
-from tests.support.talking import Talker
+from harness.agents import Task, content, wait_until
+from harness.metaflow_env import REPOSITORY
+from harness.scenes import BIG
+from harness.talking import Talker
 
 PAGE = (REPOSITORY / "docs" / "protocol.md").read_text()
 CLIENT = REPOSITORY / "examples" / "client.c"

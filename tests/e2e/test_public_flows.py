@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from tests.support.frameworks import find_or_make_both, find_or_make_incumbent
-from tests.support.gated_s3 import GatedS3
-from tests.support.metaflow_env import FLOWS, RunningFlow, Workspace, wait_until
+from harness.frameworks import find_or_make_both, find_or_make_incumbent
+from harness.gated_s3 import GatedS3
+from harness.metaflow_env import FLOWS, RunningFlow, Workspace, wait_until
 
 #: The first of them may make the environments.
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1500)]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.s3_weather import QUICK, cases, play
-from tests.support.servers import moto_server, rclone_server
+from harness.s3_weather import QUICK, cases, play
+from harness.servers import moto_server, rclone_server
 
 __all__ = ["moto_server", "rclone_server"]
 

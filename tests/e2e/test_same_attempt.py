@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from async_ckpt.layout import START_STEP
-from tests.support.again import Started, first_run
-from tests.support.metaflow_env import Workspace
+from harness.again import Started, first_run
+from harness.metaflow_env import Workspace
 
 _LIST = """
 import json, sys

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.ceph import ceph_server
-from tests.support.metaflow_env import Workspace
-from tests.support.servers import (
+from harness.ceph import ceph_server
+from harness.metaflow_env import FLOWS, Workspace
+from harness.servers import (
     ACCESS_KEY,
     BUCKET,
     SECRET_KEY,
@@ -81,7 +81,7 @@ def test_a_flow_that_fails_goes_on_from_its_last_checkpoint_and_all_of_them_can_
     assert start.artifacts["resumed_after"] == 1
     assert ("Uploads go over boto3" in run.output) is (client == "boto3"), run.output
     assert end.artifacts["last"] == start.artifacts["reference"]["metadata"]["digests"]
-    folder = str(Path(__file__).parents[1] / "support" / "flows")
+    folder = str(FLOWS)
     found = stored.query(_LOAD, start.pathspec, folder)
     assert found == {str(number): [int(number > 1), True] for number in range(4)}
     stored.assert_clean()

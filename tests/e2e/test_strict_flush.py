@@ -6,9 +6,9 @@ import re
 
 import pytest
 
-from tests.support.agents import wait_until
-from tests.support.gated_s3 import GatedS3
-from tests.support.metaflow_env import Workspace
+from harness.agents import wait_until
+from harness.gated_s3 import GatedS3
+from harness.metaflow_env import Workspace
 
 _NAMED = re.compile(r"1 checkpoint is not in the store: \d\.model\.\d \((?P<why>.*)\)")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.metaflow_env import FlowRun, TaskResult, Workspace, wait_until
+from harness.metaflow_env import FlowRun, TaskResult, Workspace, wait_until
 
 _READ_ALL = """
 import json, os, sys

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.support.gated_s3 import GatedS3
-from tests.support.metaflow_env import TaskResult, Workspace, wait_until
+from harness.gated_s3 import GatedS3
+from harness.metaflow_env import TaskResult, Workspace, wait_until
 
 #: Newest first, of all attempts: list(task=...) alone lists the last one's.
 _LISTING = """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from tests.support.metaflow_env import REPOSITORY, Workspace
+from harness.metaflow_env import REPOSITORY, Workspace
 
 _RUN = """
 import json, sys

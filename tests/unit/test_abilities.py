@@ -16,9 +16,8 @@ import pytest
 from async_ckpt.errors import SpoolError
 from async_ckpt.spool import abilities, place
 from async_ckpt.stores.base import StoreSpec
-
-from ..support.agents import TASK
-from ..support.filesystems import CannotMount, provided, why_not
+from harness.agents import TASK
+from harness.filesystems import CannotMount, provided, why_not
 
 STORE = StoreSpec("local", "/store")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ..support.environments import with_our_modules
+from harness.environments import with_our_modules
 
 _TESTS = """
 import pytest
@@ -26,7 +26,7 @@ ALLOWED, OTHER = "root may write everywhere", "the moon is full"
 def outcome(folder: Path, text: str, *arguments: str, check: str = "1") -> tuple[int, str]:
     (folder / "test_it.py").write_text(text)
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "tests.support.allowed_skips", *arguments, str(folder)],
+        [sys.executable, "-m", "pytest", "-p", "tests.allowed_skips", *arguments, str(folder)],
         env={**with_our_modules(), "CHECK_SKIPS": check, "PYTEST_ADDOPTS": ""}, cwd=folder, capture_output=True,
         text=True, check=False,
     )  # fmt: skip

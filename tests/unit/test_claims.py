@@ -21,8 +21,8 @@ from async_ckpt.ranks import starts
 from async_ckpt.ranks.starts import Claim
 from async_ckpt.spool.spool import Spool
 from async_ckpt.stores.base import Capabilities, Store, StoreSpec
-from tests.support.agents import TASK
-from tests.support.memory import MemoryStore
+from harness.agents import TASK
+from harness.memory import MemoryStore
 
 T = TypeVar("T")
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from ..support.agents import Task, agent_pid, is_alive, records, wait_until
-from ..support.hostile_client import KINDS, Intruder, descriptors_of
-from ..support.hostile_frames import Descriptors, Frames
-from ..support.hostile_loads import Hostile, Place
-from ..support.saving import as_stored, save_some
+from harness.agents import Task, agent_pid, is_alive, records, wait_until
+from harness.hostile_client import KINDS, Intruder, descriptors_of
+from harness.hostile_frames import Descriptors, Frames
+from harness.hostile_loads import Hostile, Place
+from harness.saving import as_stored, save_some
 
 FRAMES = 12_000
 LOADS = 800

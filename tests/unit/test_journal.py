@@ -15,8 +15,7 @@ from async_ckpt.spool import journal
 from async_ckpt.spool.journal import ADMITTED, COMMITTED, FAILED, HEADER, UPLOADED, Journal, Known, Reader
 from async_ckpt.spool.stored import Inode, StoredFile
 from async_ckpt.stores.base import Multipart
-
-from ..support.filesystems import CannotMount, small_tmpfs
+from harness.filesystems import CannotMount, small_tmpfs
 
 INODE = Inode(1, 2, 3, 4, 5)
 RECORDS: list[dict[str, Any]] = [

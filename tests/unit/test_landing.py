@@ -18,8 +18,7 @@ from async_ckpt.config import Config
 from async_ckpt.errors import SnapshotError, UsageError
 from async_ckpt.task import landing, restore
 from async_ckpt.task.landing import Arrival, Landing, check_clean, make_links
-
-from ..support.filesystems import CannotMount, small_tmpfs
+from harness.filesystems import CannotMount, small_tmpfs
 
 KEEP = Config(dangling_links="keep")
 

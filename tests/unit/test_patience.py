@@ -17,7 +17,7 @@ from async_ckpt.agent.hung import Hung
 from async_ckpt.config import HUNG_BUSY, HUNG_ON_DISK, Config
 from async_ckpt.system import processes
 from async_ckpt.system.backoff import Backoff
-from tests.support.agents import is_alive, wait_until
+from harness.agents import is_alive, wait_until
 
 _LIMIT_S = Config().hung_s
 

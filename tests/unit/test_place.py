@@ -15,9 +15,8 @@ from async_ckpt.spool import place
 from async_ckpt.spool.spool import Spool
 from async_ckpt.stores.base import StoreSpec
 from async_ckpt.system import mounts
-
-from ..support.agents import TASK
-from ..support.filesystems import CannotMount, small_tmpfs
+from harness.agents import TASK
+from harness.filesystems import CannotMount, small_tmpfs
 
 STORE = StoreSpec("local", "/store")
 NAME = f"async-ckpt-{os.getuid()}"

@@ -23,8 +23,7 @@ from async_ckpt.manifest import COPY, LINK, Directory, FileEntry, Link, Manifest
 from async_ckpt.spool.spool import Admitted
 from async_ckpt.stores.local import LocalStore
 from async_ckpt.task import restore
-
-from ..support.agents import TASK
+from harness.agents import TASK
 
 KEY = TASK.key("mfchckpt", 0)
 MANIFEST_KEY = layout.parse_key(KEY).manifest_key

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 
 from async_ckpt.capture.content import FileSource, TarMember, TarSource
 from async_ckpt.errors import IntegrityError
-
-from ..support.writers import content
+from harness.writers import content
 
 SIZE = 100_003
 

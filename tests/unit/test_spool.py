@@ -25,10 +25,9 @@ from async_ckpt.spool.spool import Admitted, Spool, torn_file
 from async_ckpt.stores.base import StoreSpec
 from async_ckpt.system import mounts
 from async_ckpt.system.mounts import down_from_mount
-
-from ..support.agents import TASK
-from ..support.environments import with_our_modules
-from ..support.filesystems import CannotMount, small_tmpfs
+from harness.agents import TASK
+from harness.environments import with_our_modules
+from harness.filesystems import CannotMount, small_tmpfs
 
 STORE = StoreSpec("local", "/nowhere")
 

@@ -23,7 +23,7 @@ from async_ckpt.stores.s3.aiohttp_transport import open_client
 from async_ckpt.stores.s3.answers import Answer
 from async_ckpt.stores.s3.engine import Engine
 from async_ckpt.stores.s3.settings import Wanted, is_loopback, merged_config, sends_checksums, validates
-from tests.support.servers import S3Server, moto_server
+from harness.servers import S3Server, moto_server
 
 __all__ = ["moto_server"]
 

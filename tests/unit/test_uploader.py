@@ -22,10 +22,9 @@ from async_ckpt.spool.stored import StoredFile
 from async_ckpt.stores import catalog
 from async_ckpt.upload import checkpoint as uploader_module
 from async_ckpt.upload.checkpoint import Uploader
-
-from ..support.agents import TASK
-from ..support.content import crcs_of, pattern
-from ..support.memory import MemoryStore
+from harness.agents import TASK
+from harness.content import crcs_of, pattern
+from harness.memory import MemoryStore
 
 FOLDER = TASK.task_folder
 SIZE = 3 << 20

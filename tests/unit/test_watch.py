@@ -20,7 +20,7 @@ from async_ckpt.errors import BacklogError, SnapshotError, StoreError, WatchErro
 from async_ckpt.watch import Watch, WatchOptions, looking, retention
 from async_ckpt.watch.events import Events
 from async_ckpt.watch.tree import read_tree
-from tests.support.agents import wait_until
+from harness.agents import wait_until
 
 
 @dataclass
