@@ -1,12 +1,14 @@
 """Writes ``BENCHMARKS.md`` from what was recorded: ``python -m stress.bench.report``.
 
 Every section is a function from its recorded rows to Markdown; what was not recorded here is kept as the page has it.
+The page begins with a table of all aims, which is made of the sections below it.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -232,17 +234,84 @@ def sections_of(path: str) -> dict[str, str]:
     return {part.partition("\n")[0]: f"## {part.strip()}" for part in parts}
 
 
+#: Columns that count what must never happen, and columns that must say yes, in whatever section they are.
+_NEVER = (
+    "wrong", "missing", "partial", "damaged", "out of order", "other", "other content", "same version", "violations",
+    "with anything wrong", "twice", "half", "hung", "overwritten", "gone", "not from the newest",
+    "saved twice under one key", "partial checkpoints, mixtures, attempts that did not end well",
+)  # fmt: skip
+_ALWAYS = ("flat", "curves equal", "same model")
+_VERDICT = re.compile(r"^- (.+?): ((?:met|\*\*missed\*\*)[ (].*)$")
+
+
+def aims_section(sections: list[str]) -> str:
+    """The table at the beginning: every aim that the sections speak of, the missed ones first.
+
+    An aim is a line that says "met" or "missed" under a section's table, or a column that must be zero or yes.
+    """
+    lines: list[tuple[bool, str]] = []
+    for text in sections:
+        title, _, body = text.removeprefix("## ").partition("\n")
+        link = re.sub(r"[^\w\- ]", "", title).lower().replace(" ", "-")
+        found = [*_said(body), *_counted(body)]
+        for missed, aim, figures in found:
+            verdict = "**missed**" if missed else "met"
+            lines.append((not missed, f"| {verdict} | {aim} | {figures} | [{title}](#{link}) |"))
+    lines.sort(key=lambda line: line[0])
+    rows = "\n".join(line for _, line in lines)
+    return f"## Aims\n\nWhat was missed comes first.\n\n| | aim | measured | in |\n|---|---|---|---|\n{rows}"
+
+
+def _said(body: str) -> list[tuple[bool, str, str]]:
+    """Whether it was missed, what, and the figures, of the lines that say so."""
+    joined = re.sub(r"\n  (?=\S)", " ", body)
+    found = []
+    for match in filter(None, map(_VERDICT.match, joined.splitlines())):
+        aim, rest = match.groups()
+        first = re.split(r"\.(?= [A-Z]|$)", rest)[0]  # What follows explains.
+        plain = re.fullmatch(r"(?:met|\*\*missed\*\*) \((.*?)\)", first)
+        found.append(("**missed**" in rest, aim, plain[1] if plain else first.replace("**missed**", "missed")))
+    return found
+
+
+def _counted(body: str) -> list[tuple[bool, str, str]]:
+    """The same of a section's columns that must be zero, or yes."""
+    found = []
+    table_lines = [line for line in body.splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in table_lines]
+    if len(cells) > 2:
+        columns = {name: [row[i] for row in cells[2:] if i < len(row)] for i, name in enumerate(cells[0])}
+        counts = {name: sum(map(_number, columns[name])) for name in _NEVER if name in columns}
+        # Of tables with one figure a line, the lines.
+        counts |= {row[0]: _number(row[1]) for row in cells[2:] if len(row) == 2 and row[0] in _NEVER}
+        if counts:
+            figures = ", ".join(f"{count:,} {name}" for name, count in counts.items())
+            found.append((any(counts.values()), "These counts are zero", figures))
+        for name in _ALWAYS:
+            if name in columns:
+                good = columns[name].count("yes")
+                found.append((good < len(columns[name]), name.capitalize(), f"{good} of {len(columns[name])}"))
+    notes = re.findall(r"with anything wrong:? (\d+)", body)
+    return found + [(count != "0", "These counts are zero", f"{count} with anything wrong") for count in notes]
+
+
+def _number(cell: str) -> int:
+    return int(cell.replace(",", "")) if re.fullmatch(r"[\d,]+", cell) else 0
+
+
 def write(path: str | None = None) -> str:
     """Write the page and return its path."""
     path = path or os.path.join(REPOSITORY, "BENCHMARKS.md")
     known = [name for name, *_ in SECTIONS]
     more = [(name, name.replace("_", " ").capitalize(), "") for name in results.recorded() if name not in known]
     before = sections_of(path)
+    before.pop("Aims", None)
     sections = [section(*item, earlier=before.pop(item[1], "")) for item in SECTIONS]
     sections += [section(*item, earlier=before.pop(item[1], "")) for item in more]
     sections += before.values()
     with open(path, "w") as file:
-        file.write("\n\n".join(filter(None, [_INTRO.rstrip(), *sections])) + "\n")
+        there = [each for each in sections if each]
+        file.write("\n\n".join([_INTRO.rstrip(), aims_section(there), *there]) + "\n")
     return path
 
 

@@ -26,7 +26,7 @@ from harness.pages import Block, all_blocks, blocks_of, pages
 from harness.servers import rclone
 
 #: A page, and what one of its blocks contains. No code: nothing to run.
-NOT_CODE = {("CONTRIBUTING.md", "task (or a subprocess)")}
+NOT_CODE = {("README.md", "about 1 ms"), ("CONTRIBUTING.md", "task (or a subprocess)")}
 #: What ``test_protocol_page.py`` says to an agent, line by line, wherever it stands on that page.
 FRAMES = ("docs/protocol.md", "frames")
 
@@ -173,12 +173,12 @@ def the_second_command_is_the_one_that_ci_runs(block: Block, local: Workspace) -
     assert block.text in (REPOSITORY / ".ci" / "run").read_text()
 
 
-@way("README.md", "from metaflow import Checkpoint")
+@way("docs/subprocesses.md", 'metadata={"rank": 0}')
 def a_subprocess_saves(block: Block, local: Workspace) -> None:
     assert [reference["metadata"] for reference in in_a_step(block, local)] == [{"rank": 0}]
 
 
-@way("README.md", "async-ckpt save")
+@way("docs/subprocesses.md", "async-ckpt save")
 def a_shell_saves(block: Block, local: Workspace) -> None:
     assert [(c["name"], c["metadata"]) for c in in_a_step(block, local)] == [("best", {"loss": 0.1})]
 
@@ -197,7 +197,7 @@ while os.path.exists(f"{sys.argv[2]}/checkpoint-2"):
 """
 
 
-@way("README.md", "current.checkpoint.watch(")
+@way("docs/watch.md", "current.checkpoint.watch(")
 def what_a_trainer_writes_is_saved_and_the_newest_are_kept(block: Block, local: Workspace) -> None:
     train = local.root / "bin" / "train"
     train.parent.mkdir()
@@ -220,7 +220,7 @@ wait $!
 """
 
 
-@way("README.md", "async-ckpt watch")
+@way("docs/watch.md", "async-ckpt watch")
 def a_shell_watches_until_it_is_told_to_end(block: Block, local: Workspace) -> None:
     (saved,) = in_a_step(block, local, after=_WRITES_ONE)
     assert saved["metadata"]["path"] == "last.ckpt"
@@ -228,8 +228,8 @@ def a_shell_watches_until_it_is_told_to_end(block: Block, local: Workspace) -> N
 
 # -- the chapters ------------------------------------------------------------------------------------------------------
 
-way("docs/foreach.md", "self.input")(excerpt_of("foreach_flow.py"))
-way("docs/foreach.md", "self.models")(excerpt_of("foreach_flow.py"))
+way("docs/saving.md", "self.input")(excerpt_of("foreach_flow.py"))
+way("docs/saving.md", "self.models")(excerpt_of("foreach_flow.py"))
 way("docs/subprocesses.md", "rank-{rank}")(excerpt_of("subprocess_flow.py"))
 
 _GANG = """
@@ -321,8 +321,8 @@ run, client_params = Run(sys.argv[1]), json.loads(sys.argv[2])
 """
 
 
-@way("docs/artifact_store.md", "class TrainFlow", pytest.mark.timeout(400))
-@way("docs/artifact_store.md", "with artifact_store_from", pytest.mark.timeout(400))
+@way("docs/s3.md", "class TrainFlow", pytest.mark.timeout(400))
+@way("docs/s3.md", "with artifact_store_from", pytest.mark.timeout(400))
 def checkpoints_go_to_the_other_bucket_and_are_read_from_there(block: Block, local: Workspace) -> None:
     """The page's two blocks belong together: the second one reads what a flow with the first one has saved."""
     python = find_or_make_both()
@@ -369,7 +369,7 @@ def ranks_save_one_checkpoint(block: Block, local: Workspace) -> None:
     assert (saved["metadata"], saved["world"]) == ({"epoch": 3}, RANKS)
 
 
-@way("docs/metadata.md", "datetime.now()")
+@way("docs/saving.md", "datetime.now()")
 def metadata_is_converted(block: Block, local: Workspace) -> None:
     (saved,) = in_a_step(block, local, "in the step")
     metadata = saved["metadata"]

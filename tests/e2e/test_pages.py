@@ -1,19 +1,18 @@
-"""The tables of the pages say of options, arguments and settings what the code has, and their links lead somewhere."""
+"""The pages' tables of options and arguments say what the code has, and the pages' links lead somewhere."""
 
 from __future__ import annotations
 
 import ast
 import re
-from dataclasses import fields
 from typing import Any
 
 import pytest
 
-from async_ckpt.config import Config
 from harness.metaflow_env import REPOSITORY, Workspace
 from harness.pages import pages
 
 README = (REPOSITORY / "README.md").read_text()
+SAVING = (REPOSITORY / "docs" / "saving.md").read_text()
 #: Options that metaflow-checkpoint has, and that do nothing here yet.
 _NO_EFFECT_YET = {"show_card"}
 
@@ -37,14 +36,14 @@ def arguments(call: str) -> dict[str, Any]:
     return {**shown, **{str(word.arg): ast.literal_eval(word.value) for word in tree.keywords}}
 
 
-def test_the_readme_shows_every_option_and_argument_with_its_default(local: Workspace) -> None:
+def test_the_page_shows_every_option_and_argument_with_its_default(local: Workspace) -> None:
     declared = local.query(_DECLARED)
-    (options,) = re.findall(r"^\*\*`@(checkpoint\(.*?\))`\*\*$", README, flags=re.S | re.M)
+    (options,) = re.findall(r"^\*\*`@(checkpoint\(.*?\))`\*\*$", SAVING, flags=re.S | re.M)
     assert arguments(options) == {k: v for k, v in declared["options"].items() if k not in _NO_EFFECT_YET}
-    explained = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", README.split(options)[1].split("**`current")[0], flags=re.M)
+    explained = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", SAVING.split(options)[1].split("**`current")[0], flags=re.M)
     assert set(re.findall(r"\w+", " ".join(explained))) == set(arguments(options))
 
-    table = README.split("**`current.checkpoint`**")[1].split("\n**")[0]
+    table = SAVING.split("**`current.checkpoint`**")[1].split("\n**")[0]
     methods = re.findall(r"^\| `((\w+)\(.*?\))` \|", table, flags=re.M)
     assert {name for _, name in methods} >= {"save", "list", "load", "flush", "status"}
     for call, name in methods:
@@ -57,40 +56,8 @@ def test_the_readme_shows_every_option_and_argument_with_its_default(local: Work
             assert default in (..., used), (name, argument)
 
 
-def settings() -> list[tuple[str, str, str]]:
-    """(page, variable without its prefix, default as shown) of each row of the tables of settings."""
-    found = []
-    for page in ("README.md", "docs/s3.md"):
-        for names, defaults in re.findall(r"^\| ((?:`[A-Z0-9_]+`(?:, )?)+) \| (.*?) \|", read(page), flags=re.M):
-            shown = defaults.split(", ") if "," in names else [defaults]
-            found += [(page, *pair) for pair in zip(re.findall(r"\w+", names), shown, strict=True)]
-    return found
-
-
 def read(page: str) -> str:
     return (REPOSITORY / page).read_text()
-
-
-_UNITS = {"h": 3600, "min": 60, "s": 1, "MiB": 1 << 20}
-
-
-@pytest.mark.parametrize(("page", "variable", "shown"), settings())
-def test_the_default_of_a_setting_is_the_one_shown(page: str, variable: str, shown: str) -> None:
-    default = {item.name: item.default for item in fields(Config)}[variable.lower()]
-    if isinstance(default, bool):
-        assert shown == ("on" if default else "off")
-    elif not default:
-        # Words say what it means that there is none.
-        assert not re.match(r"[1-9]", shown)
-    elif isinstance(default, str):
-        assert variable == "SPOT_NOTICE_FILE", "the file that Metaflow writes"
-    else:
-        number, unit = shown.split() if " " in shown else (shown, "")
-        assert float(number) * _UNITS.get(unit, 1) == default
-
-
-def test_the_tables_of_settings_are_found() -> None:
-    assert {"SPOOL_DIR", "OUTAGE_S", "S3_SSE_C_KEY"} <= {variable for _, variable, _ in settings()}
 
 
 def anchors(page: str) -> set[str]:
@@ -112,3 +79,17 @@ def test_a_link_leads_to_a_file_and_a_heading_that_are_there(page: str) -> None:
 @pytest.mark.parametrize("page", [page for page in pages() if page.startswith("docs/")])
 def test_the_readme_leads_to_every_chapter(page: str) -> None:
     assert f"({page})" in README
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 100
+
+
+def test_the_benchmarks_begin_with_what_was_missed() -> None:
+    page = read("BENCHMARKS.md")
+    title, table = page.split("\n## ")[1].split("\n", 1)
+    assert title == "Aims"
+    verdicts = re.findall(r"^\| (\*\*missed\*\*|met) \|", table, flags=re.M)
+    assert verdicts == sorted(verdicts), "the missed ones first"
+    for aim in re.findall(r"^- (.*?): (?:met|\*\*missed\*\*) \(", page, flags=re.M):
+        assert f"| {aim} |" in table

@@ -1,0 +1,74 @@
+"""The texts of all errors that the package raises, as they stand in its source."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from async_ckpt import errors
+from harness.metaflow_env import REPOSITORY
+
+_CLASSES = {name for name, _ in inspect.getmembers(errors, inspect.isclass)} | {"CheckpointException"}
+#: Stands for what is filled in: a path, a number, the words of the system.
+FILLED = "…"
+
+
+def error_texts() -> dict[str, str]:
+    """Each text, with ``FILLED`` for what is filled in, and its place. Texts that are all filled in are left out."""
+    found: dict[str, str] = {}
+    for folder in ("async_ckpt", "metaflow_extensions"):
+        for path in sorted((REPOSITORY / folder).rglob("*.py")):
+            for line, text in _texts_of(path):
+                if re.search(r"[a-z]{2}", text):
+                    found.setdefault(text, f"{path.relative_to(REPOSITORY)}:{line}")
+    return found
+
+
+def _texts_of(path: Path) -> Iterator[tuple[int, str]]:
+    tree = ast.parse(path.read_text())
+    functions = [node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+    for scope in (tree, *functions):
+        texts = _assigned(scope)
+        for node in ast.walk(scope):
+            if isinstance(node, ast.Call) and node.args and _makes_an_error(node):
+                argument = node.args[0]
+                known = texts.get(argument.id, []) if isinstance(argument, ast.Name) else [_text(argument)]
+                yield from ((node.lineno, text) for text in known)
+
+
+def _makes_an_error(call: ast.Call) -> bool:
+    name = call.func.id if isinstance(call.func, ast.Name) else getattr(call.func, "attr", "")
+    # A class in a variable, or a function that makes the error: they are given what all errors have.
+    return name in _CLASSES or bool({"where", "hint"} & {word.arg for word in call.keywords})
+
+
+def _assigned(scope: ast.AST) -> dict[str, list[str]]:
+    """The texts that a function gives to its variables."""
+    found: dict[str, list[str]] = {}
+    for node in ast.walk(scope):
+        if isinstance(node, ast.Assign):
+            for target in node.targets:
+                pairs = (
+                    zip(target.elts, node.value.elts, strict=False)
+                    if isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple)
+                    else [(target, node.value)]
+                )
+                for name, value in pairs:
+                    if isinstance(name, ast.Name):
+                        found.setdefault(name.id, []).append(_text(value))
+    return found
+
+
+def _text(node: ast.expr) -> str:
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        text = node.value
+    elif isinstance(node, ast.JoinedStr):
+        text = "".join(part.value if isinstance(part, ast.Constant) else FILLED for part in node.values)
+    elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        text = _text(node.left) + _text(node.right)
+    else:
+        text = FILLED
+    return re.sub(f"{FILLED}+", FILLED, text)
