@@ -8,14 +8,16 @@ from async_ckpt.config import CHUNK_BYTES
 
 
 class BytesContent:
-    """A source in memory; without a path, like a tar that is made on the fly."""
+    """Content in memory; without a file, like a tar that is made on the fly."""
 
     name = "bytes"
-    path: str | None = None
 
     def __init__(self, data: bytes) -> None:
         self._data = data
         self.size = len(data)
+
+    def from_file(self, copy: object) -> None:
+        """There is no such file."""
 
     def pread(self, count: int, offset: int) -> bytes:
         return self._data[offset : offset + count]

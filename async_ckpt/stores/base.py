@@ -80,9 +80,18 @@ class Content(Protocol):
     def size(self) -> int:
         """Length in bytes."""
 
-    @property
-    def path(self) -> str | None:
-        """A file whose whole content this is, for stores that can clone files; None where there is none."""
+    def from_file(self, copy: Callable[[int], T | None]) -> T | None:
+        """Hand out the descriptor of a file that has this content and nothing else, for stores that clone files or copy
+        them inside the kernel.
+
+        ``copy`` is called again if the file was replaced meanwhile: it begins anew each time. It returns None where it
+        found too few bytes. Returns what it returned; None, without a call, if there is no such file.
+
+        Raises
+        ------
+        IntegrityError
+            The content is not what was captured any more (shorter, replaced).
+        """
 
     def pread(self, count: int, offset: int) -> bytes:
         """Exactly ``min(count, size - offset)`` bytes at ``offset``.

@@ -50,7 +50,6 @@ _TEMPORARY = ".async-ckpt-tmp"
 _TEMPORARY_LIFE_S = 24 * 3600.0
 _PIECE = 1 << 20
 _PAGE = 1000
-_TRIES = 5
 
 #: The same for making a folder that others remove when it is empty: each try takes microseconds.
 _FOLDER_TRIES = 500
@@ -237,36 +236,17 @@ class LocalStore(Store):
 
     def _write(self, path: str, content: Content, tell: Progress) -> Sequence[int]:
         with self._new_file() as (fd, temporary):
-            if content.path is not None:
-                crcs = self._copy_captured(content.path, content.size, fd, tell)
-            else:
+            counted = Counted(tell)
+            crcs = content.from_file(lambda source_fd: self._copy_file(source_fd, content.size, fd, counted))
+            if crcs is None:
                 crcs = tuple(_write_chunk(content, fd, offset, tell) for offset in range(0, content.size, CHUNK_BYTES))
             self._publish(temporary, path, fd)
             return crcs
 
-    def _copy_captured(self, source: str, size: int, fd: int, tell: Progress) -> Sequence[int]:
-        """Copy a snapshot's file, again if it was made private meanwhile (see ``async_ckpt.capture.content``)."""
-        for _ in range(_TRIES):
-            counted = Counted(tell)
-            source_fd = _open_captured(source)
-            try:
-                crcs = self._copy_once(source_fd, size, fd, counted)
-                still_named = _names(source, source_fd)
-            finally:
-                os.close(source_fd)
-            if still_named:
-                if crcs is None:
-                    break
-                return crcs
-            counted.take_back()
-            os.ftruncate(fd, 0)
-        raise IntegrityError(
-            f"The captured file has not its {size} bytes any more", where=source,
-            hint="Something outside the trainer changed the spool",
-        )  # fmt: skip
-
-    def _copy_once(self, source_fd: int, size: int, fd: int, tell: Progress) -> Sequence[int] | None:
+    def _copy_file(self, source_fd: int, size: int, fd: int, counted: Counted) -> Sequence[int] | None:
         """CRCs of the chunks, read back from the copy; None if the source has not ``size`` bytes."""
+        counted.take_back()  # What an earlier copy of a file that was replaced meanwhile has told.
+        os.ftruncate(fd, 0)
         if os.fstat(source_fd).st_size != size:
             return None
         crcs, total = [], 0
@@ -274,7 +254,7 @@ class LocalStore(Store):
             for _, count, crc in chunks:
                 crcs.append(crc)
                 total += count
-                tell(count)
+                counted(count)
         return crcs if total == size == os.fstat(fd).st_size else None
 
     def _copy_object(self, source_key: str, source: str, path: str, size: int) -> None:
@@ -517,19 +497,3 @@ def _open_object(path: str) -> int:
         os.close(fd)
         raise FileNotFoundError(errno.ENOENT, "It is not a file")
     return fd
-
-
-def _open_captured(path: str) -> int:
-    try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise IntegrityError(f"The captured file cannot be read: {os_reason(error)}", where=path) from error
-
-
-def _names(path: str, fd: int) -> bool:
-    """Whether ``path`` is (still) the file that ``fd`` reads."""
-    try:
-        named, opened = os.stat(path), os.fstat(fd)
-    except OSError as error:
-        raise IntegrityError(f"The captured file cannot be read: {os_reason(error)}", where=path) from error
-    return (named.st_dev, named.st_ino) == (opened.st_dev, opened.st_ino)

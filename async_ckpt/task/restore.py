@@ -16,16 +16,16 @@ from dataclasses import replace
 from typing import Any
 
 from .. import layout
-from ..capture.content import FileSource, pack_path
+from ..capture.content import CapturedFile, captured_file
 from ..capture.link_back import Lender
 from ..config import Config
 from ..errors import CheckpointError, IntegrityError, NotFound
-from ..manifest import MAX_DEPTH, PACKED, FileEntry, Manifest, check_path
+from ..manifest import MAX_DEPTH, FileEntry, Manifest, check_path
 from ..spool.spool import Admitted, torn_file
 from ..stores import catalog
 from ..stores.base import Entry, Store
 from ..system.concurrency import for_each
-from ..system.files import copy_content, set_mode, set_mtime
+from ..system.files import set_mode, set_mtime
 from .landing import Arrival, Landing, make_links
 
 _USUAL = Arrival()
@@ -252,18 +252,11 @@ def load_from_spool(
             stack.callback(lender.close)
         staging = stack.enter_context(Landing(destination, arrival))
         _make_directories(item.manifest, staging)
-        pack = _pack(item)
-        if pack is not None:
-            stack.callback(pack.close)
         for entry in item.manifest.files:
             target = os.path.join(staging, entry.path)
             if lender is not None and lender.lend(entry, item.file(entry.path), target):
                 continue
-            if pack is not None and entry.how == PACKED:
-                with open(target, "wb") as file:
-                    file.write(pack.pread(entry.size, entry.offset))
-            else:
-                _copy_captured(item.file(entry.path), target, entry.size)
+            _copy(captured_file(item.data, entry), target)
             set_mode(target, entry.mode)
             set_mtime(target, entry.mtime_ns)
         # After the copies: whatever was clean then was clean while it was copied.
@@ -279,31 +272,14 @@ def load_from_spool(
         _finish(item.manifest, staging, functools.partial(make_links, staging=staging, config=config, say=arrival.say))
 
 
-def _pack(item: Admitted) -> FileSource | None:
-    """All small files of a snapshot, opened once; None where it has none."""
-    packed = [entry for entry in item.manifest.files if entry.how == PACKED]
-    if not packed:
-        return None
-    return FileSource(pack_path(item.data), max(entry.offset + entry.size for entry in packed), 0)
-
-
-def _copy_captured(path: str, target: str, size: int) -> None:
-    """Copy one captured file; again if it was made private under the copy (see ``capture/content.py``)."""
-    for _ in range(3):
-        source_fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            target_fd = os.open(target, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            try:
-                copied = copy_content(source_fd, target_fd, size)
-            finally:
-                os.close(target_fd)
-            if os.fstat(source_fd).st_ino == os.stat(path).st_ino:
-                if copied == size:
-                    return
-                break
-        finally:
-            os.close(source_fd)
-    raise IntegrityError(f"The captured file has not its {size} bytes any more", where=path)
+def _copy(captured: CapturedFile, target: str) -> None:
+    try:
+        with open(target, "wb") as file:
+            captured.copy_to(file.fileno())
+    except IntegrityError as error:
+        if isinstance(error.__cause__, FileNotFoundError):  # As a rule, the snapshot was released.
+            raise error.__cause__ from error
+        raise
 
 
 def _make_directories(manifest: Manifest, staging: str) -> None:

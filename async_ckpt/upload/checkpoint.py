@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import anyio
 
 from .. import layout
-from ..capture.content import TarMember, TarSource, captured_source
+from ..capture.content import TarContent, TarMember, captured_file
 from ..config import Config
 from ..errors import CheckpointError, IntegrityError, NotFound, StoreError, TransientStoreError
 from ..layout import newest
@@ -149,7 +149,7 @@ class Uploader:
                 digests[entry.path] = earlier.crc32
                 events.copied(entry.size)
             else:
-                source = captured_source(item.data, entry)
+                source = captured_file(item.data, entry)
                 digests[entry.path] = await self._send(key, entry.path, source, known, events)
             if entry.how == LINK or entry.size >= _REMEMBERED_BYTES:
                 events.record(file_stored(entry.path, digests[entry.path]))
@@ -177,7 +177,7 @@ class Uploader:
             path, entry = behind[number]
             base = item.reference["key"]
             if not await self._copy(f"{base}/{entry.path}", f"{base}/{path}", entry.size):
-                source = captured_source(item.data, entry)
+                source = captured_file(item.data, entry)
                 try:
                     await self._store.put_content(f"{base}/{path}", source, progress)
                     progress(-entry.size)  # It shows that something moves, and is no part of the checkpoint's size.
@@ -199,7 +199,7 @@ class Uploader:
         return True
 
     async def _upload_tar(self, item: Admitted, known: Known, events: Events) -> Manifest:
-        source = TarSource(item.reference["key"], tar_members(item))
+        source = TarContent(item.reference["key"], tar_members(item))
         crc32 = known.files.get(TAR)
         if crc32 is None:
             crc32 = await self._send(item.reference["key"], TAR, source, known, events)
@@ -418,7 +418,7 @@ def tar_members(item: Admitted) -> list[TarMember]:
     manifest = item.manifest
     members = [TarMember(path, tarfile.DIRTYPE, mode, mtime_ns) for path, mode, mtime_ns in manifest.dirs]
     for entry in manifest.files:
-        source = captured_source(item.data, entry)
-        members.append(TarMember(entry.path, tarfile.REGTYPE, entry.mode, entry.mtime_ns, source=source))
+        source = captured_file(item.data, entry)
+        members.append(TarMember(entry.path, tarfile.REGTYPE, entry.mode, entry.mtime_ns, content=source))
     members += [TarMember(link.path, tarfile.SYMTYPE, 0o777, target=link.target) for link in manifest.links]
     return members

@@ -11,7 +11,7 @@ import pytest
 
 from async_ckpt import capture
 from async_ckpt.capture import Captured
-from async_ckpt.capture.content import captured_source
+from async_ckpt.capture.content import captured_file
 from async_ckpt.config import Config
 from async_ckpt.errors import SnapshotError
 from async_ckpt.system.files import clone
@@ -79,7 +79,7 @@ def tree(folder: Path) -> dict[str, object]:
 def read(captured: Captured, target: Path, path: str) -> bytes:
     """One captured file, as the uploader reads it."""
     (entry,) = [entry for entry in captured.manifest.files if entry.path == path]
-    source = captured_source(str(target), entry)
+    source = captured_file(str(target), entry)
     try:
         return source.pread(entry.size, 0)
     finally:

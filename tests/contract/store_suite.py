@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import anyio
 import pytest
 
-from async_ckpt.capture.content import FileSource
+from async_ckpt.capture.content import CapturedFile
 from async_ckpt.config import CHUNK_BYTES, Config
 from async_ckpt.errors import IntegrityError, NotFound, StoreError, TransientStoreError, UsageError
 from async_ckpt.stores.base import Content, Entry, Store
@@ -76,7 +76,7 @@ class StoreSuite:
     def test_what_is_put_is_what_is_got(self, tmp_path: Path, size: int, as_file: bool) -> None:
         data = pattern(size)
         (tmp_path / "source").write_bytes(data)
-        source: Content = FileSource(str(tmp_path / "source"), size) if as_file else BytesContent(data)
+        source: Content = CapturedFile(str(tmp_path / "source"), size) if as_file else BytesContent(data)
         target = tmp_path / "target"
 
         async def check() -> None:
@@ -275,7 +275,7 @@ class StoreSuite:
 
         async def check() -> None:
             async with self.store() as store:
-                await store.put_content("a/key", FileSource(str(source), 5))
+                await store.put_content("a/key", CapturedFile(str(source), 5))
                 await store.get_file("a/key", str(target))
                 with open(target, "r+b") as file:
                     file.write(b"XXXXX")

@@ -17,7 +17,7 @@ import anyio
 import anyio.from_thread
 import pytest
 
-from async_ckpt.capture.content import FileSource
+from async_ckpt.capture.content import CapturedFile
 from async_ckpt.config import CHUNK_BYTES, Config
 from async_ckpt.errors import IntegrityError, StoreError, TransientStoreError, UsageError
 from async_ckpt.stores import local, open_store
@@ -78,7 +78,7 @@ class TestLocalStore(StoreSuite):
 
         async def check() -> None:
             store = self.make_store()
-            crcs = await store.put_content("a/key", FileSource(str(source), len(clean)), progress)
+            crcs = await store.put_content("a/key", CapturedFile(str(source), len(clean)), progress)
             assert crcs == crcs_of(clean)
             assert await store.get_bytes("a/key") == clean
             assert sum(sent) == len(clean)
@@ -93,7 +93,7 @@ class TestLocalStore(StoreSuite):
         async def check() -> None:
             store = self.make_store()
             with pytest.raises(IntegrityError, match="captured"):
-                await store.put_content("a/key", FileSource(str(tmp_path / "captured"), size))
+                await store.put_content("a/key", CapturedFile(str(tmp_path / "captured"), size))
             assert await self.nothing_under(store, "a/key")
 
         run(check)

@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 
 from async_ckpt import layout, manifest
-from async_ckpt.capture.content import TarMember, TarSource
+from async_ckpt.capture.content import TarContent, TarMember
 from async_ckpt.config import Config
 from async_ckpt.errors import CheckpointError, IntegrityError, NotFound, SnapshotError, UsageError
-from async_ckpt.manifest import COPY, LINK, Directory, FileEntry, Link, Manifest
+from async_ckpt.manifest import COPY, LINK, PACKED, Directory, FileEntry, Link, Manifest
 from async_ckpt.spool.spool import Admitted
 from async_ckpt.stores.local import LocalStore
 from async_ckpt.task import restore
@@ -208,7 +208,7 @@ def test_modification_times_come_back_from_the_store(room: Room) -> None:
 def test_modification_times_come_back_from_a_tar(room: Room, described: bool) -> None:
     members = [TarMember("d", tarfile.DIRTYPE, 0o755, TIMES["d"])]
     members += [TarMember(path, tarfile.REGTYPE, 0o644, TIMES[path]) for path in ("d/weights", "old")]
-    tar = TarSource("tar", members)
+    tar = TarContent("tar", members)
     room.put(KEY, tar.pread(tar.size, 0))
     if described:
         files = [{**file(path, b""), "mtime_ns": TIMES[path]} for path in ("d/weights", "old")]
@@ -404,8 +404,9 @@ def test_a_torn_snapshot_is_never_handed_out(room: Room) -> None:
     assert tree(room.destination) == {"mine"}
 
 
-def test_a_snapshot_that_was_released_meanwhile_says_so(room: Room) -> None:
-    item = spooled(room.base / "snapshot", b"weights", COPY)
+@pytest.mark.parametrize("how", [COPY, PACKED])
+def test_a_snapshot_that_was_released_meanwhile_says_so(room: Room, how: str) -> None:
+    item = spooled(room.base / "snapshot", b"weights", how)
     Path(item.file("weights")).unlink()
     Path(item.data).rmdir()
     with pytest.raises(FileNotFoundError):

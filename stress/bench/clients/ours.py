@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
-from async_ckpt.capture.content import FileSource
+from async_ckpt.capture.content import CapturedFile
 from async_ckpt.config import CHUNK_BYTES, Config
 from async_ckpt.stores import open_store
 from async_ckpt.stores.base import StoreSpec
@@ -43,7 +43,7 @@ class Ours(Engine):
     def up(self, directory: str, prefix: str, sizes: Mapping[str, int]) -> None:
         async def put(file: tuple[str, str, int]) -> None:
             path, key, size = file
-            with contextlib.closing(FileSource(path, size)) as source:
+            with contextlib.closing(CapturedFile(path, size)) as source:
                 await self._store.put_content(key, source)
 
         self._each(directory, prefix, sizes, put)

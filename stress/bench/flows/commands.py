@@ -143,7 +143,7 @@ class Commands:
 
     def raw(self, count, size):
         """The store's own rate in this process: new files put side by side, without spool, agent and metadata."""
-        from async_ckpt.capture.content import FileSource
+        from async_ckpt.capture.content import CapturedFile
         from async_ckpt.system.concurrency import for_each
 
         mine = current.checkpoint._checkpointer
@@ -153,7 +153,7 @@ class Commands:
 
         async def put_all(store):
             async def put(path):
-                source = FileSource(path, size)
+                source = CapturedFile(path, size)
                 with contextlib.closing(source):
                     await store.put_content(f"raw/{os.path.basename(path)}", source)
 

@@ -7,14 +7,16 @@ import os
 import stat
 import tarfile
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from async_ckpt.capture.content import FileSource, TarMember, TarSource
+from async_ckpt.capture.content import CapturedFile, TarContent, TarMember
 from async_ckpt.errors import IntegrityError
+from async_ckpt.system import files
 from harness.writers import content
 
 SIZE = 100_003
@@ -37,7 +39,7 @@ def make_private(path: Path) -> None:
 
 
 def test_any_range_can_be_read_and_ends_with_the_file(path: Path) -> None:
-    source = FileSource(str(path), SIZE)
+    source = CapturedFile(str(path), SIZE)
     whole = content(0, SIZE)
     assert source.pread(10, 5) == whole[5:15]
     assert source.pread(1 << 20, SIZE - 3) == whole[-3:]
@@ -48,7 +50,7 @@ def test_any_range_can_be_read_and_ends_with_the_file(path: Path) -> None:
 
 
 def test_reading_goes_on_in_the_private_copy(path: Path) -> None:
-    source = FileSource(str(path), SIZE)
+    source = CapturedFile(str(path), SIZE)
     first = source.pread(50_000, 0)
     make_private(path)
     assert first + source.pread(SIZE, 50_000) == content(0, SIZE)
@@ -57,7 +59,7 @@ def test_reading_goes_on_in_the_private_copy(path: Path) -> None:
 
 def test_a_range_that_was_read_from_the_old_inode_is_read_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The copy comes between the read and the check."""
-    source, original, done = FileSource(str(path), SIZE), os.pread, []
+    source, original, done = CapturedFile(str(path), SIZE), os.pread, []
 
     def pread_late(fd: int, count: int, offset: int) -> bytes:
         if not done:
@@ -70,24 +72,66 @@ def test_a_range_that_was_read_from_the_old_inode_is_read_again(path: Path, monk
     source.close()
 
 
+def copy_of(captured: CapturedFile, target: Path) -> bytes:
+    with open(target, "wb") as file:
+        captured.copy_to(file.fileno())
+    return target.read_bytes()
+
+
+def read_of(captured: CapturedFile, target: Path) -> bytes:
+    return captured.pread(10, 0)
+
+
+HANDED_OUT = pytest.mark.parametrize("hand_out", [read_of, copy_of])
+
+
+@HANDED_OUT
 @pytest.mark.parametrize("size", [SIZE - 1, SIZE + 1, 0])
-def test_a_file_of_another_size_is_never_handed_out(path: Path, size: int) -> None:
+def test_a_file_of_another_size_is_never_handed_out(
+    path: Path, tmp_path: Path, size: int, hand_out: Callable[[CapturedFile, Path], bytes]
+) -> None:
     os.truncate(path, size)
-    source = FileSource(str(path), SIZE)
+    captured = CapturedFile(str(path), SIZE)
     with pytest.raises(IntegrityError, match=f"{SIZE} bytes") as caught:
-        source.pread(10, 0)
+        hand_out(captured, tmp_path / "copy")
     assert caught.value.where == str(path)
-    source.close()
+    captured.close()
 
 
-def test_a_missing_file_is_named(path: Path) -> None:
+@HANDED_OUT
+def test_a_missing_file_is_named(path: Path, tmp_path: Path, hand_out: Callable[[CapturedFile, Path], bytes]) -> None:
     path.unlink()
     with pytest.raises(IntegrityError, match="is gone"):
-        FileSource(str(path), SIZE).pread(1, 0)
+        hand_out(CapturedFile(str(path), SIZE), tmp_path / "copy")
+
+
+def test_a_copy_is_of_one_file_and_of_its_part_of_a_pack(path: Path, tmp_path: Path) -> None:
+    whole = content(0, SIZE)
+    assert copy_of(CapturedFile(str(path), SIZE), tmp_path / "copy") == whole
+    assert copy_of(CapturedFile(str(path), 500, 1000), tmp_path / "part") == whole[1000:1500]
+    assert CapturedFile(str(path), 500, 1000).from_file(lambda fd: fd) is None
+
+
+def test_what_was_copied_from_the_old_inode_is_copied_again(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trainer writes under the copy: it is begun anew from the private file."""
+    original, copied = files.copy_range, []
+
+    def copy_late(source_fd: int, target_fd: int, count: int, offset: int = 0) -> int:
+        if not copied:
+            make_private(path)
+        copied.append(os.fstat(source_fd).st_ino)
+        return original(source_fd, target_fd, count, offset)
+
+    monkeypatch.setattr(files, "clone", lambda *_: False)
+    monkeypatch.setattr(files, "copy_range", copy_late)
+    assert copy_of(CapturedFile(str(path), SIZE), tmp_path / "copy") == content(0, SIZE)
+    assert len(set(copied)) == 2
 
 
 def test_a_file_that_vanishes_while_it_is_open_is_named(path: Path) -> None:
-    source = FileSource(str(path), SIZE)
+    source = CapturedFile(str(path), SIZE)
     source.pread(1, 0)
     path.unlink()
     with pytest.raises(IntegrityError, match="is gone"):
@@ -96,7 +140,7 @@ def test_a_file_that_vanishes_while_it_is_open_is_named(path: Path) -> None:
 
 
 def test_readers_in_many_threads_do_not_disturb_each_other_or_the_change(path: Path) -> None:
-    source, wrong = FileSource(str(path), SIZE), []
+    source, wrong = CapturedFile(str(path), SIZE), []
     whole = content(0, SIZE)
 
     def read() -> None:
@@ -114,7 +158,7 @@ def test_readers_in_many_threads_do_not_disturb_each_other_or_the_change(path: P
 
 def test_it_leaves_no_descriptor_open(path: Path) -> None:
     before = len(os.listdir("/proc/self/fd"))
-    source = FileSource(str(path), SIZE)
+    source = CapturedFile(str(path), SIZE)
     source.pread(10, 0)
     source.close()
     source.pread(10, 0)
@@ -135,17 +179,17 @@ def members(tmp_path_factory: pytest.TempPathFactory) -> list[TarMember]:
     for number, (name, size) in enumerate(zip(NAMES, SIZES, strict=True)):
         file = folder / str(number)
         file.write_bytes(content(number, size))
-        found.append(TarMember(name, tarfile.REGTYPE, 0o640 + number, source=FileSource(str(file), size)))
+        found.append(TarMember(name, tarfile.REGTYPE, 0o640 + number, content=CapturedFile(str(file), size)))
     found.append(TarMember("link", tarfile.SYMTYPE, 0o777, target="../" * 50 + "über"))
     return found
 
 
-def whole_of(source: TarSource) -> bytes:
+def whole_of(source: TarContent) -> bytes:
     return source.pread(source.size, 0)
 
 
 def test_tarfile_reads_what_went_in(members: list[TarMember]) -> None:
-    source = TarSource("key", members)
+    source = TarContent("key", members)
     data = whole_of(source)
     assert len(data) == source.size
     with tarfile.open(fileobj=io.BytesIO(data), mode="r:", errors="surrogateescape") as tar:
@@ -163,15 +207,15 @@ def test_tarfile_reads_what_went_in(members: list[TarMember]) -> None:
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(offset=st.integers(0, 110_000), count=st.integers(0, 120_000))
 def test_every_range_is_that_of_the_whole(members: list[TarMember], offset: int, count: int) -> None:
-    source = TarSource("key", members)
+    source = TarContent("key", members)
     assert source.pread(count, offset) == whole_of(source)[offset : offset + count]
 
 
 def test_a_tar_of_nothing_is_an_empty_tar() -> None:
-    source = TarSource("key", [])
+    source = TarContent("key", [])
     with tarfile.open(fileobj=io.BytesIO(whole_of(source))) as tar:
         assert tar.getnames() == []
 
 
 def test_the_same_members_give_the_same_bytes(members: list[TarMember]) -> None:
-    assert whole_of(TarSource("key", members)) == whole_of(TarSource("key", members))
+    assert whole_of(TarContent("key", members)) == whole_of(TarContent("key", members))
