@@ -128,7 +128,7 @@ def test_the_page_has_every_operation_field_push_and_limit() -> None:
         f"{protocol.MAX_FRAME >> 20} MiB, either way", f"with one frame | {protocol.MAX_FDS} ",
         f"| {server.MAX_CONNECTIONS}; one more is closed", f"| {server.MAX_BACKLOG >> 20} MiB; then",
         f"| {socket_saves.MAX_WAITING}; one more is refused", f"at most {socket_saver.MAX_METADATA >> 10} KiB as JSON",
-        f"This page is version {protocol.VERSION};",
+        f"This page is version {protocol.VERSION}.",
     ):  # fmt: skip
         assert limit in PAGE
 
