@@ -29,7 +29,7 @@ class ForeachFlow(FlowSpec):
                 json.dump({"rate": self.rate, "epoch": epoch}, file)
             self.last = current.checkpoint.save(metadata={"rate": self.rate, "epoch": epoch})
             if self.rate == 0.01 and epoch == 2 and current.retry_count == 0:
-                raise RuntimeError("This learning rate fell over")
+                raise RuntimeError("This failure is intended: the retry resumes")
         self.saved = current.checkpoint.list()
         self.next(self.join)
 

@@ -38,7 +38,7 @@ class GangFlow(FlowSpec):
                 json.dump({"rank": rank, "count": self.count}, file)
             current.checkpoint.save(mine, metadata={"count": self.count}, collective=True)
             if rank == 1 and self.count == 4 and current.retry_count == 0:
-                raise RuntimeError("The machine of rank 1 fell over at 4")
+                raise RuntimeError("This failure of rank 1 is intended: the retry resumes")
         self.next(self.join)
 
     @step

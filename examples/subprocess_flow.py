@@ -27,7 +27,7 @@ def train(rank):
         # latest=False: no retry of the step is to load the shard of one rank by itself.
         checkpoint.save(f"shard-{rank}", name=name, metadata={"epoch": epoch}, latest=False)
         if epoch == 2 and rank == 1 and os.environ["RETRY_COUNT"] == "0":
-            sys.exit("Rank 1 fell over")
+            sys.exit("Rank 1 fails, as intended: the retry resumes")
     print(json.dumps({"rank": rank, "began_at": first}))
 
 

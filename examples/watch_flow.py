@@ -21,7 +21,7 @@ for step in range(done + 1, 6):
     with open(folder + "/model.bin", "wb") as file:
         file.write(bytes([step]) * 100_000)
     if step == 3 and not resumed_from:
-        sys.exit("The machine fell over")
+        sys.exit("The trainer fails, as intended: the retry resumes")
     with open(folder + "/trainer_state.json", "w") as file:
         json.dump({"global_step": step}, file)
 """

@@ -26,7 +26,7 @@ from harness.pages import Block, all_blocks, blocks_of, pages
 from harness.servers import rclone
 
 #: A page, and what one of its blocks contains. No code: nothing to run.
-NOT_CODE = {("README.md", "about 1 ms"), ("docs/architecture.md", "task (or a subprocess)")}
+NOT_CODE = {("README.md", "1 to 2 ms"), ("docs/architecture.md", "task (or a subprocess)")}
 #: What ``test_protocol_page.py`` says to an agent, line by line, wherever it stands on that page.
 FRAMES = ("docs/protocol.md", "frames")
 
