@@ -359,7 +359,7 @@ class AgentProcess:
         except CheckpointError:  # It ends with a line in its log.
             world.kill_agent()
             return True
-        agent, tell = self.agent, self.agent._plane.tell
+        agent, tell = self.agent, self.agent._worker.tell
 
         def told(*messages: Message) -> None:
             for message in messages:
@@ -367,7 +367,7 @@ class AgentProcess:
                     world.on_commit(agent, message["ids"])
             tell(*messages)
 
-        agent._plane.tell = told  # type: ignore[method-assign]
+        agent._worker.tell = told  # type: ignore[method-assign]
         return True
 
     def drop(self) -> None:
@@ -385,8 +385,8 @@ class AgentProcess:
         if "_leases" in parts:
             for held in parts["_leases"]._guard._held.values():
                 os.close(held.fd)
-        if "_plane" in parts and parts["_plane"]._worker is not None:
-            parts["_plane"]._worker.sock.close()
+        if "_worker" in parts and parts["_worker"]._running is not None:
+            parts["_worker"]._running.sock.close()
         for name in ("_journal", "_wake_read", "_wake_write", "_selector"):
             if name in parts:
                 parts[name].close()

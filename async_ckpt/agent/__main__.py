@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ..config import Config
     from ..spool.spool import Spool
-    from .child import Worker
+    from .child import Running
 
 
 def main(arguments: list[str]) -> None:
@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> None:
     from ..spool.spool import Spool
     from . import launch, naming
     from .agent import Agent
-    from .child import WorkerProcess
+    from .child import ChildProcess
     from .socket_saves import SaverProcess
 
     launch.ignore_terminal_signals()
@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> None:
             naming.name_socket(spool, naming.name_of(listener), os.getpid())
         command, saver = launch.bootstrap(heavy=True), launch.bootstrap(heavy=True, module="task.socket_saver")
         agent = Agent(
-            spool, listener, lambda: WorkerProcess(spool, command), lambda: SaverProcess(spool, saver), config,
+            spool, listener, lambda: ChildProcess(spool, command), lambda: SaverProcess(spool, saver), config,
             guarded=True, start_worker_here=lambda: _worker_here(spool, config),
         )  # fmt: skip
         signal.signal(signal.SIGTERM, lambda *_: agent.terminate())
@@ -59,12 +59,12 @@ def main(arguments: list[str]) -> None:
         sys.exit(f"async_ckpt agent: {error}")
 
 
-def _worker_here(spool: Spool, config: Config) -> Worker:
+def _worker_here(spool: Spool, config: Config) -> Running:
     """A worker in a thread of the agent's process, with the packages that a worker's process would have."""
-    from .child import WorkerThread
+    from .child import ChildThread
 
     sys.path += [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path not in sys.path]
-    return WorkerThread(spool, config)
+    return ChildThread(spool, config)
 
 
 def _close_all_but(keep: set[int]) -> None:

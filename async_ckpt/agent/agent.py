@@ -57,7 +57,7 @@ from ..system.crash import crash_point
 from ..system.filesystems import kind_at, times_tell
 from .answers import MAX_ERRORS, Answers
 from .backlog import is_short_of_disk, why_full
-from .child import DataPlane, Worker, end_orphans
+from .child import Child, Running, end_orphans
 from .claims import Claims
 from .deadline import LastCall
 from .farewell import Farewell
@@ -66,14 +66,14 @@ from .leases import Leases
 from .outage import Outages
 from .owners import Owners
 from .pulse import Pulse
-from .questions import MAX_QUESTIONS, Waiting
+from .questions import MAX_QUESTIONS, Questions
 from .queue import Queue
-from .reach import Away
 from .remover import Remover
-from .socket_saves import Saves
+from .socket_saves import SocketSaves
 from .suspects import Suspects
 from .throughput import Throughput
 from .unchanged import is_settled, recognizable, unchanged
+from .unreachable import Unreachable
 
 _TICK_S = 0.2
 #: So often something is tried in vain before newer ones are committed without it; or it shows nothing new for so many
@@ -92,11 +92,11 @@ class Agent:
     listening : socket.socket
         Bound and listening at ``agent.sock``.
     start_worker : callable
-        Makes a data plane; called when there is work and there is none.
+        Starts a worker; called when there is work and there is none.
     start_saver : callable
-        Makes a saver; called when a client asks for a save and there is none.
+        Starts a saver; called when a client asks for a save and there is none.
     start_worker_here : callable or None
-        Makes a data plane in this process, for where none can be started.
+        Starts a worker in a thread of this process, for where no process can be started.
     guarded : bool
         Whether leases are held here (a process of its own) or not (a thread).
     temporary : bool
@@ -108,12 +108,12 @@ class Agent:
         self,
         spool: Spool,
         listening: socket.socket,
-        start_worker: Callable[[], Worker],
-        start_saver: Callable[[], Worker],
+        start_worker: Callable[[], Running],
+        start_saver: Callable[[], Running],
         config: Config,
         *,
         guarded: bool,
-        start_worker_here: Callable[[], Worker] | None = None,
+        start_worker_here: Callable[[], Running] | None = None,
         temporary: bool = False,
     ) -> None:
         self._spool, self._config = spool, config
@@ -125,24 +125,24 @@ class Agent:
         self._selector.register(self._wake_read, selectors.EVENT_READ, lambda _: self._on_wake())
         self._queue = Queue(config.max_uploads)
         # First of all: nobody is to look into what does not answer.
-        self._away = Away(spool, self._queue, config, self._come_back, self._fail)
+        self._unreachable = Unreachable(spool, self._queue, config, self._come_back, self._fail)
         self._journal = Journal(spool.path("journal"), spool.task.attempt, keep=set(spool.ready_ids()))
         self._house = Housekeeping(spool, config, self._journal, self._server, os.getpid() if guarded else 0)
         self._leases = Leases(spool, self._journal, self._server, self._wake, config, guarded=guarded)
         self._remover = Remover(spool, self._wake, self._remember)
         self._items: dict[str, Admitted] = {}
-        self._plane = DataPlane(
+        self._worker = Child(
             self._selector, start_worker, config, self._on_worker_message, self._on_worker_death,
             self._on_worker_trouble, start_worker_here,
         )  # fmt: skip
-        self._farewell = Farewell(spool.task, self._plane)
-        self._claims = Claims(spool, self._plane, self._say)
-        self._saves = Saves(self._selector, start_saver, config)
+        self._farewell = Farewell(spool.task, self._worker)
+        self._claims = Claims(spool, self._worker, self._say)
+        self._socket_saves = SocketSaves(self._selector, start_saver, config)
         self._owners = Owners(config, spool.task.attempt, self._on_owner_left)
-        self._waiting = Waiting(self._answer)
+        self._questions = Questions(self._answer)
         self._unjournaled: deque[Message] = deque()
         self._throughput = Throughput()
-        self._answers = Answers(self._queue, self._plane, self._throughput, config)
+        self._answers = Answers(self._queue, self._worker, self._throughput, config)
         self._bytes_copied = 0
         #: Of checkpoints under way: which of their files a later one may find unchanged.
         self._inodes: dict[str, dict[str, Inode]] = {}
@@ -162,7 +162,7 @@ class Agent:
         #: Since when other ranks are waited for, by id, and by whether that is for a moment only.
         self._gathering: dict[tuple[str, bool], float] = {}
         self._last_call = LastCall(
-            self._queue, self._throughput, self._plane, config, self._stored_bytes, self._owners.tell
+            self._queue, self._throughput, self._worker, config, self._stored_bytes, self._owners.tell
         )
         #: Shards of ranks that were started again since.
         self._outdated: set[str] = set()
@@ -196,14 +196,14 @@ class Agent:
                 raise
             self._say(f"The agent lacks something, and goes on as well as it can: {type(error).__name__}: {error}")
             time.sleep(self._shortage.failed(time.monotonic()))
-            self._plane.renew()
+            self._worker.renew()
         return False
 
     def _is_over(self) -> bool:
         now = time.monotonic()
         if self._owners.are_expected(now):
             return False
-        idle = self._remover.idle and not self._saves.count and not self._farewell.is_due
+        idle = self._remover.idle and not self._socket_saves.count and not self._farewell.is_due
         done = not self._queue.pending and idle and not self._spool_has_news()
         return done or self._owners.have_been_gone_for_long(now)
 
@@ -225,8 +225,8 @@ class Agent:
         return self._gone is not None
 
     def _close(self) -> None:
-        self._saves.stop()
-        self._plane.stop()
+        self._socket_saves.stop()
+        self._worker.stop()
         for job in self._queue.uploading:
             self._suspects.put_down(job.id)
         self._remover.stop()
@@ -258,8 +258,8 @@ class Agent:
         self._suspects.tick(now, hurry=self._last_call.is_near)
         self._owners.look()
         self._server.resume()
-        self._plane.tick(is_busy=bool(self._queue.uploading))
-        self._saves.tick(now)
+        self._worker.tick(is_busy=bool(self._queue.uploading))
+        self._socket_saves.tick(now)
         self._last_call.tick(now)
         self._end_what_hangs(now)
         self._claims.tick(now)
@@ -268,7 +268,7 @@ class Agent:
             self._scan()  # The last doorbell may not have been rung.
             if self._queue.pending == len(self._queue.gathering()):
                 self._farewell.tick()
-        self._waiting.tick(now)
+        self._questions.tick(now)
         self._set_pace()
 
     def terminate(self) -> None:
@@ -290,7 +290,7 @@ class Agent:
             if known.state in SETTLED:
                 self._forget(item)
                 continue
-            if not known.uploaded and (why := self._away.take(item)):
+            if not known.uploaded and (why := self._unreachable.take(item)):
                 self._notices.append(why)
                 continue
             if not known.uploaded and (why := self._why_torn(item, "while nobody guarded the snapshot")):
@@ -327,7 +327,7 @@ class Agent:
 
     def _scan(self) -> None:
         """Find what was admitted without a doorbell, and what is missing."""
-        self._away.look(time.monotonic())
+        self._unreachable.look(time.monotonic())
         self._look_after_spool()
         for identity in self._spool.ready_ids():
             if identity not in self._queue.jobs:
@@ -417,17 +417,17 @@ class Agent:
         self._owners.tell({"push": "superseded", "id": identity, "why": why})
         self._last_call.choose_again()
 
-    # -- the data plane --------------------------------------------------------------------------------------------
+    # -- the worker ------------------------------------------------------------------------------------------------
 
     def _start_work(self) -> None:
-        if self._queue.pending and self._plane.ensure():
+        if self._queue.pending and self._worker.ensure():
             for action in self._queue.next_actions():
                 if action.kind == "upload":
                     self._start_upload(self._items[action.ids[0]])
                 elif action.kind == "gather":
                     self._gather(action.ids[0])
                 else:
-                    self._plane.tell({"op": "commit", "ids": action.ids})
+                    self._worker.tell({"op": "commit", "ids": action.ids})
 
     def _gather(self, identity: str) -> None:
         """Have the worker wait for the other ranks; only a moment where our task is gone, or this is of an earlier
@@ -439,7 +439,7 @@ class Agent:
         # However often it is begun anew: a worker that dies, or a store that fails now and then, adds nothing.
         now = time.monotonic()
         left = max(limit - (now - self._gathering.setdefault((identity, late), now)), 0.0)
-        self._plane.tell({"op": "gather", "id": identity, "timeout_s": left, "decides": not late})
+        self._worker.tell({"op": "gather", "id": identity, "timeout_s": left, "decides": not late})
 
     def _start_upload(self, item: Admitted) -> None:
         known = self._journal.progress.get(item.id, Progress())
@@ -450,7 +450,7 @@ class Agent:
         ]  # fmt: skip
         self._queue.jobs[item.id].sent = sum(item.entries[path].size for path in known.files if path in item.entries)
         self._suspects.taken(item.id)
-        self._plane.tell(*journal.steps(item.id, known), *copies, {"op": "upload", "id": item.id})
+        self._worker.tell(*journal.steps(item.id, known), *copies, {"op": "upload", "id": item.id})
 
     def _on_worker_trouble(self, why: str) -> None:
         self._say(
@@ -482,7 +482,7 @@ class Agent:
             job.sent += message["bytes"]  # Sent is not stored: the store may refuse it.
             self._throughput.add(message["bytes"])
             return
-        self._plane.is_well()
+        self._worker.is_well()
         if op in ("uploaded", "committed"):
             job.why = ""
             self._held_up.discard(identity)
@@ -598,12 +598,12 @@ class Agent:
             limit = max(self._config.outage_s, 2 * self._config.store_deadline_s, self._config.complete_timeout_s)
             silent_s = self._pulse.silent_s(job.id, (job.tries, 0 if job in batch else job.sent), now)
             if silent_s > limit:
-                self._plane.tell({"op": "pause", "id": job.id})
+                self._worker.tell({"op": "pause", "id": job.id})
                 self._fail(job.id, f"The store has taken nothing of it for {limit:.0f} s, and not said why")
             elif silent_s > _MOST_SILENT * self._config.answer_timeout_s and not self._last_call.is_near:
                 self._queue.pass_by(job.id)
                 if job in batch:
-                    self._plane.tell({"op": "pause", "id": job.id})
+                    self._worker.tell({"op": "pause", "id": job.id})
                     self._try_later(job.id, f"The store has not answered its commit for {silent_s:.0f} s")
 
     def _fail(self, identity: str, why: str, *, lost: Admitted | None = None, refused: bool = False) -> None:
@@ -677,7 +677,7 @@ class Agent:
             # Read even if known: a scan may have found it before its leases came.
             identity = str(message.get("id"))
             item = self._items.get(identity)
-            if item is None and not self._away.has(identity):
+            if item is None and not self._unreachable.has(identity):
                 item = self._admit_by_id(identity)
             self._leases.take(item, connection, message, fds)
             self._start_work()
@@ -697,7 +697,7 @@ class Agent:
         elif op == "deadline":
             self._last_call.hear(_seconds(message.get("seconds"), self._config.termination_grace_s), "SIGTERM")
             connection.send({"seq": message.get("seq"), "first": self._last_call.first})
-        elif op in ("wait", "flush", "room", "claim") and self._waiting.is_full(connection):
+        elif op in ("wait", "flush", "room", "claim") and self._questions.is_full(connection):
             why = f"{MAX_QUESTIONS} questions of this connection wait for their answers: no more may"
             connection.send({"seq": message.get("seq"), "error": why})
         elif op in ("wait", "flush", "room", "claim"):
@@ -709,7 +709,7 @@ class Agent:
                 if isinstance(again, str) and again in self._items:
                     self._queue.retry(again)
                 self._start_work()
-            self._waiting.add(connection, message, _seconds(message.get("timeout_s"), self._config.reply_timeout_s))
+            self._questions.add(connection, message, _seconds(message.get("timeout_s"), self._config.reply_timeout_s))
         else:
             connection.send({"seq": message.get("seq"), "error": f"The operation {op!r} is unknown, or lacks a field"})
 
@@ -719,7 +719,7 @@ class Agent:
             connection.send({"seq": message.get("seq"), "error": why, "kind": "UsageError"})
             return
         limit = self._config.backlog_timeout_s + self._config.reply_timeout_s
-        self._saves.ask(connection, message, _seconds(message.get("timeout_s"), limit))
+        self._socket_saves.ask(connection, message, _seconds(message.get("timeout_s"), limit))
 
     def _on_hello(self, connection: Connection, message: Message) -> None:
         if message.get("v") != protocol.VERSION:
@@ -751,15 +751,15 @@ class Agent:
         name = self._spool.store.options.get("access_from")
         if isinstance(name, str) and isinstance(access, str) and os.environ.get(name) != access:
             os.environ[name] = access
-            self._plane.renew()
+            self._worker.renew()
 
     def _gather_in(self, seconds: float) -> None:
         """Wait for the other ranks no longer than this."""
         for job in self._queue.gathering():
-            self._plane.tell({"op": "gather", "id": job.id, "timeout_s": seconds, "decides": False})
+            self._worker.tell({"op": "gather", "id": job.id, "timeout_s": seconds, "decides": False})
 
     def _on_close(self, connection: Connection) -> None:
-        self._waiting.forget(connection)
+        self._questions.forget(connection)
         self._owners.leave(connection)
 
     def _on_owner_left(self, for_good: bool) -> None:
@@ -768,12 +768,12 @@ class Agent:
             self._gather_in(self._config.collective_grace_s)
 
     def _set_pace(self) -> None:
-        """While nobody trains (the task waits for a flush, or is gone, or soon will be) the data plane may use the
+        """While nobody trains (the task waits for a flush, or is gone, or soon will be) the worker may use the
         machine.
         """
-        waits = self._waiting.has("flush") or self._waiting.has("claim")
+        waits = self._questions.has("flush") or self._questions.has("claim")
         trains = len(self._owners) > 0 and not waits and not self._last_call.is_near
-        self._plane.set_priority(idle=trains)
+        self._worker.set_priority(idle=trains)
 
     def _answer(self, message: Message, first: bool, late: bool) -> Message | None:
         """What somebody is told who waits; None: not yet. The spool is looked into the ``first`` time only."""
@@ -797,12 +797,12 @@ class Agent:
         return {
             **self._answers.flush(),
             "pid": os.getpid(),
-            "worker_pid": self._plane.pid,
+            "worker_pid": self._worker.pid,
             "committed": self._queue.committed,
             "last_committed": self._queue.last_committed,
             "bytes_copied": self._bytes_copied,
             **self._leases.facts(),
-            "socket_saves": self._saves.count,
+            "socket_saves": self._socket_saves.count,
             "errors": list(self._errors),
             "warnings": [*self._journal.warnings, *self._notices],
         }

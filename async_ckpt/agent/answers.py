@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..config import Config
 from ..ipc.protocol import Message
 from .backlog import why_full
-from .child import DataPlane
+from .child import Child
 from .queue import Queue
 from .throughput import Throughput
 
@@ -16,8 +16,8 @@ MAX_ERRORS = 20
 class Answers:
     """See the module's docstring."""
 
-    def __init__(self, queue: Queue, plane: DataPlane, throughput: Throughput, config: Config) -> None:
-        self._queue, self._plane, self._throughput, self._config = queue, plane, throughput, config
+    def __init__(self, queue: Queue, worker: Child, throughput: Throughput, config: Config) -> None:
+        self._queue, self._worker, self._throughput, self._config = queue, worker, throughput, config
 
     def flush(self) -> Message:
         """To whoever waits for all."""
@@ -33,8 +33,8 @@ class Answers:
 
     def _why_waiting(self) -> str:
         """What holds up the oldest that says so; empty: nothing."""
-        if self._plane.trouble:
-            return f"no uploader can be had: {self._plane.trouble}"
+        if self._worker.trouble:
+            return f"no uploader can be had: {self._worker.trouble}"
         return next((f"{job.id}: {job.why}" for job in self._queue.in_line() if job.why), "")
 
     def state(self, identity: str) -> Message:

@@ -1,6 +1,7 @@
-"""The agent's end of the data plane: starts a worker when there is work, talks to it, notices its death.
+"""A child process of the agent: started when there is work for it, talked to over a socket pair, and noticed when it
+dies. The agent has two: the worker, which uploads (``upload/process.py``), and the saver (``task/socket_saver.py``).
 
-Light: no store is imported here. What a worker does stands in ``worker.py``.
+Light: nothing that they need is imported here.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ from ..spool.spool import Spool
 from ..system.backoff import Backoff
 from ..system.files import occupy_standard_streams
 from ..system.processes import end, find
-from .hung import Stillness
 from .log import writable_log
+from .watchdog import Stillness
 
-#: How long a worker may take to abort what it has under way, before it is killed.
+#: How long a child may take to abort what it has under way, before it is killed.
 _STOP_S = 5.0
 
 
-class Worker(Protocol):
-    """A running worker: ``sock`` is the agent's end of the channel, ``pid`` its process."""
+class Running(Protocol):
+    """A child that runs: ``sock`` is the agent's end of the channel, ``pid`` its process."""
 
     sock: socket.socket
 
@@ -40,40 +41,40 @@ class Worker(Protocol):
     def stop(self) -> None: ...
 
 
-class DataPlane:
-    """One worker at a time.
+class Child:
+    """One child of a kind at a time: when it dies, another one is started, after longer and longer pauses.
 
     Parameters
     ----------
     selector : selectors.BaseSelector
         The agent's; ``key.data(mask)`` is called when the channel is readable.
     start : callable
-        Makes a worker.
+        Starts a child.
     config : Config
-        A worker that takes no message for ``reply_timeout_s`` is of no use.
+        A child that takes no message for ``reply_timeout_s`` is of no use.
     on_message : callable
         ``(message)``.
     on_death : callable
-        ``(spoke)``: the worker is gone and what it was told is to be told again; whether it had said anything.
+        ``(spoke)``: the child is gone and what it was told is to be told again; whether it had said anything.
     on_trouble : callable
         Gets a line when none can be started, or none lives until its first word.
     start_here : callable or None
-        Makes a worker in this process, for where none can be started for ``agent_patience_s``.
+        Starts one in a thread of this process, for where none can be started for ``agent_patience_s``.
     """
 
     def __init__(
         self,
         selector: selectors.BaseSelector,
-        start: Callable[[], Worker],
+        start: Callable[[], Running],
         config: Config,
         on_message: Callable[[Message], None],
         on_death: Callable[[bool], None],
         on_trouble: Callable[[str], None] = lambda why: None,
-        start_here: Callable[[], Worker] | None = None,
+        start_here: Callable[[], Running] | None = None,
     ) -> None:
         self._selector, self._start, self._start_here, self._config = selector, start, start_here, config
         self._on_message, self._on_death, self._on_trouble = on_message, on_death, on_trouble
-        self._worker: Worker | None = None
+        self._running: Running | None = None
         self._decoder = protocol.Decoder()
         self._out = bytearray()
         self._taken = 0.0
@@ -88,31 +89,31 @@ class DataPlane:
 
     @property
     def is_awake(self) -> bool:
-        """Whether there is a worker that has said something, or has had the time to."""
+        """Whether there is a child that has said something, or has had the time to."""
         has_had_time = time.monotonic() - self._started >= WORKER_START_S
-        return self._worker is not None and (self._heard or has_had_time)
+        return self._running is not None and (self._heard or has_had_time)
 
     @property
     def has_spoken(self) -> bool:
-        """Whether there is a worker that has said something: it does what it is told to."""
-        return self._worker is not None and self._heard
+        """Whether there is a child that has said something: it does what it is told to."""
+        return self._running is not None and self._heard
 
     @property
     def pid(self) -> int | None:
-        return self._worker.pid if self._worker else None
+        return self._running.pid if self._running else None
 
     @property
     def in_vain_s(self) -> float:
-        """For how many seconds no worker could be had that says anything."""
+        """For how many seconds no child could be had that says anything."""
         return time.monotonic() - self._in_vain if self._in_vain is not None else 0.0
 
     def ensure(self) -> bool:
-        """Start a worker if there is none; False while there is a pause, or none can be started."""
-        if self._worker is None and not self._restarts.left_s(time.monotonic()):
+        """Start a child if there is none; False while there is a pause, or none can be started."""
+        if self._running is None and not self._restarts.left_s(time.monotonic()):
             is_here = self._start_here is not None and self.in_vain_s >= self._config.agent_patience_s
             start = self._start_here if is_here and self._start_here is not None else self._start
             try:
-                worker = self._worker = start()
+                running = self._running = start()
             except (OSError, RuntimeError) as error:  # No processes, memory, descriptors, threads, interpreter.
                 where = getattr(error, "filename", None)
                 why = os_reason(error) if isinstance(error, OSError) else str(error)
@@ -120,15 +121,15 @@ class DataPlane:
                 return False
             self._started, self._heard = time.monotonic(), False
             self._decoder = protocol.Decoder()
-            worker.sock.setblocking(False)
-            # Bound to this worker: it may have been given up by an earlier event of the same round.
-            self._on_event = lambda mask: self._pump(worker, mask)
-            self._selector.register(worker.sock, selectors.EVENT_READ, self._on_event)
+            running.sock.setblocking(False)
+            # Bound to this child: it may have been given up by an earlier event of the same round.
+            self._on_event = lambda mask: self._pump(running, mask)
+            self._selector.register(running.sock, selectors.EVENT_READ, self._on_event)
             self.tell({"op": "priority", "idle": self._idle})
-        return self._worker is not None
+        return self._running is not None
 
     def _failed(self, why: str) -> None:
-        """No worker could be started, or it ended without a word."""
+        """No child could be started, or it ended without a word."""
         now = time.monotonic()
         self._restarts.failed(now)
         if self._in_vain is None:
@@ -137,16 +138,16 @@ class DataPlane:
         self._on_trouble(why)
 
     def tell(self, *messages: Message) -> None:
-        """Send messages, as soon as the worker takes them: one that still starts takes none, and is not waited for."""
-        if self._worker is not None:
+        """Send messages, as soon as the child takes them: one that still starts takes none, and is not waited for."""
+        if self._running is not None:
             if not self._out:
                 self._taken = time.monotonic()
             for message in messages:
                 self._out += protocol.encode(message)
-            self._send(self._worker)
+            self._send(self._running)
 
     def tick(self, *, is_busy: bool = False) -> None:
-        """Give up a worker that takes no messages, one that is stopped, and one that never runs.
+        """Give up a child that takes no messages, one that is stopped, and one that never runs.
 
         Parameters
         ----------
@@ -158,21 +159,21 @@ class DataPlane:
             self._prefer()  # It begins as an idle one, and cannot be told before it has begun.
         if self._out and now - self._taken > self._config.reply_timeout_s:
             self._died()
-        elif self._worker is not None and self._worker.pid != os.getpid() and now - self._watched.looked >= 1.0:
-            if self._watched.pid != self._worker.pid:
-                self._watched = Stillness(self._worker.pid)
+        elif self._running is not None and self._running.pid != os.getpid() and now - self._watched.looked >= 1.0:
+            if self._watched.pid != self._running.pid:
+                self._watched = Stillness(self._running.pid)
             self._watched.look(now)
             is_stopped = self._watched.state in ("T", "t")
             limit_s = self._config.hung_s * (HUNG_ON_DISK if self._watched.state == "D" else 1)
             if self._watched.still_s >= limit_s and (is_stopped or is_busy):
                 self._on_trouble(
-                    f"the last one (pid {self._worker.pid}) hung (state {self._watched.state}) and was ended"
+                    f"the last one (pid {self._running.pid}) hung (state {self._watched.state}) and was ended"
                 )
                 self._died()
 
-    def _send(self, worker: Worker) -> None:
+    def _send(self, running: Running) -> None:
         try:
-            sent = worker.sock.send(self._out, socket.MSG_NOSIGNAL)
+            sent = running.sock.send(self._out, socket.MSG_NOSIGNAL)
         except BlockingIOError:
             sent = 0
         except OSError:
@@ -182,11 +183,11 @@ class DataPlane:
             self._taken = time.monotonic()
             del self._out[:sent]
         events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._out else 0)
-        if self._selector.get_key(worker.sock).events != events:
-            self._selector.modify(worker.sock, events, self._on_event)
+        if self._selector.get_key(running.sock).events != events:
+            self._selector.modify(running.sock, events, self._on_event)
 
     def set_priority(self, *, idle: bool) -> None:
-        """Whether the worker should take only the CPU time that nobody else wants."""
+        """Whether the child should take only the CPU time that nobody else wants."""
         if idle != self._idle:
             self._idle = idle
             if not idle:
@@ -194,24 +195,24 @@ class DataPlane:
             self.tell({"op": "priority", "idle": idle})
 
     def _prefer(self) -> None:
-        """Give the worker its share of the CPU: on a busy machine an idle one would not come to hear that it has it."""
-        if self._worker is not None and self._worker.pid != os.getpid():
+        """Give the child its share of the CPU: on a busy machine an idle one would not come to hear that it has it."""
+        if self._running is not None and self._running.pid != os.getpid():
             with contextlib.suppress(OSError):
-                os.sched_setscheduler(self._worker.pid, os.SCHED_OTHER, os.sched_param(0))
+                os.sched_setscheduler(self._running.pid, os.SCHED_OTHER, os.sched_param(0))
 
     def is_well(self) -> None:
         """Something was finished: earlier deaths do not count any more."""
         self._restarts.reset()
 
-    def _pump(self, worker: Worker, mask: int) -> None:
-        if worker is self._worker and mask & selectors.EVENT_WRITE:
-            self._send(worker)
-        if worker is self._worker and mask & selectors.EVENT_READ:
-            self._read(worker)
+    def _pump(self, running: Running, mask: int) -> None:
+        if running is self._running and mask & selectors.EVENT_WRITE:
+            self._send(running)
+        if running is self._running and mask & selectors.EVENT_READ:
+            self._read(running)
 
-    def _read(self, worker: Worker) -> None:
+    def _read(self, running: Running) -> None:
         try:
-            data, _ = protocol.receive(worker.sock)
+            data, _ = protocol.receive(running.sock)
             messages = self._decoder.feed(data, [])
         except BlockingIOError:
             return
@@ -225,7 +226,7 @@ class DataPlane:
             self._died()
 
     def _died(self) -> None:
-        if self._worker is None:
+        if self._running is None:
             return
         self.stop()
         if self._heard:
@@ -235,22 +236,22 @@ class DataPlane:
         self._on_death(self._heard)
 
     def renew(self) -> None:
-        """End the worker, if there is one; the next one is told again what this one had not done."""
-        if self._worker is not None:
+        """End the child, if there is one; the next one is told again what this one had not done."""
+        if self._running is not None:
             self.stop()
             self._on_death(False)
 
     def stop(self) -> None:
-        """End the worker; it aborts what it has under way."""
-        if self._worker is not None:
-            worker, self._worker = self._worker, None
-            self._selector.unregister(worker.sock)
+        """End the child; it aborts what it has under way."""
+        if self._running is not None:
+            running, self._running = self._running, None
+            self._selector.unregister(running.sock)
             self._out.clear()
-            worker.stop()
+            running.stop()
 
 
-class WorkerProcess:
-    """A worker in a process of its own."""
+class ChildProcess:
+    """A child in a process of its own."""
 
     def __init__(self, spool: Spool, bootstrap: list[str], role: str = "worker") -> None:
         occupy_standard_streams()  # The child has its own, in the place of whatever has these numbers.
@@ -280,8 +281,8 @@ class WorkerProcess:
                 self._process.wait(timeout=_STOP_S)
 
 
-class WorkerThread:
-    """A worker in a thread of the task."""
+class ChildThread:
+    """The worker, in a thread of this process."""
 
     def __init__(self, spool: Spool, config: Config) -> None:
         self.sock, theirs = socket.socketpair()

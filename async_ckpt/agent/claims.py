@@ -24,7 +24,7 @@ from ..spool.claim import Start
 from ..spool.spool import Spool
 from ..system.backoff import Backoff
 from ..system.undisturbed import go_on
-from .child import DataPlane
+from .child import Child
 
 _GROWTH = 1.5
 #: For how long the agent is asked at a time, in seconds.
@@ -42,8 +42,8 @@ class Claims:
         Gets what people should know.
     """
 
-    def __init__(self, spool: Spool, plane: DataPlane, say: Callable[[str], None]) -> None:
-        self._spool, self._plane, self._say = spool, plane, say
+    def __init__(self, spool: Spool, worker: Child, say: Callable[[str], None]) -> None:
+        self._spool, self._worker, self._say = spool, worker, say
         self._asked: tuple[int, int, int] | None = None
         #: By what claims of an attempt are known again, should something remove what the spool says.
         self._tokens: dict[int, str] = {}
@@ -81,9 +81,9 @@ class Claims:
 
     def tick(self, now: float) -> None:
         """Have it done, if it is to be done (``now`` in monotonic seconds)."""
-        if self._order is not None and not self._ordered and not self._retries.left_s(now) and self._plane.ensure():
+        if self._order is not None and not self._ordered and not self._retries.left_s(now) and self._worker.ensure():
             self._ordered = True
-            self._plane.tell(self._order)
+            self._worker.tell(self._order)
 
     def on_message(self, message: Message) -> None:
         """What the worker says of it."""
@@ -131,7 +131,7 @@ class Claims:
             return {"start": known.number, "why": ""}
         if self._order is None and not self._why and self._asked is not None:
             self.begin(*self._asked)  # Something has removed what was known.
-        asked = self._has_failed or (self._ordered and self._plane.has_spoken)
+        asked = self._has_failed or (self._ordered and self._worker.has_spoken)
         return {"start": None, "why": self._why, "asked": asked} if late or self._why else None
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from ..config import LAST_CALL_LEAST_S, LAST_CALL_MOST_S, PIECE_BYTES, Config
 from ..ipc.protocol import Message
 from ..spool.journal import ADMITTED, UPLOADED, UPLOADING, order
-from .child import DataPlane
+from .child import Child
 from .notice import Notice
 from .pulse import Pulse
 from .queue import Job, Queue
@@ -108,10 +108,10 @@ class LastCall:
     """
 
     def __init__(
-        self, queue: Queue, throughput: Throughput, plane: DataPlane, config: Config,
+        self, queue: Queue, throughput: Throughput, worker: Child, config: Config,
         stored_bytes: Callable[[str], int], tell: Callable[[Message], None],
     ) -> None:  # fmt: skip
-        self._queue, self._throughput, self._plane, self._tell = queue, throughput, plane, tell
+        self._queue, self._throughput, self._worker, self._tell = queue, throughput, worker, tell
         self._config, self._stored_bytes = config, stored_bytes
         self._notice = Notice(config.spot_notice_file, config.termination_grace_s)
         self._terminated = False
@@ -232,7 +232,7 @@ class LastCall:
             self._tell({"push": "given up", **told, "why": why})
 
     def _stop(self, job: Job) -> None:
-        self._plane.tell({"op": "pause", "id": job.id})
+        self._worker.tell({"op": "pause", "id": job.id})
         self._queue.give_way(job.id)
         if job.state == ADMITTED:
             job.sent = self._stored_bytes(job.id)
@@ -242,7 +242,7 @@ class LastCall:
         under_way = self._queue.uploading
         batch = self._queue.committing[:1]
         self._pulse.keep([job.id for job in (*under_way, *batch)])
-        if self._until is None or not self._plane.is_awake:
+        if self._until is None or not self._worker.is_awake:
             return
         patience = min(max(_PATIENCE_SHARE * (self._until - now), LAST_CALL_LEAST_S), LAST_CALL_MOST_S)
         rate = self._throughput.known

@@ -6,14 +6,14 @@ Said through the store, and only once everything the task had saved is there.
 from __future__ import annotations
 
 from ..layout import TaskInfo
-from .child import DataPlane
+from .child import Child
 
 
 class Farewell:
     """Says it, once for each attempt."""
 
-    def __init__(self, task: TaskInfo, plane: DataPlane) -> None:
-        self._is_gang, self._plane = task.nodes > 1, plane
+    def __init__(self, task: TaskInfo, worker: Child) -> None:
+        self._is_gang, self._worker = task.nodes > 1, worker
         self._due: int | None = None
         self._ordered = False
 
@@ -29,9 +29,9 @@ class Farewell:
 
     def tick(self) -> None:
         """Nothing that the task saved is on its way any more."""
-        if self._due is not None and not self._ordered and self._plane.ensure():
+        if self._due is not None and not self._ordered and self._worker.ensure():
             self._ordered = True
-            self._plane.tell({"op": "gone", "id": "", "attempt": self._due})
+            self._worker.tell({"op": "gone", "id": "", "attempt": self._due})
 
     def said(self) -> None:
         """The worker has said it; or cannot, and the others will have to wait."""

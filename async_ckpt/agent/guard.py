@@ -28,7 +28,7 @@ from ..errors import SnapshotError
 from ..spool.journal import order
 from ..system.priority import set_disk_priority
 from .backlog import has_room_for
-from .held import Held
+from .leased_file import LeasedFile
 
 #: So many files are copied at a time for writers that wait.
 _COPIERS = 4
@@ -70,7 +70,7 @@ class Guard:
         self._limit_s = min(config.copy_away_s, lease.BREAK_TIME_S / 2)
         self._lock = threading.Lock()
         self._settled = threading.Condition(self._lock)
-        self._held: dict[Key, Held] = {}
+        self._held: dict[Key, LeasedFile] = {}
         self._stopping = False
         self._said: set[str] = set()
         self._ahead: SimpleQueue[str | None] = SimpleQueue()
@@ -86,7 +86,7 @@ class Guard:
             thread.start()
         return threads
 
-    def add(self, identity: str, path: str, held: Held) -> None:
+    def add(self, identity: str, path: str, held: LeasedFile) -> None:
         """Take over a lease; its descriptor belongs to the guard from now on."""
         with self._lock:
             previous = self._held.get((identity, path))
@@ -293,7 +293,7 @@ class Guard:
             self._on_private(*key, why)
         return True
 
-    def _put_back(self, helds: dict[Key, Held]) -> None:
+    def _put_back(self, helds: dict[Key, LeasedFile]) -> None:
         """Nothing became of a copy that nobody waits for."""
         with self._lock:
             for held in helds.values():
@@ -305,7 +305,7 @@ class Guard:
                 self._on_private(identity, path, "")
         self._wake()  # Somebody may have come meanwhile.
 
-    def _copy(self, held: Held, users: list[Held], *, ahead: bool) -> bool:
+    def _copy(self, held: LeasedFile, users: list[LeasedFile], *, ahead: bool) -> bool:
         """Copy one file, and put the copy into the place of its link. False: nobody needs it, or, ``ahead``, there is
         no room.
 
@@ -348,7 +348,7 @@ class Guard:
             if idle:
                 set_disk_priority(idle=False)
 
-    def _check(self, held: Held) -> None:
+    def _check(self, held: LeasedFile) -> None:
         """See that a file was not written to since its capture.
 
         Raises
@@ -364,7 +364,7 @@ class Guard:
             raise rewritten(held.path)
 
 
-def _may_be_cut(held: Held) -> bool:
+def _may_be_cut(held: LeasedFile) -> bool:
     """Whether a file may have been truncated and made as long again although its lease stands: through an overlay above
     its folder, or by an NFS server, which do that without asking. It ends in zeros then, and has another time.
     """
@@ -373,7 +373,7 @@ def _may_be_cut(held: Held) -> bool:
     return not os.pread(held.fd, _TAIL_BYTES, max(held.size - _TAIL_BYTES, 0)).strip(b"\0")
 
 
-def _no_room(held: Held) -> str:
+def _no_room(held: LeasedFile) -> str:
     return (
         f"The disk has no room to copy {held.origin} away before it is rewritten in place ({held.size / 1e9:.1f} GB): "
         "whoever does that may be held up for long, and the checkpoint may fail. Free some space, or write to a new "

@@ -28,9 +28,9 @@ from ..spool.upkeep import is_held
 from ..system import forks
 from ..system.backoff import Backoff
 from ..system.files import locked, try_lock, unlock, wait_for
-from .hung import Hung
 from .log import last_line, writable_log
 from .naming import name_of, name_socket, open_socket
+from .watchdog import Watchdog
 
 UPLOADERS = ("process", "thread")
 
@@ -64,7 +64,7 @@ class Launcher:
         self._restarts = Backoff(RESTARTS_AT_ONCE, FIRST_PAUSE_S, config.agent_pause_s, CALM_S)
         #: The same for those in a thread: what was waited for a process does not hold up the first of them.
         self._restarts_here = Backoff(RESTARTS_AT_ONCE, FIRST_PAUSE_S, config.agent_pause_s, CALM_S)
-        self._hung = Hung(spool.directory, config, say)
+        self._watchdog = Watchdog(spool.directory, config, say)
         #: Since when none has answered that was started here, or should have been (monotonic seconds); and why not.
         self._in_vain: float | None = None
         self._why = ""
@@ -99,15 +99,15 @@ class Launcher:
     def on_answer(self, link: Link) -> None:
         """The agent has said its first word to us, or has been silent and is not any more."""
         self._in_vain, self._has_waited, self._has_said_why = None, False, False
-        self._hung.forgive(link.pid)
+        self._watchdog.forgive(link.pid)
 
     def on_silence(self, link: Link) -> bool:
         """It owes us an answer; to be called about once a second. Returns whether it is of no use any more."""
-        return link.pid > 0 and self._hung.look(link.pid, time.monotonic())
+        return link.pid > 0 and self._watchdog.look(link.pid, time.monotonic())
 
     def hurry(self) -> None:
         """The machine is about to go: nothing is waited for that can be helped."""
-        self._hung.hurry = True
+        self._watchdog.hurry = True
 
     def _find(self) -> Link | None:
         path = self._spool.path("agent.sock")
@@ -120,17 +120,17 @@ class Launcher:
                 pid = int(file.read())
         except (OSError, ValueError):
             pid = -1
-        if pid < 0 or self._hung.is_undead(pid):
+        if pid < 0 or self._watchdog.is_undead(pid):
             sock.close()
             return None
         return Link(sock, pid)
 
     def _start(self) -> Link:
         now = time.monotonic()
-        patience_s = HUNG_HURRY_S if self._hung.hurry else self._config.agent_patience_s
+        patience_s = HUNG_HURRY_S if self._watchdog.hurry else self._config.agent_patience_s
         is_here = self._uploader == "thread" or (self._in_vain is not None and now - self._in_vain >= patience_s)
         restarts = self._restarts_here if is_here else self._restarts
-        left = restarts.left_s(now, LAST_CALL_PAUSE_S if self._hung.hurry else self._config.agent_pause_s)
+        left = restarts.left_s(now, LAST_CALL_PAUSE_S if self._watchdog.hurry else self._config.agent_pause_s)
         if left:
             said = self._why or last_line(self._spool.path("agent.log"))
             raise NoAgent(
@@ -175,7 +175,7 @@ class Launcher:
     def _take_lock(self) -> int | Link:
         """The lock of the spool's agent; or the agent itself, if the one that holds it turns up."""
         path = self._spool.path("agent.lock")
-        if self._hung.is_lost(path):
+        if self._watchdog.is_lost(path):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -185,14 +185,14 @@ class Launcher:
         def free() -> bool:
             # The file may have been removed under an agent that lives, and is a new one.
             if try_lock(fd):
-                if self._hung.has_undead() or not is_held(self._spool.directory):
+                if self._watchdog.has_undead() or not is_held(self._spool.directory):
                     return True
                 unlock(fd)
             link = self._find()
             if link is not None:
                 found.append(link)
             else:
-                self._hung.look_for(time.monotonic())
+                self._watchdog.look_for(time.monotonic())
             return bool(found)
 
         try:
@@ -248,7 +248,7 @@ class Launcher:
 
     def _start_thread(self, lock: int, listening: socket.socket) -> int:
         from .agent import Agent
-        from .child import WorkerThread
+        from .child import ChildThread
         from .socket_saves import SaverProcess
 
         saver = bootstrap(heavy=True, module="task.socket_saver")
@@ -256,7 +256,7 @@ class Launcher:
         def run() -> None:
             try:
                 Agent(
-                    self._spool, listening, lambda: WorkerThread(self._spool, self._config),
+                    self._spool, listening, lambda: ChildThread(self._spool, self._config),
                     lambda: SaverProcess(self._spool, saver), self._config, guarded=False,
                     temporary=self._uploader != "thread",
                 ).run()  # fmt: skip

@@ -17,7 +17,7 @@ from ..manifest import LINK, FileEntry
 from ..spool.journal import SETTLED, Journal, Progress
 from ..spool.spool import Admitted, Spool
 from .guard import Guard
-from .held import Held
+from .leased_file import LeasedFile
 
 
 class Leases:
@@ -157,9 +157,9 @@ class Leases:
         self._wake()
 
 
-def _held(fd: int, item: Admitted, entry: FileEntry) -> Held:
+def _held(fd: int, item: Admitted, entry: FileEntry) -> LeasedFile:
     origin, folder = origin_of(item.source, entry.path), os.path.dirname(item.data)
-    return Held(fd, item.file(entry.path), entry.size, entry.mtime_ns, origin, folder)
+    return LeasedFile(fd, item.file(entry.path), entry.size, entry.mtime_ns, origin, folder)
 
 
 def _is_as_captured(fd: int, entry: FileEntry) -> bool:

@@ -18,7 +18,7 @@ class _Entry(NamedTuple):
     until: float
 
 
-class Waiting:
+class Questions:
     """Who waits, and for what.
 
     Parameters

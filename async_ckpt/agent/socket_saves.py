@@ -24,7 +24,7 @@ from ..ipc import protocol
 from ..ipc.protocol import Message
 from ..ipc.server import Connection
 from ..spool.spool import Spool
-from .child import DataPlane, Worker, WorkerProcess
+from .child import Child, ChildProcess, Running
 
 #: Most saves that were asked for and not answered.
 MAX_WAITING = 256
@@ -52,7 +52,7 @@ class _Request:
             self.connection.send({"seq": self.seq, **message})
 
 
-class Saves:
+class SocketSaves:
     """The agent's end: the queue, and the saver.
 
     Parameters
@@ -63,8 +63,8 @@ class Saves:
         Makes a saver.
     """
 
-    def __init__(self, selector: selectors.BaseSelector, start: Callable[[], Worker], config: Config) -> None:
-        self._saver = DataPlane(selector, start, config, self._on_answer, self._on_death)
+    def __init__(self, selector: selectors.BaseSelector, start: Callable[[], Running], config: Config) -> None:
+        self._saver = Child(selector, start, config, self._on_answer, self._on_death)
         self._patience_s, self._deaths = config.agent_patience_s, 0
         self._waiting: deque[_Request] = deque()
         self._under_way: _Request | None = None
@@ -146,7 +146,7 @@ class Saves:
         self._waiting.clear()
 
 
-class SaverProcess(WorkerProcess):
+class SaverProcess(ChildProcess):
     """A saver."""
 
     def __init__(self, spool: Spool, bootstrap: list[str]) -> None:

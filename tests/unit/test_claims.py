@@ -14,7 +14,7 @@ import anyio
 import pytest
 
 from async_ckpt import layout
-from async_ckpt.agent.child import DataPlane
+from async_ckpt.agent.child import Child
 from async_ckpt.agent.claims import Claims, who_am_i
 from async_ckpt.errors import StoreError, TransientStoreError, UsageError
 from async_ckpt.ranks import starts
@@ -243,7 +243,7 @@ def test_who_waits_for_a_store_that_fails_is_told_that_it_was_asked_also_between
     orders: list[dict[str, Any]] = []
     plane = types.SimpleNamespace(ensure=lambda: True, tell=orders.append, has_spoken=True)
     spool = Spool.create(str(tmp_path), TASK, StoreSpec("local", "/nowhere"))
-    asking = Claims(spool, cast(DataPlane, plane), say=orders.append)
+    asking = Claims(spool, cast(Child, plane), say=orders.append)
     asking.begin(TASK.attempt, 1, 0)
     waiting = {"start": None, "why": "", "asked": False}
     assert asking.answer(TASK.attempt, late=True) == waiting

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from async_ckpt.agent import hung
-from async_ckpt.agent.hung import Hung
+from async_ckpt.agent import watchdog
+from async_ckpt.agent.watchdog import Watchdog
 from async_ckpt.config import HUNG_BUSY, HUNG_ON_DISK, Config
 from async_ckpt.system import processes
 from async_ckpt.system.backoff import Backoff
@@ -60,11 +60,11 @@ class Seen:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.state, self.turns = "S", 0
-        monkeypatch.setattr(hung, "state_of", lambda pid: self.state)
-        monkeypatch.setattr(hung, "turns_of", lambda pid: self.turns)
+        monkeypatch.setattr(watchdog, "state_of", lambda pid: self.state)
+        monkeypatch.setattr(watchdog, "turns_of", lambda pid: self.turns)
 
 
-def _look(watch: Hung, pid: int, seconds: float, step_s: float = 1.0) -> bool:
+def _look(watch: Watchdog, pid: int, seconds: float, step_s: float = 1.0) -> bool:
     return any(watch.look(pid, number * step_s) for number in range(int(seconds / step_s) + 1))
 
 
@@ -74,10 +74,10 @@ def test_an_agent_that_does_nothing_for_the_limit_is_ended(
 ) -> None:
     lines: list[str] = []
     Seen(monkeypatch).state = state
-    watch = Hung(str(tmp_path), Config(), lines.append)
+    watch = Watchdog(str(tmp_path), Config(), lines.append)
     assert not _look(watch, agent.pid, limit_s - 2)
     assert is_alive(agent.pid)
-    watch = Hung(str(tmp_path), Config(), lines.append)
+    watch = Watchdog(str(tmp_path), Config(), lines.append)
     assert _look(watch, agent.pid, limit_s + 1)
     assert agent.wait(10) == -signal.SIGKILL
     assert f"pid {agent.pid}" in lines[0]
@@ -88,7 +88,7 @@ def test_a_slow_agent_is_left_alone(
     agent: subprocess.Popen[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = Seen(monkeypatch)
-    watch = Hung(str(tmp_path), Config(), pytest.fail)
+    watch = Watchdog(str(tmp_path), Config(), pytest.fail)
     for now in range(int(_LIMIT_S) * 3):  # It gets the CPU now and then.
         seen.turns = now // 5
         assert not watch.look(agent.pid, float(now))
@@ -102,7 +102,7 @@ def test_one_that_is_busy_without_end_is_ended_late(
     agent: subprocess.Popen[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen, lines = Seen(monkeypatch), list[str]()
-    watch = Hung(str(tmp_path), Config(), lines.append)
+    watch = Watchdog(str(tmp_path), Config(), lines.append)
     now = 0
     while not watch.look(agent.pid, float(now)):
         seen.turns = now = now + 1
@@ -116,7 +116,7 @@ def test_who_was_stopped_together_with_the_agent_does_not_judge_it(
 ) -> None:
     """A machine that slept for an hour, or two processes that were stopped together."""
     Seen(monkeypatch)
-    watch = Hung(str(tmp_path), Config(), pytest.fail)
+    watch = Watchdog(str(tmp_path), Config(), pytest.fail)
     assert not watch.look(agent.pid, 0.0)
     assert not watch.look(agent.pid, 3600.0)
     watch.forgive(agent.pid)
@@ -128,7 +128,7 @@ def test_in_a_hurry_it_is_ended_soon(
     agent: subprocess.Popen[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Seen(monkeypatch).state = "D"
-    watch = Hung(str(tmp_path), Config(), lambda line: None)
+    watch = Watchdog(str(tmp_path), Config(), lambda line: None)
     watch.hurry = True
     assert _look(watch, agent.pid, 4)
 
@@ -137,7 +137,7 @@ def test_in_a_hurry_it_is_ended_soon(
 def test_nobody_else_who_has_its_number_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str) -> None:
     with _sleeper(*words.format(tmp_path).split()) as process:
         Seen(monkeypatch)
-        watch = Hung(str(tmp_path), Config(), pytest.fail)
+        watch = Watchdog(str(tmp_path), Config(), pytest.fail)
         assert not _look(watch, process.pid, _LIMIT_S * 2)
         assert processes.end(process.pid, "agent", str(tmp_path), 1.0), "whoever was meant is gone"
         assert is_alive(process.pid)
@@ -149,15 +149,15 @@ def test_one_that_cannot_die_is_of_no_use_and_its_lock_is_lost(
 ) -> None:
     """It hangs in the kernel: what the real ``end`` says then."""
     Seen(monkeypatch)
-    monkeypatch.setattr(hung, "end", lambda *_: False)
+    monkeypatch.setattr(watchdog, "end", lambda *_: False)
     lines: list[str] = []
-    watch = Hung(str(tmp_path), Config(), lines.append)
+    watch = Watchdog(str(tmp_path), Config(), lines.append)
     assert _look(watch, agent.pid, _LIMIT_S + 1)
     assert "hangs in the kernel" in lines[0]
     assert watch.is_undead(agent.pid)
     assert watch.has_undead()
     assert not watch.is_lost(str(tmp_path / "agent.lock"))
-    monkeypatch.setattr(hung, "opened_by", lambda pid: {str(tmp_path / "agent.lock")})
+    monkeypatch.setattr(watchdog, "opened_by", lambda pid: {str(tmp_path / "agent.lock")})
     assert watch.is_lost(str(tmp_path / "agent.lock"))
     agent.kill()
     agent.wait()

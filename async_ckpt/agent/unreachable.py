@@ -17,7 +17,7 @@ from ..spool.spool import Admitted, Spool
 from .queue import Queue
 
 
-class Reach:
+class Probe:
     """Which folders answer.
 
     Parameters
@@ -31,7 +31,7 @@ class Reach:
     def __init__(self, folders: Iterable[str], limit_s: float) -> None:
         self._threads: dict[str, threading.Thread] = {}
         for folder in folders:
-            thread = threading.Thread(target=_look_into, args=(folder,), name="async_ckpt-reach", daemon=True)
+            thread = threading.Thread(target=_look_into, args=(folder,), name="async_ckpt-probe", daemon=True)
             with contextlib.suppress(RuntimeError):  # No more threads: then nobody looks.
                 thread.start()
                 self._threads[folder] = thread
@@ -58,7 +58,7 @@ def _look_into(folder: str) -> None:
         os.listdir(folder)
 
 
-class Away:
+class Unreachable:
     """Checkpoints that lie where nobody answers: they are pending, hold up nobody, and come in when somebody does.
 
     Parameters
@@ -74,8 +74,8 @@ class Away:
         on_lost: Callable[[str, str], None],
     ) -> None:  # fmt: skip
         self._spool, self._queue, self._on_back, self._on_lost = spool, queue, on_back, on_lost
-        self._reach = Reach(spool.annexes(), min(REACH_S, config.hung_s / 2))
-        spool.silent = self._reach.silent
+        self._probe = Probe(spool.annexes(), min(REACH_S, config.hung_s / 2))
+        spool.silent = self._probe.silent
         self._items: dict[str, Admitted] = {}
         self._until = time.monotonic() + config.outage_s
 
@@ -99,8 +99,8 @@ class Away:
         """See who is back, and whether the others were waited for long enough (``now``: monotonic seconds)."""
         if not self._items:
             return
-        back = self._reach.came_back()
-        self._spool.silent = self._reach.silent
+        back = self._probe.came_back()
+        self._spool.silent = self._probe.silent
         for item in [item for item in self._items.values() if os.path.dirname(item.data) in back]:
             del self._items[item.id]
             self._queue.jobs[item.id].why = ""

@@ -10,7 +10,7 @@ from ..capture import lease
 
 
 @dataclass
-class Held:
+class LeasedFile:
     """A leased file: its descriptor, the link's path, size (bytes) and mtime (nanoseconds) as captured, the trainer's
     own path (``origin``), and a directory for temporary files (``folder``).
     """

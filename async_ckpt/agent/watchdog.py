@@ -43,7 +43,7 @@ class Stillness:
         self.still_s, self.turns = self.still_s + step if is_still else 0.0, turns
 
 
-class Hung:
+class Watchdog:
     """What is known of the agents of one spool that owe an answer.
 
     Parameters
