@@ -37,9 +37,12 @@ CHUNK_BYTES = 16 << 20
 NOTICE_LOOK_S = 1.0
 LAST_CALL_PAUSE_S = 1.0
 LAST_CALL_LEAST_S, LAST_CALL_MOST_S = 0.5, 5.0
-#: The longest pause of a checkpoint that the store does not take, and how often, at most, the task hears of one.
-OUTAGE_PAUSE_S = 60.0
+#: The first and the longest pause of a checkpoint that the store does not take, and how often, at most, the task hears
+#: of one.
+OUTAGE_FIRST_S, OUTAGE_PAUSE_S = 2.0, 60.0
 HELD_UP_S = 60.0
+#: How long the agent waits for something to happen before it looks around by itself.
+AGENT_TICK_S = 0.2
 #: How long a new uploader may need until it says something.
 WORKER_START_S = 3.0
 #: After a SIGTERM: for how long the agent is asked at a time; what of that is for its answer; what is left of the time
@@ -60,6 +63,8 @@ CALM_S = 60.0
 #: After so many deaths in a row with the same checkpoint in hand it is suspected, and tried alone, after all others;
 #: after so many of the uploader, or of the agent (which may have died of something else), it has failed.
 DEATHS_TO_SUSPECT, DEATHS_OF_UPLOADER, DEATHS_OF_AGENT = 5, 8, 12
+#: The first pause of a suspect: what an uploader has died of may pass (memory that others had).
+SUSPECT_FIRST_S = 2.0
 #: An agent that lacks descriptors, memory or disk: its first and longest pause, and how often in a row it goes on.
 SHORT_FIRST_S, SHORT_MOST_S, SHORT_TIMES = 0.1, 2.0, 20
 #: How often whoever has no agent looks for one, and for how long at most a new attempt does before it fails.

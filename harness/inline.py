@@ -34,17 +34,19 @@ import pytest
 from async_ckpt.agent import agent as agent_module
 from async_ckpt.agent import (
     backlog,
+    checkpoints,
     child,
     claims,
     deadline,
     guard,
     launch,
     notice,
-    outage,
     owners,
     questions,
     throughput,
     unchanged,
+    unreachable,
+    uploads,
 )
 from async_ckpt.agent import leases as leases_module
 from async_ckpt.agent.agent import Agent
@@ -84,8 +86,7 @@ _pids = itertools.count(1 << 23)
 #: Modules that measure time by the world's clock.
 _TIMED = (
     agent_module, asking, backlog, checkpointer_module, claims, client_module, deadline, tracker, launch, notice,
-    outage,
-    owners, child, throughput, questions,
+    owners, child, throughput, questions, checkpoints, unreachable, uploads,
 )  # fmt: skip
 
 

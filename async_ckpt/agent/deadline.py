@@ -8,16 +8,15 @@ Whatever fails, pauses, or gets nowhere gives way to the next newest, and comes 
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from ..config import LAST_CALL_LEAST_S, LAST_CALL_MOST_S, PIECE_BYTES, Config
 from ..ipc.protocol import Message
 from ..spool.journal import ADMITTED, UPLOADED, UPLOADING, order
 from .child import Child
+from .job import Job, TryProgress
 from .notice import Notice
-from .pulse import Pulse
-from .queue import Job, Queue
+from .queue import Queue
 from .throughput import Throughput
 
 #: The share of the time left in which uploads are planned: rates vary, and a commit takes its round trips.
@@ -42,17 +41,13 @@ _MOST_NAMED, _MOST_TOLD = 20, 50
 _NOTICE = "the notice of the machine's end"
 
 
-def plan(
-    newest_first: Sequence[Job], strikes: Mapping[str, int], bytes_per_s: float, seconds: float, most: int
-) -> list[Job]:
+def plan(newest_first: Sequence[Job], bytes_per_s: float, seconds: float, most: int) -> list[Job]:
     """What to upload now: the newest that is expected to be in the store in time; where none is, what is quickest. What
     has given way before comes after all others. Beside the first may go what is small, fits as well, and has not given
     way more often.
 
     Parameters
     ----------
-    strikes : mapping
-        How often each has given way, by id.
     bytes_per_s : float
         What the store takes; 0: unknown, and then the newest it is.
     seconds : float
@@ -61,20 +56,20 @@ def plan(
         How many, at most.
     """
     jobs = sorted(
-        (job for job in newest_first if job.state != UPLOADED and not job.held), key=lambda job: strikes.get(job.id, 0)
+        (job for job in newest_first if job.state != UPLOADED and not job.is_paused), key=lambda job: job.strikes
     )
     if not jobs:
         return []
     first = next((job for job in jobs if not bytes_per_s or _fits(job, bytes_per_s, seconds)), None)
     if first is None:
-        return [min(jobs, key=lambda job: (strikes.get(job.id, 0), job.left))]
+        return [min(jobs, key=lambda job: (job.strikes, job.left))]
     chosen, total = [first], first.left
     for job in sorted(jobs, key=lambda job: job.state != UPLOADING):  # What is under way goes on.
         if len(chosen) >= most:
             break
         budget = bytes_per_s * seconds * (1.0 if job.state == UPLOADING else _SHARE)
         is_small = job.left <= max(_BESIDE_BYTES, first.left * _BESIDE_SHARE)
-        is_tried = strikes.get(job.id, 0) > strikes.get(first.id, 0)
+        is_tried = job.strikes > first.strikes
         if job is not first and is_small and not is_tried and total + job.left <= budget:
             chosen.append(job)
             total += job.left
@@ -117,9 +112,6 @@ class LastCall:
         self._terminated = False
         #: Who says so, and when it will be (monotonic seconds).
         self._ends: dict[str, float] = {}
-        #: How often each has failed or got nowhere since.
-        self._strikes: Counter[str] = Counter()
-        self._pulse = Pulse()
         #: What the store was expected to take when the first was chosen, and whether it was not so last time.
         self._planned = 0.0
         self._was_lame = False
@@ -128,6 +120,8 @@ class LastCall:
         #: Whether the queue is told what goes, and not by itself; whose word of the end people have yet to hear of;
         #: how often they have heard what goes first.
         self._is_on = False
+        #: Whether the end was near at the last tick.
+        self._was_near = False
         self._unsaid = ""
         self._told = 0
 
@@ -150,10 +144,13 @@ class LastCall:
         if not self._ends:
             if self._is_on:  # We live: all goes on as if nothing had been.
                 self._is_on, self._was_lame, self.first = False, False, None
-                self._strikes.clear()
                 self._queue.relax()
             return
-        if self.is_near:
+        was_near, self._was_near = self._was_near, self.is_near
+        if self._was_near:
+            if not was_near:  # How each got on before does not tell how it gets on now that others are in its way.
+                for job in (*self._queue.uploading, *self._queue.committing):
+                    job.progress = TryProgress()
             self._look_for_stalls(now)
         self.choose_again()
 
@@ -188,7 +185,7 @@ class LastCall:
         """Something failed, and may pass: others go before it."""
         if self.is_near:
             for identity in identities:
-                self._strikes[identity] += 1
+                self._queue.jobs[identity].strikes += 1
             self._give_way(why)
 
     def choose_again(self, why: str = "") -> None:
@@ -199,12 +196,12 @@ class LastCall:
             return
         self._is_on = True
         jobs = self._queue.newest_first()
-        preferred = [job.id for job in sorted(jobs, key=lambda job: self._strikes[job.id])]
+        preferred = [job.id for job in sorted(jobs, key=lambda job: job.strikes)]
         if not self.is_near:
             self._queue.hurry(preferred, preferred)
             return
         left = max(self._until - time.monotonic(), 0.0)
-        chosen = plan(jobs, self._strikes, self._throughput.known, left, self._config.max_uploads)
+        chosen = plan(jobs, self._throughput.known, left, self._config.max_uploads)
         ids = [job.id for job in chosen]
         for job in self._queue.uploading:
             if job.id not in ids:
@@ -241,31 +238,30 @@ class LastCall:
         """What shows nothing new gives way, be it an upload or a commit; where it is alone, it is begun anew."""
         under_way = self._queue.uploading
         batch = self._queue.committing[:1]
-        self._pulse.keep([job.id for job in (*under_way, *batch)])
         if self._until is None or not self._worker.is_awake:
             return
         patience = min(max(_PATIENCE_SHARE * (self._until - now), LAST_CALL_LEAST_S), LAST_CALL_MOST_S)
         rate = self._throughput.known
         pieces_s = _PIECES * PIECE_BYTES * len(under_way) / rate if rate else 0.0
-        others = [job for job in self._queue.newest_first() if not job.held]
+        others = [job for job in self._queue.newest_first() if not job.is_paused]
         for job in under_way:
             alone = all(other is job or other.state == UPLOADED for other in others)
             # Longer each time: where all are slow to answer, none would ever be done.
-            silent_s = self._pulse.silent_s(job.id, (job.tries, job.sent), now)
-            is_in_midst = job.left > 0 and self._pulse.has_moved(job.id)
+            silent_s = job.progress.look(job.tries, job.sent, now)
+            is_in_midst = job.left > 0 and job.progress.has_moved
             limit = min(max(patience, pieces_s), patience * _LONGER) if is_in_midst else patience * _LONGER
-            if silent_s > limit * 2.0 ** (self._strikes[job.id] + alone):
+            if silent_s > limit * 2.0 ** (job.strikes + alone):
                 self._strike(job, "gets nowhere")
             elif not alone and self._is_too_slow(job, others, patience, now):
                 self._strike(job, "is too slow for the time there is")
         for job in batch:
             rivals = [other for other in others if other.is_ready and other not in self._queue.committing]
-            if any(self._strikes[other.id] < self._strikes[job.id] for other in rivals):
+            if any(other.strikes < job.strikes for other in rivals):
                 self._stop(job)  # It was only tried again while there was nothing better.
                 continue
             alone = not rivals
-            limit = patience * _LONGER * 2.0 ** (self._strikes[job.id] + alone)
-            if self._pulse.silent_s(job.id, (job.tries, 0), now) > limit:
+            limit = patience * _LONGER * 2.0 ** (job.strikes + alone)
+            if job.progress.look(job.tries, job.sent, now) > limit:
                 self._strike(job, "cannot be committed now")
 
     def _is_too_slow(self, job: Job, others: Sequence[Job], patience: float, now: float) -> bool:
@@ -273,13 +269,13 @@ class LastCall:
         rate, left = self._throughput.known, (self._until or now) - now
         rivals = [
             other for other in others
-            if other.state not in (UPLOADED, UPLOADING) and self._strikes[other.id] <= self._strikes[job.id]
+            if other.state not in (UPLOADED, UPLOADING) and other.strikes <= job.strikes
         ]  # fmt: skip
-        own = self._pulse.bytes_per_s(job.id, now) * len(self._queue.uploading)  # They share what there is.
+        own = job.progress.bytes_per_s(now) * len(self._queue.uploading)  # They share what there is.
         is_lame = (
             job.id == self.first
-            and self._pulse.has_moved(job.id)
-            and self._pulse.lasted_s(job.id, now) > patience * _LONGER
+            and job.progress.has_moved
+            and job.progress.lasted_s(now) > patience * _LONGER
             and own < self._planned * _LAME_SHARE
             and job.left > own * left
         )
@@ -292,7 +288,7 @@ class LastCall:
         return rate > 0 and not _fits(job, rate, left) and any(_fits(other, rate, left) for other in rivals)
 
     def _strike(self, job: Job, why: str) -> None:
-        self._strikes[job.id] += 1
+        job.strikes += 1
         self._stop(job)
         self._give_way(f"{job.id} {why}")
 

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from ..config import Config
 from ..ipc.protocol import Message
 from ..ipc.server import Connection
+from ..layout import TaskInfo
 from ..system.processes import parent_of, process_exists
 
-#: So much is kept for an owner that is not connected yet.
+#: So much is kept for an owner that is not connected yet, and so much of what every owner is to know.
 _MOST_UNHEARD = 20
 
 
@@ -20,20 +21,22 @@ class Owners:
 
     Parameters
     ----------
-    attempt : int
-        The spool's, until an owner tells a later one.
-    on_left : callable
-        An owner is there no more. True: for good; False: it lives, and is back in a moment.
+    task : TaskInfo
+        The spool's. Its attempt counts until an owner tells a later one.
+    on_gone : callable
+        An owner is gone for good.
     """
 
-    def __init__(self, config: Config, attempt: int, on_left: Callable[[bool], None]) -> None:
-        self._config, self._on_left = config, on_left
+    def __init__(self, config: Config, task: TaskInfo, on_gone: Callable[[], None]) -> None:
+        self._config, self._is_gang, self._on_gone = config, task.nodes > 1, on_gone
         self._pids: dict[Connection, int] = {}
         #: Of those that lost their connection.
         self._expected: set[int] = set()
         #: A process, and which parent it must have.
         self._lead: tuple[int, int] | None = None
-        self.attempt = attempt
+        self.attempt = task.attempt
+        #: An attempt whose process on this node has died, of which the other nodes of the gang are to be told.
+        self.untold_death: int | None = None
         #: The step ended well: nothing is saved any more, and what the store refused is of no use to anybody.
         self.over = False
         #: Nobody is there any more for whom other ranks would be waited for.
@@ -42,6 +45,8 @@ class Owners:
         self._grace_until = time.monotonic() + config.reply_timeout_s
         #: What was to be told while none was connected, though one was to come.
         self._unheard: deque[Message] = deque(maxlen=_MOST_UNHEARD)
+        #: What each owner hears that comes: how the store works here, what is wrong with the spool.
+        self.notices: deque[str] = deque(maxlen=_MOST_UNHEARD)
 
     def __len__(self) -> int:
         return len(self._pids)
@@ -66,9 +71,16 @@ class Owners:
         for connection in list(self._pids):  # Sending may end a connection.
             connection.send(push)
 
-    def unheard(self) -> list[Message]:
-        """What nobody has heard, for who has just come; once."""
-        found = list(self._unheard)
+    def say(self, why: str) -> None:
+        """Say something to the owners there are, and to each that comes."""
+        if why not in self.notices:
+            self.notices.append(why)
+            self.tell({"push": "notice", "why": why})
+
+    def news(self) -> list[Message]:
+        """What who has just come is to hear; what nobody has heard comes once."""
+        notices: list[Message] = [{"push": "notice", "why": why} for why in self.notices]
+        found = [*notices, *(push for push in self._unheard if push not in notices)]
         self._unheard.clear()
         return found
 
@@ -82,6 +94,7 @@ class Owners:
         if not isinstance(attempt, int) or attempt <= self.attempt:
             return False
         self.attempt = attempt
+        self.untold_death = None  # Whoever waits for the last attempt's saves waits no more.
         return True
 
     def say_goodbye(self, connection: Connection, *, over: bool) -> None:
@@ -110,13 +123,14 @@ class Owners:
         if process_exists(pid) and not for_good:
             self._grace_until = time.monotonic() + self._config.reply_timeout_s
             self._expected.add(pid)
-            self._on_left(False)
         else:
             self._leave_for_good()
 
     def _leave_for_good(self) -> None:
         self.orphaned = True
-        self._on_left(True)
+        if self._is_gang:
+            self.untold_death = self.attempt
+        self._on_gone()
 
     def look(self) -> None:
         """See which processes are there no more."""

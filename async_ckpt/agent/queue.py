@@ -18,18 +18,16 @@ from __future__ import annotations
 import bisect
 import heapq
 import itertools
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
-from ..config import DEATHS_TO_SUSPECT
 from ..spool.journal import ADMITTED, COMMITTED, FAILED, FINAL, UPLOADED, UPLOADING
+from ..spool.spool import Admitted
+from .job import Job, Place
 
 #: Most checkpoints in a batch: it shares the round trips of all but its commits, and is done again after a death.
 MAX_BATCH = 16
-
-#: ((attempt, version), id): what the queue is sorted by.
-Place = tuple[tuple[int, int], str]
 
 
 class Action(NamedTuple):
@@ -37,53 +35,6 @@ class Action(NamedTuple):
 
     kind: str
     ids: tuple[str, ...]
-
-
-@dataclass
-class Job:
-    """One admitted checkpoint. ``sent`` counts the bytes of the current try, ``tries`` how often one was begun;
-    ``held``: it pauses; ``stored``: all its objects are in the store, and only the commit is left, however often that
-    has failed; ``shard``: others have a part in it; ``passed``: no other waits for its commit; ``deaths``: how often in
-    a row whoever had it in hand has died, without that anything new of it was stored.
-    """
-
-    id: str
-    order: tuple[int, int]
-    size: int
-    state: str = ADMITTED
-    why: str = ""
-    sent: int = 0
-    tries: int = 0
-    held: bool = False
-    stored: bool = False
-    shard: bool = False
-    passed: bool = False
-    deaths: int = 0
-
-    @property
-    def is_suspect(self) -> bool:
-        """Whether it may be what kills uploaders."""
-        return self.deaths >= DEATHS_TO_SUSPECT
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether it can be committed now, as far as it goes."""
-        return self.state == UPLOADED and not self.held
-
-    @property
-    def name(self) -> str:
-        """What the user called it."""
-        return self.id.partition(".")[2].rpartition(".")[0]
-
-    @property
-    def left(self) -> int:
-        """Bytes not yet sent."""
-        return 0 if self.state == UPLOADED else max(self.size - self.sent, 0)
-
-    @property
-    def place(self) -> Place:
-        """Where it stands in line."""
-        return self.order, self.id
 
 
 class Queue:
@@ -107,6 +58,7 @@ class Queue:
         self._gatherable: dict[str, Job] = {}
         self._batch: list[Job] = []
         self._suspects: set[str] = set()
+        self._paused: dict[str, Job] = {}
         #: When time is short: what is committed, in this order, and what may be uploaded.
         self._preferred: Sequence[str] | None = None
         self._allowed: Sequence[str] = ()
@@ -166,7 +118,7 @@ class Queue:
         return Action("upload", (job.id,))
 
     def _next_suspect(self) -> list[Action]:
-        jobs = [self._open[identity] for identity in self._suspects if not self._open[identity].held]
+        jobs = [self._open[identity] for identity in self._suspects if not self._open[identity].is_paused]
         able = [job for job in jobs if job.state == ADMITTED or (job.is_ready and not job.shard)]
         job = min(able, key=lambda job: (job.deaths, job.place), default=None)
         if job is None:
@@ -208,10 +160,10 @@ class Queue:
     def _next_upload(self) -> Job | None:
         if self._preferred is not None:
             jobs = (job for identity in self._allowed if (job := self._open.get(identity)))
-            return next((job for job in jobs if job.state == ADMITTED and not job.held), None)
+            return next((job for job in jobs if job.state == ADMITTED and not job.is_paused), None)
         while self._startable:
             job = self._open.get(heapq.heappop(self._startable)[1])
-            if job is not None and job.state == ADMITTED and not job.held and not job.is_suspect:
+            if job is not None and job.state == ADMITTED and not job.is_paused and not job.is_suspect:
                 return job
         return None
 
@@ -236,8 +188,8 @@ class Queue:
         self.open_bytes -= job.size
         self._suspects.discard(identity)
         self._leave_line(job)
-        self._uploading.pop(identity, None)
-        self._gatherable.pop(identity, None)
+        for containers in (self._uploading, self._gatherable, self._paused):
+            containers.pop(identity, None)
         if state == COMMITTED:
             self._newest_committed = max(self._newest_committed, job.order)
             self.committed += 1
@@ -281,6 +233,8 @@ class Queue:
 
     def relax(self) -> None:
         """There is time again: all goes on in the order of admission."""
+        for job in (*self._open.values(), *self._failed.values()):
+            job.strikes = 0
         self._preferred, self._allowed = None, ()
 
     @property
@@ -318,44 +272,64 @@ class Queue:
         for job in self._uploading.values():
             self._start_over(job)
         self._uploading, self._batch = {}, []
-        self._gatherable = {job.id: job for job in self.gathering() if not job.held}
+        self._gatherable = {job.id: job for job in self.gathering() if not job.is_paused}
         return under_way
 
     def gathering(self) -> list[Job]:
         """Shards that are in the store, whose checkpoint is not committed."""
         return [job for job in self._open.values() if job.shard and job.state == UPLOADED]
 
+    def gather_again(self, identity: str) -> None:
+        """Hand out the gathering of a shard once more: how long it may last has changed."""
+        job = self._open.get(identity)
+        if job is not None and job.shard and job.is_ready:
+            self._gatherable[identity] = job
+
     def _start_over(self, job: Job) -> None:
         job.state, job.sent = ADMITTED, 0
         heapq.heappush(self._startable, job.place)
 
-    def hold(self, identity: str) -> None:
-        """What was under way for a checkpoint came to nothing; it is to be done again, but not before ``resume``."""
+    def pause(self, identity: str, until: float = math.inf) -> None:
+        """What was under way for a checkpoint came to nothing; it is to be done again, but not before ``until``
+        (monotonic seconds), or ``resume``.
+        """
         job = self._open.get(identity)
         if job is None:
             return
         self._end_batch_at(job)
-        job.held, job.sent = True, 0
+        job.not_before, job.sent = until, 0
+        self._paused[identity] = job
         if self._uploading.pop(identity, None) is not None:
             job.state = ADMITTED
 
     def resume(self, identity: str) -> None:
         """End the pause."""
-        job = self._open.get(identity)
-        if job is not None and job.held:
-            job.held = False
+        job = self._paused.pop(identity, None)
+        if job is not None:
+            job.not_before = 0.0
             if job.shard and job.state == UPLOADED:
                 self._gatherable[identity] = job
             else:
                 heapq.heappush(self._startable, job.place)
+
+    def resume_due(self, now: float, most_s: float = math.inf) -> None:
+        """End the pauses that are over (``now``: monotonic seconds). Those that have an end last no longer than another
+        ``most_s`` seconds.
+        """
+        for job in list(self._paused.values()):
+            if job.not_before < math.inf:
+                job.not_before = min(job.not_before, now + most_s)
+            if now >= job.not_before:
+                self.resume(job.id)
 
     def retry(self, identity: str) -> None:
         """Take up a failed checkpoint again."""
         job = self._failed.pop(identity, None)
         if job is not None:
             job.state, job.why, job.sent = UPLOADED if job.stored else ADMITTED, "", 0
-            job.held = job.passed = False
-            job.deaths = 0
+            job.passed, job.not_before, job.deaths = False, 0.0, 0
+            job.gathered_since = {}
+            job.store_answered()
             self._enter(job)
 
     @property
@@ -369,3 +343,10 @@ class Queue:
 
     def failed(self) -> list[Job]:
         return list(self._failed.values())
+
+    def with_snapshot(self) -> list[tuple[Job, Admitted]]:
+        """All whose snapshot is still needed, each with its record: those that are open, and those that have failed and
+        may be tried again.
+        """
+        jobs = (*self._open.values(), *self._failed.values())
+        return [(job, job.item) for job in jobs if job.item is not None]

@@ -11,13 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from ..config import DEATHS_OF_AGENT, DEATHS_OF_UPLOADER, DEATHS_TO_SUSPECT, Config
+from ..config import DEATHS_OF_AGENT, DEATHS_OF_UPLOADER, DEATHS_TO_SUSPECT, SUSPECT_FIRST_S, Config
 from ..spool.journal import Progress
-from ..system.backoff import Backoff
 from .queue import Queue
-
-#: The first pause of a suspect, in seconds: what an uploader has died of may pass (memory that others had).
-_FIRST_S = 2.0
 
 
 class Suspects:
@@ -44,8 +40,6 @@ class Suspects:
         self._queue, self._known, self._note, self._stored_bytes = queue, known, note, stored_bytes
         self._config, self._log = config, log
         self._most = DEATHS_OF_AGENT if is_own else DEATHS_TO_SUSPECT
-        self._stored: dict[str, int] = {}
-        self._pauses: dict[str, Backoff] = {}
 
     def recovered(self, identity: str) -> str:
         """An agent begins: what has the last one died with? Returns why a checkpoint has failed; mostly nothing."""
@@ -58,8 +52,9 @@ class Suspects:
 
     def taken(self, identity: str) -> None:
         """An upload is about to be ordered."""
-        self._stored[identity] = self._stored_bytes(identity)
-        self._note({"id": identity, "tries": self._queue.jobs[identity].deaths + 1})
+        job = self._queue.jobs[identity]
+        job.stored_before = self._stored_bytes(identity)
+        self._note({"id": identity, "tries": job.deaths + 1})
 
     def put_down(self, identity: str) -> None:
         """It is in nobody's hands any more, and nobody has died."""
@@ -71,22 +66,12 @@ class Suspects:
         """An uploader died with these in hand (``now``: monotonic seconds). Yields what has failed, and why."""
         for identity in identities:
             job = self._queue.jobs[identity]
-            has_got_on = self._stored_bytes(identity) > self._stored.get(identity, 0)
+            has_got_on = self._stored_bytes(identity) > job.stored_before
             self._queue.blame(identity, 0 if has_got_on else job.deaths + 1)
             if job.deaths >= DEATHS_OF_UPLOADER:
                 alone = job.deaths - DEATHS_TO_SUSPECT
                 why = f"The uploader died {job.deaths} times in a row with this checkpoint in hand, {alone} times alone"
                 yield identity, f"{why}; see {self._log}"
             elif job.is_suspect:
-                pause = self._pauses.setdefault(identity, Backoff(0, _FIRST_S, self._config.agent_pause_s))
-                pause.failed(now)
-                self._queue.hold(identity)
-
-    def tick(self, now: float, *, hurry: bool) -> None:
-        """End the pauses that are over; ``hurry``: all."""
-        for identity, pause in list(self._pauses.items()):
-            job = self._queue.jobs.get(identity)
-            if job is None or not job.is_suspect:
-                del self._pauses[identity]
-            elif hurry or not pause.left_s(now):
-                self._queue.resume(identity)
+                longer = 2 ** (job.deaths - DEATHS_TO_SUSPECT)
+                self._queue.pause(identity, now + min(SUSPECT_FIRST_S * longer, self._config.agent_pause_s))

@@ -10,7 +10,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from ..config import REACH_S, Config
 from ..spool.spool import Admitted, Spool
@@ -59,21 +59,10 @@ def _look_into(folder: str) -> None:
 
 
 class Unreachable:
-    """Checkpoints that lie where nobody answers: they are pending, hold up nobody, and come in when somebody does.
+    """Checkpoints that lie where nobody answers: they are pending, hold up nobody, and come in when somebody does."""
 
-    Parameters
-    ----------
-    on_back : callable
-        Takes in one whose file system answers now.
-    on_lost : callable
-        ``(id, why)``: it was waited for in vain.
-    """
-
-    def __init__(
-        self, spool: Spool, queue: Queue, config: Config, on_back: Callable[[Admitted], None],
-        on_lost: Callable[[str, str], None],
-    ) -> None:  # fmt: skip
-        self._spool, self._queue, self._on_back, self._on_lost = spool, queue, on_back, on_lost
+    def __init__(self, spool: Spool, queue: Queue, config: Config) -> None:
+        self._spool, self._queue = spool, queue
         self._probe = Probe(spool.annexes(), min(REACH_S, config.hung_s / 2))
         spool.silent = self._probe.silent
         self._items: dict[str, Admitted] = {}
@@ -90,23 +79,26 @@ class Unreachable:
             return ""
         job = self._queue.admit(item.id, item.order, item.size)
         job.why = f"the file system of {folder} does not answer"
-        self._queue.hold(item.id)
+        self._queue.pause(item.id)
         self._queue.pass_by(item.id)
         self._items[item.id] = item
         return f"{job.why}: what lies there is stored when it does, if that is soon; all else goes on"
 
-    def look(self, now: float) -> None:
-        """See who is back, and whether the others were waited for long enough (``now``: monotonic seconds)."""
+    def came_back(self) -> list[Admitted]:
+        """Those whose file system answers now, once."""
         if not self._items:
-            return
-        back = self._probe.came_back()
+            return []
+        answer = self._probe.came_back()
         self._spool.silent = self._probe.silent
-        for item in [item for item in self._items.values() if os.path.dirname(item.data) in back]:
+        back = [item for item in self._items.values() if os.path.dirname(item.data) in answer]
+        for item in back:
             del self._items[item.id]
-            self._queue.jobs[item.id].why = ""
-            self._on_back(item)
-            self._queue.resume(item.id)
-        if now >= self._until:
-            for identity in self._items:
-                self._on_lost(identity, self._queue.jobs[identity].why)
-            self._items.clear()
+        return back
+
+    def given_up(self, now: float) -> list[str]:
+        """Ids of those that were waited for long enough (``now``: monotonic seconds), once."""
+        if now < self._until:
+            return []
+        lost = list(self._items)
+        self._items.clear()
+        return lost

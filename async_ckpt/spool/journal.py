@@ -43,7 +43,8 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Container, Iterator
+from collections import deque
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -204,6 +205,8 @@ class Journal:
         The one that runs; of earlier ones only the newest commit is kept,
     keep : container of str
         and what is known of these ids: whoever finds their records again must know that they are in the store.
+    on_error : callable
+        Gets a line when ``note`` cannot write.
 
     Raises
     ------
@@ -211,8 +214,12 @@ class Journal:
         It cannot be read or written.
     """
 
-    def __init__(self, path: str, attempt: int = 0, keep: Container[str] = ()) -> None:
-        self.path = path
+    def __init__(
+        self, path: str, attempt: int = 0, keep: Container[str] = (), on_error: Callable[[str], None] = lambda why: None
+    ) -> None:
+        self.path, self._on_error = path, on_error
+        #: What a full disk has not taken yet.
+        self._unwritten: deque[Record] = deque()
         self.warnings: list[str] = []
         self._fd = -1
         try:
@@ -225,6 +232,10 @@ class Journal:
     @property
     def progress(self) -> dict[str, Progress]:
         return self._known.progress
+
+    def of(self, identity: str) -> Progress:
+        """What is known of one checkpoint."""
+        return self._known.progress.get(identity) or Progress()
 
     @property
     def stored(self) -> StoredFiles:
@@ -263,6 +274,21 @@ class Journal:
         for item in known.progress.values():
             item.commit = None  # References are for readers of the file; here they would only grow with the history.
         return known
+
+    def note(self, record: Record) -> bool:
+        """Add a record; on a full disk it is kept, in order, until ``catch_up``. Returns whether all is written."""
+        self._unwritten.append(record)
+        return self.catch_up()
+
+    def catch_up(self) -> bool:
+        """Write what a full disk has not taken. Returns whether all is written."""
+        try:
+            while self._unwritten:
+                self.append(self._unwritten[0])
+                self._unwritten.popleft()
+        except SpoolError as error:
+            self._on_error(str(error))
+        return not self._unwritten
 
     def append(self, record: Record) -> None:
         """Add one record, or none of it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import os
 import time
 from pathlib import Path
@@ -12,8 +13,9 @@ import pytest
 
 from async_ckpt.agent import deadline, notice
 from async_ckpt.agent.deadline import LastCall, plan
+from async_ckpt.agent.job import Job
 from async_ckpt.agent.notice import Notice
-from async_ckpt.agent.queue import Action, Job, Queue
+from async_ckpt.agent.queue import Action, Queue
 from async_ckpt.agent.throughput import Throughput
 from async_ckpt.config import LAST_CALL_MOST_S, PIECE_BYTES, Config
 from async_ckpt.spool.journal import COMMITTED, FAILED, UPLOADED, UPLOADING
@@ -27,8 +29,9 @@ def jobs(*left: int) -> list[Job]:
 
 
 def chosen(newest_first: list[Job], rate: float = 10, seconds: float = 10, most: int = 1, **strikes: int) -> list[str]:
-    by_id = {identity.removeprefix("n"): count for identity, count in strikes.items()}
-    return [job.id for job in plan(newest_first, by_id, rate * 10 * MIB, seconds, most)]
+    for job in newest_first:
+        job.strikes = strikes.get(f"n{job.id}", 0)
+    return [job.id for job in plan(newest_first, rate * 10 * MIB, seconds, most)]
 
 
 class TestPlan:
@@ -62,7 +65,7 @@ class TestPlan:
 
     def test_what_pauses_cannot_go(self) -> None:
         newest_first = jobs(10, 20, 30)
-        newest_first[0].held = True
+        newest_first[0].not_before = math.inf
         assert chosen(newest_first) == ["1"]
 
     def test_what_has_given_way_comes_after_the_others_and_comes_again(self) -> None:
@@ -94,7 +97,7 @@ class Clock:
         return 1e9 + self.now
 
 
-class Plane:
+class Worker:
     """A worker that does nothing, and hears what it is told."""
 
     is_awake = True
@@ -111,13 +114,13 @@ class Scene:
     """A queue whose oldest uploads are under way, and what is decided about it."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, config: Config, sizes: list[int]) -> None:
-        self.clock, self.plane, self.queue, self.said = Clock(), Plane(), Queue(config.max_uploads), list[Any]()
+        self.clock, self.worker, self.queue, self.said = Clock(), Worker(), Queue(config.max_uploads), list[Any]()
         for module in (deadline, notice):
             monkeypatch.setattr(module, "time", self.clock)
         throughput = Throughput()
         throughput.assume(MIB)
         self.last_call = LastCall(
-            self.queue, throughput, self.plane, config, lambda identity: 0, self.said.append  # type: ignore[arg-type]
+            self.queue, throughput, self.worker, config, lambda identity: 0, self.said.append  # type: ignore[arg-type]
         )  # fmt: skip
         for number, size in enumerate(sizes):
             self.queue.admit(f"0.a.{number}", (0, number), size * MIB)
@@ -159,7 +162,7 @@ class TestLastCall:
 
     def test_what_is_refused_gives_way_at_once(self, scene: Scene) -> None:
         scene.last_call.hear(15, "SIGTERM")
-        assert scene.plane.paused == ["0.a.0"]
+        assert scene.worker.paused == ["0.a.0"]
         assert scene.queue.next_actions() == upload(3)
         scene.queue.end("0.a.3", FAILED, "refused")
         scene.last_call.choose_again("0.a.3 failed")
@@ -169,7 +172,7 @@ class TestLastCall:
     def test_what_pauses_gives_way_and_comes_again_when_nothing_else_is_left(self, scene: Scene) -> None:
         scene.last_call.hear(15, "SIGTERM")
         scene.queue.next_actions()
-        scene.queue.hold("0.a.3")
+        scene.queue.pause("0.a.3")
         scene.last_call.stumbled(["0.a.3"], "0.a.3 failed (500)")
         assert scene.queue.next_actions() == upload(2)
         scene.queue.resume("0.a.3")
@@ -248,18 +251,18 @@ class TestLastCall:
         while not commits and scene.clock.now < 1014:
             commits = [action for action in scene.tick() if action.kind == "commit"]
         assert commits == [Action("commit", ("0.a.2",))]
-        assert "0.a.3" in scene.plane.paused
+        assert "0.a.3" in scene.worker.paused
         # It is tried again while there is nothing else to commit, and only so long.
         scene.queue.end("0.a.2", COMMITTED)
-        scene.plane.paused.clear()
+        scene.worker.paused.clear()
         assert [action for action in scene.tick() if action.kind == "commit"] == [Action("commit", ("0.a.3",))]
         scene.queue.admit("0.a.4", (0, 4), 0)
         scene.queue.uploaded("0.a.4")
         assert [action for action in scene.tick() if action.kind == "commit"] == [Action("commit", ("0.a.4",))]
-        assert "0.a.3" in scene.plane.paused
+        assert "0.a.3" in scene.worker.paused
 
     def test_nothing_is_judged_before_the_worker_is_awake(self, scene: Scene) -> None:
-        scene.plane.is_awake = False
+        scene.worker.is_awake = False
         scene.last_call.hear(15, "SIGTERM")
         scene.queue.next_actions()
         for _ in range(50):
@@ -267,7 +270,7 @@ class TestLastCall:
 
     def test_an_end_that_is_far_changes_the_order_and_holds_nothing(self, scene: Scene) -> None:
         scene.last_call.hear(3600, "a notice")
-        assert scene.plane.paused == []
+        assert scene.worker.paused == []
         assert scene.queue.next_actions() == []
         scene.queue.end("0.a.0", COMMITTED)
         assert scene.tick() == upload(3)
@@ -281,7 +284,7 @@ class TestLastCall:
     def test_an_end_in_years_is_none_and_is_said_once(self, scene: Scene, seconds: float) -> None:
         scene.last_call.hear(seconds, "a notice")
         scene.tick()
-        assert scene.plane.paused == []
+        assert scene.worker.paused == []
         assert not scene.last_call.is_near
         assert len(scene.said) == 1
         assert "no end of a machine" in scene.told()

@@ -100,7 +100,7 @@ def test_a_commit_that_pauses_holds_up_those_after_it() -> None:
     queue = uploaded(3)
     queue.next_actions()
     queue.end("0", COMMITTED)
-    queue.hold("1")
+    queue.pause("1")
     assert queue.next_actions() == []
     queue.resume("1")
     assert queue.next_actions() == [Action("commit", ("1", "2"))]
@@ -199,7 +199,7 @@ class Model(RuleBasedStateMachine):
         for other in self.committing:
             del self.handed_out[other]
         self.committing = []
-        self.queue.end(identity, FAILED, "no") if how == FAILED else self.queue.hold(identity)
+        self.queue.end(identity, FAILED, "no") if how == FAILED else self.queue.pause(identity)
 
     @rule(identity=jobs)
     def resume(self, identity: str) -> None:
@@ -284,7 +284,7 @@ def test_in_a_hurry_what_cannot_be_committed_now_gives_way() -> None:
     queue.give_way("2")
     queue.hurry("102", [])
     assert queue.next_actions() == [Action("commit", ("1",))]
-    queue.hold("1")
+    queue.pause("1")
     assert queue.next_actions() == [Action("commit", ("0",))]
 
 
@@ -301,7 +301,7 @@ def test_what_has_given_way_goes_on_when_there_is_time_again() -> None:
 
 def test_nobody_waits_for_one_that_is_passed_by_and_it_comes_in_its_place_when_it_can() -> None:
     queue = uploaded(3)
-    queue.hold("0")
+    queue.pause("0")
     assert queue.next_actions() == []
     queue.pass_by("0")
     assert queue.next_actions() == [Action("commit", ("1", "2"))]

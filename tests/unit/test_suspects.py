@@ -40,7 +40,7 @@ class Scene:
     def begin(self) -> list[str]:
         """What is taken in hand now."""
         self.now += 100.0
-        self.suspects.tick(self.now, hurry=False)
+        self.queue.resume_due(self.now)
         taken = [action.ids[0] for action in self.queue.next_actions() if action.kind == "upload"]
         for identity in taken:
             self.suspects.taken(identity)
@@ -105,7 +105,7 @@ def test_between_its_tries_lie_longer_and_longer_pauses() -> None:
         begun = scene.now
         while not (taken := scene.queue.next_actions()):
             scene.now += 0.5
-            scene.suspects.tick(scene.now, hurry=False)
+            scene.queue.resume_due(scene.now)
         assert taken
         pauses.append(scene.now - begun)
         scene.suspects.taken("0.c.0")

@@ -1,0 +1,242 @@
+"""The checkpoints of a spool: how each of them comes in, from the disk, and the one way in which it ends."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+
+from .. import layout
+from ..capture.content import pack_path
+from ..config import Config
+from ..errors import IntegrityError, SpoolError
+from ..ipc.protocol import Message
+from ..spool.journal import ADMITTED, COMMITTED, FAILED, FINAL, SETTLED, SUPERSEDED, UPLOADED, UPLOADING, Journal, is_id
+from ..spool.spool import Admitted, Spool, torn_file
+from ..system.filesystems import kind_at, times_tell
+from .answers import MAX_ERRORS
+from .backlog import is_short_of_disk, why_full
+from .child import end_orphans
+from .deadline import LastCall
+from .housekeeping import Housekeeping
+from .job import Job
+from .leases import Leases
+from .owners import Owners
+from .queue import Queue
+from .remover import Remover
+from .suspects import Suspects
+from .unreachable import Unreachable
+
+
+class Checkpoints:
+    """See the module's docstring.
+
+    Parameters
+    ----------
+    unreachable : Unreachable
+        Made before anything else has looked into the spool.
+    """
+
+    def __init__(
+        self, spool: Spool, config: Config, unreachable: Unreachable, *, queue: Queue, journal: Journal,
+        house: Housekeeping, leases: Leases, remover: Remover, owners: Owners, suspects: Suspects, last_call: LastCall,
+    ) -> None:  # fmt: skip
+        self._spool, self._config, self._unreachable = spool, config, unreachable
+        self._queue, self._journal, self._house, self._leases = queue, journal, house, leases
+        self._remover, self._owners, self._suspects, self._last_call = remover, owners, suspects, last_call
+        #: What went wrong last, for whoever asks for the status.
+        self.errors: deque[str] = deque(maxlen=MAX_ERRORS)
+
+    # -- in ------------------------------------------------------------------------------------------------------------
+
+    def recover(self) -> None:
+        """Take up what earlier agents and savers left on this disk."""
+        if self._journal.progress:
+            end_orphans(self._spool.directory)
+        # Listed before the records are read: a saver that ends in between has admitted what it captured.
+        leftovers = self._spool.leftovers()
+        for item in self._spool.pending():
+            leftovers -= {item.data, pack_path(item.data)}
+            known = self._journal.of(item.id)
+            if known.state in SETTLED:
+                self._remover.remove(item)
+                continue
+            if not known.uploaded and (why := self._unreachable.take(item)):
+                self._owners.say(why)
+                continue
+            job = self._take_in(item, uploaded=known.uploaded)
+            if not known.uploaded and (why := self._why_torn(item, "while nobody guarded the snapshot")):
+                self.fail(job, why, lost=True)
+            elif why := self._suspects.recovered(item.id):
+                self.fail(job, why)
+        for why in self._spool.sweep(leftovers):
+            self._owners.say(why)
+        for identity, known in self._journal.progress.items():
+            if identity not in self._queue.jobs:
+                self._queue.admit(identity, (0, 0), 0)
+                if known.state in SETTLED:
+                    self._queue.end(identity, known.state, known.why)
+                else:
+                    self._queue.end(identity, FAILED, known.why or "its record vanished from the spool")
+
+    def scan(self) -> None:
+        """Find what was admitted without a doorbell, what is missing, and what can be reached again."""
+        for item in self._unreachable.came_back():
+            job = self._queue.jobs[item.id]
+            job.item, job.why = item, ""
+            if why := self._why_torn(item, "while nobody could look at it"):
+                self.fail(job, why, lost=True)
+            self._queue.resume(item.id)
+        for identity in self._unreachable.given_up(time.monotonic()):
+            self.fail(self._queue.jobs[identity], self._queue.jobs[identity].why)
+        self.look_after_spool()
+        for identity in self._spool.ready_ids():
+            if identity not in self._queue.jobs:
+                found = self.admit(identity)
+                if found is None or self._spool.saver_may_live(found):
+                    continue
+                # It did not come to hand over its leases.
+                if why := self._why_torn(found, "while nobody guarded the snapshot"):
+                    self.fail(self._queue.jobs[identity], why, lost=True)
+
+    def has_news(self) -> bool:
+        """Whether something was admitted that ``scan`` has not found yet."""
+        return any(identity not in self._queue.jobs for identity in self._spool.ready_ids())
+
+    def find(self, identity: str) -> Admitted | None:
+        """The record of a checkpoint, which is admitted if it was not yet; None: it cannot be read, now at least."""
+        job = self._queue.jobs.get(identity)
+        if job is not None and job.item is not None:
+            return job.item
+        return None if self._unreachable.has(identity) else self.admit(identity)
+
+    def admit(self, identity: str) -> Admitted | None:
+        """Read a record, and admit its checkpoint unless that is known."""
+        if not is_id(identity):
+            return None
+        try:
+            item = self._spool.read(identity)
+        except SpoolError as error:  # Not now; the next scan tries again.
+            self.remember(str(error))
+            return None
+        except IntegrityError as error:
+            self.fail(self._queue.admit(identity, (0, 0), 0), str(error))
+            return None
+        if item is not None and identity not in self._queue.jobs:
+            self._take_in(item)
+            if self._config.on_backlog == "supersede":
+                self._make_room(item)
+            self._last_call.choose_again("a newer one was saved")
+        return item
+
+    def _take_in(self, item: Admitted, *, uploaded: bool = False) -> Job:
+        shard = layout.is_shard(item.reference)
+        job = self._queue.admit(item.id, item.order, item.size, uploaded=uploaded, shard=shard)
+        job.item = item
+        if shard:
+            self._outdate_before(item)
+        return job
+
+    def _outdate_before(self, newer: Admitted) -> None:
+        """All ranks were started again: what one of them had not saved before that, it never will."""
+        generation = layout.generation(newer.reference)
+        for job, item in self._queue.with_snapshot() if generation else ():
+            earlier = layout.is_shard(item.reference) and layout.generation(item.reference) < generation
+            if earlier and item.order[0] == newer.order[0] and not job.outdated:
+                job.outdated = True
+                self._queue.gather_again(job.id)
+
+    def _make_room(self, item: Admitted) -> None:
+        """Drop what is the oldest, if the backlog was full before this one came."""
+        folder = os.path.dirname(item.data)
+        for _ in range(self._queue.pending):
+            why = why_full(self._queue.pending - 1, self._queue.open_bytes - item.size, folder, self._config)
+            victim = self._queue.dispensable() if why else None
+            if victim is None:
+                return
+            self.supersede(self._queue.jobs[victim], f"superseded by {item.id}: {why}")
+            if is_short_of_disk(folder, self._config):
+                return  # What was dropped is given back in a moment.
+
+    # -- whether it is still what was captured -------------------------------------------------------------------------
+
+    def _why_torn(self, item: Admitted, when: str) -> str:
+        """Guard again what nobody may guard any more. Returns why it is not what was captured; empty: it is."""
+        stored = self._journal.of(item.id).files
+        unguarded = self._leases.take_anew(item, stored)
+        if torn := torn_file(item, stored):
+            return f"{torn} was written to, or removed, {when}"
+        if unguarded and not times_tell(kind_at(item.data)) and not self._spool.saver_may_live(item):
+            return f"{unguarded[0]} may have been written to {when}: somebody has it open for writing"
+        return ""
+
+    def fail_torn(self) -> None:
+        """Give up what was written to before it could be copied away."""
+        for identity, why in self._leases.lost():
+            job = self._queue.jobs[identity]
+            if job.state != UPLOADED:
+                self.fail(job, why, lost=True)
+
+    def look_after_spool(self) -> None:
+        """Make again what something has removed from the spool; report what cannot be made again."""
+        alive = self._queue.with_snapshot()
+        if why := self._house.look([item for _, item in alive]):
+            self._owners.say(why)
+        self.fail_torn()  # Such files were removed by ourselves.
+        waiting = [(item, self._journal.of(item.id).files) for job, item in alive if job.state in (ADMITTED, UPLOADING)]
+        for item, why in self._house.lost(waiting):
+            self.fail(self._queue.jobs[item.id], why, lost=True)
+
+    def stored_bytes(self, identity: str) -> int:
+        """How much of a checkpoint is in the store for good."""
+        job = self._queue.jobs.get(identity)
+        return job.stored_bytes(self._journal.of(identity)) if job is not None else 0
+
+    # -- out -----------------------------------------------------------------------------------------------------------
+
+    def commit(self, job: Job, reference: Message) -> None:
+        """It is in the store, and visible there."""
+        if job.state == FAILED:  # It was given up in the very moment in which it was committed.
+            self._queue.retry(job.id)
+        self._end(job, COMMITTED, reference=reference)
+        self._last_call.choose_again()
+
+    def supersede(self, job: Job, why: str) -> None:
+        """It is dropped: a newer one is of more use."""
+        self._end(job, SUPERSEDED, why)
+        self._owners.tell({"push": "superseded", "id": job.id, "why": why})
+        self._last_call.choose_again()
+
+    def fail(self, job: Job, why: str, *, lost: bool = False, refused: bool = False) -> None:
+        """It will not be committed.
+
+        Parameters
+        ----------
+        lost : bool
+            Its snapshot is of no use to anybody; else it stays for a later attempt.
+        refused : bool
+            The store will not take others either.
+        """
+        if job.state in FINAL:
+            return
+        self.remember(f"{job.id}: {why}")
+        self._end(job, FAILED, why, is_needed=not lost)
+        self._owners.tell({"push": "failed", "id": job.id, "why": why, "refused": refused})
+        self._last_call.choose_again(f"{job.id} failed")
+
+    def _end(self, job: Job, state: str, why: str = "", *, is_needed: bool = False, **fields: Message) -> None:
+        """The one way out: the queue, the journal, the leases, and the disk unless the snapshot ``is_needed``."""
+        self._queue.end(job.id, state, why)
+        is_written = self._journal.note({"id": job.id, "state": state, **({"why": why} if why else {}), **fields})
+        # A loss that nobody could read of later keeps its record, so that the next agent finds and reports it. What is
+        # committed is not lost, and gives the disk the room that the journal lacks.
+        if job.item is None or is_needed or not (is_written or state == COMMITTED):
+            return
+        self._leases.let_go(job.id)
+        self._remover.remove(job.item)
+        job.let_go()
+
+    def remember(self, error: str) -> None:
+        """Keep an error for whoever asks for the status. Called from other threads as well."""
+        if error not in self.errors:
+            self.errors.append(error)

@@ -1,0 +1,182 @@
+"""One checkpoint, from its admission to its end, and all that the agent knows of it meanwhile."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ..config import DEATHS_TO_SUSPECT, OUTAGE_FIRST_S, OUTAGE_PAUSE_S
+from ..spool.journal import ADMITTED, UPLOADED, Progress
+from ..spool.spool import Admitted
+from ..spool.stored import Inode
+from ..system.backoff import Backoff
+
+#: ((attempt, version), id): what the queue is sorted by.
+Place = tuple[tuple[int, int], str]
+
+
+@dataclass
+class TryProgress:
+    """How one try gets on, as somebody sees it who looks now and then. Bytes that are taken back and sent again show
+    nothing new. Times are monotonic seconds.
+    """
+
+    number: int = -1
+    first: int = 0
+    most: int = 0
+    began: float = 0.0
+    grew: float = 0.0
+
+    def look(self, number: int, sent: int, now: float) -> float:
+        """See how many bytes are sent. Returns for how many seconds nothing new was."""
+        if number != self.number:
+            self.number, self.first, self.most, self.began, self.grew = number, sent, sent, now, now
+        elif sent > self.most:
+            self.most, self.grew = sent, now
+        return now - self.grew
+
+    def lasted_s(self, now: float) -> float:
+        """For how many seconds it has been looked at."""
+        return now - self.began
+
+    def bytes_per_s(self, now: float) -> float:
+        """How fast it gets on, all in all."""
+        return (self.most - self.first) / max(now - self.began, 1e-3)
+
+    @property
+    def has_moved(self) -> bool:
+        """Whether anything new was sent since it was first looked at."""
+        return self.most > self.first
+
+
+@dataclass
+class Job:
+    """One admitted checkpoint.
+
+    Parameters
+    ----------
+    order : tuple
+        (attempt, version).
+    size : int
+        Bytes.
+    why : str
+        Why it has failed, or what holds it up.
+    sent : int
+        Bytes of the current try.
+    tries : int
+        How often an upload or a commit was begun.
+    not_before : float
+        It pauses, and is not tried before this moment (monotonic seconds); infinity: until somebody says so; 0: it does
+        not pause.
+    stored : bool
+        All its objects are in the store, and only the commit is left, however often that has failed.
+    shard : bool
+        Others have a part in it.
+    outdated : bool
+        It is a shard, and its ranks were started again since.
+    passed : bool
+        No other waits for its commit.
+    deaths : int
+        How often in a row whoever had it in hand has died, without that anything new of it was stored.
+    item : Admitted or None
+        Its record. None: its file system does not answer, or its disk was given back.
+    inodes : dict
+        While it is uploaded: which of its files a later checkpoint may find unchanged, by path.
+    gathered_since : dict
+        Since when the other ranks are waited for, by whether that is for a moment only.
+    is_said_held_up : bool
+        The task was told that the store does not take it.
+    stored_before : int
+        How many bytes of it were in the store when the current try began.
+    strikes : int
+        How often it has given way since the end of the machine is near.
+    """
+
+    id: str
+    order: tuple[int, int]
+    size: int
+    state: str = ADMITTED
+    why: str = ""
+    sent: int = 0
+    tries: int = 0
+    not_before: float = 0.0
+    stored: bool = False
+    shard: bool = False
+    outdated: bool = False
+    passed: bool = False
+    deaths: int = 0
+    item: Admitted | None = None
+    inodes: dict[str, Inode] = field(default_factory=dict)
+    gathered_since: dict[bool, float] = field(default_factory=dict)
+    is_said_held_up: bool = False
+    stored_before: int = 0
+    strikes: int = 0
+    progress: TryProgress = field(default_factory=TryProgress)
+    #: While the store does not take it: its pauses, since when, and the most of it that was in the store meanwhile.
+    outage: Backoff = field(default_factory=lambda: Backoff(0, OUTAGE_FIRST_S, OUTAGE_PAUSE_S))
+    outage_since: float = 0.0
+    outage_stored: int = 0
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether it may be what kills uploaders."""
+        return self.deaths >= DEATHS_TO_SUSPECT
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether it is not to be tried now."""
+        return self.not_before > 0
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it can be committed now, as far as it goes."""
+        return self.state == UPLOADED and not self.is_paused
+
+    @property
+    def name(self) -> str:
+        """What the user called it."""
+        return self.id.partition(".")[2].rpartition(".")[0]
+
+    @property
+    def left(self) -> int:
+        """Bytes not yet sent."""
+        return 0 if self.state == UPLOADED else max(self.size - self.sent, 0)
+
+    @property
+    def place(self) -> Place:
+        """Where it stands in line."""
+        return self.order, self.id
+
+    def stored_bytes(self, known: Progress) -> int:
+        """How much of it is in the store for good, by what the journal knows: whole files, and parts of others."""
+        entries = self.item.entries if self.item is not None else {}
+        return sum(entries[path].size for path in known.files if path in entries) + sum(
+            min(len(upload.parts) * upload.part_bytes, entries[path].size if path in entries else self.size)
+            for path, upload in known.parts.items()
+        )
+
+    def store_failed(self, now: float, stored: int) -> float:
+        """The store did not take it. Returns for how many seconds it has been so (``now``: monotonic seconds).
+
+        Only what is in the store for good, and was not before, ends an outage: bytes that were sent in vain, parts that
+        are found again, and those that are stored anew after an upload was lost do not.
+
+        Parameters
+        ----------
+        stored : int
+            How many bytes of it are in the store for good.
+        """
+        if not self.outage.count or stored > self.outage_stored:
+            self.outage.reset()
+            self.outage_since, self.outage_stored = now, stored
+        self.outage.failed(now)
+        return now - self.outage_since
+
+    def store_answered(self) -> None:
+        """The store is back."""
+        self.outage.reset()
+        self.is_said_held_up = False
+
+    def let_go(self) -> None:
+        """It has ended, and only its outcome is still asked for. There may be thousands of these."""
+        self.item = None
+        self.inodes, self.gathered_since = {}, {}

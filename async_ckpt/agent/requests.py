@@ -1,0 +1,186 @@
+"""What clients say to the agent over its socket, and what they are answered; ``ipc/protocol.py`` lists it."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from ..config import DEATHS_OF_AGENT, Config
+from ..ipc import protocol
+from ..ipc.protocol import Message
+from ..ipc.server import Connection
+from ..spool.journal import FINAL, Journal
+from ..spool.spool import Spool
+from .answers import Answers
+from .checkpoints import Checkpoints
+from .child import Child
+from .claims import Claims
+from .deadline import LastCall
+from .leases import Leases
+from .owners import Owners
+from .questions import MAX_QUESTIONS, Questions
+from .queue import Queue
+from .socket_saves import SocketSaves
+from .uploads import Uploads
+
+_YEAR_S = 365 * 24 * 3600
+
+
+class Requests:
+    """See the module's docstring."""
+
+    def __init__(
+        self, spool: Spool, config: Config, checkpoints: Checkpoints, uploads: Uploads, worker: Child, *, queue: Queue,
+        journal: Journal, leases: Leases, owners: Owners, claims: Claims, socket_saves: SocketSaves,
+        last_call: LastCall, answers: Answers,
+    ) -> None:  # fmt: skip
+        self._spool, self._config, self._checkpoints, self._uploads = spool, config, checkpoints, uploads
+        self._worker, self._queue, self._journal, self._leases = worker, queue, journal, leases
+        self._owners, self._claims, self._socket_saves = owners, claims, socket_saves
+        self._last_call, self._answers = last_call, answers
+        #: Those that are answered once something has come about.
+        self.questions = Questions(self._answer)
+        self._on = {
+            "hello": self._on_hello, "state": self._on_state, "status": self._on_status, "save": self._on_save,
+            "bye": self._on_bye, "deadline": self._on_deadline,
+            "wait": self._on_question, "flush": self._on_question, "room": self._on_question,
+            "claim": self._on_question,
+        }  # fmt: skip
+
+    def on_message(self, connection: Connection, message: Message, fds: list[int]) -> None:
+        """Do what a client asks."""
+        op = message.get("op")
+        if op == "admit" and _is_admit(message, fds):
+            # Read even if known: a scan may have found it before its leases came.
+            item = self._checkpoints.find(str(message.get("id")))
+            self._leases.take(item, connection, message, fds)
+            self._uploads.start()
+            return
+        for fd in fds:
+            os.close(fd)
+        known = self._on.get(op) if isinstance(op, str) else None
+        if known is None:
+            _refuse(connection, message, f"The operation {op!r} is unknown, or lacks a field")
+        else:
+            known(connection, message)
+
+    def on_close(self, connection: Connection) -> None:
+        """A client is gone."""
+        self.questions.forget(connection)
+        self._owners.leave(connection)
+
+    def _on_hello(self, connection: Connection, message: Message) -> None:
+        if message.get("v") != protocol.VERSION:
+            _refuse(connection, message, f"This agent speaks version {protocol.VERSION}")
+            connection.close()
+            return
+        connection.greeted = True
+        if message.get("owner"):
+            is_later = self._owners.come(connection, message)
+            self._claims.begin(self._owners.attempt, connection.pid, self._owners.lead)
+            self._take_access(message.get("access"))
+            if is_later:
+                self._uploads.gather_in(self._config.collective_grace_s)
+            # A new attempt: what the store refused before gets another chance; what kills agents only once an attempt.
+            for job in self._queue.failed():
+                if job.item is not None and (is_later or job.deaths < DEATHS_OF_AGENT):
+                    self._queue.retry(job.id)
+        _reply(connection, message, {"v": protocol.VERSION, "pid": os.getpid()})
+        if message.get("owner"):
+            for push in self._owners.news():
+                connection.send(push)
+
+    def _take_access(self, access: Any) -> None:
+        """Open the store from now on as a later attempt does: the keys of the one that started this agent may have
+        expired. What is under way begins anew, with a worker that inherits these.
+        """
+        name = self._spool.store.options.get("access_from")
+        if isinstance(name, str) and isinstance(access, str) and os.environ.get(name) != access:
+            os.environ[name] = access
+            self._worker.renew()
+
+    def _on_bye(self, connection: Connection, message: Message) -> None:
+        self._owners.say_goodbye(connection, over=message.get("over") is not False)
+
+    def _on_deadline(self, connection: Connection, message: Message) -> None:
+        self._last_call.hear(_seconds(message.get("seconds"), self._config.termination_grace_s), "SIGTERM")
+        _reply(connection, message, {"first": self._last_call.first})
+
+    def _on_save(self, connection: Connection, message: Message) -> None:
+        if self._owners.over:
+            why = "The step has ended: nothing can be saved any more. Save before the step returns."
+            _reply(connection, message, {"error": why, "kind": "UsageError"})
+            return
+        limit = self._config.backlog_timeout_s + self._config.reply_timeout_s
+        self._socket_saves.ask(connection, message, _seconds(message.get("timeout_s"), limit))
+
+    def _on_state(self, connection: Connection, message: Message) -> None:
+        _reply(connection, message, self._state(str(message.get("id"))))
+
+    def _on_status(self, connection: Connection, message: Message) -> None:
+        status = {
+            **self._answers.flush(),
+            "pid": os.getpid(),
+            "worker_pid": self._worker.pid,
+            "committed": self._queue.committed,
+            "last_committed": self._queue.last_committed,
+            "bytes_copied": self._uploads.bytes_copied,
+            **self._leases.facts(),
+            "socket_saves": self._socket_saves.count,
+            "errors": list(self._checkpoints.errors),
+            "warnings": [*self._journal.warnings, *self._owners.notices],
+        }
+        _reply(connection, message, status)
+
+    def _on_question(self, connection: Connection, message: Message) -> None:
+        if self.questions.is_full(connection):
+            why = f"{MAX_QUESTIONS} questions of this connection wait for their answers: no more may"
+            _refuse(connection, message, why)
+            return
+        if message["op"] == "flush":
+            if "gather_s" in message:
+                self._uploads.gather_in(_seconds(message["gather_s"], self._config.collective_grace_s))
+            self._checkpoints.scan()
+            again = self._queue.jobs.get(str(message.get("again")))
+            if again is not None and again.item is not None:
+                self._queue.retry(again.id)
+            self._uploads.start()
+        self.questions.add(connection, message, _seconds(message.get("timeout_s"), self._config.reply_timeout_s))
+
+    def _answer(self, message: Message, first: bool, late: bool) -> Message | None:
+        """What somebody is told who waits; None: not yet. The spool is looked into the ``first`` time only."""
+        op = message["op"]
+        if op == "flush":
+            return self._answers.flush() if late or not self._queue.pending else None
+        if op == "claim":
+            attempt = message.get("attempt")
+            return self._claims.answer(attempt if isinstance(attempt, int) else self._owners.attempt, late=late)
+        if op == "wait":
+            state = self._state(str(message.get("id")), look=first)
+            return state if late or state["state"] in FINAL else None
+        return self._answers.room(message, late=late)
+
+    def _state(self, identity: str, *, look: bool = True) -> Message:
+        if look and identity not in self._queue.jobs:
+            self._checkpoints.admit(identity)
+        return self._answers.state(identity)
+
+
+def _reply(connection: Connection, message: Message, answer: Message) -> None:
+    connection.send({"seq": message.get("seq"), **answer})
+
+
+def _refuse(connection: Connection, message: Message, why: str) -> None:
+    _reply(connection, message, {"error": why})
+
+
+def _seconds(value: Any, default: float) -> float:
+    """A time limit as somebody sent it; at most a year."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
+        return default
+    return float(min(max(value, 0), _YEAR_S))
+
+
+def _is_admit(message: Message, fds: list[int]) -> bool:
+    guard = message.get("guard")
+    return isinstance(guard, list) and len(guard) == len(fds) and all(isinstance(path, str) for path in guard)

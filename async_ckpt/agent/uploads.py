@@ -1,0 +1,245 @@
+"""What the agent has its worker do, what it hears from it, and what becomes of that.
+
+The two speak as ``upload/process.py`` says.
+"""
+
+from __future__ import annotations
+
+import time
+
+from .. import layout
+from ..config import HELD_UP_S, Config
+from ..ipc.protocol import Message
+from ..spool import journal
+from ..spool.journal import UPLOADED, UPLOADING, Journal
+from ..spool.spool import Admitted, is_torn, torn_file
+from ..system.crash import crash_point
+from .checkpoints import Checkpoints
+from .child import Child
+from .claims import Claims
+from .deadline import LastCall
+from .housekeeping import removed
+from .job import Job
+from .leases import Leases
+from .owners import Owners
+from .queue import Queue
+from .suspects import Suspects
+from .throughput import Throughput
+from .unchanged import is_settled, recognizable, unchanged
+
+#: So often something is tried in vain before newer ones are committed without it; or it shows nothing new for so many
+#: times as long as an answer of the store may take.
+_MOST_BLOCKED, _MOST_SILENT = 3, 2
+
+
+class Uploads:
+    """See the module's docstring."""
+
+    def __init__(
+        self, config: Config, checkpoints: Checkpoints, worker: Child, *, queue: Queue, journal: Journal,
+        leases: Leases, owners: Owners, suspects: Suspects, claims: Claims, last_call: LastCall, throughput: Throughput,
+    ) -> None:  # fmt: skip
+        self._config, self._checkpoints, self._worker = config, checkpoints, worker
+        self._queue, self._journal, self._leases, self._owners = queue, journal, leases, owners
+        self._suspects, self._claims, self._last_call, self._throughput = suspects, claims, last_call, throughput
+        self.bytes_copied = 0
+        #: When the task may be told of the next checkpoint that is held up (monotonic seconds).
+        self._tell_again = 0.0
+        #: Of which attempt the worker was told that its task has died, and has not answered.
+        self._death_ordered: int | None = None
+        self._on = {
+            None: self._on_record, "copied": self._on_copied, "waiting": self._on_waiting,
+            "uploaded": self._on_uploaded, "committed": self._on_committed, "failed": self._on_failed,
+        }  # fmt: skip
+
+    # -- orders --------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Order what can be done now."""
+        if self._queue.pending and self._worker.ensure():
+            for action in self._queue.next_actions():
+                job = self._queue.jobs[action.ids[0]]
+                if action.kind == "commit":
+                    self._worker.tell({"op": "commit", "ids": action.ids})
+                elif action.kind == "gather":
+                    self._gather(job)
+                elif job.item is not None:
+                    self._upload(job, job.item)
+
+    def _upload(self, job: Job, item: Admitted) -> None:
+        known = self._journal.of(job.id)
+        job.inodes = recognizable(item)
+        copies = [
+            {"op": "unchanged", "id": job.id, "path": path, **file._asdict()}
+            for path, file in unchanged(job.inodes, self._journal.stored).items() if path not in known.files
+        ]  # fmt: skip
+        job.sent = sum(item.entries[path].size for path in known.files if path in item.entries)
+        self._suspects.taken(job.id)
+        self._worker.tell(*journal.steps(job.id, known), *copies, {"op": "upload", "id": job.id})
+
+    def _gather(self, job: Job) -> None:
+        """Have the worker wait for the other ranks; only a moment where our task is gone, or this is of an earlier
+        attempt: they may be gone for ever.
+        """
+        late = self._owners.orphaned or job.outdated or journal.order(job.id)[0] < self._owners.attempt
+        limit = self._config.collective_grace_s if late else self._config.collective_timeout_s
+        # However often it is begun anew: a worker that dies, or a store that fails now and then, adds nothing.
+        now = time.monotonic()
+        left = max(limit - (now - job.gathered_since.setdefault(late, now)), 0.0)
+        self._worker.tell({"op": "gather", "id": job.id, "timeout_s": left, "decides": not late})
+
+    def gather_in(self, seconds: float) -> None:
+        """Wait for the other ranks no longer than this."""
+        for job in self._queue.gathering():
+            self._worker.tell({"op": "gather", "id": job.id, "timeout_s": seconds, "decides": False})
+
+    def tell_death(self) -> None:
+        """Have the other nodes of the gang told that this node's task has died: they need not wait for it."""
+        if self._death_ordered is None and self._owners.untold_death is not None and self._worker.ensure():
+            self._death_ordered = self._owners.untold_death
+            self._worker.tell({"op": "gone", "id": "", "attempt": self._death_ordered})
+
+    # -- what the worker says ------------------------------------------------------------------------------------------
+
+    def on_trouble(self, why: str) -> None:
+        """No worker can be started, or none says anything."""
+        self._owners.say(
+            f"No uploader can be had: {why}. Another one is started; what was saved stays in the spool until then"
+        )
+
+    def on_death(self, spoke: bool) -> None:
+        """The worker is gone: all that it had in hand is to be done again."""
+        self._checkpoints.look_after_spool()  # The next one needs it whole.
+        under_way = self._queue.restart()
+        self._death_ordered = None
+        self._claims.worker_died()
+        if spoke:
+            for identity, why in list(self._suspects.died(under_way, time.monotonic())):
+                self._checkpoints.fail(self._queue.jobs[identity], why)
+        self._last_call.stumbled(under_way, "the uploader died")
+
+    def on_message(self, message: Message) -> None:
+        """Hear what the worker says, of one checkpoint or of none."""
+        op = message.get("op")
+        if op == "gone":
+            self._death_ordered = self._owners.untold_death = None
+        elif op == "claimed":
+            self._claims.on_message(message)
+        elif op == "notice":
+            self._owners.say(message["why"])  # One worker after the other may say so.
+        job = self._queue.jobs.get(message["id"])
+        if job is None or job.item is None:
+            return
+        if op == "progress":
+            job.sent += message["bytes"]  # Sent is not stored: the store may refuse it.
+            self._throughput.add(message["bytes"])
+        elif op in self._on:
+            self._worker.is_well()
+            self._on[op](job, job.item, message)
+
+    def _on_record(self, job: Job, item: Admitted, record: Message) -> None:
+        """A file or a part is in the store: what the worker says of it is what the journal keeps."""
+        if not journal.is_step(record):
+            return
+        path = record.get("file")
+        if path is None:
+            self._journal.note(record)
+            return
+        entry = item.entries.get(path)
+        if entry is not None and not self._leases.stands(job.id, path) and is_torn(item, entry):
+            return  # What was sent may be torn as well: the checkpoint will fail.
+        inode = job.inodes.get(path)
+        if inode is not None and is_settled(inode, item.captured_ns):
+            record["inode"] = inode
+        if self._journal.note(record):
+            self._leases.let_go(job.id, [path])
+
+    def _on_copied(self, job: Job, item: Admitted, message: Message) -> None:
+        job.sent += message["bytes"]
+        self.bytes_copied += message["bytes"]
+
+    def _on_waiting(self, job: Job, item: Admitted, message: Message) -> None:
+        """It waits for other ranks: how long is bounded. The store has answered."""
+        job.why = message["why"]
+        job.outage.reset()
+
+    def _on_uploaded(self, job: Job, item: Admitted, message: Message) -> None:
+        job.why = ""
+        job.store_answered()
+        if job.state != UPLOADING:
+            return  # It was told to pause in this moment, and will be ordered again.
+        # The last word on torn files: a link that lost its lease by force has another mtime by now.
+        standing = {path for path in item.entries if self._leases.stands(job.id, path)}
+        if torn := torn_file(item, self._journal.of(job.id).files.keys() | standing):
+            why = f"{torn} was written to while it was uploaded; its lease was broken by force"
+            self._checkpoints.fail(job, why, lost=True)
+            return
+        crash_point("agent:before-uploaded")
+        self._queue.uploaded(job.id)
+        job.inodes = {}
+        # Leases go only once the journal knows that the files are not needed any more.
+        if self._journal.note({"id": job.id, "state": UPLOADED}):
+            self._leases.let_go(job.id)
+        self._last_call.choose_again()  # It can be committed now.
+
+    def _on_committed(self, job: Job, item: Admitted, message: Message) -> None:
+        job.store_answered()
+        crash_point("agent:before-committed")
+        self._checkpoints.commit(job, {**layout.whole(item.reference), **message.get("reference", {})})
+
+    def _on_failed(self, job: Job, item: Admitted, message: Message) -> None:
+        why = message["why"]
+        if job.state not in (UPLOADING, UPLOADED):
+            return  # It was told to pause in this moment, and will be ordered again.
+        if message["transient"]:
+            self._try_later(job, why)
+            return
+        if job.outdated:
+            # Nobody misses it: the ranks that were started again have begun with an earlier one.
+            self._checkpoints.supersede(job, f"given up, as its ranks were started again: {why}")
+            return
+        self._checkpoints.fail_torn()  # Such files were removed by ourselves.
+        if job.state == UPLOADING and (missing := removed(item, self._journal.of(job.id).files)):
+            self._checkpoints.fail(job, missing, lost=True)
+            return
+        self._checkpoints.fail(job, why, lost=bool(message.get("decided")), refused=message["refused"])
+
+    # -- a store that does not take it ---------------------------------------------------------------------------------
+
+    def _try_later(self, job: Job, why: str) -> None:
+        """The store is out of reach: say so once, pause and try again, until the outage has lasted too long."""
+        now = time.monotonic()
+        if not job.is_said_held_up and now >= self._tell_again:
+            job.is_said_held_up, self._tell_again = True, now + HELD_UP_S
+            self._owners.tell({"push": "notice", "why": f"Uploads are held up, and tried again: {job.id}: {why}"})
+        stored = self._checkpoints.stored_bytes(job.id)
+        lasted_s = job.store_failed(now, stored)
+        if lasted_s >= self._config.outage_s:
+            tried = f"It was tried for {lasted_s:.0f} s, in which nothing more of it was stored"
+            self._checkpoints.fail(job, f"{tried}: {why}")
+            return
+        self._checkpoints.remember(f"{job.id}: {why}")
+        self._suspects.put_down(job.id)
+        job.why = f"held up, and tried again: {why}"
+        self._queue.pause(job.id, now + job.outage.left_s(now))
+        job.sent = stored
+        if job.outage.count >= _MOST_BLOCKED:  # It may have itself to blame.
+            self._queue.pass_by(job.id)
+        self._last_call.stumbled([job.id], f"{job.id} failed ({why})")
+
+    def end_what_hangs(self, now: float) -> None:
+        """A disk that is gone never answers: what shows nothing new for longer than any outage may last has failed, so
+        that others have its place. Nobody waits so long for it: newer ones are committed without it long before.
+        """
+        batch = self._queue.committing[:1]
+        limit = max(self._config.outage_s, 2 * self._config.store_deadline_s, self._config.complete_timeout_s)
+        for job in [*self._queue.uploading, *batch] if self._worker.is_awake else ():
+            silent_s = job.progress.look(job.tries, job.sent, now)
+            if silent_s > limit:
+                self._worker.tell({"op": "pause", "id": job.id})
+                self._checkpoints.fail(job, f"The store has taken nothing of it for {limit:.0f} s, and not said why")
+            elif silent_s > _MOST_SILENT * self._config.answer_timeout_s and not self._last_call.is_near:
+                self._queue.pass_by(job.id)
+                if job in batch:
+                    self._worker.tell({"op": "pause", "id": job.id})
+                    self._try_later(job, f"The store has not answered its commit for {silent_s:.0f} s")
