@@ -117,7 +117,7 @@ class Config:
     pack_below_bytes: int = 32 << 10
     #: How often ``save()`` captures again what somebody writes to while it is captured.
     capture_tries: int = 20
-    #: For how long ``save()`` goes on with that.
+    #: For how long ``save()`` goes on capturing again what somebody writes to.
     capture_timeout_s: float = 60.0
     #: Where files vanished during the capture, the rest must be left alone for this long before it counts as whole.
     capture_vanished_s: float = 0.5
@@ -171,9 +171,9 @@ class Config:
     unsigned_payload: bool = False
     #: Limit for name look-up, connection and TLS handshake together.
     connect_timeout_s: float = 10.0
-    #: Limit from the end of a request to its answer.
+    #: Limit from the end of a request to S3 to its answer.
     answer_timeout_s: float = 60.0
-    #: The same where the store puts an object together, from parts or from another object.
+    #: Limit for that answer where the store puts an object together, from parts or from another object.
     complete_timeout_s: float = 600.0
     #: Limit for content that stands still: less than a KiB is sent or received in this time.
     stall_timeout_s: float = 60.0
@@ -216,7 +216,7 @@ class Config:
 
     #: How long the end of a step waits until everything is in the store.
     flush_timeout_s: float = 6 * 3600.0
-    #: The same after an exception of your code.
+    #: How long it waits after an exception of your code.
     exception_flush_timeout_s: float = 300.0
     #: How often a flush writes a line about its progress.
     progress_s: float = 5.0
@@ -244,7 +244,7 @@ class Config:
 
     #: How long ranks wait for each other's parts, once their own part is in the store.
     collective_timeout_s: float = 1800.0
-    #: The same where this task, or the attempt of the others, is gone.
+    #: How long ranks wait for each other's parts where this task, or the attempt of the others, is gone.
     collective_grace_s: float = 10.0
     #: How long the nodes of a gang wait for node 0 to say what all of them load.
     gang_start_timeout_s: float = 1800.0
@@ -264,15 +264,15 @@ class Config:
 
     #: The most bytes of a checkpoint's metadata, as JSON. What is beyond is replaced by a text that says so.
     metadata_bytes: int = 1 << 20
-    #: The most elements in the value of one key.
+    #: The most elements in the value of one key of the metadata.
     metadata_elements: int = 100_000
-    #: The most levels of nesting. More than 200 are never possible.
+    #: The most levels of nesting in metadata. More than 200 are never possible.
     metadata_depth: int = 64
     #: From so many bytes on, the log says once that this metadata belongs into a file.
     metadata_notice_bytes: int = 64 << 10
     #: The most bytes that are read of a JSON file from which a watch takes metadata.
     metadata_file_bytes: int = 64 << 20
-    #: The most bytes of metadata that are taken from it.
+    #: The most bytes of metadata that a watch takes from such a file.
     metadata_from_bytes: int = 16 << 10
 
     # -- The agent, and what is said --
