@@ -22,83 +22,96 @@ ENV_ATTEMPT = "ASYNC_CKPT_ATTEMPT"
 #: Name of the directory that holds a user's spools, before the user's number.
 SPOOLS_PREFIX = "async-ckpt-"
 
-#: How long a process of a task waits for what was removed from the spool to be made again, in seconds.
+#: Something removed a file of the spool: so many seconds a process of the task waits for the agent to make it again.
 RESTORE_S = 2.0
 
-#: What is sent is handed on, and counted, in pieces of so many bytes. (Pieces of a MiB are slower.)
+#: Content is sent in pieces of so many bytes, and progress is counted in them. (Pieces of a MiB are slower.)
 PIECE_BYTES = 256 << 10
 #: Size in bytes of the units in which content is digested and multipart uploads are cut.
 CHUNK_BYTES = 16 << 20
 
-# Times that nobody needs to turn, in seconds; what is a matter of taste is a field of ``Config``.
+# Limits that no user needs to change. Names that end in _S are in seconds. What users may change is in ``Config``.
 
-#: When the machine is about to go: how often the notice's file is looked for; the longest pause after a failure; how
-#: long a checkpoint may bring nothing new before another one has its turn, at least and at most.
+#: How often the agent looks for the file with the notice of the machine's end.
 NOTICE_LOOK_S = 1.0
+#: The machine is about to go: the longest pause before something that failed is tried again.
 LAST_CALL_PAUSE_S = 1.0
+#: The machine is about to go: an upload that stores nothing new for this long gives way to another one. It is a
+#: share of the time that is left, but not less than the first, and not more than the second.
 LAST_CALL_LEAST_S, LAST_CALL_MOST_S = 0.5, 5.0
-#: The first and the longest pause of a checkpoint that the store does not take, and how often, at most, the task hears
-#: of one.
+#: The first and the longest pause before a checkpoint that the store did not take is tried again.
 OUTAGE_FIRST_S, OUTAGE_PAUSE_S = 2.0, 60.0
+#: The task is told at most this often that a checkpoint is held up.
 HELD_UP_S = 60.0
 #: How long the agent waits for something to happen before it looks around by itself.
 AGENT_TICK_S = 0.2
 #: How long a new uploader may need until it says something.
 WORKER_START_S = 3.0
-#: After a SIGTERM: for how long the agent is asked at a time; what of that is for its answer; what is left of the time
-#: for the process to end in.
+#: After a SIGTERM the agent is asked again and again how far it is. One question takes at most this long,
 HURRY_SLICE_S = 3.0
+#: of which this much is left for the answer.
 HURRY_ANSWER_S = 0.5
+#: How much of the time after a SIGTERM is left for the process to end in.
 TERMINATION_MARGIN_S = 1.0
-#: The store's rate: over how much time it is taken; over how little it says nothing; over how much it can be planned
-#: with.
+#: The rate at which the store takes bytes is measured over this much time.
 RATE_WINDOW_S = 5.0
+#: A rate that was measured over less time than this says nothing.
 RATE_LEAST_S = 0.2
+#: From this much time on, plans may depend on the rate.
 RATE_KNOWN_S = 1.0
-#: An agent that is started again: so often at once, then after pauses, of which the first is so long; for how long it
-#: must have lived for its deaths not to be counted together. The same for its uploader.
+#: An agent (or uploader) that died is started again at once for so many times,
 RESTARTS_AT_ONCE = 3
+#: then after pauses that grow; this is the first one.
 FIRST_PAUSE_S = 0.25
+#: An agent (or uploader) that has lived this long begins anew with the count of its deaths.
 CALM_S = 60.0
-#: After so many deaths in a row with the same checkpoint in hand it is suspected, and tried alone, after all others;
-#: after so many of the uploader, or of the agent (which may have died of something else), it has failed.
+#: After so many deaths in a row with the same checkpoint in hand, this checkpoint is suspected: it is tried alone,
+#: after all others. After so many deaths of the uploader, or of the agent, it has failed. (An agent may have died of
+#: something else, so more deaths count there.)
 DEATHS_TO_SUSPECT, DEATHS_OF_UPLOADER, DEATHS_OF_AGENT = 5, 8, 12
-#: The first pause of a suspect: what an uploader has died of may pass (memory that others had).
+#: The first pause before a suspect is tried again: what an uploader died of may pass (memory that others had).
 SUSPECT_FIRST_S = 2.0
-#: An agent that lacks descriptors, memory or disk: its first and longest pause, and how often in a row it goes on.
+#: An agent that lacks descriptors, memory or disk pauses and goes on: its first and longest pause, and how often in a
+#: row it does that before it gives up.
 SHORT_FIRST_S, SHORT_MOST_S, SHORT_TIMES = 0.1, 2.0, 20
-#: How often whoever has no agent looks for one, and for how long at most a new attempt does before it fails.
+#: How often a process that has no agent looks for one.
 NO_AGENT_LOOK_S = 0.25
+#: How long a new attempt waits for an agent before it fails.
 NO_AGENT_START_S = 180.0
-#: An agent that says nothing is asked after so many seconds whether it is there.
+#: An agent that has said nothing for this long is asked whether it is there.
 PING_S = 10.0
-#: What hangs is so many times longer waited for if it waits for a disk, or is busy; so long only if time is short.
+#: An agent that does nothing is given so many times ``hung_s`` if it waits for a disk, or if it is busy.
 HUNG_ON_DISK, HUNG_BUSY = 4, 20
+#: After a SIGTERM an agent that does nothing is given only this long.
 HUNG_HURRY_S = 3.0
-#: How long a process that was killed may take to be gone, and a file system to show a folder.
+#: How long a process that was killed may take to be gone, and how long a file system may take to show a folder.
 KILLED_S = REACH_S = 5.0
-#: Ranks that wait for each other: between two looks at the store, at first and at last; and after pauses of which
-#: length it is asked whether rank 0 is still there.
+#: Ranks that wait for each other look into the store again after pauses that grow, from the first to the second.
 GATHER_FIRST_S, GATHER_LAST_S = 0.1, 5.0
+#: Once the pauses are longer than this, ranks also look whether rank 0 has died.
 GATHER_SUSPICION_S = 0.5
-#: How long whoever needs a version waits, at most, for somebody to ask the store for it.
+#: How long a process that needs a version waits for somebody to ask the store for the number of this start.
 CLAIM_START_S = 60.0
-#: How long credentials are used before their source is asked again (botocore renews them ten minutes or more before
-#: they expire); how often, at most, for a new session where an answer may be about something else; how long it has
-#: peace after a failure, as each question may be a process, or be counted and limited.
+#: How long credentials are used before their source is asked again. (botocore renews them ten minutes or more before
+#: they expire.)
 CREDENTIALS_LIFE_S = 60.0
+#: How often, at most, a new session is made after an answer that may be about the credentials, or about something else.
 CREDENTIALS_AMBIGUOUS_S = 3.0
+#: After a failure the source of the credentials is left alone for this long: each question may start a process, or be
+#: counted and limited.
 CREDENTIALS_PEACE_S = 2.0
 #: A request to the store that failed is sent again after a random pause of at most this much, which doubles with every
 #: failure up to the second; a store that asks for a longer pause gets it, up to the third.
 STORE_FIRST_PAUSE_S, STORE_LONGEST_PAUSE_S = 0.5, 20.0
 STORE_MAX_ASKED_PAUSE_S = 60.0
-#: A failure of what all requests wait for counts for all of them for so long.
+#: Where all requests wait for the same thing, such as the address of the bucket, its failure counts for all of them for
+#: this long.
 FAILURE_SHARED_S = 2.0
-#: How long a request over a connection that may be dead listens before it sends the bulk; how long a cancelled or
-#: failed upload may take to tidy up; how long closing waits for threads that nobody waits for any more.
+#: A request over a connection that may be dead sends its head, and listens this long before it sends the content.
 LISTEN_S = 1.0
+#: How long an upload that was cancelled, or has failed, may take to tidy up.
 TIDY_UP_S = 10.0
+#: How long closing waits for threads whose result nobody waits for any more.
 LEFT_BEHIND_S = 2.0
 
 
