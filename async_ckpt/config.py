@@ -229,9 +229,9 @@ class Config:
 
     #: How long the end of a step waits until everything is in the store.
     flush_timeout_s: float = 6 * 3600.0
-    #: How long it waits after an exception of your code.
+    #: How long the end of a step waits after an exception of your code.
     exception_flush_timeout_s: float = 300.0
-    #: How often a flush writes a line about its progress.
+    #: When a flush writes its first line about its progress. The pauses between lines grow to twelve times that.
     progress_s: float = 5.0
     #: How long an agent whose task is gone goes on uploading.
     drain_timeout_s: float = 3600.0
