@@ -2,7 +2,7 @@
 
 An error says *what* was tried, *where* (a path, a key, an address), *why* it failed and, where there is
 one, *the way out*. Errors of other libraries are mapped to these once, at the edge where they appear:
-``OSError`` in ``snapshot`` and ``spool``, ``ClientError`` in ``stores/s3``, socket errors in ``ipc``.
+``OSError`` in ``capture`` and ``spool``, ``ClientError`` in ``stores/s3``, socket errors in ``ipc``.
 """
 
 from __future__ import annotations
