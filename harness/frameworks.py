@@ -14,20 +14,16 @@ from harness.environments import find_or_make
 from harness.metaflow_env import REPOSITORY
 from harness.peer import REQUIREMENTS
 
-#: They fit each other. Of torch the build for CPUs is enough.
+#: They fit each other. Of torch the build for CPUs is enough. The last three are only for what is watched.
 FRAMEWORKS = (
     "torch==2.13.0", "pytorch-lightning==2.6.1", "transformers==5.24.0", "accelerate==1.15.0", "keras==3.15.1",
-    "xgboost-cpu==3.2.0",
+    "xgboost-cpu==3.2.0", "orbax-checkpoint==0.12.8", "jax==0.10.2", "tensorflow-cpu==2.21.0",
 )  # fmt: skip
-
-#: For what is watched only (see stress.watch_frameworks).
-MORE_FRAMEWORKS = ("orbax-checkpoint==0.12.8", "jax==0.10.2", "tensorflow-cpu==2.21.0")
 
 
 def find_or_make_frameworks() -> str:
     """The interpreter of an environment with all frameworks, and nothing of ours."""
-    given = os.environ.get("ASYNC_CKPT_FRAMEWORKS_VENV")
-    return _python(Path(given) if given else find_or_make(".venv-frameworks-all", (*FRAMEWORKS, *MORE_FRAMEWORKS)))
+    return _python(_frameworks())
 
 
 def find_or_make_incumbent() -> str:
