@@ -19,7 +19,11 @@ class BothClients:
     open_client: list[OpenClient]
 
     @pytest.fixture(
-        autouse=True, params=[aiohttp_transport.open_client, boto3_transport.open_client], ids=["aiobotocore", "boto3"]
+        autouse=True,
+        params=[
+            pytest.param(aiohttp_transport.open_client, id="aiobotocore"),
+            pytest.param(boto3_transport.open_client, id="boto3", marks=pytest.mark.long),
+        ],
     )
     def _open_client(self, request: pytest.FixtureRequest) -> None:
         self.open_client = [request.param]

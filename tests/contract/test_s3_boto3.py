@@ -29,6 +29,7 @@ class TestMotoOverThreads(MotoSuite):
     open_client: ClassVar[list[OpenClient]] = THREADS
 
 
+@pytest.mark.long
 class TestRcloneOverThreads(RcloneSuite):
     open_client: ClassVar[list[OpenClient]] = THREADS
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from harness.servers import moto_server, rclone_server
 
 from .s3_clients import Copying, Resuming
@@ -18,6 +20,7 @@ class TestResumeOnMotoOverThreads(Resuming, MotoResume):
     open_client = THREADS
 
 
+@pytest.mark.long
 class TestResumeOnRcloneOverThreads(Resuming, RcloneResume):
     open_client = THREADS
 
@@ -26,5 +29,6 @@ class TestCopyOnMotoOverThreads(Copying, MotoCopy):
     open_client = THREADS
 
 
+@pytest.mark.long
 class TestCopyOnRcloneOverThreads(Copying, RcloneCopy):
     open_client = THREADS

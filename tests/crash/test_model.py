@@ -9,7 +9,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from harness.model import Model
 
 
-@pytest.mark.parametrize("steps", [15, 60])
+@pytest.mark.parametrize("steps", [15, pytest.param(60, marks=pytest.mark.long)])
 def test_whatever_happens_to_a_task_nothing_is_lost_torn_or_silent(steps: int) -> None:
     before = Model.figures["committed"]
     plan = settings(

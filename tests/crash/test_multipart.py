@@ -39,8 +39,17 @@ def on_s3(task: Task, server: GatedS3, monkeypatch: pytest.MonkeyPatch) -> Task:
     return task
 
 
-@pytest.mark.parametrize("storage_format", ["files", "tar"])
-@pytest.mark.parametrize("victims", ["worker", "agent", "both"])
+@pytest.mark.parametrize(
+    ("victims", "storage_format"),
+    [
+        ("worker", "files"),
+        ("both", "tar"),
+        *(
+            pytest.param(*cell, marks=pytest.mark.long)
+            for cell in [("worker", "tar"), ("agent", "files"), ("agent", "tar"), ("both", "files")]
+        ),
+    ],
+)
 def test_parts_that_arrived_do_not_arrive_again(
     on_s3: Task, server: GatedS3, victims: str, storage_format: str
 ) -> None:

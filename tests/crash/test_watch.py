@@ -266,6 +266,7 @@ def test_a_directory_that_never_comes_or_vanishes_with_what_was_not_saved_is_an_
         watching.start(checkpointer).stop()
 
 
+@pytest.mark.long
 def test_a_thousand_files_at_once_are_each_committed_once(task: Task, watching: Watching) -> None:
     checkpointer = task.start()
     watch = watching.start(checkpointer, pattern="*.ckpt")

@@ -19,7 +19,7 @@ def options(**given: object) -> argparse.Namespace:
     )
 
 
-@pytest.mark.parametrize("kill", [False, True])
+@pytest.mark.parametrize("kill", [pytest.param(False, marks=pytest.mark.long), True])
 def test_pairs_are_committed_once_and_none_is_half(kill: bool) -> None:
     row = watched_frameworks.all_runs(sys.executable, "pairs", options(kill=kill), random.Random(1))
     assert (row["twice"], row["half"], row["kills"]) == (0, 0, int(kill))

@@ -50,6 +50,7 @@ def test_task_threads_forks_and_four_subprocesses_save_at_once_and_all_survive(t
     assert_all_survived(task, saved)
 
 
+@pytest.mark.long
 def test_subprocesses_save_while_the_agent_is_killed_under_them(task: Task) -> None:
     checkpointer = task.start()
     environment = task.environment(checkpointer)

@@ -42,7 +42,7 @@ def s3(tmp_path: Path, gate: GatedS3) -> Iterator[Workspace]:
     workspace.kill_leftovers()
 
 
-@pytest.fixture(params=["local", "s3"])
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.long)])
 def workspace(request: pytest.FixtureRequest) -> Workspace:
     """The same claim on both stores."""
     found: Workspace = request.getfixturevalue(request.param)

@@ -68,8 +68,8 @@ def assert_nothing_in_the_datastore(workspace: Workspace) -> None:
 @pytest.mark.parametrize(
     ("kind", "way", "uploader"),
     [
-        ("s3", "decorator", "process"),
-        ("s3", "mutator", "thread"),
+        pytest.param("s3", "decorator", "process", marks=pytest.mark.long),
+        pytest.param("s3", "mutator", "thread", marks=pytest.mark.long),
         ("local", "decorator", "process"),
         # "coreweave" cannot be had with this Metaflow: metaflow-checkpoint imports what is not there any more.
         pytest.param("s3-compatible", "subclass", "process", marks=pytest.mark.long),
@@ -121,6 +121,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.long
 def test_what_is_in_an_artifact_store_is_read_within_artifact_store_from_by_both(
     place: Place, both_python: str, peer_python: str
 ) -> None:
@@ -133,6 +134,7 @@ def test_what_is_in_an_artifact_store_is_read_within_artifact_store_from_by_both
     assert place.workspace.query(_READ, task, "null", python=peer_python, env=place.keys()) == expected
 
 
+@pytest.mark.long
 def test_a_step_with_a_datastore_of_its_own_reads_an_artifact_store_within_artifact_store_from(
     place: Place, both_python: str
 ) -> None:
@@ -179,6 +181,7 @@ except CheckpointError as error:
 """
 
 
+@pytest.mark.long
 def test_without_the_context_the_noted_store_is_read_with_the_machines_own_keys(place: Place, both_python: str) -> None:
     run = place.run(both_python, place.settings(), RAISES="once")
     task = f"{run.pathspec}/start/1"
@@ -192,6 +195,7 @@ def test_without_the_context_the_noted_store_is_read_with_the_machines_own_keys(
     assert "SignatureDoesNotMatch" in refused or "AccessDenied" in refused
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("uploader", ["process", pytest.param("thread", marks=pytest.mark.long)])
 def test_a_store_that_refuses_its_keys_fails_the_step_by_name_and_a_retry_with_new_ones_brings_all_in(
     place: Place, both_python: str, uploader: str

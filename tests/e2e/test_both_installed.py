@@ -43,7 +43,16 @@ _PEERS = ("wheel", "wheel named otherwise", "editable", "folder a", "folder z")
 
 @pytest.mark.parametrize(
     ("ours", "peer", "first"),
-    [*itertools.product(_OURS, _PEERS, ["peer"]), ("wheel", "wheel", "ours"), ("editable", "editable", "ours")],
+    [
+        ("wheel", "wheel", "ours"),
+        ("editable", "editable", "ours"),
+        *zip(_OURS, reversed(_PEERS), itertools.repeat("peer"), strict=False),
+        *(
+            pytest.param(ours, peer, "peer", marks=pytest.mark.long)
+            for (number, ours), (back, peer) in itertools.product(enumerate(_OURS), enumerate(reversed(_PEERS)))
+            if number != back
+        ),
+    ],
 )
 def test_ours_is_served_however_the_two_are_installed(
     local: Workspace, peer_python: str, tmp_path: Path, ours: str, peer: str, first: str

@@ -54,6 +54,7 @@ def test_an_editable_install_travels_with_what_it_needs(local: Workspace) -> Non
     assert_complete(packaged(local))
 
 
+@pytest.mark.long
 def test_a_wheel_travels_with_what_it_needs(local: Workspace, tmp_path: Path) -> None:
     source, installed, others = tmp_path / "source", tmp_path / "installed", tmp_path / "others"
     source.mkdir()

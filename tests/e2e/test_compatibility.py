@@ -80,6 +80,7 @@ def folder(key: str) -> str:
     return key.rsplit("/", 1)[0]
 
 
+@pytest.mark.long
 def test_plain_foreach_and_nested_tasks_have_the_same_identifiers_and_each_side_reads_the_other(
     local: Workspace, peer_python: str
 ) -> None:
@@ -146,6 +147,7 @@ print(json.dumps([type(kept).__name__, kept["name"], kept["attempt"], kept["meta
         assert read == ["dict", "model", 1, {"attempt": 1}, ["deep", "state"]]
 
 
+@pytest.mark.long
 def test_attempts_of_a_task_that_failed_under_one_side_are_listed_attempt_by_attempt_by_the_other(
     local: Workspace, peer_python: str
 ) -> None:

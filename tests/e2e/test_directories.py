@@ -35,7 +35,7 @@ class Moved:
     loaded: dict[str, Path]
 
 
-@pytest.fixture(scope="module", params=["local", "s3"])
+@pytest.fixture(scope="module", params=["local", pytest.param("s3", marks=pytest.mark.long)])
 def moved(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, s3_server: GatedS3, peer_python: str
 ) -> Moved:

@@ -426,9 +426,14 @@ def ways_of(block: Block) -> list[Way]:
     return [each for each in WAYS if each.fits(block)]
 
 
-@pytest.mark.parametrize(
-    "block", [pytest.param(block, id=str(block), marks=[m for w in ways_of(block) for m in w.marks]) for block in CODE]
-)
+def marks_of(block: Block) -> list[pytest.MarkDecorator]:
+    """Always tried are README, and of each other page the first block; the rest is long."""
+    first = next(each for each in CODE if each.page == block.page)
+    marks = [mark for way in ways_of(block) for mark in way.marks]
+    return marks if block.page == "README.md" or block is first else [*marks, pytest.mark.long]
+
+
+@pytest.mark.parametrize("block", [pytest.param(block, id=str(block), marks=marks_of(block)) for block in CODE])
 def test_a_block_does_what_its_page_says(block: Block, local: Workspace) -> None:
     found = ways_of(block)
     assert len(found) <= 1, "more than one way fits this block"

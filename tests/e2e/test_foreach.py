@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from harness.metaflow_env import Workspace
 
 
+@pytest.mark.long
 def test_each_split_of_a_nested_foreach_resumes_from_its_own_even_over_values_that_are_not_json(
     local: Workspace,
 ) -> None:

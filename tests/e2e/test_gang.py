@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from harness.metaflow_env import REPOSITORY, Workspace
 
 GANG = REPOSITORY / "examples" / "gang_flow.py"
@@ -30,6 +32,7 @@ print(json.dumps(Checkpoint().list(task=sys.argv[1])))
 """
 
 
+@pytest.mark.long
 def test_collective_saves_on_s3(s3: Workspace) -> None:
     run = s3.run_flow(GANG, "run", "--nodes", "2", "--steps", "5")
     assert run.tasks()["join"][0].artifacts["resumed"] == [4] * 2

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.timeout(400)
 OK, FAILED = "ok", "failed"
 
 
+@pytest.mark.long
 def test_the_counter_of_metaflows_documentation(sides: Sides) -> None:
     """Fails twice and is retried; then another flow, and a notebook, read its checkpoints."""
     seen = sides.run("counter_flow")
@@ -45,6 +46,7 @@ def test_counter_and_callbacks_on_s3(workspace: Workspace, gate: GatedS3, peer_p
     other.kill_leftovers()
 
 
+@pytest.mark.long
 def test_eager_and_resume(sides: Sides) -> None:
     """With ``load_policy="eager"`` a run that failed is resumed, and a later run has nothing left to do."""
     eager = {"LOAD_POLICY": "eager", "RETRIES": "0"}
@@ -100,6 +102,7 @@ def test_a_task_that_was_killed_is_read_from_outside(sides: Sides) -> None:
     assert seen[1]["loaded"] == [{"state": "1"}, {"state": "0"}]
 
 
+@pytest.mark.long
 def test_scopes_and_caches(sides: Sides) -> None:
     """What a first attempt finds of earlier runs: by the user's namespace, and by a tag; and what it lists of them."""
 
@@ -127,6 +130,7 @@ def test_scopes_and_caches(sides: Sides) -> None:
     assert ours["found"] == [[True, {"state": "run 3", "more": "of it"}, {"number": 3}]]
 
 
+@pytest.mark.long
 def test_decorators_foreach_and_directory(sides: Sides) -> None:
     """Beside @retry, @timeout, @catch and @card, in a foreach, and with ``temp_dir_root``."""
     # Where a person has set no place for spools, as the tests do.
@@ -143,6 +147,7 @@ def test_decorators_foreach_and_directory(sides: Sides) -> None:
     assert seen[1]["after a timeout"] == [[0, {}], [1, {"state": "saved in time"}]]
 
 
+@pytest.mark.long
 def test_gang(sides: Sides) -> None:
     theirs, ours = sides.run("gang_flow")
     # A node that starts late loads there what the control node has just saved; here all begin with the same.
@@ -151,6 +156,7 @@ def test_gang(sides: Sides) -> None:
     assert_same_but((theirs, ours))
 
 
+@pytest.mark.long
 def test_with_checkpoint_on_the_command_line(sides: Sides) -> None:
     command = ("run", "--with", "checkpoint:load_policy=eager")
     _, run = sides.theirs.run("bare_flow", *command, succeeds=False)
@@ -159,6 +165,7 @@ def test_with_checkpoint_on_the_command_line(sides: Sides) -> None:
         assert sides.ours.run("bare_flow", *command)[0] == {"found": [found]}
 
 
+@pytest.mark.long
 def test_model_and_load_model(with_both: Sides) -> None:
     """Decorators and functions of metaflow-checkpoint, which is installed beside ours, take our references."""
     seen = with_both.run("model_flow")
@@ -169,6 +176,7 @@ def test_model_and_load_model(with_both: Sides) -> None:
     assert len(seen[1]["load_model(entry)"]) == 2
 
 
+@pytest.mark.long
 def test_artifact_store(with_both: Sides) -> None:
     for side in (with_both.theirs, with_both.ours):
         side.workspace.env["ARTIFACTS"] = str(side.workspace.root / "artifacts")

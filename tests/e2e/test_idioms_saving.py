@@ -62,6 +62,7 @@ def test_names(sides: Sides) -> None:
     assert theirs == {}
 
 
+@pytest.mark.long
 def test_metadata(sides: Sides) -> None:
     seen = sides.run("metadata_flow")
     lost = "<value cannot be JSON serialized>"
@@ -84,6 +85,7 @@ def test_metadata(sides: Sides) -> None:
     assert_same_but(seen, different)
 
 
+@pytest.mark.long
 def test_directories_and_files_in_both_formats(sides: Sides) -> None:
     seen = sides.run("formats_flow")
     saved = ["save: a path object as tar", "save: a file as a path object as tar"]
@@ -118,6 +120,7 @@ def test_directories_and_files_in_both_formats(sides: Sides) -> None:
     )
 
 
+@pytest.mark.long
 def test_symbolic_links(sides: Sides) -> None:
     lora = {"adapter.safetensors": "adapter", "base/model.safetensors": "base weights"}
     snapshot = {"config.json": "{}", "model.safetensors": "weights"}

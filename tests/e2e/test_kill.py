@@ -19,8 +19,10 @@ print(json.dumps(Checkpoint().list(task=sys.argv[1], attempt=int(sys.argv[2]))))
 
 @pytest.mark.parametrize(
     ("rule", "attempts"),
-    [("PUT,POST:hang", "8"), ("PUT,POST,GET,HEAD:fail", "2")],
-    ids=["store too slow", "store gone"],
+    [
+        pytest.param("PUT,POST:hang", "8", marks=pytest.mark.long, id="store too slow"),
+        pytest.param("PUT,POST,GET,HEAD:fail", "2", id="store gone"),
+    ],
 )
 def test_a_retry_loads_the_last_admitted_save_though_it_never_reached_the_store(
     s3: Workspace, rule: str, attempts: str
@@ -64,6 +66,7 @@ def test_without_a_retry_the_agent_alone_brings_everything_in_when_the_store_is_
     s3.assert_clean()
 
 
+@pytest.mark.long
 def test_ctrl_c_during_the_flush_ends_the_flow_and_the_agent_goes_on(s3: Workspace, gate: GatedS3) -> None:
     gate.close_gate("PUT,POST:hang")
     flow = s3.start_flow("save_flow", env={"METAFLOW_ASYNC_CKPT_PROGRESS_S": "0.5"})
@@ -89,6 +92,7 @@ def test_a_task_that_is_told_to_end_brings_in_what_it_saved_first(local: Workspa
     local.assert_clean()
 
 
+@pytest.mark.long
 def test_a_task_that_is_told_to_end_lives_no_longer_than_it_may(s3: Workspace, gate: GatedS3) -> None:
     gate.close_gate("PUT,POST:hang")
     limits = {"TERMINATION_GRACE_S": "2.5", "CLAIM_WAIT_S": "0.5"}

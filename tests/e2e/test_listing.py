@@ -56,6 +56,7 @@ def refused(world: Workspace, pathspec: str, **options: Any) -> str:
     return done.stderr
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_attempts_of_a_task_and_of_its_clones_are_listed_alike_by_the_api_and_the_command_line(
     local: Workspace,
@@ -95,6 +96,7 @@ def test_attempts_of_a_task_and_of_its_clones_are_listed_alike_by_the_api_and_th
     assert f"There is no task '{tasks['train'].pathspec}0' in Metaflow's metadata (local@" in said
 
 
+@pytest.mark.long
 def test_what_is_no_task_is_an_error_that_says_what_is_missing_and_where_was_looked(local: Workspace) -> None:
     run = local.run_flow("save_flow").pathspec
     (task,) = (task.pathspec for task in local.tasks_of(run)["start"])
@@ -135,6 +137,7 @@ print(json.dumps([why(Run(sys.argv[1])), why(3)]))
     assert "METAFLOW_SERVICE_URL" in said
 
 
+@pytest.mark.long
 def test_a_task_that_only_the_store_knows_is_listed_from_there(s3: Workspace) -> None:
     run = s3.run_flow(COUNTER)
     (train,) = run.tasks()["train"]

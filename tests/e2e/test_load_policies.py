@@ -31,6 +31,7 @@ def test_fresh_loads_the_tasks_own_eager_the_newest_of_any_run_and_none_nothing(
     assert f"[pathspec] {pathspec}" in second.output
 
 
+@pytest.mark.long
 def test_a_run_tag_keeps_checkpoints_apart_and_together(local: Workspace) -> None:
     def run(*arguments: str, user: str = "tester") -> tuple[str, FlowRun]:
         done = local.run_flow(
@@ -55,6 +56,7 @@ def test_a_run_tag_keeps_checkpoints_apart_and_together(local: Workspace) -> Non
     assert loaded(done) == untagged
 
 
+@pytest.mark.long
 def test_a_resumed_run_goes_on_from_the_newest_of_the_failed_one_under_eager_and_from_nothing_under_fresh(
     local: Workspace,
 ) -> None:
@@ -66,6 +68,7 @@ def test_a_resumed_run_goes_on_from_the_newest_of_the_failed_one_under_eager_and
     assert loaded_by(again)["last"] == f"{run_id(resumed)} 0"
 
 
+@pytest.mark.long
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("first", ["ours", "metaflow-checkpoint"])
 def test_eager_takes_what_was_saved_last_whatever_the_zones_of_the_machines(

@@ -67,7 +67,7 @@ def test_its_own_place_goes_first_outside_of_a_task(local: Workspace) -> None:
     assert key[0] == "IntegrityError", "A key alone is looked for in the configured one"
 
 
-@pytest.mark.parametrize("writer", ["ours", "peer"])
+@pytest.mark.parametrize("writer", ["ours", pytest.param("peer", marks=pytest.mark.long)])
 def test_a_relative_datastore_is_read_where_it_is_and_where_it_is_configured(
     local: Workspace, peer_python: str, writer: str
 ) -> None:
@@ -95,6 +95,7 @@ print(json.dumps([dict(task["saved"].data), dict(task["packed"].data)]))
 """
 
 
+@pytest.mark.long
 def test_a_reference_of_another_datastore_loads_in_a_task(local: Workspace, s3: Workspace) -> None:
     on_disk = saved(local.run_flow("moved_flow", env={"TEXT": "on disk"}))
     on_s3 = saved(s3.run_flow("moved_flow", env={"TEXT": "on S3"}))
@@ -105,6 +106,7 @@ def test_a_reference_of_another_datastore_loads_in_a_task(local: Workspace, s3: 
     assert run.tasks()["end"][0].artifacts["read"] == ["on disk"] * 2 + ["on S3"] * 2
 
 
+@pytest.mark.long
 def test_in_a_task_the_moved_datastores_references_load(s3: Workspace) -> None:
     references = saved(s3.run_flow("moved_flow"))
     for reference in references:
@@ -115,6 +117,7 @@ def test_in_a_task_the_moved_datastores_references_load(s3: Workspace) -> None:
     assert run.tasks()["end"][0].artifacts["read"] == ["moved"] * 4
 
 
+@pytest.mark.long
 def test_after_a_bucket_was_renamed_or_its_prefix_changed_its_references_load(s3: Workspace, gate: GatedS3) -> None:
     references = saved(s3.run_flow("moved_flow"))
     old = urlsplit(s3.env["METAFLOW_DATASTORE_SYSROOT_S3"]).netloc
@@ -140,6 +143,7 @@ def test_after_a_bucket_was_renamed_or_its_prefix_changed_its_references_load(s3
     assert f"s3://{new}/nothing: " in said
 
 
+@pytest.mark.long
 def test_an_outage_of_the_own_place_is_not_taken_for_not_there(s3: Workspace, gate: GatedS3) -> None:
     references = saved(s3.run_flow("moved_flow"))
     gate.close_gate("GET,HEAD:fail")

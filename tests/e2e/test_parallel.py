@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from harness.metaflow_env import Workspace
 
 _LOAD = """
@@ -16,6 +18,7 @@ print(json.dumps(contents))
 """
 
 
+@pytest.mark.long
 def test_every_save_of_every_rank_of_a_gang_is_in_the_store_with_its_own_content(local: Workspace) -> None:
     run = local.run_flow("parallel_flow")
     tasks = run.tasks()

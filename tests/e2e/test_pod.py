@@ -73,6 +73,7 @@ def pods(tmp_path: Path, moto_server: S3Server, prefix: str) -> Pods:
     return Pods(tmp_path, moto_server, f"{BUCKET}/{prefix}")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("python", "reason"), [("bare", "aiobotocore is not installed"), ("aiobotocore", None)])
 def test_a_pod_that_is_killed_is_followed_by_one_that_resumes_from_its_last_checkpoint(
     pods: Pods, store: Store, python: str, reason: str | None
@@ -111,6 +112,7 @@ def about_the_store(pods: Pods, pathspec: str) -> list[str]:
     return [line for line in pods.workspace.query(_LOGS, pathspec).splitlines() if "boto3 in threads" in line]
 
 
+@pytest.mark.long
 def test_a_pod_whose_machine_is_taken_away_brings_in_what_it_saved(pods: Pods, store: Store) -> None:
     """Here with an aiobotocore that does not fit what the pod's bootstrap brought."""
     flow = pods.start_flow("pod_flow", image("misfit"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from async_ckpt.layout import START_STEP
 from harness.again import Started, first_run
 from harness.metaflow_env import Workspace
@@ -39,6 +41,7 @@ def test_the_same_attempt_goes_on_from_what_the_other_machine_saved(local: Works
     local.assert_clean()
 
 
+@pytest.mark.long
 def test_two_at_once_keep_their_own_on_s3(s3: Workspace) -> None:
     run = first_run(s3, SAVES=1, DIES_AFTER=0)
     both = [Started(s3, run, machine, SAVES=4) for machine in ("left", "right")]

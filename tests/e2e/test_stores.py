@@ -40,7 +40,9 @@ print(json.dumps(found))
 """
 
 
-@pytest.fixture(params=["moto", "rclone", "rclone_tls", pytest.param("ceph", marks=pytest.mark.long)])
+@pytest.fixture(
+    params=["moto", *(pytest.param(name, marks=pytest.mark.long) for name in ("rclone", "rclone_tls", "ceph"))]
+)
 def server(request: pytest.FixtureRequest) -> S3Server:
     found = request.getfixturevalue(f"{request.param}_server")
     return found if isinstance(found, S3Server) else replace(found[0], certificate=found[1])

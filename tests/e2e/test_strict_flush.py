@@ -26,6 +26,7 @@ def test_a_refused_upload_fails_the_attempt_and_names_the_checkpoint_and_the_rea
     assert [name for name in s3.spooled() if name.endswith("/ready/0.model.0.json")]
 
 
+@pytest.mark.long
 def test_after_a_refusal_a_retry_resumes_from_the_spool_and_brings_in_both(s3: Workspace, gate: GatedS3) -> None:
     """The first attempt's flush fails; then the way is free."""
     gate.close_gate("PUT,POST:refuse")
@@ -77,6 +78,7 @@ def test_a_flush_that_reaches_its_limit_fails_the_attempt_and_the_agent_goes_on(
     s3.assert_clean()
 
 
+@pytest.mark.long
 def test_who_chooses_so_gets_a_line_in_the_log_instead_of_a_failed_attempt(s3: Workspace, gate: GatedS3) -> None:
     gate.close_gate("PUT,POST:refuse")
     run = s3.run_flow("save_flow", env={"CKPT_OPTIONS": '{"on_failure": "warn"}'})

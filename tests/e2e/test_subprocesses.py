@@ -54,8 +54,16 @@ def check_all_saves_survived(workspace: Workspace, run: FlowRun, count: int) -> 
 
 @pytest.mark.parametrize(
     ("options", "kill_agent"),
-    [({}, ""), ({}, "1"), ({"uploader": "thread", "storage_format": "tar", "show_card": False}, "")],
-    ids=["agent", "agent killed", "thread and tar"],
+    [
+        pytest.param({}, "", marks=pytest.mark.long, id="agent"),
+        pytest.param({}, "1", id="agent killed"),
+        pytest.param(
+            {"uploader": "thread", "storage_format": "tar", "show_card": False},
+            "",
+            marks=pytest.mark.long,
+            id="thread and tar",
+        ),
+    ],
 )
 def test_every_save_of_four_subprocesses_and_the_task_survives(
     local: Workspace, options: dict[str, Any], kill_agent: str
@@ -69,6 +77,7 @@ def test_every_save_of_four_subprocesses_and_the_task_survives(
     local.assert_clean()
 
 
+@pytest.mark.long
 def test_every_save_of_four_subprocesses_and_the_task_survives_on_s3(s3: Workspace) -> None:
     check_all_saves_survived(s3, s3.run_flow("subprocess_flow", env={"SAVES": "2"}), 10)
     s3.assert_clean()

@@ -102,6 +102,7 @@ print(json.dumps([name for name in dir(C) if isinstance(getattr(C, name), proper
     assert all(hasattr(CheckpointInfo(), name) for name in theirs)
 
 
+@pytest.mark.long
 def test_a_flow_that_uses_all_of_the_interface_sees_the_same_in_both_environments(
     local: Workspace, peer_python: str
 ) -> None:

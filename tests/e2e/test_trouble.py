@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from harness.gated_s3 import GatedS3
 from harness.metaflow_env import TaskResult, Workspace, wait_until
 
@@ -46,6 +48,7 @@ def test_what_was_saved_before_an_error_a_timeout_or_an_exit_is_in_the_store_and
     local.assert_clean()
 
 
+@pytest.mark.long
 def test_a_timeout_that_fires_during_the_flush_fails_the_attempt_but_not_the_upload(
     s3: Workspace, gate: GatedS3
 ) -> None:
