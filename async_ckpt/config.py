@@ -104,6 +104,14 @@ CREDENTIALS_PEACE_S = 2.0
 #: failure up to the second; a store that asks for a longer pause gets it, up to the third.
 STORE_FIRST_PAUSE_S, STORE_LONGEST_PAUSE_S = 0.5, 20.0
 STORE_MAX_ASKED_PAUSE_S = 60.0
+#: How many parts are in flight is judged by what was transferred within this time.
+CLIMB_WINDOW_S = 1.0
+#: With a limit of bandwidth: a connection sends a piece about this often, since servers hang up on those that are
+#: silent for long; no request waits longer than the second for its next piece; and what was not sent within the third
+#: may be made up for, since nobody sends all the time.
+THROTTLE_PIECE_S, THROTTLE_TURN_S, THROTTLE_BURST_S = 0.25, 2.0, 0.2
+#: How long the addresses of an endpoint's name are used before it is looked up again.
+LOOK_UP_S = 10.0
 #: Where all requests wait for the same thing, such as the address of the bucket, its failure counts for all of them for
 #: this long.
 FAILURE_SHARED_S = 2.0

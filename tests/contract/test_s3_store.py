@@ -81,7 +81,7 @@ class S3Suite(StoreSuite):
                 keys = {f"many/{number:05d}" for number in range(31)}
                 for key in keys:
                     await store.put_bytes(key, b"x")
-                client = await store._engine.client()
+                client = (await store._engine.setup()).opened.client
                 list_page = client.list_objects_v2
                 pages: list[int] = []
 
@@ -133,7 +133,7 @@ class S3Suite(StoreSuite):
         async def check() -> None:
             async with self.store() as store:
                 assert isinstance(store, S3Store)
-                client = await store._engine.client()
+                client = (await store._engine.setup()).opened.client
                 begin = client.create_multipart_upload
 
                 async def begin_and_cancel(**params: Any) -> Any:

@@ -18,7 +18,7 @@ from anyio.abc import SocketStream
 from async_ckpt.config import CHUNK_BYTES, Config
 from async_ckpt.errors import IntegrityError, NotFound, StoreError, TransientStoreError
 from async_ckpt.stores.base import Multipart, S3Settings
-from async_ckpt.stores.s3 import concurrency, copy_object
+from async_ckpt.stores.s3 import copy_object, limits
 from async_ckpt.stores.s3.store import S3Store
 from harness.content import BytesContent, crcs_of, pattern
 from harness.servers import BUCKET, S3Server, moto_server, moto_tls_server, rclone_server
@@ -331,8 +331,8 @@ def test_uploads_take_no_more_than_the_bandwidth_they_are_given(monkeypatch: pyt
         async with server.store() as store:
             throttle = store._store._engine.throttle  # type: ignore[attr-defined]
             throttle._rate = 1e8
-            monkeypatch.setattr(concurrency, "time", SimpleNamespace(monotonic=lambda: 1000.0))
-            monkeypatch.setattr(concurrency, "_BURST_S", 0.0)
+            monkeypatch.setattr(limits, "time", SimpleNamespace(monotonic=lambda: 1000.0))
+            monkeypatch.setattr(limits, "THROTTLE_BURST_S", 0.0)
             reserve = throttle.reserve
 
             def count(size: int) -> float:

@@ -20,7 +20,7 @@ from async_ckpt.stores.base import S3Settings, StoreSpec
 from async_ckpt.stores.s3 import aiohttp_transport, boto3_transport, choice
 from async_ckpt.stores.s3.answers import Answer
 from async_ckpt.stores.s3.choice import fits_requirement, why_not_aiobotocore
-from async_ckpt.stores.s3.settings import Opened
+from async_ckpt.stores.s3.settings import OpenedClient
 
 SETTINGS = {
     "region_name": "x", "aws_access_key_id": "a", "aws_secret_access_key": "b", "endpoint_url": "http://127.0.0.1:1"
@@ -49,8 +49,8 @@ async def nobody(operation: str, request: Any) -> Answer:
     raise AssertionError(operation)
 
 
-def opened(params: dict[str, Any] = SETTINGS) -> Opened:
-    async def check() -> Opened:
+def opened(params: dict[str, Any] = SETTINGS) -> OpenedClient:
+    async def check() -> OpenedClient:
         async with AsyncExitStack() as stack:
             return await choice.open_client(stack, S3Settings(params), Config(), nobody)
 

@@ -22,7 +22,7 @@ from async_ckpt.stores.s3 import settings
 from async_ckpt.stores.s3.aiohttp_transport import open_client
 from async_ckpt.stores.s3.answers import Answer
 from async_ckpt.stores.s3.engine import Engine
-from async_ckpt.stores.s3.settings import Wanted, is_loopback, merged_config, sends_checksums, validates
+from async_ckpt.stores.s3.settings import UserHeaders, is_loopback, merged_config, sends_checksums, validates
 from harness.servers import S3Server, moto_server
 
 __all__ = ["moto_server"]
@@ -69,7 +69,7 @@ def test_the_stores_checksums_are_asked_for_unless_the_user_said_otherwise(monke
 
 def test_what_is_wanted_of_the_store_stands_on_the_requests_that_it_is_for() -> None:
     config = Config(s3_kms_key_id="k", s3_bucket_key=True, s3_storage_class="STANDARD_IA", s3_requester_pays=True)
-    wanted = Wanted(S3Settings(), config)
+    wanted = UserHeaders(S3Settings(), config)
     encryption = {
         "x-amz-server-side-encryption": "aws:kms",
         "x-amz-server-side-encryption-aws-kms-key-id": "k",
@@ -85,7 +85,7 @@ def test_what_is_wanted_of_the_store_stands_on_the_requests_that_it_is_for() -> 
 
 def test_a_key_of_ones_own_goes_with_every_request_that_touches_content() -> None:
     key = base64.b64encode(bytes(range(32))).decode()
-    wanted = Wanted(S3Settings(), Config(s3_sse_c_key=key))
+    wanted = UserHeaders(S3Settings(), Config(s3_sse_c_key=key))
     assert wanted.needs_tls
     for operation in ("PutObject", "UploadPart", "GetObject", "HeadObject", "CreateMultipartUpload"):
         assert wanted.headers(operation)["x-amz-server-side-encryption-customer-key"] == key
@@ -100,7 +100,7 @@ def test_a_key_of_ones_own_is_not_sent_where_everybody_can_read_it() -> None:
         engine = Engine("s3://bucket/x", lambda: settings, Config(s3_sse_c_key=key))
         try:
             with pytest.raises(UsageError, match="https://"):
-                await engine.client()
+                await engine.setup()
         finally:
             await engine.aclose()
 
@@ -137,8 +137,8 @@ def test_payloads_are_signed_where_nothing_else_guards_them_and_that_is_said(
         settings = S3Settings({**KEYS, "endpoint_url": url, "config": {"s3": given}})
         engine = Engine("s3://bucket/x", lambda: settings, Config(unsigned_payload=unsigned_payload))
         try:
-            await engine.client()
-            assert (await engine.opened()).signs_content is signed
+            await engine.setup()
+            assert (await engine.setup()).signs_content is signed
             assert ("signed" in engine.notice) is signed
         finally:
             await engine.aclose()
@@ -169,7 +169,7 @@ def test_proxies_are_found_as_botocore_finds_them_and_named(
         settings = S3Settings({**KEYS, "endpoint_url": "https://store.example"})
         engine = Engine("s3://bucket/x", lambda: settings, Config())
         try:
-            await engine.client()
+            await engine.setup()
             assert engine.notice == (f"requests go through the proxy {proxy}" if proxy else "")
         finally:
             await engine.aclose()

@@ -22,15 +22,13 @@ from aiohttp.abc import AbstractResolver
 from anyio import to_thread
 from yarl import URL
 
-from ...config import Config
+from ...config import LOOK_UP_S, Config
 from ..base import S3Settings
-from .settings import Exchange, Network, Opened, client_params, made, merged_config
-from .transport import Dropped, Incoming, Limits, Request, Watch
+from .settings import Exchange, Network, OpenedClient, client_params, made, merged_config
+from .transport import Dropped, Incoming, PhaseTimer, SignedRequest, Timeouts
 
 #: What is read ahead of a connection: enough for one turn of the loop at a gigabyte a second.
 _READ_AHEAD_BYTES = 2 << 20
-#: How long the addresses of a name are taken from memory, in seconds.
-_LOOK_UP_S = 10.0
 #: Connections after which it is looked which are closed.
 _MOST_MADE = 512
 #: Addresses that worked which are remembered.
@@ -57,7 +55,7 @@ class _Addresses(AbstractResolver):  # type: ignore[misc]  # aiohttp's types are
             until, found = self._known.get(key, (0.0, []))
             if self._clock() >= until:
                 found = await self._resolver.resolve(host, port, family)
-                self._known[key] = self._clock() + _LOOK_UP_S, found
+                self._known[key] = self._clock() + LOOK_UP_S, found
         order = {address: number for number, address in enumerate(reversed(self._good))}
         return sorted(found, key=lambda result: order.get(result["host"], len(order)))
 
@@ -147,15 +145,15 @@ class AioTransport:
     ----------
     network : Network
         Certificates and proxies.
-    limits : Limits
+    timeouts : Timeouts
         ``connect_s`` is for name look-up, connection and handshake together.
     idle_s : float
         The greatest age of an idle connection, in seconds.
     """
 
-    def __init__(self, network: Network, limits: Limits, idle_s: float) -> None:
+    def __init__(self, network: Network, timeouts: Timeouts, idle_s: float) -> None:
         self._network, self._idle_s = network, idle_s
-        self._timeout = aiohttp.ClientTimeout(total=None, connect=limits.connect_s)
+        self._timeout = aiohttp.ClientTimeout(total=None, connect=timeouts.connect_s)
         self._addresses: _Addresses | None = None
         self._opening = asyncio.Lock()
         self._tls: ssl.SSLContext | None = None
@@ -163,7 +161,7 @@ class AioTransport:
         self._closing: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
-    async def send(self, request: Request, watch: Watch) -> AsyncIterator[Incoming]:
+    async def send(self, request: SignedRequest, timer: PhaseTimer) -> AsyncIterator[Incoming]:
         proxy, body = self._network.proxy(request.url), request.body
         tls = request.url.startswith("https:") or (proxy or "").startswith("https:")
         pool = self._pool if self._pool and (self._tls or not tls) else await self._open(tls)
@@ -171,7 +169,7 @@ class AioTransport:
             try:
                 response = await session.request(
                     request.method, URL(request.url, encoded=True), headers=request.headers,
-                    data=body if body is None or isinstance(body, bytes) else body.pieces(watch),
+                    data=body if body is None or isinstance(body, bytes) else body.pieces(timer),
                     allow_redirects=False, proxy=proxy,
                 )  # fmt: skip
             except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
@@ -179,7 +177,7 @@ class AioTransport:
                     raise
                 raise Dropped(str(error)) from error
             async with response:
-                watch.answered()
+                timer.answered()
                 yield _Answer(response)
 
     async def _open(self, tls: bool) -> _Pool:
@@ -187,7 +185,7 @@ class AioTransport:
             async with self._opening:
                 if self._tls is None:
                     self._tls = await to_thread.run_sync(self._network.certificates.context)
-                    self.distrust()  # What is there knows nothing of our certificates.
+                    self.drop_connections()  # What is there knows nothing of our certificates.
         if self._addresses is None:
             self._addresses = _Addresses(asyncio.get_running_loop().time)
         if self._pool is None:
@@ -199,7 +197,7 @@ class AioTransport:
             self._pool = _Pool(session, connector)
         return self._pool
 
-    def distrust(self) -> None:
+    def drop_connections(self) -> None:
         pool, self._pool = self._pool, None
         if self._addresses is not None:
             self._addresses.forget()
@@ -209,7 +207,7 @@ class AioTransport:
             closing.add_done_callback(self._closing.discard)
 
     async def aclose(self) -> None:
-        self.distrust()
+        self.drop_connections()
         if self._closing:
             await asyncio.wait(set(self._closing))
         await asyncio.sleep(0)  # Aborted connections end in the next turn of the loop.
@@ -228,7 +226,7 @@ class _Body:
         return self._data
 
 
-async def open_client(stack: AsyncExitStack, settings: S3Settings, config: Config, exchange: Exchange) -> Opened:
+async def open_client(stack: AsyncExitStack, settings: S3Settings, config: Config, exchange: Exchange) -> OpenedClient:
     """Make a client in the running loop; ``stack`` closes it. See ``OpenClient``."""
     params = client_params(settings)
     params["config"] = merged_config(AioConfig, params.get("config"), config)
@@ -244,7 +242,7 @@ async def open_client(stack: AsyncExitStack, settings: S3Settings, config: Confi
     network = Network.of(client.meta.config, params, session)
     if network.proxies_config:
         raise NotImplementedError("proxies_config has settings that only botocore's own connections know")
-    limits = Limits(client.meta.config.connect_timeout, client.meta.config.read_timeout, config.stall_timeout_s)
-    transport = AioTransport(network, limits, config.idle_connection_s)
+    timeouts = Timeouts(client.meta.config.connect_timeout, client.meta.config.read_timeout, config.stall_timeout_s)
+    transport = AioTransport(network, timeouts, config.idle_connection_s)
     stack.push_async_callback(transport.aclose)
-    return Opened(client, transport, network, limits)
+    return OpenedClient(client, transport, network, timeouts)

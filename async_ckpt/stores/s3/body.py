@@ -15,8 +15,8 @@ from ...config import CHUNK_BYTES, LISTEN_S, PIECE_BYTES
 from ...errors import StoreError, os_hint, os_reason
 from ...system.files import crc32, preallocate, write_sparsely
 from ..base import Content
-from .concurrency import Throttle
-from .transport import Watch
+from .limits import Throttle
+from .transport import PhaseTimer
 
 #: Bytes that are digested at a time. Chunks are a multiple of it.
 _DIGEST_BYTES = 1 << 20
@@ -106,7 +106,7 @@ class Body:
         self.passed = False
         self._told = self._pass = 0
 
-    async def pieces(self, watch: Watch) -> AsyncIterator[bytes]:
+    async def pieces(self, timer: PhaseTimer) -> AsyncIterator[bytes]:
         done, size, self.passed = 0, self._throttle.piece_bytes, False
         self._pass += 1
         this = self._pass
@@ -114,10 +114,10 @@ class Body:
         while done < self.length:
             # Before the first piece the throttle was asked already: a head is not sent before there is budget.
             if done:
-                await self._throttle.wait(min(size, self.length - done), watch.waits)
-            watch.sending()
+                await self._throttle.wait(min(size, self.length - done), timer.waits)
+            timer.sending()
             if self.cautious and done == _FIRST_BYTES:
-                watch.waits(LISTEN_S)
+                timer.waits(LISTEN_S)
                 await anyio.sleep(LISTEN_S)
             count = _FIRST_BYTES if self.cautious and not done else size
             try:
@@ -131,7 +131,7 @@ class Body:
             self._tell(len(data))
             yield data
         self.passed = True
-        watch.sent()
+        timer.sent()
 
     def give_up(self) -> None:
         """Nobody sends this pass any more: what is still under way in a thread is not counted."""

@@ -31,8 +31,8 @@ from ...config import LEFT_BEHIND_S, Config
 from ...system.concurrency import in_thread
 from ..base import S3Settings
 from .answers import Answer
-from .settings import Exchange, Network, Opened, client_params, made, merged_config
-from .transport import Dropped, Incoming, Limits, Request, Stream, Watch
+from .settings import Exchange, Network, OpenedClient, client_params, made, merged_config
+from .transport import Dropped, Incoming, PhaseTimer, SignedRequest, Stream, Timeouts
 
 T = TypeVar("T")
 
@@ -45,8 +45,8 @@ _SEND_BYTES = 16 << 10
 class _Pieces:
     """A body as a thread reads it: piece by piece, made in the loop."""
 
-    def __init__(self, stream: Stream, watch: Watch) -> None:
-        self._pieces = stream.pieces(watch)
+    def __init__(self, stream: Stream, timer: PhaseTimer) -> None:
+        self._pieces = stream.pieces(timer)
         self._loop = asyncio.get_running_loop()
         self.stopped = self.begun = False
         self._rest = memoryview(b"")
@@ -113,7 +113,7 @@ class ThreadTransport:
     ----------
     network : Network
         Certificates and proxies.
-    limits : Limits
+    timeouts : Timeouts
         Of the phases of a request; the answer's may be longer for some.
     idle_s : float
         How long connections may all be idle before none of them is used again.
@@ -121,23 +121,23 @@ class ThreadTransport:
         Connections that are kept.
     """
 
-    def __init__(self, network: Network, limits: Limits, idle_s: float, most: int) -> None:
-        self._network, self._limits, self._idle_s, self._most = network, limits, idle_s, most
+    def __init__(self, network: Network, timeouts: Timeouts, idle_s: float, most: int) -> None:
+        self._network, self._timeouts, self._idle_s, self._most = network, timeouts, idle_s, most
         self._sessions: dict[tuple[float, str | None], URLLib3Session] = {}
         self._checked = False
         self._under_way: set[object] = set()
         self._used = 0.0
 
     @asynccontextmanager
-    async def send(self, request: Request, watch: Watch) -> AsyncIterator[Incoming]:
+    async def send(self, request: SignedRequest, timer: PhaseTimer) -> AsyncIterator[Incoming]:
         if not self._checked and request.url.startswith("https:"):
             await in_thread(self._network.certificates.context)  # Its words are better than urllib3's.
             self._checked = True
         if time.monotonic() - self._used > self._idle_s:
-            self.distrust()
+            self.drop_connections()
         body = request.body
-        pieces = None if body is None or isinstance(body, bytes) else _Pieces(body, watch)
-        session = self._session(watch.limits.answer_s, self._network.proxy(request.url))
+        pieces = None if body is None or isinstance(body, bytes) else _Pieces(body, timer)
+        session = self._session(timer.timeouts.answer_s, self._network.proxy(request.url))
         prepared = AWSPreparedRequest(request.method, request.url, request.headers, pieces or body, True)
         try:
             response = await self._in_thread(lambda: session.send(prepared), _close)
@@ -155,8 +155,8 @@ class ThreadTransport:
             _close(response)
             raise ConnectionResetError("an interim answer came first, and this client does not read on after it")
         empty = request.method == "HEAD" or response.status_code in (204, 304)
-        answer = _Answer(response, self._in_thread, watch.limits.answer_s, empty=empty)
-        watch.answered()
+        answer = _Answer(response, self._in_thread, timer.timeouts.answer_s, empty=empty)
+        timer.answered()
         try:
             yield answer
         finally:
@@ -172,12 +172,12 @@ class ThreadTransport:
             network = self._network
             self._sessions[key] = URLLib3Session(
                 verify=network.certificates.verify, proxies={"http": proxy, "https": proxy} if proxy else None,
-                timeout=(self._limits.connect_s, answer_s), max_pool_connections=self._most,
+                timeout=(self._timeouts.connect_s, answer_s), max_pool_connections=self._most,
                 client_cert=network.certificates.client, proxies_config=network.proxies_config,
             )  # fmt: skip
         return self._sessions[key]
 
-    def distrust(self) -> None:
+    def drop_connections(self) -> None:
         for session in self._sessions.values():
             # It only forgets its pools, and what holds an error's traceback keeps their connections open.
             for manager in (session._manager, *session._proxy_managers.values()):
@@ -186,12 +186,12 @@ class ThreadTransport:
             session.close()
 
     async def aclose(self) -> None:
-        self.distrust()
+        self.drop_connections()
         # A thread that was left behind may give its connection back to a pool that is being closed.
         with anyio.move_on_after(LEFT_BEHIND_S, shield=True):
             while self._under_way:
                 await anyio.sleep(LEFT_BEHIND_S / 100)
-        self.distrust()
+        self.drop_connections()
         self._sessions.clear()
 
     async def _in_thread(self, function: Callable[[], T], discard: Callable[[T], None] = lambda _: None) -> T:
@@ -288,7 +288,7 @@ class _Read:
         return [self._data]
 
 
-async def open_client(stack: AsyncExitStack, settings: S3Settings, config: Config, exchange: Exchange) -> Opened:
+async def open_client(stack: AsyncExitStack, settings: S3Settings, config: Config, exchange: Exchange) -> OpenedClient:
     """Make a client for the running loop; ``stack`` closes it. See ``OpenClient``."""
     params = client_params(settings)
     params["config"] = merged_config(BotoConfig, params.get("config"), config)
@@ -308,8 +308,8 @@ async def open_client(stack: AsyncExitStack, settings: S3Settings, config: Confi
     client.meta.events.register_first("before-send.s3", send)
     stack.callback(client.close)
     network = Network.of(client.meta.config, params, session)
-    limits = Limits(client.meta.config.connect_timeout, client.meta.config.read_timeout, config.stall_timeout_s)
+    timeouts = Timeouts(client.meta.config.connect_timeout, client.meta.config.read_timeout, config.stall_timeout_s)
     most = config.max_parts_in_flight + config.files_in_flight
-    transport = ThreadTransport(network, limits, config.idle_connection_s, most)
+    transport = ThreadTransport(network, timeouts, config.idle_connection_s, most)
     stack.push_async_callback(transport.aclose)
-    return Opened(ThreadClient(client), transport, network, limits)
+    return OpenedClient(ThreadClient(client), transport, network, timeouts)

@@ -18,18 +18,18 @@ from ...config import Config
 from ...errors import UsageError
 from ..base import S3Settings
 from .boto3_transport import open_client as open_threads
-from .settings import Exchange, Opened
+from .settings import Exchange, OpenedClient
 
 _REMEDY = "@pypi(packages={'aiobotocore': '>=3.0'}), or an image that has it, brings it"
 
 
-async def open_client(stack: AsyncExitStack, settings: S3Settings, config: Config, exchange: Exchange) -> Opened:
+async def open_client(stack: AsyncExitStack, settings: S3Settings, config: Config, exchange: Exchange) -> OpenedClient:
     """The best client that can be had; its ``notice`` says why it is not aiobotocore's. See ``OpenClient``."""
     why = why_not_aiobotocore()
     if not why:
         async with AsyncExitStack() as own:
             try:
-                opened: Opened = await importlib.import_module(".aiohttp_transport", __package__).open_client(
+                opened: OpenedClient = await importlib.import_module(".aiohttp_transport", __package__).open_client(
                     own, settings, config, exchange
                 )
             except (UsageError, ImportError, AttributeError, TypeError, NotImplementedError) as error:

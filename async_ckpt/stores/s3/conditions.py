@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from ..base import no_progress
 from .answers import NotS3, Refusal, code_of
 from .body import Bytes
-from .engine import Engine
 from .objects import Objects
 
 #: Answers to one whose condition does not hold: nothing there, somebody writes in this moment, something else there.
@@ -32,12 +31,12 @@ class Conditions:
 
     Parameters
     ----------
-    engine, objects : Engine, Objects
+    objects : Objects
         What sends them.
     """
 
-    def __init__(self, engine: Engine, objects: Objects) -> None:
-        self._engine, self._objects = engine, objects
+    def __init__(self, objects: Objects) -> None:
+        self._engine, self._objects = objects.engine, objects
         #: Whether the store keeps its word where nothing may be there, and where a tag has to fit; None: not known yet.
         self._creates: bool | None = None
         self._matches: bool | None = None

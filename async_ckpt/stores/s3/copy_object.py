@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...config import Config
 from ...errors import IntegrityError, NotFound, StoreError, TransientStoreError
 from ...system.concurrency import for_each
 from ..retry import with_retries
@@ -20,8 +19,9 @@ PART_BYTES = 256 << 20
 MAX_BYTES = 5 << 30
 
 
-async def copy_object(engine: Engine, objects: Objects, config: Config, source_key: str, key: str, size: int) -> None:
+async def copy_object(objects: Objects, source_key: str, key: str, size: int) -> None:
     """See ``Store.copy``."""
+    engine = objects.engine
     with engine.mapping("read", source_key):
         answer, found = await objects.head(source_key)
     if found != size:
@@ -31,10 +31,13 @@ async def copy_object(engine: Engine, objects: Objects, config: Config, source_k
     if source_key == key:
         return
     # What somebody replaces meanwhile is not copied.
-    origin = {"CopySource": engine.params(source_key), "CopySourceIfMatch": answer.headers["etag"]}
+    origin = {
+        "CopySource": {"Bucket": engine.bucket, "Key": engine.name(source_key)},
+        "CopySourceIfMatch": answer.headers["etag"],
+    }
     if size > ONE_REQUEST_BYTES:
         try:
-            await _copy_parts(engine, config, origin, key, size)
+            await _copy_parts(engine, origin, key, size)
             return
         except (TransientStoreError, NotFound):
             raise
@@ -42,15 +45,12 @@ async def copy_object(engine: Engine, objects: Objects, config: Config, source_k
             if size > MAX_BYTES:
                 raise
             # Some stores cannot copy parts.
-    client = await engine.client()
     async with engine.small:
-        with engine.mapping("copy to", key):
-            await client.copy_object(**engine.params(key), **origin)
+        await engine.call("copy to", key, "copy_object", **origin)
 
 
-async def _copy_parts(engine: Engine, config: Config, origin: dict[str, Any], key: str, size: int) -> None:
-    client, name = await engine.client(), engine.params(key)
-    upload = await begin(engine, config, key, {})
+async def _copy_parts(engine: Engine, origin: dict[str, Any], key: str, size: int) -> None:
+    upload = await begin(engine, key, {})
     tags: dict[int, str] = {}
 
     async def copy(number: int) -> None:
@@ -60,18 +60,20 @@ async def _copy_parts(engine: Engine, config: Config, origin: dict[str, Any], ke
         async def once(_: object) -> None:
             async with engine.small:
                 with engine.mapping("copy to", key):
-                    answer = await client.upload_part_copy(
-                        **name, **origin, CopySourceRange=span, PartNumber=number, UploadId=upload
-                    )
+                    answer = await engine.call(
+                        "copy to", key, "upload_part_copy", **origin, CopySourceRange=span, PartNumber=number,
+                        UploadId=upload,
+                    )  # fmt: skip
                     tags[number] = answer["CopyPartResult"]["ETag"]
 
-        await with_retries(once, config)
+        await with_retries(once, engine.config)
 
     try:
-        await for_each(range(1, -(-size // PART_BYTES) + 1), config.files_in_flight, copy)
+        await for_each(range(1, -(-size // PART_BYTES) + 1), engine.config.files_in_flight, copy)
         parts = [{"PartNumber": number, "ETag": tags[number]} for number in sorted(tags)]
-        with engine.mapping("copy to", key):
-            await client.complete_multipart_upload(**name, UploadId=upload, MultipartUpload={"Parts": parts})
+        await engine.call(
+            "copy to", key, "complete_multipart_upload", UploadId=upload, MultipartUpload={"Parts": parts}
+        )
     except BaseException:
-        await abort(engine, config, key, upload)
+        await abort(engine, key, upload)
         raise

@@ -18,16 +18,16 @@ from urllib.parse import urlsplit
 from ...config import FAILURE_SHARED_S, Config
 from ...errors import CheckpointError, StoreError, TransientStoreError, UsageError
 from ..base import S3Settings, check_key
-from .address import PROBE, Place, endpoint_in, is_elsewhere, region_in
 from .answers import MAX_ERROR_BYTES, Answer, NotS3, Refusal, check, clock_offset_s, code_of, header, is_page, is_s3
 from .body import Body
 from .choice import open_client as open_best
-from .concurrency import Climber, ClimbingLane, Fixed, Lane, Throttle
 from .credentials import Credentials, asked, botocore_chain
+from .endpoint import PROBE, Endpoint, endpoint_in, is_elsewhere, region_in
 from .errors import CREDENTIAL_CODES, TIME_OUTS, asks_to_slow_down, mapped
-from .settings import OpenClient, Opened, Wanted, is_loopback, sends_checksums, signs_content, validates
-from .signing import NO_CONTENT, Headers, Signing, sha256
-from .transport import Dropped, Incoming, Request, Watch
+from .limits import AdaptiveLimiter, Limiter, Throttle
+from .settings import OpenClient, OpenedClient, UserHeaders, is_loopback, sends_checksums, signs_content, validates
+from .signing import NO_CONTENT, Headers, sha256
+from .transport import Dropped, Incoming, PhaseTimer, SignedRequest
 
 T = TypeVar("T")
 
@@ -35,7 +35,7 @@ T = TypeVar("T")
 _MAX_NAME_BYTES = 1024
 #: A page of a listing is at most so long.
 _MAX_LISTING_BYTES = 8 << 20
-#: How often one request is sent to another place, and how far the way to the bucket may be.
+#: How often one request is sent on to another endpoint, and how many redirects are followed to find the bucket.
 _MOST_MOVES = 4
 #: What is not taken over from a request that a client prepared.
 _MADE_ANEW = frozenset({
@@ -48,13 +48,13 @@ _CUT = "the answer broke off in its head"
 _LONG = ("CompleteMultipartUpload", "CopyObject", "UploadPartCopy")
 
 
-class Task(NamedTuple):
+class UnsignedRequest(NamedTuple):
     """A request before it is signed.
 
     Parameters
     ----------
     path : str
-        What follows the place's ``base``, with a query perhaps.
+        What follows the endpoint's ``base``, with a query perhaps.
     digest : str
         SHA-256 of the body in hex digits, or ``UNSIGNED_PAYLOAD``.
     """
@@ -68,7 +68,7 @@ class Task(NamedTuple):
 
 
 #: Reads an answer's content.
-Take = Callable[[Incoming, Watch], Awaitable[T]] | None
+Reader = Callable[[Incoming, PhaseTimer], Awaitable[T]] | None
 
 
 class _Prepared(Exception):
@@ -78,12 +78,12 @@ class _Prepared(Exception):
         self.request = request
 
 
-class State(NamedTuple):
+class Setup(NamedTuple):
     """What there is once the store was first used.
 
     Parameters
     ----------
-    wanted : Wanted
+    user_headers : UserHeaders
         Headers that the user wants.
     checksums, validates : bool
         Whether the CRC-32 of what is sent goes with it, and whether the store is asked for its own of what is read.
@@ -91,9 +91,9 @@ class State(NamedTuple):
         Whether signatures cover content.
     """
 
-    opened: Opened
+    opened: OpenedClient
     credentials: Credentials
-    wanted: Wanted
+    user_headers: UserHeaders
     checksums: bool
     validates: bool
     signs_content: bool
@@ -129,28 +129,27 @@ class Engine:
             )
         self.root = root.rstrip("/")
         self.bucket, self._prefix = bucket, f"{prefix}/" if prefix else ""
-        self._settings, self._config, self._open = settings, config, open_client
+        self._settings, self.config, self._open = settings, config, open_client
         #: What the user should know of how requests travel; usually nothing.
         self.notice = ""
         self.throttle = Throttle(config.max_bandwidth_bytes_s)
-        #: Requests in flight over all calls of the store. Small ones have a lane of their own, so that a commit, or a
+        #: Requests in flight over all calls of the store. Small ones have a limit of their own, so that a commit, or a
         #: thousand small files, do not stand behind the parts of a big one.
-        self.small = Lane(Fixed(config.files_in_flight))
-        self.large = ClimbingLane(Climber(config.parts_in_flight, config.max_parts_in_flight))
+        self.small = Limiter(config.files_in_flight)
+        self.large = AdaptiveLimiter(config.parts_in_flight, config.max_parts_in_flight)
         #: How many there can be.
         self.most = config.files_in_flight + config.max_parts_in_flight
         self._opening = asyncio.Lock()
         self._moving = asyncio.Lock()
         self._stack: AsyncExitStack | None = None
-        self._state: State | None = None
-        self._place: Place | None = None
-        self._learned = ""  # The base of what the client prepares; ``_place`` may be elsewhere by now.
-        self._home: Place | None = None
-        self._signing: Signing | None = None
+        self._setup: Setup | None = None
+        self._endpoint: Endpoint | None = None
+        self._client_base = ""  # The base of what the client prepares; ``_endpoint`` may be elsewhere by now.
+        self._first_endpoint: Endpoint | None = None
         self._failures: dict[str, tuple[float, Exception]] = {}
         self._offset_s = 0.0
         #: Whether something that is S3 has answered.
-        self._proven = False
+        self._s3_answered = False
 
     # -- names ---------------------------------------------------------------------------------------------------------
 
@@ -177,80 +176,73 @@ class Engine:
         return name
 
     def path(self, key: str) -> str:
-        """What follows the place's ``base`` in the URL of a key's object."""
-        return Place.path(self.name(key))
+        """What follows the endpoint's ``base`` in the URL of a key's object."""
+        return Endpoint.path(self.name(key))
 
     def key(self, name: str) -> str:
         """The key of an object, from its name in the bucket."""
         return name.removeprefix(self._prefix)
 
-    def params(self, key: str) -> dict[str, str]:
-        """The parameters of a client's methods that name the object of a key."""
-        return {"Bucket": self.bucket, "Key": self.name(key)}
-
     # -- opening and closing -------------------------------------------------------------------------------------------
 
-    async def client(self) -> Any:
-        """The client, whose requests travel through this engine.
+    async def setup(self) -> Setup:
+        """What requests are made with; the first call connects.
 
         Raises
         ------
         StoreError
-            It cannot be made: a wrong endpoint, no region, settings that cannot be had.
+            The client cannot be made: a wrong endpoint, no region, settings that cannot be had.
         """
-        return (await self.opened()).opened.client
-
-    async def opened(self) -> State:
-        if self._state is not None:
-            return self._state
+        if self._setup is not None:
+            return self._setup
         async with self._opening:
-            if self._state is None:
+            if self._setup is None:
                 async with AsyncExitStack() as stack:
-                    with self._remembering("open"), mapped(f"Cannot make a client for {self.root}", self.root):
+                    with self._sharing_failure("open"), mapped(f"Cannot make a client for {self.root}", self.root):
                         settings = await self._ask_settings()
-                        opened = await self._open(stack, settings, self._config, self._send_prepared)
-                        place = await self._learn(opened.client)
-                    self._adopt(settings, opened, place)
+                        opened = await self._open(stack, settings, self.config, self._send_prepared)
+                        endpoint = await self._learn(opened.client)
+                    self._adopt(settings, opened, endpoint)
                     self._stack = stack.pop_all()
-            assert self._state is not None, "adopted"
-            return self._state
+            assert self._setup is not None, "adopted"
+            return self._setup
 
     async def _ask_settings(self) -> S3Settings:
-        return await asked(self._settings, self._config.credentials_timeout_s, "Metaflow's S3 client")
+        return await asked(self._settings, self.config.credentials_timeout_s, "Metaflow's S3 client")
 
-    def _adopt(self, settings: S3Settings, opened: Opened, place: Place) -> None:
-        config, options = self._config, opened.client.meta.config
-        wanted = Wanted(settings, config)
-        if wanted.needs_tls and not place.base.startswith("https:") and not is_loopback(place.base):
+    def _adopt(self, settings: S3Settings, opened: OpenedClient, endpoint: Endpoint) -> None:
+        config, options = self.config, opened.client.meta.config
+        user_headers = UserHeaders(settings, config)
+        if user_headers.needs_tls and not endpoint.base.startswith("https:") and not is_loopback(endpoint.base):
             raise UsageError(
-                f"A key of one's own is sent with every request, and {place.host} has no TLS",
+                f"A key of one's own is sent with every request, and {endpoint.host} has no TLS",
                 hint="Use https:// in METAFLOW_S3_ENDPOINT_URL",
             )
         source = settings.credentials or botocore_chain(settings.client_params)
         given = settings.client_params.get("config")
-        self._state = State(
-            opened, Credentials(source, config.credentials_timeout_s), wanted, sends_checksums(given, config),
-            validates(given), signs_content(options.s3 or {}, place.base, config),
+        self._setup = Setup(
+            opened, Credentials(source, config.credentials_timeout_s), user_headers, sends_checksums(given, config),
+            validates(given), signs_content(options.s3 or {}, endpoint.base, config),
         )  # fmt: skip
-        self._place = self._home = place
-        self._learned, self._signing = place.base, place.signing()
+        self._endpoint = self._first_endpoint = endpoint
+        self._client_base = endpoint.base
         slower = [opened.notice] if opened.notice else []
-        if self._state.signs_content:
+        if self._setup.signs_content:
             slower.append("content is read twice, because it is signed: it travels over plain HTTP, or was asked for")
-        if proxy := opened.network.proxy(place.base):
+        if proxy := opened.network.proxy(endpoint.base):
             slower.append(f"requests go through the proxy {proxy.rpartition('@')[2]}")
         self.notice = "; ".join(slower)
 
-    async def _learn(self, client: Any) -> Place:
+    async def _learn(self, client: Any) -> Endpoint:
         try:
             await client.head_object(Bucket=self.bucket, Key=PROBE)
         except _Prepared as prepared:
-            return Place.learn(prepared.request, self.bucket, client.meta.config.signature_version)
+            return Endpoint.learn(prepared.request, self.bucket, client.meta.config.signature_version)
         raise AssertionError("the request for the probe was sent")
 
     async def aclose(self) -> None:
         """Close the client; the next call would make another."""
-        stack, self._stack, self._state = self._stack, None, None
+        stack, self._stack, self._setup = self._stack, None, None
         if stack is not None:
             await stack.aclose()
 
@@ -267,18 +259,25 @@ class Engine:
         """
         where = f"{self.root}/{key}"
         try:
-            with mapped(f"Cannot {verb} {where}", where, proven=lambda: self._proven):
+            with mapped(f"Cannot {verb} {where}", where, proven=lambda: self._s3_answered):
                 yield
         except StoreError as error:
             if asks_to_slow_down(error.__cause__):
                 self.large.slow_down()
             raise
 
+    async def call(self, verb: str, key: str, method: str, **params: Any) -> Any:
+        """Call a method of the client about a key's object, and return its answer; errors are mapped (``mapping``)."""
+        client = (await self.setup()).opened.client
+        with self.mapping(verb, key):
+            named = {} if "Prefix" in params else {"Key": self.name(key)}  # A listing is of many keys.
+            return await getattr(client, method)(Bucket=self.bucket, **named, **params)
+
     async def _send_prepared(self, operation: str, prepared: Any) -> Answer:
         """See ``Exchange``."""
         if operation == "HeadObject":
             raise _Prepared(prepared)  # The only one that is asked through a client: for ``_learn``.
-        state = await self.opened()
+        setup = await self.setup()
         body = prepared.body or b""
         data = body if isinstance(body, bytes) else body.encode() if isinstance(body, str) else body.read()
         headers = {
@@ -287,53 +286,53 @@ class Engine:
             if name.lower() not in _MADE_ANEW
         }
         url = urlsplit(prepared.url)
-        path = url.path.removeprefix(urlsplit(self._learned).path) + (f"?{url.query}" if url.query else "")
-        headers |= state.wanted.headers(operation)
-        task = Task(operation, prepared.method, path, headers, data or None, sha256(data))
-        answer: Answer = await self.exchange(task)
+        path = url.path.removeprefix(urlsplit(self._client_base).path) + (f"?{url.query}" if url.query else "")
+        headers |= setup.user_headers.headers(operation)
+        request = UnsignedRequest(operation, prepared.method, path, headers, data or None, sha256(data))
+        answer: Answer = await self.exchange(request)
         return answer
 
-    async def exchange(self, task: Task, take: Take[Any] = None) -> Any:
+    async def exchange(self, request: UnsignedRequest, reader: Reader[Any] = None) -> Any:
         """Send a request until its answer counts: to where the bucket is, by the store's clock, with credentials that
         are not out of date, and once more where a connection was closed under it.
 
         Parameters
         ----------
-        take : callable or None
+        reader : callable or None
             Reads the content of an answer that has some, and returns what is returned; None: the answer is.
         """
-        state = await self.opened()
+        setup = await self.setup()
         done: set[str] = set()
         while True:
-            place, signing = self._place, self._signing
-            assert place is not None and signing is not None, "known since the client was opened"  # noqa: PT018
-            keys = await state.credentials.get() if signing.signs else None
+            endpoint = self._endpoint
+            assert endpoint is not None, "known since the client was opened"
+            keys = await setup.credentials.get() if endpoint.signing.signs else None
             try:
-                result = await self._send(task, state, place, signing, keys, take)
+                result = await self._send(request, setup, endpoint, keys, reader)
             except Dropped as error:
                 # The server had given up a kept connection, most likely; the next one is new.
                 if "dropped" in done:
-                    self._go_back()
+                    self._forget_redirect()
                     raise error.__cause__ or error from None
                 done.add("dropped")
-                state.opened.transport.distrust()
-                if isinstance(task.body, Body):
-                    task.body.cautious = True
+                setup.opened.transport.drop_connections()
+                if isinstance(request.body, Body):
+                    request.body.cautious = True
             except Refusal as error:
-                await self._heed(error, task, state, place, keys, done)
+                await self._heed(error, request, setup, endpoint, keys, done)
             except CheckpointError:
                 raise  # Of the content, at this end.
             except Exception:
-                self._go_back()
+                self._forget_redirect()
                 raise
             else:
-                self._proven = True
+                self._s3_answered = True
                 if keys is not None:
-                    state.credentials.accepted(keys)
+                    setup.credentials.accepted(keys)
                 return result
 
     async def _heed(
-        self, error: Refusal, task: Task, state: State, place: Place, keys: Any, done: set[str]
+        self, error: Refusal, request: UnsignedRequest, setup: Setup, endpoint: Endpoint, keys: Any, done: set[str]
     ) -> None:  # fmt: skip
         """Do what an answer says, so that the request can be sent again; raise it where that is of no use.
 
@@ -344,20 +343,20 @@ class Engine:
         """
         if isinstance(error, NotS3):
             if error.may_pass is None:
-                error.may_pass = self._proven
-            self._go_back()
-        self._proven = self._proven or is_s3(error)
+                error.may_pass = self._s3_answered
+            self._forget_redirect()
+        self._s3_answered = self._s3_answered or is_s3(error)
         code, _ = code_of(error)
         move = next((f"move {n}" for n in range(_MOST_MOVES) if f"move {n}" not in done), None)
         if is_elsewhere(error) and move is not None:
             done.add(move)
-            await self._move(state, place, task, error)
+            await self._move(setup, endpoint, request, error)
         elif code == "RequestTimeTooSkewed" and code not in done and (offset_s := clock_offset_s(error)):
             done.add(code)
             self._offset_s = offset_s
         elif code in CREDENTIAL_CODES and keys is not None and "renewed" not in done:
             done.add("renewed")
-            if not await self._renew(state.credentials, keys, error):
+            if not await self._renew(setup.credentials, keys, error):
                 raise error
         else:
             raise error
@@ -373,38 +372,40 @@ class Engine:
             error.may_pass = True  # They were changed in the store, and the new ones are not here yet.
         return False
 
-    async def _send(self, task: Task, state: State, place: Place, signing: Signing, keys: Any, take: Take[Any]) -> Any:
+    async def _send(
+        self, request: UnsignedRequest, setup: Setup, endpoint: Endpoint, keys: Any, reader: Reader[Any] = None
+    ) -> Any:
         """Send a request once."""
-        body, opened = task.body, state.opened
-        headers = Headers(task.headers)
-        headers["host"] = place.host
-        if body is not None or task.method in ("PUT", "POST"):
+        body, opened = request.body, setup.opened
+        headers = Headers(request.headers)
+        headers["host"] = endpoint.host
+        if body is not None or request.method in ("PUT", "POST"):
             headers["content-length"] = str(body.length if isinstance(body, Body) else len(body or b""))
-        url = place.base + task.path
+        url = endpoint.base + request.path
         if keys is not None:
-            signing.sign(task.method, url, headers, task.digest, keys, self._offset_s)
+            endpoint.signing.sign(request.method, url, headers, request.digest, keys, self._offset_s)
         headers["Accept-Encoding"] = "identity"
-        limits = opened.limits
-        if task.operation in _LONG:
+        timeouts = opened.timeouts
+        if request.operation in _LONG:
             # It may send a head at once, and then a space now and then until it is done.
-            longest = max(limits.answer_s, self._config.complete_timeout_s)
-            limits = limits._replace(answer_s=longest, stall_s=max(limits.stall_s, longest))
+            longest = max(timeouts.answer_s, self.config.complete_timeout_s)
+            timeouts = timeouts._replace(answer_s=longest, stall_s=max(timeouts.stall_s, longest))
         try:
-            with Watch(limits) as watch:
-                async with opened.transport.send(Request(task.method, url, headers, body), watch) as incoming:
-                    return await _understand(task, incoming, watch, take)
+            with PhaseTimer(timeouts) as timer:
+                async with opened.transport.send(SignedRequest(request.method, url, headers, body), timer) as incoming:
+                    return await _understand(request, incoming, timer, reader)
         except Exception as error:
             if isinstance(body, Body):
                 body.give_up()
                 if body.error is not None:
                     raise body.error from None
             if isinstance(error, TIME_OUTS):
-                opened.transport.distrust()
+                opened.transport.drop_connections()
             raise
 
     # -- where the bucket is -------------------------------------------------------------------------------------------
 
-    async def _move(self, state: State, place: Place, task: Task, said: Refusal) -> None:
+    async def _move(self, setup: Setup, endpoint: Endpoint, request: UnsignedRequest, said: Refusal) -> None:
         """Find out where the bucket is, by requests without a body, once for all who are told that it is elsewhere.
 
         Raises
@@ -413,21 +414,21 @@ class Engine:
             The way leads nowhere. Where S3 has answered before, that may pass: it was a portal, perhaps.
         """
         async with self._moving:
-            if self._place is not place:
+            if self._endpoint is not endpoint:
                 return
-            kind = TransientStoreError if self._proven else StoreError
+            kind = TransientStoreError if self._s3_answered else StoreError
             why = "each place that it names names another"
             try:
-                with self._remembering("move"):
-                    path = task.path
+                with self._sharing_failure("move"):
+                    path = request.path
                     for _ in range(_MOST_MOVES):
-                        place = await self._next_place(place, said, path)
-                        answer = await self._probe(state, place)
+                        endpoint = await self._next_endpoint(endpoint, said, path)
+                        answer = await self._probe(setup, endpoint)
                         if not isinstance(answer, Refusal) or not is_elsewhere(answer):
                             if not isinstance(answer, Refusal) or is_s3(answer) or not is_page(answer):
-                                self._place, self._signing = place, place.signing()
+                                self._endpoint = endpoint
                                 return
-                            why = f"{place.base} is no S3: {answer}"
+                            why = f"{endpoint.base} is no S3: {answer}"
                             break
                         said, path = answer, f"/{PROBE}"
             except LookupError:
@@ -437,37 +438,35 @@ class Engine:
                 hint="Set METAFLOW_S3_ENDPOINT_URL, and AWS_DEFAULT_REGION, to where the bucket is",
             ) from said  # fmt: skip
 
-    async def _probe(self, state: State, place: Place) -> Answer | Refusal:
-        """What a place says to a request for an object that need not be there."""
-        signing = place.signing()
-        keys = await state.credentials.get() if signing.signs else None
+    async def _probe(self, setup: Setup, endpoint: Endpoint) -> Answer | Refusal:
+        """What an endpoint says to a request for an object that need not be there."""
+        keys = await setup.credentials.get() if endpoint.signing.signs else None
         try:
-            task = Task("HeadObject", "HEAD", f"/{PROBE}", {})
-            answer: Answer = await self._send(task, state, place, signing, keys, None)
+            request = UnsignedRequest("HeadObject", "HEAD", f"/{PROBE}", {})
+            answer: Answer = await self._send(request, setup, endpoint, keys)
         except Refusal as refusal:
             return refusal
         return answer
 
-    async def _next_place(self, place: Place, said: Refusal, path: str) -> Place:
-        """The place that an answer names; ``LookupError``: it names none."""
-        region = region_in(said) or place.region
-        found = place.at(header(said, "location"), path)
-        if found is None and region != place.region:
-            found = await self._place_in(region)
-        if found is None or found == place:
-            found = place.at(endpoint_in(said), path) or place
+    async def _next_endpoint(self, endpoint: Endpoint, said: Refusal, path: str) -> Endpoint:
+        """The endpoint that an answer names; ``LookupError``: it names none."""
+        region = region_in(said) or endpoint.region
+        found = endpoint.at(header(said, "location"), path)
+        if found is None and region != endpoint.region:
+            found = await self._endpoint_in(region)
+        if found is None or found == endpoint:
+            found = endpoint.at(endpoint_in(said), path) or endpoint
         found = replace(found, region=region)
-        if found == place:
+        if found == endpoint:
             raise LookupError
         return found
 
-    def _go_back(self) -> None:
-        """Where the bucket was said to be nobody answers: the next try goes to where we were sent from."""
-        if self._home is not None:
-            self._place, self._signing = self._home, self._home.signing()
+    def _forget_redirect(self) -> None:
+        """Nobody answers where the bucket was said to be: the next try goes to where we were sent from."""
+        self._endpoint = self._first_endpoint
 
     @contextlib.contextmanager
-    def _remembering(self, what: str) -> Iterator[None]:
+    def _sharing_failure(self, what: str) -> Iterator[None]:
         """Around something that all wait for in turn: what failed a moment ago fails for them in the same words."""
         until, error = self._failures.get(what, (0.0, None))
         if error is not None and time.monotonic() < until:
@@ -479,15 +478,15 @@ class Engine:
             raise
         self._failures.pop(what, None)
 
-    async def _place_in(self, region: str) -> Place:
+    async def _endpoint_in(self, region: str) -> Endpoint:
         """Where botocore looks for the bucket in a region."""
         settings = await self._ask_settings()
         settings = replace(settings, client_params={**settings.client_params, "region_name": region})
         async with AsyncExitStack() as stack:
-            return await self._learn((await self._open(stack, settings, self._config, self._send_prepared)).client)
+            return await self._learn((await self._open(stack, settings, self.config, self._send_prepared)).client)
 
 
-async def _understand(task: Task, incoming: Incoming, watch: Watch, take: Take[Any]) -> Any:
+async def _understand(request: UnsignedRequest, incoming: Incoming, timer: PhaseTimer, reader: Reader[Any]) -> Any:
     """What an answer says.
 
     Raises
@@ -495,19 +494,19 @@ async def _understand(task: Task, incoming: Incoming, watch: Watch, take: Take[A
     Refusal
         It says no, or is none that S3 gives.
     """
-    if take is not None and incoming.status < 300:
+    if reader is not None and incoming.status < 300:
         if not _is_framed(incoming.headers):
             raise ConnectionError(_CUT)
         if incoming.headers.get("content-encoding", "").lower() in _COMPRESSED:
             raise ConnectionError("the answer is compressed on its way, which was asked not to be")
-        check(task.operation, Answer(incoming.status, incoming.headers))
-        return await take(incoming, watch)
+        check(request.operation, Answer(incoming.status, incoming.headers))
+        return await reader(incoming, timer)
     refused = incoming.status >= 300
-    limit = _MAX_LISTING_BYTES if task.operation.startswith("List") and not refused else MAX_ERROR_BYTES
+    limit = _MAX_LISTING_BYTES if request.operation.startswith("List") and not refused else MAX_ERROR_BYTES
     pieces: list[bytes] = []
     total = 0
     try:
-        async for data in received(incoming, watch):
+        async for data in received(incoming, timer):
             pieces.append(data[: limit - total])
             total += len(data)
             if total >= limit:
@@ -518,12 +517,12 @@ async def _understand(task: Task, incoming: Incoming, watch: Watch, take: Take[A
         # A store that refuses a body may reset the connection under it: what was heard counts.
     answer = Answer(incoming.status, incoming.headers, b"".join(pieces))
     try:
-        check(task.operation, answer)
+        check(request.operation, answer)
     except NotS3 as error:
         if answer.status == 200 and not answer.body and not _is_framed(incoming.headers):
             raise ConnectionError(_CUT) from error
         raise
-    if isinstance(task.body, Body) and not task.body.passed:
+    if isinstance(request.body, Body) and not request.body.passed:
         raise ConnectionError("the store has answered before it had all of the content")
     return answer
 
@@ -533,7 +532,7 @@ def _is_framed(headers: Mapping[str, str]) -> bool:
     return "content-length" in headers or "transfer-encoding" in headers
 
 
-async def received(incoming: Incoming, watch: Watch) -> AsyncIterator[bytes]:
+async def received(incoming: Incoming, timer: PhaseTimer) -> AsyncIterator[bytes]:
     while data := await incoming.readany():
-        watch.received(len(data))
+        timer.received(len(data))
         yield data

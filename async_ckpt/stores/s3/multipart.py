@@ -11,7 +11,7 @@ from typing import Any
 
 import anyio
 
-from ...config import CHUNK_BYTES, TIDY_UP_S, Config
+from ...config import CHUNK_BYTES, TIDY_UP_S
 from ...errors import CheckpointError, NotFound, StoreError, TransientStoreError
 from ...system.concurrency import for_each
 from ..base import Content, Multipart, PartsLog, Progress
@@ -34,15 +34,7 @@ def part_size(size: int, part_bytes: int) -> int:
     return -(-least // CHUNK_BYTES) * CHUNK_BYTES
 
 
-async def put_parts(
-    engine: Engine,
-    objects: Objects,
-    config: Config,
-    key: str,
-    content: Content,
-    progress: Progress,
-    log: PartsLog | None,
-) -> Crcs:
+async def put_parts(objects: Objects, key: str, content: Content, progress: Progress, log: PartsLog | None) -> Crcs:
     """Write content as a multipart; see ``Store.put_content``.
 
     Raises
@@ -50,27 +42,29 @@ async def put_parts(
     StartOver
         The upload is gone.
     """
+    config = objects.engine.config
     known = log.known if log is not None else None
     if known is not None:
         # Where it was aborted meanwhile, by a lifecycle rule perhaps, it is begun anew.
         with contextlib.suppress(StartOver):
-            return await _Upload(engine, objects, config, key, content, known, progress, log).run()
+            return await _Upload(objects, key, content, known, progress, log).run()
     mark = uuid.uuid4().hex
-    upload = await with_retries(lambda _: begin(engine, config, key, {_MARK: mark}), config, progress)
+    upload = await with_retries(lambda _: begin(objects.engine, key, {_MARK: mark}), config, progress)
     multipart = Multipart(f"{mark}:{upload}", part_size(content.size, config.part_bytes))
     if log is not None:
         log.began(multipart.upload, multipart.part_bytes)
-    return await _Upload(engine, objects, config, key, content, multipart, progress, log).run()
+    return await _Upload(objects, key, content, multipart, progress, log).run()
 
 
 class _Upload:
     """One multipart upload on its way."""
 
     def __init__(
-        self, engine: Engine, objects: Objects, config: Config, key: str, content: Content, multipart: Multipart,
-        progress: Progress, log: PartsLog | None,
+        self, objects: Objects, key: str, content: Content, multipart: Multipart, progress: Progress,
+        log: PartsLog | None,
     ) -> None:  # fmt: skip
-        self._engine, self._objects, self._config, self._key, self._content = engine, objects, config, key, content
+        self._objects, self._engine, self._config = objects, objects.engine, objects.engine.config
+        self._key, self._content = key, content
         mark, colon, rest = multipart.upload.partition(":")
         # One of an older spool has no mark.
         self._mark, self._id = (mark, rest) if colon and len(mark) == _MARK_LENGTH else ("", multipart.upload)
@@ -99,13 +93,13 @@ class _Upload:
             if await self._is_complete():
                 return self._crcs()  # Perhaps the one who asked has died before the answer came.
             self._counted.take_back()
-            await abort(self._engine, self._config, self._key, self._id)
+            await abort(self._engine, self._key, self._id)
             raise
         except BaseException as error:
             # Where it is remembered, a later try goes on with what is there.
             lasting = isinstance(error, CheckpointError) and not isinstance(error, TransientStoreError)
             if self._log is None or lasting:
-                await abort(self._engine, self._config, self._key, self._id)
+                await abort(self._engine, self._key, self._id)
             raise
         return self._crcs()
 
@@ -130,24 +124,20 @@ class _Upload:
 
     async def _find(self) -> None:
         """``StartOver`` if the upload is gone. Asked first, since stores answer a part for none in many ways."""
-        client = await self._engine.client()
         try:
-            with self._engine.mapping("find the upload of", self._key):
-                await client.list_parts(**self._engine.params(self._key), UploadId=self._id, MaxParts=1)
+            await self._engine.call("find the upload of", self._key, "list_parts", UploadId=self._id, MaxParts=1)
         except NotFound as error:  # Ceph's word for it
             raise StartOver(error.what, where=error.where) from error
 
     async def _complete(self) -> None:
-        checksums = (await self._engine.opened()).checksums
+        checksums = (await self._engine.setup()).checksums
         listed = []
         for number in sorted(self._parts):
             checksum, _, etag = self._parts[number][0].partition(":")
             listed.append({"PartNumber": number, "ETag": etag, **({"ChecksumCRC32": checksum} if checksums else {})})
-        client = await self._engine.client()
-        with self._engine.mapping("write", self._key):
-            await client.complete_multipart_upload(
-                **self._engine.params(self._key), UploadId=self._id, MultipartUpload={"Parts": listed}
-            )
+        await self._engine.call(
+            "write", self._key, "complete_multipart_upload", UploadId=self._id, MultipartUpload={"Parts": listed}
+        )
 
     async def _is_complete(self) -> bool:
         """Whether the object is the one that these parts make: it says from which upload it came, or its ETag does."""
@@ -170,35 +160,30 @@ class _Upload:
         return answer.headers["etag"].strip('"') == f"{whole}-{len(digests)}"
 
 
-async def begin(engine: Engine, config: Config, key: str, marks: dict[str, str]) -> str:
+async def begin(engine: Engine, key: str, marks: dict[str, str]) -> str:
     """The id of a new multipart upload; one that the store began while we were cancelled is aborted."""
-    client = await engine.client()
-    params: dict[str, Any] = {**engine.params(key), "Metadata": marks}
-    if (await engine.opened()).checksums:
-        params["ChecksumAlgorithm"] = "CRC32"
-    with engine.mapping("write", key):
-        request = asyncio.ensure_future(client.create_multipart_upload(**params))
-        try:
+    checksums = {"ChecksumAlgorithm": "CRC32"} if (await engine.setup()).checksums else {}
+    request = asyncio.ensure_future(engine.call("write", key, "create_multipart_upload", Metadata=marks, **checksums))
+    try:
+        with engine.mapping("write", key):
             return str((await asyncio.shield(request))["UploadId"])
-        except asyncio.CancelledError:
-            with anyio.CancelScope(shield=True):
-                await asyncio.wait({request}, timeout=TIDY_UP_S)
-            if not request.done():
-                request.cancel()
-            elif request.exception() is None:
-                await abort(engine, config, key, request.result()["UploadId"])
-            raise
+    except asyncio.CancelledError:
+        with anyio.CancelScope(shield=True):
+            await asyncio.wait({request}, timeout=TIDY_UP_S)
+        if not request.done():
+            request.cancel()
+        elif request.exception() is None:
+            await abort(engine, key, request.result()["UploadId"])
+        raise
 
 
-async def abort(engine: Engine, config: Config, key: str, upload: str) -> None:
+async def abort(engine: Engine, key: str, upload: str) -> None:
     """Give up a multipart upload. Why it failed matters more than that its parts may have to be left to the bucket's
     lifecycle rule: no error, and no longer than a few seconds.
     """
 
     async def ask(_: Progress) -> None:
-        client = await engine.client()
-        with engine.mapping("abort the upload of", key):
-            await client.abort_multipart_upload(**engine.params(key), UploadId=upload)
+        await engine.call("abort the upload of", key, "abort_multipart_upload", UploadId=upload)
 
     with anyio.move_on_after(TIDY_UP_S, shield=True), contextlib.suppress(StoreError):
-        await with_retries(ask, config)
+        await with_retries(ask, engine.config)

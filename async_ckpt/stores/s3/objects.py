@@ -16,11 +16,11 @@ from ...system.files import crc32
 from ..base import Content, Progress, too_long
 from .answers import Answer, NotS3, Refusal, code_of
 from .body import Body, Digest, LocalFile, base64_crc, digest
-from .concurrency import Fixed, Lane
-from .engine import Engine, Task, received
+from .engine import Engine, UnsignedRequest, received
 from .errors import StartOver
+from .limits import Limiter
 from .signing import UNSIGNED_PAYLOAD
-from .transport import Incoming, Watch
+from .transport import Incoming, PhaseTimer
 
 
 class Sent(NamedTuple):
@@ -52,9 +52,9 @@ class Objects:
     """
 
     def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+        self.engine = engine
         shared = engine.throttle.connections
-        self._sharing = Lane(Fixed(shared if shared is not None else engine.most))
+        self._sharing = Limiter(shared if shared is not None else engine.most)
 
     async def put(
         self, key: str, content: Content, offset: int, length: int, moved: Progress, *, part: Part | None = None,
@@ -74,14 +74,14 @@ class Objects:
         Refusal, OSError, or an error of a library underneath
             As all requests here; to be mapped by whoever calls (``mapping``).
         """
-        engine, state = self._engine, await self._engine.opened()
+        engine, setup = self.engine, await self.engine.setup()
         path = f"{engine.path(key)}?{part.query}" if part else engine.path(key)
         operation = "UploadPart" if part else "PutObject"
-        async with self._lane(length), self._sharing if length > PIECE_BYTES else contextlib.nullcontext():
-            facts = await self._digest(content, offset, length, sha256=state.signs_content)
+        async with self._limiter(length), self._sharing if length > PIECE_BYTES else contextlib.nullcontext():
+            facts = await self._digest(content, offset, length, sha256=setup.signs_content)
             checksum = base64_crc(facts.crc)
-            headers = {**state.wanted.headers(operation, small=small), **(condition or {})}
-            if state.checksums:
+            headers = {**setup.user_headers.headers(operation, small=small), **(condition or {})}
+            if setup.checksums:
                 headers |= {"x-amz-checksum-crc32": checksum, "x-amz-sdk-checksum-algorithm": "CRC32"}
             body: bytes | Body
             if facts.data is not None:
@@ -92,12 +92,12 @@ class Objects:
             else:
                 body = Body(content, offset, length, engine.throttle, self._counting(length, moved))
                 await body.begin()
-            task = Task(operation, "PUT", path, headers, body, facts.sha256 or UNSIGNED_PAYLOAD)
-            answer: Answer = await engine.exchange(task)
+            request = UnsignedRequest(operation, "PUT", path, headers, body, facts.sha256 or UNSIGNED_PAYLOAD)
+            answer: Answer = await engine.exchange(request)
         if facts.data is not None:
             moved(length)
         stored = answer.headers.get("x-amz-checksum-crc32")
-        if state.checksums and stored and "-" not in stored and stored != checksum:
+        if setup.checksums and stored and "-" not in stored and stored != checksum:
             raise ConnectionError(f"the CRC-32 of what was stored is {stored}, and that of what was sent {checksum}")
         return Sent(answer.headers["etag"], checksum, facts.crcs)
 
@@ -118,16 +118,16 @@ class Objects:
         Refusal, OSError, or an error of a library underneath
             As ``put``.
         """
-        state, where = await self._engine.opened(), f"{self._engine.root}/{key}"
+        setup, where = await self.engine.setup(), f"{self.engine.root}/{key}"
         ranged, last = count < file.size, offset + count - 1
-        headers = state.wanted.headers("GetObject")
+        headers = setup.user_headers.headers("GetObject")
         if ranged:
             headers["range"] = f"bytes={offset}-{last}"
-        elif state.validates:
+        elif setup.validates:
             headers["x-amz-checksum-mode"] = "ENABLED"
         count_moved = self._counting(count, moved)
 
-        async def take(incoming: Incoming, watch: Watch) -> int:
+        async def reader(incoming: Incoming, timer: PhaseTimer) -> int:
             if tag is not None and incoming.headers.get("etag") != tag:
                 raise StartOver(f"{where} was replaced while it was read", where=where)
             announced = incoming.headers.get("content-length")
@@ -139,7 +139,7 @@ class Objects:
             elif announced is not None and announced != str(file.size):
                 raise IntegrityError(f"{key} has {announced} bytes instead of {file.size}", where=where)
             crc = done = 0
-            async for data in received(incoming, watch):
+            async for data in received(incoming, timer):
                 if done + len(data) > count:
                     raise ConnectionError(f"{count} bytes were asked for and more came")
                 file.write(data, offset + done)
@@ -152,24 +152,26 @@ class Objects:
                 _check_checksum(incoming.headers, crc, key, where)
             return crc
 
-        async with self._lane(count):
-            crc: int = await self._engine.exchange(Task("GetObject", "GET", self._engine.path(key), headers), take)
+        async with self._limiter(count):
+            crc: int = await self.engine.exchange(
+                UnsignedRequest("GetObject", "GET", self.engine.path(key), headers), reader
+            )
         return crc
 
     async def get_bytes(self, key: str, limit: int) -> tuple[bytes, str]:
         """A small object, whole, and its ETag; raises as ``get``, also for one of more than ``limit`` bytes."""
-        state, where = await self._engine.opened(), f"{self._engine.root}/{key}"
-        headers = state.wanted.headers("GetObject")
-        if state.validates:
+        setup, where = await self.engine.setup(), f"{self.engine.root}/{key}"
+        headers = setup.user_headers.headers("GetObject")
+        if setup.validates:
             headers["x-amz-checksum-mode"] = "ENABLED"
 
-        async def take(incoming: Incoming, watch: Watch) -> tuple[bytes, str]:
+        async def reader(incoming: Incoming, timer: PhaseTimer) -> tuple[bytes, str]:
             announced = incoming.headers.get("content-length")
             pieces: list[bytes] = []
             total = crc = 0
             if announced is not None and announced.isdecimal() and int(announced) > limit:
                 raise too_long(where, announced, incoming.headers["etag"])
-            async for data in received(incoming, watch):
+            async for data in received(incoming, timer):
                 pieces.append(data)
                 total += len(data)
                 crc = crc32(data, crc)
@@ -180,38 +182,38 @@ class Objects:
             _check_checksum(incoming.headers, crc, key, where)
             return b"".join(pieces), incoming.headers["etag"]
 
-        async with self._engine.small:
-            task = Task("GetObject", "GET", self._engine.path(key), headers)
-            found: tuple[bytes, str] = await self._engine.exchange(task, take)
+        async with self.engine.small:
+            request = UnsignedRequest("GetObject", "GET", self.engine.path(key), headers)
+            found: tuple[bytes, str] = await self.engine.exchange(request, reader)
         return found
 
     async def head(self, key: str) -> tuple[Answer, int]:
         """An object's headers, and its size in bytes; raises as ``get``."""
-        engine, state = self._engine, await self._engine.opened()
-        headers = state.wanted.headers("HeadObject")
-        if state.validates:
+        engine, setup = self.engine, await self.engine.setup()
+        headers = setup.user_headers.headers("HeadObject")
+        if setup.validates:
             headers["x-amz-checksum-mode"] = "ENABLED"
-        task = Task("HeadObject", "HEAD", engine.path(key), headers)
+        request = UnsignedRequest("HeadObject", "HEAD", engine.path(key), headers)
         try:
-            answer: Answer = await engine.exchange(task)
+            answer: Answer = await engine.exchange(request)
         except Refusal as error:
             if code_of(error)[1] not in (400, 401, 403):
                 raise
             # An answer to HEAD has no words: whoever asks for a byte is told why, or is let in by now.
-            first = {**state.wanted.headers("GetObject"), "range": "bytes=0-0"}
+            first = {**setup.user_headers.headers("GetObject"), "range": "bytes=0-0"}
             try:
-                await engine.exchange(Task("GetObject", "GET", engine.path(key), first), _nothing)
+                await engine.exchange(UnsignedRequest("GetObject", "GET", engine.path(key), first), _nothing)
             except Refusal as said:
                 if code_of(said)[1] != 416:  # An empty object has no first byte.
                     raise
-            answer = await engine.exchange(task)
+            answer = await engine.exchange(request)
         length = answer.headers.get("content-length", "")
         if not length.isdecimal():
             raise NotS3.made("HeadObject", answer, "it does not say how long the object is")
         return answer, int(length)
 
-    def _lane(self, length: int) -> Lane:
-        return self._engine.small if length <= PIECE_BYTES else self._engine.large
+    def _limiter(self, length: int) -> Limiter:
+        return self.engine.small if length <= PIECE_BYTES else self.engine.large
 
     def _counting(self, length: int, moved: Progress) -> Progress:
         """A progress that the limit of requests in flight hears of as well."""
@@ -219,7 +221,7 @@ class Objects:
             return moved
 
         def count(bytes_: int) -> None:
-            self._engine.large.moved(bytes_)
+            self.engine.large.moved(bytes_)
             moved(bytes_)
 
         return count
@@ -234,7 +236,7 @@ class Objects:
             raise OSError(errno.EAGAIN, f"cannot digest it: {error}") from error  # No more threads, for now.
 
 
-async def _nothing(incoming: Incoming, watch: Watch) -> None:
+async def _nothing(incoming: Incoming, timer: PhaseTimer) -> None:
     """Read no content."""
 
 

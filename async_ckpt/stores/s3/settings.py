@@ -24,7 +24,7 @@ from ...config import Config
 from ...errors import StoreError, UsageError, os_reason
 from ..base import S3Settings
 from .answers import Answer
-from .transport import Limits, Transport
+from .transport import Timeouts, Transport
 
 C = TypeVar("C", bound=BotoConfig)
 
@@ -119,7 +119,7 @@ def _with_scheme(proxy: str | None) -> str | None:
     return f"http://{proxy.removeprefix('//')}" if proxy and "://" not in proxy else proxy or None
 
 
-class Opened(NamedTuple):
+class OpenedClient(NamedTuple):
     """A client and what carries its requests.
 
     Parameters
@@ -130,7 +130,7 @@ class Opened(NamedTuple):
         Sends what was signed.
     network : Network
         How the store is reached.
-    limits : Limits
+    timeouts : Timeouts
         Of the phases of a request.
     notice : str
         What the user should know of it; usually nothing.
@@ -139,12 +139,12 @@ class Opened(NamedTuple):
     client: Any
     transport: Transport
     network: Network
-    limits: Limits
+    timeouts: Timeouts
     notice: str = ""
 
 
 #: Makes a client in the running loop; the stack closes it. Raises ``UsageError`` where settings are not a client's.
-OpenClient = Callable[[AsyncExitStack, S3Settings, Config, Exchange], Awaitable[Opened]]
+OpenClient = Callable[[AsyncExitStack, S3Settings, Config, Exchange], Awaitable[OpenedClient]]
 
 
 def merged_config(kind: type[C], given: Any, config: Config) -> C:
@@ -226,7 +226,7 @@ def signs_content(s3: Mapping[str, Any], base: str, config: Config) -> bool:
     return not (base.startswith("https:") or is_loopback(base) or config.unsigned_payload)
 
 
-class Wanted:
+class UserHeaders:
     """Headers that the user wants on requests, by what is asked of the store.
 
     Parameters

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any
 
 from ...config import CHUNK_BYTES, Config
 from ...errors import IntegrityError, NotFound, StoreError, TransientStoreError
@@ -61,7 +60,7 @@ class S3Store(Store):
         given = settings
         self._engine = Engine(root, (lambda: given) if isinstance(given, S3Settings) else given, config, open_client)
         self._objects = Objects(self._engine)
-        self._conditions = Conditions(self._engine, self._objects)
+        self._conditions = Conditions(self._objects)
         self.root = self._engine.root
         self._config = config
 
@@ -78,14 +77,14 @@ class S3Store(Store):
     ) -> Crcs:
         try:
             if content.size > part_size(content.size, self._config.part_bytes):
-                return await put_parts(self._engine, self._objects, self._config, key, content, progress, log)
+                return await put_parts(self._objects, key, content, progress, log)
             with self._engine.mapping("write", key):
                 return (await self._objects.put(key, content, 0, content.size, progress)).crcs
         except StartOver as error:
             raise TransientStoreError(error.what, where=error.where, hint=error.hint) from error
 
     async def copy(self, source_key: str, key: str, size: int) -> None:
-        await copy_object(self._engine, self._objects, self._config, source_key, key, size)
+        await copy_object(self._objects, source_key, key, size)
 
     async def put_bytes(self, key: str, data: bytes) -> None:
         with self._engine.mapping("write", key):
@@ -145,17 +144,12 @@ class S3Store(Store):
         return (await self._head(key))[0]
 
     async def list(self, prefix: str, beginning: str = "") -> AsyncIterator[Entry]:
-        client = await self._engine.client()
-        params = self._engine.params(prefix)
-        params["Prefix"] = params.pop("Key") + "/" + beginning
-
-        async def page(_: Progress) -> Any:
-            with self._engine.mapping("list", prefix):
-                return await client.list_objects_v2(**params)
-
+        params = {"Prefix": f"{self._engine.name(prefix)}/{beginning}"}
         seen: set[str] = set()
         while True:
-            answer = await with_retries(page, self._config)
+            answer = await with_retries(
+                lambda _: self._engine.call("list", prefix, "list_objects_v2", **params), self._config
+            )
             for item in answer.get("Contents", ()):
                 # A key that ends in a slash is a console's folder marker, not an object anybody can name.
                 name = item.get("Key", "")
@@ -180,9 +174,8 @@ class S3Store(Store):
             params["ContinuationToken"] = token
 
     async def delete(self, key: str) -> None:
-        client = await self._engine.client()
-        with contextlib.suppress(NotFound), self._engine.mapping("remove", key):
-            await client.delete_object(**self._engine.params(key))
+        with contextlib.suppress(NotFound):
+            await self._engine.call("remove", key, "delete_object")
 
     async def aclose(self) -> None:
         await self._engine.aclose()

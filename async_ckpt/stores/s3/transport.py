@@ -19,11 +19,11 @@ class Stream(Protocol):
     def length(self) -> int:
         """Its size in bytes."""
 
-    def pieces(self, watch: Watch) -> AsyncIterator[bytes]:
-        """One pass over it, in which ``watch`` is told what goes out."""
+    def pieces(self, timer: PhaseTimer) -> AsyncIterator[bytes]:
+        """One pass over it, in which ``timer`` is told what goes out."""
 
 
-class Request(NamedTuple):
+class SignedRequest(NamedTuple):
     """One request as it is sent, signature and all.
 
     Parameters
@@ -68,7 +68,7 @@ class Dropped(ConnectionError):
 class Transport(Protocol):
     """Sends requests over connections that it keeps, in one event loop."""
 
-    def send(self, request: Request, watch: Watch) -> AbstractAsyncContextManager[Incoming]:
+    def send(self, request: SignedRequest, timer: PhaseTimer) -> AbstractAsyncContextManager[Incoming]:
         """Send a request; the connection is kept if the answer was read to its end within the block.
 
         Redirects are not followed and nothing is sent twice.
@@ -81,14 +81,14 @@ class Transport(Protocol):
             Nobody answers, or as ``Incoming.readany``.
         """
 
-    def distrust(self) -> None:
+    def drop_connections(self) -> None:
         """Use none of the connections again that are there now: one of them was dead."""
 
     async def aclose(self) -> None:
         """Close all connections."""
 
 
-class Limits(NamedTuple):
+class Timeouts(NamedTuple):
     """Of the phases of a request, in seconds; see ``Config``. ``connect_s`` is the transport's own affair."""
 
     connect_s: float
@@ -96,7 +96,7 @@ class Limits(NamedTuple):
     stall_s: float
 
 
-class Watch:
+class PhaseTimer:
     """The limits of one request: ends it when the phase that it is in lasts too long.
 
     Use it as a context manager around the request, and tell it what happens.
@@ -107,16 +107,16 @@ class Watch:
         When the block is left because of a limit; says what was waited for.
     """
 
-    def __init__(self, limits: Limits) -> None:
-        self.limits = limits
+    def __init__(self, timeouts: Timeouts) -> None:
+        self.timeouts = timeouts
         self._scope = anyio.CancelScope()
         self._untold = 0
         self._doing = ""
         self._limit_s = self._since = 0.0
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> PhaseTimer:
         # Until a body is taken nobody tells us that there is a connection.
-        self._enter("no answer", self.limits.connect_s + self.limits.answer_s)
+        self._enter("no answer", self.timeouts.connect_s + self.timeouts.answer_s)
         self._scope.__enter__()
         return self
 
@@ -137,22 +137,22 @@ class Watch:
     def waits(self, seconds: float) -> None:
         """The next piece is held back on purpose for so long."""
         self._since = 0.0  # Whatever follows counts from then.
-        self._scope.deadline = anyio.current_time() + self.limits.stall_s + seconds
+        self._scope.deadline = anyio.current_time() + self.timeouts.stall_s + seconds
 
     def sending(self) -> None:
         """The connection takes the next piece of the body."""
-        self._enter("the server took no more of the body", self.limits.stall_s)
+        self._enter("the server took no more of the body", self.timeouts.stall_s)
 
     def sent(self) -> None:
         """It has taken all of it; the little that lies in buffers goes out within the limit of the answer."""
-        self._enter("no answer", self.limits.answer_s)
+        self._enter("no answer", self.timeouts.answer_s)
 
     def answered(self) -> None:
         """The answer's head is there."""
-        self._enter("the answer did not go on", self.limits.stall_s)
+        self._enter("the answer did not go on", self.timeouts.stall_s)
 
     def received(self, count: int) -> None:
         """So many bytes of the answer's body are there."""
         self._untold += count
         if self._untold >= _LEAST_BYTES:
-            self._enter("the answer did not go on", self.limits.stall_s)
+            self._enter("the answer did not go on", self.timeouts.stall_s)

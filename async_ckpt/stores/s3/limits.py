@@ -7,14 +7,17 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
 
 import anyio
 
-from ...config import PIECE_BYTES
+from ...config import (
+    CLIMB_WINDOW_S,
+    PIECE_BYTES,
+    THROTTLE_BURST_S,
+    THROTTLE_PIECE_S,
+    THROTTLE_TURN_S,
+)
 
-#: How long a limit is watched before it is judged, in seconds.
-_WINDOW_S = 1.0
 #: A higher limit is kept if it brought so much more.
 _GAIN = 1.08
 #: After a limit that brought nothing, so many windows pass before the next is tried; more each time.
@@ -22,32 +25,12 @@ _HOLD, _MAX_HOLD = 4, 64
 #: The same after a store that asked us to slow down.
 _HOLD_SLOW = 30
 
-#: A throttled connection gets a piece about so often, in seconds: servers hang up on those that are silent for long.
-_PIECE_S = 0.25
-#: And no smaller one, in bytes.
+#: A throttled connection gets no smaller piece than this, in bytes.
 _LEAST_PIECE_BYTES = 1 << 10
-#: And waits for its turn for no longer than so many seconds.
-_TURN_S = 2.0
-
-#: What was not sent may be made up for, if it is no longer ago: nobody sends all the time.
-_BURST_S = 0.2
 
 
-class Limit(Protocol):
-    """How many at a time; it may change its mind."""
-
-    limit: int
-
-
-class Fixed:
-    """A ``Limit`` that stays what it is."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-
-
-class Climber:
-    """Finds the number of requests in flight beyond which more bring nothing; decides, and knows no clock.
+class HillClimber:
+    """Finds the number of requests in flight beyond which more bring nothing, by hill climbing; it only decides.
 
     One request fills what a connection gives, which differs by a factor of a hundred between a loopback and a store
     far away. So the limit is raised by half for a window; if throughput did not follow, it is taken back.
@@ -94,23 +77,19 @@ class Climber:
         self._before, self._hold = 0, _HOLD_SLOW
 
 
-class Lane:
-    """A limit on requests in flight; first come, first served. Use ``async with lane:`` around a request, in one loop.
+class Limiter:
+    """A limit on requests in flight; first come, first served. Use ``async with limiter:`` around a request.
 
     Parameters
     ----------
-    policy : Limit
-        Says how many.
+    limit : int
+        How many at a time. It may be changed at any time.
     """
 
-    def __init__(self, policy: Limit) -> None:
-        self._policy = policy
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._running = 0
-
-    @property
-    def limit(self) -> int:
-        return self._policy.limit
 
     async def __aenter__(self) -> None:
         if self._running < self.limit and not self._waiting:
@@ -140,12 +119,18 @@ class Lane:
                 turn.set_result(None)
 
 
-class ClimbingLane(Lane):
-    """A lane that tells a ``Climber`` what it moves."""
+class AdaptiveLimiter(Limiter):
+    """A limiter that learns its limit from what is transferred.
 
-    def __init__(self, climber: Climber, clock: Callable[[], float] = time.monotonic) -> None:
-        super().__init__(climber)
-        self._climber, self._clock = climber, clock
+    Parameters
+    ----------
+    start, most : int
+        The first limit, and the highest.
+    """
+
+    def __init__(self, start: int, most: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._climber, self._clock = HillClimber(start, most), clock
+        super().__init__(self._climber.limit)
         self._began, self._bytes, self._full = clock(), 0, True
 
     def moved(self, count: int) -> None:
@@ -153,19 +138,22 @@ class ClimbingLane(Lane):
         self._bytes += count
         now = self._clock()
         self._full = self._full and bool(self._waiting)
-        if now - self._began >= _WINDOW_S:
+        if now - self._began >= CLIMB_WINDOW_S:
             self._climber.judge(self._bytes / (now - self._began), full=self._full)
             self._began, self._bytes, self._full = now, 0, True
+            self.limit = self._climber.limit
             self._wake()
 
     def slow_down(self) -> None:
+        """The store asked for less."""
         self._climber.slow_down()
+        self.limit = self._climber.limit
 
 
 class Throttle:
     """At most so many bytes a second, over all requests of one loop; 0: as many as there are.
 
-    What a moment leaves over (``_BURST_S``) is made up for: otherwise each pause, for a digest or an answer, is lost.
+    What a moment leaves over (``THROTTLE_BURST_S``) is made up for: else each pause for a digest or an answer is lost.
     """
 
     def __init__(self, bytes_per_s: float) -> None:
@@ -177,7 +165,7 @@ class Throttle:
         if not self._rate:
             return 0.0
         now = time.monotonic()
-        due = max(self._free_at, now - _BURST_S)
+        due = max(self._free_at, now - THROTTLE_BURST_S)
         self._free_at = due + count / self._rate
         return max(due - now, 0.0)
 
@@ -199,9 +187,9 @@ class Throttle:
         """How much to send at a time on one connection: less where the rate is low, so that it is never silent."""
         if not self._rate:
             return PIECE_BYTES
-        return int(min(max(self._rate * _PIECE_S, _LEAST_PIECE_BYTES), PIECE_BYTES))
+        return int(min(max(self._rate * THROTTLE_PIECE_S, _LEAST_PIECE_BYTES), PIECE_BYTES))
 
     @property
     def connections(self) -> int | None:
         """How many requests may share the rate, so that each has a piece every few seconds; None: any number."""
-        return max(1, int(_TURN_S * self._rate / self.piece_bytes)) if self._rate else None
+        return max(1, int(THROTTLE_TURN_S * self._rate / self.piece_bytes)) if self._rate else None

@@ -10,43 +10,43 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from async_ckpt.config import PIECE_BYTES
-from async_ckpt.stores.s3.concurrency import Climber, ClimbingLane, Fixed, Lane, Throttle
+from async_ckpt.stores.s3.limits import AdaptiveLimiter, HillClimber, Limiter, Throttle
 
 
-def climb(climber: Climber, rate_of: dict[str, float], windows: int) -> None:
+def climb(climber: HillClimber, rate_of: dict[str, float], windows: int) -> None:
     """Windows on a network where one connection gives ``each`` bytes a second and all together ``all``."""
     for _ in range(windows):
         climber.judge(min(climber.limit * rate_of["each"], rate_of["all"]), full=True)
 
 
 def test_the_limit_rises_while_more_requests_bring_more() -> None:
-    climber = Climber(8, 64)
+    climber = HillClimber(8, 64)
     climb(climber, {"each": 50e6, "all": 10e9}, 20)
     assert climber.limit == 64
 
 
 def test_the_limit_stays_where_more_requests_bring_nothing() -> None:
-    climber = Climber(8, 64)
+    climber = HillClimber(8, 64)
     climb(climber, {"each": 1e9, "all": 1e9}, 4)
     assert climber.limit == 8
 
 
 def test_the_limit_settles_near_what_fills_the_network() -> None:
-    climber = Climber(8, 64)
+    climber = HillClimber(8, 64)
     climb(climber, {"each": 50e6, "all": 1e9}, 40)
     # 20 connections fill it; 18 and 27 are the steps on either side.
     assert climber.limit in (18, 27)
 
 
 def test_a_limit_that_was_not_reached_says_nothing() -> None:
-    climber = Climber(8, 64)
+    climber = HillClimber(8, 64)
     for _ in range(20):
         climber.judge(1e9, full=False)
     assert climber.limit == 8
 
 
 def test_a_store_that_asks_for_less_gets_half_once_for_all_that_was_under_way() -> None:
-    climber = Climber(16, 64)
+    climber = HillClimber(16, 64)
     for _ in range(16):
         climber.slow_down()
     assert climber.limit == 8
@@ -59,7 +59,7 @@ def test_a_store_that_asks_for_less_gets_half_once_for_all_that_was_under_way() 
 def test_whatever_is_measured_the_limit_stays_within_its_bounds(
     windows: list[tuple[float, bool, bool]], most: int
 ) -> None:
-    climber = Climber(8, most)
+    climber = HillClimber(8, most)
     for rate, full, slow in windows:
         if slow:
             climber.slow_down()
@@ -70,12 +70,12 @@ def test_whatever_is_measured_the_limit_stays_within_its_bounds(
 class TestLane:
     def test_no_more_than_the_limit_run_and_they_run_in_turn(self) -> None:
         async def check() -> None:
-            lane = Lane(Fixed(2))
+            limiter = Limiter(2)
             running, most, order = 0, 0, []
 
             async def request(number: int) -> None:
                 nonlocal running, most
-                async with lane:
+                async with limiter:
                     running += 1
                     most = max(most, running)
                     order.append(number)
@@ -92,17 +92,17 @@ class TestLane:
 
     def test_a_turn_given_to_somebody_who_was_cancelled_is_not_lost(self) -> None:
         async def check() -> None:
-            lane = Lane(Fixed(1))
+            limiter = Limiter(1)
             entered = anyio.Event()
 
             async def wait(scope: anyio.CancelScope) -> None:
                 with scope:
-                    async with lane:
+                    async with limiter:
                         entered.set()
 
             async with anyio.create_task_group() as group:
                 scopes = [anyio.CancelScope() for _ in range(3)]
-                async with lane:
+                async with limiter:
                     for scope in scopes:
                         group.start_soon(wait, scope)
                     await anyio.wait_all_tasks_blocked()
@@ -111,7 +111,7 @@ class TestLane:
                 with anyio.fail_after(5):
                     await entered.wait()
             with anyio.fail_after(5):
-                async with lane:
+                async with limiter:
                     pass
 
         anyio.run(check)
@@ -119,12 +119,12 @@ class TestLane:
     def test_a_higher_limit_lets_the_waiting_in(self) -> None:
         async def check() -> None:
             now = 0.0
-            lane = ClimbingLane(Climber(1, 8), clock=lambda: now)
+            limiter = AdaptiveLimiter(1, 8, clock=lambda: now)
             entered = 0
 
             async def request() -> None:
                 nonlocal entered
-                async with lane:
+                async with limiter:
                     entered += 1
                     await anyio.sleep_forever()
 
@@ -134,7 +134,7 @@ class TestLane:
                 await anyio.wait_all_tasks_blocked()
                 assert entered == 1
                 now = 1.5
-                lane.moved(1000)
+                limiter.moved(1000)
                 await anyio.wait_all_tasks_blocked()
                 assert entered == 2
                 group.cancel_scope.cancel()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,7 +28,7 @@ _EXPECTING = re.compile(r"expecting '([a-z0-9-]+)'")
 
 
 @dataclass(frozen=True)
-class Place:
+class Endpoint:
     """A bucket's address, and the region that requests are signed for.
 
     Parameters
@@ -49,7 +50,7 @@ class Place:
     service: str = "s3"
 
     @classmethod
-    def learn(cls, request: Any, bucket: str, version: Any) -> Place:
+    def learn(cls, request: Any, bucket: str, version: Any) -> Endpoint:
         """From a request for ``PROBE`` that a client has prepared.
 
         Raises
@@ -64,11 +65,11 @@ class Place:
                 f"Requests to {bucket} cannot be made: a multi-region access point needs signatures of another kind",
                 hint="Set METAFLOW_DATASTORE_SYSROOT_S3 to the bucket, or to an access point in one region",
             )
-        place = cls(base.removesuffix(f"/{PROBE}"), bucket, version if authorization else UNSIGNED, "")
+        endpoint = cls(base.removesuffix(f"/{PROBE}"), bucket, version if authorization else UNSIGNED, "")
         if authorization.startswith("AWS4-HMAC-SHA256 Credential="):
             scope = authorization.split("Credential=", 1)[1].split(",", 1)[0].split("/")
-            return replace(place, region=scope[-3], service=scope[-2])
-        return place
+            return replace(endpoint, region=scope[-3], service=scope[-2])
+        return endpoint
 
     @property
     def host(self) -> str:
@@ -80,12 +81,13 @@ class Place:
         """What follows the base in an object's URL, from its name in the bucket."""
         return f"/{quote(name, safe='/-_.~')}"
 
+    @functools.cached_property
     def signing(self) -> Signing:
-        """What signs requests that go here."""
+        """What signs requests that go here; it remembers the day's key."""
         in_host = "" if urlsplit(self.base).path.endswith(f"/{self.bucket}") else f"/{self.bucket}"
         return Signing(self.version, self.region, self.service, in_host)
 
-    def at(self, location: str, path: str) -> Place | None:
+    def at(self, location: str, path: str) -> Endpoint | None:
         """Where the bucket is, from the URL that a request for ``path`` is sent to (or a host alone); None: it is none.
 
         Raises

@@ -7,13 +7,13 @@ from types import SimpleNamespace
 import pytest
 
 from async_ckpt.errors import StoreError
-from async_ckpt.stores.s3.address import PROBE, Place
+from async_ckpt.stores.s3.endpoint import PROBE, Endpoint
 
 AWS4 = "AWS4-HMAC-SHA256 Credential=placeholder/20260101/eu-west-3/s3/aws4_request, SignedHeaders=host, Signature=0"
 
 
-def place(base: str, bucket: str = "bucket") -> Place:
-    return Place(base, bucket, "s3v4", "eu-west-3")
+def endpoint(base: str, bucket: str = "bucket") -> Endpoint:
+    return Endpoint(base, bucket, "s3v4", "eu-west-3")
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ def place(base: str, bucket: str = "bucket") -> Place:
 )
 def test_a_place_is_learned_as_botocore_signs_it(url: str, base: str, host: str | None) -> None:
     request = SimpleNamespace(url=url, headers={"Authorization": AWS4})
-    found = Place.learn(request, "bucket", "s3v4")
+    found = Endpoint.learn(request, "bucket", "s3v4")
     assert (found.base, found.region, found.service) == (base, "eu-west-3", "s3")
     assert found.host == (host or found.base.removeprefix("https://"))
 
@@ -45,7 +45,7 @@ def test_a_place_is_learned_as_botocore_signs_it(url: str, base: str, host: str 
     ],
 )
 def test_a_location_keeps_its_path(mine: str, location: str, path: str, base: str) -> None:
-    found = place(mine).at(location, path)
+    found = endpoint(mine).at(location, path)
     assert found is not None
     assert found.base == base
 
@@ -61,15 +61,15 @@ def test_a_location_keeps_its_path(mine: str, location: str, path: str, base: st
     ],
 )
 def test_what_is_no_address_of_the_object_is_none_of_the_bucket(location: str, path: str) -> None:
-    assert place("https://h/bucket").at(location, path) is None
+    assert endpoint("https://h/bucket").at(location, path) is None
 
 
 def test_a_host_that_only_begins_like_the_bucket_is_not_taken_for_it() -> None:
-    found = place("http://127.0.0.1:9000/127", "127").at("http://127.0.0.1:9001/127/a/key", "/a/key")
+    found = endpoint("http://127.0.0.1:9000/127", "127").at("http://127.0.0.1:9001/127/a/key", "/a/key")
     assert found is not None
     assert found.base == "http://127.0.0.1:9001/127"
 
 
 def test_nobody_is_led_from_tls_to_a_connection_that_everybody_reads() -> None:
     with pytest.raises(StoreError, match="without encryption"):
-        place("https://h/bucket").at("http://h/bucket/a/key", "/a/key")
+        endpoint("https://h/bucket").at("http://h/bucket/a/key", "/a/key")
