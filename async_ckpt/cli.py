@@ -23,6 +23,7 @@ from .errors import CheckpointError, UsageError
 from .layout import newest
 from .spool.spool import Spool
 from .stores.base import StoreSpec
+from .system.log import write_lines_with
 from .system.printable import dumps, to_stderr
 from .task.checkpointer import Checkpointer
 from .task.listing import check_attempt, list_task
@@ -178,6 +179,7 @@ def _watch(options: argparse.Namespace) -> dict[str, Any]:
     from .watch import Watch, WatchOptions  # Late: no other command needs it.
 
     checkpointer = _checkpointer(options)
+    write_lines_with(to_stderr, checkpointer.config.log_level)
     given = WatchOptions(
         pattern=options.pattern, settle=options.settle, done=options.done, metadata_from=options.metadata_from,
         name=options.checkpoint, latest=not options.no_latest, move=options.move, keep=options.keep,
@@ -190,10 +192,8 @@ def _watch(options: argparse.Namespace) -> dict[str, Any]:
         number: signal.signal(number, lambda number, _: ended.append(number))
         for number in (signal.SIGINT, signal.SIGTERM)
     }
-    watch = Watch(
-        checkpointer, options.path, given, checkpointer.config, began_ns=checkpointer.spool.attempt_began_ns(),
-        report=lambda line: print(line, file=sys.stderr, flush=True),
-    )  # fmt: skip
+    began_ns = checkpointer.spool.attempt_began_ns()
+    watch = Watch(checkpointer, options.path, given, checkpointer.config, began_ns=began_ns)
     while not ended:
         time.sleep(_SIGNAL_S)
     for number, handler in before.items():  # A second one ends it at once.

@@ -27,6 +27,7 @@ from async_ckpt.config import Config
 from async_ckpt.task.checkpointer import Checkpointer
 from async_ckpt.watch import Watch, WatchOptions
 from harness import framework_trainers as trainers
+from harness import log_lines
 from harness.agents import Task
 
 #: What existed for so long must be committed, in seconds.
@@ -121,7 +122,7 @@ def watched(
         checkpointer = task.start(attempt=attempt)
         checkpointer.spool.new_work_directory()
         began = checkpointer.spool.attempt_began_ns()
-        watch = Watch(checkpointer, out, given, Config.from_env(), began_ns=began, report=run.lines.append)
+        watch = Watch(checkpointer, out, given, Config.from_env(), began_ns=began)
         killed = kill_after if not attempt else None
         first = 1 + max((step_of(item.name) for item in run.finished), default=0)
         arguments = [str(options.count), "--pause", str(options.pause), "--first", str(first)]
@@ -189,7 +190,8 @@ def all_runs(python: str, kind: str, options: argparse.Namespace, chance: random
         with tempfile.TemporaryDirectory(prefix="watch-") as base, pytest.MonkeyPatch.context() as patch:
             task = Task(Path(base), patch)
             try:
-                watched(python, kind, task, run, options, kill_after)
+                with log_lines.collected(run.lines):
+                    watched(python, kind, task, run, options, kill_after)
                 halves += load_with_framework(python, kind, run)
             finally:
                 task.close()

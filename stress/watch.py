@@ -25,7 +25,7 @@ import pytest
 from async_ckpt.config import Config
 from async_ckpt.task.checkpointer import Checkpointer
 from async_ckpt.watch import Watch, WatchOptions
-from harness import trainer
+from harness import log_lines, trainer
 from harness.agents import Task
 from stress.bench import results
 from stress.s3_target import s3_target
@@ -40,7 +40,6 @@ _SAMPLE_S = 0.2
 def watched(task: Task, checkpointer: Checkpointer, way: str, options: argparse.Namespace) -> dict[str, Any]:
     """One run of the script; a line of the table."""
     out = task.work / way
-    lines: list[str] = []
     most, over = 0, threading.Event()
 
     def sample() -> None:
@@ -52,12 +51,11 @@ def watched(task: Task, checkpointer: Checkpointer, way: str, options: argparse.
     sampler.start()
     began, cpu = time.monotonic(), time.process_time()
     given = WatchOptions(settle=options.settle, done="DONE" if way == "marker" else None, keep=KEEP, name=way)
-    watch = Watch(checkpointer, out, given, Config.from_env(), report=lines.append)
     script = [sys.executable, trainer.__file__, str(out), str(options.count), "--way", way, "--size", str(SIZE)]
     script += ["--seed", str(options.seed), "--slowest", str(SLOWEST_S), "--stall", str(options.stall)]
-    subprocess.run(script, check=True)
-    wrote = time.monotonic() - began
-    watch.stop()
+    with log_lines.collected() as lines, Watch(checkpointer, out, given, Config.from_env()):
+        subprocess.run(script, check=True)
+        wrote = time.monotonic() - began
     checkpointer.flush(600)
     took, cpu = time.monotonic() - began, time.process_time() - cpu
     over.set()

@@ -37,7 +37,8 @@ class Lines(logging.Handler):
         self.lock = None
 
     def emit(self, record: logging.LogRecord) -> None:
-        say(self._write, record.getMessage())
+        with contextlib.suppress(OSError, ValueError):  # Nobody can read it: no reason to stop working.
+            say(self._write, record.getMessage())
 
 
 def to_stderr(line: str) -> None:

@@ -1,26 +1,30 @@
 """Wake-ups from the kernel, through watchdog.
 
-They are wake-ups only: what is there is found by looking. One kind says more, a rename: who writes to another name and
-renames has finished. An event that is lost costs time, never a checkpoint.
+An event says that there is something to look at; what is there is found by looking. So an event that is lost costs
+time, never a checkpoint. Only renames say more: a trainer that writes under another name and renames has finished.
 """
 
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from ..config import WATCH_EVENTS_END_S
 from ..errors import os_reason
 
 if TYPE_CHECKING:
     from watchdog.observers.api import BaseObserver, ObservedWatch
 
-#: So many renames are remembered between two looks; of more, the rest counts as finished when it is quiet.
+log = logging.getLogger(__package__)
+
+#: So many renames are remembered between two looks. What else was renamed counts as finished when it is quiet.
 _MAX_RENAMES = 10_000
 
-#: So many folders have events; what is in others is found by looking.
+#: Events come from so many folders. What is in others is found by looking.
 _MAX_FOLDERS = 64
 
 _LIMITS = {
@@ -29,25 +33,21 @@ _LIMITS = {
     "sysctl fs.inotify.max_user_instances, or ulimit -n",
 }
 
-_END_S = 5.0
-
 
 class Events:
-    """The renames in some folders since somebody asked last.
+    """The renames in some folders since they were last taken.
 
-    Each folder is watched alone, not what is below it: watchdog's thread would die of a folder that vanishes while it
-    is added, and the kernel's limit of watches is not ours to use up.
+    Folders are watched one by one, not with all that is below them. Otherwise watchdog's thread would die if a folder
+    vanished while it is added, and other programs need the kernel's watches as well.
 
     Parameters
     ----------
     wake : callable
         Called from another thread whenever there is something to look at.
-    report : callable
-        Hears, once, why there are no events.
     """
 
-    def __init__(self, *, wake: Callable[[], None], report: Callable[[str], None]) -> None:
-        self._wake, self._report = wake, report
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self._wake = wake
         self._lock = threading.Lock()
         self._renames: dict[str, str] = {}
         self._observer: BaseObserver | None = None
@@ -71,15 +71,14 @@ class Events:
         except (FileNotFoundError, NotADirectoryError):
             return
         except (OSError, ImportError) as error:
-            # It would fail again and again.
-            self._has_failed = True
+            self._has_failed = True  # It would fail again and again.
             self.end()
             reason = _LIMITS.get(getattr(error, "errno", None) or 0)
             reason = reason or (os_reason(error) if isinstance(error, OSError) else str(error))
-            self._report(f"no events from {folder}: it is looked at again and again instead. Reason: {reason}")
+            log.warning(f"no events from {folder}: it is looked at again and again instead. Reason: {reason}")
 
     def _schedule(self, folder: str) -> ObservedWatch:
-        # Late: only a task that watches pays for it.
+        # Imported here: only a task that watches pays for it.
         from watchdog.events import (
             DirCreatedEvent,
             DirMovedEvent,
@@ -97,7 +96,7 @@ class Events:
                 events._on_event(event.event_type, os.fsdecode(event.src_path), os.fsdecode(event.dest_path))
 
         if self._observer is None:
-            # Full: a rename from elsewhere is one as well.
+            # All events, as a rename from outside of the folder counts as well.
             self._observer = InotifyObserver(generate_full_events=True)
             self._observer.start()
         # No events of writes: a trainer makes thousands a second.
@@ -123,4 +122,4 @@ class Events:
         self._followed.clear()
         if observer is not None:
             observer.stop()
-            observer.join(_END_S)
+            observer.join(WATCH_EVENTS_END_S)

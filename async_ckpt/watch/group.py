@@ -1,17 +1,17 @@
-"""Files that belong together: one checkpoint, although no directory of its own holds them.
+"""Files that belong together: they are one checkpoint, although no directory of its own holds them.
 
-Known by themselves (``group="auto"``):
+These are known (``group="auto"``):
 
-- TensorFlow: ``ckpt-2.index``, ``ckpt-2.data-00000-of-00002``, … (and ``ckpt-2.meta``). It is finished only with its
-  index and all its parts. ``checkpoint``, the file beside it that says which is the newest, goes with the one it names.
-- DeepSpeed: the directory ``global_step500`` and ``latest`` beside it; Megatron: ``iter_0000500`` and
-  ``latest_checkpointed_iteration.txt``. That file goes with the one it names.
-- Keras: ``model-2.weights.h5`` (or ``.h5``) and ``model-2.json`` beside it, where there is such a file.
+- TensorFlow: ``ckpt-2.index``, ``ckpt-2.data-00000-of-00002``, … (and ``ckpt-2.meta``). Such a checkpoint is finished
+  only with its index and all its parts. Its *tracker*, the file that names the newest checkpoint, is ``checkpoint``.
+- DeepSpeed: the directory ``global_step500``, with ``latest`` as the tracker. Megatron: ``iter_0000500``, with
+  ``latest_checkpointed_iteration.txt``.
+- Keras: ``model-2.weights.h5`` (or ``.h5``) with ``model-2.json``, where there is such a file.
 
-Others by a regular expression, of which the first group (or all of it) is what the names of one checkpoint have in
-common: ``group=r"(step-\\d+)[.-]"``. What belongs to one lies in one folder.
+Others are told by a regular expression. Its first group (or all of it) is what the names of one checkpoint have in
+common: ``group=r"(step-\\d+)[.-]"``. The files of one checkpoint lie in one folder.
 
-Such a checkpoint is a directory that has its files, under their names, and nothing else.
+Such a checkpoint is saved as a directory that has its files, under their names, and the tracker if that names it.
 """
 
 from __future__ import annotations
@@ -24,25 +24,26 @@ from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 from ..errors import UsageError
+from .entry import Tree
 from .names import is_hidden, is_temporary
-from .tree import Tree
 
 _TENSORFLOW = re.compile(r"(?P<key>.+)\.(index|meta|data-(?P<part>\d{5})-of-(?P<parts>\d{5}))")
 _KERAS = re.compile(r"(?P<key>.+?)(\.weights)?\.(h5|json)")
 _TRACKED = re.compile(r"(global_step|iter_)(?P<number>\d+)")
 
-#: Files that say which is the newest are read up to so many bytes.
-_MAX_TRACKER = 64 << 10
+#: Of a tracker so many bytes are read.
+_MAX_TRACKER_BYTES = 64 << 10
 
 
 class Group(NamedTuple):
-    """``members``: names in its folder; ``lacks``: one that must come yet; ``beside``: small files, by name, that say
-    that it is the newest.
-    """
+    """Files that belong together."""
 
+    #: Their names in the folder.
     members: tuple[str, ...]
+    #: One that must still come.
     lacks: str = ""
-    beside: Mapping[str, bytes] = {}
+    #: The content of each tracker that names this checkpoint, by its name.
+    trackers: Mapping[str, bytes] = {}
 
 
 class Grouping:
@@ -72,8 +73,8 @@ class Grouping:
             ) from error
 
     def arrange(self, folder: str, matched: Collection[str]) -> dict[str, Group]:
-        """The groups in a folder to which one of the names that ``matched`` belongs, by the name that they have in
-        common; what is in none is by itself.
+        """The groups in a folder that have one of the names in ``matched``, by what their names have in common. A name
+        that is in none of them is a checkpoint by itself.
         """
         wanted = {self._key(name) for name in matched} - {""}
         if not wanted:
@@ -89,7 +90,7 @@ class Grouping:
         return {key: group for key, group in known.items() if group is not None}
 
     def _key(self, name: str) -> str:
-        """What a name has in common with those it belongs to; empty: it belongs to none."""
+        """What a name has in common with the others of its group; empty: it is in none."""
         if self._rule is not None:
             found = self._rule.search(name)
             return (found[1] if self._rule.groups else found[0]) or "" if found else ""
@@ -109,15 +110,15 @@ def _known(folder: str, key: str, names: list[str]) -> Group | None:
         lacks = [f"{key}.data-{n:05d}-of-{count:05d}" for n in range(count) if n not in shards]
         lacks += [f"{key}.index"] if f"{key}.index" not in names else []
         members = tuple(found.string for found in parts)
-        return Group(members, next(iter(lacks), ""), _tracker(folder, "checkpoint", _names_tensorflow(key)))
+        return Group(members, next(iter(lacks), ""), _trackers(folder, "checkpoint", _names_tensorflow(key)))
     if found := _TRACKED.fullmatch(key):
         if not os.path.isdir(os.path.join(folder, key)):
             return None
         if key.startswith("iter_"):
             number = int(found["number"])
-            trackers = _tracker(folder, "latest_checkpointed_iteration.txt", lambda text: _is_number(text, number))
+            trackers = _trackers(folder, "latest_checkpointed_iteration.txt", lambda text: _is_number(text, number))
         else:
-            trackers = _tracker(folder, "latest", lambda text: text.strip() == key)
+            trackers = _trackers(folder, "latest", lambda text: text.strip() == key)
         return Group((key,), "", trackers)
     return Group(tuple(names)) if len(names) > 1 and any(name.endswith(".json") for name in names) else None
 
@@ -131,27 +132,22 @@ def _is_number(text: str, number: int) -> bool:
     return text.strip().isdecimal() and int(text) == number
 
 
-def _tracker(folder: str, name: str, names_it: Callable[[str], bool]) -> dict[str, bytes]:
-    """The content of a file that says which is the newest, if it says so of this one."""
+def _trackers(folder: str, name: str, names_it: Callable[[str], bool]) -> dict[str, bytes]:
+    """A tracker and its content, if it names this checkpoint."""
     with contextlib.suppress(OSError):
         path = os.path.join(folder, name)
         if stat.S_ISREG(os.lstat(path).st_mode):
             with open(path, "rb") as file:
-                content = file.read(_MAX_TRACKER)
+                content = file.read(_MAX_TRACKER_BYTES)
             if names_it(content.decode("utf-8", "replace")):
                 return {name: content}
     return {}
 
 
 def must_come(tree: Tree) -> str:
-    """A file without which what is there is not finished, whatever else tells: PyTorch's distributed checkpoints have
-    ``.metadata`` beside their ``*.distcp``, written last. Empty if there is none.
+    """A file that must still come, whatever else tells that this is finished; empty if none. PyTorch's distributed
+    checkpoints have ``.metadata`` beside their ``*.distcp``, and write it last.
     """
     folders = {os.path.dirname(path) for path in tree if path.endswith(".distcp")}
     wanted = sorted(os.path.join(folder, ".metadata") for folder in folders)
     return next((path for path in wanted if path not in tree), "")
-
-
-def is_under_way(tree: Tree) -> list[str]:
-    """Files in it whose names say that they are not finished."""
-    return [path for path in tree if is_temporary(os.path.basename(path))]

@@ -1,15 +1,15 @@
-"""Names: which ones a pattern means, and which ones say that what bears them is not finished.
+"""Names: which ones a pattern means, and which ones say that something is not finished.
 
-A program that writes under another name and renames at the end marks that name in one of a few ways, and there are far
-too many programs to list them. So these are rules about names:
+Many programs write under another name, and rename when they have finished. There are too many to list them, but they
+mark the other name in a few ways. It is the name of something unfinished if
 
-- a word that says so stands by itself in the name, between anything that is neither a letter nor a digit, in whatever
-  case: ``5.orbax-checkpoint-tmp-1700000000``, ``tmp-checkpoint-5``, ``ckpt-2_temp``, ``model._COPYING_``;
-- the name is one that a random part was made for: ``tmpab12cd_e`` (Python's tempfile), ``x.a8Xk31`` (mktemp);
+- a word that says so stands in it, not next to another letter or digit, in capitals or not:
+  ``5.orbax-checkpoint-tmp-1700000000``, ``tmp-checkpoint-5``, ``ckpt-2_temp``, ``model._COPYING_``;
+- it has a random part: ``tmpab12cd_e`` (Python's tempfile), ``x.a8Xk31`` (mktemp);
 - it ends like ``~`` (editors), or is hidden (rsync's ``.name.XXXXXX``, NFS's ``.nfs0001``).
 
-A pattern that has the word or the dot itself means such names. A folder whose name consists of nothing but such a word
-(``tmp``) is a place, and no name of something unfinished.
+A pattern that has such a word, or the dot, means such names. A folder whose name is nothing but such a word (``tmp``)
+is a place, not something unfinished.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from ..capture.walk import ANNEX_PREFIX
 from ..config import is_spools_name
 from ..errors import UsageError
 
-#: Words that say it wherever they stand in a name.
+#: Words that say so wherever they stand in a name.
 _ANYWHERE = (
     r"tmp\d*|temporary|partial|incomplete|unfinished|uncommitted|unverified|writing|copying|inprogress|in[-_ ]progress|"
     r"uploading|downloading|crdownload|filepart|swp|swo|swx|wip|trash|deleting|deleted|removing"
 )
-#: Words that say it at the end of a name, as they mean other things elsewhere: ``temp=0.7``, ``part-00000``.
+#: Words that say so at the end of a name only; elsewhere they mean other things: ``temp=0.7``, ``part-00000``.
 _AT_END = r"temp|lock|download|saving"
 #: What may still follow such a word: random letters, or the number of a process or of a moment.
 _TRIES = r"([^a-z0-9=]+([0-9]{4,}|[0-9a-f]{6,}|[a-z0-9_]{8}))*[^a-z0-9=]*"
-#: Words that say it in front of what will be the name.
+#: Words that say so in front of what will be the name.
 _IN_FRONT = r"temp"
 
 _WORD = re.compile(
@@ -43,8 +43,8 @@ _WORD = re.compile(
 )
 #: What Python's tempfile makes, alone or as an ending.
 _TEMPFILE = re.compile(r"(?<![A-Za-z0-9])tmp[a-z0-9_]{8}(?![A-Za-z0-9_])")
-#: What mktemp and the like put after a dot: six characters or more in which letters and digits take turns; but neither
-#: a time (20250101T120000Z) nor words that are counted (epoch10step500).
+#: What mktemp and the like put after a dot: six characters or more in which letters and digits take turns. A time
+#: (20250101T120000Z) and words with numbers (epoch10step500) are none.
 _RANDOM = re.compile(
     r"\.(?!(\d{8}T\d{4,6}Z?|([a-z]{2,}\d+){2,})$)"
     r"(?=[A-Za-z0-9]{6,}$)(?=.*[A-Za-z][0-9]+[A-Za-z]|.*[0-9][A-Za-z]+[0-9])[A-Za-z0-9]+$"
@@ -60,12 +60,12 @@ _MAX_DEPTH = 16
 
 @functools.lru_cache(4096)
 def is_temporary(name: str) -> bool:
-    """Whether a name says that what bears it is not finished, or is being removed."""
+    """Whether a name says that something is not finished, or is being removed."""
     return bool(_WORD.search(name) or _TEMPFILE.search(name) or _RANDOM.search(name) or _EDITORS.search(name))
 
 
 def is_hidden(name: str) -> bool:
-    """Whether it is what shells do not show."""
+    """Whether shells do not show it."""
     return name.startswith(".")
 
 
@@ -75,8 +75,8 @@ def is_ours(name: str) -> bool:
 
 
 def ends_a_save(old: str, new: str) -> bool:
-    """Whether a rename from ``old`` to ``new``, both names or paths, is how a writer says that it has finished: the old
-    name is the new one and more, or the new one and a word of something unfinished.
+    """Whether a writer says by renaming ``old`` to ``new`` (names or paths) that it has finished: the old name is the
+    new one and more, or the new one and a word that says that it is not finished.
     """
     old, new = os.path.basename(old), os.path.basename(new)
     if old == new or is_temporary(new):

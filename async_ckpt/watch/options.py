@@ -1,4 +1,4 @@
-"""What a watch is told."""
+"""The options of a watch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..task.options import SaveOptions
 from .group import Grouping
 from .names import Pattern
 
-#: From the path of a checkpoint to its metadata, or the name of a JSON file in it (see ``summary``).
+#: From the path of a checkpoint to its metadata, or the name of a JSON file in it (see ``metadata_file``).
 MetadataFrom = Callable[[str], Mapping[str, Any]] | str
 
 
@@ -37,7 +37,7 @@ class WatchOptions:
     latest: bool = True
     #: Whether each is removed from the directory as soon as it is saved.
     move: bool = False
-    #: How many stay on the disk; None: all.
+    #: So many stay on the disk, once they are in the store; None: all.
     keep: int | None = None
     #: Whether what is there when the watch begins is saved as well.
     existing: bool = True

@@ -1,44 +1,45 @@
-"""Which of the entries that were seen is a finished checkpoint: decided from looks at the directory, nothing else.
+"""Which entries of a watched directory are finished checkpoints (pure: it decides from looks and a clock alone).
 
-What counts as finished:
+An entry counts as finished when
 
-- it carries the marker, where one was asked for, and nobody has that open for writing: then nothing else counts; a
-  marker that is older than something in it may be one of an earlier time, and it must be quiet as well;
-- it was renamed into place, from a name that is no checkpoint's, and nobody has a file of it open for writing;
-- it was quiet for ``patience`` seconds: nothing in it changed, and nobody had a file of it open for writing.
+- it has the marker, where one was asked for. Nobody may have the marker open for writing. Then nothing else counts. A
+  marker that is older than something in the entry may be from an earlier time: then all must be quiet as well;
+- it was renamed into place, and nobody has a file of it open for writing;
+- it was quiet for ``quiet_s`` seconds: nothing in it changed, and nobody had a file of it open for writing.
 
-The third is a guess, and these make it a careful one. Patience grows with the pauses the writer is seen to make (twice
-the longest). A directory must be quiet ten times as long if it lacks files which the one before it had, or if it is the
-first of its kind and nobody has begun the next: nothing tells then whether more files will come. What only lost files
-since it was saved is being removed: never saved. And what the writer of an earlier attempt had under its hands
-when it was killed is quiet for ever: it counts when it is written to again, or has a marker that is as new.
+The last one is a guess, so care is taken. The quiet time grows to twice the longest pause that a writer was seen to
+make. A directory must be quiet ten times as long if it lacks files which the one before it had, if it has files with
+names of unfinished ones, or if it is the first of its kind and the next one is not begun: more files may come. An entry
+that only lost files since it was saved is being removed, and is not saved again. And what an earlier attempt was
+writing when it was killed stays quiet for ever: it counts when it is written to again, or has a marker that is as new.
+
+What does not stay for that long is captured early (``to_capture``), and judged when it is gone (``gone``).
 """
 
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 import os
 from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
-from . import tree as trees
-from .departed import Departed, Kept, Other, Verdict, judge, kind_of, kind_of_file, lacking, shape_of
-from .entry import MOMENT_S, Entry, Look
-from .group import is_under_way
-from .tree import Tree
+from ..config import WATCH_STILL_S
+from .entry import Captured, Entry, Look, Tree, natural
+from .gone import Gone, Other, Verdict, judge, kind_of, kind_of_file, lacking, shape_of
+from .names import is_temporary
 
-#: How many times ``settle`` what looks unfinished must be quiet, and patience may grow to.
-HOLD = 10
+log = logging.getLogger(__package__)
 
-#: What is gone waits for so many seconds to be saved, if others are to be held meanwhile.
-_WAITS_S = 2.0
+#: An entry that may be unfinished must be quiet for so many times ``settle``; ``quiet_s`` does not grow beyond that.
+UNSURE_FACTOR = 10
 
-#: What is gone is compared with so many others at most.
-_COMPARED = 64
+#: An entry that is gone is compared with so many others at most.
+_MAX_COMPARED = 64
 
-#: So many kinds of entries (names without their numbers) have their last shape remembered.
-_MAX_SHAPES = 1000
+#: For so many kinds of entries (names without their numbers) it is remembered how the last one looked.
+_MAX_KINDS = 1000
 
 
 class Finished(NamedTuple):
@@ -56,336 +57,316 @@ class Recogniser:
     settle_s : float
         Quiet time, in seconds, after which an entry counts as finished.
     needs_marker : bool
-        Only those with the marker do.
+        Only entries with the marker do.
     clock : callable
         Monotonic seconds.
-    report : callable
-        Gets lines for people.
     """
 
-    def __init__(
-        self, settle_s: float, *, needs_marker: bool, clock: Callable[[], float], report: Callable[[str], None]
-    ) -> None:
-        self._settle_s, self._needs_marker, self._clock, self._report = settle_s, needs_marker, clock, report
+    def __init__(self, settle_s: float, *, needs_marker: bool, clock: Callable[[], float]) -> None:
+        self._settle_s, self._needs_marker, self._clock = settle_s, needs_marker, clock
         self.entries: dict[str, Entry] = {}
-        self._orders = 0
+        #: What is gone, and may have been a checkpoint.
+        self.gone: list[Gone] = []
+        self._last_order = 0
         self._longest_pause_s = 0.0
         self._newest_saved = -1
         #: By kind: how the last one looked that was saved.
-        self._whole: dict[str, Tree] = {}
-        #: What is gone, and may have been a checkpoint.
-        self.departed: list[Departed] = []
+        self._last_saved: dict[str, Tree] = {}
 
     @property
-    def patience_s(self) -> float:
+    def quiet_s(self) -> float:
         """How long an entry must be quiet now, in seconds."""
-        return min(max(self._settle_s, 2 * self._longest_pause_s), HOLD * self._settle_s)
+        return min(max(self._settle_s, 2 * self._longest_pause_s), UNSURE_FACTOR * self._settle_s)
 
-    # -- looking ---------------------------------------------------------------------------------------------------
+    # -- taking in what was seen -----------------------------------------------------------------------------------
 
     def observe(self, looks: Mapping[str, Look], *, old: Collection[str] = ()) -> list[Entry]:
         """Take in one complete look at the directory. Returns the entries that have vanished since the last one.
 
-        ``old``: paths of what nobody has written since the watch began.
+        ``old``: paths of entries that nobody has written to since the watch began.
         """
         gone = {path: entry for path, entry in self.entries.items() if path not in looks} | self._rotated(looks)
         for path in gone:
             del self.entries[path]
         new = [path for path in looks if path not in self.entries]
-        moved = {_fingerprint(entry.tree): entry for entry in gone.values()}
-        # Those that come together are put into the order in which they were written.
-        # One that is still empty has just been begun, whatever is written before the next look.
-        for path in sorted(new, key=lambda p: (not (t := looks[p].tree), trees.newest_ns(t), trees.natural(p))):
-            look = looks[path]
-            now = self._clock()
+        renamed = {entry.tree.fingerprint: entry for entry in gone.values() if entry.tree.has_files}
+        # Of entries that come together, the one that was written first was begun first. One that is still empty has
+        # just been begun.
+        for path in sorted(new, key=lambda path: (not (tree := looks[path].tree), tree.newest_ns, natural(path))):
+            look, now = looks[path], self._clock()
             entry = Entry(path, look.tree, now, self._next_order(), is_old=path in old, open_since=now)
-            entry.marker, entry.renamed = look.marker, look.renamed
-            entry.members = look.members
-            before = moved.get(_fingerprint(look.tree)) if trees.has_files(look.tree) else None
+            entry.renamed = look.renamed
+            before = renamed.get(look.tree.fingerprint)
             if before is not None and before.path in gone:  # The same one under another name.
                 del gone[before.path]
-                entry.saved, entry.held, before.held = before.saved, before.held, None
+                entry.saved, entry.captured, before.captured = before.saved, before.captured, None
                 entry.order, entry.changed_at, entry.is_old = before.order, before.changed_at, before.is_old
             self.entries[path] = entry
-        # As they were written: which of two that are written anew is the newer one says nothing else.
-        for path, look in sorted(looks.items(), key=lambda item: trees.newest_ns(item[1].tree)):
+        # In the order of their times: of two that are written anew, nothing else tells which is the newer one.
+        for path, look in sorted(looks.items(), key=lambda item: item[1].tree.newest_ns):
             self._update(self.entries[path], look, is_old=path in old)
         grouped = {os.path.join(os.path.dirname(path), name) for path in new for name in looks[path].members}
         for entry in list(gone.values()):
-            held = entry.held.tree if entry.held is not None else None
-            # What is found in another one now, as a part of it, is not gone.
+            # What is found now as a part of another one is not gone.
             if entry.path in grouped or any(_has_part_of(looks[path].tree, entry.tree) for path in new):
                 del gone[entry.path]
-            elif held and held != entry.saved:
-                self._depart(entry, rewritten=entry.path in looks, together=gone.values())
+            elif entry.captured is not None and entry.captured.tree != entry.saved:
+                self._note_gone(entry, rewritten=entry.path in looks, together=gone.values())
         return list(gone.values())
 
     def _rotated(self, looks: Mapping[str, Look]) -> dict[str, Entry]:
         """Entries that were renamed to a name that was there already, as from ``latest`` to ``previous``, or whose name
         was taken by such a one.
         """
-        moved = {
-            _fingerprint(entry.tree): path
+        changed = {
+            entry.tree.fingerprint: path
             for path, entry in self.entries.items()
-            if trees.has_files(entry.tree) and (path not in looks or looks[path].tree != entry.tree)
+            if entry.tree.has_files and (path not in looks or looks[path].tree != entry.tree)
         }
         names = set[str]()
-        for path, look in looks.items() if moved else ():
+        for path, look in looks.items() if changed else ():
             if path not in self.entries or self.entries[path].tree != look.tree:
-                before = moved.get(_fingerprint(look.tree))
+                before = changed.get(look.tree.fingerprint)
                 names |= {path, before} if before is not None else set()
         return {path: self.entries[path] for path in names if path in self.entries and path in looks}
 
-    def _depart(self, entry: Entry, *, rewritten: bool, together: Collection[Entry] = ()) -> None:
-        """What is held of it is all that there is."""
-        held, entry.held = entry.held, None
-        if held is not None and not self._needs_marker:
+    def _note_gone(self, entry: Entry, *, rewritten: bool, together: Collection[Entry] = ()) -> None:
+        """All that is left of an entry is what was captured. ``together``: those that vanished with it."""
+        captured, entry.captured = entry.captured, None
+        if captured is not None and not self._needs_marker:
             others = itertools.chain(self.entries.values(), together)
-            followed = any(e.order > entry.order and trees.has_files(e.tree) for e in others)
-            departed = Departed(entry.path, held, entry.order, followed, rewritten, entry.is_old, self._clock())
-            self.departed.append(departed)
+            followed = any(other.order > entry.order and other.tree.has_files for other in others)
+            self.gone.append(Gone(entry.path, captured, entry.order, followed, rewritten, entry.is_old))
 
     def _update(self, entry: Entry, look: Look, *, is_old: bool) -> None:
-        entry.members, entry.lacks = look.members, look.lacks
-        entry.beside.update(look.beside)
+        entry.marker, entry.members, entry.lacks = look.marker, look.members, look.lacks
+        entry.trackers.update(look.trackers)
         if look.tree != entry.tree:
-            self._changed(entry, look.tree)
-            # What is loaded, or copied, has its old times once it is complete.
+            self._note_change(entry, look.tree)
+            # What is loaded, or copied, gets its old times when it is complete.
             entry.is_old = is_old
-            entry.is_orphan = entry.is_orphan and is_old
-        entry.marker = look.marker
+            entry.is_leftover = entry.is_leftover and is_old
         entry.renamed = entry.renamed or look.renamed
 
-    def _changed(self, entry: Entry, tree: Tree) -> None:
+    def _note_change(self, entry: Entry, tree: Tree) -> None:
         now = self._clock()
-        pause = now - entry.changed_at
-        is_anew = entry.saved is None and _is_begun_anew(entry.tree, tree, was_still=entry.held is not None)
-        if entry.held is not None and not _only_lost(entry.held.tree, tree):
-            rewritten = entry.held.lasts and not entry.held.goes_on()
-            if rewritten or not _shares_files(entry.held.tree, tree):
-                self._depart(entry, rewritten=True)
+        pause_s = now - entry.changed_at
+        begun_anew = entry.saved is None and _is_begun_anew(entry.tree, tree, stood_still=entry.captured is not None)
+        if entry.captured is not None and not _only_lost(entry.captured.tree, tree):
+            rewritten = entry.captured.is_copy and not entry.captured.is_continued()
+            if rewritten or entry.captured.tree.inodes.isdisjoint(tree.inodes):
+                self._note_gone(entry, rewritten=True)
                 entry.order = self._next_order()
             else:
-                self.was_held_too_early(entry)
-        entry.leaving = entry.saved is not None and _only_lost(entry.saved, tree)
-        if is_anew:
+                self.note_captured_too_early(entry)
+        entry.is_being_removed = entry.saved is not None and _only_lost(entry.saved, tree)
+        if begun_anew:
             entry.order = self._next_order()
         elif entry.saved is None:
-            if trees.has_files(entry.tree) and not entry.is_old:
-                self._longest_pause_s = max(self._longest_pause_s, pause)
-        elif not entry.leaving and entry.tree == entry.saved:
+            if entry.tree.has_files and not entry.is_old:
+                self._longest_pause_s = max(self._longest_pause_s, pause_s)
+        elif not entry.is_being_removed and entry.tree == entry.saved:
             if _only_gained(entry.saved, tree):
-                self._longest_pause_s = max(self._longest_pause_s, pause)
-                self._report(
-                    f"{entry.path} grew again {pause:.0f} s after it was finished, as it seemed; it is saved anew when "
-                    f"it has been quiet for {self.patience_s:.0f} s. A marker (done=) or a longer settle= avoids that"
+                self._longest_pause_s = max(self._longest_pause_s, pause_s)
+                log.warning(
+                    f"{entry.path} grew again {pause_s:.0f} s after it was finished, as it seemed; it is saved anew "
+                    f"when it has been quiet for {self.quiet_s:.0f} s. A marker (done=) or a longer settle= avoids that"
                 )
             else:
                 entry.order = self._next_order()  # Written anew, as a last.ckpt is.
-        entry.tree, entry.changed_at, entry.renamed = tree, now, False
-        entry.open_since = now
+        entry.tree, entry.changed_at, entry.renamed, entry.open_since = tree, now, False, now
 
     def note_open(self, paths: Collection[str]) -> None:
-        """Take in which entries are open for writing now: a slow writer is not a quiet one."""
+        """Take in which entries are open for writing now: their writers may be slow."""
         now = self._clock()
         for entry in self.entries.values():
             entry.is_open = entry.path in paths
             if not entry.is_open:
                 continue
             entry.changed_at = now
-            if entry.open_since is not None and now - entry.open_since > self.patience_s:
-                self._report(f"{entry.path} waits: nothing changes, but a process has a file of it open for writing")
+            if entry.open_since is not None and now - entry.open_since > self.quiet_s:
+                log.info(f"{entry.path} waits: nothing changes, but a process has a file of it open for writing")
                 entry.open_since = None
 
-    def expect_orphans(self, before_ns: int) -> None:
-        """What was there at the first look and was last written before ``before_ns`` (wall clock) is an earlier
-        attempt's, which was killed: of each kind the last one may be half.
+    def expect_leftovers(self, before_ns: int) -> None:
+        """Entries that were there at the first look and were last written to before ``before_ns`` (wall clock) are an
+        earlier attempt's. It was killed: of each kind the last one may be half.
         """
-        earlier = [e for e in self.entries.values() if e.is_old and trees.newest_ns(e.tree) < before_ns]
+        earlier = [e for e in self.entries.values() if e.is_old and e.tree.newest_ns < before_ns]
         last = {kind_of(entry.path): entry for entry in sorted(earlier, key=lambda entry: entry.order)}
         for entry in last.values():
-            entry.is_orphan = entry.saved is None
+            entry.is_leftover = entry.saved is None
 
     def _next_order(self) -> int:
-        self._orders += 1
-        return self._orders
+        self._last_order += 1
+        return self._last_order
 
-    # -- deciding --------------------------------------------------------------------------------------------------
+    # -- deciding what is finished ---------------------------------------------------------------------------------
 
     def finished(self, *, last: bool = False) -> list[Finished]:
-        """Those that can be saved now, in the order in which they were begun.
+        """Entries that can be saved now, in the order in which they were begun.
 
-        ``last``: the writer has ended well; what lacks files that others had is taken as it is.
+        ``last``: the writer has ended well. Then an entry that lacks files which others had is taken as it is.
         """
-        due = sorted((entry for entry in self.entries.values() if entry.is_due), key=lambda entry: entry.order)
-        return [Finished(entry, why) for entry in due if (why := self._why_finished(entry, last))]
+        unsaved = sorted((entry for entry in self.entries.values() if entry.is_unsaved), key=lambda entry: entry.order)
+        return [Finished(entry, why) for entry in unsaved if (why := self._why_finished(entry, last))]
 
     def _why_finished(self, entry: Entry, last: bool) -> str:
         quiet = self._clock() - entry.changed_at
-        if not trees.size(entry.tree) and not entry.marked and not last:
+        if not entry.tree.size and entry.marker is None and not last:
             return ""  # Begun, and nothing written.
         if entry.is_open or not self._may_finish(entry):
             return ""
         if self._needs_marker:
-            # One that is written anew in place still has the marker of its last time.
+            # An entry that is written anew in place still has the marker of its last time.
             at_once = entry.is_confirmed and entry.saved is None
-            return "marked" if at_once or quiet >= self.patience_s else ""
+            return "marked" if at_once or quiet >= self.quiet_s else ""
         if entry.renamed:
             return "renamed into place"
-        lacking = "" if last else self.lacking(entry)
-        unsure = lacking or (not last and (self._may_grow(entry) or self._is_under_way(entry)))
-        if quiet >= (HOLD * self._settle_s if unsure else self.patience_s):
-            return f"quiet for {quiet:.0f} s" + (f", although it lacks {lacking}" if lacking else "")
+        missing = "" if last else self.lacking(entry)
+        unsure = missing or (not last and (self._may_grow(entry) or self._has_unfinished_files(entry)))
+        if quiet >= (UNSURE_FACTOR * self._settle_s if unsure else self.quiet_s):
+            return f"quiet for {quiet:.0f} s" + (f", although it lacks {missing}" if missing else "")
         return ""
 
     def _may_grow(self, entry: Entry) -> bool:
-        """Whether this is a directory of which nobody knows what it will hold, and which may still be written to."""
+        """Whether this is a directory, the first and the newest of its kind: nobody knows which files it will have."""
         kind = kind_of(entry.path)
-        # From the last one back: of thousands that come at once, nearly each has a later one there.
-        later = (e for e in reversed(self.entries.values()) if e.order > entry.order and trees.has_files(e.tree))
-        return "" not in entry.tree and kind not in self._whole and not any(kind_of(e.path) == kind for e in later)
+        # Backwards: of thousands that come at once, nearly each has a later one near the end.
+        later = (e for e in reversed(self.entries.values()) if e.order > entry.order and e.tree.has_files)
+        return "" not in entry.tree and kind not in self._last_saved and not any(kind_of(e.path) == kind for e in later)
 
     def lacking(self, entry: Entry) -> str:
-        """A file that the last one of its kind had and this one has not; empty if there is none. Numbers in names do
-        not count.
+        """A file that the last saved one of its kind had and this one has not; empty if there is none. Numbers in names
+        do not count.
         """
-        before = self._whole.get(kind_of(entry.path))
+        before = self._last_saved.get(kind_of(entry.path))
         return lacking(entry.tree, before) if before is not None else ""
 
-    def to_ask(self, *, last: bool = False) -> tuple[list[Entry], list[Entry]]:
-        """Those that may be held, and those that may be finished, if nobody has them open for writing. ``last``: as for
-        ``finished``.
+    def _has_unfinished_files(self, entry: Entry) -> bool:
+        """Whether it has files with names of unfinished ones, which the last saved one of its kind had not."""
+        names = {kind_of_file(path) for path in entry.tree if is_temporary(os.path.basename(path))}
+        return bool(names - set(map(kind_of_file, self._last_saved.get(kind_of(entry.path), {}))))
+
+    def _may_finish(self, entry: Entry) -> bool:
+        """Whether it can count as finished without a marker yet to come or another write."""
+        if entry.lacks:
+            return False
+        return entry.is_confirmed or (not entry.is_leftover and (entry.marker is not None or not self._needs_marker))
+
+    def pending(self) -> list[Entry]:
+        """Entries that are not saved as they are and may count as finished one day, in the order of their begin."""
+        return sorted((e for e in self.entries.values() if e.is_unsaved and self._may_finish(e)), key=lambda e: e.order)
+
+    def never_finished(self) -> list[Entry]:
+        """Entries that are not saved, and only a marker or another write could change that."""
+        return [entry for entry in self.entries.values() if entry.is_unsaved and not self._may_finish(entry)]
+
+    def to_check_for_writers(self, *, last: bool = False) -> tuple[list[Entry], list[Entry]]:
+        """Entries that can be captured early, and those that are finished, if nobody has them open for writing.
+        ``last``: as for ``finished``.
         """
         now = self._clock()
         early, final = list[Entry](), list[Entry]()
         for entry in self.pending():
             quiet = now - entry.changed_at
-            if last or entry.renamed or entry.marked or quiet >= self.patience_s:
+            if last or entry.renamed or entry.marker is not None or quiet >= self.quiet_s:
                 final.append(entry)
-            elif entry.is_open or (entry.held is None and quiet >= entry.moment_s):
+            elif entry.is_open or (entry.captured is None and quiet >= entry.still_s):
                 early.append(entry)
         return early, final
 
-    def to_hold(self) -> list[Entry]:
-        """What stands still, and should be held now."""
+    # -- capturing early -------------------------------------------------------------------------------------------
+
+    def to_capture(self) -> list[Entry]:
+        """Entries that stand still, and should be captured now."""
         now = self._clock()
-        return [
-            entry
-            for entry in self.entries.values()
-            if entry.held is None and self._may_be_held(entry) and now - entry.changed_at >= entry.moment_s
+        return [e for e in self.entries.values() if self._should_be_captured(e) and now - e.changed_at >= e.still_s]
+
+    def _should_be_captured(self, entry: Entry) -> bool:
+        is_wanted = entry.captured is None and entry.is_unsaved and not self._needs_marker
+        is_begun = not entry.is_open and bool(entry.tree.size)
+        return is_wanted and is_begun and self._may_finish(entry) and not self._has_unfinished_files(entry)
+
+    def next_capture_s(self) -> float:
+        """After how many seconds there may be something to capture; infinite if there is nothing."""
+        now = self._clock()
+        waiting = [
+            e for e in self.entries.values() if self._should_be_captured(e) or (e.is_open and e.captured is None)
         ]
+        return min((max(e.still_s + e.changed_at - now, 0) or WATCH_STILL_S for e in waiting), default=math.inf)
 
-    def _may_be_held(self, entry: Entry) -> bool:
-        is_begun = entry.is_due and not entry.is_open and bool(trees.size(entry.tree))
-        may_be = is_begun and not self._needs_marker and self._may_finish(entry)
-        return may_be and not self._is_under_way(entry)
+    def captures(self) -> list[Captured]:
+        """All that was captured early and is still needed."""
+        captured = [entry.captured for entry in self.entries.values() if entry.captured is not None]
+        return captured + [gone.captured for gone in self.gone]
 
-    def _is_under_way(self, entry: Entry) -> bool:
-        """Whether it has files with names of unfinished ones, which the last of its kind had not."""
-        names = set(map(kind_of_file, is_under_way(entry.tree)))
-        return bool(names - set(map(kind_of_file, self._whole.get(kind_of(entry.path), {}))))
+    def note_captured_too_early(self, entry: Entry) -> None:
+        """What was captured of it is of no use: it must stand still for longer."""
+        entry.captured, entry.still_s = None, min(2 * entry.still_s, max(self.quiet_s, WATCH_STILL_S))
 
-    def soon_s(self) -> float:
-        """After how many seconds there may be something to hold; infinite if there is nothing."""
-        now = self._clock()
-        waiting = [e for e in self.entries.values() if e.held is None and (e.is_open or self._may_be_held(e))]
-        return min((max(e.moment_s + e.changed_at - now, 0) or MOMENT_S for e in waiting), default=math.inf)
-
-    def holds(self) -> list[Kept]:
-        """All that is held and still needed."""
-        held = [entry.held for entry in self.entries.values() if entry.held is not None]
-        return held + [departed.held for departed in self.departed]
-
-    def was_held_too_early(self, entry: Entry) -> None:
-        """What is held of it is of no use: it must stand still for longer."""
-        entry.held, entry.moment_s = None, min(2 * entry.moment_s, max(self.patience_s, MOMENT_S))
-
-    def may_wait(self, departed: Departed) -> bool:
-        """Whether something else is about to be held, which may not last: what is held already does."""
-        return self._clock() - departed.at < _WAITS_S and self.soon_s() <= 2 * MOMENT_S
-
-    def judge(self, departed: Departed, *, last: bool = False) -> Verdict:
+    def judge(self, gone: Gone, *, last: bool = False) -> Verdict:
         """Whether what is gone was a whole checkpoint. ``last``: as for ``finished``."""
-        kind, shape = kind_of(departed.path), shape_of(departed.tree)
-        before = self._whole.get(kind)
+        kind, shape = kind_of(gone.path), shape_of(gone.tree)
+        before = self._last_saved.get(kind)
         others = [] if before is None else [Other(before, True)]
-        begun = [entry for entry in self.entries.values() if trees.has_files(entry.tree)]
-        newest = max([entry.order for entry in begun] + [other.order for other in self.departed])
-        held = [entry for entry in begun if entry.held is not None or entry.saved == entry.tree]
-        items: list[Entry | Departed] = [*held[-_COMPARED:], *self.departed]
+        begun = [entry for entry in self.entries.values() if entry.tree.has_files]
+        newest = max([entry.order for entry in begun] + [other.order for other in self.gone])
+        still = [entry for entry in begun if entry.captured is not None or entry.saved == entry.tree]
+        items: list[Entry | Gone] = [*still[-_MAX_COMPARED:], *self.gone]
         for item in items:
             is_alike = kind_of(item.path) == kind or shape_of(item.tree) == shape
-            if item.order > departed.order and is_alike:
+            if item.order > gone.order and is_alike:
                 is_saved = isinstance(item, Entry) and item.saved == item.tree
                 others.append(Other(item.tree, is_saved or item.order < newest))
-        return judge(departed, others, last=last)
-
-    def pending(self) -> list[Entry]:
-        """What is not saved as it stands now and may count as finished one day, in the order in which it was begun."""
-        return sorted((e for e in self.entries.values() if e.is_due and self._may_finish(e)), key=lambda e: e.order)
-
-    def hopeless(self) -> list[Entry]:
-        """What is not saved, and only a marker or another write could change that."""
-        return [entry for entry in self.entries.values() if entry.is_due and not self._may_finish(entry)]
-
-    def _may_finish(self, entry: Entry) -> bool:
-        if entry.lacks:
-            return False
-        return entry.is_confirmed or (not entry.is_orphan and (entry.marked or not self._needs_marker))
+        return judge(gone, others, last=last)
 
     # -- what became of them ---------------------------------------------------------------------------------------
 
-    def is_newest(self, entry: Entry | Departed) -> bool:
-        """Whether none that was begun after it has been saved: it is what a retry should resume from."""
+    def is_newest(self, entry: Entry | Gone) -> bool:
+        """Whether none that was begun after it has been saved: then a retry should resume from it."""
         return entry.order >= self._newest_saved
 
     def note_saved(self, entry: Entry, tree: Tree) -> None:
         """``entry`` was saved as it looked in ``tree``, by this watch or an earlier one."""
         entry.saved = tree
-        self._newest_saved = max(self._newest_saved, entry.order)
-        self._keep_in_mind(entry.path, tree)
+        self._remember(entry, tree)
 
-    def note_published(self, departed: Departed) -> None:
+    def note_gone_saved(self, gone: Gone) -> None:
         """What is gone was saved."""
-        self._newest_saved = max(self._newest_saved, departed.order)
-        if (entry := self.entries.get(departed.path)) is not None:
-            entry.moment_s = MOMENT_S  # What is done to it is done to whole ones.
-        self._keep_in_mind(departed.path, departed.tree)
+        if (entry := self.entries.get(gone.path)) is not None:
+            entry.still_s = WATCH_STILL_S  # It was whole when it was written anew: it was not captured too early.
+        self._remember(gone, gone.tree)
 
-    def _keep_in_mind(self, path: str, tree: Tree) -> None:
-        kind = kind_of(path)
-        self._whole.pop(kind, None)
-        self._whole[kind] = tree
-        if len(self._whole) > _MAX_SHAPES:
-            del self._whole[next(iter(self._whole))]
+    def _remember(self, saved: Entry | Gone, tree: Tree) -> None:
+        self._newest_saved = max(self._newest_saved, saved.order)
+        kind = kind_of(saved.path)
+        self._last_saved.pop(kind, None)
+        self._last_saved[kind] = tree
+        if len(self._last_saved) > _MAX_KINDS:
+            del self._last_saved[next(iter(self._last_saved))]
 
     def forget(self, entry: Entry) -> None:
-        """It was taken away, by us."""
+        """This package has removed it."""
         if self.entries.get(entry.path) is entry:
             del self.entries[entry.path]
 
 
 def _has_part_of(after: Tree, before: Tree) -> bool:
     """Whether a file of ``before`` is there just as it was; its number alone may be another file's by now."""
-    return any(trees.is_file(fact) for fact in set(before.values()) & set(after.values()))
+    return not set(before.files.values()).isdisjoint(after.files.values())
 
 
-def _is_begun_anew(before: Tree, after: Tree, *, was_still: bool) -> bool:
-    """Whether all of it is written once more: nothing is as it was, and something is another file, or is shorter; or no
-    longer, where it ``was_still``: one that is allocated first and filled later is not.
+def _is_begun_anew(before: Tree, after: Tree, *, stood_still: bool) -> bool:
+    """Whether all of it is written once more: nothing is as it was, and a file is another one, or is shorter.
+
+    ``stood_still``: it was complete, as far as can be told. Then a file that is no longer than it was counts as well;
+    otherwise it may have been allocated first, to be filled later.
     """
     if _has_part_of(after, before):
         return False
-    files = [(fact, after[path]) for path, fact in before.items() if trees.is_file(fact) and path in after]
-    return any(now.inode != fact.inode or now.size < fact.size + was_still for fact, now in files)
-
-
-def _shares_files(before: Tree, after: Tree) -> bool:
-    return not trees.inodes(before).isdisjoint(trees.inodes(after))
-
-
-def _fingerprint(tree: Tree) -> frozenset[tuple[str, trees.Fact]]:
-    return frozenset(tree.items())
+    pairs = [(fact, after[path]) for path, fact in before.files.items() if path in after]
+    return any(now.inode != fact.inode or now.size < fact.size + stood_still for fact, now in pairs)
 
 
 def _only_lost(before: Tree, after: Tree) -> bool:
@@ -393,7 +374,7 @@ def _only_lost(before: Tree, after: Tree) -> bool:
 
 
 def _only_gained(before: Tree, after: Tree) -> bool:
-    """Nothing that was there went or was written anew; files may be longer."""
+    """Nothing that was there was removed or written anew; files may be longer."""
     for path, fact in before.items():
         now = after.get(path)
         if now is None or (now.kind, now.inode) != (fact.kind, fact.inode):

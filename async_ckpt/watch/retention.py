@@ -3,93 +3,95 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Iterator
 
 from ..capture.base import annex_in
+from ..capture.walk import ANNEX_PREFIX
 from ..errors import os_reason
 from ..system.files import remove_tree
 from ..system.writers import open_for_writing
-from .entry import Entry
+from .entry import Entry, read_tree
 from .options import WatchOptions
 from .recogniser import Recogniser
-from .saving import Saving
-from .tree import REMOVED_PREFIX, read_tree
+from .saver import Saver
 
-#: So many are removed between two looks, as a large one takes time, and of so many the agent is asked.
-_AT_A_TIME, _QUESTIONS = 8, 64
+log = logging.getLogger(__package__)
+
+#: An entry gets this name before it is removed, so that nobody takes what is left of it for a checkpoint.
+_REMOVED_PREFIX = f"{ANNEX_PREFIX}removed-"
+
+#: With ``keep``, so many are removed between two looks, as removing a large one takes time.
+_REMOVED_AT_A_TIME = 8
+#: The agent is asked about so many between two looks.
+_ASKED_AT_A_TIME = 64
 
 
-def remove_leftovers(root: str, report: Callable[[str], None]) -> None:
+def remove_leftovers(root: str) -> None:
     """Finish what a watch that was killed had begun to remove."""
     for name in os.listdir(root):
-        if name.startswith(REMOVED_PREFIX):
-            _remove(os.path.join(root, name), report)
+        if name.startswith(_REMOVED_PREFIX):
+            _remove(os.path.join(root, name))
 
 
-def retain(
-    root: str, options: WatchOptions, recogniser: Recogniser, saving: Saving, report: Callable[[str], None]
-) -> list[Entry]:
+def retain(root: str, options: WatchOptions, recogniser: Recogniser, saver: Saver) -> list[Entry]:
     """Remove what need not stay on the disk. Returns what was removed.
 
-    With ``move`` that is what this watch has saved, unless somebody has it open for writing; with ``keep`` what is
-    committed and not among so many of the newest that were saved.
+    With ``move`` that is all that this watch has saved and nobody has open for writing. With ``keep`` it is what is in
+    the store, without the ``keep`` newest of all that were saved.
     """
+    saved = [e for e in recogniser.entries.values() if e.saved is not None and e.saved == e.tree]
     if options.move:
-        return _remove_saved(root, recogniser, saving, report)
-    return _remove_committed(root, options.keep, recogniser, saving, report) if options.keep is not None else []
-
-
-def _remove_saved(root: str, recogniser: Recogniser, saving: Saving, report: Callable[[str], None]) -> list[Entry]:
-    saved = [e for e in recogniser.entries.values() if e.saved == e.tree and saving.has_saved(e.path)]
-    is_open = open_for_writing(set().union(*(entry.evidence for entry in saved)))
-    return [
-        entry
-        for entry in saved
-        if entry.evidence.isdisjoint(is_open) and _try_to_take_away(root, entry, "is saved", report)
-    ]
-
-
-def _remove_committed(
-    root: str, keep: int, recogniser: Recogniser, saving: Saving, report: Callable[[str], None]
-) -> list[Entry]:
-    saved = [entry for entry in recogniser.entries.values() if entry.saved is not None and entry.saved == entry.tree]
+        mine = [entry for entry in saved if saver.has_saved(entry.path)]
+        is_open = open_for_writing(set().union(*(entry.must_be_closed for entry in mine)))
+        closed = [entry for entry in mine if entry.must_be_closed.isdisjoint(is_open)]
+        return [entry for entry in closed if _try_to_remove(root, entry, "is saved")]
+    if options.keep is None:
+        return []
     saved.sort(key=lambda entry: entry.order)
     removed: list[Entry] = []
-    tries, questions = _AT_A_TIME, _QUESTIONS
-    # Those that could not be removed hold up no others.
-    for entry in sorted(saved[: max(len(saved) - keep, 0)], key=lambda entry: entry.stuck):
+    tries = _REMOVED_AT_A_TIME
+    # Those that could not be removed come last, so that they do not hold up the others.
+    older = sorted(saved[: max(len(saved) - options.keep, 0)], key=lambda entry: entry.failed_removals)
+    for entry in _in_store(older, saver):
+        failed = entry.failed_removals
+        if _try_to_remove(root, entry, "is in the store"):
+            removed.append(entry)
+        elif entry.failed_removals == failed:
+            continue  # It is not as it was saved, and stays.
+        tries -= 1
         if not tries:
             break
-        if not saving.is_known_to_be_committed(entry.path):
-            if not questions or not saving.is_followed(entry.path):
-                continue
-            questions -= 1
-            if not saving.is_committed(entry.path):
-                continue
-        before = entry.stuck
-        if _try_to_take_away(root, entry, "is in the store", report):
-            removed.append(entry)
-        if entry.stuck > before or entry in removed:
-            tries -= 1
     return removed
 
 
-def _try_to_take_away(root: str, entry: Entry, why: str, report: Callable[[str], None]) -> bool:
+def _in_store(entries: list[Entry], saver: Saver) -> Iterator[Entry]:
+    asked = 0
+    for entry in entries:
+        if saver.is_known_to_be_in_store(entry.path):
+            yield entry
+        elif asked < _ASKED_AT_A_TIME and saver.may_be_in_store(entry.path):
+            asked += 1
+            if saver.is_in_store(entry.path):
+                yield entry
+
+
+def _try_to_remove(root: str, entry: Entry, why: str) -> bool:
     try:
-        if not _take_away(root, entry, report):
+        if not _take_away(root, entry):
             return False
-        report(f"{entry.path} is removed from the disk: it {why}")
+        log.info(f"{entry.path} is removed from the disk: it {why}")
         return True
     except OSError as error:
-        if not entry.stuck:
-            report(f"{entry.path} {why}, but cannot be removed from the disk: {os_reason(error)}")
-        entry.stuck += 1
+        if not entry.failed_removals:
+            log.warning(f"{entry.path} {why}, but cannot be removed from the disk: {os_reason(error)}")
+        entry.failed_removals += 1
         return False
 
 
-def _take_away(root: str, entry: Entry, report: Callable[[str], None]) -> bool:
+def _take_away(root: str, entry: Entry) -> bool:
     """Remove an entry. False: it is not just as it was saved any more, and stays.
 
     Raises
@@ -97,12 +99,12 @@ def _take_away(root: str, entry: Entry, report: Callable[[str], None]) -> bool:
     OSError
         It cannot be removed.
     """
-    base, away = os.path.join(root, entry.base), os.path.join(root, REMOVED_PREFIX + secrets.token_hex(8))
+    base, away = os.path.join(root, entry.base), os.path.join(root, _REMOVED_PREFIX + secrets.token_hex(8))
     with contextlib.suppress(FileNotFoundError):
-        # What was saved out of it by itself may still wait for the store in there.
+        # Snapshots of files in it, which were saved by themselves, may still wait for the store in there.
         if entry.read(root) != entry.saved or (not entry.members and annex_in(base)):
             return False
-        # Renamed first: killed in the middle of it, half a checkpoint would be left under its name.
+        # Renamed first: otherwise, if this process was killed meanwhile, half a checkpoint would be left.
         if not entry.members:
             os.rename(base, away)
             if read_tree(away) != entry.saved:
@@ -112,12 +114,12 @@ def _take_away(root: str, entry: Entry, report: Callable[[str], None]) -> bool:
             os.mkdir(away)
             for name in entry.members:
                 os.rename(os.path.join(base, name), os.path.join(away, name))
-        _remove(away, report)
+        _remove(away)
         return True
     return False
 
 
-def _remove(path: str, report: Callable[[str], None]) -> None:
+def _remove(path: str) -> None:
     try:
         if os.path.isdir(path) and not os.path.islink(path):
             remove_tree(path)
@@ -125,4 +127,4 @@ def _remove(path: str, report: Callable[[str], None]) -> None:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
     except OSError as error:
-        report(f"{path}, which nobody needs any more, cannot be removed: {os_reason(error)}")
+        log.warning(f"{path}, which nobody needs any more, cannot be removed: {os_reason(error)}")

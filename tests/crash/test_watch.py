@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,10 @@ import pytest
 from async_ckpt.config import Config
 from async_ckpt.errors import WatchError
 from async_ckpt.task.checkpointer import Checkpointer
-from async_ckpt.watch import Watch, WatchOptions, saving
+from async_ckpt.watch import Watch, WatchOptions, saver
+from async_ckpt.watch.entry import Tree, read_tree
 from async_ckpt.watch.events import Events
-from async_ckpt.watch.tree import Tree, read_tree
-from harness import trainer
+from harness import log_lines, trainer
 from harness.agents import Task, wait_until
 from harness.metaflow_env import REPOSITORY
 
@@ -38,10 +39,17 @@ class Watching:
         self.watches: list[Watch] = []
         self.out.mkdir()
 
-    def start(self, checkpointer: Checkpointer, **options: Any) -> Watch:
+    def start(
+        self,
+        checkpointer: Checkpointer,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock_ns: Callable[[], int] = time.time_ns,
+        **options: Any,
+    ) -> Watch:
         watch = Watch(
             checkpointer, self.out, WatchOptions(**{"settle": QUICK_S, **options}), Config.from_env(),
-            began_ns=checkpointer.spool.attempt_began_ns(), report=self.lines.append,
+            began_ns=checkpointer.spool.attempt_began_ns(), clock=clock, wall_clock_ns=wall_clock_ns,
         )  # fmt: skip
         self.watches.append(watch)
         return watch
@@ -66,9 +74,10 @@ class Watching:
 @pytest.fixture
 def watching(task: Task) -> Iterator[Watching]:
     made = Watching(task)
-    yield made
+    with log_lines.collected(made.lines):
+        yield made
+        made.end()
     print("\n".join(made.lines))
-    made.end()
 
 
 def stored(task: Task, checkpointer: Checkpointer) -> list[tuple[str, dict[str, bytes]]]:
@@ -338,7 +347,7 @@ def test_one_that_is_opened_in_the_moment_it_is_moved_stays_until_its_writer_is_
             opened.append(os.open(Path(now, "log"), os.O_WRONLY | os.O_APPEND))
         return read_tree(now)
 
-    monkeypatch.setattr(saving, "read_tree", look_again)
+    monkeypatch.setattr(saver, "read_tree", look_again)
     checkpointer = task.start()
     watching.write("checkpoint-1", model="m", log="one\n")
     watch = watching.start(checkpointer, move=True)

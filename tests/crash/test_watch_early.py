@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from async_ckpt.config import Config
-from async_ckpt.watch import Watch, WatchOptions
+from async_ckpt.watch import Watch
 from harness.agents import Task, close_and_kill, wait_until
 from tests.crash.test_watch import Watching, stored, watching
 
@@ -22,10 +21,10 @@ __all__ = ["watching"]
 SETTLE_S = 30.0
 
 
-def is_held(watch: Watch, path: str) -> bool:
+def is_captured(watch: Watch, path: str) -> bool:
     """Whether it is captured as it stands."""
     entry = watch._recogniser.entries.get(path)
-    return entry is not None and entry.held is not None
+    return entry is not None and entry.captured is not None
 
 
 def in_spool(task: Task) -> list[str]:
@@ -47,7 +46,7 @@ def test_every_one_of_a_trainer_that_keeps_two_and_is_fast_is_saved_and_none_twi
     watch = watching.start(checkpointer, settle=SETTLE_S)
     for number in range(1, 7):
         write(watching.out / f"checkpoint-{number}", model="m" * 100_000, state=str(number))
-        wait_until(lambda number=number: is_held(watch, f"checkpoint-{number}"), "it stood still")
+        wait_until(lambda number=number: is_captured(watch, f"checkpoint-{number}"), "it stood still")
         if number > 2:
             shutil.rmtree(watching.out / f"checkpoint-{number - 2}")
     wait_until(lambda: watch.saved == 4, "those that were removed are saved")
@@ -67,16 +66,16 @@ def test_a_half_that_is_removed_and_one_that_its_writer_came_back_to_are_not_sav
     watch = watching.start(checkpointer, settle=SETTLE_S)
     half, grown, whole = (watching.out / f"checkpoint-{number}" for number in (1, 2, 3))
     write(half, model="m")
-    wait_until(lambda: is_held(watch, "checkpoint-1"), "it stood still")
+    wait_until(lambda: is_captured(watch, "checkpoint-1"), "it stood still")
     write(grown, model="m", log="begun")
-    wait_until(lambda: is_held(watch, "checkpoint-2"), "it stood still")
+    wait_until(lambda: is_captured(watch, "checkpoint-2"), "it stood still")
     with open(grown / "log", "a") as log:
         log.write(", and more")
         log.flush()
-        wait_until(lambda: not is_held(watch, "checkpoint-2"), "that is seen")
+        wait_until(lambda: not is_captured(watch, "checkpoint-2"), "that is seen")
         shutil.rmtree(grown)
     write(whole, model="m", optimizer="o", log="l")
-    wait_until(lambda: is_held(watch, "checkpoint-3"), "it stood still")
+    wait_until(lambda: is_captured(watch, "checkpoint-3"), "it stood still")
     shutil.rmtree(half)
     wait_until(watching.heard("checkpoint-2 has gone before it was saved"), "that is told")
     watch.stop(complete=False)
@@ -100,8 +99,8 @@ def test_each_state_of_a_file_whose_name_is_used_again_is_saved(task: Task, watc
             last.write_text(text)
         wait_until(
             lambda text=text: (
-                is_held(watch, "last.ckpt")
-                and Path(watch._recogniser.entries["last.ckpt"].held.path).read_text() == text
+                is_captured(watch, "last.ckpt")
+                and Path(watch._recogniser.entries["last.ckpt"].captured.path).read_text() == text
             ),  # type: ignore[union-attr]
             "it stood still",
         )
@@ -121,7 +120,7 @@ def test_those_that_a_fast_trainer_removes_while_the_backlog_is_full_are_saved_w
     watch = watching.start(checkpointer, settle=SETTLE_S)
     for number in range(1, 8):
         write(watching.out / f"checkpoint-{number}", model="m" * 100_000, state=str(number))
-        wait_until(lambda number=number: is_held(watch, f"checkpoint-{number}"), "it is looked at, whatever waits")
+        wait_until(lambda number=number: is_captured(watch, f"checkpoint-{number}"), "it is looked at, whatever waits")
         if number > 2:
             shutil.rmtree(watching.out / f"checkpoint-{number - 2}")
     wait_until(watching.heard("waits: The store cannot keep up"), "there is no room for another one")
@@ -139,19 +138,19 @@ def test_of_two_names_that_take_turns_in_place_the_one_that_was_written_last_is_
     watch = watching.start(checkpointer, pattern="slot-*", settle=2.0)
     for number in range(3):
         (watching.out / f"slot-{number % 2}").write_text(str(number) * 1000)
-        wait_until(lambda number=number: is_held(watch, f"slot-{number % 2}"), "it stood still")
+        wait_until(lambda number=number: is_captured(watch, f"slot-{number % 2}"), "it stood still")
     watch.stop()
     checkpointer.flush(60)
     assert sorted(path for path, _ in stored(task, checkpointer)) == ["slot-0", "slot-1"]
     assert task.latest()["metadata"]["path"] == "slot-0"
 
 
-def test_what_is_written_into_a_held_file_after_it_was_removed_is_not_saved(task: Task, watching: Watching) -> None:
+def test_what_is_written_into_a_captured_file_after_it_was_removed_is_not_saved(task: Task, watching: Watching) -> None:
     checkpointer = task.start()
     watch = watching.start(checkpointer, settle=SETTLE_S)
     for number in (1, 2, 3):
         write(watching.out / f"checkpoint-{number}", model="m" * 100_000)
-        wait_until(lambda number=number: is_held(watch, f"checkpoint-{number}"), "it stood still")
+        wait_until(lambda number=number: is_captured(watch, f"checkpoint-{number}"), "it stood still")
     with open(watching.out / "checkpoint-1" / "model", "r+") as late:
         shutil.rmtree(watching.out / "checkpoint-1")
         wait_until(watching.heard("checkpoint-1 has gone before it was saved: it was written to"), "that is told")
@@ -160,23 +159,25 @@ def test_what_is_written_into_a_held_file_after_it_was_removed_is_not_saved(task
     assert watch.saved == 0
 
 
-_HOLDS = """
+_CAPTURES = """
 import sys, time
 from async_ckpt.task.checkpointer import Checkpointer
 from async_ckpt.watch import Watch, WatchOptions
 checkpointer = Checkpointer.from_environment()
 watch = Watch(checkpointer, sys.argv[1], WatchOptions(settle=30.0), checkpointer.config)
-while not any(entry.held for entry in list(watch._recogniser.entries.values())):
+while not any(entry.captured for entry in list(watch._recogniser.entries.values())):
     time.sleep(0.01)
 print(flush=True)
 time.sleep(600)
 """
 
 
-def test_what_a_killed_watch_held_is_swept_up_and_the_next_attempt_is_told(task: Task, watching: Watching) -> None:
+def test_what_a_killed_watch_had_captured_is_swept_up_and_the_next_attempt_is_told(
+    task: Task, watching: Watching
+) -> None:
     checkpointer = task.start()
     write(watching.out / "checkpoint-1", model="m" * 100_000)
-    script = [sys.executable, "-c", _HOLDS, str(watching.out)]
+    script = [sys.executable, "-c", _CAPTURES, str(watching.out)]
     with subprocess.Popen(script, env=task.environment(checkpointer), stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
@@ -199,11 +200,8 @@ def test_on_a_file_system_without_links_small_ones_are_copied_and_of_others_one_
 
     task.set(watch_copy_bytes=250_000)
     checkpointer = task.start()
-    monkeypatch.setattr("async_ckpt.watch.held.os.link", refuse)
-    watch = Watch(
-        checkpointer, watching.out, WatchOptions(settle=SETTLE_S), Config.from_env(), report=watching.lines.append
-    )
-    watching.watches.append(watch)
+    monkeypatch.setattr("async_ckpt.watch.early_capture.os.link", refuse)
+    watch = watching.start(checkpointer, settle=SETTLE_S)
     for number, size in ((1, 100_000), (2, 100_000), (3, 100_000)):
         write(watching.out / f"checkpoint-{number}", model="m" * size)
         wait_until(lambda number=number: f"checkpoint-{number}" in watch._recogniser.entries, "it is seen")

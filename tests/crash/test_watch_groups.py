@@ -9,7 +9,7 @@ import pytest
 
 from harness.agents import Task, wait_until
 from tests.crash.test_watch import Watching, stored, watching
-from tests.crash.test_watch_early import is_held
+from tests.crash.test_watch_early import is_captured
 
 __all__ = ["watching"]
 
@@ -37,7 +37,7 @@ def test_pairs_of_a_trainer_that_keeps_two_are_each_one_checkpoint_and_a_half_is
     watch = watching.start(checkpointer, pattern="ckpt-*", settle=30.0)
     for number in range(1, 5):
         write_pair(watching.out, number)
-        wait_until(lambda number=number: is_held(watch, f"ckpt-{number}"), "it stood still")
+        wait_until(lambda number=number: is_captured(watch, f"ckpt-{number}"), "it stood still")
         for name in [*PARTS, "index"] if number > 2 else ():
             (watching.out / f"ckpt-{number - 2}.{name}").unlink()
     wait_until(lambda: watch.saved == 2, "those that were removed are saved")
@@ -83,8 +83,8 @@ def test_a_directory_of_deepspeed_is_saved_with_the_file_that_names_it(task: Tas
         folder.mkdir()
         (folder / "mp_rank_00_model_states.pt").write_text(str(number))
         (watching.out / "latest").write_text(folder.name)
-        wait_until(lambda number=number: is_held(watch, f"global_step{number}"), "it stood still")
-        wait_until(lambda number=number: watch._recogniser.entries[f"global_step{number}"].beside, "its name is seen")
+        wait_until(lambda number=number: is_captured(watch, f"global_step{number}"), "it stood still")
+        wait_until(lambda number=number: watch._recogniser.entries[f"global_step{number}"].trackers, "its name is seen")
     shutil.rmtree(watching.out / "global_step1")
     wait_until(lambda: watch.saved == 1, "it is saved")
     watch.stop(complete=False)

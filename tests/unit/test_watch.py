@@ -1,4 +1,4 @@
-"""The thread that goes round, with a saver that does what a test says."""
+"""The thread that goes round, with a checkpointer that does what a test says."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ import pytest
 
 from async_ckpt.config import Config
 from async_ckpt.errors import BacklogError, SnapshotError, StoreError, WatchError
-from async_ckpt.watch import Watch, WatchOptions, looking, retention
+from async_ckpt.watch import Watch, WatchOptions, retention, scan
+from async_ckpt.watch.entry import read_tree
 from async_ckpt.watch.events import Events
-from async_ckpt.watch.tree import read_tree
+from harness import log_lines
 from harness.agents import wait_until
 
 
@@ -29,7 +30,7 @@ class Saved:
 
 
 @dataclass
-class Saver:
+class Checkpointer:
     """Keeps what is saved; ``trouble`` is raised by the saves to come, one each."""
 
     before: list[dict[str, Any]] = field(default_factory=list)
@@ -72,13 +73,13 @@ class Saver:
 
 class Scene:
     def __init__(self, out: Path) -> None:
-        self.out, self.saver, self.lines = out, Saver(spool=out.parent / "spool"), list[str]()
-        self.saver.spool.mkdir()
+        self.out, self.checkpointer, self.lines = out, Checkpointer(spool=out.parent / "spool"), list[str]()
+        self.checkpointer.spool.mkdir()
         self.watches: list[Watch] = []
 
     def start(self, **options: Any) -> Watch:
         config = Config(watch_settle_s=0.0, rescan_s=0.02)
-        watch = Watch(self.saver, self.out, WatchOptions(**options), config, report=self.lines.append)
+        watch = Watch(self.checkpointer, self.out, WatchOptions(**options), config)
         self.watches.append(watch)
         return watch
 
@@ -87,7 +88,7 @@ class Scene:
         (self.out / name / "model").write_text(text)
 
     def paths(self) -> list[str]:
-        return [os.path.basename(item["path"]) for item in self.saver.saved]
+        return [os.path.basename(item["path"]) for item in self.checkpointer.saved]
 
     def heard(self, text: str) -> list[str]:
         return [line for line in self.lines if text in line]
@@ -97,13 +98,14 @@ class Scene:
 def scene(tmp_path: Path) -> Iterator[Scene]:
     made = Scene(tmp_path / "out")
     made.out.mkdir()
-    yield made
-    for watch in made.watches:
-        watch.stop(complete=False)
+    with log_lines.collected(made.lines):
+        yield made
+        for watch in made.watches:
+            watch.stop(complete=False)
 
 
 def test_a_full_backlog_and_errors_that_pass_cost_time_and_no_checkpoint_and_are_told_once(scene: Scene) -> None:
-    scene.saver.trouble = [BacklogError("The store cannot keep up"), SnapshotError("The disk is full")]
+    scene.checkpointer.trouble = [BacklogError("The store cannot keep up"), SnapshotError("The disk is full")]
     scene.write("checkpoint-1")
     watch = scene.start()
     wait_until(lambda: watch.saved == 1, "it is saved at last")
@@ -118,7 +120,7 @@ def test_an_error_that_does_not_pass_is_raised_at_the_end_and_the_others_are_sav
         if path.endswith("-2"):
             raise SnapshotError("Cannot capture it: it is a FIFO")
 
-    scene.saver.meanwhile = fail_for_two
+    scene.checkpointer.meanwhile = fail_for_two
     for number in (1, 2, 3):
         scene.write(f"checkpoint-{number}")
     watch = scene.start()
@@ -129,25 +131,25 @@ def test_an_error_that_does_not_pass_is_raised_at_the_end_and_the_others_are_sav
 
 
 def test_one_that_is_admitted_while_the_store_refuses_others_is_not_saved_twice(scene: Scene) -> None:
-    scene.saver.trouble = [StoreError("The store refuses checkpoints")]
+    scene.checkpointer.trouble = [StoreError("The store refuses checkpoints")]
     scene.write("checkpoint-1")
     watch = scene.start(keep=1)
     watch.stop()
-    assert (scene.paths(), scene.saver.tries, watch.saved) == (["checkpoint-1"], 1, 1)
+    assert (scene.paths(), scene.checkpointer.tries, watch.saved) == (["checkpoint-1"], 1, 1)
     assert scene.heard("The store refuses checkpoints")
 
 
 def test_what_is_written_to_while_it_is_captured_is_not_saved_but_later_and_whole(scene: Scene) -> None:
     def write_on(path: str) -> None:
-        if scene.saver.tries == 1:
+        if scene.checkpointer.tries == 1:
             Path(path, "optimizer").write_text("y")
 
-    scene.saver.meanwhile = write_on
+    scene.checkpointer.meanwhile = write_on
     scene.write("checkpoint-1")
     watch = scene.start()
     wait_until(lambda: watch.saved == 1, "it is saved")
     watch.stop()
-    assert (scene.paths(), scene.saver.tries) == (["checkpoint-1"], 2)
+    assert (scene.paths(), scene.checkpointer.tries) == (["checkpoint-1"], 2)
 
 
 def test_one_that_its_trainer_removes_before_it_is_saved_is_a_line_and_no_error(scene: Scene) -> None:
@@ -155,10 +157,10 @@ def test_one_that_its_trainer_removes_before_it_is_saved_is_a_line_and_no_error(
         os.rename(path, scene.out.parent / "removed")
         raise SnapshotError("Cannot save it: it does not exist")
 
-    scene.saver.meanwhile = remove
+    scene.checkpointer.meanwhile = remove
     scene.write("checkpoint-1")
     watch = scene.start()
-    wait_until(lambda: scene.saver.tries and not watch._recogniser.entries, "it is gone")
+    wait_until(lambda: scene.checkpointer.tries and not watch._recogniser.entries, "it is gone")
     watch.stop()
     assert scene.heard("checkpoint-1 has gone before it was saved")
     assert scene.paths() == []
@@ -166,7 +168,7 @@ def test_one_that_its_trainer_removes_before_it_is_saved_is_a_line_and_no_error(
 
 def test_while_the_store_does_not_tell_what_was_saved_old_ones_wait_and_new_ones_do_not(scene: Scene) -> None:
     scene.write("checkpoint-1")
-    scene.saver.can_list = False
+    scene.checkpointer.can_list = False
     watch = scene.start()
     scene.write("checkpoint-2")
     wait_until(lambda: watch.saved == 1, "the new one is saved")
@@ -174,15 +176,15 @@ def test_while_the_store_does_not_tell_what_was_saved_old_ones_wait_and_new_ones
     wait_until(lambda: scene.heard("What was saved before cannot be listed"), "the reason is told")
     watch.stop()
     assert scene.paths() == ["checkpoint-2", "checkpoint-1"], "twice is better than never"
-    assert scene.saver.saved[1]["latest"] is False, "a newer one is there"
+    assert scene.checkpointer.saved[1]["latest"] is False, "a newer one is there"
 
 
 def test_what_an_earlier_watch_saved_is_known_by_its_metadata_unless_that_failed(scene: Scene) -> None:
     for number in (1, 2):
         scene.write(f"checkpoint-{number}")
     scene.start().stop()
-    kept, failed = scene.saver.saved
-    scene.saver.before = [
+    kept, failed = scene.checkpointer.saved
+    scene.checkpointer.before = [
         {"metadata": kept["metadata"], "state": "COMMITTED"},
         {"metadata": failed["metadata"], "state": "FAILED"},
         {"metadata": {}, "state": "COMMITTED"},
@@ -217,7 +219,7 @@ def test_metadata_comes_from_a_function_or_a_file_and_without_it_the_save_still_
     scene.write("checkpoint-1", '{"loss": 0.5}')
     (scene.out / "checkpoint-1" / "broken.json").write_text("{")
     scene.start(metadata_from=source).stop()
-    (metadata,) = (item["metadata"] for item in scene.saver.saved)
+    (metadata,) = (item["metadata"] for item in scene.checkpointer.saved)
     assert len(metadata.pop("watched")) == 32
     assert metadata == {"path": "checkpoint-1", **found}
     assert [why in line for line in scene.heard("without metadata_from")] == ([True] if why else [])
@@ -228,7 +230,7 @@ def test_the_history_in_a_file_is_not_kept_with_every_checkpoint_and_the_log_say
     for number in (1, 2):
         scene.write(f"checkpoint-{number}", json.dumps({"global_step": number, "log_history": history}))
     scene.start(metadata_from="model").stop()
-    for saved in scene.saver.saved:
+    for saved in scene.checkpointer.saved:
         assert saved["metadata"]["log_history"] == history[-1]
         assert len(json.dumps(saved["metadata"])) < 1000
     assert [line.rpartition(": ")[2] for line in scene.heard("Of model")] == [
@@ -237,7 +239,9 @@ def test_the_history_in_a_file_is_not_kept_with_every_checkpoint_and_the_log_say
 
 
 def test_what_others_keep_as_metadata_does_not_stop_a_watch(scene: Scene) -> None:
-    scene.saver.before = [{"metadata": odd, "state": "COMMITTED"} for odd in (None, [1], "watched", 3, {"watched": []})]
+    scene.checkpointer.before = [
+        {"metadata": odd, "state": "COMMITTED"} for odd in (None, [1], "watched", 3, {"watched": []})
+    ]
     scene.write("checkpoint-1", "x")
     scene.start().stop()
     assert scene.paths() == ["checkpoint-1"]
@@ -251,7 +255,7 @@ def test_one_that_cannot_be_read_holds_up_no_other_and_is_told_at_the_end(
             raise PermissionError(errno.EACCES, "Permission denied", path)
         return read_tree(path)
 
-    monkeypatch.setattr(looking, "read_tree", read)
+    monkeypatch.setattr(scan, "read_tree", read)
     for number in (1, 2):
         scene.write(f"checkpoint-{number}")
     with pytest.raises(WatchError, match="checkpoint-1 cannot be read: Permission denied"):
@@ -276,9 +280,10 @@ def test_a_log_that_is_gone_and_a_name_that_is_no_text_end_no_watch(scene: Scene
         scene.lines.append(line)
         raise BrokenPipeError
 
-    watch = Watch(scene.saver, scene.out, WatchOptions(), Config(watch_settle_s=0.0), report=gone)
-    scene.write(os.fsdecode(b"checkpoint-\xff"))
-    watch.stop()
+    with log_lines.written_with(gone):
+        watch = Watch(scene.checkpointer, scene.out, WatchOptions(), Config(watch_settle_s=0.0))
+        scene.write(os.fsdecode(b"checkpoint-\xff"))
+        watch.stop()
     assert watch.saved == 1
     assert scene.heard(r"checkpoint-\udcff is saved as")
 
@@ -309,16 +314,16 @@ def test_a_mistake_in_a_round_does_not_end_the_watch_and_is_told_at_the_end(
 
 def test_what_something_has_cleaned_out_of_the_spool_is_captured_once_more(scene: Scene) -> None:
     def clean(path: str) -> None:
-        if scene.saver.tries == 1:
+        if scene.checkpointer.tries == 1:
             shutil.rmtree(os.path.dirname(path))
             raise SnapshotError("There is nothing to save", where=path)
 
-    scene.saver.meanwhile = clean
+    scene.checkpointer.meanwhile = clean
     for name in ("ckpt-1.data-00000-of-00001", "ckpt-1.index"):
         (scene.out / name).write_text("x")
     watch = scene.start(pattern="ckpt-*")
     wait_until(lambda: watch.saved == 1, "it is saved")
-    assert scene.saver.tries == 2
+    assert scene.checkpointer.tries == 2
 
 
 def test_what_fits_and_is_passed_over_for_its_name_is_told_at_the_end_although_others_are_saved(scene: Scene) -> None:
@@ -334,7 +339,7 @@ def test_what_fits_and_is_passed_over_for_its_name_is_told_at_the_end_although_o
 
 
 def test_one_in_which_snapshots_of_its_own_files_lie_is_not_removed_before_they_are_in_the_store(scene: Scene) -> None:
-    scene.saver.states = lambda identity: "COMMITTED"
+    scene.checkpointer.states = lambda identity: "COMMITTED"
     waiting = scene.out / "checkpoint-0" / f".async_ckpt-{os.getuid()}" / "spool-1" / "1-ab"
     waiting.mkdir(parents=True)
     scene.write("checkpoint-0")
@@ -353,7 +358,7 @@ def test_room_is_made_behind_those_that_are_not_in_the_store_and_each_of_them_is
     lost = 10  # More than are removed in one round.
     ids = [f"0.mfchckpt.{number}" for number in range(lost)]
     ends = {identity: ("SUPERSEDED", "FAILED")[number % 2] for number, identity in enumerate(ids)}
-    scene.saver.states = lambda identity: ends.get(identity, "COMMITTED")
+    scene.checkpointer.states = lambda identity: ends.get(identity, "COMMITTED")
     watch = scene.start(keep=2)
     for number in range(lost + 12):
         scene.write(f"checkpoint-{number}")
@@ -361,16 +366,16 @@ def test_room_is_made_behind_those_that_are_not_in_the_store_and_each_of_them_is
     wait_until(lambda: len(os.listdir(scene.out)) == lost + 2, "all others are removed")
     newest = [lost + 10, lost + 11]
     assert sorted(os.listdir(scene.out)) == sorted(f"checkpoint-{n}" for n in [*range(lost), *newest])
-    assert all(scene.saver.asked.count(identity) == 1 for identity in ids)
+    assert all(scene.checkpointer.asked.count(identity) == 1 for identity in ids)
 
 
 def test_the_agent_is_asked_about_no_more_than_a_few_in_a_round(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
 
     def count(*arguments: Any) -> Any:
-        before = len(scene.saver.asked)
+        before = len(scene.checkpointer.asked)
         found = retain(*arguments)
-        asked.append(len(scene.saver.asked) - before)
+        asked.append(len(scene.checkpointer.asked) - before)
         return found
 
     retain = retention.retain
@@ -394,7 +399,7 @@ def test_one_that_cannot_be_removed_is_told_once_and_holds_up_neither_others_nor
         real(source, target)
 
     monkeypatch.setattr(retention.os, "rename", rename)
-    scene.saver.states = lambda identity: "COMMITTED"
+    scene.checkpointer.states = lambda identity: "COMMITTED"
     watch = scene.start(keep=2)
     for number in range(20):
         scene.write(f"checkpoint-{number}")
@@ -413,7 +418,7 @@ def test_what_cannot_be_removed_to_its_end_is_told_and_does_not_fail_the_step(
 
     monkeypatch.setattr(retention, "remove_tree", remove)
     (scene.out / ".async_ckpt-removed-1").mkdir()
-    scene.saver.states = lambda identity: "COMMITTED"
+    scene.checkpointer.states = lambda identity: "COMMITTED"
     watch = scene.start(keep=1)
     for number in range(2):
         scene.write(f"checkpoint-{number}")

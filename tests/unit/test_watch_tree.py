@@ -12,9 +12,9 @@ import pytest
 
 from async_ckpt.errors import UsageError
 from async_ckpt.system.writers import open_for_writing
+from async_ckpt.watch.entry import read_tree
 from async_ckpt.watch.names import Pattern
 from async_ckpt.watch.options import WatchOptions
-from async_ckpt.watch.tree import identity, inodes, newest_ns, read_tree, size
 from harness import filesystems
 
 PLACES = (
@@ -83,8 +83,8 @@ def test_a_tree_tells_every_change_and_its_identity_is_the_same_for_the_same_fil
     folder = there / "checkpoint-1"
     before = read_tree(str(folder))
     assert set(before) == {"checkpoint-2", "checkpoint-2/f"}
-    assert size(before) == 1
-    assert newest_ns(before) == (folder / "checkpoint-2/f").stat().st_mtime_ns
+    assert before.size == 1
+    assert before.newest_ns == (folder / "checkpoint-2/f").stat().st_mtime_ns
     assert read_tree(str(folder)) == before
     os.link(folder / "checkpoint-2/f", there / "elsewhere")
     assert read_tree(str(folder)) == before, "our own links are no change"
@@ -92,11 +92,11 @@ def test_a_tree_tells_every_change_and_its_identity_is_the_same_for_the_same_fil
     subprocess.run(["cp", "-a", str(folder), str(copy)], check=True)
     assert read_tree(str(copy)) != before
     what = ("/out", "c", "mfchckpt")
-    assert identity(*what, read_tree(str(copy))) == identity(*what, before)
+    assert read_tree(str(copy)).identity(*what) == before.identity(*what)
     others = [("/out2", "c", "mfchckpt"), ("/out", "d", "mfchckpt"), ("/out", "c", "best")]
-    assert len({identity(*other, before) for other in [what, *others]}) == 4
+    assert len({before.identity(*other) for other in [what, *others]}) == 4
     (folder / "checkpoint-2/f").write_text("yy")
-    assert identity(*what, read_tree(str(folder))) != identity(*what, before)
+    assert read_tree(str(folder)).identity(*what) != before.identity(*what)
     assert read_tree(str(there / "epoch=3.ckpt")).keys() == {""}
     assert read_tree(str(there / "nothing")) == {}
 
@@ -105,7 +105,7 @@ def test_files_that_are_open_or_mapped_for_writing_are_told_here_and_in_another_
     paths = {name: tmp_path / name for name in ("read", "written", "appended", "mapped", "elsewhere", "closed")}
     for path in paths.values():
         path.write_bytes(b"x" * mmap.PAGESIZE)
-    trees = {name: inodes(read_tree(str(path))) for name, path in paths.items()}
+    trees = {name: read_tree(str(path)).inodes for name, path in paths.items()}
     code = "import sys; file = open(sys.argv[1], 'r+'); print(flush=True); sys.stdin.read()"
     with (
         open(paths["read"], "rb"),
@@ -137,7 +137,7 @@ def test_what_is_mapped_for_writing_is_told_where_the_kernel_names_another_devic
         with filesystems.provided(kind, tmp_path) as folder:
             path = folder / "mapped"
             path.write_bytes(b"x" * mmap.PAGESIZE)
-            wanted = inodes(read_tree(str(path)))
+            wanted = read_tree(str(path)).inodes
             with open(path, "r+b") as file:
                 mapped = mmap.mmap(file.fileno(), 0)
             assert open_for_writing(wanted).keys() == wanted

@@ -494,10 +494,7 @@ class CurrentCheckpoint(_Checkpoints):
             storage_format=storage_format or self._defaults["storage_format"],
             snapshot=snapshot or self._defaults["snapshot"],
         )  # fmt: skip
-        watch = Watch(
-            self._checkpointer, path, options, self._checkpointer.config,
-            began_ns=self._began_ns, report=self._report,
-        )  # fmt: skip
+        watch = Watch(self._checkpointer, path, options, self._checkpointer.config, began_ns=self._began_ns)
         self._watches.append(watch)
         return watch
 

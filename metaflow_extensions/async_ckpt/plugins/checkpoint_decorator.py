@@ -26,6 +26,7 @@ from async_ckpt.capture import check_strategy
 from async_ckpt.config import ENV_ATTEMPT, ENV_PREFIX, ENV_SPOOL, Config
 from async_ckpt.errors import CheckpointError, FlushError, StoreError, UsageError, WatchError
 from async_ckpt.spool.place import places
+from async_ckpt.system.log import write_lines_with
 from async_ckpt.task.checkpointer import Checkpointer
 from async_ckpt.task.listing import TASK_CHECKPOINTS
 from async_ckpt.task.reference import CheckpointInfo
@@ -183,6 +184,7 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
                     "credentials in the config of @with_artifact_store"
                 )
                 metadata.register_metadata(run_id, step_name, task_id, noted(notes, retry_count))
+            write_lines_with(self._log, config.log_level)
             self._checkpointer = Checkpointer.start(
                 places(self.attributes["temp_dir_root"], config),
                 task,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from async_ckpt.watch.nothing import why_nothing
+from async_ckpt.watch.explanation import why_nothing
 
 
 @pytest.mark.parametrize(

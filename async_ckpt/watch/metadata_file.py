@@ -1,13 +1,13 @@
 """What a watch keeps of a JSON file that a trainer writes into each checkpoint, such as ``trainer_state.json``.
 
-Such files grow with training: they carry the whole history of losses, and a copy of it in the metadata of each
-checkpoint soon takes more room than the weights. So only this is kept:
+Such files grow with training: they carry the whole history of losses. A copy of that in the metadata of each checkpoint
+would soon take more room than the weights. So only this is kept:
 
 - single values at the top: numbers, booleans, null, and strings of at most 1000 characters;
-- of each history at the top, a list of objects, the single values of its last entry, as an object;
-- where the file as a whole is such a history, the single values of its last entry.
+- of each history at the top (a list of objects) the single values of its last entry, as an object;
+- if the file as a whole is such a history, the single values of its last entry.
 
-Nothing else: no nested objects, no other lists. All of it together has ``metadata_from_bytes`` at most.
+Nothing else is kept: no nested objects, no other lists. All of it together has ``metadata_from_bytes`` at most.
 """
 
 from __future__ import annotations

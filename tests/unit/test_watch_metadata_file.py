@@ -12,7 +12,7 @@ import pytest
 
 from async_ckpt.config import Config
 from async_ckpt.errors import UsageError
-from async_ckpt.watch import summary
+from async_ckpt.watch import metadata_file
 
 MOST = 16 << 10
 
@@ -38,7 +38,7 @@ MOST = 16 << 10
 def test_single_values_and_the_last_entry_of_a_history_are_kept_and_nothing_else(
     content: Any, kept: Any, left_out: list[str]
 ) -> None:
-    assert summary.summarize(content, MOST) == (content if kept == "all" else kept, left_out)
+    assert metadata_file.summarize(content, MOST) == (content if kept == "all" else kept, left_out)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_single_values_and_the_last_entry_of_a_history_are_kept_and_nothing_else
     ],
 )
 def test_a_file_of_2_mb_makes_no_large_metadata(content: dict[str, Any]) -> None:
-    kept, left_out = summary.summarize({"step": 7, **content}, MOST)
+    kept, left_out = metadata_file.summarize({"step": 7, **content}, MOST)
     assert kept["step"] == 7
     assert len(json.dumps(kept)) < 2 * MOST
     assert left_out
@@ -60,7 +60,7 @@ def test_a_file_of_2_mb_makes_no_large_metadata(content: dict[str, Any]) -> None
 def test_the_keys_that_are_left_out_are_named_in_one_line(tmp_path: Path) -> None:
     state = {"step": 7, "log_history": [{"loss": 1.0}, {"loss": 0.5}], **{f"nested {n}": {"a": 1} for n in range(20)}}
     (tmp_path / "state.json").write_text(json.dumps(state))
-    kept, (note,) = summary.read(str(tmp_path / "state.json"), "state.json", Config())
+    kept, (note,) = metadata_file.read(str(tmp_path / "state.json"), "state.json", Config())
     assert kept == {"step": 7, "log_history": {"loss": 0.5}}
     assert "Of state.json, single values and the last entry of each history are kept" in note.line
     assert "left out: log_history before its last entry, nested 0, nested 1" in note.line
@@ -69,7 +69,7 @@ def test_the_keys_that_are_left_out_are_named_in_one_line(tmp_path: Path) -> Non
 
 def test_nan_is_kept_as_a_number(tmp_path: Path) -> None:
     (tmp_path / "state.json").write_text('{"loss": NaN}')
-    kept, notes = summary.read(str(tmp_path / "state.json"), "state.json", Config())
+    kept, notes = metadata_file.read(str(tmp_path / "state.json"), "state.json", Config())
     assert math.isnan(kept["loss"])
     assert notes == []
 
@@ -77,10 +77,10 @@ def test_nan_is_kept_as_a_number(tmp_path: Path) -> None:
 def test_a_file_that_is_huge_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "state.json").write_text(json.dumps({"text": "x" * 2000}))
     with pytest.raises(UsageError, match="more than 1000 bytes"):
-        summary.read(str(tmp_path / "state.json"), "state.json", Config(metadata_file_bytes=1000))
+        metadata_file.read(str(tmp_path / "state.json"), "state.json", Config(metadata_file_bytes=1000))
 
 
 def test_a_pipe_in_its_place_holds_up_nothing(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "state.json")
     with pytest.raises(ValueError, match="Expecting value"):
-        summary.read(str(tmp_path / "state.json"), "state.json", Config())
+        metadata_file.read(str(tmp_path / "state.json"), "state.json", Config())

@@ -7,25 +7,25 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from async_ckpt.watch.departed import Departed, Verdict
-from async_ckpt.watch.entry import MOMENT_S, Look
+from async_ckpt.config import WATCH_STILL_S as STILL_S
+from async_ckpt.watch.entry import Fact, Look, Tree
+from async_ckpt.watch.gone import Gone, Verdict
 from async_ckpt.watch.recogniser import Recogniser
-from async_ckpt.watch.tree import Fact, Tree
 
 SETTLE_S = 30.0
 
 
 @dataclass
-class Held:
+class Captured:
     tree: Tree
-    lasts: bool = False
+    is_copy: bool = False
     path: str = ""
     grows: bool = False
 
-    def goes_on(self) -> bool:
+    def is_continued(self) -> bool:
         return self.grows
 
-    def complete(self) -> None:
+    def add_trackers(self) -> None:
         pass
 
     def is_intact(self) -> bool:
@@ -34,20 +34,19 @@ class Held:
 
 @dataclass
 class Scene:
-    """A trainer, and a watch that holds what stands still and saves nothing else."""
+    """A trainer, and a watch that captures what stands still and saves nothing else."""
 
     now: float = 1000.0
     there: dict[str, Look] = field(default_factory=dict)
-    lines: list[str] = field(default_factory=list)
     inode: int = 0
 
     def __post_init__(self) -> None:
-        self.recogniser = Recogniser(SETTLE_S, needs_marker=False, clock=lambda: self.now, report=self.lines.append)
+        self.recogniser = Recogniser(SETTLE_S, needs_marker=False, clock=lambda: self.now)
 
     def write(self, path: str, *, in_place: bool = False, **sizes: int) -> None:
         """Files by name (``file`` alone is the entry itself) and their sizes, in new inodes unless ``in_place``."""
         before = self.there[path].tree if in_place else {}
-        tree: Tree = {}
+        tree = Tree()
         for given, size in sizes.items():
             name = "" if given == "file" else given
             self.inode += 1
@@ -56,48 +55,48 @@ class Scene:
         self.there[path] = Look(tree)
 
     def look(self, after: float = 0.0, *, copies: bool = False) -> list[str]:
-        """Let time pass, look, and hold what stands still; returns what is held newly."""
+        """Let time pass, look, and capture what stands still; returns what is captured newly."""
         self.now += after * 1.001
         self.recogniser.observe(self.there)
-        held = self.recogniser.to_hold()
-        for entry in held:
-            entry.held = Held(entry.tree, copies)
-        return [entry.path for entry in held]
+        captured = self.recogniser.to_capture()
+        for entry in captured:
+            entry.captured = Captured(entry.tree, copies)
+        return [entry.path for entry in captured]
 
     def stand(self, *, copies: bool = False) -> list[str]:
         """Look until what is there has stood still."""
-        return self.look(copies=copies) + self.look(MOMENT_S, copies=copies)
+        return self.look(copies=copies) + self.look(STILL_S, copies=copies)
 
     def verdict(self, *, last: bool = False) -> Verdict:
-        (departed,) = self.recogniser.departed
-        return self.recogniser.judge(departed, last=last)
+        (gone,) = self.recogniser.gone
+        return self.recogniser.judge(gone, last=last)
 
 
-def test_what_stands_still_for_a_moment_is_held_and_again_only_when_it_changes() -> None:
+def test_what_stands_still_for_a_moment_is_captured_and_again_only_when_it_changes() -> None:
     scene = Scene()
     scene.write("checkpoint-1", a=5)
-    assert scene.look() == scene.look(MOMENT_S / 2) == []
-    assert scene.recogniser.soon_s() == pytest.approx(MOMENT_S / 2, rel=0.01)
-    assert scene.look(MOMENT_S / 2) == ["checkpoint-1"]
-    assert scene.recogniser.soon_s() == float("inf")
+    assert scene.look() == scene.look(STILL_S / 2) == []
+    assert scene.recogniser.next_capture_s() == pytest.approx(STILL_S / 2, rel=0.01)
+    assert scene.look(STILL_S / 2) == ["checkpoint-1"]
+    assert scene.recogniser.next_capture_s() == float("inf")
     assert scene.look(100) == []
     scene.write("checkpoint-1", in_place=True, a=5, b=3)
     assert scene.look() == []
-    assert scene.recogniser.holds() == [], "it was too early"
-    assert scene.look(MOMENT_S) == [], "and it must be still for longer"
-    assert scene.look(MOMENT_S) == ["checkpoint-1"]
+    assert scene.recogniser.captures() == [], "it was too early"
+    assert scene.look(STILL_S) == [], "and it must be still for longer"
+    assert scene.look(STILL_S) == ["checkpoint-1"]
 
 
-def test_what_is_open_for_writing_or_empty_is_not_held() -> None:
+def test_what_is_open_for_writing_or_empty_is_not_captured() -> None:
     scene = Scene()
     scene.write("checkpoint-1", a=5)
     scene.write("checkpoint-2", a=0)
     scene.look()
     scene.recogniser.note_open({"checkpoint-1"})
-    assert scene.look(MOMENT_S) == []
-    assert scene.recogniser.soon_s() <= MOMENT_S, "it may be closed at any moment"
+    assert scene.look(STILL_S) == []
+    assert scene.recogniser.next_capture_s() <= STILL_S, "it may be closed at any moment"
     scene.recogniser.note_open(())
-    assert scene.look(MOMENT_S) == ["checkpoint-1"]
+    assert scene.look(STILL_S) == ["checkpoint-1"]
 
 
 def test_the_oldest_of_a_trainer_that_keeps_two_was_a_checkpoint_also_where_it_was_the_first_one_ever() -> None:
@@ -109,7 +108,7 @@ def test_the_oldest_of_a_trainer_that_keeps_two_was_a_checkpoint_also_where_it_w
     del scene.there["checkpoint-1"]
     scene.look(0.05)
     assert scene.verdict().whole is None, "nobody knows yet what a whole one has"
-    scene.look(MOMENT_S)
+    scene.look(STILL_S)
     assert scene.verdict().whole is None, "this one may be half as well"
     scene.write("checkpoint-3", a=1)
     scene.look()
@@ -136,7 +135,7 @@ def test_names_of_files_that_nobody_has_chosen_are_no_files_that_others_lack(nam
     assert scene.verdict() == (True, "removed after the next one was begun")
 
 
-def test_one_that_goes_bit_by_bit_is_held_as_it_was() -> None:
+def test_one_that_goes_bit_by_bit_is_captured_as_it_was() -> None:
     scene = Scene()
     scene.write("checkpoint-1", a=5, b=3)
     scene.stand()
@@ -144,12 +143,12 @@ def test_one_that_goes_bit_by_bit_is_held_as_it_was() -> None:
         scene.write(f"checkpoint-{number}", a=5, b=3)
         scene.stand()
     whole = scene.there["checkpoint-1"].tree
-    scene.there["checkpoint-1"] = Look({"b": whole["b"]})
+    scene.there["checkpoint-1"] = Look(Tree({"b": whole["b"]}))
     scene.look(0.05)
-    assert scene.recogniser.departed == []
+    assert scene.recogniser.gone == []
     del scene.there["checkpoint-1"]
     scene.look(0.05)
-    assert scene.recogniser.departed[0].tree == whole
+    assert scene.recogniser.gone[0].tree == whole
     assert scene.verdict().whole
 
 
@@ -204,7 +203,7 @@ def test_a_trainer_that_removes_the_old_one_before_it_writes_the_next() -> None:
     del scene.there["checkpoint-2"]
     scene.write("checkpoint-3", a=1)
     scene.look()
-    first, second = map(scene.recogniser.judge, scene.recogniser.departed)
+    first, second = map(scene.recogniser.judge, scene.recogniser.gone)
     assert first == (True, "removed, and as large as another one")
     assert second.whole is None
 
@@ -235,10 +234,10 @@ def test_a_name_that_is_used_again_for_a_new_file_is_compared_with_what_comes(co
     scene.write("last.ckpt", file=100)
     scene.look()
     assert scene.verdict().whole is None, "the new one is being written"
-    scene.look(MOMENT_S)
+    scene.look(STILL_S)
     scene.write("last.ckpt", file=1)
     scene.look()
-    first, second = scene.recogniser.departed
+    first, second = scene.recogniser.gone
     assert scene.recogniser.judge(first).whole is (True if size == 100 else None)
     assert scene.recogniser.entries["last.ckpt"].order > second.order > first.order
 
@@ -249,29 +248,29 @@ def test_one_that_is_written_anew_in_place_is_there_only_where_it_was_copied() -
     scene.stand()
     scene.write("last.ckpt", in_place=True, file=99)
     scene.look()
-    assert scene.recogniser.departed == scene.recogniser.holds() == []
-    scene.look(2 * MOMENT_S, copies=True)
+    assert scene.recogniser.gone == scene.recogniser.captures() == []
+    scene.look(2 * STILL_S, copies=True)
     scene.write("last.ckpt", in_place=True, file=98)
     scene.stand(copies=True)
-    assert scene.look(MOMENT_S, copies=True) == ["last.ckpt"]
+    assert scene.look(STILL_S, copies=True) == ["last.ckpt"]
     scene.write("last.ckpt", in_place=True, file=97)
     scene.look()
-    first, _ = scene.recogniser.departed
+    first, _ = scene.recogniser.gone
     assert scene.recogniser.judge(first) == (True, "written anew")
-    scene.recogniser.note_published(first)
-    assert scene.look(MOMENT_S) == ["last.ckpt"], "a whole one was held, and not too early"
+    scene.recogniser.note_gone_saved(first)
+    assert scene.look(STILL_S) == ["last.ckpt"], "a whole one was captured, and not too early"
 
 
 def test_a_copy_of_what_goes_on_growing_is_no_checkpoint() -> None:
     scene = Scene()
     scene.write("last.ckpt", file=10)
     scene.stand(copies=True)
-    held = scene.recogniser.entries["last.ckpt"].held
-    assert isinstance(held, Held)
-    held.grows = True
+    captured = scene.recogniser.entries["last.ckpt"].captured
+    assert isinstance(captured, Captured)
+    captured.grows = True
     scene.write("last.ckpt", in_place=True, file=100)
     scene.look()
-    assert scene.recogniser.departed == scene.recogniser.holds() == []
+    assert scene.recogniser.gone == scene.recogniser.captures() == []
 
 
 def test_one_that_is_renamed_within_the_directory_is_followed_and_not_gone() -> None:
@@ -280,8 +279,8 @@ def test_one_that_is_renamed_within_the_directory_is_followed_and_not_gone() -> 
     scene.stand()
     scene.there = {"checkpoint-best": scene.there["checkpoint-1"]}
     assert scene.look(1) == []
-    assert scene.recogniser.departed == []
-    assert scene.recogniser.entries["checkpoint-best"].held is not None
+    assert scene.recogniser.gone == []
+    assert scene.recogniser.entries["checkpoint-best"].captured is not None
 
 
 def test_what_was_saved_as_it_is_does_not_depart() -> None:
@@ -292,7 +291,7 @@ def test_what_was_saved_as_it_is_does_not_depart() -> None:
     scene.recogniser.note_saved(entry, entry.tree)
     del scene.there["checkpoint-1"]
     scene.look()
-    assert scene.recogniser.departed == []
+    assert scene.recogniser.gone == []
 
 
 def test_one_begun_before_what_is_saved_is_not_the_newest() -> None:
@@ -305,9 +304,9 @@ def test_one_begun_before_what_is_saved_is_not_the_newest() -> None:
     scene.recogniser.note_saved(entry, entry.tree)
     del scene.there["checkpoint-1"]
     scene.look()
-    departed: Departed = scene.recogniser.departed[0]
+    gone: Gone = scene.recogniser.gone[0]
     assert scene.verdict().whole
-    assert not scene.recogniser.is_newest(departed)
+    assert not scene.recogniser.is_newest(gone)
 
 
 def test_where_all_go_at_once_each_is_compared_with_the_others() -> None:
@@ -317,9 +316,9 @@ def test_where_all_go_at_once_each_is_compared_with_the_others() -> None:
         scene.stand()
     scene.there = {}
     scene.look()
-    first, second = scene.recogniser.departed
+    first, second = scene.recogniser.gone
     assert scene.recogniser.judge(second).whole is None
     assert scene.recogniser.judge(first).whole is None
     assert scene.recogniser.judge(first, last=True) == (True, "removed after the next one was begun")
-    scene.recogniser.note_published(first)
+    scene.recogniser.note_gone_saved(first)
     assert scene.recogniser.judge(second) == (True, "removed, and as large as another one")

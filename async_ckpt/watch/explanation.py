@@ -1,74 +1,73 @@
-"""Why nothing was saved: what is in the watched directory, and why none of it is a checkpoint. And what is left there
-although it looks like one.
+"""Why a watch saved nothing: what is in the directory instead, and what would have to change. And at the end, what was
+passed over although it looks like a checkpoint.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import os
-import time
 from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple
 
-from . import tree as trees
+from ..config import WATCH_EXPLAIN_S
 from .entry import Entry
 from .names import UNFINISHED, Pattern, is_ours
 from .options import WatchOptions
 
-#: So many names are looked at, so deep, and so many are told; and behind so many links it is looked.
-_NAMES, _DEPTH, _TOLD, _LINKS = 5000, 8, 3, 10
+log = logging.getLogger(__package__)
+
+#: So many names are looked at, so deep.
+_MAX_NAMES, _MAX_DEPTH = 5000, 8
+#: So many names stand in a line; the targets of so many links are looked at.
+_MAX_TOLD, _MAX_LINKS = 3, 10
 
 
-#: After so many seconds without anything that fits the log says what is there instead.
-_AFTER_S = 60.0
-
-
-class Nothing:
+class Explanation:
     """Says why a watch saves nothing.
 
     Parameters
     ----------
     root : str
         The watched directory.
-    report : callable
-        Gets lines for people.
+    clock : callable
+        Monotonic seconds.
     """
 
-    def __init__(self, root: str, options: WatchOptions, report: Callable[[str], None]) -> None:
-        self._root, self._options, self._report = root, options, report
-        self._has_seen = False
-        self._say_at = time.monotonic() + _AFTER_S
+    def __init__(self, root: str, options: WatchOptions, clock: Callable[[], float]) -> None:
+        self._root, self._options, self._clock = root, options, clock
+        self._has_found = False
+        self._say_at = clock() + WATCH_EXPLAIN_S
 
-    def look(self, found: Collection[str]) -> None:
-        """What fits was ``found`` now. Says once, after some time, that nothing did, if there is something else."""
-        self._has_seen = self._has_seen or bool(found)
-        if not self._has_seen and time.monotonic() > self._say_at and has_names(self._root):
+    def note(self, found: Collection[str]) -> None:
+        """The entries in ``found`` are there now. After some time without any, says once what is there instead."""
+        self._has_found = self._has_found or bool(found)
+        if not self._has_found and self._clock() > self._say_at and has_names(self._root):
             self._say_at = math.inf
-            self._report(f"so far, {why_nothing(self._root, self._options.pattern)}")
+            log.warning(f"so far, {why_nothing(self._root, self._options.pattern)}")
 
-    def end(self, entries: Collection[Entry]) -> None:
-        """The watch ends, and has saved nothing. Says why, where nothing else does."""
-        empty = [entry.path for entry in entries if not trees.has_files(entry.tree)]
-        if not self._has_seen:
-            self._report(f"nothing is saved: {why_nothing(self._root, self._options.pattern)}")
+    def say_why_nothing_was_saved(self, entries: Collection[Entry]) -> None:
+        """The watch ends, and has saved nothing. Says why, unless something else was said."""
+        empty = [entry.path for entry in entries if not entry.tree.has_files]
+        if not self._has_found:
+            log.warning(f"nothing is saved: {why_nothing(self._root, self._options.pattern)}")
         elif empty and len(empty) == len(entries):
-            self._report(f"nothing is saved: there are no files in {_some(empty)}")
+            log.warning(f"nothing is saved: there are no files in {_some(empty)}")
         elif entries and all(entry.saved is not None for entry in entries):
             why = "was saved before" if self._options.existing else "was there before, and existing=False leaves that"
-            self._report(f"nothing is saved: all that fits {why}")
+            log.info(f"nothing is saved: all that fits {why}")
 
-    def left_out(self) -> None:
+    def say_what_was_passed_over(self) -> None:
         """The watch ends, and has saved something. Says what would fit as well, were it not for its name."""
         pattern = Pattern(self._options.pattern)
         names = list(_names(self._root))
-        found = [name.relative for name in names if not name.is_link and _is_passed_over(pattern, name)]
-        if found:
-            self._report(
+        if found := [name.relative for name in names if not name.is_link and _is_passed_over(pattern, name)]:
+            log.warning(
                 f"left out: {_some(sorted(found))}, by name unfinished. A pattern that says so itself takes such names "
                 "as well"
             )
         if links := [name.relative for name in names if name.is_link and _leads_out(self._root, pattern, name)]:
-            self._report(
+            log.warning(
                 f"left out: {_some(sorted(links))}: links are not followed, and nothing here is what they lead to"
             )
 
@@ -80,41 +79,42 @@ class _Name(NamedTuple):
 
 
 def why_nothing(root: str, text: str) -> str:
-    """Why there is nothing in a directory that a pattern means, in words, with what would have to be changed."""
+    """Why nothing in a directory fits a pattern, in words, and what would have to be changed."""
     pattern, names = Pattern(text), sorted(_names(root))
-    said = _links(root, pattern, names) or _excluded(pattern, names) or _elsewhere(pattern, names) or _others(names)
-    return f"nothing in {root} fits pattern={text!r}: {said or _empty(root, pattern)}"
+    why = _links(root, pattern, names) or _excluded(pattern, names) or _elsewhere(pattern, names) or _others(names)
+    return f"nothing in {root} fits pattern={text!r}: {why or _empty(root, pattern)}"
 
 
 def has_names(root: str) -> bool:
-    """Whether there is anything in a directory, but for what this package makes."""
+    """Whether there is anything in a directory that this package has not made."""
     return next(_names(root), None) is not None
 
 
 def _names(root: str) -> Iterator[_Name]:
-    pending, left = [("", 1)], _NAMES
+    pending, left = [("", 1)], _MAX_NAMES
     while pending:
         folder, depth = pending.pop()
         try:
-            entries = sorted(os.scandir(os.path.join(root, folder)), key=lambda entry: entry.name)
+            items = sorted(os.scandir(os.path.join(root, folder)), key=lambda item: item.name)
         except OSError:
             continue
-        for entry in entries:
-            if is_ours(entry.name):
+        for item in items:
+            if is_ours(item.name):
                 continue
-            is_folder = entry.is_dir(follow_symlinks=False)
-            yield _Name(folder + entry.name, entry.is_symlink(), is_folder)
-            if is_folder and depth < _DEPTH:
-                pending.append((f"{folder}{entry.name}/", depth + 1))
+            is_folder = item.is_dir(follow_symlinks=False)
+            yield _Name(folder + item.name, item.is_symlink(), is_folder)
+            if is_folder and depth < _MAX_DEPTH:
+                pending.append((f"{folder}{item.name}/", depth + 1))
             left -= 1
             if not left:
                 return
 
 
 def _links(root: str, pattern: Pattern, names: list[_Name]) -> str:
+    """That something fits, but is a link, or lies behind one; empty if not."""
     found = [name.relative for name in names if name.is_link and pattern.fits(name.relative)]
     if not found:
-        links = [name for name in names if name.is_link][:_LINKS]
+        links = [name for name in names if name.is_link][:_MAX_LINKS]
         return next(filter(None, (_behind(root, pattern, link) for link in links)), "")
     target = os.path.realpath(os.path.join(root, found[0]))
     return (
@@ -124,26 +124,25 @@ def _links(root: str, pattern: Pattern, names: list[_Name]) -> str:
 
 
 def _behind(root: str, pattern: Pattern, link: _Name) -> str:
-    """That a link leads to a directory in which there is something that would fit; empty if it does not."""
+    """That a link leads to a directory in which something would fit; empty if not."""
     target = os.path.realpath(os.path.join(root, link.relative))
     anywhere = Pattern(f"**/{pattern.text.rpartition('/')[2]}")
     found = next((name.relative for name in _names(target) if anywhere.matches(name.relative)), "")
-    said = (
-        f"{link.relative} is a symbolic link, and links are not followed. In {target}, where it leads, there is {found}"
+    return found and (
+        f"{link.relative} is a symbolic link, and links are not followed. In {target}, where it leads, there is "
+        f"{found}: watch that directory, by its own name"
     )
-    return f"{said}: watch that directory, by its own name" if found else ""
 
 
 def _excluded(pattern: Pattern, names: list[_Name]) -> str:
-    found = [(name.relative, why) for name in names if pattern.fits(name.relative) and (why := _why(pattern, name))]
+    """That something fits, but for what its name says; empty if not."""
+    found = [name.relative for name in names if pattern.fits(name.relative) and pattern.excludes(name.relative)]
     if not found:
         return ""
-    some = _some([relative for relative, _ in found])
-    return f"{some} would, but {found[0][0]} {found[0][1]}. A pattern that says so itself takes such names as well"
-
-
-def _why(pattern: Pattern, name: _Name) -> str:
-    return pattern.excludes(name.relative)
+    return (
+        f"{_some(found)} would, but {found[0]} {pattern.excludes(found[0])}. A pattern that says so itself takes such "
+        "names as well"
+    )
 
 
 def _is_passed_over(pattern: Pattern, name: _Name) -> bool:
@@ -163,6 +162,7 @@ def _leads_out(root: str, pattern: Pattern, link: _Name) -> bool:
 
 
 def _elsewhere(pattern: Pattern, names: list[_Name]) -> str:
+    """That something would fit in another folder, or in other letters; empty if not."""
     last = pattern.text.rpartition("/")[2]
     anywhere, lower = Pattern(f"**/{last}"), Pattern(f"**/{last.lower()}")
     found = [name.relative for name in names if anywhere.matches(name.relative)]
@@ -177,7 +177,8 @@ def _elsewhere(pattern: Pattern, names: list[_Name]) -> str:
 
 
 def _others(names: list[_Name]) -> str:
-    # Folders in which there is something are told by what is in them.
+    """What is there instead; empty if nothing is."""
+    # A folder in which there is something is told by what is in it.
     inside = {name.relative.rpartition("/")[0] for name in names}
     found = [name.relative + "/"[: name.is_folder] for name in names if name.relative not in inside]
     top = sorted({relative.partition("/")[0] + "/"[: "/" in relative] for relative in found})
@@ -185,10 +186,10 @@ def _others(names: list[_Name]) -> str:
 
 
 def _empty(root: str, pattern: Pattern) -> str:
-    """It is empty; perhaps the next directory was meant."""
+    """It is empty; perhaps another directory beside it was meant."""
     parent = os.path.dirname(root)
     try:
-        beside = [entry.path for entry in os.scandir(parent) if entry.is_dir(follow_symlinks=False)]
+        beside = [item.path for item in os.scandir(parent) if item.is_dir(follow_symlinks=False)]
     except OSError:
         beside = []
     for folder in sorted(beside)[:100]:
@@ -203,8 +204,8 @@ def _empty(root: str, pattern: Pattern) -> str:
 
 
 def _some(names: list[str]) -> str:
-    more = f" and {len(names) - _TOLD} more" if len(names) > _TOLD else ""
-    return ", ".join(names[:_TOLD]) + more
+    more = f" and {len(names) - _MAX_TOLD} more" if len(names) > _MAX_TOLD else ""
+    return ", ".join(names[:_MAX_TOLD]) + more
 
 
 def _is_are(names: list[str]) -> str:

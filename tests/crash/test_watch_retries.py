@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from async_ckpt.config import WATCH_CLOCKS_S, WATCH_EXPLAIN_S
 from async_ckpt.task.checkpointer import Checkpointer
 from harness.agents import Task, wait_until
 from tests.crash.test_watch import Watching, stored, watching
@@ -45,16 +47,16 @@ def load(checkpointer: Checkpointer, number: int, target: Path) -> None:
 @pytest.mark.parametrize("when", ["before", "while"])
 @pytest.mark.parametrize("storage_format", ["files", "tar"])
 def test_what_a_retry_loads_back_under_its_name_is_not_saved_again(
-    task: Task, watching: Watching, monkeypatch: pytest.MonkeyPatch, when: str, storage_format: str
+    task: Task, watching: Watching, when: str, storage_format: str
 ) -> None:
-    monkeypatch.setattr("async_ckpt.watch.watch._CLOCKS_NS", 0)  # The first attempt was just now.
     first_attempt(task, watching, 3, storage_format=storage_format)
     checkpointer = second_attempt(task, watching, "elsewhere")
     if when == "before":
         load(checkpointer, 2, watching.out / "checkpoint-2")
-    watch = watching.start(checkpointer)
+    # The first attempt was just now: for this watch it is long ago, whatever the file system's clock is.
+    watch = watching.start(checkpointer, wall_clock_ns=lambda: time.time_ns() + int(WATCH_CLOCKS_S * 1e9))
     if when == "while":
-        wait_until(lambda: watch._looked, "it has looked")
+        wait_until(lambda: watch._has_looked, "it has looked")
         load(checkpointer, 2, watching.out / "checkpoint-2")
     wait_until(lambda: any(e.saved is not None for e in list(watch._recogniser.entries.values())), "it is known again")
     assert watch.saved == 0
@@ -118,12 +120,11 @@ def test_a_watch_that_saves_nothing_says_why(
     assert watching.heard(said)()
 
 
-def test_after_some_time_the_log_says_once_that_nothing_fits(
-    task: Task, watching: Watching, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("async_ckpt.watch.nothing._AFTER_S", 0.0)
+def test_after_some_time_the_log_says_once_that_nothing_fits(task: Task, watching: Watching) -> None:
     checkpointer = task.start()
-    watch = watching.start(checkpointer)
+    later_s = [0.0]
+    watch = watching.start(checkpointer, clock=lambda: time.monotonic() + later_s[0])
+    later_s[0] = WATCH_EXPLAIN_S
     (watching.out / "Checkpoint-1").write_text("x")
     wait_until(watching.heard("so far, nothing in"), "it is said")
     watching.write("checkpoint-2", model="2")

@@ -1,60 +1,61 @@
-"""One complete look at a watched directory."""
+"""One complete look at a watched directory, and how often there may be one."""
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
-from collections.abc import Callable, Collection, Sequence
+import time
+from collections.abc import Collection, Sequence
 
+from ..config import WATCH_CPU_SHARE, WATCH_CPU_WITHIN_S, WATCH_SHORTEST_PAUSE_S
 from ..errors import os_reason
 from ..system.writers import Inode, open_for_writing
-from .entry import Entry, Look
+from .entry import Entry, Fact, Look, Tree, read_members, read_tree
 from .events import Events
 from .group import Group, Grouping, must_come
 from .names import Pattern, ends_a_save
 from .options import WatchOptions
-from .tree import Fact, Tree, read_members, read_tree
+
+log = logging.getLogger(__package__)
 
 
-class Looking:
+class Scanner:
     """Looks at a directory, again and again.
 
     Parameters
     ----------
     root : str
         The directory.
-    report : callable
-        Hears of what cannot be read, once.
     """
 
-    def __init__(self, root: str, options: WatchOptions, events: Events, report: Callable[[str], None]) -> None:
-        self._root, self._done = root, options.done
+    def __init__(self, root: str, options: WatchOptions, events: Events) -> None:
+        self._root, self._done, self._events = root, options.done, events
         self._pattern, self._grouping = Pattern(options.pattern), Grouping(options.group)
-        self._events, self._report = events, report
         #: By path: why an entry could not be read at the last look.
         self.unreadable: dict[str, str] = {}
         self._trees: dict[str, Tree] = {}
-        #: Who had which file open for writing, when it was last asked.
+        #: Who had which file open for writing when that was last checked.
         self._writers: dict[Inode, int] = {}
 
     def begin(self) -> frozenset[str]:
-        """Events come from now on. Returns what is there already."""
+        """Events come from now on. Returns the paths of what is there already."""
         self._events.follow(self._root)
         try:
             return frozenset(self._pattern.find(self._root))
         except OSError:
-            return frozenset()  # There is no directory yet; what else is wrong with it the first look tells.
+            return frozenset()  # There is no directory yet. If it is something else, the first look tells.
 
-    def look(self) -> dict[str, Look] | None:
+    def scan(self) -> dict[str, Look] | None:
         """Every entry as it is now, by its relative path; None: the directory is not there.
 
         Raises
         ------
         OSError
-            It cannot be read.
+            The directory cannot be read.
         """
         self._events.follow(self._root)
-        # Before looking: what is renamed meanwhile is seen by the next look.
+        # First of all: what is renamed in the meantime is seen by the next look.
         renames = self._events.take_renames()
         try:
             found = list(self._pattern.find(self._root))
@@ -62,7 +63,7 @@ class Looking:
             return None
         for folder in {os.path.dirname(relative) for relative in found} - {""}:
             self._events.follow(os.path.join(self._root, folder))
-        finished = {new for new, old in renames.items() if not self._is_a_match(old) or ends_a_save(old, new)}
+        finished = {new for new, old in renames.items() if not self._is_an_entry(old) or ends_a_save(old, new)}
         self.unreadable, before = {}, self.unreadable
         groups = self._groups(found)
         grouped = {
@@ -73,9 +74,9 @@ class Looking:
         for relative, group in {**alone, **groups}.items():
             tree = self._read(relative, group.members, before)
             renamed = not group.members and os.path.join(self._root, relative) in finished
-            lacks = group.lacks or must_come(tree)
             marker = self._marker(relative, group.members, tree)
-            looks[relative] = Look(tree, marker, renamed, group.members, group.beside, lacks)
+            lacks = group.lacks or must_come(tree)
+            looks[relative] = Look(tree, marker, renamed, group.members, group.trackers, lacks)
         self._trees = {relative: look.tree for relative, look in looks.items()}
         return looks
 
@@ -95,16 +96,16 @@ class Looking:
         try:
             return read_members(os.path.dirname(path), members) if members else read_tree(path)
         except OSError as error:
-            # It alone waits, as it was: the others are looked at.
+            # This one stays as it was last seen; the others go on.
             self.unreadable[relative] = why = f"{error.filename or path} cannot be read: {os_reason(error)}"
             if relative not in before:
-                self._report(why)
-            return self._trees.get(relative, {})
+                log.warning(why)
+            return self._trees.get(relative, Tree())
 
     def _marker(self, relative: str, members: Sequence[str], tree: Tree) -> Fact | None:
         if self._done is None:
             return None
-        # Of a group of directories, as DeepSpeed's with the file that names it, each has it.
+        # In a group of directories, such as DeepSpeed's, each of them must have it.
         folders = [name for name in members if name in tree and tree[name].kind == stat.S_IFDIR]
         inside = [tree.get(f"{name}/{self._done}") for name in folders]
         if found := [fact for fact in inside if fact is not None]:
@@ -113,22 +114,41 @@ class Looking:
             return read_tree(f"{os.path.join(self._root, relative)}.{self._done.lstrip('.')}").get("")
         return tree.get(self._done)
 
-    def _is_a_match(self, old: str) -> bool:
-        """Whether a path is that of a checkpoint itself: then its new name alone says nothing."""
+    def _is_an_entry(self, old: str) -> bool:
+        """Whether a path is a checkpoint's. If it gets another name, that alone says nothing."""
         return bool(old) and self._pattern.matches(os.path.relpath(old, self._root))
 
     def open(self, entries: Collection[Entry], *, mapped: bool) -> set[str]:
-        """Paths of those that somebody has open for writing; ``mapped``: or mapped so."""
-        evidence = {entry.path: entry.evidence for entry in entries}
-        # Whoever had one open has it still, as a rule: to look at all processes takes longer than all the rest.
+        """Paths of the entries that somebody has open for writing; ``mapped``: or mapped for writing."""
+        files_of = {entry.path: entry.must_be_closed for entry in entries}
+        # Whoever had a file open probably still has: that is checked first, as to check all processes takes longer than
+        # all the rest.
         known = set(self._writers.values())
-        still = open_for_writing(set().union(*evidence.values()), known, mapped=mapped) if known else {}
-        others = {path: files for path, files in evidence.items() if files.isdisjoint(still)}
+        still = open_for_writing(set().union(*files_of.values()), known, mapped=mapped) if known else {}
+        others = {path: files for path, files in files_of.items() if files.isdisjoint(still)}
         found = {**still, **open_for_writing(set().union(*others.values()), mapped=mapped)}
-        asked = set().union(*evidence.values())
+        asked = set().union(*files_of.values())
         self._writers = {**{file: pid for file, pid in self._writers.items() if file not in asked}, **found}
-        return {path for path, files in evidence.items() if not files.isdisjoint(found)}
+        return {path for path, files in files_of.items() if not files.isdisjoint(found)}
 
     def end(self) -> None:
         """No more events."""
         self._events.end()
+
+
+class CpuBudget:
+    """Keeps looking from taking more than a share of one core (see ``config``)."""
+
+    def __init__(self) -> None:
+        #: Seconds of CPU that are left (below 0: it must rest), and when that was so.
+        self._left, self._at = WATCH_CPU_SHARE * WATCH_CPU_WITHIN_S, time.monotonic()
+
+    def spend(self, cost_s: float) -> None:
+        """A look has taken so many seconds of CPU."""
+        now, most = time.monotonic(), WATCH_CPU_SHARE * WATCH_CPU_WITHIN_S
+        self._left = max(min(self._left + WATCH_CPU_SHARE * (now - self._at), most) - cost_s, -most)
+        self._at = now
+
+    def rest_s(self) -> float:
+        """For how many seconds there must be no look."""
+        return max(-self._left / WATCH_CPU_SHARE - (time.monotonic() - self._at), WATCH_SHORTEST_PAUSE_S)
