@@ -84,12 +84,34 @@ PING_S = 10.0
 HUNG_ON_DISK, HUNG_BUSY = 4, 20
 #: After a SIGTERM an agent that does nothing is given only this long.
 HUNG_HURRY_S = 3.0
+#: How long a child of the agent may take to end what it does, before it is killed.
+CHILD_STOP_S = 5.0
+#: How long a new uploader waits for the end of the one before it.
+WORKER_LOCK_S = 30.0
+#: The uploader tells the agent this often how many bytes it has sent.
+REPORT_S = 0.1
+#: An agent that ends copies leased files away: how long it waits for copies that others have begun, and then for the
+#: end of the threads that copy.
+LAST_COPIES_S, COPIERS_STOP_S = 60.0, 5.0
+#: Whoever watches an agent may be stopped between two looks: a longer time between them counts as this long.
+WATCH_STEP_S = 2.0
+#: Where others move the latest checkpoint in the same moment, it is tried again after a random pause of at most this
+#: long at first, and twice as long each time.
+MOVE_LATEST_PAUSE_S = 0.05
 #: How long a process that was killed may take to be gone, and how long a file system may take to show a folder.
 KILLED_S = REACH_S = 5.0
 #: Ranks that wait for each other look into the store again after pauses that grow, from the first to the second.
 GATHER_FIRST_S, GATHER_LAST_S = 0.1, 5.0
+#: Each such pause is so many times as long as the one before.
+GATHER_GROWTH = 1.5
 #: Once the pauses are longer than this, ranks also look whether rank 0 has died.
 GATHER_SUSPICION_S = 0.5
+#: The same for the nodes of a gang that wait for what node 0 has loaded: the first and the longest pause.
+GANG_FIRST_S, GANG_LAST_S = 0.1, 2.0
+#: How long the agent is asked at a time for the number of this start, and the pause where there is no agent to ask.
+CLAIM_SLICE_S, CLAIM_PAUSE_S = 1.0, 0.1
+#: How long the agent is asked at a time whether there is room for one more checkpoint.
+ROOM_SLICE_S = 5.0
 #: How long a process that needs a version waits for somebody to ask the store for the number of this start.
 CLAIM_START_S = 60.0
 #: How long credentials are used before their source is asked again. (botocore renews them ten minutes or more before

@@ -8,7 +8,7 @@ import functools
 import os
 import time
 
-from ..config import Config
+from ..config import ROOM_SLICE_S, Config
 from ..errors import AgentError, BacklogError, WaitTimeout
 from ..ipc.client import AgentClient
 from ..spool.journal import FAILED, SETTLED, order
@@ -18,8 +18,6 @@ from ..system.undisturbed import go_on, run
 
 #: Of a small disk at most this share is kept free.
 _SHARE = 20
-
-_WAIT_SLICE_S = 5.0
 
 #: Errors that end when others remove something.
 _FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -92,7 +90,7 @@ def _await_room(client: AgentClient, config: Config, folder: str, limit: float) 
     deadline = time.monotonic() + limit
     while True:
         go_on()
-        piece = max(min(deadline - time.monotonic(), _WAIT_SLICE_S), 0.0)
+        piece = max(min(deadline - time.monotonic(), ROOM_SLICE_S), 0.0)
         try:
             answer = client.request("room", piece + config.reply_timeout_s, folder=folder, timeout_s=piece)
         except (AgentError, WaitTimeout):
@@ -134,7 +132,7 @@ def _await_release(client: AgentClient, spool: Spool, config: Config) -> bool:
         state = ""
         while state != FAILED and (left := deadline - time.monotonic()) > 0:
             go_on()
-            piece = min(left, _WAIT_SLICE_S)
+            piece = min(left, ROOM_SLICE_S)
             try:
                 answer = client.request("wait", piece + config.reply_timeout_s, id=identity, timeout_s=piece)
             except (AgentError, WaitTimeout):
@@ -142,7 +140,7 @@ def _await_release(client: AgentClient, spool: Spool, config: Config) -> bool:
             state = answer["state"]
             if not state or state in SETTLED:
                 with contextlib.suppress(TimeoutError):  # To remove much takes a while.
-                    wait_for(lambda: not spool.is_ready(identity), _WAIT_SLICE_S, identity)  # noqa: B023
+                    wait_for(lambda: not spool.is_ready(identity), ROOM_SLICE_S, identity)  # noqa: B023
                 return True
     return False
 

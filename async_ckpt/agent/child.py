@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from ..config import FIRST_PAUSE_S, HUNG_ON_DISK, WORKER_START_S, Config
+from ..config import CHILD_STOP_S, FIRST_PAUSE_S, HUNG_ON_DISK, WORKER_START_S, Config
 from ..errors import ProtocolError, os_reason
 from ..ipc import protocol
 from ..ipc.protocol import Message
@@ -26,9 +26,6 @@ from ..system.files import occupy_standard_streams
 from ..system.processes import end, find
 from .log import writable_log
 from .watchdog import Stillness
-
-#: How long a child may take to abort what it has under way, before it is killed.
-_STOP_S = 5.0
 
 
 class Running(Protocol):
@@ -273,12 +270,12 @@ class ChildProcess:
     def stop(self) -> None:
         self.sock.close()
         try:
-            self._process.wait(timeout=_STOP_S)
+            self._process.wait(timeout=CHILD_STOP_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             # A process in an uninterruptible wait (a hung network file system) is left to its fate.
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(timeout=_STOP_S)
+                self._process.wait(timeout=CHILD_STOP_S)
 
 
 class ChildThread:
@@ -308,7 +305,7 @@ class ChildThread:
         with contextlib.suppress(OSError):
             self.sock.shutdown(socket.SHUT_RDWR)
         self.sock.close()
-        self._thread.join(timeout=_STOP_S)
+        self._thread.join(timeout=CHILD_STOP_S)
 
 
 def end_orphans(directory: str) -> None:

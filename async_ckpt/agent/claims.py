@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ..config import CLAIM_START_S, GATHER_FIRST_S, GATHER_LAST_S, Config
+from ..config import CLAIM_PAUSE_S, CLAIM_SLICE_S, CLAIM_START_S, GATHER_FIRST_S, GATHER_GROWTH, GATHER_LAST_S, Config
 from ..errors import AgentError, SpoolError, WaitTimeout
 from ..ipc.client import AgentClient
 from ..ipc.protocol import Message
@@ -25,12 +25,6 @@ from ..spool.spool import Spool
 from ..system.backoff import Backoff
 from ..system.undisturbed import go_on
 from .child import Child
-
-_GROWTH = 1.5
-#: For how long the agent is asked at a time, in seconds.
-_SLICE_S = 1.0
-#: How long whoever waits for a number waits at a time, in seconds, where there is no agent to ask.
-_PAUSE_S = 0.1
 
 
 class Claims:
@@ -51,7 +45,7 @@ class Claims:
         self._ordered = False
         #: The store was asked, and could not say: who waits has waited for the store since then.
         self._has_failed = False
-        self._retries = Backoff(0, GATHER_FIRST_S, GATHER_LAST_S, growth=_GROWTH)
+        self._retries = Backoff(0, GATHER_FIRST_S, GATHER_LAST_S, growth=GATHER_GROWTH)
         #: Why the store has not been asked, where that is for good.
         self._why = ""
 
@@ -186,7 +180,7 @@ def await_claim(
     last = deadline - limit + max(limit, CLAIM_START_S)
     while (start := spool.start) is None and (left := deadline - time.monotonic()) > 0 and not why:
         go_on()
-        piece = min(left, _SLICE_S)
+        piece = min(left, CLAIM_SLICE_S)
         try:
             answer = client.request(
                 "claim", piece + config.reply_timeout_s, attempt=spool.task.attempt, timeout_s=piece
@@ -195,7 +189,7 @@ def await_claim(
             if not answer.get("asked", True):
                 deadline = min(time.monotonic() + limit, last)
         except (AgentError, WaitTimeout):  # Another one may be there in a moment.
-            time.sleep(min(left, _PAUSE_S))
+            time.sleep(min(left, CLAIM_PAUSE_S))
     if start is not None:
         return start
     start = spool.go_alone()

@@ -23,7 +23,7 @@ from ..capture import lease
 from ..capture.copy_speed import CopySpeed
 from ..capture.habits import Habits
 from ..capture.private import PrivateCopy, link_private, lost, rewritten
-from ..config import Config
+from ..config import COPIERS_STOP_S, LAST_COPIES_S, Config
 from ..errors import SnapshotError
 from ..spool.journal import order
 from ..system.priority import set_disk_priority
@@ -38,9 +38,6 @@ _PIECE_BYTES = 8 << 20
 
 #: What is looked at of a file's end, in bytes.
 _TAIL_BYTES = 512
-
-#: How long an agent that ends waits for copies that are under way, and for its threads, in seconds.
-_END_S, _STOP_S = 60.0, 5.0
 
 Key = tuple[str, str]
 
@@ -154,7 +151,7 @@ class Guard:
         for group in groups:
             self._copy_away(group)
         with self._lock:
-            self._settled.wait_for(lambda: not any(held.busy for held in self._held.values()), _END_S)
+            self._settled.wait_for(lambda: not any(held.busy for held in self._held.values()), LAST_COPIES_S)
 
     def stop(self) -> None:
         self._stopping = True
@@ -162,7 +159,7 @@ class Guard:
         for _ in range(_COPIERS):
             self._waited_for.put(None)
         self._wake()
-        deadline = time.monotonic() + _STOP_S
+        deadline = time.monotonic() + COPIERS_STOP_S
         for thread in self._threads:
             thread.join(timeout=max(deadline - time.monotonic(), 0))
 

@@ -12,11 +12,8 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..config import HUNG_BUSY, HUNG_HURRY_S, HUNG_ON_DISK, KILLED_S, Config
+from ..config import HUNG_BUSY, HUNG_HURRY_S, HUNG_ON_DISK, KILLED_S, WATCH_STEP_S, Config
 from ..system.processes import end, find, is_ours, opened_by, process_exists, state_of, turns_of
-
-#: We may have been stopped ourselves between two looks: of longer ones so many seconds count.
-_MOST_S = 2.0
 
 
 @dataclass
@@ -35,7 +32,7 @@ class Stillness:
     def look(self, now: float) -> None:
         """See how it gets on."""
         turns = turns_of(self.pid)
-        step = min(now - self.looked, _MOST_S) if self.looked >= 0 else 0.0
+        step = min(now - self.looked, WATCH_STEP_S) if self.looked >= 0 else 0.0
         self.state = state_of(self.pid)
         self.looked, self.silent_s = now, self.silent_s + step
         # One that waits for a CPU gets none; it is not to blame.

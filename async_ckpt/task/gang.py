@@ -10,20 +10,18 @@ import time
 from typing import Any
 
 from .. import layout
+from ..config import GANG_FIRST_S, GANG_LAST_S, GATHER_GROWTH
 from ..errors import IntegrityError, NotFound, UsageError, WaitTimeout
 from ..manifest import dump
 from ..ranks import agreement
 from ..spool.spool import Admitted
 from ..stores.base import Store
 from ..stores.catalog import read_json
+from ..system.backoff import Backoff
 from ..upload.checkpoint import Uploader
 from ..upload.together import finish
 from .checkpointer import Checkpointer
 from .loader import Report
-
-#: Between two looks for the decision, in seconds: at first, at last.
-_FIRST_S, _LAST_S = 0.1, 2.0
-_GROWTH = 1.5
 
 
 def load_newest(
@@ -109,14 +107,13 @@ async def _finish_newest(store: Store, checkpointer: Checkpointer, start: int) -
 
 async def _is_complete(store: Store, reference: dict[str, Any], deadline: float) -> bool:
     """Whether all shards are in the store; what those ranks have saved who did not die may still be on its way."""
-    pause = _FIRST_S
+    pauses = _pauses()
     while missing := await agreement.missing_ranks(store, reference):
         outcome = await agreement.read_outcome(store, reference)
         gone = await agreement.gone_ranks(store, reference)
         if gone.intersection(missing) or outcome is not None or time.monotonic() >= deadline:
             return not await agreement.missing_ranks(store, reference)
-        await asyncio.sleep(pause)
-        pause = min(pause * _GROWTH, _LAST_S)
+        await asyncio.sleep(pauses.failed(time.monotonic()))
     return True
 
 
@@ -136,7 +133,7 @@ def _follow(checkpointer: Checkpointer, start: int, path: str, shard: str) -> di
 
 async def _decision(store: Store, task: layout.TaskInfo, start: int, limit_s: float) -> dict[str, Any] | None:
     key = layout.decision_key(task.pathspec, task.attempt, start)
-    deadline, pause = time.monotonic() + limit_s, _FIRST_S
+    deadline, pauses = time.monotonic() + limit_s, _pauses()
     while True:
         try:
             found: dict[str, Any] | None = (await read_json(store, key))["reference"]
@@ -148,5 +145,10 @@ async def _decision(store: Store, task: layout.TaskInfo, start: int, limit_s: fl
                     where=key,
                     hint="See its log; METAFLOW_ASYNC_CKPT_GANG_START_TIMEOUT_S is the limit",
                 ) from None
-        await asyncio.sleep(min(pause, max(deadline - time.monotonic(), 0)))
-        pause = min(pause * _GROWTH, _LAST_S)
+        now = time.monotonic()
+        await asyncio.sleep(min(pauses.failed(now), max(deadline - now, 0)))
+
+
+def _pauses() -> Backoff:
+    """Between two looks into the store."""
+    return Backoff(0, GANG_FIRST_S, GANG_LAST_S, growth=GATHER_GROWTH)

@@ -16,7 +16,7 @@ import anyio
 
 from .. import layout
 from ..capture.content import TarContent, TarMember, captured_file
-from ..config import Config
+from ..config import MOVE_LATEST_PAUSE_S, Config
 from ..errors import CheckpointError, IntegrityError, NotFound, StoreError, TransientStoreError
 from ..layout import newest
 from ..manifest import LINK, FileEntry, Manifest, dump, load
@@ -30,9 +30,8 @@ from ..stores.catalog import read_begun, read_tagged
 from ..system.concurrency import for_each
 from ..system.crash import crash_point
 
-#: How often the latest checkpoint is moved anew after others came first, and the first pause before, in seconds.
+#: How often the latest checkpoint is moved anew after others came first.
 _MOVES = 8
-_MOVE_PAUSE_S = 0.05
 
 #: Smallest file without a lease that is worth a record of its own, so that it is not sent again.
 _REMEMBERED_BYTES = 1 << 20
@@ -339,7 +338,7 @@ class Uploader:
                 found, tag = await self._store.get_tagged(key)
             except NotFound:  # Somebody writes or removes it in this moment.
                 tag = None
-                await anyio.sleep(random.uniform(0, _MOVE_PAUSE_S * 2**attempt))
+                await anyio.sleep(random.uniform(0, MOVE_LATEST_PAUSE_S * 2**attempt))
                 continue
             except TooLong as error:
                 tag = error.tag
@@ -387,7 +386,7 @@ class Uploader:
             if moved_on or await self._store.put_if(f"{folder}/{layout.LATEST}", dump(reference), tag):
                 del self._newest[folder]
                 return
-            await anyio.sleep(random.uniform(0, _MOVE_PAUSE_S * 2**attempt))
+            await anyio.sleep(random.uniform(0, MOVE_LATEST_PAUSE_S * 2**attempt))
         raise TransientStoreError("Others move the latest checkpoint all the time", where=self._store.url(folder))
 
 

@@ -41,7 +41,7 @@ from typing import Any
 import anyio
 
 from .. import errors
-from ..config import KILLED_S, Config
+from ..config import KILLED_S, REPORT_S, WORKER_LOCK_S, Config
 from ..ipc import protocol
 from ..ipc.protocol import Message
 from ..ranks import agreement, starts
@@ -55,17 +55,11 @@ from ..system.priority import set_priority
 from .checkpoint import Uploader
 from .together import Gatherer, Patience
 
-#: How often an upload's progress is reported, in seconds.
-_REPORT_S = 0.1
-
 #: Digests of larger files (beyond 1 TiB) do not fit into a frame: nothing is told of those until all is uploaded.
 _MAX_CRCS = 1 << 16
 
 #: Longest reason that is told, in characters.
 _MAX_WHY = 10_000
-
-#: How long a worker waits for its predecessor to be gone.
-_LOCK_TIMEOUT_S = 30.0
 
 #: What a machine may be short of for a moment: threads, memory, descriptors.
 _SHORTAGES = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
@@ -139,13 +133,13 @@ def _only_one(path: str) -> Iterator[None]:
         return True
 
     try:
-        wait_for(lambda: path not in _working, _LOCK_TIMEOUT_S, "an earlier worker")
-        for limit_s in (KILLED_S, _LOCK_TIMEOUT_S):
+        wait_for(lambda: path not in _working, WORKER_LOCK_S, "an earlier worker")
+        for limit_s in (KILLED_S, WORKER_LOCK_S):
             with open(path, "ab") as file:
                 try:
                     wait_for(free, limit_s, "an earlier worker")
                 except TimeoutError:
-                    if limit_s == _LOCK_TIMEOUT_S:
+                    if limit_s == WORKER_LOCK_S:
                         raise
                     _end_others(path)
                     continue
@@ -388,7 +382,7 @@ class _Reporter:
 
     async def _loop(self) -> None:
         while True:
-            await anyio.sleep(_REPORT_S)
+            await anyio.sleep(REPORT_S)
             await self._report()
 
     async def _report(self) -> None:

@@ -12,18 +12,18 @@ from collections.abc import Awaitable, Callable
 import anyio
 
 from .. import layout
-from ..config import GATHER_FIRST_S, GATHER_LAST_S, GATHER_SUSPICION_S, Config
+from ..config import GATHER_FIRST_S, GATHER_GROWTH, GATHER_LAST_S, GATHER_SUSPICION_S, Config
 from ..errors import StoreError, UsageError, WaitTimeout
 from ..manifest import dump
 from ..ranks import agreement
 from ..ranks.agreement import COMMITTING, FAILED, Outcome, Reference
 from ..stores.base import Store
+from ..system.backoff import Backoff
 from ..system.crash import crash_point
 from .checkpoint import Uploader
 
 #: With many ranks the first pause is longer, so that all of them together ask so often a second at most.
 _LOOKS_A_SECOND = 1000
-_GROWTH = 1.5
 
 Tell = Callable[[str], Awaitable[None]]
 
@@ -110,7 +110,7 @@ class Gatherer:
                 await agreement.remove_leftovers(self._store, reference["pathspec"], now, self._config)
 
     async def _commit(self, reference: Reference, patience: Patience, tell: Tell) -> Reference:
-        pause = GATHER_FIRST_S
+        pauses = Backoff(0, GATHER_FIRST_S, GATHER_LAST_S, growth=GATHER_GROWTH)
         while missing := await agreement.missing_ranks(self._store, reference):
             gone = (await agreement.gone_ranks(self._store, reference)).intersection(missing)
             # What a task saved is in the store before it is said to be gone: one more look.
@@ -127,8 +127,7 @@ class Gatherer:
                     raise WaitTimeout(why)
                 await self._give_up(reference, why)
                 raise UsageError(why)
-            await anyio.sleep(pause)
-            pause = min(pause * _GROWTH, GATHER_LAST_S)
+            await anyio.sleep(pauses.failed(anyio.current_time()))
         return await finish(self._store, self._uploader, reference, self._config)
 
     async def _give_up(self, reference: Reference, why: str) -> None:
@@ -137,7 +136,9 @@ class Gatherer:
             raise StoreError("It was decided that it is committed, and shards are missing", where=reference["key"])
 
     async def _follow(self, reference: Reference, patience: Patience, tell: Tell) -> Reference:
-        pause = max(GATHER_FIRST_S, reference["world"] / _LOOKS_A_SECOND)
+        first_s = max(GATHER_FIRST_S, reference["world"] / _LOOKS_A_SECOND)
+        pauses = Backoff(0, first_s, max(GATHER_LAST_S, first_s), growth=GATHER_GROWTH)
+        pause = 0.0
         while True:
             if pause > GATHER_SUSPICION_S:
                 await self._give_up_without_first(reference)
@@ -152,8 +153,8 @@ class Gatherer:
             if over:
                 raise WaitTimeout(f"Rank 0 has not committed it, and {patience.waited_s:.0f} s were waited")
             await tell("waits for the commit by rank 0")
+            pause = pauses.failed(anyio.current_time())
             await anyio.sleep(pause)
-            pause = min(pause * _GROWTH, max(GATHER_LAST_S, pause))
 
     async def _give_up_without_first(self, reference: Reference) -> None:
         """Where rank 0 has died without its shard, nobody else would ever decide."""

@@ -327,7 +327,7 @@ def committed_and_said(store: MemoryStore, *batches: list[dict[str, Any]]) -> tu
 
 
 def test_a_latest_that_others_move_all_the_time_holds_up_no_commit_and_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uploader_module, "_MOVE_PAUSE_S", 0.0)
+    monkeypatch.setattr(uploader_module, "MOVE_LATEST_PAUSE_S", 0.0)
     store, key = MemoryStore(), f"{FOLDER}/latest"
     commit(store, [reference(0)])
     moved = 0
