@@ -58,7 +58,7 @@ class CounterFlow(FlowSpec):
         print(f"In the store: {attempts[0]} checkpoints of the failed attempt, {attempts[1]} of the second one")
         typical, first = statistics.median(self.seconds), self.seconds[0]
         print(f"save() returned after {1000 * typical:.1f} ms (median of {len(self.seconds)})")
-        print(f"The first save() took {1000 * first:.0f} ms: the agent asks the store about the attempt before")
+        print(f"The first save() took {1000 * first:.0f} ms: the agent first asks the store about this attempt")
         print(f"The last checkpoint was durable in the store {1000 * self.until_durable:.0f} ms after save() returned")
         print(f"Its files: {self.saved[0]['url']}")
 
