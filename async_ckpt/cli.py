@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import logging
 import os
 import signal
 import sys
@@ -18,22 +19,21 @@ from collections.abc import Sequence
 from typing import Any
 
 from . import __version__, capture, layout
-from .config import ENV_SPOOL, Config
+from .config import ENV_SPOOL, SIGNAL_LOOK_S, Config
 from .errors import CheckpointError, UsageError
 from .layout import newest
 from .spool.spool import Spool
 from .stores.base import StoreSpec
-from .system.log import write_lines_with
-from .system.printable import dumps, to_stderr
+from .system.printable import dumps
 from .task.checkpointer import Checkpointer
 from .task.listing import check_attempt, list_task
 from .task.loader import SHARDS, load_from_first
 from .task.options import SaveOptions
-from .task.reference import CheckpointInfo, format_bytes
-from .task.serving import serving, text_of
+from .task.progress import format_bytes
+from .task.reference import CheckpointInfo
+from .task.which import text_of, who_serves
 
-#: How often a command that waits for a signal looks whether it came, in seconds.
-_SIGNAL_S = 0.2
+log = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -125,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     listing.add_argument("--full-namespace", action="store_true", help="those of this step from all runs")
     listing.add_argument("--task", metavar="FLOW/RUN/STEP/TASK", help="another task")
 
-    _command(commands, "which", lambda _: serving(), text_of, "who serves @checkpoint and Checkpoint here")
+    _command(commands, "which", lambda _: who_serves(), text_of, "who serves @checkpoint and Checkpoint here")
 
     load = _command(commands, "load", _load, lambda r: f"loaded {r['key']}", "load a checkpoint into a directory")
     load.add_argument("key", help="a key as 'list' shows it")
@@ -147,7 +147,7 @@ def _command(commands: Any, name: str, run: Any, text: Any, help_text: str) -> a
 
 def _checkpointer(options: argparse.Namespace) -> Checkpointer:
     if options.spool:
-        return Checkpointer(Spool.open(options.spool), Config.from_env(), report=to_stderr)
+        return Checkpointer(Spool.open(options.spool), Config.from_env())
     return Checkpointer.from_environment()
 
 
@@ -163,7 +163,7 @@ def _save(options: argparse.Namespace) -> dict[str, Any]:
         metadata = json.loads(options.metadata)
     except (ValueError, RecursionError) as error:
         metadata = options.metadata
-        to_stderr(f"--metadata is not JSON, and is kept as text: {error}. JSON is e.g. --metadata '{{\"epoch\": 3}}'")
+        log.warning(f"--metadata is not JSON, and is kept as text: {error}. JSON is e.g. --metadata '{{\"epoch\": 3}}'")
     checkpointer = _checkpointer(options)
     reference = checkpointer.save(
         options.path, name=options.checkpoint, metadata=metadata, latest=not options.no_latest,
@@ -179,7 +179,6 @@ def _watch(options: argparse.Namespace) -> dict[str, Any]:
     from .watch import Watch, WatchOptions  # Late: no other command needs it.
 
     checkpointer = _checkpointer(options)
-    write_lines_with(to_stderr, checkpointer.config.log_level)
     given = WatchOptions(
         pattern=options.pattern, settle=options.settle, done=options.done, metadata_from=options.metadata_from,
         name=options.checkpoint, latest=not options.no_latest, move=options.move, keep=options.keep,
@@ -195,7 +194,7 @@ def _watch(options: argparse.Namespace) -> dict[str, Any]:
     began_ns = checkpointer.spool.attempt_began_ns()
     watch = Watch(checkpointer, options.path, given, checkpointer.config, began_ns=began_ns)
     while not ended:
-        time.sleep(_SIGNAL_S)
+        time.sleep(SIGNAL_LOOK_S)
     for number, handler in before.items():  # A second one ends it at once.
         signal.signal(number, handler)
     watch.stop()
@@ -207,7 +206,7 @@ def _status(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _flush(options: argparse.Namespace) -> dict[str, Any]:
-    _checkpointer(options).flush(options.timeout, lambda line: print(line, file=sys.stderr, flush=True))
+    _checkpointer(options).flush(options.timeout)
     return {"pending": 0}
 
 

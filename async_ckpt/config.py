@@ -106,6 +106,26 @@ GATHER_FIRST_S, GATHER_LAST_S = 0.1, 5.0
 GATHER_GROWTH = 1.5
 #: Once the pauses are longer than this, ranks also look whether rank 0 has died.
 GATHER_SUSPICION_S = 0.5
+#: Lines of progress: each comes after a pause so many times as long as the one before, but at most so many times as
+#: long as the first.
+PROGRESS_GROWTH, PROGRESS_MOST = 1.5, 12
+#: For how long the agent is asked at a time about one checkpoint that somebody waits for.
+WAIT_SLICE_S = 5.0
+#: How long a save waits for an agent that ran already to say that it serves this process; without it, files are copied.
+AGENT_CONFIRM_S = 1.0
+#: An agent that leaves a question of a saver unanswered for so long hangs: the saver lets go of leases itself.
+AGENT_SILENT_S = 2.0
+#: More connections to agents lost in a row, each within so many seconds of the last: the agent does not want us.
+MAX_LOST_CONNECTIONS, LOST_CONNECTIONS_S = 5, 10.0
+#: How often a command that waits for a signal looks whether it came.
+SIGNAL_LOOK_S = 0.2
+#: After Ctrl-C Metaflow kills the task within 5 s: for so long what was saved is brought in; the agent goes on later.
+INTERRUPT_FLUSH_S = 2.0
+#: How long an exception that a signal's handler raises waits until the save that it has interrupted has come to an end.
+INTERRUPTED_END_S = 10.0
+#: A signal that comes in the instant before the main thread begins to wait does not wake it: it wakes up by itself so
+#: often.
+MAIN_THREAD_LOOK_S = 0.25
 #: The same for the nodes of a gang that wait for what node 0 has loaded: the first and the longest pause.
 GANG_FIRST_S, GANG_LAST_S = 0.1, 2.0
 #: How long the agent is asked at a time for the number of this start, and the pause where there is no agent to ask.

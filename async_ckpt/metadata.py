@@ -3,8 +3,8 @@
 ``plain`` makes JSON values of whatever a training loop has at hand: numbers of numpy and torch (known by what they
 can do, neither is imported), dates, paths, sets, dataclasses. It reads the user's objects and keeps none of them. It
 never fails: what has no JSON value is kept as its ``repr``, and what is too large, too deep or contains itself is
-replaced by a short text. Each time there is a ``Note`` for people. Where several ranks save one checkpoint, equal
-metadata becomes equal JSON on all of them: sets are sorted, and addresses are taken out of a ``repr``.
+replaced by a short text. Each time there is a ``MetadataNote`` for people. Where several ranks save one checkpoint,
+equal metadata becomes equal JSON on all of them: sets are sorted, and addresses are taken out of a ``repr``.
 
 NaN and Infinity are kept for Python, in memory and in the store; ``printable`` has what other programs read.
 """
@@ -57,7 +57,7 @@ _encode = json.encoder.encode_basestring_ascii
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
-class Note(NamedTuple):
+class MetadataNote(NamedTuple):
     """A line for people about one entry; ``key`` is its dotted path, empty for the metadata as a whole."""
 
     key: str
@@ -68,7 +68,7 @@ class _NotKept(Exception):
     """Why a value is replaced by a text."""
 
 
-def plain(metadata: Any, config: Config) -> tuple[Any, list[Note]]:
+def plain(metadata: Any, config: Config) -> tuple[Any, list[MetadataNote]]:
     """JSON values for the user's metadata; a deep copy.
 
     Parameters
@@ -80,7 +80,7 @@ def plain(metadata: Any, config: Config) -> tuple[Any, list[Note]]:
 
     Returns
     -------
-    Any, list of Note
+    Any, list of MetadataNote
         What ``json.dumps`` takes, and what people should know.
     """
     if metadata is None:
@@ -138,7 +138,7 @@ class _Conversion:
         self._elements, self._bytes = self._max_elements, self._max_bytes
         self._patience = _PATIENCE * self._max_elements
 
-    def convert(self, metadata: Any) -> tuple[Any, list[Note]]:
+    def convert(self, metadata: Any) -> tuple[Any, list[MetadataNote]]:
         value, size = self._entry(metadata)
         if isinstance(metadata, Mapping) and not isinstance(value, dict):
             value = {"not kept": value}  # Who reads it expects a dict.
@@ -147,9 +147,11 @@ class _Conversion:
                 f"The metadata has {_kib(size)}. It is stored several times with every checkpoint, and read by every "
                 "list(): save what is large as a file of the checkpoint"
             )
-        notes = [Note(key, line) for key, line in self._notes.items()]
+        notes = [MetadataNote(key, line) for key, line in self._notes.items()]
         if self._unnamed:
-            notes.append(Note("\0more", f"{self._unnamed} more values of the metadata are not kept, or kept as text"))
+            notes.append(
+                MetadataNote("\0more", f"{self._unnamed} more values of the metadata are not kept, or kept as text")
+            )
         return value, notes
 
     def _entry(self, value: Any) -> tuple[Any, int]:
@@ -324,7 +326,7 @@ class _Conversion:
         self._notes[path] = f"The metadata {_shown(path)} {what}" if path else f"The metadata {what}"
 
 
-class Said:
+class NoteLog:
     """Says each note once, however many checkpoints are saved.
 
     Parameters
@@ -337,7 +339,7 @@ class Said:
         self._report = report
         self._keys: set[str] = set()
 
-    def say(self, notes: Iterable[Note]) -> None:
+    def say(self, notes: Iterable[MetadataNote]) -> None:
         """Say those that are new; of very many no more than the first."""
         for note in notes:
             if note.key in self._keys or len(self._keys) > _MAX_SAID:

@@ -21,6 +21,7 @@ from async_ckpt.errors import CheckpointError
 from async_ckpt.layout import TaskInfo
 from async_ckpt.spool.spool import Spool
 from async_ckpt.stores.base import StoreSpec
+from async_ckpt.system.log import write_lines_with
 from async_ckpt.task.checkpointer import Checkpointer
 from async_ckpt.task.loader import load_from_first
 from harness.environments import with_our_modules
@@ -80,9 +81,10 @@ class Task:
     def start(
         self, *, uploader: str = "process", attempt: int = 0, report: Callable[[str], None] = lambda line: None
     ) -> Checkpointer:
-        """The checkpointer of the task's process."""
+        """The checkpointer of the task's process. ``report`` gets what this process says from now on."""
+        write_lines_with(report)
         self.info = replace(TASK, attempt=attempt)
-        made = Checkpointer.start(self.root, self.info, self.store, Config.from_env(), uploader=uploader, report=report)
+        made = Checkpointer.start(self.root, self.info, self.store, Config.from_env(), uploader=uploader)
         self.take(made)
         return made
 

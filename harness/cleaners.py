@@ -130,7 +130,7 @@ class Scene:
         """Of what was saved: what the store has is right, and the rest is said to be missing, by name. Returns that."""
         missing: set[str] = set()
         try:
-            self.checkpointer.flush(60, self.said.append)
+            self.checkpointer.flush(60)
         except FlushError as error:
             self.said.append(str(error))
             missing = {identity for identity in self.saved if identity in str(error)}

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from async_ckpt.config import Config
-from async_ckpt.task.checkpointer import Checkpointer, Reference
+from async_ckpt.system.log import write_lines_with
+from async_ckpt.task.checkpointer import Checkpointer
+from async_ckpt.task.reference import Reference
 from harness.agents import TASK, Task
 from harness.writers import content
 
@@ -39,9 +41,8 @@ class Gang:
 
     def start_node(self, node: int, attempt: int = 0) -> Checkpointer:
         info = replace(TASK, attempt=attempt, node=node, nodes=self.size)
-        made = Checkpointer.start(
-            self.task.root, info, self.task.store, Config.from_env(), uploader="process", report=self.said.append
-        )
+        write_lines_with(self.said.append)
+        made = Checkpointer.start(self.task.root, info, self.task.store, Config.from_env(), uploader="process")
         self.task.take(made)
         return made
 

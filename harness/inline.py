@@ -58,14 +58,14 @@ from async_ckpt.config import Config
 from async_ckpt.errors import AgentError, CheckpointError, ProtocolError, StoreError
 from async_ckpt.ipc import client as client_module
 from async_ckpt.ipc import protocol
-from async_ckpt.ipc.client import AgentClient, Lease, Link
+from async_ckpt.ipc.client import AgentClient, AgentConnection, LeasedFile
 from async_ckpt.ipc.protocol import Message
 from async_ckpt.spool.spool import Spool
 from async_ckpt.stores import open_store
 from async_ckpt.stores.base import Store, StoreSpec
 from async_ckpt.system import undisturbed
-from async_ckpt.task import asking, loader, tracker
 from async_ckpt.task import checkpointer as checkpointer_module
+from async_ckpt.task import flush, progress, retrying_client, save, stores, tracker
 from async_ckpt.task.checkpointer import Checkpointer
 from async_ckpt.upload import process
 from harness.mortal import Fuse
@@ -85,8 +85,8 @@ _pids = itertools.count(1 << 23)
 
 #: Modules that measure time by the world's clock.
 _TIMED = (
-    agent_module, asking, backlog, checkpointer_module, claims, client_module, deadline, tracker, launch, notice,
-    owners, child, throughput, questions, checkpoints, unreachable, uploads,
+    agent_module, backlog, checkpointer_module, claims, client_module, deadline, flush, launch, notice, progress,
+    retrying_client, save, tracker, owners, child, throughput, questions, checkpoints, unreachable, uploads,
 )  # fmt: skip
 
 
@@ -152,7 +152,7 @@ class World:
         patch.setattr(undisturbed, "_run_in_thread", lambda work: work())
         patch.setattr(anyio.to_thread, "run_sync", _call_at_once)
         patch.setattr(anyio.from_thread, "check_cancelled", lambda: None)
-        patch.setattr(loader, "open_store", functools.partial(self._open, None))
+        patch.setattr(stores, "open_store", functools.partial(self._open, None))
         patch.setattr(process, "open_store", functools.partial(self._open, self.gate))
         # Small files are recognized as unchanged as well.
         patch.setattr(unchanged, "MIN_BYTES", self.config.pack_below_bytes)
@@ -269,7 +269,7 @@ class World:
         if not pid:
             status = 1
             try:
-                checkpointer._client = _Alone(guarded=links)  # type: ignore[assignment]
+                checkpointer.tracker.client = _Alone(guarded=links)  # type: ignore[assignment]
                 with Fuse(after, die=lambda: os._exit(0)).armed(), contextlib.suppress(StoreError):
                     save()
                 status = 0
@@ -424,7 +424,7 @@ class InlineClient(AgentClient):
 
     def __init__(self, world: World, *arguments: Any, **keywords: Any) -> None:
         self._world = world
-        self._decoder: tuple[Link, protocol.Decoder] | None = None
+        self._decoder: tuple[AgentConnection, protocol.Decoder] | None = None
         super().__init__(*arguments, **keywords)
         world.client = self
 
@@ -432,7 +432,7 @@ class InlineClient(AgentClient):
         super()._reset()
         self._changed = _Turns(self._world)  # type: ignore[assignment]
 
-    def _keep(self, link: Link) -> None:
+    def _keep(self, link: AgentConnection) -> None:
         """Not in the thread."""
 
     def holds(self, identity: str) -> bool:
@@ -441,7 +441,7 @@ class InlineClient(AgentClient):
 
     def turn(self) -> bool:
         """Read what has come; see whether the agent is still there. False if there was nothing."""
-        link = self._link
+        link = self._connection
         if link is None:
             return False
         poll = select.poll()
@@ -463,9 +463,9 @@ class InlineClient(AgentClient):
     def drop(self) -> None:
         """Close what the process had open."""
         self._closed = True
-        if self._link is not None:
-            self._link.sock.close()
-            self._link = None
+        if self._connection is not None:
+            self._connection.sock.close()
+            self._connection = None
         for leases in self._leases.values():
             for item in leases.values():
                 os.close(item.fd)
@@ -483,7 +483,7 @@ class _Alone:
     def is_guarded(self) -> bool:
         return self._guarded
 
-    def admit(self, identity: str, leases: dict[str, Lease]) -> None:
+    def admit(self, identity: str, leases: dict[str, LeasedFile]) -> None:
         """The doorbell does not ring."""
 
     def request(self, op: str, limit_s: float, **fields: Any) -> Message:

@@ -58,7 +58,7 @@ class Interrupted:
         self.checkpointer = Checkpointer.start(
             os.path.join(base, "spools"), replace(TASK, attempt=attempt),
             StoreSpec("local", os.path.join(base, "store")), Config(local_fsync=False, spot_notice_file=""),
-            uploader="process", report=lambda line: print(line, file=sys.stderr),
+            uploader="process",
         )  # fmt: skip
         self._handlers: dict[int, Callable[[], None]] = {
             signal.SIGUSR1: self.save_beside,

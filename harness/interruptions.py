@@ -18,6 +18,7 @@ from pathlib import Path
 from async_ckpt.config import Config
 from async_ckpt.errors import CheckpointError
 from async_ckpt.stores.base import StoreSpec
+from async_ckpt.system.log import write_lines_with
 from async_ckpt.task.checkpointer import Checkpointer
 from harness.agents import TASK
 from harness.environments import with_our_modules
@@ -127,9 +128,10 @@ def _look(base: Path, attempt: int, saved: dict[str, str], figures: Counter[str]
         str(base / "spools"), replace(TASK, attempt=attempt), store, Config(local_fsync=False), uploader="process"
     )
     try:
-        report: list[str] = []
-        last.flush(300.0, report.append)
-        problems += [line for line in report if "is not in the store" in line]
+        said: list[str] = []
+        write_lines_with(said.append)
+        last.flush(300.0)
+        problems += [line for line in said if "is not in the store" in line]
         stored = {f"{one.attempt}.{one.name}.{one.version_id}": one for one in last.list()}
     except CheckpointError as error:
         return [*problems, f"at the end: {error}"]

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from async_ckpt.errors import FlushError, SnapshotError
-from async_ckpt.task.checkpointer import Checkpointer, Reference
+from async_ckpt.task.checkpointer import Checkpointer
+from async_ckpt.task.reference import Reference
 from harness.agents import Task
 from harness.filesystems import BELOW, CLONING, FILESYSTEMS, LAYERED, NFS, SECONDS
 from harness.generations import WAYS, LocalWriter, Progress, RemoteWriter, judge

@@ -141,14 +141,12 @@ class Model(RuleBasedStateMachine):
         self.attempt += 1
         self.expected.begin_attempt()
         task = replace(TASK, attempt=self.attempt)
-        self.task = Checkpointer.start(
-            self.world.root, task, self.world.store, self.world.config, uploader="process", report=lambda line: None
-        )
+        self.task = Checkpointer.start(self.world.root, task, self.world.store, self.world.config, uploader="process")
         self.task.spool.admit = self.admitting(self.task.spool)  # type: ignore[method-assign]
         self.saving: Files = {}
         work, files = self.task.spool.new_work_directory(), {}
         likely, fair = self.likely_newest(), self.world.sky.is_fair
-        error = self.load_into(work, lambda: self.note_loaded(self.task.load_newest("fresh", work, lambda _: None)))
+        error = self.load_into(work, lambda: self.note_loaded(self.task.load_newest("fresh", work)))
         if error is None:
             assert self.loaded in likely, f"{self.loaded} was loaded, where {likely} was the newest"
             files = self.expected.saved[self.loaded].files if self.loaded else {}

@@ -11,7 +11,8 @@ from pathlib import Path
 from types import TracebackType
 
 from async_ckpt.errors import FlushError
-from async_ckpt.task.checkpointer import Checkpointer, Reference
+from async_ckpt.task.checkpointer import Checkpointer
+from async_ckpt.task.reference import Reference
 from harness.agents import agent_pid, is_alive, kill
 from harness.writers import WAYS, LocalWriters, RemoteWriters
 

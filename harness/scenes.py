@@ -8,7 +8,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from async_ckpt.task.checkpointer import Checkpointer, Reference
+from async_ckpt.task.checkpointer import Checkpointer
+from async_ckpt.task.reference import Reference
 from harness.agents import Task
 from harness.environments import with_our_modules
 from harness.writers import content

@@ -37,14 +37,16 @@ import json, os, sys, time
 from async_ckpt.task.checkpointer import Checkpointer
 from async_ckpt.config import Config
 from async_ckpt.stores.base import StoreSpec
+from async_ckpt.system.log import write_lines_with
 from async_ckpt.task.termination import Termination
 from harness.agents import TASK
 from harness.writers import content
 root, spec, work, count, size = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
 def say(line): print(f"{time.time():.2f} {line}", flush=True)
 config = Config.from_env()
-checkpointer = Checkpointer.start(root, TASK, StoreSpec.from_json(spec), config, uploader="process", report=say)
-Termination(checkpointer, config.termination_grace_s, say).install()
+write_lines_with(say)
+checkpointer = Checkpointer.start(root, TASK, StoreSpec.from_json(spec), config, uploader="process")
+Termination(checkpointer, config.termination_grace_s).install()
 for number in range(count):
     with open(work + "/new", "wb") as file:
         file.write(content(number, size))

@@ -35,8 +35,9 @@ from async_ckpt import layout
 from async_ckpt.config import Config
 from async_ckpt.errors import CheckpointError, FlushError
 from async_ckpt.stores.base import Store, StoreSpec
+from async_ckpt.system.log import write_lines_with
 from async_ckpt.task.checkpointer import Checkpointer
-from async_ckpt.task.loader import run_with_store
+from async_ckpt.task.stores import run_with_store
 from harness.again import Started, first_run
 from harness.agents import TASK, content
 from harness.environments import with_our_modules
@@ -65,13 +66,11 @@ def machine(plan: dict[str, Any]) -> int:
 
     base = Path(plan["base"])
     task = replace(TASK, run=plan["run"], attempt=plan["attempt"])
+    write_lines_with(lambda line: say(report=line))
     checkpointer = Checkpointer.start(
-        str(base / "spools"), task, StoreSpec.from_json(plan["store"]), Config.from_env(), uploader="process",
-        report=lambda line: say(report=line),
-    )  # fmt: skip
-    found = checkpointer.load_newest(
-        "fresh", str(base / f"loaded-{time.monotonic_ns()}"), lambda line: say(report=line)
+        str(base / "spools"), task, StoreSpec.from_json(plan["store"]), Config.from_env(), uploader="process"
     )
+    found = checkpointer.load_newest("fresh", str(base / f"loaded-{time.monotonic_ns()}"))
     say(resumed=[found["attempt"], found["version_id"]] if found else None)
     for number in range(plan["saves"]):
         work = base / f"work-{time.monotonic_ns()}"

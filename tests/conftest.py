@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from async_ckpt.system import log
 from harness import agents, filesystems, signals
 from tests.allowed_skips import pytest_sessionfinish, pytest_terminal_summary
 
@@ -19,6 +20,14 @@ __all__ = ["pytest_sessionfinish", "pytest_terminal_summary"]
 # What runs in the background of a shell, or under nohup, ignores signals, and so would the flows that get them here.
 # The workers of xdist inherit what is set now.
 signals.reset()
+
+
+@pytest.fixture(autouse=True)
+def _lines_go_to_stderr_again() -> Iterator[None]:
+    """What this process says goes elsewhere for as long as one test."""
+    yield
+    log.write_lines_with(log.to_stderr)
+    log.set_level("INFO")
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ from ..capture.lease import LEASE_SIGNAL
 from ..config import CALM_S, FIRST_PAUSE_S, HUNG_HURRY_S, LAST_CALL_PAUSE_S, RESTARTS_AT_ONCE, Config
 from ..errors import CheckpointError, NoAgent, SpoolError, os_hint, os_reason
 from ..ipc import protocol
-from ..ipc.client import Link
+from ..ipc.client import AgentConnection
 from ..spool.spool import Spool
 from ..spool.upkeep import is_held
 from ..system import forks
@@ -73,7 +73,7 @@ class Launcher:
         self._thread: threading.Thread | None = None
         self._children: set[int] = set()
 
-    def connect(self) -> Link:
+    def connect(self) -> AgentConnection:
         """A connection to the agent.
 
         Raises
@@ -96,12 +96,12 @@ class Launcher:
                 f"The agent cannot be started: {self._why}", where=self._spool.directory, hint=os_hint(error)
             ) from error
 
-    def on_answer(self, link: Link) -> None:
+    def on_answer(self, link: AgentConnection) -> None:
         """The agent has said its first word to us, or has been silent and is not any more."""
         self._in_vain, self._has_waited, self._has_said_why = None, False, False
         self._watchdog.forgive(link.pid)
 
-    def on_silence(self, link: Link) -> bool:
+    def on_silence(self, link: AgentConnection) -> bool:
         """It owes us an answer; to be called about once a second. Returns whether it is of no use any more."""
         return link.pid > 0 and self._watchdog.look(link.pid, time.monotonic())
 
@@ -109,7 +109,7 @@ class Launcher:
         """The machine is about to go: nothing is waited for that can be helped."""
         self._watchdog.hurry = True
 
-    def _find(self) -> Link | None:
+    def _find(self) -> AgentConnection | None:
         path = self._spool.path("agent.sock")
         try:
             sock = protocol.connect(path, self._config.reply_timeout_s)
@@ -123,9 +123,9 @@ class Launcher:
         if pid < 0 or self._watchdog.is_undead(pid):
             sock.close()
             return None
-        return Link(sock, pid)
+        return AgentConnection(sock, pid)
 
-    def _start(self) -> Link:
+    def _start(self) -> AgentConnection:
         now = time.monotonic()
         patience_s = HUNG_HURRY_S if self._watchdog.hurry else self._config.agent_patience_s
         is_here = self._uploader == "thread" or (self._in_vain is not None and now - self._in_vain >= patience_s)
@@ -145,7 +145,7 @@ class Launcher:
                 return link
             self.reap()
             lock = self._take_lock()
-            if isinstance(lock, Link):
+            if isinstance(lock, AgentConnection):
                 return lock
             restarts.failed(now)  # Until it has lived for long.
             if self._in_vain is None:
@@ -163,7 +163,7 @@ class Launcher:
                 self._say_that_it_is_here(now, why)
             with contextlib.suppress(OSError):  # The disk may be full. The agent tries it as well, again and again.
                 name_socket(self._spool, os.path.basename(path), pid)
-            return Link(protocol.connect(path, self._config.reply_timeout_s), pid, fresh=True)
+            return AgentConnection(protocol.connect(path, self._config.reply_timeout_s), pid, fresh=True)
 
     def _say_that_it_is_here(self, now: float, why: str) -> None:
         why = why or last_line(self._spool.path("agent.log"))
@@ -172,7 +172,7 @@ class Launcher:
             "process uploads by itself meanwhile. Captures are copies until there is one again"
         )
 
-    def _take_lock(self) -> int | Link:
+    def _take_lock(self) -> int | AgentConnection:
         """The lock of the spool's agent; or the agent itself, if the one that holds it turns up."""
         path = self._spool.path("agent.lock")
         if self._watchdog.is_lost(path):
@@ -180,7 +180,7 @@ class Launcher:
                 os.unlink(path)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         forks.keep_lock_from_children(fd)
-        found: list[Link] = []
+        found: list[AgentConnection] = []
 
         def free() -> bool:
             # The file may have been removed under an agent that lives, and is a new one.

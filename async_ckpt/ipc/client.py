@@ -22,25 +22,24 @@ from typing import Any
 
 from ..capture import lease
 from ..capture.private import make_private
-from ..config import NO_AGENT_LOOK_S, PING_S, Config
+from ..config import (
+    AGENT_CONFIRM_S,
+    AGENT_SILENT_S,
+    LOST_CONNECTIONS_S,
+    MAX_LOST_CONNECTIONS,
+    NO_AGENT_LOOK_S,
+    PING_S,
+    Config,
+)  # fmt: skip
 from ..errors import AgentError, CheckpointError, NoAgent, ProtocolError, SnapshotError, WaitTimeout
 from ..system.backoff import Backoff
 from ..system.undisturbed import ended_by, go_on, run
 from . import protocol
 from .protocol import Message
 
-#: How long a save waits for an agent that ran already to say that it serves us; without it, files are copied (seconds).
-_CONFIRM_S = 1.0
-
-#: An agent that leaves a question unanswered for so many seconds hangs.
-_HUNG_S = 2.0
-
-#: More connections lost in a row, each within so many seconds of the last: the agent does not want us.
-_MAX_LOSSES, _LOSSES_S = 5, 10.0
-
 
 @dataclass
-class Link:
+class AgentConnection:
     """A connection to a running agent. ``pid`` is 0 for one in a thread of whoever started it; ``fresh``: it was
     started for this connection.
     """
@@ -53,7 +52,7 @@ class Link:
 
 
 @dataclass(frozen=True)
-class Lease:
+class LeasedFile:
     """One leased file of a snapshot: descriptor, absolute path of the link, size in bytes, mtime in nanoseconds."""
 
     fd: int
@@ -68,17 +67,17 @@ class AgentClient:
     Parameters
     ----------
     connect : callable
-        Finds the agent, or starts one, and returns a connected ``Link``; raises ``AgentError``.
+        Finds the agent, or starts one, and returns a connected ``AgentConnection``; raises ``AgentError``.
     owner : bool
         Whether the agent works for this process: it is restarted if it dies, and exits some time after this process.
     attempt : int
         The owner's.
-    lead : int
+    gang_leader_pid : int
         The process without which the owner's gang has no future; 0: none that can be seen from here.
     access : str
         How the store is opened, where that does not stand in the spool: the value of the environment variable that its
         specification names. An agent of an earlier attempt goes on with this one.
-    on_push : callable
+    on_message : callable
         Gets what the agent says without being asked (but for leases), from the keeper's thread.
     on_answer, on_silence : callable
         Hear, from that thread, when an agent says its first word or is silent no more, and about once a second while it
@@ -87,37 +86,37 @@ class AgentClient:
 
     def __init__(
         self,
-        connect: Callable[[], Link],
+        connect: Callable[[], AgentConnection],
         *,
         owner: bool,
         config: Config,
         attempt: int = 0,
-        lead: int = 0,
+        gang_leader_pid: int = 0,
         access: str = "",
-        on_push: Callable[[Message], None] = lambda push: None,
-        on_answer: Callable[[Link], None] = lambda link: None,
-        on_silence: Callable[[Link], bool] = lambda link: False,
+        on_message: Callable[[Message], None] = lambda push: None,
+        on_answer: Callable[[AgentConnection], None] = lambda connection: None,
+        on_silence: Callable[[AgentConnection], bool] = lambda connection: False,
     ) -> None:
-        self._connect, self._owner, self._config, self._on_push = connect, owner, config, on_push
+        self._connect, self._owner, self._config, self._on_message = connect, owner, config, on_message
         self._on_answer, self._on_silence = on_answer, on_silence
-        self._attempt, self._lead, self._access = attempt, lead, access
+        self._attempt, self._gang_leader_pid, self._access = attempt, gang_leader_pid, access
         self._reset()
 
     def _reset(self) -> None:
         self._process = os.getpid()
         self._lock = threading.RLock()
-        self._link: Link | None = None
+        self._connection: AgentConnection | None = None
         self._closed = False
         self._sequence = 0
         self._answers: dict[int, Message | None] = {}
         self._changed = threading.Condition(self._lock)
         self._out: deque[tuple[bytes, list[int]]] = deque()
-        self._leases: dict[str, dict[str, Lease]] = {}
+        self._leases: dict[str, dict[str, LeasedFile]] = {}
         self._generation = 0
         #: The keeper's own question: its number, and when it was asked; and when one was asked last.
         self._asked: tuple[int, float] | None = None
         self._pinged = time.monotonic()
-        self._losses = Backoff(_MAX_LOSSES, NO_AGENT_LOOK_S, self._config.agent_pause_s, _LOSSES_S)
+        self._losses = Backoff(MAX_LOST_CONNECTIONS, NO_AGENT_LOOK_S, self._config.agent_pause_s, LOST_CONNECTIONS_S)
 
     # -- for savers ------------------------------------------------------------------------------------------------
 
@@ -129,32 +128,32 @@ class AgentClient:
     @property
     def agent_pid(self) -> int:
         """The process of the agent that is connected; 0: it is a thread, or there is none."""
-        link = self._link
-        return link.pid if link is not None else 0
+        connection = self._connection
+        return connection.pid if connection is not None else 0
 
     def is_guarded(self) -> bool:
         """Whether there is an agent that answers for leases: in a process of its own. Connects if need be."""
-        link = self._link if self._process == os.getpid() and not self._closed else None
-        if link is not None and link.fresh:
-            return link.pid != 0
+        connection = self._connection if self._process == os.getpid() and not self._closed else None
+        if connection is not None and connection.fresh:
+            return connection.pid != 0
         try:
-            return run(lambda: self._answering(_CONFIRM_S)).pid != 0
+            return run(lambda: self._answering(AGENT_CONFIRM_S)).pid != 0
         except CheckpointError:
             return False
 
-    def _answering(self, limit_s: float) -> Link:
+    def _answering(self, limit_s: float) -> AgentConnection:
         """The agent, once it is sure that it serves us: one that ran already may be about to exit, or have too many
         clients, and would not guard leases.
         """
         self._check_fork()
         with self._lock:
-            link = self._ensure()
-        if not link.fresh:
+            connection = self._ensure()
+        if not connection.fresh:
             self.request("state", limit_s, id="")
             with self._lock:
-                link = self._ensure()
-                link.fresh = True
-        return link
+                connection = self._ensure()
+                connection.fresh = True
+        return connection
 
     def attach(self) -> None:
         """Connect now. An agent that ran already is waited for: it may have been about to exit.
@@ -166,7 +165,7 @@ class AgentClient:
         """
         self._answering(self._config.reply_timeout_s)
 
-    def admit(self, identity: str, leases: dict[str, Lease]) -> None:
+    def admit(self, identity: str, leases: dict[str, LeasedFile]) -> None:
         """Ring the doorbell for an admitted checkpoint and hand over its leases. Never waits and never fails:
         the agent finds what was admitted by itself, and leases it did not get stay with this process.
 
@@ -180,10 +179,10 @@ class AgentClient:
             leases = {path: item for path, item in leases.items() if path not in held}
             if leases:
                 self._leases[identity] = held | leases
-            if self._link is not None:
-                self._send_admit(self._link, identity, leases)
+            if self._connection is not None:
+                self._send_admit(self._connection, identity, leases)
 
-    def _send_admit(self, link: Link, identity: str, leases: dict[str, Lease]) -> None:
+    def _send_admit(self, connection: AgentConnection, identity: str, leases: dict[str, LeasedFile]) -> None:
         batch: list[str] = []
         size = 0
         for path in [*leases, None]:
@@ -191,7 +190,7 @@ class AgentClient:
             size += 6 * len(path) + 3 if path is not None else protocol.MAX_FRAME
             if len(batch) == protocol.MAX_FDS or size > protocol.MAX_FRAME // 2:
                 fds = [leases[item].fd for item in batch]
-                self._send(link, {"op": "admit", "id": identity, "guard": batch, "fds": len(fds)}, fds)
+                self._send(connection, {"op": "admit", "id": identity, "guard": batch, "fds": len(fds)}, fds)
                 batch, size = [], 0
             if path is not None:
                 batch.append(path)
@@ -212,17 +211,19 @@ class AgentClient:
         self._check_fork()
         with self._lock:
             while True:
-                link = self._ensure()
+                connection = self._ensure()
                 generation = self._generation
                 self._sequence += 1
                 sequence = self._sequence
                 self._answers[sequence] = None
                 try:
-                    self._send(link, {"op": op, "seq": sequence, **fields}, [])
+                    self._send(connection, {"op": op, "seq": sequence, **fields}, [])
                     while self._answers[sequence] is None and self._generation == generation:
                         left = deadline - time.monotonic()
                         if left <= 0:
-                            raise WaitTimeout(f"The agent (pid {link.pid}) did not answer {op!r} within {limit_s:g} s")
+                            raise WaitTimeout(
+                                f"The agent (pid {connection.pid}) did not answer {op!r} within {limit_s:g} s"
+                            )
                         with ended_by(self._wake_up):
                             go_on()  # It may have been ended before there was anything to wake up.
                             self._changed.wait(left)
@@ -245,16 +246,16 @@ class AgentClient:
         """
         self._check_fork()
         with self._lock:
-            if self._link is not None:
-                self._send(self._link, {"op": "bye", "over": over}, [])
+            if self._connection is not None:
+                self._send(self._connection, {"op": "bye", "over": over}, [])
 
     def close(self) -> None:
         """Disconnect; leases stay with the agent."""
         self._check_fork()
         with self._lock:
             self._closed = True
-            if self._link is not None:
-                self._link.sock.shutdown(socket.SHUT_RDWR)
+            if self._connection is not None:
+                self._connection.sock.shutdown(socket.SHUT_RDWR)
             for leases in self._leases.values():
                 for item in leases.values():
                     os.close(item.fd)
@@ -272,36 +273,36 @@ class AgentClient:
         if self._process != os.getpid():
             self._reset()
 
-    def _ensure(self) -> Link:
+    def _ensure(self) -> AgentConnection:
         if self._closed:
             raise AgentError("The task's checkpoints are closed", hint="Save before the step ends")
-        if self._link is None:
-            link = self._connect()
-            link.sock.setblocking(False)
-            self._link, self._asked = link, None
+        if self._connection is None:
+            connection = self._connect()
+            connection.sock.setblocking(False)
+            self._connection, self._asked = connection, None
             self._out.clear()
             # First of all: whatever fails below, somebody must see the connection end.
             try:
-                threading.Thread(target=self._keep, args=(link,), name="async_ckpt-keeper", daemon=True).start()
+                threading.Thread(target=self._keep, args=(connection,), name="async_ckpt-keeper", daemon=True).start()
             except RuntimeError as error:
-                self._link = None
-                link.sock.close()
+                self._connection = None
+                connection.sock.close()
                 raise NoAgent(f"Nobody can keep a connection to the agent: {error}") from error
             self._sequence += 1
             hello = {"op": "hello", "v": protocol.VERSION, "pid": os.getpid(), "owner": self._owner}
-            hello |= {"attempt": self._attempt, "lead": self._lead}
+            hello |= {"attempt": self._attempt, "lead": self._gang_leader_pid}
             if self._owner and self._access:
                 hello["access"] = self._access
-            self._send(link, {**hello, "seq": self._sequence}, [])
+            self._send(connection, {**hello, "seq": self._sequence}, [])
             for identity, leases in self._leases.items():
-                self._send_admit(link, identity, leases)
-        return self._link
+                self._send_admit(connection, identity, leases)
+        return self._connection
 
-    def _send(self, link: Link, message: Message, fds: list[int]) -> None:
+    def _send(self, connection: AgentConnection, message: Message, fds: list[int]) -> None:
         data = protocol.encode(message)
         if not self._out:
             try:
-                sent = protocol.send(link.sock, data, fds, socket.MSG_DONTWAIT)
+                sent = protocol.send(connection.sock, data, fds, socket.MSG_DONTWAIT)
             except ConnectionError:
                 return  # The keeper sees the same and acts on it.
             except OSError:
@@ -313,31 +314,31 @@ class AgentClient:
 
     # -- the keeper ------------------------------------------------------------------------------------------------
 
-    def _keep(self, link: Link) -> None:
-        if not link.pid:  # Nobody answers for leases but us.
+    def _keep(self, connection: AgentConnection) -> None:
+        if not connection.pid:  # Nobody answers for leases but us.
             self._let_go_of_all()
         decoder = protocol.Decoder()
         poll = select.poll()
         try:
             while True:
-                poll.register(link.sock, select.POLLIN | (select.POLLOUT if self._out else 0))
+                poll.register(connection.sock, select.POLLIN | (select.POLLOUT if self._out else 0))
                 # A time limit, because a saver may queue a frame while we wait for input alone.
-                if not poll.poll(100 if self._out else 1000) and not self._look_after(link):
+                if not poll.poll(100 if self._out else 1000) and not self._look_after(connection):
                     break
-                if not self._pump(link, decoder):
+                if not self._pump(connection, decoder):
                     break
         except (OSError, ProtocolError):
             pass  # The connection is of no more use, and what follows is the same as for its end.
         finally:
             decoder.close()
-            self._lost(link)
+            self._lost(connection)
 
-    def _pump(self, link: Link, decoder: protocol.Decoder) -> bool:
+    def _pump(self, connection: AgentConnection, decoder: protocol.Decoder) -> bool:
         with self._lock:
             while self._out:
                 data, fds = self._out[0]
                 try:
-                    sent = protocol.send(link.sock, data, fds, socket.MSG_DONTWAIT)
+                    sent = protocol.send(connection.sock, data, fds, socket.MSG_DONTWAIT)
                 except ConnectionError:
                     raise
                 except OSError:
@@ -346,13 +347,13 @@ class AgentClient:
                 if sent < len(data):
                     self._out.appendleft((data[sent:], []))
         try:
-            data, fds = protocol.receive(link.sock)
+            data, fds = protocol.receive(connection.sock)
         except BlockingIOError:
             return True
         if data:
-            if not link.heard or self._asked:
-                self._on_answer(link)
-            link.heard = time.monotonic()
+            if not connection.heard or self._asked:
+                self._on_answer(connection)
+            connection.heard = time.monotonic()
         for message, taken in decoder.feed(data, fds):
             for fd in taken:
                 os.close(fd)
@@ -361,9 +362,9 @@ class AgentClient:
 
     def _receive(self, message: Message) -> None:
         if message.get("push") not in (None, "unguard"):
-            self._on_push(message)
+            self._on_message(message)
             return
-        needless: list[Lease] = []
+        needless: list[LeasedFile] = []
         with self._lock:
             if message.get("push") == "unguard":
                 leases = self._leases.get(str(message.get("id")), {})
@@ -378,7 +379,7 @@ class AgentClient:
         for item in needless:
             os.close(item.fd)
 
-    def _look_after(self, link: Link) -> bool:
+    def _look_after(self, connection: AgentConnection) -> bool:
         """Nothing has come for a while: see that the agent is there, by a question. Where it does not answer and
         somebody waits for a lease, the file is made private here. False: it is of no use any more.
         """
@@ -393,25 +394,25 @@ class AgentClient:
             if self._asked and self._answers.get(self._asked[0]) is not None:
                 del self._answers[self._asked[0]]
                 self._asked = None
-            is_due = self._owner and now - max(link.heard, self._pinged) >= PING_S
+            is_due = self._owner and now - max(connection.heard, self._pinged) >= PING_S
             if self._asked is None and (waited_for or self._answers or is_due):
                 self._sequence += 1
                 self._asked, self._pinged = (self._sequence, now), now
                 self._answers[self._sequence] = None
-                self._send(link, {"op": "state", "seq": self._sequence, "id": ""}, [])
-            if self._asked is None or now - self._asked[1] < _HUNG_S:
+                self._send(connection, {"op": "state", "seq": self._sequence, "id": ""}, [])
+            if self._asked is None or now - self._asked[1] < AGENT_SILENT_S:
                 return True
             overdue = [self._leases[identity].pop(path) for identity, path in waited_for]
         for item in overdue:
             _make_private_and_let_go(item)
-        return not self._on_silence(link)
+        return not self._on_silence(connection)
 
-    def _lost(self, link: Link) -> None:
+    def _lost(self, connection: AgentConnection) -> None:
         with self._lock:
-            link.sock.close()
-            if self._link is not link:
+            connection.sock.close()
+            if self._connection is not connection:
                 return
-            self._link = None
+            self._connection = None
             self._generation += 1
             if self._asked:
                 self._answers.pop(self._asked[0], None)
@@ -426,7 +427,7 @@ class AgentClient:
         while self._owner:
             time.sleep(max(NO_AGENT_LOOK_S, self._losses.left_s(time.monotonic())))
             with self._lock:
-                if self._closed or self._link is not None or self._try_to_connect():
+                if self._closed or self._connection is not None or self._try_to_connect():
                     return
 
     def _try_to_connect(self) -> bool:
@@ -445,7 +446,7 @@ class AgentClient:
                 _make_private_and_let_go(item)
 
 
-def _make_private_and_let_go(item: Lease) -> None:
+def _make_private_and_let_go(item: LeasedFile) -> None:
     try:
         make_private(item.path, item.fd, item.size, item.mtime_ns)
     except SnapshotError:

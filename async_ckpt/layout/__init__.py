@@ -53,6 +53,7 @@ from .keys import short_hash as short_hash
 from .reference import STORAGE_FORMATS as STORAGE_FORMATS
 from .reference import generation as generation
 from .reference import identity as identity
+from .reference import is_latest as is_latest
 from .reference import is_reference as is_reference
 from .reference import is_shard as is_shard
 from .reference import life as life

@@ -25,6 +25,11 @@ def is_shard(reference: Mapping[str, Any]) -> bool:
     return reference.get("rank") is not None
 
 
+def is_latest(reference: Mapping[str, Any]) -> bool:
+    """Whether a retry may load a checkpoint by itself; where nobody says, it may."""
+    return bool(reference.get("latest", True))
+
+
 def whole(reference: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of a shard's reference that is of all ranks' checkpoint; any other's is as it was."""
     return {name: value for name, value in reference.items() if name != "rank"}

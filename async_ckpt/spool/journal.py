@@ -48,6 +48,7 @@ from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from .. import layout
 from ..errors import SpoolError, os_hint, os_reason
 from ..stores.base import Multipart
 from ..system.files import write_atomically
@@ -476,7 +477,7 @@ def _drop_commits_before(attempt: int, progress: dict[str, Progress], keep: Cont
 
 def _is_latest(item: Progress) -> bool:
     reference = item.reference
-    return reference is not None and bool(reference.get("latest", True))
+    return reference is not None and layout.is_latest(reference)
 
 
 def _set_aside(path: str) -> str:

@@ -112,7 +112,7 @@ async def newest_of_step(store: Store, folder: str, config: Config) -> dict[str,
     if hint is not None:
         return hint
     found = await list_references(store, folder, config)
-    return next(iter(newest.newest_first(data for data in found if data.get("latest", True))), None)
+    return next(iter(newest.newest_first(data for data in found if layout.is_latest(data))), None)
 
 
 async def read_begun(store: Store, key: str) -> list[str] | None:
@@ -136,7 +136,7 @@ async def _newest_listed(store: Store, folder: str, known: tuple[int, int]) -> d
             newer.append(((parts[0], parts[2]), name))
     for _, name in sorted(newer, reverse=True):
         data = await read_reference(store, folder, name)
-        if data is not None and data.get("latest", True):
+        if data is not None and layout.is_latest(data):
             return data
     return None
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
 from collections.abc import Callable
 
+from ..config import CHOICES, ENV_PREFIX, Config
 from .undisturbed import say
 
 LOGGER = "async_ckpt"
@@ -31,39 +33,54 @@ class Lines(logging.Handler):
 
     def __init__(self, write: Callable[[str], None]) -> None:
         super().__init__()
-        self._write = write
+        self._function = write
 
     def createLock(self) -> None:
         self.lock = None
 
+    def handle(self, record: logging.LogRecord) -> bool:
+        self.emit(record)  # Since Python 3.13 the inherited method wants a lock.
+        return True
+
     def emit(self, record: logging.LogRecord) -> None:
-        with contextlib.suppress(OSError, ValueError):  # Nobody can read it: no reason to stop working.
-            say(self._write, record.getMessage())
+        say(self._write, record.getMessage())
+
+    def _write(self, line: str) -> None:
+        with contextlib.suppress(OSError, ValueError):  # Nobody reads it, or it is closed: no reason to lose a save.
+            self._function(line)
 
 
 def to_stderr(line: str) -> None:
     """Say a line where people see what a subprocess of a task, or a command, has to say."""
-    with contextlib.suppress(OSError, ValueError):  # Nobody reads it, or it is closed: no reason to lose a checkpoint.
-        print(f"[@checkpoint] {line}", file=sys.stderr, flush=True)
+    print(f"[@checkpoint] {line}", file=sys.stderr, flush=True)
 
 
-def write_lines_with(write: Callable[[str], None], level: str = "INFO") -> None:
+def write_lines_with(write: Callable[[str], None]) -> None:
     """From now on lines of this process go to a function, and to nobody else of ours.
 
     Parameters
     ----------
     write : callable
         Gets each line, without its end.
-    level : str
-        A name of ``logging``'s, such as ``"WARNING"``: lines below it are left out.
     """
     logger = logging.getLogger(LOGGER)
     for handler in [handler for handler in logger.handlers if isinstance(handler, Lines)]:
         logger.removeHandler(handler)
     logger.addHandler(Lines(write))
-    logger.setLevel(level)
     # Or a program that has set up logging for itself would show each line twice.
     logger.propagate = False
 
 
+def set_level(level: str) -> None:
+    """Leave out lines below a level, which has the name of one of ``logging``'s, such as ``"WARNING"``."""
+    logging.getLogger(LOGGER).setLevel(level)
+
+
+def _level_of_environment() -> str:
+    """The setting; the default where it is wrong, which whoever reads all settings (``Config.from_env``) refuses."""
+    level = os.environ.get(f"{ENV_PREFIX}LOG_LEVEL", "")
+    return level if level in CHOICES["log_level"] else Config.log_level
+
+
 write_lines_with(to_stderr)
+set_level(_level_of_environment())

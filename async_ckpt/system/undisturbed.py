@@ -17,20 +17,12 @@ from collections.abc import Callable, Iterator
 from queue import Empty, SimpleQueue
 from typing import Any, ParamSpec, TypeVar
 
+from ..config import INTERRUPTED_END_S, MAIN_THREAD_LOOK_S
 from ..errors import CheckpointError
 from . import handlers
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-#: How long an exception of a handler waits until what it has interrupted has come to an end, in seconds: what was being
-#: saved is not touched any more then.
-_END_S = 10.0
-
-
-#: A signal that comes in the instant before the main thread waits does not wake it: so often, in seconds, it wakes up
-#: by itself.
-_LOOK_S = 0.25
 
 
 class Abandoned(CheckpointError):
@@ -41,7 +33,7 @@ class _Call:
     """One piece of work: what it says, and at last what it came to."""
 
     def __init__(self) -> None:
-        #: (report, line), and as the last one (None, result).
+        #: (write, line), and as the last one (None, result).
         self.said: SimpleQueue[tuple[Callable[[str], None] | None, Any]] = SimpleQueue()
         self.error: BaseException | None = None
         self.begun = self.ended = self.abandoned = False
@@ -63,12 +55,12 @@ class _Call:
         """Wait for it, and say meanwhile what it has to say."""
         while True:
             try:
-                report, item = self.said.get(timeout=_LOOK_S)
+                write, item = self.said.get(timeout=MAIN_THREAD_LOOK_S)
             except Empty:
                 continue
-            if report is None:
+            if write is None:
                 break
-            _say(report, item)
+            _say(write, item)
         if self.error is None:
             return item
         try:
@@ -83,7 +75,7 @@ class _Call:
             handlers.put_off(end)()  # It may take a lock, which another handler's work would wait for.
         with contextlib.suppress(Empty):
             while not self.ended:
-                self.said.get(timeout=_END_S)
+                self.said.get(timeout=INTERRUPTED_END_S)
 
 
 class _Here(threading.local):
@@ -172,26 +164,19 @@ def ended_by(end: Callable[[], object]) -> Iterator[None]:
         call.end = before
 
 
-def reporter(report: Callable[[str], None]) -> Callable[[str], None]:
-    """A ``report`` whose lines are said by the thread that asked for the work.
-
-    It may have been interrupted while it printed: no other thread could print then.
-    """
-
-    return functools.partial(say, report)
-
-
 def say(write: Callable[[str], None], line: str) -> None:
-    """Have a line written by the thread that asked for the work; see ``system/log.py``."""
+    """Have a line written by the thread that asked for the work: it may have been interrupted while it printed, and
+    then no other thread could print.
+    """
     if _here.call is not None:
         _here.call.said.put((write, line))
     else:
         _say(write, line)
 
 
-def _say(report: Callable[[str], None], line: str) -> None:
+def _say(write: Callable[[str], None], line: str) -> None:
     try:
-        report(line)
+        write(line)
     except RuntimeError:
         # A handler is at work here, and has interrupted somebody who prints ("reentrant call").
         with contextlib.suppress(OSError):

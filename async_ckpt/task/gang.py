@@ -6,6 +6,7 @@ The nodes meet in the store alone (``ranks/agreement.py``).
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from typing import Any
 
@@ -21,12 +22,11 @@ from ..system.backoff import Backoff
 from ..upload.checkpoint import Uploader
 from ..upload.together import finish
 from .checkpointer import Checkpointer
-from .loader import Report
+
+log = logging.getLogger(__name__)
 
 
-def load_newest(
-    checkpointer: Checkpointer, policy: str, path: str, report: Report, shard: str = "all"
-) -> dict[str, Any] | None:
+def load_newest(checkpointer: Checkpointer, policy: str, path: str, shard: str = "all") -> dict[str, Any] | None:
     """What ``Checkpointer.load_newest`` does, the same on all nodes.
 
     Raises
@@ -40,54 +40,49 @@ def load_newest(
     if policy == "none":
         return None
     # In a later attempt there is something to load, as a rule, and all nodes have to know of it.
-    start = checkpointer.started(checkpointer.config.gang_start_timeout_s if task.attempt else None)
+    start = checkpointer.tracker.started(checkpointer.config.gang_start_timeout_s if task.attempt else None)
     if policy == "fresh" and task.attempt == 0 and (start.first or start.alone):
         return None
     if task.node == 0:
-        return _lead(checkpointer, start.number, policy, path, report, shard)
+        return _decide(checkpointer, start.number, policy, path, shard)
     return _follow(checkpointer, start.number, path, shard)
 
 
-def _lead(
-    checkpointer: Checkpointer, start: int, policy: str, path: str, report: Report, shard: str
-) -> dict[str, Any] | None:
+def _decide(checkpointer: Checkpointer, start: int, policy: str, path: str, shard: str) -> dict[str, Any] | None:
     # What this node saved by itself, and its part of what all did, belong into the store first: there others find it.
     pending = checkpointer.spool.pending()
-    checkpointer.settle(reversed(pending), checkpointer.config.settle_timeout_s)
-    said, damaged = checkpointer.run(lambda store: _take_over(store, checkpointer, start))
-    for line in said:
-        report(line)
+    checkpointer.tracker.wait_for_all(reversed(pending), checkpointer.config.settle_timeout_s)
+    damaged = checkpointer.tracker.run(lambda store: _take_over(store, checkpointer, start))
     loaded = None
-    for candidate in checkpointer.candidates(policy):
+    for candidate in checkpointer.loader.candidates(policy):
         if isinstance(candidate, Admitted):
             continue  # Not in the store yet: the others cannot have it.
         if candidate["key"] in damaged:
-            report(f"A checkpoint is passed over, as another node could not load it: {damaged[candidate['key']]}")
+            log.warning(f"A checkpoint is passed over, as another node could not load it: {damaged[candidate['key']]}")
             continue
         try:
             loaded = checkpointer.load(candidate, path, shard=shard)
             break
         except (IntegrityError, NotFound) as error:
-            report(f"A checkpoint cannot be loaded, and the next older one is tried: {error}")
+            log.warning(f"A checkpoint cannot be loaded, and the next older one is tried: {error}")
     # Not before it was loaded: what is damaged must not be what all the others try.
     decision = dump({"reference": loaded})
     task = checkpointer.task
     key = layout.decision_key(task.pathspec, task.attempt, start)
-    checkpointer.run(lambda store: store.put_bytes(key, decision))
+    checkpointer.tracker.run(lambda store: store.put_bytes(key, decision))
     return loaded
 
 
-async def _take_over(store: Store, checkpointer: Checkpointer, start: int) -> tuple[list[str], dict[str, str]]:
-    """Finish what earlier attempts left. Returns what people should know, and what some node could not load."""
-    said = await _finish_newest(store, checkpointer, start)
-    return said, await agreement.read_damaged(store, checkpointer.task.pathspec)
+async def _take_over(store: Store, checkpointer: Checkpointer, start: int) -> dict[str, str]:
+    """Finish what earlier attempts left. Returns what some node could not load, by key with the reason."""
+    await _finish_newest(store, checkpointer, start)
+    return await agreement.read_damaged(store, checkpointer.task.pathspec)
 
 
-async def _finish_newest(store: Store, checkpointer: Checkpointer, start: int) -> list[str]:
+async def _finish_newest(store: Store, checkpointer: Checkpointer, start: int) -> None:
     """Commit the newest collective checkpoint of earlier attempts if all its shards are there and rank 0 died before it
-    did. Returns what people should know.
+    did.
     """
-    said: list[str] = []
     task, config = checkpointer.task, checkpointer.config
     now = task.attempt, start * layout.GENERATIONS
     deadline = time.monotonic() + config.settle_timeout_s
@@ -98,11 +93,10 @@ async def _finish_newest(store: Store, checkpointer: Checkpointer, start: int) -
             continue
         try:
             await finish(store, Uploader(store, config), reference, config)
-            said.append(f"All ranks had saved {reference['key']}, and it was not committed: it is now")
+            log.info(f"All ranks had saved {reference['key']}, and it was not committed: it is now")
             break
         except (UsageError, IntegrityError, NotFound) as error:
-            said.append(f"The collective checkpoint {reference['key']} was not committed: {error}")
-    return said
+            log.warning(f"The collective checkpoint {reference['key']} was not committed: {error}")
 
 
 async def _is_complete(store: Store, reference: dict[str, Any], deadline: float) -> bool:
@@ -119,7 +113,7 @@ async def _is_complete(store: Store, reference: dict[str, Any], deadline: float)
 
 def _follow(checkpointer: Checkpointer, start: int, path: str, shard: str) -> dict[str, Any] | None:
     task, limit_s = checkpointer.task, checkpointer.config.gang_start_timeout_s
-    reference = checkpointer.run(lambda store: _decision(store, task, start, limit_s))
+    reference = checkpointer.tracker.run(lambda store: _decision(store, task, start, limit_s))
     if reference is None:
         return None
     try:
@@ -127,7 +121,7 @@ def _follow(checkpointer: Checkpointer, start: int, path: str, shard: str) -> di
     except (IntegrityError, NotFound) as error:
         # The first has loaded it, perhaps another part of it: the next attempt begins with an older one.
         why = str(error)
-        checkpointer.run(lambda store: agreement.put_damaged(store, task.pathspec, reference["key"], why))
+        checkpointer.tracker.run(lambda store: agreement.put_damaged(store, task.pathspec, reference["key"], why))
         raise
 
 

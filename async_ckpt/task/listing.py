@@ -20,9 +20,9 @@ from ..spool import journal, place
 from ..spool.spool import Spool
 from ..stores import catalog
 from ..stores.base import StoreSpec
-from . import places
-from .loader import list_from_first, with_states
+from .loader import with_states
 from .reference import CheckpointInfo
+from .stores import list_from_first, with_default
 
 #: Stands for every attempt.
 ALL = "all"
@@ -108,7 +108,7 @@ def stores_of_task(task: Any, first: StoreSpec | None = None) -> list[StoreSpec]
 
     metadata = task.metadata_dict if task is not None else {}
     kind, root = (NOTED_TYPE, NOTED_ROOT) if NOTED_ROOT in metadata else ("ds-type", "ds-root")
-    return places.with_default(first, spec_for(metadata[kind], metadata[root]) if root in metadata else None)
+    return with_default(first, spec_for(metadata[kind], metadata[root]) if root in metadata else None)
 
 
 def _pathspec(task: Any) -> tuple[str, int | None]:

@@ -1,71 +1,41 @@
-"""The half of a ``Checkpointer`` that reads: listing, and loading from the disk or the store."""
+"""Listing a task's checkpoints, and loading them from this machine's disk or from a store."""
 
 from __future__ import annotations
 
-import abc
-import contextlib
 import functools
-import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from .. import layout
-from ..agent.claims import await_claim
 from ..capture.link_back import Lender
 from ..config import Config
-from ..errors import CheckpointError, IntegrityError, NotFound, StoreError, TransientStoreError, UsageError
-from ..ipc.client import AgentClient
+from ..errors import IntegrityError, NotFound, StoreError, TransientStoreError, UsageError
 from ..layout import newest
 from ..ranks import agreement, who
-from ..spool.claim import Start
 from ..spool.journal import ADMITTED, COMMITTED, Progress
-from ..spool.spool import Admitted, Spool, torn_file
-from ..stores import catalog, open_store
+from ..spool.spool import Admitted, torn_file
+from ..stores import catalog
 from ..stores.base import Store, StoreSpec
-from ..system.printable import to_stderr
-from ..system.undisturbed import ended_by, go_on, reporter, undisturbed
-from . import places, restore
+from ..system.undisturbed import undisturbed
+from . import restore, stores
 from .landing import Arrival
+from .leases import hand_over, lease_budget
 from .reference import CheckpointInfo
+from .tracker import Tracker
 
-T = TypeVar("T")
-
-Report = Callable[[str], None]
+log = logging.getLogger(__name__)
 
 #: What of a collective checkpoint is loaded.
 SHARDS = ("all", "own")
 
 
-class Reading(abc.ABC):
+class Loader:
     """What a task sees of its checkpoints, those that are still on their way included."""
 
-    spool: Spool
-    config: Config
-    task: layout.TaskInfo
-    _client: AgentClient
-    _report: Report
-    #: Id of the checkpoint of this task that was loaded last; empty: none was.
-    _loaded = ""
-
-    @abc.abstractmethod
-    def _look(self) -> dict[str, Progress]:
-        """What the journal says."""
-
-    @abc.abstractmethod
-    def _check_attempt(self) -> None:
-        """See that this process has not outlived its task."""
-
-    @abc.abstractmethod
-    def _guard(self, item: Admitted, leases: Mapping[str, int]) -> None:
-        """Have the leases (path → descriptor) of a checkpoint's files held."""
-
-    @abc.abstractmethod
-    def _lease_budget(self) -> int:
-        """How many more leases there may be."""
-
-    @abc.abstractmethod
-    def wait(self, identity: str, timeout_s: float | None = None) -> None:
-        """Wait until a checkpoint is in the store."""
+    def __init__(self, tracker: Tracker) -> None:
+        self._tracker, self._client = tracker, tracker.client
+        self._spool, self._config, self._task = tracker.spool, tracker.config, tracker.task
 
     @undisturbed
     def list(
@@ -82,11 +52,13 @@ class Reading(abc.ABC):
         StoreError
             The store cannot be read.
         """
-        self._check_attempt()
-        folder = self.task.task_folder if within_task else self.task.scope_folder
-        on_disk = self.spool.pending()
-        known = self._look() if on_disk else {}
-        stored = self.run(lambda s: catalog.list_references(s, folder, self.config, name=name, attempt=attempt))
+        self._tracker.check_attempt()
+        folder = self._task.task_folder if within_task else self._task.scope_folder
+        on_disk = self._spool.pending()
+        known = self._tracker.look() if on_disk else {}
+        stored = self._tracker.run(
+            lambda s: catalog.list_references(s, folder, self._config, name=name, attempt=attempt)
+        )
         return with_states(stored, on_disk, known, name=name, attempt=attempt)
 
     @undisturbed
@@ -123,42 +95,26 @@ class Reading(abc.ABC):
                 hint="Remove the directory before the ranks load into it",
             )
         key = reference.get("key") if isinstance(reference, Mapping) else reference
-        for item in self._pending(key):
+        for item in self._tracker.pending(key):
             if layout.is_shard(item.reference):  # The others' are not here.
-                if self.run(functools.partial(agreement.read_commit, reference=item.reference)) is None:
-                    self.wait(item.id)
+                if self._tracker.run(functools.partial(agreement.read_commit, reference=item.reference)) is None:
+                    self._tracker.wait(item.id)
                 break
             self._load_admitted(item, path, clean)
             return self._note_loaded(item.reference)
         own = self._own_rank if shard == "own" else None
-        stores = places.distinct(first, self.spool.store, places.of_reference(reference, self.spool.store))
-        loaded = load_from_first(
-            stores, reference, path, self.config, own, clean=clean, needed=self.spool.directory, say=self._report
-        )
+        places = stores.distinct(first, self._spool.store, stores.of_reference(reference, self._spool.store))
+        loaded = load_from_first(places, reference, path, self._config, own, clean=clean, needed=self._spool.directory)
         return self._note_loaded(loaded)
 
     def _note_loaded(self, reference: dict[str, Any]) -> dict[str, Any]:
-        if reference.get("pathspec") == self.task.pathspec:
-            self._loaded = layout.identity(reference)
+        if reference.get("pathspec") == self._task.pathspec:
+            self._tracker.loaded = layout.identity(reference)
         return reference
-
-    def wait_for_key(self, key: str) -> None:
-        """Wait until the checkpoint of this key is in the store, if it is on its way there from this machine.
-
-        Raises
-        ------
-        StoreError, WaitTimeout
-            As ``wait``.
-        """
-        for item in self._pending(key):
-            self.wait(item.id)
-
-    def _pending(self, key: Any) -> Iterator[Admitted]:
-        return (item for item in self.spool.pending() if item.reference["key"] == key)
 
     def _own_rank(self, world: int) -> int:
         """Which of the ``world`` ranks that saved a checkpoint this process is now."""
-        mine = who.find(self.task)
+        mine = who.find(self._task)
         if mine.world != world:
             raise UsageError(
                 f"{world} ranks saved the checkpoint, and there are {mine.world} now: none has a shard of its own",
@@ -168,51 +124,45 @@ class Reading(abc.ABC):
 
     def _load_admitted(self, item: Admitted, path: str, clean: bool = False) -> None:
         """Load a checkpoint that is on its way, from the disk; or from the store, as far as it has come there."""
-        lender = Lender(self._lease_budget()) if self._client.is_guarded() else None
-        arrival = _arrival(clean, self._report, self.spool.store, self.spool.directory)
+        lender = Lender(lease_budget(self._client, self._config)) if self._client.is_guarded() else None
+        arrival = _arrival(clean, self._spool.store, self._spool.directory)
         try:
-            restore.load_from_spool(item, path, self.config, lender, functools.partial(self._guard, item), arrival)
+            restore.load_from_spool(
+                item, path, self._config, lender, functools.partial(hand_over, self._client, item), arrival
+            )
             return
         except FileNotFoundError:
             pass  # Committed and released in this moment: it is in the store.
         except IntegrityError as error:
             # A file whose bytes are in the store was let go, and the trainer may have rewritten it since.
-            known = self._look().get(item.id)
+            known = self._tracker.look().get(item.id)
             if known is None or not known.uploaded:
                 if known is None or torn_file(item, known.files) is not None:
                     raise error
-                self.wait(item.id)
-        self.run(lambda store: restore.load_from_store(store, item.reference, path, self.config, arrival=arrival))
-
-    def settle(self, items: Iterable[Admitted], limit_s: float) -> None:
-        """Wait until these have been committed or have failed, ``limit_s`` seconds at most for all of them."""
-        deadline = time.monotonic() + limit_s
-        for item in items:
-            with contextlib.suppress(CheckpointError):  # The agent reports what has failed.
-                self.wait(item.id, max(deadline - time.monotonic(), 0.0))
+                self._tracker.wait(item.id)
+        self._tracker.run(
+            lambda store: restore.load_from_store(store, item.reference, path, self._config, arrival=arrival)
+        )
 
     @undisturbed
-    def load_newest(self, policy: str, path: str, report: Report, shard: str = "all") -> dict[str, Any] | None:
+    def load_newest(self, policy: str, path: str, shard: str = "all") -> dict[str, Any] | None:
         """Load what a load policy calls for.
 
         Parameters
         ----------
         policy : str
             ``"fresh"``: the newest of this task. ``"eager"``: else the newest of this step in the scope. ``"none"``.
-        report : callable
-            Hears of damaged checkpoints that were passed over.
 
         Returns
         -------
         dict or None
             The metadata of what was loaded.
         """
-        if policy == "none" or (policy == "fresh" and self.task.attempt == 0 and not self._was_begun_before()):
+        if policy == "none" or (policy == "fresh" and self._task.attempt == 0 and not self._was_begun_before()):
             return None
-        report = reporter(report)
         # Shards on this disk may come to a whole checkpoint, once they are in the store.
-        shards = [item for item in self.spool.pending() if layout.is_shard(item.reference)]
-        self.settle(reversed(shards), self.config.settle_timeout_s)
+        shards = [item for item in self._spool.pending() if layout.is_shard(item.reference)]
+        self._tracker.wait_for_all(reversed(shards), self._config.settle_timeout_s)
         for candidate in self.candidates(policy):
             try:
                 if isinstance(candidate, Admitted):
@@ -220,88 +170,71 @@ class Reading(abc.ABC):
                     return self._note_loaded(candidate.reference)
                 return self.load(candidate, path, shard=shard)
             except (IntegrityError, NotFound) as error:
-                report(f"A checkpoint cannot be loaded, and the next older one is tried: {error}")
+                log.warning(f"A checkpoint cannot be loaded, and the next older one is tried: {error}")
         return None
 
     def candidates(self, policy: str) -> Iterator[Admitted | dict[str, Any]]:
         """What to try, best first; the store's history is only listed when its newest cannot be loaded."""
         spooled = [
             item
-            for item in reversed(self.spool.pending())
-            if item.reference["latest"] and not layout.is_shard(item.reference)
+            for item in reversed(self._spool.pending())
+            if layout.is_latest(item.reference) and not layout.is_shard(item.reference)
         ]
         # Also where the newest of them follows on all that is known here: somebody may have begun an attempt on another
         # machine since. A store that does not answer is not waited for, as long as there is something to go on from,
         # and nothing newer is known to be there.
         if spooled and spooled[0].order > self._newest_committed() and (why := self._why_silent()):
-            self._report(
+            log.warning(
                 f"The store does not say what attempts on other machines may have saved since, so {spooled[0].id} is "
                 f"loaded, the newest on this one: {why}"
             )
             yield from spooled
-        folders = [(self.task.task_folder, False)] + ([(self.task.scope_folder, True)] if policy == "eager" else [])
+        folders = [(self._task.task_folder, False)] + ([(self._task.scope_folder, True)] if policy == "eager" else [])
         for folder, by_age in folders:
-            stored = self.run(functools.partial(self._newest, folder))
+            stored = self._tracker.run(functools.partial(self._newest, folder))
             if not by_age:
                 for item in spooled:
                     if stored is None or item.order > layout.order(stored):
                         yield item
             if stored is not None:
                 yield stored
-                older = self.run(functools.partial(catalog.list_references, folder=folder, config=self.config))
-                older = [data for data in older if data.get("latest", True) and data["key"] != stored["key"]]
+                older = self._tracker.run(
+                    functools.partial(catalog.list_references, folder=folder, config=self._config)
+                )
+                older = [data for data in older if layout.is_latest(data) and data["key"] != stored["key"]]
                 yield from newest.newest_first(older)
 
     def _newest_committed(self) -> tuple[int, int]:
         """(attempt, version) of the newest that this machine has brought into the store, as far as its disk tells."""
-        references = [item.reference for item in self._look().values() if item.state == COMMITTED]
-        return max((layout.order(data) for data in references if data and data.get("latest", True)), default=(-1, -1))
+        references = [item.reference for item in self._tracker.look().values() if item.state == COMMITTED]
+        return max((layout.order(data) for data in references if data and layout.is_latest(data)), default=(-1, -1))
 
     def _why_silent(self) -> str:
         """Why the store does not answer now; empty: it does."""
 
         async def ask(store: Store) -> str:
-            import anyio  # Late, as below.
+            import anyio  # Late: few Metaflow processes that import this module ask a store.
 
             try:
-                with anyio.fail_after(self.config.claim_wait_s):
-                    await catalog.read_reference(store, self.task.task_folder, layout.LATEST)
+                with anyio.fail_after(self._config.claim_wait_s):
+                    await catalog.read_reference(store, self._task.task_folder, layout.LATEST)
             except TimeoutError:
-                return f"no answer within {self.config.claim_wait_s:g} s"
+                return f"no answer within {self._config.claim_wait_s:g} s"
             except StoreError as error:
                 return str(error)
             return ""
 
-        return self.run(ask)
-
-    def started(self, limit_s: float | None = None) -> Start:
-        """Which start of the attempt this is: the agent has asked the store, or it is waited for.
-
-        Parameters
-        ----------
-        limit_s : float, optional
-            How many seconds at most; default: see ``await_claim``.
-
-        Raises
-        ------
-        SpoolError
-            The spool cannot be read or written.
-        """
-        return self.spool.start or await_claim(self._client, self.spool, self.config, self._report, limit_s)
+        return self._tracker.run(ask)
 
     def _was_begun_before(self) -> bool:
         """Whether there may be something to resume from in a first attempt."""
-        start = self.started()
-        return not start.first and (not start.alone or bool(self.spool.ready_ids()))
+        start = self._tracker.started()
+        return not start.first and (not start.alone or bool(self._spool.ready_ids()))
 
     async def _newest(self, folder: str, store: Store) -> dict[str, Any] | None:
-        if folder == self.task.task_folder:
-            return await catalog.newest_of_task(store, self.task, self.config)
-        return await catalog.newest_of_step(store, folder, self.config)
-
-    def run(self, function: Callable[[Store], Awaitable[T]]) -> T:
-        """Do something with the task's store; see ``run_with_store``."""
-        return run_with_store(self.spool.store, self.config, function)
+        if folder == self._task.task_folder:
+            return await catalog.newest_of_task(store, self._task, self._config)
+        return await catalog.newest_of_step(store, folder, self._config)
 
 
 def with_states(
@@ -331,7 +264,7 @@ def check_shard(shard: str) -> str:
 
 
 def load_from_first(
-    stores: Sequence[StoreSpec],
+    places: Sequence[StoreSpec],
     reference: Mapping[str, Any] | str,
     path: str,
     config: Config,
@@ -339,7 +272,6 @@ def load_from_first(
     *,
     clean: bool = False,
     needed: str = "",
-    say: Report = to_stderr,
 ) -> dict[str, Any]:
     """Load a checkpoint from the first of some stores that has it; see ``restore.find_and_load`` and ``Arrival``.
 
@@ -353,14 +285,14 @@ def load_from_first(
         The reference is none, or the checkpoint is damaged.
     """
     failed: list[StoreError] = []
-    for spec in stores:
+    for spec in places:
         try:
-            if spec.kind in places.KINDS:
+            if spec.kind in stores.KINDS:
                 load = functools.partial(
                     restore.find_and_load, reference=reference, destination=path, config=config, own=own,
-                    arrival=_arrival(clean, say, spec, needed),
+                    arrival=_arrival(clean, spec, needed),
                 )  # fmt: skip
-                return run_with_store(spec, config, load)
+                return stores.run_with_store(spec, config, load)
             failed.append(StoreError(f"Stores of the kind {spec.kind!r} cannot be read", where=spec.root))
         except (IntegrityError, TransientStoreError):
             raise
@@ -368,62 +300,9 @@ def load_from_first(
             failed.append(error)
     if len(failed) == 1:
         raise failed[0]
-    raise places.in_none_of(stores, failed)
+    raise stores.in_none_of(places, failed)
 
 
-def _arrival(clean: bool, say: Report, store: StoreSpec, needed: str) -> Arrival:
+def _arrival(clean: bool, store: StoreSpec, needed: str) -> Arrival:
     local = [store.root] if store.kind == "local" else []
-    return Arrival(clean, say, tuple(filter(None, [needed, *local])))
-
-
-def list_from_first(
-    stores: Sequence[StoreSpec], listing: Callable[[Store], Awaitable[list[dict[str, Any]]]], config: Config
-) -> list[dict[str, Any]]:
-    """The first listing of some stores that is not empty; an empty one where none has anything.
-
-    Raises
-    ------
-    StoreError
-        One of them cannot be listed, and the others have nothing; or it is out of reach at this time.
-    """
-    failed: list[StoreError] = []
-    for spec in stores:
-        try:
-            found = run_with_store(spec, config, listing)
-        except TransientStoreError:
-            raise
-        except StoreError as error:
-            failed.append(error)
-            continue
-        if found:
-            return found
-    if failed:
-        raise failed[0]
-    return []
-
-
-def run_with_store(spec: StoreSpec, config: Config, function: Callable[[Store], Awaitable[T]]) -> T:
-    """Open a store, call an asynchronous function with it, close it; in a thread, so that a caller's event loop does
-    not matter.
-    """
-
-    async def call() -> T:
-        store = open_store(spec, config)
-        try:
-            return await function(store)
-        finally:
-            await store.aclose()
-
-    # Late: every Metaflow process imports this module, few of them ask a store.
-    from concurrent.futures import CancelledError
-
-    from anyio.from_thread import start_blocking_portal
-
-    with start_blocking_portal() as portal:
-        answer = portal.start_task_soon(call)
-        with ended_by(answer.cancel):
-            try:
-                return answer.result()
-            except CancelledError:
-                go_on()
-                raise
+    return Arrival(clean, log.info, tuple(filter(None, [needed, *local])))

@@ -1,4 +1,4 @@
-"""What is handed out of a checkpoint, what ``save()`` returns, and how numbers about it are written for people."""
+"""What is handed out of a checkpoint, and what ``save()`` returns."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from ..spool import journal
 from ..spool.journal import FAILED, SUPERSEDED
 
 
-class Tracker(Protocol):
-    """Knows how far the checkpoints of a task have come; a ``Checkpointer``."""
+class Follower(Protocol):
+    """Knows how far the checkpoints of a task have come; a ``Tracker``."""
 
     def state(self, identity: str) -> tuple[str, str]: ...
     def wait(self, identity: str, timeout_s: float | None = None) -> None: ...
@@ -107,9 +107,9 @@ class LoadedInfo(CheckpointInfo):
 class Reference(CheckpointInfo):
     """A saved checkpoint: its metadata, and how far it has come."""
 
-    _tracker: Tracker
+    _tracker: Follower
 
-    def __init__(self, data: Mapping[str, Any], tracker: Tracker) -> None:
+    def __init__(self, data: Mapping[str, Any], tracker: Follower) -> None:
         super().__init__(data)
         self._tracker = tracker
 
@@ -149,22 +149,3 @@ class Reference(CheckpointInfo):
         """
         self._tracker.wait(self.id, timeout)
         return self
-
-
-def progress_line(answer: Mapping[str, Any]) -> str:
-    """``left: 3 checkpoints, 1.2 GiB, 310 MB/s, 4 s``."""
-    rate, left = float(answer["bytes_per_s"]), int(answer["pending_bytes"])
-    count = answer["pending"]
-    if not left:
-        return f"left: {count} checkpoint{'s' if count != 1 else ''} to commit"
-    line = f"left: {count} checkpoint{'s' if count != 1 else ''}, {format_bytes(left)}"
-    return line + (f", {rate / 1e6:.0f} MB/s, {left / rate:.0f} s" if rate > 0 else ", waiting for the store")
-
-
-def format_bytes(count: float) -> str:
-    """``1.2 GiB``."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"

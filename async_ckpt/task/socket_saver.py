@@ -17,6 +17,7 @@ from ..errors import CheckpointError, UsageError
 from ..ipc import protocol
 from ..ipc.protocol import Message
 from ..spool.spool import Spool
+from ..system.log import write_lines_with
 from ..system.printable import valid
 from .checkpointer import Checkpointer
 from .options import SaveOptions
@@ -42,10 +43,10 @@ def main(arguments: list[str]) -> None:
     launch.ignore_terminal_signals()
     launch.raise_descriptor_limit()
     with socket.socket(fileno=int(descriptor)) as sock:
-        Saver(directory, Config.from_env()).serve(sock)
+        SocketSaver(directory, Config.from_env()).serve(sock)
 
 
-class Saver:
+class SocketSaver:
     """Saves into one spool, whatever attempt runs.
 
     Parameters
@@ -59,6 +60,7 @@ class Saver:
         self._directory, self._config = directory, dataclasses.replace(config, metadata_bytes=limit)
         #: What the client that is served should know.
         self._warnings: list[str] = []
+        write_lines_with(self._warnings.append)
         self._checkpointer: Checkpointer | None = None
 
     def serve(self, sock: socket.socket) -> None:
@@ -113,9 +115,9 @@ class Saver:
         if self._checkpointer is not None and self._checkpointer.task != spool.task:
             self._close()
         if self._checkpointer is None:
-            self._checkpointer = Checkpointer(spool, self._config, report=self._warnings.append)
+            self._checkpointer = Checkpointer(spool, self._config)
         reference = self._checkpointer.save(fields.pop("path"), **fields)
-        self._checkpointer.disown(reference.id)
+        self._checkpointer.tracker.disown(reference.id)
         return reference
 
 

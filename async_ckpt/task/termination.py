@@ -6,16 +6,18 @@ nothing survives it for more than a second. Metaflow's monitor of spot instances
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 from ..config import TERMINATION_MARGIN_S
 from ..errors import CheckpointError
 from .checkpointer import Checkpointer
+
+log = logging.getLogger(__name__)
 
 
 class Termination:
@@ -29,12 +31,10 @@ class Termination:
         The task's.
     grace_s : float
         Seconds to live on at most.
-    report : callable
-        Gets a line on what was brought in, and one on what was not.
     """
 
-    def __init__(self, checkpointer: Checkpointer, grace_s: float, report: Callable[[str], None]) -> None:
-        self._checkpointer, self._grace_s, self._report = checkpointer, grace_s, report
+    def __init__(self, checkpointer: Checkpointer, grace_s: float) -> None:
+        self._checkpointer, self._grace_s = checkpointer, grace_s
         self._pid = os.getpid()
         self._begun = self._done = self._installed = False
 
@@ -48,7 +48,7 @@ class Termination:
             self._installed = True
         is_blocked = signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, ())
         if is_blocked or handler is signal.SIG_IGN:
-            self._report(
+            log.warning(
                 f"SIGTERM is {'blocked' if is_blocked else 'ignored'} in this process, perhaps by who started it: it "
                 "cannot bring in what was saved before it is killed. A retry on this machine does"
             )
@@ -75,11 +75,14 @@ class Termination:
         deadline = time.monotonic() + self._grace_s
         limit = max(self._grace_s - TERMINATION_MARGIN_S, 0.0)
         try:
-            self._report(f"SIGTERM: saved checkpoints are brought in for up to {limit:g} s, the newest first")
+            log.info(f"SIGTERM: saved checkpoints are brought in for up to {limit:g} s, the newest first")
             left = self._checkpointer.hurry(limit)
-            self._report("All that was saved is in the store" if not left else f"Not in the store: {', '.join(left)}")
+            if left:
+                log.warning(f"Not in the store: {', '.join(left)}")
+            else:
+                log.info("All that was saved is in the store")
         except CheckpointError as error:
-            self._report(f"After the SIGTERM: {error}")
+            log.warning(f"After the SIGTERM: {error}")
         finally:  # Whatever happened: who sent the signal wants the process to end.
             self._done = True
             os.kill(self._pid, signal.SIGTERM)

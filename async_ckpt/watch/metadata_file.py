@@ -18,7 +18,7 @@ from typing import Any
 
 from ..config import Config
 from ..errors import UsageError
-from ..metadata import Note
+from ..metadata import MetadataNote
 
 #: Characters of a string that is kept.
 _MAX_TEXT = 1000
@@ -26,7 +26,7 @@ _MAX_TEXT = 1000
 _NAMED = 10
 
 
-def read(path: str, name: str, config: Config) -> tuple[dict[str, Any], list[Note]]:
+def read(path: str, name: str, config: Config) -> tuple[dict[str, Any], list[MetadataNote]]:
     """What is kept of the file at ``path``, and a note that names what is not; ``name`` is what people call it.
 
     Raises
@@ -51,7 +51,7 @@ def read(path: str, name: str, config: Config) -> tuple[dict[str, Any], list[Not
         f"Of {name}, single values and the last entry of each history are kept as metadata; left out: {named}{more}. "
         "The checkpoint has the whole file"
     )
-    return kept, [Note(f"\0{name}", line)]
+    return kept, [MetadataNote(f"\0{name}", line)]
 
 
 def summarize(data: Any, max_bytes: int) -> tuple[dict[str, Any], list[str]]:

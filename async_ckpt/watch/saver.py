@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from ..config import WATCH_RETRY_FIRST_S, WATCH_RETRY_MOST_S, WATCH_ROOM_MOST_S, Config
 from ..errors import BacklogError, CheckpointError, SnapshotError, StoreError, os_reason
-from ..metadata import SIZE, Said, plain
+from ..metadata import SIZE, NoteLog, plain
 from ..spool.journal import COMMITTED, FINAL
 from . import metadata_file
 from .already_saved import WATCHED, AlreadySaved, mark
@@ -66,7 +66,7 @@ class Saver:
     ) -> None:
         self._checkpointer, self._root, self._options, self._config = checkpointer, root, options, config
         self._began_ns, self._clock = began_ns, clock
-        self._notes = Said(log.warning)
+        self._notes = NoteLog(log.warning)
         #: How many were saved.
         self.count = 0
         self.is_saving = False

@@ -31,6 +31,7 @@ from async_ckpt.config import Config
 from async_ckpt.errors import CheckpointError
 from async_ckpt.spool.journal import COMMITTED
 from async_ckpt.stores.base import StoreSpec
+from async_ckpt.system.log import write_lines_with
 from async_ckpt.task.checkpointer import Checkpointer
 from harness.agents import TASK
 from stress.kills.content import KINDS, TAR, fault_of, write
@@ -104,10 +105,10 @@ class _Saver:
         if spec.spoil:
             number = spec.attempt * NUMBERS + NUMBERS - 1
             write(self._work / spec.spoil, spec.spoil, number, in_place=True)
+        write_lines_with(lambda line: self.say(report=line))
         checkpointer = Checkpointer.start(
-            spec.root, replace(TASK, attempt=spec.attempt), spec.store, Config.from_env(), uploader="process",
-            report=lambda line: self.say(report=line),
-        )  # fmt: skip
+            spec.root, replace(TASK, attempt=spec.attempt), spec.store, Config.from_env(), uploader="process"
+        )
         self.say(started=True)
         if spec.attempt:
             self._resume(checkpointer)
@@ -124,7 +125,7 @@ class _Saver:
 
     def _resume(self, checkpointer: Checkpointer) -> None:
         folder = self._work / f"loaded-{self._spec.attempt}"
-        found = checkpointer.load_newest("fresh", str(folder), lambda line: self.say(report=line))
+        found = checkpointer.load_newest("fresh", str(folder))
         if found is None:
             self.say(resumed=None)
             return
@@ -153,7 +154,7 @@ class _Saver:
     def _flush(self, checkpointer: Checkpointer) -> None:
         why = ""
         try:
-            checkpointer.flush(_LIMIT_S, report=lambda line: self.say(report=line))
+            checkpointer.flush(_LIMIT_S)
         except CheckpointError as error:
             why = str(error)
         self.say(flush=why)

@@ -113,7 +113,7 @@ def test_the_next_attempt_uploads_what_task_and_agent_left_when_both_were_killed
     checkpointer = task.start(attempt=1)
     checkpointer.flush(60)
     assert task.committed() == [(0, version) for version in range(5)]
-    found = checkpointer.load_newest("fresh", str(task.base / "loaded"), print)
+    found = checkpointer.load_newest("fresh", str(task.base / "loaded"))
     assert found is not None
     assert found["metadata"] == {"number": 4}
     assert (task.base / "loaded/weights").read_bytes() == content(4, BIG)
@@ -124,7 +124,7 @@ def test_the_next_attempt_loads_the_last_save_before_it_has_reached_the_store(ta
     gate.hold("weights")
     save_and_die(task, 3, "both")
     checkpointer = task.start(attempt=1)
-    found = checkpointer.load_newest("fresh", str(task.base / "loaded"), print)
+    found = checkpointer.load_newest("fresh", str(task.base / "loaded"))
     assert found is not None
     assert found["metadata"] == {"number": 2}
     assert (task.base / "loaded/weights").read_bytes() == content(2, BIG)

@@ -18,7 +18,8 @@ from async_ckpt import layout
 from async_ckpt.errors import FlushError, IntegrityError, NotFound, SpoolError, StoreError, UsageError, WaitTimeout
 from async_ckpt.spool.journal import COMMITTED, FAILED
 from async_ckpt.task import gang
-from async_ckpt.task.checkpointer import Checkpointer, Reference
+from async_ckpt.task.checkpointer import Checkpointer
+from async_ckpt.task.reference import Reference
 from harness.agents import TASK, Task, agent_pid, kill, wait_until
 from harness.environments import with_our_modules
 from harness.gangs import Gang
@@ -388,7 +389,7 @@ def test_own_shards_go_to_their_ranks_and_only_while_there_are_as_many(pair: Gan
 
 def load_newest(checkpointer: object) -> dict[str, object] | None:
     target = checkpointer.spool.new_work_directory()  # type: ignore[attr-defined]
-    return gang.load_newest(checkpointer, "fresh", target, lambda line: None)  # type: ignore[arg-type]
+    return gang.load_newest(checkpointer, "fresh", target)  # type: ignore[arg-type]
 
 
 def test_a_retry_begins_with_the_last_one_all_ranks_had_saved_and_the_rest_is_removed(pair: Gang) -> None:
@@ -451,7 +452,7 @@ def test_what_another_node_finds_damaged_is_passed_over_by_the_next_attempt(pair
     Path(pair.task.store.root, new["key"], "shard-1").write_bytes(b"damaged")
 
     def load_own(checkpointer: Checkpointer) -> str:
-        found = gang.load_newest(checkpointer, "fresh", checkpointer.spool.new_work_directory(), print, "own")
+        found = gang.load_newest(checkpointer, "fresh", checkpointer.spool.new_work_directory(), "own")
         assert found is not None
         return str(found["key"])
 
@@ -495,7 +496,7 @@ def test_no_node_begins_with_another_checkpoint_than_the_first(pair: Gang) -> No
     Path(pair.task.store.root, references[0]["key"], "shard-1").write_bytes(b"damaged")
     target = retry.nodes[1].spool.new_work_directory()
     with pytest.raises(StoreError):
-        gang.load_newest(retry.nodes[1], "fresh", target, lambda line: None)
+        gang.load_newest(retry.nodes[1], "fresh", target)
     assert os.listdir(target) == []
 
 
@@ -564,7 +565,8 @@ lead = os.getpid()
 if os.fork():
     signal.pause()
 checkpointer = Checkpointer.start(
-    root, replace(TASK, node=1, nodes=2), StoreSpec("local", store), Config.from_env(), uploader="process", lead=lead
+    root, replace(TASK, node=1, nodes=2), StoreSpec("local", store), Config.from_env(), uploader="process",
+    gang_leader_pid=lead,
 )
 checkpointer.save(work, collective=True)
 os.kill(lead, signal.SIGKILL)

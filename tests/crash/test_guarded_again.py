@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from async_ckpt.system.log import write_lines_with
 from async_ckpt.task.checkpointer import Checkpointer
 from harness.agents import Gate, Task, agent_pid, content, kill, wait_until
 from harness.scenes import BIG, save_and_die
@@ -77,15 +78,17 @@ def test_what_is_open_for_writing_while_nobody_guards_it_is_not_stored_where_tim
         checkpointer = task.start(attempt=1)
     gate.open("weights")
     said: list[str] = []
-    checkpointer.flush(60, said.append)
+    write_lines_with(said.append)
+    checkpointer.flush(60)
     assert task.committed() == []
     assert any("weights may have been written to" in line for line in said)
 
 
 _SAVE_AND_DIE_BEFORE_THE_DOORBELL = """
 import os, signal, sys
+from async_ckpt.task import save
 from async_ckpt.task.checkpointer import Checkpointer
-Checkpointer._guard = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+save.hand_over = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 Checkpointer.from_environment().save(sys.argv[1])
 """
 

@@ -152,7 +152,7 @@ def test_the_next_attempt_starts_without_a_copy(task: Task, gate: Gate) -> None:
     kill(agent_pid(first))
     second = task.start(attempt=1)
     loaded = task.base / "loaded" / "weights"
-    assert second.load_newest("fresh", str(loaded.parent), lambda line: None) == dict(reference)
+    assert second.load_newest("fresh", str(loaded.parent)) == dict(reference)
     assert loaded.read_bytes() == content(0, SIZE)
     assert is_shared(second, loaded)
     loaded.write_bytes(content(1, SIZE))

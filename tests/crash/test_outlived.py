@@ -13,7 +13,8 @@ from async_ckpt.config import ENV_ATTEMPT, ENV_SPOOL, Config
 from async_ckpt.errors import CheckpointError, SpoolError, UsageError
 from async_ckpt.spool.spool import Spool
 from async_ckpt.task import checkpointer
-from async_ckpt.task.checkpointer import Checkpointer, Reference
+from async_ckpt.task.checkpointer import Checkpointer
+from async_ckpt.task.reference import Reference
 from harness.agents import Task, agent_pid, content, is_alive, kill, wait_until
 from harness.scenes import BIG, save
 
@@ -63,7 +64,7 @@ def test_a_subprocess_that_outlives_its_task_is_told_so_by_every_call_and_no_spo
     subprocess = inherited(owner)
     reference = save(subprocess, task, 0)
     end(task, owner)
-    wait_until(lambda: not subprocess._client._link, "the end was seen")
+    wait_until(lambda: not subprocess._client._connection, "the end was seen")
     for name, said in refusals(subprocess, task, reference).items():
         assert "Attempt 0 of the task Flow/1/train/2 has ended: its spool is gone" in said, name
         assert "let the step wait for its subprocesses" in said, name

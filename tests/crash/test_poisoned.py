@@ -6,6 +6,7 @@ import pytest
 
 from async_ckpt.errors import FlushError
 from async_ckpt.spool.journal import FAILED
+from async_ckpt.system.log import write_lines_with
 from harness.agents import Task, close_and_kill, records, wait_until
 from harness.preemption import COMMIT_HANGS, FAILS, NO_COMMIT, REFUSED, Preemption, on_disk
 from harness.scenes import save
@@ -70,7 +71,7 @@ def test_an_attempt_that_stands_on_what_is_only_on_the_disk_does_not_end_well(
 
     checkpointer = task.start(attempt=1)
     target = task.base / "loaded"
-    loaded = checkpointer.load_newest("fresh", str(target), lambda line: None)
+    loaded = checkpointer.load_newest("fresh", str(target))
     assert loaded is not None
     assert loaded["version_id"] == 1
     with pytest.raises(
@@ -107,5 +108,6 @@ def test_what_an_earlier_attempt_lost_is_only_said_where_something_newer_is_in_t
         checkpointer.flush(60)
     close_and_kill(checkpointer)
     checkpointer = task.start(attempt=2)
-    checkpointer.flush(60, lines.append)
+    write_lines_with(lines.append)
+    checkpointer.flush(60)
     assert len([line for line in lines if "of an earlier attempt is not in the store" in line]) == 2

@@ -15,7 +15,8 @@ from async_ckpt.errors import StoreError
 from async_ckpt.layout import START_STEP
 from async_ckpt.spool.journal import COMMITTED, Progress
 from async_ckpt.spool.spool import Admitted, Spool
-from async_ckpt.task.checkpointer import Checkpointer, Reference
+from async_ckpt.task.checkpointer import Checkpointer
+from async_ckpt.task.reference import Reference
 from harness.agents import TASK, Gate, Task, agent_pid, kill, wait_until
 from harness.writers import content
 
@@ -48,7 +49,7 @@ class Machine:
         """What ``fresh`` resumes from: the number of the save."""
         self._loads += 1
         into = self.folder / f"loaded-{self._loads}"
-        found = checkpointer.load_newest("fresh", str(into), self.said.append)
+        found = checkpointer.load_newest("fresh", str(into))
         if found is None:
             return None
         number: int = found["metadata"]["number"]
@@ -215,7 +216,7 @@ def test_an_uploader_that_dies_over_its_claim_does_not_count_twice(
 def test_a_start_that_saved_nothing_counts(task: Task, machines: tuple[Machine, Machine, Machine]) -> None:
     a, b, _ = machines
     first = a.start()
-    first.started()
+    first.tracker.started()
     a.die(first)
     second = b.start()
     assert b.load(second) is None
@@ -255,7 +256,7 @@ def test_a_store_that_does_not_answer_holds_nobody_up_and_nothing_is_written_ove
 
 def test_the_key_of_the_next_save_is_known_before_it(task: Task, machines: tuple[Machine, Machine, Machine]) -> None:
     a, b, _ = machines
-    a.start().started()
+    a.start().tracker.started()
     second = b.start()
     key = second.next_key("mfchckpt")
     assert b.save(second, 0)["key"] == key
@@ -267,13 +268,13 @@ def test_what_is_known_of_the_start_is_asked_again_where_something_removes_it(
     task: Task, machines: tuple[Machine, Machine, Machine]
 ) -> None:
     a, b, _ = machines
-    a.start().started()
+    a.start().tracker.started()
     second = b.start()
-    assert second.started().number == 1
+    assert second.tracker.started().number == 1
     os.unlink(second.spool.start_path(0))
     other = Checkpointer(Spool.open(second.spool.directory), second.config)
     task.take(other)
-    assert other.started().number == 1
+    assert other.tracker.started().number == 1
 
 
 @pytest.mark.parametrize("newer", [True, False])
@@ -297,9 +298,9 @@ def test_one_on_the_disk_is_loaded_from_a_silent_store_only_if_nothing_newer_is_
     monkeypatch.setattr(second, "run", fails)
     if newer:
         with pytest.raises(StoreError):
-            next(second.candidates("fresh"))
+            next(second.loader.candidates("fresh"))
     else:
-        assert isinstance(next(second.candidates("fresh")), Admitted)
+        assert isinstance(next(second.loader.candidates("fresh")), Admitted)
     monkeypatch.undo()
     gate.open("weights")
     second.flush(60)

@@ -13,6 +13,7 @@ from async_ckpt.errors import AgentError, FlushError, StoreError, WaitTimeout
 from async_ckpt.ipc import protocol
 from async_ckpt.spool.journal import FAILED
 from async_ckpt.system.files import locked
+from async_ckpt.system.log import write_lines_with
 from async_ckpt.task import checkpointer as checkpointer_module
 from harness.agents import Task, agent_pid, close_and_kill, content, is_alive, kill, wait_until, worker_pid
 from harness.scenes import BIG, assert_all_in_order, save, save_and_die
@@ -83,9 +84,10 @@ def test_what_was_written_while_nobody_held_a_lease_is_reported_and_never_upload
         checkpointer.wait("0.mfchckpt.1", 10)
     assert task.committed() == [(0, 0)]
     said: list[str] = []
-    checkpointer.flush(60, said.append)
+    write_lines_with(said.append)
+    checkpointer.flush(60)
     assert any("0.mfchckpt.1" in line and "earlier attempt" in line for line in said)
-    found = checkpointer.load_newest("fresh", str(task.base / "loaded"), said.append)
+    found = checkpointer.load_newest("fresh", str(task.base / "loaded"))
     assert found is not None
     assert found["metadata"] == {"number": 0}
 
@@ -103,8 +105,9 @@ def test_a_loss_is_told_although_the_task_that_could_have_been_told_was_killed(t
     assert task.committed() == [(0, 0), (0, 2)]
     checkpointer = task.start(attempt=1)
     said: list[str] = []
-    checkpointer.flush(60, said.append)
-    (line,) = said
+    write_lines_with(said.append)
+    checkpointer.flush(60)
+    (line,) = [line for line in said if "of an earlier attempt" in line]
     assert "0.mfchckpt.1 of an earlier attempt is not in the store: weights was written to" in line
 
 
@@ -156,7 +159,7 @@ def test_a_checkpoint_that_waits_for_its_turn_can_be_loaded_after_the_trainer_re
     (task.work / "weights").write_bytes(content(2, BIG))
     checkpointer.load(second, str(task.base / "loaded"))
     assert (task.base / "loaded/weights").read_bytes() == content(1, BIG)
-    found = task.start(attempt=1).load_newest("fresh", str(task.base / "again"), print)
+    found = task.start(attempt=1).load_newest("fresh", str(task.base / "again"))
     assert found is not None
     assert found["version_id"] == 1
     assert (task.base / "again/weights").read_bytes() == content(1, BIG)

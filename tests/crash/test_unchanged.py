@@ -13,7 +13,8 @@ import pytest
 
 from async_ckpt.errors import SnapshotError
 from async_ckpt.spool.inode import identify, shows_writes
-from async_ckpt.task.checkpointer import Checkpointer, Reference
+from async_ckpt.task.checkpointer import Checkpointer
+from async_ckpt.task.reference import Reference
 from harness.agents import Task, agent_pid, close_and_kill, content, is_alive, kill, wait_until
 
 #: Large enough to be worth a copy in the store.

@@ -151,7 +151,7 @@ def test_extensions_that_metaflow_is_told_not_to_load_serve_nothing(
     site = Site(tmp_path / "site", peer_folder(peer_python))
     site.lay("ours", "ours")
     site.lay("peer", "peer")
-    asked = "import json; from async_ckpt.task.serving import serving; print(json.dumps(serving()))"
+    asked = "import json; from async_ckpt.task.which import who_serves; print(json.dumps(who_serves()))"
     ours, peer = site.path
     environment = {"PYTHONPATH": os.pathsep.join(site.path)}
     only_ours = local.query(asked, python=site.python, env={**environment, "METAFLOW_EXTENSIONS_SEARCH_DIRS": ours})

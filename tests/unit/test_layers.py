@@ -112,7 +112,7 @@ def test_siblings_in_a_room_share_only_what_is_made_for_sharing(room: str) -> No
 
 def test_beside_the_extension_only_what_asks_metaflow_imports_it() -> None:
     importing = {str(path.relative_to(PACKAGE)) for path in modules(PACKAGE) if "metaflow" in roots(path)}
-    assert importing == {"stores/metaflow.py", "task/serving.py", "task/listing.py"}
+    assert importing == {"stores/metaflow.py", "task/which.py", "task/listing.py"}
 
 
 def test_only_the_s3_store_imports_aws_libraries() -> None:

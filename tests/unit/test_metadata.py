@@ -23,7 +23,7 @@ import pytest
 
 from async_ckpt import cli
 from async_ckpt.config import Config
-from async_ckpt.metadata import Note, Said, plain
+from async_ckpt.metadata import MetadataNote, NoteLog, plain
 from async_ckpt.system.printable import dumps, valid
 from async_ckpt.task.reference import CheckpointInfo
 
@@ -114,7 +114,7 @@ class Unreadable(Numbers):
         raise ConnectionError("the server is gone")
 
 
-def lines(notes: list[Note]) -> str:
+def lines(notes: list[MetadataNote]) -> str:
     return "\n".join(note.line for note in notes)
 
 
@@ -434,7 +434,7 @@ def test_equal_metadata_is_equal_json_on_every_rank() -> None:
 
 def test_a_note_is_said_once_however_many_are_saved() -> None:
     heard: list[str] = []
-    said = Said(heard.append)
+    said = NoteLog(heard.append)
     for _ in range(5):
         said.say(plain({"loss": object(), "metrics": {"loss": object()}}, CONFIG)[1])
     assert len(heard) == 2
@@ -442,7 +442,7 @@ def test_a_note_is_said_once_however_many_are_saved() -> None:
 
 def test_notes_about_ever_new_keys_come_to_an_end() -> None:
     heard: list[str] = []
-    said = Said(heard.append)
+    said = NoteLog(heard.append)
     for step in range(1000):
         said.say(plain({f"loss {step}": object()}, CONFIG)[1])
     assert len(heard) < 100

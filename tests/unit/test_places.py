@@ -11,7 +11,7 @@ import pytest
 from async_ckpt.config import Config
 from async_ckpt.errors import IntegrityError, NotFound, StoreError, TransientStoreError, UsageError
 from async_ckpt.stores.base import StoreSpec
-from async_ckpt.task import loader, places
+from async_ckpt.task import loader, stores
 from harness.agents import TASK
 
 KEY = TASK.key("model", 3)
@@ -31,7 +31,7 @@ DATASTORE = StoreSpec("metaflow-s3", "s3://own/root")
     ],
 )
 def test_the_address_of_a_reference_tells_the_store_it_was_saved_in(root: str, kind: str, found: str) -> None:
-    assert places.of_reference({"url": f"{root}/{KEY}", "key": KEY}) == StoreSpec(kind, found)
+    assert stores.of_reference({"url": f"{root}/{KEY}", "key": KEY}) == StoreSpec(kind, found)
 
 
 @pytest.mark.parametrize(
@@ -44,22 +44,22 @@ def test_the_address_of_a_reference_tells_the_store_it_was_saved_in(root: str, k
     ids=str,
 )  # fmt: skip
 def test_a_reference_without_an_address_that_fits_its_key_tells_nothing(reference: Any) -> None:
-    assert places.of_reference(reference) is None
+    assert stores.of_reference(reference) is None
 
 
 def test_another_bucket_is_opened_with_the_tasks_settings_where_those_are_not_metaflows() -> None:
     own = StoreSpec("s3", "s3://own", {"client_params": {"endpoint_url": "http://127.0.0.1"}})
-    assert places.of_reference({"url": f"s3://other/x/{KEY}", "key": KEY}, own) == StoreSpec(
+    assert stores.of_reference({"url": f"s3://other/x/{KEY}", "key": KEY}, own) == StoreSpec(
         "s3", "s3://other/x", own.options
     )
-    assert places.of_reference({"url": f"s3://other/x/{KEY}", "key": KEY}, DATASTORE) == StoreSpec(
+    assert stores.of_reference({"url": f"s3://other/x/{KEY}", "key": KEY}, DATASTORE) == StoreSpec(
         "metaflow-s3", "s3://other/x"
     )
 
 
 def test_each_root_is_asked_once_by_the_first_that_names_it() -> None:
     again = StoreSpec("metaflow-s3", "s3://own/root/", {"access_from": "X"})
-    assert places.distinct(None, DATASTORE, again, StoreSpec("local", "/x")) == [DATASTORE, StoreSpec("local", "/x")]
+    assert stores.distinct(None, DATASTORE, again, StoreSpec("local", "/x")) == [DATASTORE, StoreSpec("local", "/x")]
 
 
 class Asked:
@@ -68,7 +68,7 @@ class Asked:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **outcomes: Any) -> None:
         self.asked: list[str] = []
         self._outcomes = outcomes
-        monkeypatch.setattr(loader, "run_with_store", self._answer)
+        monkeypatch.setattr(stores, "run_with_store", self._answer)
 
     def _answer(self, spec: StoreSpec, config: Config, function: Any) -> Any:
         self.asked.append(spec.root)
@@ -78,12 +78,12 @@ class Asked:
         return outcome
 
 
-def stores(*roots: str) -> list[StoreSpec]:
+def local(*roots: str) -> list[StoreSpec]:
     return [StoreSpec("local", root) for root in roots]
 
 
 def load(*roots: str) -> dict[str, Any]:
-    return loader.load_from_first(stores(*roots), {"key": KEY}, "into", Config())
+    return loader.load_from_first(local(*roots), {"key": KEY}, "into", Config())
 
 
 @pytest.mark.parametrize("error", [NotFound("none"), StoreError("denied: AccessDenied"), StoreError("NoSuchBucket")])
@@ -106,8 +106,8 @@ def test_an_outage_damage_or_a_mistake_is_an_error_at_once(monkeypatch: pytest.M
 
 def test_where_no_place_has_it_all_are_named_with_their_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
     Asked(monkeypatch, first=StoreError("NoSuchBucket", hint="Create it"), second=NotFound("There is none"))
-    monkeypatch.setattr(places, "KINDS", ("local",))
-    wanted = [*stores("first", "second"), StoreSpec("gs", "gs://third")]
+    monkeypatch.setattr(stores, "KINDS", ("local",))
+    wanted = [*local("first", "second"), StoreSpec("gs", "gs://third")]
     with pytest.raises(NotFound) as caught:
         loader.load_from_first(wanted, {"key": KEY}, "into", Config())
     for part in ("first: NoSuchBucket", "second: There is none", "gs://third: Stores of the kind 'gs'", "Create it"):
@@ -124,7 +124,7 @@ def test_a_single_places_own_error_is_the_error(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_listing_is_the_first_that_is_not_empty(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = Asked(monkeypatch, first=StoreError("denied"), second=[], third=[{"key": KEY}], fourth=[{}])
-    found = loader.list_from_first(stores("first", "second", "third", "fourth"), lambda store: store, Config())  # type: ignore[arg-type, return-value]
+    found = stores.list_from_first(local("first", "second", "third", "fourth"), lambda store: store, Config())  # type: ignore[arg-type, return-value]
     assert found == [{"key": KEY}]
     assert asked.asked == ["first", "second", "third"]
 
@@ -132,12 +132,12 @@ def test_a_listing_is_the_first_that_is_not_empty(monkeypatch: pytest.MonkeyPatc
 def test_an_empty_listing_does_not_hide_that_a_place_could_not_be_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     Asked(monkeypatch, first=StoreError("denied"), second=[])
     with pytest.raises(StoreError, match="denied"):
-        loader.list_from_first(stores("first", "second"), lambda store: store, Config())  # type: ignore[arg-type, return-value]
+        stores.list_from_first(local("first", "second"), lambda store: store, Config())  # type: ignore[arg-type, return-value]
 
 
 def test_looking_for_a_checkpoint_makes_nothing(tmp_path: Path) -> None:
     reference = {"url": f"{tmp_path}/somebody/else/{KEY}", "key": KEY}
-    spec = places.of_reference(reference)
+    spec = stores.of_reference(reference)
     assert spec is not None
     with pytest.raises(NotFound):
         loader.load_from_first([spec], reference, str(tmp_path / "into"), Config())

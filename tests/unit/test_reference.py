@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from async_ckpt.task.reference import CheckpointInfo, LoadedInfo, Reference, format_bytes, progress_line
+from async_ckpt.task.progress import format_bytes, progress_line
+from async_ckpt.task.reference import CheckpointInfo, LoadedInfo, Reference
 
 DATA = {"key": "a/b", "attempt": 1, "name": "mfchckpt", "version_id": 7, "metadata": {"loss": 0.5}, "size": 3}
 

@@ -12,6 +12,7 @@ from harness.environments import with_our_modules
 
 _SCRIPT = """
 import os, signal, sys, threading
+from async_ckpt.system.log import write_lines_with
 from async_ckpt.task.termination import Termination
 
 class Checkpointer:
@@ -29,7 +30,8 @@ def no_thread(self):
 
 if sys.argv[1] == "no thread can be had":
     threading.Thread.start = no_thread
-Termination(Checkpointer(), 3600, report).install()
+write_lines_with(report)
+Termination(Checkpointer(), 3600).install()
 os.kill(os.getpid(), signal.SIGTERM)
 threading.Event().wait(60)
 """

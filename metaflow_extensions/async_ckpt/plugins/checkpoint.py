@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import tempfile
 import threading
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from async_ckpt import layout
 from async_ckpt.config import ENV_SPOOL, Config
 from async_ckpt.errors import UsageError, WatchError
+from async_ckpt.system.log import LOGGER
 from async_ckpt.task.checkpointer import Checkpointer
 from async_ckpt.task.listing import check_attempt, list_task
 from async_ckpt.task.loader import check_shard, load_from_first
@@ -23,6 +25,8 @@ from .artifact_store import store_in_context, stores_of_reference
 
 if TYPE_CHECKING:
     from metaflow import Task
+
+log = logging.getLogger(LOGGER)
 
 TASK_LATEST_CHECKPOINT = "_task_latest_checkpoint"
 
@@ -277,15 +281,11 @@ class CurrentCheckpoint(_Checkpoints):
         The task's.
     defaults : mapping
         ``storage_format`` and ``snapshot`` as set on the decorator.
-    report : callable
-        Gets lines for people, from watches.
     """
 
-    def __init__(
-        self, checkpointer: Checkpointer, defaults: Mapping[str, str], report: Callable[[str], None] = lambda line: None
-    ) -> None:
+    def __init__(self, checkpointer: Checkpointer, defaults: Mapping[str, str]) -> None:
         self._checkpointer: Checkpointer = checkpointer
-        self._defaults, self._report = defaults, report
+        self._defaults = defaults
         self._watches: list[Watch] = []
         self._directory = checkpointer.spool.new_work_directory()
         self._began_ns = checkpointer.spool.attempt_began_ns()
@@ -346,15 +346,14 @@ class CurrentCheckpoint(_Checkpoints):
                 self._load_late = None
 
     def _load_newest(self, policy: str, shard: str) -> CheckpointInfo | None:
-        report = self._report
         if self._checkpointer.task.nodes > 1:
             from async_ckpt.task import (
                 gang,  # Late: it brings the data plane's modules, which few Metaflow processes need.
             )
 
-            data = gang.load_newest(self._checkpointer, policy, self._directory, report, shard)
+            data = gang.load_newest(self._checkpointer, policy, self._directory, shard)
         else:
-            data = self._checkpointer.load_newest(policy, self._directory, report, shard)
+            data = self._checkpointer.load_newest(policy, self._directory, shard)
         self._loaded = LoadedInfo(data) if data else None
         return self._loaded
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import json
+import logging
 import os
 import re
 import signal
@@ -23,10 +24,10 @@ from metaflow.unbounded_foreach import UBF_CONTROL
 
 from async_ckpt import layout, pod_anyio
 from async_ckpt.capture import check_strategy
-from async_ckpt.config import ENV_ATTEMPT, ENV_PREFIX, ENV_SPOOL, Config
+from async_ckpt.config import ENV_ATTEMPT, ENV_PREFIX, ENV_SPOOL, INTERRUPT_FLUSH_S, Config
 from async_ckpt.errors import CheckpointError, FlushError, StoreError, UsageError, WatchError
 from async_ckpt.spool.place import places
-from async_ckpt.system.log import write_lines_with
+from async_ckpt.system.log import LOGGER, write_lines_with
 from async_ckpt.task.checkpointer import Checkpointer
 from async_ckpt.task.listing import TASK_CHECKPOINTS
 from async_ckpt.task.reference import CheckpointInfo
@@ -43,8 +44,7 @@ _ENV_CONTROL_TASK = "MF_PARALLEL_CONTROL_TASK_ID"
 #: The oldest anyio that has what is used of it.
 _ANYIO = (4, 7)
 
-#: After Ctrl-C Metaflow kills the task within 5 s; the agent goes on without it.
-_INTERRUPT_FLUSH_S = 2.0
+log = logging.getLogger(LOGGER)
 
 
 class CheckpointException(MetaflowException):  # type: ignore[misc]
@@ -159,6 +159,7 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
             return  # @catch's fallback: the user's code does not run.
         from metaflow import current
 
+        write_lines_with(self._write)
         stack = [(index, value) for index, _, value in flow.foreach_stack() or []]
         gang = graph[step_name].parallel_step
         in_foreach = bool(stack) or gang
@@ -184,24 +185,22 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
                     "credentials in the config of @with_artifact_store"
                 )
                 metadata.register_metadata(run_id, step_name, task_id, noted(notes, retry_count))
-            write_lines_with(self._log, config.log_level)
             self._checkpointer = Checkpointer.start(
                 places(self.attributes["temp_dir_root"], config),
                 task,
                 store,
                 config,
                 uploader=self.attributes["uploader"],
-                report=self._log,
-                lead=os.getppid() if task.node and _runs_locally() else 0,
+                gang_leader_pid=os.getppid() if task.node and _runs_locally() else 0,
             )
             self._config = config
-            self._termination = Termination(self._checkpointer, config.termination_grace_s, self._log)
+            self._termination = Termination(self._checkpointer, config.termination_grace_s)
             self._termination.install()
-            self._current = checkpoint = CurrentCheckpoint(self._checkpointer, self.attributes, self._log)
+            self._current = checkpoint = CurrentCheckpoint(self._checkpointer, self.attributes)
 
             def on_loaded(loaded: CheckpointInfo) -> None:
                 self._loaded = loaded
-                self._log(
+                log.info(
                     "Loading the following checkpoint:"
                     f"\n\t[pathspec] {loaded.pathspec}\n\t[key] {loaded.key}"
                     f"\n\t[created on] {loaded.get('created_at') or loaded.created_on}\n\t[url] {loaded.url}"
@@ -223,7 +222,7 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
 
         tags = sorted(tag for tag in current.tags or () if tag.startswith(layout.TAG_PREFIX))
         if tags:
-            self._log(f"The run has the tag {tags[0]!r}: its checkpoints are kept under that")
+            log.info(f"The run has the tag {tags[0]!r}: its checkpoints are kept under that")
             return layout.scope_of(tags[0].split(":")[1])
         return layout.scope_of(get_namespace() or "")
 
@@ -245,7 +244,7 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
             except BaseException as error:
                 # No hook sees SystemExit and KeyboardInterrupt.
                 limit = (
-                    _INTERRUPT_FLUSH_S
+                    INTERRUPT_FLUSH_S
                     if isinstance(error, KeyboardInterrupt)
                     else self._config.exception_flush_timeout_s
                 )
@@ -266,14 +265,14 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
         except WatchError as error:
             failed.append(error)
         try:
-            self._checkpointer.flush(self.attributes["flush_timeout"], self._log)
+            self._checkpointer.flush(self.attributes["flush_timeout"])
         except FlushError as error:
             self._flush_failed = self._config.on_failure != "warn"
             failed.append(error)
         if failed and self._config.on_failure != "warn":
             raise CheckpointException("; ".join(map(str, failed)) + self._about_store) from failed[0]
         for problem in failed:
-            self._log(f"{problem}{self._about_store}")
+            log.warning(f"{problem}{self._about_store}")
         self._record(flow)
 
     def task_exception(
@@ -294,7 +293,7 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
                 self._record(flow)
                 self._checkpointer.close(clean=False)
             except CheckpointError as error:
-                self._log(f"After the step's own error: {error}")
+                log.warning(f"After the step's own error: {error}")
         return False
 
     def task_finished(
@@ -315,22 +314,22 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
             self._current.end_watches(limit_s / 2, complete=False)
             # The others may never save what this rank has.
             left = max(deadline - time.monotonic(), 0.0)
-            self._checkpointer.flush(left, self._log, gather_s=self._config.collective_grace_s)
+            self._checkpointer.flush(left, gather_s=self._config.collective_grace_s)
         except CheckpointError as error:
-            self._log(f"After the step's own error: {error}")
+            log.warning(f"After the step's own error: {error}")
 
     def _record(self, flow: Any) -> None:
         """The artifacts existing clients read."""
         assert self._checkpointer is not None
         committed = self._checkpointer.committed()
         setattr(flow, TASK_CHECKPOINTS, JsonList(committed))
-        newest = next((data for text in committed if (data := json.loads(text))["latest"]), None)
+        newest = next((data for text in committed if layout.is_latest(data := json.loads(text))), None)
         if newest is None and self._loaded is not None and self._loaded.pathspec == self._checkpointer.task.pathspec:
             newest = self._loaded.to_dict()
         setattr(flow, TASK_LATEST_CHECKPOINT, newest)
 
-    def _log(self, message: str) -> None:
-        self._logger(f"[@checkpoint] {message}", timestamp=False, bad=False)
+    def _write(self, line: str) -> None:
+        self._logger(f"[@checkpoint] {line}", timestamp=False, bad=False)
 
 
 def _runs_locally() -> bool:

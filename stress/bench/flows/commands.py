@@ -75,7 +75,7 @@ class Commands:
         checkpoint = current.checkpoint
         before = time.perf_counter()
         if is_ours():
-            found = next(checkpoint._checkpointer.candidates("fresh"))["key"]
+            found = next(checkpoint._checkpointer.loader.candidates("fresh"))["key"]
         else:
             found = checkpoint._default_checkpointer._checkpointer._get_latest_checkpoint(safe=True).key
         seconds = time.perf_counter() - before

@@ -13,7 +13,7 @@ _PEER = "metaflow-checkpoint"
 _PACKAGES = {"async_ckpt": "metaflow-async-ckpt", "obcheckpoint": _PEER}
 
 
-def serving() -> dict[str, Any]:
+def who_serves() -> dict[str, Any]:
     """Who serves what, as JSON.
 
     Returns

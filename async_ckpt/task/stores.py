@@ -1,18 +1,23 @@
-"""Where a checkpoint may be: the store of the task or of Metaflow's settings, and where its reference says that it was
-saved. A datastore may have been moved since, or be another one than the task's.
+"""The stores in which a checkpoint may be: that of the task, that of Metaflow's settings, and the one in which its
+reference says that it was saved. A datastore may have been moved since, or be another one than the task's.
 
-A reference is data that somebody else may have written: places that come from one are only ever read from.
+A reference is data that somebody else may have written: a store that is named by one is only ever read from.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
-from ..errors import NotFound, StoreError, UsageError
-from ..stores.base import StoreSpec
+from ..config import Config
+from ..errors import NotFound, StoreError, TransientStoreError, UsageError
+from ..stores import open_store
+from ..stores.base import Store, StoreSpec
+from ..system.undisturbed import ended_by, go_on
+
+T = TypeVar("T")
 
 #: Kinds of stores that can be read here.
 KINDS = ("local", "s3", "metaflow-s3")
@@ -82,3 +87,56 @@ def in_none_of(stores: Sequence[StoreSpec], failed: Sequence[StoreError]) -> Sto
     looked = "; ".join(f"{spec.root}: {error.what}" for spec, error in zip(stores, failed, strict=True))
     hints = dict.fromkeys(error.hint for error in failed if error.hint)
     return kind(f"The checkpoint is in none of the places where it may be. {looked}", hint=". ".join(hints))
+
+
+def list_from_first(
+    stores: Sequence[StoreSpec], listing: Callable[[Store], Awaitable[list[dict[str, Any]]]], config: Config
+) -> list[dict[str, Any]]:
+    """The first listing of some stores that is not empty; an empty one where none has anything.
+
+    Raises
+    ------
+    StoreError
+        One of them cannot be listed, and the others have nothing; or it is out of reach at this time.
+    """
+    failed: list[StoreError] = []
+    for spec in stores:
+        try:
+            found = run_with_store(spec, config, listing)
+        except TransientStoreError:
+            raise
+        except StoreError as error:
+            failed.append(error)
+            continue
+        if found:
+            return found
+    if failed:
+        raise failed[0]
+    return []
+
+
+def run_with_store(spec: StoreSpec, config: Config, function: Callable[[Store], Awaitable[T]]) -> T:
+    """Open a store, call an asynchronous function with it, close it; in a thread, so that a caller's event loop does
+    not matter.
+    """
+
+    async def call() -> T:
+        store = open_store(spec, config)
+        try:
+            return await function(store)
+        finally:
+            await store.aclose()
+
+    # Late: every Metaflow process imports this module, few of them ask a store.
+    from concurrent.futures import CancelledError
+
+    from anyio.from_thread import start_blocking_portal
+
+    with start_blocking_portal() as portal:
+        answer = portal.start_task_soon(call)
+        with ended_by(answer.cancel):
+            try:
+                return answer.result()
+            except CancelledError:
+                go_on()
+                raise

@@ -12,13 +12,9 @@ from ..config import NO_AGENT_LOOK_S, Config
 from ..errors import NoAgent, WaitTimeout
 from ..ipc.client import AgentClient
 from ..ipc.protocol import Message
-from .reference import progress_line
-
-#: The longest pause between two lines of progress, in units of the first one.
-_MOST_PROGRESS = 12
 
 
-class Patient:
+class RetryingClient:
     """Asks until a deadline (monotonic seconds).
 
     Parameters
@@ -56,26 +52,3 @@ class Patient:
             return None
         self.trouble = ""
         return answer
-
-
-class Progress:
-    """Lines for whoever waits: the first after ``progress_s`` seconds, then more and more seldom."""
-
-    def __init__(self, config: Config, report: Callable[[str], None]) -> None:
-        self._pause_s, self._most_s, self._report = config.progress_s, _MOST_PROGRESS * config.progress_s, report
-        self._next = time.monotonic() + self._pause_s
-
-    def say(self, line: Callable[[], str]) -> None:
-        """Say how it stands, if it is time to."""
-        if time.monotonic() >= self._next:
-            self._pause_s = min(1.5 * self._pause_s, self._most_s)
-            self._next = time.monotonic() + self._pause_s
-            self._report(line())
-
-
-def flush_line(answer: Message | None, trouble: str) -> str:
-    """How a flush stands: what the agent has answered, or why it has not."""
-    if answer is None:
-        return f"waiting for the agent, which is tried again and again: {trouble or 'it has not answered yet'}"
-    why = str(answer.get("why") or "")
-    return progress_line(answer) + (f"; {why}" if why else "")

@@ -1,0 +1,54 @@
+"""How far something has come, in lines for people."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ..config import PROGRESS_GROWTH, PROGRESS_MOST, Config
+
+log = logging.getLogger(__name__)
+
+
+class ProgressLines:
+    """Lines for whoever waits: the first after ``progress_s`` seconds, then more and more seldom."""
+
+    def __init__(self, config: Config) -> None:
+        self._pause_s, self._most_s = config.progress_s, PROGRESS_MOST * config.progress_s
+        self._next = time.monotonic() + self._pause_s
+
+    def say(self, line: Callable[[], str]) -> None:
+        """Say how it stands, if it is time to."""
+        if time.monotonic() >= self._next:
+            self._pause_s = min(PROGRESS_GROWTH * self._pause_s, self._most_s)
+            self._next = time.monotonic() + self._pause_s
+            log.info(line())
+
+
+def flush_line(answer: Mapping[str, Any] | None, trouble: str = "") -> str:
+    """How a flush stands: what the agent has answered, or why it has not."""
+    if answer is None:
+        return f"waiting for the agent, which is tried again and again: {trouble or 'it has not answered yet'}"
+    why = str(answer.get("why") or "")
+    return progress_line(answer) + (f"; {why}" if why else "")
+
+
+def progress_line(answer: Mapping[str, Any]) -> str:
+    """``left: 3 checkpoints, 1.2 GiB, 310 MB/s, 4 s``."""
+    rate, left = float(answer["bytes_per_s"]), int(answer["pending_bytes"])
+    count = answer["pending"]
+    if not left:
+        return f"left: {count} checkpoint{'s' if count != 1 else ''} to commit"
+    line = f"left: {count} checkpoint{'s' if count != 1 else ''}, {format_bytes(left)}"
+    return line + (f", {rate / 1e6:.0f} MB/s, {left / rate:.0f} s" if rate > 0 else ", waiting for the store")
+
+
+def format_bytes(count: float) -> str:
+    """``1.2 GiB``."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"

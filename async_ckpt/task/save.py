@@ -1,0 +1,266 @@
+"""Saving: a file or directory is captured, and admitted for the agent to upload."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from .. import capture, layout
+from ..agent.backlog import await_release, await_room
+from ..capture.safe_links import SafeLinks, ranks_here
+from ..errors import AgentError, SnapshotError, SpoolError, StoreError, UsageError, WaitTimeout
+from ..manifest import Manifest
+from ..metadata import MetadataNote, NoteLog, plain
+from ..ranks.who import Ranks
+from ..spool import journal
+from ..spool.spool import Admitted
+from ..system.files import given_path, occupy_standard_streams
+from ..system.handlers import put_off
+from ..system.undisturbed import go_on, run, undisturbed
+from .agent_messages import AgentMessages
+from .leases import hand_over, lease_budget
+from .options import SaveOptions
+from .reference import Reference
+from .tracker import Tracker
+
+log = logging.getLogger(__name__)
+
+#: Of more links it is not said what became of them.
+_MOST_LINKS_SAID = 1000
+
+
+class Saver:
+    """Saves into a task's spool; a ``Tracker`` then follows what was saved."""
+
+    def __init__(self, tracker: Tracker, messages: AgentMessages) -> None:
+        self._tracker, self._messages = tracker, messages
+        self._spool, self._config, self._task = tracker.spool, tracker.config, tracker.task
+        self._habits, self._copy_speed = tracker.spool.habits(), tracker.spool.copy_speed()
+        self._notes = NoteLog(log.warning)
+        #: Whether it was said why files are copied that could be linked.
+        self._has_said_why_copied = False
+        #: Paths, below what was saved, of links of which was said what became of them.
+        self._links_said: set[str] = set()
+        #: By rank and launch: turns in collective saves that could not be counted yet.
+        self._uncounted_turns: Counter[tuple[int, str]] = Counter()
+
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        check: Callable[[str], None] | None = None,
+        origin: str | None = None,
+        wait: bool = True,
+        **options: Any,
+    ) -> Reference:
+        """Snapshot a file or directory and admit it; the upload happens later.
+
+        Parameters
+        ----------
+        path : str or PathLike
+            What is saved.
+        check : callable, optional
+            Called when all is captured, with the path that was captured; what it raises is raised, and nothing was
+            saved.
+        origin : str, optional
+            Where ``path`` was captured from, if that stands in for something else.
+        wait : bool
+            Where the backlog is full: do as ``on_backlog`` says; else that is an error at once.
+        options
+            See ``SaveOptions``. Metadata never fails a save: see ``metadata.plain`` for what becomes of it.
+
+        Raises
+        ------
+        UsageError
+            An argument is not valid.
+        SnapshotError, SpoolError
+            The path cannot be captured, the spool's disk is full, or this process has outlived its task; nothing was
+            saved, and ``path`` is untouched.
+        BacklogError
+            Too much waits for the store already, and ``on_backlog`` says so, or the wait for room was too long.
+        StoreError
+            The store refuses what was saved before (``on_failure="raise"``); this one is admitted all the same.
+        """
+        given = SaveOptions(**options)
+        # The user's objects are asked in the user's thread.
+        metadata, notes = plain(given.metadata, self._config)
+        return self._save(path, replace(given, metadata=metadata), notes, check, origin, wait)
+
+    @put_off
+    def _save(
+        self, path: str | os.PathLike[str], options: SaveOptions, notes: list[MetadataNote],
+        check: Callable[[str], None] | None, origin: str | None, wait: bool,
+    ) -> Reference:  # fmt: skip
+        if self._tracker.closed:
+            raise UsageError("The step has ended: nothing can be saved any more", hint="Save before the step returns")
+        if self._spool.start is None:
+            with self._tracker.while_it_runs():
+                run(self._tracker.started)
+        shard = options.ranks(self._task)
+        # Before anything can go wrong: whoever fails here has had its turn, like all other ranks.
+        version = self._take_turn(shard, os.path.dirname(os.path.abspath(os.fsdecode(path)))) if shard else None
+        source = given_path(path)
+        options = options.checked()
+        self._notes.say(notes)
+
+        def describe(size: int) -> dict[str, Any]:
+            return layout.reference(
+                self._task, name=options.name, version=self._spool.next_version() if version is None else version,
+                url=self._spool.store.root, size=size, metadata=options.metadata, storage_format=options.storage_format,
+                latest=bool(options.latest), shard=shard[:2] if shard else None,
+            )  # fmt: skip
+
+        with self._tracker.while_it_runs():
+            admitted = self._capture_as_soon_as_there_is_room(
+                source, options.snapshot, describe, check, origin or source, ranks_here() if shard else 1, wait
+            )
+        self._tracker.saved[admitted.id] = admitted.reference
+        if refused := self._messages.take_refused():
+            self._say_what_was_refused(refused)
+        return Reference(admitted.reference, self._tracker)
+
+    @undisturbed
+    def next_key(self, name: Any, version: int | str | None = None) -> str:
+        """The key of this attempt's checkpoint of a name and version; without a version, that of the next save (not of
+        a collective one) if nobody else in the task saves before.
+
+        Raises
+        ------
+        UsageError
+            There is no such name or version.
+        SpoolError
+            This process has outlived its task, or its spool cannot be read.
+        """
+        text = layout.check_name(name)
+        if version is None:
+            with self._tracker.while_it_runs():
+                self._tracker.started()
+                return self._task.key(text, self._spool.upcoming_version())
+        if not str(version).isdecimal():
+            raise UsageError(f"version_id={version!r} is not the number of a version", hint="They count from 0")
+        return self._task.key(text, int(version))
+
+    def new_held_directory(self, path: str) -> str:
+        """A name for a directory of the spool in which ``path`` is captured before it counts as a checkpoint; on its
+        file system if that can be. It is swept up after this process.
+        """
+        return self._spool.new_held_directory(path)
+
+    def _capture_as_soon_as_there_is_room(self, *arguments: Any) -> Admitted:
+        """The disk may have looked as if there were, and turned out to be full, or its quota used up."""
+        while True:
+            try:
+                return self._capture_and_admit(*arguments)
+            except (SnapshotError, SpoolError) as error:
+                if not await_release(self._tracker.client, self._spool, self._config, error):
+                    raise
+
+    def _capture_and_admit(
+        self,
+        source: str,
+        snapshot: str,
+        describe: Callable[[int], dict[str, Any]],
+        check: Callable[[str], None] | None,
+        origin: str,
+        savers: int,
+        wait: bool,
+    ) -> Admitted:
+        """``describe`` makes the reference, given the size in bytes; ``savers``: see ``SafeLinks``."""
+        occupy_standard_streams()
+        await_room(self._tracker.client, self._spool, self._config, os.path.dirname(source), wait=wait)
+        guarded = self._tracker.client.is_guarded()
+        capture.check_strategy(snapshot, leases=guarded)
+        data, captured_ns = self._spool.new_data_directory(source), time.time_ns()
+        limit = SafeLinks(self._habits, self._copy_speed, source, os.path.dirname(data), savers)
+        captured = capture.capture(
+            source,
+            data,
+            snapshot,
+            guarded=guarded,
+            config=self._config,
+            lease_budget=lease_budget(self._tracker.client, self._config),
+            limit=limit,
+        )
+        try:
+            if check is not None:
+                check(source)
+            reference = describe(captured.manifest.size)
+            if reference["storage_format"] == "files" and self._spool.store.kind != "local":
+                _check_object_names(reference["url"], captured.manifest, source)
+            go_on()
+            admitted = self._spool.admit(reference, captured.manifest, data, origin, captured_ns)
+        except BaseException:
+            captured.drop(data)
+            raise
+        hand_over(self._tracker.client, admitted, captured.leases)
+        if limit.copied and not self._has_said_why_copied:
+            self._has_said_why_copied = True
+            log.info(limit.report())
+        if captured.followed:
+            self._say_what_links_became(source, captured.followed)
+        return admitted
+
+    def _say_what_links_became(self, source: str, links: list[str]) -> None:
+        """Once for links of a name: with every save of a trainer they are the same ones, in a new directory."""
+        names = {os.path.relpath(link, source): link for link in links}
+        new = [link for name, link in names.items() if name not in self._links_said]
+        if not new or len(self._links_said) >= _MOST_LINKS_SAID:
+            return
+        self._links_said.update(names)
+        more = {0: "", 1: "; so is 1 more"}.get(len(new) - 1, f"; so are {len(new) - 1} more")
+        log.info(f"The symbolic link {new[0]} leads out of {source}, and is saved as what it points to{more}")
+
+    def _take_turn(self, shard: Ranks, folder: str) -> int:
+        """The version of a collective save. A turn that cannot be counted now is made up for by the next one: else this
+        rank would save its parts of later checkpoints into earlier ones, for ever.
+        """
+        who = shard.rank, shard.launch
+        turns = 1 + self._uncounted_turns.pop(who, 0)
+        try:
+            with self._tracker.while_it_runs():
+                try:
+                    return self._spool.next_collective(*who, turns)
+                except SpoolError:
+                    await_room(self._tracker.client, self._spool, self._config, folder)  # The disk may be full.
+                    return self._spool.next_collective(*who, turns)
+        except BaseException:
+            self._uncounted_turns[who] += turns
+            raise
+
+    def _say_what_was_refused(self, refused: dict[str, str]) -> None:
+        """Training for hours is no use where the store takes nothing: the next save says so, once.
+
+        Not where it has taken a newer one since: then the flush says what is missing.
+        """
+        if self._config.on_failure != "raise":
+            return
+        with contextlib.suppress(AgentError, WaitTimeout):
+            last = journal.order(self._tracker.status()["last_committed"] or "")
+            refused = {identity: why for identity, why in refused.items() if journal.order(identity) > last}
+        if refused:
+            identity = max(refused, key=journal.order)
+            raise StoreError(
+                f"The store refuses checkpoints; of {identity} it said: {refused[identity]}",
+                hint="What was saved stays in the spool. on_failure='warn' goes on without the store",
+            )
+
+
+def _check_object_names(url: str, manifest: Manifest, source: str) -> None:
+    """S3 has names of at most 1024 bytes of UTF-8: noticed now, not at the upload."""
+    for path in [entry.path for entry in manifest.files] + [path for path, _ in manifest.files_behind_links()]:
+        try:
+            length = len(f"{url}/{path}".encode())
+        except UnicodeEncodeError:
+            length = -1
+        if not 0 <= length <= 1024:
+            raise SnapshotError(
+                f"The store cannot have an object of the name of {path!r}: it is too long, or no UTF-8",
+                where=os.path.join(source, os.fsdecode(os.fsencode(path))),
+                hint="Use storage_format='tar'",
+            )
