@@ -17,7 +17,6 @@ import math
 import os
 import selectors
 import socket
-import time
 from collections.abc import Callable
 
 from ..config import AGENT_TICK_S, CALM_S, LAST_CALL_PAUSE_S, SHORT_FIRST_S, SHORT_MOST_S, SHORT_TIMES, Config
@@ -25,6 +24,7 @@ from ..ipc.server import Server
 from ..spool.journal import FINAL, SETTLED, Journal
 from ..spool.spool import Spool
 from ..system.backoff import Backoff
+from ..system.clock import REAL_CLOCK, Clock
 from .answers import Answers
 from .checkpoints import Checkpoints
 from .child import Child, Running
@@ -60,6 +60,8 @@ class Agent:
         Starts a worker in a thread of this process, for where no process can be started.
     guarded : bool
         Whether leases are held here (a process of its own) or not (a thread).
+    clock : Clock
+        The world's, but in a simulation.
     temporary : bool
         It stands in for one that could not be started, and ends after a while, when it has nothing to do: whoever needs
         one tries again.
@@ -76,9 +78,10 @@ class Agent:
         guarded: bool,
         start_worker_here: Callable[[], Running] | None = None,
         temporary: bool = False,
+        clock: Clock = REAL_CLOCK,
     ) -> None:
-        self._spool, self._config = spool, config
-        self._gives_way_at = time.monotonic() + CALM_S if temporary else math.inf
+        self._spool, self._config, self._clock = spool, config, clock
+        self._gives_way_at = self._clock.monotonic() + CALM_S if temporary else math.inf
         self._shortage = Backoff(0, SHORT_FIRST_S, SHORT_MOST_S)
         self._gone: str | None = None
         self._next_scan = 0.0
@@ -92,7 +95,7 @@ class Agent:
         )  # fmt: skip
         self._queue = queue = Queue(config.max_uploads)
         # First of all: nobody is to look into what does not answer.
-        unreachable = Unreachable(spool, queue, config)
+        unreachable = Unreachable(spool, queue, config, clock)
         self._journal = journal = Journal(
             spool.path("journal"), spool.task.attempt, set(spool.ready_ids()), lambda why: checkpoints.remember(why)
         )
@@ -100,32 +103,33 @@ class Agent:
         self._leases = leases = Leases(spool, journal, self._server, self._wake, config, guarded=guarded)
         self._remover = Remover(spool, self._wake, lambda why: checkpoints.remember(why))
         self._worker = Child(
-            self._selector, start_worker, config, lambda message: self._uploads.on_message(message),
+            self._selector, start_worker, config, clock, lambda message: self._uploads.on_message(message),
             lambda spoke: self._uploads.on_death(spoke), lambda why: self._uploads.on_trouble(why), start_worker_here,
         )  # fmt: skip
-        self._owners = owners = Owners(config, spool.task, self._on_owner_gone)
-        self._claims = claims = Claims(spool, self._worker, owners.say)
-        self._socket_saves = SocketSaves(self._selector, start_saver, config)
+        self._owners = owners = Owners(config, spool.task, self._on_owner_gone, clock)
+        self._claims = claims = Claims(spool, self._worker, owners.say, clock)
+        self._socket_saves = SocketSaves(self._selector, start_saver, config, clock)
         self._suspects = suspects = Suspects(
             queue, journal.progress, journal.note, lambda identity: checkpoints.stored_bytes(identity), config,
             spool.path("agent.log"), is_own=guarded,
         )  # fmt: skip
-        throughput = Throughput()
+        throughput = Throughput(clock)
         self._last_call = last_call = LastCall(
-            queue, throughput, self._worker, config, lambda identity: checkpoints.stored_bytes(identity), owners.tell
-        )
+            queue, throughput, self._worker, config, lambda identity: checkpoints.stored_bytes(identity), owners.tell,
+            clock,
+        )  # fmt: skip
         self._checkpoints = checkpoints = Checkpoints(
             spool, config, unreachable, queue=queue, journal=journal, house=self._house, leases=leases,
-            remover=self._remover, owners=owners, suspects=suspects, last_call=last_call,
+            remover=self._remover, owners=owners, suspects=suspects, last_call=last_call, clock=clock,
         )  # fmt: skip
         self._uploads = Uploads(
             config, checkpoints, self._worker, queue=queue, journal=journal, leases=leases, owners=owners,
-            suspects=suspects, claims=claims, last_call=last_call, throughput=throughput,
+            suspects=suspects, claims=claims, last_call=last_call, throughput=throughput, clock=clock,
         )  # fmt: skip
         self._requests = Requests(
             spool, config, checkpoints, self._uploads, self._worker, queue=queue, journal=journal, leases=leases,
             owners=owners, claims=claims, socket_saves=self._socket_saves, last_call=last_call,
-            answers=Answers(queue, self._worker, throughput, config),
+            answers=Answers(queue, self._worker, throughput, config), clock=clock,
         )  # fmt: skip
         checkpoints.recover()
 
@@ -155,12 +159,12 @@ class Agent:
                 raise
             why = f"{type(error).__name__}: {error}"
             self._owners.say(f"The agent lacks something, and goes on as well as it can: {why}")
-            time.sleep(self._shortage.failed(time.monotonic()))
+            self._clock.sleep(self._shortage.failed(self._clock.monotonic()))
             self._worker.renew()
         return False
 
     def _is_over(self) -> bool:
-        now = time.monotonic()
+        now = self._clock.monotonic()
         if self._owners.are_expected(now):
             return False
         idle = self._remover.idle and not self._socket_saves.count and self._owners.untold_death is None
@@ -168,7 +172,7 @@ class Agent:
         return done or self._owners.have_been_gone_for_long(now)
 
     def _gives_way(self) -> bool:
-        return time.monotonic() >= self._gives_way_at and not self._queue.pending and self._remover.idle
+        return self._clock.monotonic() >= self._gives_way_at and not self._queue.pending and self._remover.idle
 
     def _leave(self) -> bool:
         """Take the spool away if nothing in it is needed any more. False if something was admitted in this moment.
@@ -202,7 +206,7 @@ class Agent:
         self._selector.close()
 
     def _tick(self) -> None:
-        now = time.monotonic()
+        now = self._clock.monotonic()
         if now >= self._next_scan:
             self._next_scan = now + self._config.rescan_s
             self._checkpoints.scan()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections import deque
 
 from .. import layout
@@ -13,6 +12,7 @@ from ..errors import IntegrityError, SpoolError
 from ..ipc.protocol import Message
 from ..spool.journal import ADMITTED, COMMITTED, FAILED, FINAL, SETTLED, SUPERSEDED, UPLOADED, UPLOADING, Journal, is_id
 from ..spool.spool import Admitted, Spool, torn_file
+from ..system.clock import Clock
 from ..system.filesystems import kind_at, times_tell
 from .answers import MAX_ERRORS
 from .backlog import is_short_of_disk, why_full
@@ -40,8 +40,9 @@ class Checkpoints:
     def __init__(
         self, spool: Spool, config: Config, unreachable: Unreachable, *, queue: Queue, journal: Journal,
         house: Housekeeping, leases: Leases, remover: Remover, owners: Owners, suspects: Suspects, last_call: LastCall,
+        clock: Clock,
     ) -> None:  # fmt: skip
-        self._spool, self._config, self._unreachable = spool, config, unreachable
+        self._clock, self._spool, self._config, self._unreachable = clock, spool, config, unreachable
         self._queue, self._journal, self._house, self._leases = queue, journal, house, leases
         self._remover, self._owners, self._suspects, self._last_call = remover, owners, suspects, last_call
         #: What went wrong last, for whoever asks for the status.
@@ -87,7 +88,7 @@ class Checkpoints:
             if why := self._why_torn(item, "while nobody could look at it"):
                 self.fail(job, why, lost=True)
             self._queue.resume(item.id)
-        for identity in self._unreachable.given_up(time.monotonic()):
+        for identity in self._unreachable.given_up(self._clock.monotonic()):
             self.fail(self._queue.jobs[identity], self._queue.jobs[identity].why)
         self.look_after_spool()
         for identity in self._spool.ready_ids():

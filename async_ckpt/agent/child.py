@@ -12,7 +12,6 @@ import selectors
 import socket
 import subprocess
 import threading
-import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -22,6 +21,7 @@ from ..ipc import protocol
 from ..ipc.protocol import Message
 from ..spool.spool import Spool
 from ..system.backoff import Backoff
+from ..system.clock import Clock
 from ..system.files import occupy_standard_streams
 from ..system.processes import end, find
 from .log import writable_log
@@ -64,12 +64,14 @@ class Child:
         selector: selectors.BaseSelector,
         start: Callable[[], Running],
         config: Config,
+        clock: Clock,
         on_message: Callable[[Message], None],
         on_death: Callable[[bool], None],
         on_trouble: Callable[[str], None] = lambda why: None,
         start_here: Callable[[], Running] | None = None,
     ) -> None:
         self._selector, self._start, self._start_here, self._config = selector, start, start_here, config
+        self._clock = clock
         self._on_message, self._on_death, self._on_trouble = on_message, on_death, on_trouble
         self._running: Running | None = None
         self._decoder = protocol.Decoder()
@@ -87,7 +89,7 @@ class Child:
     @property
     def is_awake(self) -> bool:
         """Whether there is a child that has said something, or has had the time to."""
-        has_had_time = time.monotonic() - self._started >= WORKER_START_S
+        has_had_time = self._clock.monotonic() - self._started >= WORKER_START_S
         return self._running is not None and (self._heard or has_had_time)
 
     @property
@@ -102,11 +104,11 @@ class Child:
     @property
     def in_vain_s(self) -> float:
         """For how many seconds no child could be had that says anything."""
-        return time.monotonic() - self._in_vain if self._in_vain is not None else 0.0
+        return self._clock.monotonic() - self._in_vain if self._in_vain is not None else 0.0
 
     def ensure(self) -> bool:
         """Start a child if there is none; False while there is a pause, or none can be started."""
-        if self._running is None and not self._restarts.left_s(time.monotonic()):
+        if self._running is None and not self._restarts.left_s(self._clock.monotonic()):
             is_here = self._start_here is not None and self.in_vain_s >= self._config.agent_patience_s
             start = self._start_here if is_here and self._start_here is not None else self._start
             try:
@@ -116,7 +118,7 @@ class Child:
                 why = os_reason(error) if isinstance(error, OSError) else str(error)
                 self._failed(f"{why}: {where}" if where else why)
                 return False
-            self._started, self._heard = time.monotonic(), False
+            self._started, self._heard = self._clock.monotonic(), False
             self._decoder = protocol.Decoder()
             running.sock.setblocking(False)
             # Bound to this child: it may have been given up by an earlier event of the same round.
@@ -127,7 +129,7 @@ class Child:
 
     def _failed(self, why: str) -> None:
         """No child could be started, or it ended without a word."""
-        now = time.monotonic()
+        now = self._clock.monotonic()
         self._restarts.failed(now)
         if self._in_vain is None:
             self._in_vain = now
@@ -138,7 +140,7 @@ class Child:
         """Send messages, as soon as the child takes them: one that still starts takes none, and is not waited for."""
         if self._running is not None:
             if not self._out:
-                self._taken = time.monotonic()
+                self._taken = self._clock.monotonic()
             for message in messages:
                 self._out += protocol.encode(message)
             self._send(self._running)
@@ -151,7 +153,7 @@ class Child:
         is_busy : bool
             It has something in hand of which it tells several times a second, were it only that there is nothing new.
         """
-        now = time.monotonic()
+        now = self._clock.monotonic()
         if not self._idle and not self._heard:
             self._prefer()  # It begins as an idle one, and cannot be told before it has begun.
         if self._out and now - self._taken > self._config.reply_timeout_s:
@@ -177,7 +179,7 @@ class Child:
             self._died()
             return
         if sent:
-            self._taken = time.monotonic()
+            self._taken = self._clock.monotonic()
             del self._out[:sent]
         events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._out else 0)
         if self._selector.get_key(running.sock).events != events:
@@ -227,7 +229,7 @@ class Child:
             return
         self.stop()
         if self._heard:
-            self._restarts.failed(time.monotonic())
+            self._restarts.failed(self._clock.monotonic())
         else:
             self._failed("it ended without a word")
         self._on_death(self._heard)

@@ -23,6 +23,7 @@ from ..spool import claim
 from ..spool.claim import Start
 from ..spool.spool import Spool
 from ..system.backoff import Backoff
+from ..system.clock import Clock
 from ..system.undisturbed import go_on
 from .child import Child
 
@@ -36,8 +37,8 @@ class Claims:
         Gets what people should know.
     """
 
-    def __init__(self, spool: Spool, worker: Child, say: Callable[[str], None]) -> None:
-        self._spool, self._worker, self._say = spool, worker, say
+    def __init__(self, spool: Spool, worker: Child, say: Callable[[str], None], clock: Clock) -> None:
+        self._spool, self._worker, self._say, self._clock = spool, worker, say, clock
         self._asked: tuple[int, int, int] | None = None
         #: By what claims of an attempt are known again, should something remove what the spool says.
         self._tokens: dict[int, str] = {}
@@ -87,7 +88,7 @@ class Claims:
         if "start" not in message:
             self._has_failed = True
             if message["transient"]:
-                self._retries.failed(time.monotonic())
+                self._retries.failed(self._clock.monotonic())
             else:
                 self.give_up(message["why"])
             return

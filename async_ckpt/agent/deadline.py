@@ -7,12 +7,12 @@ Whatever fails, pauses, or gets nowhere gives way to the next newest, and comes 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 
 from ..config import LAST_CALL_LEAST_S, LAST_CALL_MOST_S, PIECE_BYTES, Config
 from ..ipc.protocol import Message
 from ..spool.journal import ADMITTED, UPLOADED, UPLOADING, order
+from ..system.clock import Clock
 from .child import Child
 from .job import Job, TryProgress
 from .notice import Notice
@@ -104,11 +104,12 @@ class LastCall:
 
     def __init__(
         self, queue: Queue, throughput: Throughput, worker: Child, config: Config,
-        stored_bytes: Callable[[str], int], tell: Callable[[Message], None],
+        stored_bytes: Callable[[str], int], tell: Callable[[Message], None], clock: Clock,
     ) -> None:  # fmt: skip
+        self._clock = clock
         self._queue, self._throughput, self._worker, self._tell = queue, throughput, worker, tell
         self._config, self._stored_bytes = config, stored_bytes
-        self._notice = Notice(config.spot_notice_file, config.termination_grace_s)
+        self._notice = Notice(config.spot_notice_file, config.termination_grace_s, clock)
         self._terminated = False
         #: Who says so, and when it will be (monotonic seconds).
         self._ends: dict[str, float] = {}
@@ -161,7 +162,7 @@ class LastCall:
             why = f"{source}: {days:,.0f} days are left, which is no end of a machine; nothing is done about it"
             self._tell({"push": "notice", "why": why})
             return
-        now = time.monotonic()
+        now = self._clock.monotonic()
         until, earliest = now + seconds, self._until
         self._ends[source] = min(until, self._ends.get(source, until))
         if earliest is not None and until >= earliest - 1:
@@ -179,7 +180,7 @@ class LastCall:
     @property
     def is_near(self) -> bool:
         """Whether an end is known that has not passed, and is not far."""
-        return self._until is not None and self._until - time.monotonic() <= self._config.notice_near_s
+        return self._until is not None and self._until - self._clock.monotonic() <= self._config.notice_near_s
 
     def stumbled(self, identities: Sequence[str], why: str) -> None:
         """Something failed, and may pass: others go before it."""
@@ -200,7 +201,7 @@ class LastCall:
         if not self.is_near:
             self._queue.hurry(preferred, preferred)
             return
-        left = max(self._until - time.monotonic(), 0.0)
+        left = max(self._until - self._clock.monotonic(), 0.0)
         chosen = plan(jobs, self._throughput.known, left, self._config.max_uploads)
         ids = [job.id for job in chosen]
         for job in self._queue.uploading:

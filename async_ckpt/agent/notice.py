@@ -11,9 +11,9 @@ import datetime
 import os
 import re
 import stat
-import time
 
 from ..config import NOTICE_LOOK_S
+from ..system.clock import Clock
 
 #: Of more text nobody reads the rest.
 _MAX_BYTES = 4096
@@ -33,8 +33,8 @@ class Notice:
         Seconds left, from when it was written, where it does not say when.
     """
 
-    def __init__(self, path: str, grace_s: float) -> None:
-        self._path, self._grace_s = path, grace_s
+    def __init__(self, path: str, grace_s: float, clock: Clock) -> None:
+        self._path, self._grace_s, self._clock = path, grace_s, clock
         self._next = 0.0
         #: What was told last: the time, or the words where there was none; and when the end is (seconds since 1970).
         self._said: float | str | None = None
@@ -44,10 +44,10 @@ class Notice:
 
     def seconds_left(self) -> float | None:
         """Seconds until the machine goes, told once for each notice; None: there is nothing new."""
-        if not self._path or time.monotonic() < self._next:
+        if not self._path or self._clock.monotonic() < self._next:
             return None
-        self._next = time.monotonic() + NOTICE_LOOK_S
-        now, found = time.time(), self._read()
+        self._next = self._clock.monotonic() + NOTICE_LOOK_S
+        now, found = self._clock.time(), self._read()
         said: float | str | None = None
         until = 0.0
         if found is not None:

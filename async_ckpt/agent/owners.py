@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable
 
@@ -10,6 +9,7 @@ from ..config import Config
 from ..ipc.protocol import Message
 from ..ipc.server import Connection
 from ..layout import TaskInfo
+from ..system.clock import Clock
 from ..system.processes import parent_of, process_exists
 
 #: So much is kept for an owner that is not connected yet, and so much of what every owner is to know.
@@ -27,8 +27,8 @@ class Owners:
         An owner is gone for good.
     """
 
-    def __init__(self, config: Config, task: TaskInfo, on_gone: Callable[[], None]) -> None:
-        self._config, self._is_gang, self._on_gone = config, task.nodes > 1, on_gone
+    def __init__(self, config: Config, task: TaskInfo, on_gone: Callable[[], None], clock: Clock) -> None:
+        self._clock, self._config, self._is_gang, self._on_gone = clock, config, task.nodes > 1, on_gone
         self._pids: dict[Connection, int] = {}
         #: Of those that lost their connection.
         self._expected: set[int] = set()
@@ -41,8 +41,8 @@ class Owners:
         self.over = False
         #: Nobody is there any more for whom other ranks would be waited for.
         self.orphaned = False
-        self._drain_until = time.monotonic() + config.drain_timeout_s
-        self._grace_until = time.monotonic() + config.reply_timeout_s
+        self._drain_until = self._clock.monotonic() + config.drain_timeout_s
+        self._grace_until = self._clock.monotonic() + config.reply_timeout_s
         #: What was to be told while none was connected, though one was to come.
         self._unheard: deque[Message] = deque(maxlen=_MOST_UNHEARD)
         #: What each owner hears that comes: how the store works here, what is wrong with the spool.
@@ -66,7 +66,7 @@ class Owners:
 
     def tell(self, push: Message) -> None:
         """Send something to each; while none is connected and one is about to be, it is kept for that one."""
-        if not self._pids and self.are_expected(time.monotonic()):
+        if not self._pids and self.are_expected(self._clock.monotonic()):
             self._unheard.append(push)
         for connection in list(self._pids):  # Sending may end a connection.
             connection.send(push)
@@ -111,17 +111,17 @@ class Owners:
             self.leave(connection, for_good=True)
         else:
             return
-        self._grace_until, self._drain_until = 0.0, time.monotonic() + self._config.drain_timeout_s
+        self._grace_until, self._drain_until = 0.0, self._clock.monotonic() + self._config.drain_timeout_s
 
     def leave(self, connection: Connection, *, for_good: bool = False) -> None:
         """A connection has ended, or its process; it may be anybody's."""
         pid = self._pids.pop(connection, None)
         if pid is None:
             return
-        self._drain_until = time.monotonic() + self._config.drain_timeout_s
+        self._drain_until = self._clock.monotonic() + self._config.drain_timeout_s
         # An owner that lives lost its connection, not its work: it is back in a moment. Or it is about to die.
         if process_exists(pid) and not for_good:
-            self._grace_until = time.monotonic() + self._config.reply_timeout_s
+            self._grace_until = self._clock.monotonic() + self._config.reply_timeout_s
             self._expected.add(pid)
         else:
             self._leave_for_good()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import NamedTuple
 
 from ..ipc.protocol import Message
 from ..ipc.server import Connection
+from ..system.clock import Clock
 
 #: Most questions of one connection that wait at once: each is looked at some times a second.
 MAX_QUESTIONS = 256
@@ -28,8 +28,8 @@ class Questions:
         None, unless it is: not yet.
     """
 
-    def __init__(self, answer: Callable[[Message, bool, bool], Message | None]) -> None:
-        self._answer = answer
+    def __init__(self, answer: Callable[[Message, bool, bool], Message | None], clock: Clock) -> None:
+        self._answer, self._clock = answer, clock
         self._entries: dict[Connection, list[_Entry]] = {}
 
     def is_full(self, connection: Connection) -> bool:
@@ -43,7 +43,7 @@ class Questions:
     def add(self, connection: Connection, message: Message, limit_s: float) -> None:
         """Answer a request as soon as it has come about, or its time (seconds) is over."""
         if not self._say(connection, message, first=True, late=limit_s <= 0):
-            self._entries.setdefault(connection, []).append(_Entry(message, time.monotonic() + limit_s))
+            self._entries.setdefault(connection, []).append(_Entry(message, self._clock.monotonic() + limit_s))
 
     def forget(self, connection: Connection) -> None:
         """Nobody is there any more to be answered."""

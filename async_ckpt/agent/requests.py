@@ -11,6 +11,7 @@ from ..ipc.protocol import Message
 from ..ipc.server import Connection
 from ..spool.journal import FINAL, Journal
 from ..spool.spool import Spool
+from ..system.clock import Clock
 from .answers import Answers
 from .checkpoints import Checkpoints
 from .child import Child
@@ -32,14 +33,14 @@ class Requests:
     def __init__(
         self, spool: Spool, config: Config, checkpoints: Checkpoints, uploads: Uploads, worker: Child, *, queue: Queue,
         journal: Journal, leases: Leases, owners: Owners, claims: Claims, socket_saves: SocketSaves,
-        last_call: LastCall, answers: Answers,
+        last_call: LastCall, answers: Answers, clock: Clock,
     ) -> None:  # fmt: skip
         self._spool, self._config, self._checkpoints, self._uploads = spool, config, checkpoints, uploads
         self._worker, self._queue, self._journal, self._leases = worker, queue, journal, leases
         self._owners, self._claims, self._socket_saves = owners, claims, socket_saves
         self._last_call, self._answers = last_call, answers
         #: Those that are answered once something has come about.
-        self.questions = Questions(self._answer)
+        self.questions = Questions(self._answer, clock)
         self._on = {
             "hello": self._on_hello, "state": self._on_state, "status": self._on_status, "save": self._on_save,
             "bye": self._on_bye, "deadline": self._on_deadline,

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import selectors
-import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from ..ipc import protocol
 from ..ipc.protocol import Message
 from ..ipc.server import Connection
 from ..spool.spool import Spool
+from ..system.clock import Clock
 from .child import Child, ChildProcess, Running
 
 #: Most saves that were asked for and not answered.
@@ -63,8 +63,11 @@ class SocketSaves:
         Makes a saver.
     """
 
-    def __init__(self, selector: selectors.BaseSelector, start: Callable[[], Running], config: Config) -> None:
-        self._saver = Child(selector, start, config, self._on_answer, self._on_death)
+    def __init__(
+        self, selector: selectors.BaseSelector, start: Callable[[], Running], config: Config, clock: Clock
+    ) -> None:
+        self._clock = clock
+        self._saver = Child(selector, start, config, clock, self._on_answer, self._on_death)
         self._patience_s, self._deaths = config.agent_patience_s, 0
         self._waiting: deque[_Request] = deque()
         self._under_way: _Request | None = None
@@ -81,7 +84,7 @@ class SocketSaves:
         A client that goes away before its answer has asked all the same.
         """
         fields = {name: value for name, value in message.items() if name not in ("op", "seq", "timeout_s")}
-        request = _Request(connection, message.get("seq"), fields, time.monotonic() + limit_s)
+        request = _Request(connection, message.get("seq"), fields, self._clock.monotonic() + limit_s)
         try:
             protocol.encode({**fields, "op": "save", "n": _LONGEST})
         except (ProtocolError, ValueError, RecursionError) as error:

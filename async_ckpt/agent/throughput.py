@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 
 from ..config import RATE_KNOWN_S, RATE_LEAST_S, RATE_WINDOW_S
+from ..system.clock import Clock
 
 
 class Throughput:
     """Bytes sent, over the last seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
         self._sent: deque[tuple[float, int]] = deque()
         self._total = 0
         self._last = 0.0
@@ -48,7 +49,7 @@ class Throughput:
 
     def _forget(self) -> float:
         """Let go of what is past; returns the time."""
-        now = time.monotonic()
+        now = self._clock.monotonic()
         while self._sent and now - self._sent[0][0] > RATE_WINDOW_S:
             self._total -= self._sent.popleft()[1]
         return now

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 
 from ..config import REACH_S, Config
 from ..spool.spool import Admitted, Spool
+from ..system.clock import Clock
 from .queue import Queue
 
 
@@ -61,12 +62,12 @@ def _look_into(folder: str) -> None:
 class Unreachable:
     """Checkpoints that lie where nobody answers: they are pending, hold up nobody, and come in when somebody does."""
 
-    def __init__(self, spool: Spool, queue: Queue, config: Config) -> None:
+    def __init__(self, spool: Spool, queue: Queue, config: Config, clock: Clock) -> None:
         self._spool, self._queue = spool, queue
         self._probe = Probe(spool.annexes(), min(REACH_S, config.hung_s / 2))
         spool.silent = self._probe.silent
         self._items: dict[str, Admitted] = {}
-        self._until = time.monotonic() + config.outage_s
+        self._until = clock.monotonic() + config.outage_s
 
     def has(self, identity: str) -> bool:
         """Whether it is one of these."""

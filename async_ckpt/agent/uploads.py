@@ -5,14 +5,13 @@ The two speak as ``upload/process.py`` says.
 
 from __future__ import annotations
 
-import time
-
 from .. import layout
 from ..config import HELD_UP_S, Config
 from ..ipc.protocol import Message
 from ..spool import journal
 from ..spool.journal import UPLOADED, UPLOADING, Journal
 from ..spool.spool import Admitted, is_torn, torn_file
+from ..system.clock import Clock
 from ..system.crash import crash_point
 from .checkpoints import Checkpoints
 from .child import Child
@@ -38,7 +37,9 @@ class Uploads:
     def __init__(
         self, config: Config, checkpoints: Checkpoints, worker: Child, *, queue: Queue, journal: Journal,
         leases: Leases, owners: Owners, suspects: Suspects, claims: Claims, last_call: LastCall, throughput: Throughput,
+        clock: Clock,
     ) -> None:  # fmt: skip
+        self._clock = clock
         self._config, self._checkpoints, self._worker = config, checkpoints, worker
         self._queue, self._journal, self._leases, self._owners = queue, journal, leases, owners
         self._suspects, self._claims, self._last_call, self._throughput = suspects, claims, last_call, throughput
@@ -84,7 +85,7 @@ class Uploads:
         late = self._owners.orphaned or job.outdated or journal.order(job.id)[0] < self._owners.attempt
         limit = self._config.collective_grace_s if late else self._config.collective_timeout_s
         # However often it is begun anew: a worker that dies, or a store that fails now and then, adds nothing.
-        now = time.monotonic()
+        now = self._clock.monotonic()
         left = max(limit - (now - job.gathered_since.setdefault(late, now)), 0.0)
         self._worker.tell({"op": "gather", "id": job.id, "timeout_s": left, "decides": not late})
 
@@ -114,7 +115,7 @@ class Uploads:
         self._death_ordered = None
         self._claims.worker_died()
         if spoke:
-            for identity, why in list(self._suspects.died(under_way, time.monotonic())):
+            for identity, why in list(self._suspects.died(under_way, self._clock.monotonic())):
                 self._checkpoints.fail(self._queue.jobs[identity], why)
         self._last_call.stumbled(under_way, "the uploader died")
 
@@ -208,7 +209,7 @@ class Uploads:
 
     def _try_later(self, job: Job, why: str) -> None:
         """The store is out of reach: say so once, pause and try again, until the outage has lasted too long."""
-        now = time.monotonic()
+        now = self._clock.monotonic()
         if not job.is_said_held_up and now >= self._tell_again:
             job.is_said_held_up, self._tell_again = True, now + HELD_UP_S
             self._owners.tell({"push": "notice", "why": f"Uploads are held up, and tried again: {job.id}: {why}"})

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from async_ckpt.agent import deadline, notice
+from async_ckpt.agent import notice
 from async_ckpt.agent.deadline import LastCall, plan
 from async_ckpt.agent.job import Job
 from async_ckpt.agent.notice import Notice
@@ -19,6 +19,8 @@ from async_ckpt.agent.queue import Action, Queue
 from async_ckpt.agent.throughput import Throughput
 from async_ckpt.config import LAST_CALL_MOST_S, PIECE_BYTES, Config
 from async_ckpt.spool.journal import COMMITTED, FAILED, UPLOADED, UPLOADING
+from async_ckpt.system.clock import REAL_CLOCK
+from harness.clock import StillClock
 
 MIB = 1 << 20
 
@@ -84,19 +86,6 @@ class TestPlan:
         assert chosen([]) == []
 
 
-class Clock:
-    """What ``time`` is to the code under test."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def time(self) -> float:
-        return 1e9 + self.now
-
-
 class Worker:
     """A worker that does nothing, and hears what it is told."""
 
@@ -113,14 +102,13 @@ class Worker:
 class Scene:
     """A queue whose oldest uploads are under way, and what is decided about it."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, config: Config, sizes: list[int]) -> None:
-        self.clock, self.worker, self.queue, self.said = Clock(), Worker(), Queue(config.max_uploads), list[Any]()
-        for module in (deadline, notice):
-            monkeypatch.setattr(module, "time", self.clock)
-        throughput = Throughput()
+    def __init__(self, config: Config, sizes: list[int]) -> None:
+        self.clock, self.worker, self.queue, self.said = StillClock(), Worker(), Queue(config.max_uploads), list[Any]()
+        throughput = Throughput(self.clock)
         throughput.assume(MIB)
         self.last_call = LastCall(
-            self.queue, throughput, self.worker, config, lambda identity: 0, self.said.append  # type: ignore[arg-type]
+            self.queue, throughput, self.worker, config, lambda identity: 0, self.said.append,  # type: ignore[arg-type]
+            self.clock,
         )  # fmt: skip
         for number, size in enumerate(sizes):
             self.queue.admit(f"0.a.{number}", (0, number), size * MIB)
@@ -136,9 +124,9 @@ class Scene:
 
 
 @pytest.fixture
-def scene(monkeypatch: pytest.MonkeyPatch) -> Scene:
+def scene() -> Scene:
     """Four that take 2 s each, one of which is under way."""
-    return Scene(monkeypatch, Config(max_uploads=1, spot_notice_file=""), [2, 2, 2, 2])
+    return Scene(Config(max_uploads=1, spot_notice_file=""), [2, 2, 2, 2])
 
 
 def upload(number: int) -> list[Action]:
@@ -146,10 +134,8 @@ def upload(number: int) -> list[Action]:
 
 
 class TestLastCall:
-    def test_whatever_may_be_lost_is_named_also_what_goes_beside_and_what_waits_for_its_commit(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        scene = Scene(monkeypatch, Config(max_uploads=2, spot_notice_file=""), [2, 2, 2, 20])
+    def test_whatever_may_be_lost_is_named_also_what_goes_beside_and_what_waits_for_its_commit(self) -> None:
+        scene = Scene(Config(max_uploads=2, spot_notice_file=""), [2, 2, 2, 20])
         scene.queue.uploaded("0.a.0")
         scene.last_call.hear(25, "SIGTERM")
         (push,) = scene.said
@@ -212,8 +198,8 @@ class TestLastCall:
         assert scene.clock.now < 1000 + 4
         assert "too slow" in scene.told()
 
-    def test_one_that_is_alone_is_begun_anew_ever_more_rarely(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        scene = Scene(monkeypatch, Config(spot_notice_file=""), [2])
+    def test_one_that_is_alone_is_begun_anew_ever_more_rarely(self) -> None:
+        scene = Scene(Config(spot_notice_file=""), [2])
         scene.last_call.hear(60, "SIGTERM")
         begun = []
         while scene.clock.now < 1058:
@@ -222,11 +208,9 @@ class TestLastCall:
         assert 2 <= len(begun) <= 5
         assert begun[1] - begun[0] > LAST_CALL_MOST_S
 
-    def test_on_a_slow_line_nothing_gives_way_for_want_of_a_piece_that_cannot_be_there_yet(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_on_a_slow_line_nothing_gives_way_for_want_of_a_piece_that_cannot_be_there_yet(self) -> None:
         """Bytes are counted by the piece: of two that share half a MiB a second, each has one in a second."""
-        scene = Scene(monkeypatch, Config(max_uploads=2, spot_notice_file=""), [0, 1])
+        scene = Scene(Config(max_uploads=2, spot_notice_file=""), [0, 1])
         scene.last_call._throughput.assume(MIB / 2)
         scene.last_call.hear(4.5, "SIGTERM")
         scene.queue.next_actions()
@@ -302,9 +286,9 @@ class TestLastCall:
         scene.queue.end("0.a.3", COMMITTED)
         assert scene.queue.next_actions() == upload(0)
 
-    def test_a_notice_that_is_taken_away_is_none(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def test_a_notice_that_is_taken_away_is_none(self, tmp_path: Path) -> None:
         path = tmp_path / "notice"
-        scene = Scene(monkeypatch, Config(max_uploads=1, spot_notice_file=str(path)), [2, 2])
+        scene = Scene(Config(max_uploads=1, spot_notice_file=str(path)), [2, 2])
         when = datetime.datetime.fromtimestamp(scene.clock.time() + 60, datetime.timezone.utc)
         path.write_text(when.isoformat())
         assert scene.tick(2) == upload(1)
@@ -319,8 +303,8 @@ class TestNotice:
     @pytest.fixture(autouse=True)
     def _always(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setattr(notice, "NOTICE_LOOK_S", 0)
-        self.path = tmp_path / "notice"
-        self.notice = Notice(str(self.path), 30)
+        self.path, self.clock = tmp_path / "notice", REAL_CLOCK
+        self.notice = Notice(str(self.path), 30, self.clock)
 
     def write(self, seconds: float, form: str = "%Y-%m-%dT%H:%M:%SZ") -> None:
         when = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(seconds=seconds)
@@ -328,7 +312,7 @@ class TestNotice:
 
     def test_no_file_is_no_notice(self) -> None:
         assert self.notice.seconds_left() is None
-        assert Notice("", 30).seconds_left() is None
+        assert Notice("", 30, self.clock).seconds_left() is None
 
     @pytest.mark.parametrize("form", ["%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%dT%H:%M:%S+00:00", "%Y-%m-%dT%H:%M:%S\n"])
     def test_it_says_when_and_is_told_once(self, form: str) -> None:
@@ -344,7 +328,7 @@ class TestNotice:
             return
         assert self.notice.seconds_left() == pytest.approx(30, abs=20)
         os.utime(self.path, (1e9, 1e9))
-        of_another_agent = Notice(str(self.path), 30)
+        of_another_agent = Notice(str(self.path), 30, self.clock)
         assert of_another_agent.seconds_left() is None
         assert of_another_agent.is_withdrawn
 
@@ -377,7 +361,7 @@ class TestNotice:
         self.path.write_text("TRUE")
         assert self.notice.seconds_left() is not None
         later = time.time() + 40
-        monkeypatch.setattr(notice.time, "time", lambda: later)
+        monkeypatch.setattr(time, "time", lambda: later)
         assert self.notice.seconds_left() is None
         assert self.notice.is_withdrawn
         os.utime(self.path, (later, later))

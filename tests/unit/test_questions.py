@@ -7,6 +7,7 @@ from typing import Any, cast
 from async_ckpt.agent.questions import MAX_QUESTIONS, Questions
 from async_ckpt.ipc.protocol import Message
 from async_ckpt.ipc.server import Connection
+from async_ckpt.system.clock import REAL_CLOCK
 
 
 class Client:
@@ -25,7 +26,7 @@ class Scene:
     def __init__(self) -> None:
         self.true: set[str] = set()
         self.looked: list[tuple[str, bool]] = []
-        self.questions = Questions(self.answer)
+        self.questions = Questions(self.answer, REAL_CLOCK)
 
     def answer(self, message: Message, first: bool, late: bool) -> Message | None:
         self.looked.append((message["op"], first))

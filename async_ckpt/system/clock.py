@@ -1,0 +1,22 @@
+"""What time it is, for whoever gets a clock handed in: a simulation has one that goes on when it is told to."""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """What is used of the module ``time``."""
+
+    def monotonic(self) -> float:
+        """Seconds since some moment; never set back."""
+
+    def time(self) -> float:
+        """Seconds since 1970."""
+
+    def sleep(self, seconds: float, /) -> None:
+        """Wait."""
+
+
+REAL_CLOCK: Clock = time
