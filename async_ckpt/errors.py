@@ -144,3 +144,8 @@ def os_reason(error: OSError) -> str:
 def os_hint(error: OSError) -> str:
     """The way out of an OSError, as far as its number tells one."""
     return _OS_HINTS.get(error.errno or 0, "")
+
+
+def shorten(text: str, most: int) -> str:
+    """A text for people, cut off after ``most`` characters."""
+    return text if len(text) <= most else f"{text[:most]}…"

@@ -33,6 +33,7 @@ from collections.abc import Callable, ItemsView, Iterable, KeysView, Mapping, Se
 from typing import Any, NamedTuple
 
 from .config import Config
+from .errors import shorten
 
 #: Characters of a ``repr``, and of a key's text, that are kept.
 _MAX_TEXT = 1000
@@ -203,7 +204,8 @@ class _Conversion:
         except Exception:  # The user's objects may do anything; the checkpoint is worth more.
             del self._path[depth:]
             text = _repr(value)
-            self._note(f"is kept as text, since JSON has no value for its type, {type(value).__name__}: {_shown(text)}")
+            kept = repr(shorten(text, _SHOWN))
+            self._note(f"is kept as text, since JSON has no value for its type, {type(value).__name__}: {kept}")
             return text, self._count(len(_encode(text)))
         finally:
             self._open.discard(id(value))
@@ -278,7 +280,7 @@ class _Conversion:
                 name = f"{text} ({again[text] + 1})"
             self._path.append(name)
             if again[text]:
-                self._note(f"has its number because two keys are {_shown(text)} as text")
+                self._note(f"has its number because two keys are {shorten(text, _SHOWN)!r} as text")
             length = self._count(len(_encode(name))) if not outer else len(_encode(name)) + _BETWEEN
             found[name], size = self._entry(item) if outer else self._value(item)
             self._path.pop()
@@ -298,7 +300,7 @@ class _Conversion:
     def _key(self, key: Any) -> str:
         """The text of a key: of numbers, booleans and None that which ``json.dumps`` writes."""
         if type(key) is str:
-            return _cut(key, _MAX_TEXT)
+            return shorten(key, _MAX_TEXT)
         try:
             value, _ = self._value(key)
         except _NotKept:
@@ -307,7 +309,7 @@ class _Conversion:
             text = str(tuple(value))
         else:
             text = value if isinstance(value, str) else json.dumps(value)
-        return _cut(text, _MAX_TEXT)
+        return shorten(text, _MAX_TEXT)
 
     # -- for people --------------------------------------------------------------------------------------------------
 
@@ -323,7 +325,7 @@ class _Conversion:
         if len(self._notes) >= _MAX_NOTES:
             self._unnamed += 1
             return
-        self._notes[path] = f"The metadata {_shown(path)} {what}" if path else f"The metadata {what}"
+        self._notes[path] = f"The metadata {shorten(path, _SHOWN)!r} {what}" if path else f"The metadata {what}"
 
 
 class NoteLog:
@@ -409,15 +411,7 @@ def _repr(value: Any) -> str:
         text = str.__str__(repr(value))
     except Exception as error:
         text = f"<a {type(value).__name__}, whose repr() fails: {type(error).__name__}>"
-    return _cut(_ADDRESS.sub("", text), _MAX_TEXT)
-
-
-def _cut(text: str, length: int) -> str:
-    return text if len(text) <= length else f"{text[:length]}…"
-
-
-def _shown(text: str) -> str:
-    return repr(_cut(text, _SHOWN))
+    return shorten(_ADDRESS.sub("", text), _MAX_TEXT)
 
 
 def _kib(size: int) -> str:

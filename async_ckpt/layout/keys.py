@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import UsageError
+from ..errors import UsageError, shorten
 
 ROOT = "mf.checkpoints/checkpoints"
 DEFAULT_NAME = "mfchckpt"
@@ -216,13 +216,13 @@ def check_name(name: Any) -> str:
     if found is not None:
         why = "would be a folder of its key, in which list() does not look" if found[0] == "/" else "breaks its key"
         raise UsageError(
-            f"{_shown(text)} cannot be the name of a checkpoint: {found[0]!r} {why}",
+            f"{shorten(text, _SHOWN)!r} cannot be the name of a checkpoint: {found[0]!r} {why}",
             hint="Use another character, such as '-'; metadata takes any text",
         )
     if len(text.encode()) > _NAME_BYTES:
         raise UsageError(
-            f"{_shown(text)} cannot be the name of a checkpoint: it has {len(text.encode())} bytes of UTF-8, and "
-            f"{_NAME_BYTES} are the most that fit a file's name with the rest of the key",
+            f"{shorten(text, _SHOWN)!r} cannot be the name of a checkpoint: it has {len(text.encode())} bytes of "
+            f"UTF-8, and {_NAME_BYTES} are the most that fit a file's name with the rest of the key",
             hint="Keep the name short, and the rest in metadata",
         )
     return text
@@ -231,7 +231,3 @@ def check_name(name: Any) -> str:
 def name_text(name: Any) -> Any:
     """A number or a path that is given as a name, as its text; anything else as it is."""
     return str(name) if isinstance(name, (numbers.Number, os.PathLike)) else name
-
-
-def _shown(text: str) -> str:
-    return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…")

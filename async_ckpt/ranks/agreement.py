@@ -28,7 +28,7 @@ from typing import Any
 
 from .. import layout
 from ..config import Config
-from ..errors import IntegrityError, NotFound, UsageError
+from ..errors import IntegrityError, NotFound, UsageError, shorten
 from ..manifest import Directory, FileEntry, Link, Manifest, dump
 from ..stores.base import Store
 from ..stores.catalog import read_json, read_reference
@@ -197,7 +197,7 @@ def merge(shards: Sequence[Shard]) -> tuple[Reference, Manifest]:
             if not _same(mine, theirs):
                 raise UsageError(
                     f"Ranks {first.rank} and {shard.rank} do not save the same checkpoint: of {what}, "
-                    f"one says {_shown(mine)} and the other {_shown(theirs)}",
+                    f"one says {shorten(repr(mine), _SHOWN)} and the other {shorten(repr(theirs), _SHOWN)}",
                     hint="Every rank calls save(collective=True) equally often, with the same metadata",
                 )
     files: list[FileEntry] = []
@@ -222,11 +222,6 @@ def merge(shards: Sequence[Shard]) -> tuple[Reference, Manifest]:
 def _same(mine: Any, theirs: Any) -> bool:
     """Whether two JSON values are equal; NaN is equal to NaN here."""
     return bool(mine == theirs) or json.dumps(mine, sort_keys=True) == json.dumps(theirs, sort_keys=True)
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 def _claim(path: str, rank: int, owners: dict[str, int]) -> None:

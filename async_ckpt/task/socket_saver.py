@@ -13,7 +13,7 @@ from typing import Any, get_args, get_type_hints
 
 from ..agent import launch
 from ..config import Config
-from ..errors import CheckpointError, UsageError
+from ..errors import CheckpointError, UsageError, shorten
 from ..ipc import protocol
 from ..ipc.protocol import Message
 from ..spool.spool import Spool
@@ -100,10 +100,10 @@ class SocketSaver:
         try:
             reference = self._save({name: value for name, value in message.items() if name != "op"})
         except CheckpointError as error:
-            return {"error": str(error)[:_MAX_ERROR], "kind": error.kind}
+            return {"error": shorten(str(error), _MAX_ERROR), "kind": error.kind}
         except Exception as error:
             traceback.print_exc()
-            return {"error": f"The save failed: {error!r}"[:_MAX_ERROR], "kind": "CheckpointError"}
+            return {"error": shorten(f"The save failed: {error!r}", _MAX_ERROR), "kind": "CheckpointError"}
         warnings = {"warnings": list(self._warnings)} if self._warnings else {}
         return {"id": reference.id, "reference": valid(reference), **warnings}
 
