@@ -15,6 +15,7 @@ from async_ckpt.spool.journal import COMMITTED
 from async_ckpt.spool.spool import Spool
 from harness.agents import TASK, Task, agent_pid, content, is_alive, kill, records, wait_until, worker_pid
 from harness.scenes import BIG, assert_all_in_order, assert_prefix, save, save_and_die
+from tests.spread import first_of
 
 from . import test_collective, test_same_attempt
 
@@ -33,7 +34,7 @@ CRASH_POINTS = (
 )
 
 
-@pytest.mark.parametrize("victims", ["agent", "worker", "both"])
+@pytest.mark.parametrize("victims", first_of(["both", "agent", "worker"]))
 def test_fifty_saves_survive_kills_at_random_moments(task: Task, victims: str) -> None:
     random_ = random.Random(victims)
     checkpointer = task.start()

@@ -40,6 +40,7 @@ def test_a_flush_ends_an_agent_that_hangs_and_goes_on_with_another_one(task: Tas
     assert "state T" in line
 
 
+@pytest.mark.long
 def test_an_agent_that_hangs_while_nobody_asks_it_anything_is_replaced_as_well(
     task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,6 +172,7 @@ def test_the_same_where_every_agent_dies_before_its_first_word(task: Task, monke
     assert "no module named os" in said
 
 
+@pytest.mark.long
 def test_where_one_in_a_thread_ends_at_once_as_well_it_is_tried_with_pauses_and_a_flush_keeps_its_limit(
     task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,6 +23,7 @@ from async_ckpt.task.reference import Reference
 from harness.agents import TASK, Task, agent_pid, kill, wait_until
 from harness.environments import with_our_modules
 from harness.gangs import Gang
+from tests.spread import spread
 
 #: Those that only collective saves come by.
 CRASH_POINTS = ("gather:before-outcome", "gather:after-outcome")
@@ -532,8 +533,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-@pytest.mark.parametrize("dead", [0, 1])
-@pytest.mark.parametrize("reaped", [True, False], ids=["reaped", "zombie"])
+@pytest.mark.parametrize(("dead", "reaped"), spread([0, 1], [True, False]))
 def test_a_rank_whose_task_has_died_is_not_waited_for(pair: Gang, dead: int, reaped: bool) -> None:
     """The other hears of it through the store, long before the time-out. Metaflow reaps its workers late."""
     task = pair.task

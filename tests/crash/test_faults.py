@@ -25,6 +25,7 @@ from harness.memory_s3 import MemoryS3
 from harness.proxy import CUT_OFF, KINDS, LOST, REFUSED, Proxy
 from harness.scenes import BIG, save
 from harness.servers import BUCKET, S3Server, rclone_server
+from tests.spread import first_of
 
 __all__ = ["rclone_server"]
 
@@ -78,7 +79,9 @@ def assert_stored(store: StoreSpec, folder: Path, sizes: Mapping[int, int]) -> N
     assert newest == found[-1]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[] if number % 3 == 0 else pytest.mark.long) for number, kind in enumerate(KINDS)]
+)
 def test_saves_arrive_and_are_loaded_whatever_fails(
     on_s3: Task, proxy: Proxy, rclone_server: S3Server, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
@@ -172,7 +175,7 @@ def test_what_is_committed_is_known_to_be_though_the_next_commit_is_never_answer
     checkpointer.flush(60)
 
 
-@pytest.mark.parametrize("what", ["upload", "commit"])
+@pytest.mark.parametrize("what", first_of(["commit", "upload"]))
 def test_newer_ones_are_committed_though_one_is_never_answered(
     task: Task, on_faulty_s3: FaultServer, what: str
 ) -> None:

@@ -17,6 +17,7 @@ from async_ckpt.system.log import write_lines_with
 from async_ckpt.task.checkpointer import Checkpointer
 from harness.agents import Gate, Task, agent_pid, content, kill, wait_until
 from harness.scenes import BIG, save_and_die
+from tests.spread import spread
 
 
 def _rewrite(path: Path) -> None:
@@ -37,8 +38,7 @@ def assert_stored_as_saved(task: Task, gate: Gate, checkpointer: Checkpointer) -
     assert stored.read_bytes() == content(0, BIG)
 
 
-@pytest.mark.parametrize("rewrite", [_rewrite, _rewrite_through_a_mapping])
-@pytest.mark.parametrize("kind", ["disk", "tmpfs"])
+@pytest.mark.parametrize(("kind", "rewrite"), spread(["disk", "tmpfs"], [_rewrite, _rewrite_through_a_mapping]))
 def test_a_retry_may_rewrite_what_the_last_attempt_has_left_waiting(
     task: Task, on_filesystem: Callable[[str], Path], kind: str, rewrite: Callable[[Path], None]
 ) -> None:

@@ -13,6 +13,7 @@ import pytest
 from async_ckpt.task.termination import Termination
 from harness.agents import Task, wait_until
 from harness.environments import with_our_modules
+from tests.spread import spread
 
 #: Runs a command with everything ignored or blocked that can be.
 _DEAF = """
@@ -88,8 +89,7 @@ def test_an_agent_is_as_deaf_as_it_should_be_and_no_more(task: Task, how: str) -
     assert task.committed_versions() == [0]
 
 
-@pytest.mark.parametrize("how", ["ignored", "blocked"])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(("how", "number"), spread(["ignored", "blocked"], [signal.SIGINT, signal.SIGTERM]))
 def test_a_watch_that_was_started_deaf_is_ended_by_signals(task: Task, how: str, number: signal.Signals) -> None:
     checkpointer = task.start()
     command = deaf(how, "-m", "async_ckpt.cli", "watch", str(task.work))

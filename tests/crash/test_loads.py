@@ -14,6 +14,7 @@ from async_ckpt.task.checkpointer import Checkpointer
 from async_ckpt.task.reference import Reference
 from harness.agents import Gate, Task, agent_pid, content, kill, wait_until
 from harness.writers import WAYS, LocalWriters, RemoteWriters
+from tests.spread import spread
 
 SIZE = (1 << 20) + 77
 
@@ -43,9 +44,14 @@ def is_shared(checkpointer: Checkpointer, loaded: Path) -> bool:
     return os.path.samefile(item.file("weights"), loaded)
 
 
-@pytest.mark.parametrize("killed", ["never", "before the load", "before the write", "after the write"])
-@pytest.mark.parametrize("writer", ["same process", "other process"])
-@pytest.mark.parametrize("way", IN_PLACE)
+@pytest.mark.parametrize(
+    ("way", "writer", "killed"),
+    spread(
+        IN_PLACE,
+        ["same process", "other process"],
+        ["before the write", "never", "after the write", "before the load"],
+    ),
+)
 def test_a_loaded_file_is_rewritten_in_place(task: Task, gate: Gate, way: str, writer: str, killed: str) -> None:
     checkpointer = task.start()
     reference = saved(task, checkpointer)

@@ -12,6 +12,7 @@ from async_ckpt.config import CHUNK_BYTES
 from async_ckpt.stores.base import StoreSpec
 from harness.agents import Task, agent_pid, content, is_alive, kill, records, wait_until, worker_pid
 from harness.gated_s3 import GatedS3
+from tests.spread import spread
 
 PART = CHUNK_BYTES
 PARTS = 6
@@ -39,17 +40,7 @@ def on_s3(task: Task, server: GatedS3, monkeypatch: pytest.MonkeyPatch) -> Task:
     return task
 
 
-@pytest.mark.parametrize(
-    ("victims", "storage_format"),
-    [
-        ("worker", "files"),
-        ("both", "tar"),
-        *(
-            pytest.param(*cell, marks=pytest.mark.long)
-            for cell in [("worker", "tar"), ("agent", "files"), ("agent", "tar"), ("both", "files")]
-        ),
-    ],
-)
+@pytest.mark.parametrize(("victims", "storage_format"), spread(["worker", "agent", "both"], ["files", "tar"]))
 def test_parts_that_arrived_do_not_arrive_again(
     on_s3: Task, server: GatedS3, victims: str, storage_format: str
 ) -> None:

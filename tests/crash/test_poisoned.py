@@ -45,6 +45,7 @@ def test_others_do_not_wait_for_one_that_fails_by_itself(task: Task, monkeypatch
     close_and_kill(checkpointer)
 
 
+@pytest.mark.long
 def test_a_commit_that_never_ends_holds_up_others_when_time_is_short_no_more(
     task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,16 +12,19 @@ from pathlib import Path
 import pytest
 
 from harness.agents import Task, content, wait_until
+from harness.filesystems import FILESYSTEMS
 from harness.rewriting import MODES, Rewriting
 from harness.writers import WAYS
+from tests.spread import spread
 
 MIB = 1 << 20
 
 
-@pytest.mark.parametrize("writer", ["same process", "other process"])
-@pytest.mark.parametrize("mode", MODES)
-def test_every_checkpoint_is_what_was_there_at_its_save(task: Task, filesystem: Path, mode: str, writer: str) -> None:
-    task.move_to(filesystem)
+@pytest.mark.parametrize(("kind", "mode", "writer"), spread(FILESYSTEMS, MODES, ["same process", "other process"]))
+def test_every_checkpoint_is_what_was_there_at_its_save(
+    task: Task, on_filesystem: Callable[[str], Path], kind: str, mode: str, writer: str
+) -> None:
+    task.move_to(on_filesystem(kind))
     checkpointer = task.start(uploader="thread" if mode == "thread" else "process")
     kills = iter(random.sample(WAYS, 2)) if mode == "killed" else iter(())
     size = 3 * MIB + 77

@@ -16,6 +16,7 @@ from async_ckpt.errors import FlushError
 from async_ckpt.spool.journal import FAILED
 from harness.agents import Task, agent_pid, content, kill, records, wait_until
 from harness.scenes import BIG, assert_all_in_order, save
+from tests.spread import first_of
 
 #: What happens in an uploader that is about to store a file: ``{deed}`` with its ``path``.
 _SITECUSTOMIZE = """
@@ -55,7 +56,7 @@ def save_five(task: Task, checkpointer: object, poisoned: int) -> None:
         checkpointer.save(task.work)  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("number", ["SIGSEGV", "SIGBUS", "SIGKILL"])
+@pytest.mark.parametrize("number", first_of(["SIGKILL", "SIGSEGV", "SIGBUS"]))
 def test_one_checkpoint_that_kills_every_uploader_fails_alone_and_by_name(
     task: Task, monkeypatch: pytest.MonkeyPatch, number: str
 ) -> None:

@@ -225,6 +225,7 @@ def test_what_an_earlier_agent_made_private_is_no_donor_for_the_next_snapshot(ta
     assert_all_in_order(task, references)
 
 
+@pytest.mark.long
 def test_a_file_in_the_store_is_not_guarded_again_by_the_next_agent(task: Task) -> None:
     gate = task.gate()
     gate.hold("slow")

@@ -24,6 +24,7 @@ from async_ckpt.watch.events import Events
 from harness import log_lines, trainer
 from harness.agents import Task, wait_until
 from harness.metaflow_env import REPOSITORY
+from tests.spread import first_of
 
 #: Longer than a loaded machine keeps a process from running between the close of a file and the opening of the next.
 PATIENT_S = 4.0
@@ -92,7 +93,7 @@ def stored(task: Task, checkpointer: Checkpointer) -> list[tuple[str, dict[str, 
     return found
 
 
-@pytest.mark.parametrize("way", ["plain", "rename", "marker"])
+@pytest.mark.parametrize("way", first_of(["plain", "rename", "marker"]))
 def test_every_checkpoint_of_an_unmodified_script_is_committed_once_and_none_is_partial(
     task: Task, watching: Watching, way: str
 ) -> None:

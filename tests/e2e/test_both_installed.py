@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import sys
@@ -13,6 +12,7 @@ import pytest
 
 from harness.both import Site, peer_folder
 from harness.metaflow_env import FLOWS, REPOSITORY, Workspace
+from tests.spread import spread
 
 #: The first of them may make the environments.
 pytestmark = pytest.mark.timeout(400)
@@ -43,16 +43,7 @@ _PEERS = ("wheel", "wheel named otherwise", "editable", "folder a", "folder z")
 
 @pytest.mark.parametrize(
     ("ours", "peer", "first"),
-    [
-        ("wheel", "wheel", "ours"),
-        ("editable", "editable", "ours"),
-        *zip(_OURS, reversed(_PEERS), itertools.repeat("peer"), strict=False),
-        *(
-            pytest.param(ours, peer, "peer", marks=pytest.mark.long)
-            for (number, ours), (back, peer) in itertools.product(enumerate(_OURS), enumerate(reversed(_PEERS)))
-            if number != back
-        ),
-    ],
+    [*spread(_OURS, _PEERS, ["peer"]), ("wheel", "wheel", "ours"), ("editable", "editable", "ours")],
 )
 def test_ours_is_served_however_the_two_are_installed(
     local: Workspace, peer_python: str, tmp_path: Path, ours: str, peer: str, first: str

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from harness.environments import with_our_modules
+from tests.spread import first_of
 
 _TESTS = """
 import pytest
@@ -33,7 +34,7 @@ def outcome(folder: Path, text: str, *arguments: str, check: str = "1") -> tuple
     return done.returncode, done.stdout
 
 
-@pytest.mark.parametrize("arguments", [[], ["-n", "2"]], ids=["one process", "several"])
+@pytest.mark.parametrize("arguments", first_of([["-n", "2"], []]))
 def test_what_is_not_on_the_list_fails_the_run_and_is_named(tmp_path: Path, arguments: list[str]) -> None:
     assert outcome(tmp_path, _TESTS.format(reason=ALLOWED), *arguments)[0] == 0
     code, said = outcome(tmp_path, _TESTS.format(reason=OTHER), *arguments)
