@@ -33,10 +33,7 @@ import pytest
 
 from async_ckpt.agent import agent as agent_module
 from async_ckpt.agent import (
-    backlog,
-    claims,
     guard,
-    launch,
     owners,
     unchanged,
 )
@@ -48,7 +45,6 @@ from async_ckpt.agent.remover import Remover
 from async_ckpt.capture import lease
 from async_ckpt.config import Config
 from async_ckpt.errors import AgentError, CheckpointError, ProtocolError, StoreError
-from async_ckpt.ipc import client as client_module
 from async_ckpt.ipc import protocol
 from async_ckpt.ipc.client import AgentClient, AgentConnection, LeasedFile
 from async_ckpt.ipc.protocol import Message
@@ -57,7 +53,7 @@ from async_ckpt.stores import open_store
 from async_ckpt.stores.base import Store, StoreSpec
 from async_ckpt.system import undisturbed
 from async_ckpt.task import checkpointer as checkpointer_module
-from async_ckpt.task import flush, progress, retrying_client, save, stores, tracker
+from async_ckpt.task import stores
 from async_ckpt.task.checkpointer import Checkpointer
 from async_ckpt.upload import process
 from harness.mortal import Fuse
@@ -74,11 +70,6 @@ _MOST_TURNS = 20_000
 
 #: Numbers of agents: larger than that of any process.
 _pids = itertools.count(1 << 23)
-
-#: The task's modules that measure time. (The agent is handed a clock.)
-_TIMED = (
-    backlog, checkpointer_module, claims, client_module, flush, launch, progress, retrying_client, save, tracker,
-)  # fmt: skip
 
 
 class Clock:
@@ -130,8 +121,6 @@ class World:
         self._install(self._patch)
 
     def _install(self, patch: pytest.MonkeyPatch) -> None:
-        for module in _TIMED:
-            patch.setattr(module, "time", self.clock)
         patch.setattr(checkpointer_module, "Launcher", functools.partial(InlineLauncher, self))
         patch.setattr(checkpointer_module, "AgentClient", functools.partial(InlineClient, self))
         patch.setattr(leases_module, "Guard", InlineGuard)
@@ -260,7 +249,7 @@ class World:
         if not pid:
             status = 1
             try:
-                checkpointer.tracker.client = _Alone(guarded=links)  # type: ignore[assignment]
+                checkpointer.tracker.client = _Alone(self.clock, guarded=links)  # type: ignore[assignment]
                 with Fuse(after, die=lambda: os._exit(0)).armed(), contextlib.suppress(StoreError):
                     save()
                 status = 0
@@ -398,7 +387,7 @@ class InlineLauncher(Launcher):
     """Starts an agent that has its first turn later."""
 
     def __init__(self, world: World, *arguments: Any) -> None:
-        super().__init__(*arguments)
+        super().__init__(*arguments, clock=world.clock)
         self._world = world
 
     def _spawn(self, lock: int, listening: socket.socket) -> int:
@@ -422,7 +411,7 @@ class InlineClient(AgentClient):
     def __init__(self, world: World, *arguments: Any, **keywords: Any) -> None:
         self._world = world
         self._decoder: tuple[AgentConnection, protocol.Decoder] | None = None
-        super().__init__(*arguments, **keywords)
+        super().__init__(*arguments, **keywords, clock=world.clock)
         world.client = self
 
     def _reset(self) -> None:
@@ -474,8 +463,8 @@ class _Alone:
 
     leases_held = 0
 
-    def __init__(self, *, guarded: bool) -> None:
-        self._guarded = guarded
+    def __init__(self, clock: Clock, *, guarded: bool) -> None:
+        self.clock, self._guarded = clock, guarded
 
     def is_guarded(self) -> bool:
         return self._guarded

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import functools
 import os
-import time
 
 from ..config import ROOM_SLICE_S, Config
 from ..errors import AgentError, BacklogError, WaitTimeout
@@ -87,17 +86,17 @@ def await_room(client: AgentClient, spool: Spool, config: Config, folder: str, *
 
 
 def _await_room(client: AgentClient, config: Config, folder: str, limit: float) -> None:
-    deadline = time.monotonic() + limit
+    deadline = client.clock.monotonic() + limit
     while True:
         go_on()
-        piece = max(min(deadline - time.monotonic(), ROOM_SLICE_S), 0.0)
+        piece = max(min(deadline - client.clock.monotonic(), ROOM_SLICE_S), 0.0)
         try:
             answer = client.request("room", piece + config.reply_timeout_s, folder=folder, timeout_s=piece)
         except (AgentError, WaitTimeout):
             return  # Whatever is wrong with the agent: it is no reason not to save.
         if not answer["full"]:
             return
-        if time.monotonic() >= deadline:
+        if client.clock.monotonic() >= deadline:
             waited = f" after {limit:g} s" if limit else ""
             raise BacklogError(
                 f"The store cannot keep up{waited}: {answer['full']}",
@@ -127,10 +126,10 @@ def await_release(client: AgentClient, spool: Spool, config: Config, error: Exce
 
 
 def _await_release(client: AgentClient, spool: Spool, config: Config) -> bool:
-    deadline = time.monotonic() + config.backlog_timeout_s
+    deadline = client.clock.monotonic() + config.backlog_timeout_s
     for identity in sorted(spool.ready_ids(), key=order):
         state = ""
-        while state != FAILED and (left := deadline - time.monotonic()) > 0:
+        while state != FAILED and (left := deadline - client.clock.monotonic()) > 0:
             go_on()
             piece = min(left, ROOM_SLICE_S)
             try:

@@ -10,7 +10,6 @@ import contextlib
 import datetime
 import os
 import socket
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -176,10 +175,10 @@ def await_claim(
     """
     default = config.settle_timeout_s if spool.task.nodes > 1 else config.claim_wait_s
     limit = default if limit_s is None else limit_s
-    deadline, why = time.monotonic() + limit, ""
+    deadline, why = client.clock.monotonic() + limit, ""
     # A machine that is so busy that nobody has asked the store yet says nothing about the store.
     last = deadline - limit + max(limit, CLAIM_START_S)
-    while (start := spool.start) is None and (left := deadline - time.monotonic()) > 0 and not why:
+    while (start := spool.start) is None and (left := deadline - client.clock.monotonic()) > 0 and not why:
         go_on()
         piece = min(left, CLAIM_SLICE_S)
         try:
@@ -188,9 +187,9 @@ def await_claim(
             )
             why = answer["why"]
             if not answer.get("asked", True):
-                deadline = min(time.monotonic() + limit, last)
+                deadline = min(client.clock.monotonic() + limit, last)
         except (AgentError, WaitTimeout):  # Another one may be there in a moment.
-            time.sleep(min(left, CLAIM_PAUSE_S))
+            client.clock.sleep(min(left, CLAIM_PAUSE_S))
     if start is not None:
         return start
     start = spool.go_alone()

@@ -15,7 +15,6 @@ import signal
 import socket
 import sys
 import threading
-import time
 from collections.abc import Callable
 
 from ..capture.lease import LEASE_SIGNAL
@@ -27,6 +26,7 @@ from ..spool.spool import Spool
 from ..spool.upkeep import is_held
 from ..system import forks
 from ..system.backoff import Backoff
+from ..system.clock import REAL_CLOCK, Clock
 from ..system.files import locked, try_lock, unlock, wait_for
 from .log import last_line, writable_log
 from .naming import name_of, name_socket, open_socket
@@ -58,8 +58,10 @@ class Launcher:
     """
 
     def __init__(
-        self, spool: Spool, config: Config, uploader: str, say: Callable[[str], None] = lambda line: None
-    ) -> None:
+        self, spool: Spool, config: Config, uploader: str, say: Callable[[str], None] = lambda line: None,
+        clock: Clock = REAL_CLOCK,
+    ) -> None:  # fmt: skip
+        self._clock = clock
         self._spool, self._config, self._uploader, self._say = spool, config, uploader, say
         self._restarts = Backoff(RESTARTS_AT_ONCE, FIRST_PAUSE_S, config.agent_pause_s, CALM_S)
         #: The same for those in a thread: what was waited for a process does not hold up the first of them.
@@ -103,7 +105,7 @@ class Launcher:
 
     def on_silence(self, link: AgentConnection) -> bool:
         """It owes us an answer; to be called about once a second. Returns whether it is of no use any more."""
-        return link.pid > 0 and self._watchdog.look(link.pid, time.monotonic())
+        return link.pid > 0 and self._watchdog.look(link.pid, self._clock.monotonic())
 
     def hurry(self) -> None:
         """The machine is about to go: nothing is waited for that can be helped."""
@@ -126,7 +128,7 @@ class Launcher:
         return AgentConnection(sock, pid)
 
     def _start(self) -> AgentConnection:
-        now = time.monotonic()
+        now = self._clock.monotonic()
         patience_s = HUNG_HURRY_S if self._watchdog.hurry else self._config.agent_patience_s
         is_here = self._uploader == "thread" or (self._in_vain is not None and now - self._in_vain >= patience_s)
         restarts = self._restarts_here if is_here else self._restarts
@@ -192,7 +194,7 @@ class Launcher:
             if link is not None:
                 found.append(link)
             else:
-                self._watchdog.look_for(time.monotonic())
+                self._watchdog.look_for(self._clock.monotonic())
             return bool(found)
 
         try:

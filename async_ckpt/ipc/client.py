@@ -14,7 +14,6 @@ import os
 import select
 import socket
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from ..config import (
 )  # fmt: skip
 from ..errors import AgentError, CheckpointError, NoAgent, ProtocolError, SnapshotError, WaitTimeout
 from ..system.backoff import Backoff
+from ..system.clock import REAL_CLOCK, Clock
 from ..system.undisturbed import ended_by, go_on, run
 from . import protocol
 from .protocol import Message
@@ -79,6 +79,8 @@ class AgentClient:
         specification names. An agent of an earlier attempt goes on with this one.
     on_message : callable
         Gets what the agent says without being asked (but for leases), from the keeper's thread.
+    clock : Clock
+        Whoever waits for this client's answers goes by it as well.
     on_answer, on_silence : callable
         Hear, from that thread, when an agent says its first word or is silent no more, and about once a second while it
         leaves a question unanswered: then they say whether it is of no use any more.
@@ -96,7 +98,9 @@ class AgentClient:
         on_message: Callable[[Message], None] = lambda push: None,
         on_answer: Callable[[AgentConnection], None] = lambda connection: None,
         on_silence: Callable[[AgentConnection], bool] = lambda connection: False,
+        clock: Clock = REAL_CLOCK,
     ) -> None:
+        self.clock = clock
         self._connect, self._owner, self._config, self._on_message = connect, owner, config, on_message
         self._on_answer, self._on_silence = on_answer, on_silence
         self._attempt, self._gang_leader_pid, self._access = attempt, gang_leader_pid, access
@@ -115,7 +119,7 @@ class AgentClient:
         self._generation = 0
         #: The keeper's own question: its number, and when it was asked; and when one was asked last.
         self._asked: tuple[int, float] | None = None
-        self._pinged = time.monotonic()
+        self._pinged = self.clock.monotonic()
         self._losses = Backoff(MAX_LOST_CONNECTIONS, NO_AGENT_LOOK_S, self._config.agent_pause_s, LOST_CONNECTIONS_S)
 
     # -- for savers ------------------------------------------------------------------------------------------------
@@ -207,7 +211,7 @@ class AgentClient:
         WaitTimeout
             No answer within ``limit_s`` seconds.
         """
-        deadline = time.monotonic() + limit_s
+        deadline = self.clock.monotonic() + limit_s
         self._check_fork()
         with self._lock:
             while True:
@@ -219,7 +223,7 @@ class AgentClient:
                 try:
                     self._send(connection, {"op": op, "seq": sequence, **fields}, [])
                     while self._answers[sequence] is None and self._generation == generation:
-                        left = deadline - time.monotonic()
+                        left = deadline - self.clock.monotonic()
                         if left <= 0:
                             raise WaitTimeout(
                                 f"The agent (pid {connection.pid}) did not answer {op!r} within {limit_s:g} s"
@@ -353,7 +357,7 @@ class AgentClient:
         if data:
             if not connection.heard or self._asked:
                 self._on_answer(connection)
-            connection.heard = time.monotonic()
+            connection.heard = self.clock.monotonic()
         for message, taken in decoder.feed(data, fds):
             for fd in taken:
                 os.close(fd)
@@ -383,7 +387,7 @@ class AgentClient:
         """Nothing has come for a while: see that the agent is there, by a question. Where it does not answer and
         somebody waits for a lease, the file is made private here. False: it is of no use any more.
         """
-        now = time.monotonic()
+        now = self.clock.monotonic()
         with self._lock:
             waited_for = [
                 (identity, path)
@@ -420,12 +424,12 @@ class AgentClient:
             self._changed.notify_all()
             if self._closed or not (self._owner or self._leases):
                 return
-            if not self._losses.failed(time.monotonic()) and self._try_to_connect():
+            if not self._losses.failed(self.clock.monotonic()) and self._try_to_connect():
                 return
         self._let_go_of_all()
         # The task may save nothing for hours, and what it has saved is to be stored meanwhile.
         while self._owner:
-            time.sleep(max(NO_AGENT_LOOK_S, self._losses.left_s(time.monotonic())))
+            self.clock.sleep(max(NO_AGENT_LOOK_S, self._losses.left_s(self.clock.monotonic())))
             with self._lock:
                 if self._closed or self._connection is not None or self._try_to_connect():
                     return

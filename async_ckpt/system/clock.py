@@ -15,6 +15,9 @@ class Clock(Protocol):
     def time(self) -> float:
         """Seconds since 1970."""
 
+    def time_ns(self) -> int:
+        """The same in nanoseconds."""
+
     def sleep(self, seconds: float, /) -> None:
         """Wait."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import time
 from collections.abc import Sequence
 
 from .. import layout
@@ -139,7 +138,7 @@ class Checkpointer:
         AgentError, WaitTimeout
             None can be had.
         """
-        deadline, said = time.monotonic() + NO_AGENT_START_S, False
+        deadline, said = self._client.clock.monotonic() + NO_AGENT_START_S, False
         while True:
             try:
                 self._client.attach()
@@ -147,12 +146,12 @@ class Checkpointer:
             except (NoAgent, WaitTimeout) as error:
                 if not os.path.exists(self.spool.path("spool.json")):
                     return False
-                if time.monotonic() >= deadline:
+                if self._client.clock.monotonic() >= deadline:
                     raise
                 if not said:
                     said = True
                     log.warning(f"{error}. It is tried again for up to {NO_AGENT_START_S:g} s")
-                time.sleep(NO_AGENT_LOOK_S)
+                self._client.clock.sleep(NO_AGENT_LOOK_S)
 
     @classmethod
     def from_environment(cls) -> Checkpointer:

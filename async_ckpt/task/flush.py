@@ -6,7 +6,6 @@ import contextlib
 import functools
 import logging
 import os
-import time
 from collections.abc import Mapping
 
 from .. import layout
@@ -58,20 +57,20 @@ class Flush:
             self._flush(limit, {} if gather_s is None else {"gather_s": gather_s})
 
     def _flush(self, limit_s: float, fields: Mapping[str, float]) -> None:
-        deadline = time.monotonic() + limit_s
-        agent, progress = self._tracker.agent_until(deadline), ProgressLines(self._config)
+        deadline = self._client.clock.monotonic() + limit_s
+        agent, progress = self._tracker.agent_until(deadline), ProgressLines(self._config, self._client.clock)
         saved, told = set(self._tracker.saved), {}
         while not self._is_over(saved):
             go_on()
             try:
-                piece = max(min(self._config.progress_s, deadline - time.monotonic()), 0)
+                piece = max(min(self._config.progress_s, deadline - self._client.clock.monotonic()), 0)
                 answer = agent.ask("flush", piece, **fields)
             except (AgentError, WaitTimeout) as error:
                 raise self._error(str(error)) from error
             if answer is not None and not answer["pending"]:
                 told = dict(answer["failed"])
                 break
-            if answer is not None and time.monotonic() >= deadline:
+            if answer is not None and self._client.clock.monotonic() >= deadline:
                 raise self._error(f"the limit of {limit_s:g} s is over")
             progress.say(functools.partial(flush_line, answer, agent.trouble))
         failed = self._tracker.not_in_store(saved, told)
@@ -124,7 +123,7 @@ class Flush:
         try:
             while agent.ask("flush", 0.0, again=identity) is None:
                 go_on()
-            self._tracker.wait(identity, max(deadline - time.monotonic(), 0.0))
+            self._tracker.wait(identity, max(deadline - self._client.clock.monotonic(), 0.0))
         except CheckpointError as error:
             return str(error)
         return ""
@@ -186,9 +185,9 @@ class Flush:
         AgentError, WaitTimeout
             There is no agent, or no answer.
         """
-        deadline = time.monotonic() + seconds
+        deadline = self._client.clock.monotonic() + seconds
         pending, error = True, None
-        while pending and (left := deadline - time.monotonic()) > 0:
+        while pending and (left := deadline - self._client.clock.monotonic()) > 0:
             limit = min(left, HURRY_SLICE_S)
             limit = max(limit - HURRY_ANSWER_S, limit / 2)
             try:
@@ -200,7 +199,7 @@ class Flush:
                 pass  # Then time is over as well.
             except AgentError as raised:
                 error = raised
-                time.sleep(min(HURRY_ANSWER_S, left))
+                self._client.clock.sleep(min(HURRY_ANSWER_S, left))
         if error is not None:
             raise error
         return self._pending()[::-1]

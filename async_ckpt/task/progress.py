@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..config import PROGRESS_GROWTH, PROGRESS_MOST, Config
+from ..system.clock import Clock
 
 log = logging.getLogger(__name__)
 
@@ -15,15 +15,16 @@ log = logging.getLogger(__name__)
 class ProgressLines:
     """Lines for whoever waits: the first after ``progress_s`` seconds, then more and more seldom."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, clock: Clock) -> None:
+        self._clock = clock
         self._pause_s, self._most_s = config.progress_s, PROGRESS_MOST * config.progress_s
-        self._next = time.monotonic() + self._pause_s
+        self._next = self._clock.monotonic() + self._pause_s
 
     def say(self, line: Callable[[], str]) -> None:
         """Say how it stands, if it is time to."""
-        if time.monotonic() >= self._next:
+        if self._clock.monotonic() >= self._next:
             self._pause_s = min(PROGRESS_GROWTH * self._pause_s, self._most_s)
-            self._next = time.monotonic() + self._pause_s
+            self._next = self._clock.monotonic() + self._pause_s
             log.info(line())
 
 

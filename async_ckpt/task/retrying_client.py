@@ -4,7 +4,6 @@ what was saved lies on the disk, and so there is time until whoever asks has non
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -43,12 +42,12 @@ class RetryingClient:
             answer = self._client.request(op, limit, timeout_s=timeout_s, **fields)
         except (NoAgent, WaitTimeout) as error:
             self._check()
-            left = self._deadline - time.monotonic()
+            left = self._deadline - self._client.clock.monotonic()
             if left <= 0:
                 raise
             self.trouble = error.what
             if isinstance(error, NoAgent):
-                time.sleep(min(NO_AGENT_LOOK_S, left))
+                self._client.clock.sleep(min(NO_AGENT_LOOK_S, left))
             return None
         self.trouble = ""
         return answer

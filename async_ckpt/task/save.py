@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -176,7 +175,7 @@ class Saver:
         await_room(self._tracker.client, self._spool, self._config, os.path.dirname(source), wait=wait)
         guarded = self._tracker.client.is_guarded()
         capture.check_strategy(snapshot, leases=guarded)
-        data, captured_ns = self._spool.new_data_directory(source), time.time_ns()
+        data, captured_ns = self._spool.new_data_directory(source), self._tracker.client.clock.time_ns()
         limit = SafeLinks(self._habits, self._copy_speed, source, os.path.dirname(data), savers)
         captured = capture.capture(
             source,

@@ -7,7 +7,6 @@ import functools
 import json
 import os
 import threading
-import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -233,11 +232,11 @@ class Tracker:
     def wait(self, identity: str, timeout_s: float | None = None) -> None:
         """See ``Reference.wait``."""
         limit = self.config.flush_timeout_s if timeout_s is None else timeout_s
-        deadline = time.monotonic() + limit
-        agent, progress = self.agent_until(deadline), ProgressLines(self.config)
+        deadline = self.client.clock.monotonic() + limit
+        agent, progress = self.agent_until(deadline), ProgressLines(self.config, self.client.clock)
         while True:
             go_on()
-            left = deadline - time.monotonic()
+            left = deadline - self.client.clock.monotonic()
             if self.closed or left <= 0:
                 state, why = self.state(identity)
             else:
@@ -263,10 +262,10 @@ class Tracker:
 
     def wait_for_all(self, items: Iterable[Admitted], limit_s: float) -> None:
         """Wait until these have been committed or have failed, ``limit_s`` seconds at most for all of them."""
-        deadline = time.monotonic() + limit_s
+        deadline = self.client.clock.monotonic() + limit_s
         for item in items:
             with contextlib.suppress(CheckpointError):  # The agent reports what has failed.
-                self.wait(item.id, max(deadline - time.monotonic(), 0.0))
+                self.wait(item.id, max(deadline - self.client.clock.monotonic(), 0.0))
 
     def wait_for_key(self, key: str) -> None:
         """Wait until the checkpoint of this key is in the store, if it is on its way there from this machine.
