@@ -14,8 +14,9 @@ from typing import Any
 from ..errors import UsageError
 from .base import Access, StoreSpec
 
-#: Metaflow's names of datastores, and metaflow-checkpoint's, and our kinds of stores.
-KINDS = {"local": "local", "s3": "metaflow-s3", "s3-compatible": "metaflow-s3", "coreweave": "metaflow-s3"}
+#: The types of Metaflow's datastores and of metaflow-checkpoint's artifact stores, and the kind of store (see
+#: ``open_store``) in which the checkpoints of each are kept.
+DATASTORE_KINDS = {"local": "local", "s3": "metaflow-s3", "s3-compatible": "metaflow-s3", "coreweave": "metaflow-s3"}
 
 #: Where metaflow-checkpoint puts the settings of a flow's artifact store, as JSON, when a flow starts and in its tasks.
 ENV_ARTIFACT_STORE = "METAFLOW_CHECKPOINT_ARTIFACT_STORE_CONFIG"
@@ -38,7 +39,7 @@ def artifact_store(context: Any) -> StoreSpec:
         but ``root``.
     """
     kind, config = (context.get("type"), context.get("config")) if isinstance(context, Mapping) else (None, None)
-    if kind not in KINDS:
+    if kind not in DATASTORE_KINDS:
         raise UsageError(
             f"Checkpoints cannot be kept in an artifact store of the type {kind!r}",
             hint="Use type='s3' (also for what speaks its protocol, by endpoint_url in client_params) or 'local'. Where"
@@ -49,7 +50,7 @@ def artifact_store(context: Any) -> StoreSpec:
             f"The config of an artifact store is a dict, not of the type {type(config).__name__}",
             hint="@with_artifact_store(type='s3', config={'root': 's3://bucket/prefix'})",
         )
-    root, s3 = config.get("root"), KINDS[kind] != "local"
+    root, s3 = config.get("root"), DATASTORE_KINDS[kind] == "metaflow-s3"
     if not isinstance(root, str) or not root or s3 is not root.startswith("s3://"):
         example = "s3://bucket/prefix" if s3 else "/a/directory"
         raise UsageError(
@@ -66,9 +67,14 @@ def artifact_store(context: Any) -> StoreSpec:
             where=root, hint=f"It may have {known}",
         )  # fmt: skip
     if not s3:
-        return StoreSpec("local", os.path.abspath(root))
+        return StoreSpec(DATASTORE_KINDS[kind], absolute(root))
     access = Access(config.get("role_arn"), config.get("session_vars"), config.get("client_params"))
-    return StoreSpec(KINDS[kind], root.rstrip("/"), {"access_from": ENV_ARTIFACT_STORE}, access)
+    return StoreSpec(DATASTORE_KINDS[kind], root.rstrip("/"), {"access_from": ENV_ARTIFACT_STORE}, access)
+
+
+def absolute(root: str) -> str:
+    """The root of a store that is a directory or a file; a step may change its working directory."""
+    return root if "://" in root else os.path.abspath(root)
 
 
 def access_of(spec: StoreSpec) -> Access:

@@ -144,10 +144,11 @@ class StoreSpec:
     Parameters
     ----------
     kind : str
-        ``"local"``, ``"s3"`` (settings from ``options`` and the AWS environment) or
-        ``"metaflow-s3"`` (settings from Metaflow's own S3 client).
+        One of ``stores.KINDS``: ``"local"``, ``"metaflow-s3"`` (settings from Metaflow's own S3 client) or ``"s3"``
+        (settings from ``options`` and the AWS environment).
     root : str
-        Absolute directory or ``s3://bucket/prefix`` under which the keys lie.
+        Absolute directory or ``s3://bucket/prefix`` under which the keys lie. Other kinds whose root is no directory
+        begin it with their name, as in ``zip:///path``: a reference's ``url`` tells the kind by it.
     options : mapping
         JSON-able settings of that kind. For ``"metaflow-s3"``, ``access_from`` names the environment variable in which
         another process finds how to open it.

@@ -37,12 +37,13 @@ from .base import (
     PartsLog,
     Progress,
     Store,
+    StoreSpec,
     TooLong,
     check_key,
     no_progress,
     too_long,
 )
-from .retry import Counted
+from .retry import Counted, RetryStore
 
 T = TypeVar("T")
 
@@ -72,6 +73,11 @@ _TRANSIENT = (
 #: What soft mounts of NFS, and FUSE, say of a server that is gone. A file that cannot be read may as well be damaged,
 #: and another checkpoint is loaded instead; of one that is written there is no other.
 _TRANSIENT_WRITE = (*_TRANSIENT, errno.EIO)
+
+
+def open_store(spec: StoreSpec, config: Config) -> Store:
+    """The store in the directory that ``spec`` names, with retries."""
+    return RetryStore(LocalStore(spec.root, config), config)
 
 
 class LocalStore(Store):

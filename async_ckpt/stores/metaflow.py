@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -12,9 +12,11 @@ from metaflow import metaflow_config
 from metaflow.plugins import DATASTORES
 from metaflow.plugins.datatools.s3.s3util import get_s3_client
 
+from ..config import Config
 from ..errors import UsageError
-from ._metaflow_access import ENV_ARTIFACT_STORE, KINDS, access_of, artifact_store
-from .base import Access, S3Settings, StoreSpec
+from ._metaflow_access import DATASTORE_KINDS, ENV_ARTIFACT_STORE, absolute, access_of, artifact_store
+from .base import Access, S3Settings, Store, StoreSpec
+from .retry import RetryStore
 
 __all__ = ["ENV_ARTIFACT_STORE", "artifact_store", "default_spec", "s3_retry_attempts", "s3_settings", "spec_for"]
 
@@ -23,6 +25,30 @@ _OPTIONS = (
     "s3", "proxies", "proxies_config", "client_cert", "connect_timeout", "read_timeout", "max_pool_connections",
     "use_dualstack_endpoint", "use_fips_endpoint",
 )  # fmt: skip
+
+
+def open_store(spec: StoreSpec, config: Config) -> Store:
+    """A store on S3 that is opened as Metaflow would open it, with retries.
+
+    METAFLOW_S3_RETRY_COUNT counts unless ``config.store_attempts`` was set. Aiobotocore is used where it is installed
+    and fits the installed botocore; else botocore's own client in threads does the same, and the store's ``notice``
+    says why, once it is connected.
+
+    Raises
+    ------
+    UsageError
+        Boto3 is missing, or the root is no address on S3.
+    """
+    try:
+        from .s3.store import S3Store  # Late: whoever only asks for the datastore needs no botocore.
+    except ImportError as error:
+        raise UsageError(
+            f"A checkpoint store on S3 needs boto3: {error}", where=spec.root, hint="pip install boto3"
+        ) from error
+    if config.store_attempts == Config.store_attempts:
+        config = dataclasses.replace(config, store_attempts=s3_retry_attempts())
+    # The settings are asked for at the first request, since that may fail.
+    return RetryStore(S3Store(spec.root, functools.partial(s3_settings, spec), config), config)
 
 
 def s3_settings(spec: StoreSpec | None = None) -> S3Settings:
@@ -101,7 +127,7 @@ def default_spec() -> StoreSpec:
         As ``spec_for``, or it has no root.
     """
     kind = metaflow_config.DEFAULT_DATASTORE
-    storage = next((storage for storage in DATASTORES if kind == storage.TYPE), None) if kind in KINDS else None
+    storage = next((found for found in DATASTORES if kind == found.TYPE and kind in DATASTORE_KINDS), None)
     # Whoever reads must not make a datastore.
     root = storage and storage.get_datastore_root_from_config(lambda *_args, **_kwargs: None, create_on_absent=False)
     return spec_for(kind, root)
@@ -115,17 +141,16 @@ def spec_for(ds_type: str, root: str | None) -> StoreSpec:
     UsageError
         Checkpoints cannot be kept in that type of datastore, or the root is not set.
     """
-    if ds_type not in KINDS:
+    if ds_type not in DATASTORE_KINDS:
         raise UsageError(
             f"Checkpoints cannot be kept in the datastore {ds_type!r}",
             hint="Use one of these with --datastore: local, s3; or @with_artifact_store of such a type",
         )
-    kind = KINDS[ds_type]
+    kind = DATASTORE_KINDS[ds_type]
     if not root:
         name = "LOCAL" if kind == "local" else "S3"
         raise UsageError(f"The datastore {ds_type!r} has no root", hint=f"Set METAFLOW_DATASTORE_SYSROOT_{name}")
-    # A step may change its working directory.
-    return StoreSpec(kind, os.path.abspath(root) if kind == "local" else root)
+    return StoreSpec(kind, absolute(root))
 
 
 def _options(given: Any, resolved: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from ..layout import newest
 from ..ranks import agreement, who
 from ..spool.journal import ADMITTED, COMMITTED, Progress
 from ..spool.spool import Admitted, torn_file
-from ..stores import catalog
+from ..stores import KINDS, catalog
 from ..stores.base import Store, StoreSpec
 from ..system.undisturbed import undisturbed
 from . import restore, stores
@@ -287,7 +287,7 @@ def load_from_first(
     failed: list[StoreError] = []
     for spec in places:
         try:
-            if spec.kind in stores.KINDS:
+            if spec.kind in KINDS:
                 load = functools.partial(
                     restore.find_and_load, reference=reference, destination=path, config=config, own=own,
                     arrival=_arrival(clean, spec, needed),

@@ -19,14 +19,11 @@ from ..system.undisturbed import ended_by, go_on
 
 T = TypeVar("T")
 
-#: Kinds of stores that can be read here.
-KINDS = ("local", "s3", "metaflow-s3")
-
 
 def of_reference(reference: Mapping[str, Any] | str, own: StoreSpec | None = None) -> StoreSpec | None:
     """The store that a reference's ``url`` lies in; None for a key, and where the two do not fit each other.
 
-    Its kind may be none of ``KINDS``: then it is the scheme of the address.
+    Its kind may be none of ``stores.KINDS``: then it is the scheme of the address.
 
     Parameters
     ----------
@@ -44,10 +41,10 @@ def of_reference(reference: Mapping[str, Any] | str, own: StoreSpec | None = Non
     if not separator:
         # Other clients write a relative one where METAFLOW_DATASTORE_SYSROOT_LOCAL is relative.
         return StoreSpec("local", os.path.abspath(root or "/"))
-    if not rest.partition("/")[0]:
-        return None
     if scheme != "s3":
         return StoreSpec(scheme, root)
+    if not rest.partition("/")[0]:
+        return None
     return (
         dataclasses.replace(own, root=root) if own is not None and own.kind == "s3" else StoreSpec("metaflow-s3", root)
     )

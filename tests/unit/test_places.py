@@ -106,7 +106,6 @@ def test_an_outage_damage_or_a_mistake_is_an_error_at_once(monkeypatch: pytest.M
 
 def test_where_no_place_has_it_all_are_named_with_their_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
     Asked(monkeypatch, first=StoreError("NoSuchBucket", hint="Create it"), second=NotFound("There is none"))
-    monkeypatch.setattr(stores, "KINDS", ("local",))
     wanted = [*local("first", "second"), StoreSpec("gs", "gs://third")]
     with pytest.raises(NotFound) as caught:
         loader.load_from_first(wanted, {"key": KEY}, "into", Config())
