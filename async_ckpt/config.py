@@ -24,6 +24,9 @@ SPOOLS_PREFIX = "async-ckpt-"
 
 #: Something removed a file of the spool: so many seconds a process of the task waits for the agent to make it again.
 RESTORE_S = 2.0
+#: How long a process waits for the lock of a counter in the spool, in seconds. Such a lock is held for microseconds:
+#: one that is not free for so long never will be.
+SPOOL_LOCK_TIMEOUT_S = 10.0
 
 #: Content is sent in pieces of so many bytes, and progress is counted in them. (Pieces of a MiB are slower.)
 PIECE_BYTES = 256 << 10

@@ -18,7 +18,8 @@ from async_ckpt.capture.content import pack_path
 from async_ckpt.config import Config
 from async_ckpt.manifest import LINK, Manifest
 from async_ckpt.spool.journal import ADMITTED, COMMITTED, FAILED, FINAL, SETTLED, SUPERSEDED, UPLOADED, Reader
-from async_ckpt.spool.spool import Admitted, Spool
+from async_ckpt.spool.records import Admitted
+from async_ckpt.spool.spool import Spool
 from async_ckpt.stores import catalog
 from async_ckpt.stores.local import LocalStore
 from harness.agents import TASK
@@ -130,7 +131,7 @@ class Expected:
     def sharing(self, inode: int) -> Iterator[Saved]:
         """What is still linked to a file of the trainer's."""
         for saved in self.saved.values():
-            item = self.spool.read(saved.id) if saved.pending else None
+            item = self.spool.records.read(saved.id) if saved.pending else None
             for entry in item.manifest.files if item is not None else ():
                 if entry.how == LINK and item is not None and _inode(item.file(entry.path)) == inode:
                     yield saved
@@ -200,7 +201,7 @@ class Expected:
         moved |= self._check_latest(TASK.scope_folder)
         if new or moved:
             self._assert_found_from_elsewhere()
-        ready = set(self.spool.ready_ids())
+        ready = set(self.spool.records.ids())
         for saved in self.saved.values():
             kept = saved.visible or saved.id in ready or saved.state == SUPERSEDED
             saved.given_up |= self.is_over and saved.state == FAILED
@@ -262,7 +263,7 @@ class Expected:
 
     def assert_no_orphans(self) -> None:
         """What lies in the spool belongs to a record, or was left by a saver that died under this agent's eyes."""
-        items = self.spool.pending()
+        items = self.spool.records.pending()
         owned = {item.data for item in items} | {pack_path(item.data) for item in items}
         found = [*_paths(self.spool.path("data")), *_paths(self.spool.path("staging"))]
         pids = {str(pid) for pid in self._world.dead_savers}

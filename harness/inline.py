@@ -35,7 +35,6 @@ from async_ckpt.agent import agent as agent_module
 from async_ckpt.agent import (
     guard,
     owners,
-    unchanged,
 )
 from async_ckpt.agent import leases as leases_module
 from async_ckpt.agent.agent import Agent
@@ -48,6 +47,7 @@ from async_ckpt.errors import AgentError, CheckpointError, ProtocolError, StoreE
 from async_ckpt.ipc import protocol
 from async_ckpt.ipc.client import AgentClient, AgentConnection, LeasedFile
 from async_ckpt.ipc.protocol import Message
+from async_ckpt.spool import unchanged
 from async_ckpt.spool.spool import Spool
 from async_ckpt.stores import open_store
 from async_ckpt.stores.base import Store, StoreSpec

@@ -117,7 +117,7 @@ class Trial:
                 self.tally.failed.append(str(error))
         else:
             self._saved.append((reference, complete, self._progress.begun))
-            record = checkpointer.spool.read(reference.id)
+            record = checkpointer.spool.records.read(reference.id)
             if record is not None:
                 self.tally.how += Counter(entry.how for entry in record.manifest.files)
         self._writer.begin(random_.uniform(0, _BURST_S))

@@ -25,7 +25,8 @@ from async_ckpt.config import Config
 from async_ckpt.errors import BacklogError, CheckpointError, FlushError, StoreError, WaitTimeout
 from async_ckpt.manifest import LINK
 from async_ckpt.spool.journal import COMMITTED, FAILED, SUPERSEDED
-from async_ckpt.spool.spool import Admitted, Spool
+from async_ckpt.spool.records import Admitted
+from async_ckpt.spool.spool import Spool
 from async_ckpt.task.checkpointer import Checkpointer
 from harness.agents import TASK
 from harness.expected import DEATHS, OUTAGE, REFUSED, Expected, Files, Saved, read_tree
@@ -142,7 +143,7 @@ class Model(RuleBasedStateMachine):
         self.expected.begin_attempt()
         task = replace(TASK, attempt=self.attempt)
         self.task = Checkpointer.start(self.world.root, task, self.world.store, self.world.config, uploader="process")
-        self.task.spool.admit = self.admitting(self.task.spool)  # type: ignore[method-assign]
+        self.task.spool.records.admit = self.admitting(self.task.spool)  # type: ignore[method-assign]
         self.saving: Files = {}
         work, files = self.task.spool.new_work_directory(), {}
         likely, fair = self.likely_newest(), self.world.sky.is_fair
@@ -160,7 +161,7 @@ class Model(RuleBasedStateMachine):
         """What a retry may start with: the best first, and those that are as good, since nobody can be sure of them."""
         if self.attempt == 0:
             return [None]
-        ready = set(self.expected.spool.ready_ids())
+        ready = set(self.expected.spool.records.ids())
         likely: list[str | None] = []
         for saved in sorted(self.expected.saved.values(), key=lambda saved: saved.order, reverse=True):
             if saved.latest and (saved.visible or saved.id in ready):
@@ -189,7 +190,7 @@ class Model(RuleBasedStateMachine):
         return error
 
     def admitting(self, spool: Spool) -> Callable[..., Admitted]:
-        admit = spool.admit
+        admit = spool.records.admit
 
         def admitted(*arguments: object) -> Admitted:
             item = admit(*arguments)  # type: ignore[arg-type]
@@ -257,13 +258,13 @@ class Model(RuleBasedStateMachine):
     def save_and_die(self, names: set[str], after: int, links: bool, latest: bool) -> None:
         """A subprocess of the task is killed in a save, or right after it."""
         self.write(names, in_place=False)
-        before, task = set(self.task.spool.ready_ids()), self.task
+        before, task = set(self.task.spool.records.ids()), self.task
         self.saving = dict(self.trainer.files)
         self.world.die_as_saver(
             task, lambda: task.save(self.trainer.folder, name="c", latest=latest), after, links=links
         )
-        for identity in set(task.spool.ready_ids()) - before:
-            item = task.spool.read(identity)
+        for identity in set(task.spool.records.ids()) - before:
+            item = task.spool.records.read(identity)
             self.expected.admitted(item.reference, self.saving, unguarded=True)
             self.figures["saves of the dying"] += 1
         self.figures["savers killed"] += 1
@@ -338,7 +339,7 @@ class Model(RuleBasedStateMachine):
     @rule()
     def list_all(self) -> None:
         self.expected.check()
-        ready, fair = set(self.task.spool.ready_ids()), self.world.sky.is_fair
+        ready, fair = set(self.task.spool.records.ids()), self.world.sky.is_fair
         try:
             listed = self.task.list()
         except StoreError:
@@ -355,7 +356,7 @@ class Model(RuleBasedStateMachine):
     def load(self, which: int, by_key: bool) -> None:
         saved = self.pick(which)
         fair = self.world.sky.is_fair
-        on_disk = saved.id in self.task.spool.ready_ids() and saved.state != SUPERSEDED and not saved.torn
+        on_disk = saved.id in self.task.spool.records.ids() and saved.state != SUPERSEDED and not saved.torn
         folder = self.base / "loaded"
         folder.mkdir(exist_ok=True)
         (folder / "mine").write_bytes(b"not to be touched")
@@ -426,7 +427,7 @@ class Model(RuleBasedStateMachine):
             self.next_attempt()
         self.world.kill_agent()  # Those who come next sweep up.
         self.expected.lose_leases()
-        assert self.world.settle(_LONG_S, lambda: not self.task.spool.ready_ids() or self.is_settled())
+        assert self.world.settle(_LONG_S, lambda: not self.task.spool.records.ids() or self.is_settled())
         self.expected.check()
         self.expected.assert_no_orphans()
         self.expected.assert_latest_is_newest()
@@ -443,7 +444,7 @@ class Model(RuleBasedStateMachine):
     def is_settled(self) -> bool:
         """Whether the agent has nothing left to do."""
         status = self.task.status()
-        ready = set(self.task.spool.ready_ids())
+        ready = set(self.task.spool.records.ids())
         return not status["pending"] and all(self.expected.saved[i].state == FAILED for i in ready)
 
 

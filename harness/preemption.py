@@ -145,7 +145,7 @@ def _save(checkpointer: Checkpointer, task: Task, version: int, size: int) -> No
 
 
 def _damage(checkpointer: Checkpointer, version: int, fault: str | None) -> None:
-    item = checkpointer.spool.read(f"0.mfchckpt.{version}") if fault in (TORN, GONE) else None
+    item = checkpointer.spool.records.read(f"0.mfchckpt.{version}") if fault in (TORN, GONE) else None
     if item is not None:
         path = Path(item.file("weights"))
         with contextlib.suppress(FileNotFoundError):  # It may be on its way already, or have failed.

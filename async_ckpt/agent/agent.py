@@ -97,7 +97,7 @@ class Agent:
         # First of all: nobody is to look into what does not answer.
         unreachable = Unreachable(spool, queue, config, clock)
         self._journal = journal = Journal(
-            spool.path("journal"), spool.task.attempt, set(spool.ready_ids()), lambda why: checkpoints.remember(why)
+            spool.path("journal"), spool.task.attempt, set(spool.records.ids()), lambda why: checkpoints.remember(why)
         )
         self._house = Housekeeping(spool, config, journal, self._server, os.getpid() if guarded else 0)
         self._leases = leases = Leases(spool, journal, self._server, self._wake, config, guarded=guarded)
@@ -179,7 +179,7 @@ class Agent:
 
         What failed is told at the end of a step: an agent whose task was killed leaves it to the next attempt's.
         """
-        if self._queue.pending or ((self._spool.ready_ids() or self._queue.failed()) and not self._owners.over):
+        if self._queue.pending or ((self._spool.records.ids() or self._queue.failed()) and not self._owners.over):
             return True
         needless = FINAL if self._owners.over else SETTLED
         try:

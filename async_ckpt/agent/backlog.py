@@ -127,7 +127,7 @@ def await_release(client: AgentClient, spool: Spool, config: Config, error: Exce
 
 def _await_release(client: AgentClient, spool: Spool, config: Config) -> bool:
     deadline = client.clock.monotonic() + config.backlog_timeout_s
-    for identity in sorted(spool.ready_ids(), key=order):
+    for identity in sorted(spool.records.ids(), key=order):
         state = ""
         while state != FAILED and (left := deadline - client.clock.monotonic()) > 0:
             go_on()
@@ -139,7 +139,7 @@ def _await_release(client: AgentClient, spool: Spool, config: Config) -> bool:
             state = answer["state"]
             if not state or state in SETTLED:
                 with contextlib.suppress(TimeoutError):  # To remove much takes a while.
-                    wait_for(lambda: not spool.is_ready(identity), ROOM_SLICE_S, identity)  # noqa: B023
+                    wait_for(lambda: identity not in spool.records, ROOM_SLICE_S, identity)  # noqa: B023
                 return True
     return False
 
@@ -148,4 +148,4 @@ def _may_be_full(spool: Spool, config: Config, folder: str) -> bool:
     """Without asking anybody: saves are to take a millisecond."""
     if config.max_pending_bytes or is_short_of_disk(folder, config):
         return True
-    return bool(config.max_pending) and len(spool.ready_ids()) >= config.max_pending
+    return bool(config.max_pending) and len(spool.records.ids()) >= config.max_pending

@@ -11,7 +11,8 @@ from ..config import Config
 from ..errors import IntegrityError, SpoolError
 from ..ipc.protocol import Message
 from ..spool.journal import ADMITTED, COMMITTED, FAILED, FINAL, SETTLED, SUPERSEDED, UPLOADED, UPLOADING, Journal, is_id
-from ..spool.spool import Admitted, Spool, torn_file
+from ..spool.records import Admitted, torn_file
+from ..spool.spool import Spool
 from ..system.clock import Clock
 from ..system.filesystems import kind_at, times_tell
 from .answers import MAX_ERRORS
@@ -55,8 +56,8 @@ class Checkpoints:
         if self._journal.progress:
             end_orphans(self._spool.directory)
         # Listed before the records are read: a saver that ends in between has admitted what it captured.
-        leftovers = self._spool.leftovers()
-        for item in self._spool.pending():
+        leftovers = self._spool.snapshots.leftovers()
+        for item in self._spool.records.pending():
             leftovers -= {item.data, pack_path(item.data)}
             known = self._journal.of(item.id)
             if known.state in SETTLED:
@@ -70,7 +71,7 @@ class Checkpoints:
                 self.fail(job, why, lost=True)
             elif why := self._suspects.recovered(item.id):
                 self.fail(job, why)
-        for why in self._spool.sweep(leftovers):
+        for why in self._spool.snapshots.sweep(leftovers):
             self._owners.say(why)
         for identity, known in self._journal.progress.items():
             if identity not in self._queue.jobs:
@@ -91,10 +92,10 @@ class Checkpoints:
         for identity in self._unreachable.given_up(self._clock.monotonic()):
             self.fail(self._queue.jobs[identity], self._queue.jobs[identity].why)
         self.look_after_spool()
-        for identity in self._spool.ready_ids():
+        for identity in self._spool.records.ids():
             if identity not in self._queue.jobs:
                 found = self.admit(identity)
-                if found is None or self._spool.saver_may_live(found):
+                if found is None or self._spool.snapshots.saver_may_live(found):
                     continue
                 # It did not come to hand over its leases.
                 if why := self._why_torn(found, "while nobody guarded the snapshot"):
@@ -102,7 +103,7 @@ class Checkpoints:
 
     def has_news(self) -> bool:
         """Whether something was admitted that ``scan`` has not found yet."""
-        return any(identity not in self._queue.jobs for identity in self._spool.ready_ids())
+        return any(identity not in self._queue.jobs for identity in self._spool.records.ids())
 
     def find(self, identity: str) -> Admitted | None:
         """The record of a checkpoint, which is admitted if it was not yet; None: it cannot be read, now at least."""
@@ -116,7 +117,7 @@ class Checkpoints:
         if not is_id(identity):
             return None
         try:
-            item = self._spool.read(identity)
+            item = self._spool.records.read(identity)
         except SpoolError as error:  # Not now; the next scan tries again.
             self.remember(str(error))
             return None
@@ -167,7 +168,7 @@ class Checkpoints:
         unguarded = self._leases.take_anew(item, stored)
         if torn := torn_file(item, stored):
             return f"{torn} was written to, or removed, {when}"
-        if unguarded and not times_tell(kind_at(item.data)) and not self._spool.saver_may_live(item):
+        if unguarded and not times_tell(kind_at(item.data)) and not self._spool.snapshots.saver_may_live(item):
             return f"{unguarded[0]} may have been written to {when}: somebody has it open for writing"
         return ""
 

@@ -9,7 +9,8 @@ from ..config import Config
 from ..errors import SpoolError
 from ..ipc.server import Server
 from ..spool.journal import Journal
-from ..spool.spool import Admitted, Spool, torn_file
+from ..spool.records import Admitted, torn_file
+from ..spool.spool import Spool
 from ..spool.upkeep import Upkeep
 from .naming import is_named, name_of, name_socket, open_socket
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 from ..config import DEATHS_TO_SUSPECT, OUTAGE_FIRST_S, OUTAGE_PAUSE_S
 from ..spool.journal import ADMITTED, UPLOADED, Progress
-from ..spool.spool import Admitted
-from ..spool.stored import Inode
+from ..spool.records import Admitted
+from ..spool.unchanged import Fingerprint
 from ..system.backoff import Backoff
 
 #: ((attempt, version), id): what the queue is sorted by.
@@ -79,7 +79,7 @@ class Job:
         How often in a row whoever had it in hand has died, without that anything new of it was stored.
     item : Admitted or None
         Its record. None: its file system does not answer, or its disk was given back.
-    inodes : dict
+    fingerprints : dict
         While it is uploaded: which of its files a later checkpoint may find unchanged, by path.
     gathered_since : dict
         Since when the other ranks are waited for, by whether that is for a moment only.
@@ -105,7 +105,7 @@ class Job:
     passed: bool = False
     deaths: int = 0
     item: Admitted | None = None
-    inodes: dict[str, Inode] = field(default_factory=dict)
+    fingerprints: dict[str, Fingerprint] = field(default_factory=dict)
     gathered_since: dict[bool, float] = field(default_factory=dict)
     is_said_held_up: bool = False
     stored_before: int = 0
@@ -179,4 +179,4 @@ class Job:
     def let_go(self) -> None:
         """It has ended, and only its outcome is still asked for. There may be thousands of these."""
         self.item = None
-        self.inodes, self.gathered_since = {}, {}
+        self.fingerprints, self.gathered_since = {}, {}

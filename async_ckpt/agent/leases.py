@@ -15,7 +15,8 @@ from ..ipc.protocol import Message
 from ..ipc.server import Connection, Server
 from ..manifest import LINK, FileEntry
 from ..spool.journal import SETTLED, Journal, Progress
-from ..spool.spool import Admitted, Spool
+from ..spool.records import Admitted
+from ..spool.spool import Spool
 from .guard import Guard
 from .leased_file import LeasedFile
 
@@ -49,7 +50,7 @@ class Leases:
         identity = str(message.get("id"))
         known = self._journal.progress.get(identity, Progress())
         # Committed in an attempt that the journal has forgotten.
-        gone = item is None and not self._spool.is_ready(identity)
+        gone = item is None and identity not in self._spool.records
         needless = []
         for path, fd in zip(message["guard"], fds, strict=True):
             entry = item.entries.get(path) if item is not None else None
@@ -158,7 +159,7 @@ class Leases:
 
 
 def _held(fd: int, item: Admitted, entry: FileEntry) -> LeasedFile:
-    origin, folder = origin_of(item.source, entry.path), os.path.dirname(item.data)
+    origin, folder = origin_of(item.saved_path, entry.path), os.path.dirname(item.data)
     return LeasedFile(fd, item.file(entry.path), entry.size, entry.mtime_ns, origin, folder)
 
 

@@ -23,7 +23,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from ..spool.journal import ADMITTED, COMMITTED, FAILED, FINAL, UPLOADED, UPLOADING
-from ..spool.spool import Admitted
+from ..spool.records import Admitted
 from .job import Job, Place
 
 #: Most checkpoints in a batch: it shares the round trips of all but its commits, and is done again after a death.

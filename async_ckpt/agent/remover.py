@@ -11,7 +11,8 @@ from queue import SimpleQueue
 
 from ..capture.base import remove_snapshot
 from ..errors import os_reason
-from ..spool.spool import Admitted, Spool
+from ..spool.records import Admitted
+from ..spool.spool import Spool
 
 
 class Remover:
@@ -55,7 +56,7 @@ class Remover:
             identity, data = todo
             try:
                 remove_snapshot(data)
-                self._spool.drop_record(identity)
+                self._spool.records.drop(identity)
             except OSError as error:
                 self._on_error(f"The snapshot of {identity}, {data}, cannot be removed: {os_reason(error)}")
             with self._lock:

@@ -13,7 +13,8 @@ import time
 from collections.abc import Iterable
 
 from ..config import REACH_S, Config
-from ..spool.spool import Admitted, Spool
+from ..spool.records import Admitted
+from ..spool.spool import Spool
 from ..system.clock import Clock
 from .queue import Queue
 
@@ -64,8 +65,8 @@ class Unreachable:
 
     def __init__(self, spool: Spool, queue: Queue, config: Config, clock: Clock) -> None:
         self._spool, self._queue = spool, queue
-        self._probe = Probe(spool.annexes(), min(REACH_S, config.hung_s / 2))
-        spool.silent = self._probe.silent
+        self._probe = Probe(spool.snapshots.annexes(), min(REACH_S, config.hung_s / 2))
+        spool.snapshots.silent = self._probe.silent
         self._items: dict[str, Admitted] = {}
         self._until = clock.monotonic() + config.outage_s
 
@@ -76,7 +77,7 @@ class Unreachable:
     def take(self, item: Admitted) -> str:
         """Leave it alone if it lies where nobody answers: returns what people should know of that."""
         folder = os.path.dirname(item.data)
-        if folder not in self._spool.silent:
+        if folder not in self._spool.snapshots.silent:
             return ""
         job = self._queue.admit(item.id, item.order, item.size)
         job.why = f"the file system of {folder} does not answer"
@@ -90,7 +91,7 @@ class Unreachable:
         if not self._items:
             return []
         answer = self._probe.came_back()
-        self._spool.silent = self._probe.silent
+        self._spool.snapshots.silent = self._probe.silent
         back = [item for item in self._items.values() if os.path.dirname(item.data) in answer]
         for item in back:
             del self._items[item.id]

@@ -10,7 +10,8 @@ from ..config import HELD_UP_S, Config
 from ..ipc.protocol import Message
 from ..spool import journal
 from ..spool.journal import UPLOADED, UPLOADING, Journal
-from ..spool.spool import Admitted, is_torn, torn_file
+from ..spool.records import Admitted, is_torn, torn_file
+from ..spool.unchanged import fingerprints
 from ..system.clock import Clock
 from ..system.crash import crash_point
 from .checkpoints import Checkpoints
@@ -24,7 +25,6 @@ from .owners import Owners
 from .queue import Queue
 from .suspects import Suspects
 from .throughput import Throughput
-from .unchanged import is_settled, recognizable, unchanged
 
 #: So often something is tried in vain before newer ones are committed without it; or it shows nothing new for so many
 #: times as long as an answer of the store may take.
@@ -69,10 +69,10 @@ class Uploads:
 
     def _upload(self, job: Job, item: Admitted) -> None:
         known = self._journal.of(job.id)
-        job.inodes = recognizable(item)
+        job.fingerprints = fingerprints(item)
         copies = [
             {"op": "unchanged", "id": job.id, "path": path, **file._asdict()}
-            for path, file in unchanged(job.inodes, self._journal.stored).items() if path not in known.files
+            for path, file in self._journal.stored.among(job.fingerprints).items() if path not in known.files
         ]  # fmt: skip
         job.sent = sum(item.entries[path].size for path in known.files if path in item.entries)
         self._suspects.taken(job.id)
@@ -149,9 +149,9 @@ class Uploads:
         entry = item.entries.get(path)
         if entry is not None and not self._leases.stands(job.id, path) and is_torn(item, entry):
             return  # What was sent may be torn as well: the checkpoint will fail.
-        inode = job.inodes.get(path)
-        if inode is not None and is_settled(inode, item.captured_ns):
-            record["inode"] = inode
+        fingerprint = job.fingerprints.get(path)
+        if fingerprint is not None and fingerprint.is_settled(item.captured_ns):
+            record["inode"] = fingerprint
         if self._journal.note(record):
             self._leases.let_go(job.id, [path])
 
@@ -177,7 +177,7 @@ class Uploads:
             return
         crash_point("agent:before-uploaded")
         self._queue.uploaded(job.id)
-        job.inodes = {}
+        job.fingerprints = {}
         # Leases go only once the journal knows that the files are not needed any more.
         if self._journal.note({"id": job.id, "state": UPLOADED}):
             self._leases.let_go(job.id)

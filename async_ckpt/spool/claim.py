@@ -18,12 +18,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from ..config import SPOOL_LOCK_TIMEOUT_S
 from ..errors import SpoolError, os_hint, os_reason
 from ..layout import TaskInfo
 from ..manifest import dump
 from ..system.files import locked
-
-_LOCK_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,7 @@ def _start(content: Any) -> Start | None:
 def _content(path: str) -> Iterator[dict[str, Any]]:
     """What the file says, to be changed."""
     try:
-        with locked(path, timeout_s=_LOCK_TIMEOUT_S) as fd, open(fd, "r+b", closefd=False) as file:
+        with locked(path, timeout_s=SPOOL_LOCK_TIMEOUT_S) as fd, open(fd, "r+b", closefd=False) as file:
             try:
                 content = json.loads(file.read() or b"{}")
             except ValueError:

@@ -9,8 +9,8 @@ with ``id`` (the checkpoint's name in ``ready/``) and one of
 - ``state``: ``UPLOADED`` (all its objects are in the store), ``COMMITTED`` (with ``reference``), ``FAILED`` (with
   ``why``), ``SUPERSEDED`` (with ``why``: dropped for newer ones by the user's choice);
 - ``file``: a file whose bytes are in the store (with ``crc32``), so that its lease could be let go; ``""`` is the tar.
-  Where the same file may be saved again unchanged, ``inode`` says which it is (``Inode``, as a list). Void once the
-  checkpoint is uploaded or has failed, but for the inodes of one that is committed;
+  Where the same file may be saved again unchanged, ``inode`` says which it is (a ``Fingerprint``, as a list). Void once
+  the checkpoint is uploaded or has failed, but for the ``inode`` of one that is committed;
 - ``parts``: a file whose multipart upload was begun (with ``upload``, the store's id, and ``part_bytes``), and
   ``part``: its part of that number is in the store (with ``of``, the file, ``etag``, ``crc32``). Void once the file,
   or the checkpoint, is uploaded or has failed;
@@ -52,7 +52,7 @@ from .. import layout
 from ..errors import SpoolError, os_hint, os_reason
 from ..stores.base import Multipart
 from ..system.files import write_atomically
-from .stored import Inode, StoredFile, StoredFiles
+from .unchanged import Fingerprint, StoredFile, StoredFiles
 
 HEADER = b"async_ckpt journal 1\n"
 
@@ -98,8 +98,8 @@ def is_step(record: Record) -> bool:
 def steps(identity: str, item: Progress) -> Iterator[Record]:
     """What an unfinished upload has brought into the store so far, as records."""
     for path, crc32 in item.files.items():
-        inode_of = {"inode": item.inodes[path]} if path in item.inodes else {}
-        yield {"id": identity, **file_stored(path, crc32), **inode_of}
+        inode = {"inode": item.fingerprints[path]} if path in item.fingerprints else {}
+        yield {"id": identity, **file_stored(path, crc32), **inode}
     for path, multipart in item.parts.items():
         yield {"id": identity, **parts_begun(path, multipart.upload, multipart.part_bytes)}
         for number, (etag, crc32) in multipart.parts.items():
@@ -113,7 +113,9 @@ class Progress:
     Parameters
     ----------
     files : dict
-        Files whose bytes are in the store: path → CRCs. Of those in ``inodes`` it is known what they are on this disk.
+        Files whose bytes are in the store: path → CRCs.
+    fingerprints : dict
+        What some of them are on this disk, by path.
     parts : dict
         Multipart uploads that were begun: path → what is known.
     commit : bytes or None
@@ -130,7 +132,7 @@ class Progress:
     uploaded: bool = False
     tries: int = 0
     files: dict[str, list[int]] = field(default_factory=dict)
-    inodes: dict[str, Inode] = field(default_factory=dict)
+    fingerprints: dict[str, Fingerprint] = field(default_factory=dict)
     parts: dict[str, Multipart] = field(default_factory=dict)
     commit: bytes | None = None
 
@@ -150,7 +152,7 @@ class Known:
     def apply(self, record: Record) -> None:
         """Take in the next record."""
         if "stored" in record:
-            self.stored.add(Inode(*record["inode"]), StoredFile(record["stored"], record["crc32"]))
+            self.stored.add(Fingerprint(*record["inode"]), StoredFile(record["stored"], record["crc32"]))
             return
         item = self._item(record["id"])
         item.tries = record.get("tries", 0)
@@ -158,9 +160,9 @@ class Known:
             path = record["file"]
             item.files[path] = record["crc32"]
             item.parts.pop(path, None)
-            item.inodes.pop(path, None)
+            item.fingerprints.pop(path, None)
             if "inode" in record:
-                item.inodes[path] = Inode(*record["inode"])
+                item.fingerprints[path] = Fingerprint(*record["inode"])
         elif "parts" in record:
             item.parts[record["parts"]] = Multipart(record["upload"], record["part_bytes"])
         elif "part" in record and record["of"] in item.parts:
@@ -184,15 +186,15 @@ class Known:
 
     def _enter(self, item: Progress, state: str, why: str) -> None:
         item.state, item.why = state, why
-        if state == COMMITTED and item.inodes and (reference := item.reference):
-            for path, inode in item.inodes.items():
-                self.stored.add(inode, StoredFile(f"{reference['key']}/{path}", item.files[path]))
+        if state == COMMITTED and item.fingerprints and (reference := item.reference):
+            for path, fingerprint in item.fingerprints.items():
+                self.stored.add(fingerprint, StoredFile(f"{reference['key']}/{path}", item.files[path]))
         item.uploaded = item.uploaded or state in (UPLOADED, COMMITTED)
         if state == UPLOADED:  # What the commit will want to know.
-            item.files = {path: item.files[path] for path in item.inodes}
+            item.files = {path: item.files[path] for path in item.fingerprints}
             item.parts = {}
         elif state in FINAL:
-            item.files, item.inodes, item.parts = {}, {}, {}
+            item.files, item.fingerprints, item.parts = {}, {}, {}
 
 
 class Journal:

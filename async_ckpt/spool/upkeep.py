@@ -27,7 +27,8 @@ from ..errors import SpoolError
 from ..system import forks
 from ..system.files import try_lock, write_atomically
 from .journal import Journal
-from .spool import Admitted, Spool
+from .records import Admitted
+from .spool import Spool
 
 #: What is read into memory, as it changes, and written again where it is missing.
 _REMEMBERED = re.compile(r"spool\.json|annexes|agent\.pid|(start|versions|collective|launches)\.[0-9.]+")
@@ -96,7 +97,7 @@ class Upkeep:
             spool.mend()
         if not self._hold(spool.directory, fcntl.LOCK_EX):
             return []  # Something cleans it in this moment; or it was made again, and has another agent.
-        for annex in spool.annexes():
+        for annex in spool.snapshots.annexes():
             self._hold(annex, fcntl.LOCK_SH)
         there = set(os.listdir(spool.directory))
         missing += [name for name in ("data", "staging", "ready", "pidns") if name not in there]
@@ -108,10 +109,10 @@ class Upkeep:
         if "agent.lock" not in there:
             missing.append("agent.lock")
             self._lock_again()
-        ready = set(spool.ready_ids())
+        ready = set(spool.records.ids())
         for item in items:
             if item.id not in ready:
-                spool.write_record(item)
+                spool.records.write(item)
                 missing.append(f"ready/{item.id}.json")
         # Last of all, for whoever finds this file counts on the rest.
         if "spool.json" in self._content and "spool.json" not in there:
@@ -155,7 +156,7 @@ class Upkeep:
         for name in self._content.keys() - there - {"spool.json"}:
             missing.append(name)
             if name.startswith(_COUNTERS):
-                spool.count_from(name, _number(self._content[name]))
+                spool.versions.count_from(name, _number(self._content[name]))
             else:
                 write_atomically(spool.path(name), self._content[name])
         return missing
@@ -166,7 +167,7 @@ class Upkeep:
         if name.startswith(_COUNTERS):
             least = _number(self._content.get(name, b""))
             if _number(content) < least:  # Its file was removed, and begun anew by a saver.
-                self._spool.count_from(name, least)
+                self._spool.versions.count_from(name, least)
                 return
         self._content[name], self._seen[name] = content, seen
 
@@ -187,8 +188,8 @@ class Upkeep:
         """
         spool = self._spool
         found = [spool.path(name) for name in os.listdir(spool.directory) if name != "work"]
-        found += [spool.path("ready", f"{identity}.json") for identity in spool.ready_ids()]
-        for folder in (spool.path("data"), *spool.annexes()):
+        found += [spool.path("ready", f"{identity}.json") for identity in spool.records.ids()]
+        for folder in (spool.path("data"), *spool.snapshots.annexes()):
             with contextlib.suppress(OSError):
                 packs = [name for name in os.listdir(folder) if name.endswith(".pack")]
                 found += [folder, *(os.path.join(folder, name) for name in packs)]

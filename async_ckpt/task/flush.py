@@ -87,7 +87,7 @@ class Flush:
 
     def _is_over(self, saved: set[str]) -> bool:
         """Whether all that was admitted has come to its end, as far as the disk tells."""
-        if self._spool.ready_ids() or not os.path.exists(self._spool.path("spool.json")):
+        if self._spool.records.ids() or not os.path.exists(self._spool.path("spool.json")):
             return False
         known = self._tracker.look()
         return all(identity in known and known[identity].state in FINAL for identity in saved)
@@ -100,7 +100,7 @@ class Flush:
 
         def is_kept(identity: str) -> bool:
             with contextlib.suppress(CheckpointError):
-                item = self._spool.read(identity)
+                item = self._spool.records.read(identity)
                 return item is not None and layout.is_latest(item.reference)
             return False
 
@@ -149,7 +149,7 @@ class Flush:
         known = self._tracker.look()
         ids = (
             identity
-            for identity in self._spool.ready_ids()
+            for identity in self._spool.records.ids()
             if not (item := known.get(identity)) or item.state not in SETTLED
         )
         return sorted(ids, key=journal.order)
@@ -157,7 +157,7 @@ class Flush:
     def _who_goes_on(self) -> str:
         """Which process stays behind a failed flush, and for how long."""
         pid = self._client.agent_pid
-        if not pid or not self._spool.ready_ids():
+        if not pid or not self._spool.records.ids():
             return ""
         if not self._tracker.is_owner:
             return f". The agent (pid {pid}) goes on with what waits"

@@ -15,7 +15,7 @@ from ..config import GANG_FIRST_S, GANG_LAST_S, GATHER_GROWTH
 from ..errors import IntegrityError, NotFound, UsageError, WaitTimeout
 from ..manifest import dump
 from ..ranks import agreement
-from ..spool.spool import Admitted
+from ..spool.records import Admitted
 from ..stores.base import Store
 from ..stores.catalog import read_json
 from ..system.backoff import Backoff
@@ -50,7 +50,7 @@ def load_newest(checkpointer: Checkpointer, policy: str, path: str, shard: str =
 
 def _decide(checkpointer: Checkpointer, start: int, policy: str, path: str, shard: str) -> dict[str, Any] | None:
     # What this node saved by itself, and its part of what all did, belong into the store first: there others find it.
-    pending = checkpointer.spool.pending()
+    pending = checkpointer.spool.records.pending()
     checkpointer.tracker.wait_for_all(reversed(pending), checkpointer.config.settle_timeout_s)
     damaged = checkpointer.tracker.run(lambda store: _take_over(store, checkpointer, start))
     loaded = None

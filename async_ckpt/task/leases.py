@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from ..config import Config
 from ..ipc.client import AgentClient, LeasedFile
-from ..spool.spool import Admitted
+from ..spool.records import Admitted
 
 #: Whoever may have so many descriptors has some left: they are not counted, which takes long where there are many.
 _MANY_DESCRIPTORS = 1 << 14

@@ -159,7 +159,7 @@ def _list(
     pathspec = task.pathspec if task is not None else pathspec
     spools = [found for found in _spools(config, spool) if _is_of(found, pathspec, stores)]
     # Before the store: what is committed meanwhile is seen twice, not missed.
-    on_disk = [item for found in spools for item in found.pending()]
+    on_disk = [item for found in spools for item in found.records.pending()]
     known = {key: value for found in spools for key, value in journal.Reader(found.path("journal")).look().items()}
     last = max([task.current_attempt, *(found.task.attempt for found in spools)]) if task is not None else None
     if attempt is None:

@@ -14,7 +14,7 @@ from ..errors import IntegrityError, NotFound, StoreError, TransientStoreError, 
 from ..layout import newest
 from ..ranks import agreement, who
 from ..spool.journal import ADMITTED, COMMITTED, Progress
-from ..spool.spool import Admitted, torn_file
+from ..spool.records import Admitted, torn_file
 from ..stores import KINDS, catalog
 from ..stores.base import Store, StoreSpec
 from ..system.undisturbed import undisturbed
@@ -54,7 +54,7 @@ class Loader:
         """
         self._tracker.check_attempt()
         folder = self._task.task_folder if within_task else self._task.scope_folder
-        on_disk = self._spool.pending()
+        on_disk = self._spool.records.pending()
         known = self._tracker.look() if on_disk else {}
         stored = self._tracker.run(
             lambda s: catalog.list_references(s, folder, self._config, name=name, attempt=attempt)
@@ -161,7 +161,7 @@ class Loader:
         if policy == "none" or (policy == "fresh" and self._task.attempt == 0 and not self._was_begun_before()):
             return None
         # Shards on this disk may come to a whole checkpoint, once they are in the store.
-        shards = [item for item in self._spool.pending() if layout.is_shard(item.reference)]
+        shards = [item for item in self._spool.records.pending() if layout.is_shard(item.reference)]
         self._tracker.wait_for_all(reversed(shards), self._config.settle_timeout_s)
         for candidate in self.candidates(policy):
             try:
@@ -177,7 +177,7 @@ class Loader:
         """What to try, best first; the store's history is only listed when its newest cannot be loaded."""
         spooled = [
             item
-            for item in reversed(self._spool.pending())
+            for item in reversed(self._spool.records.pending())
             if layout.is_latest(item.reference) and not layout.is_shard(item.reference)
         ]
         # Also where the newest of them follows on all that is known here: somebody may have begun an attempt on another
@@ -229,7 +229,7 @@ class Loader:
     def _was_begun_before(self) -> bool:
         """Whether there may be something to resume from in a first attempt."""
         start = self._tracker.started()
-        return not start.first and (not start.alone or bool(self._spool.ready_ids()))
+        return not start.first and (not start.alone or bool(self._spool.records.ids()))
 
     async def _newest(self, folder: str, store: Store) -> dict[str, Any] | None:
         if folder == self._task.task_folder:

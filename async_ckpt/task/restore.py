@@ -21,7 +21,7 @@ from ..capture.link_back import Lender
 from ..config import Config
 from ..errors import CheckpointError, IntegrityError, NotFound
 from ..manifest import MAX_DEPTH, FileEntry, Manifest, check_path
-from ..spool.spool import Admitted, torn_file
+from ..spool.records import Admitted, torn_file
 from ..stores import catalog
 from ..stores.base import Entry, Store
 from ..system.concurrency import for_each

@@ -18,7 +18,7 @@ from ..manifest import Manifest
 from ..metadata import MetadataNote, NoteLog, plain
 from ..ranks.who import Ranks
 from ..spool import journal
-from ..spool.spool import Admitted
+from ..spool.records import Admitted
 from ..system.files import given_path, occupy_standard_streams
 from ..system.handlers import put_off
 from ..system.undisturbed import go_on, run, undisturbed
@@ -110,7 +110,7 @@ class Saver:
 
         def describe(size: int) -> dict[str, Any]:
             return layout.reference(
-                self._task, name=options.name, version=self._spool.next_version() if version is None else version,
+                self._task, name=options.name, version=self._spool.versions.next() if version is None else version,
                 url=self._spool.store.root, size=size, metadata=options.metadata, storage_format=options.storage_format,
                 latest=bool(options.latest), shard=shard[:2] if shard else None,
             )  # fmt: skip
@@ -140,7 +140,7 @@ class Saver:
         if version is None:
             with self._tracker.while_it_runs():
                 self._tracker.started()
-                return self._task.key(text, self._spool.upcoming_version())
+                return self._task.key(text, self._spool.versions.upcoming())
         if not str(version).isdecimal():
             raise UsageError(f"version_id={version!r} is not the number of a version", hint="They count from 0")
         return self._task.key(text, int(version))
@@ -149,7 +149,7 @@ class Saver:
         """A name for a directory of the spool in which ``path`` is captured before it counts as a checkpoint; on its
         file system if that can be. It is swept up after this process.
         """
-        return self._spool.new_held_directory(path)
+        return self._spool.snapshots.new_held_directory(path)
 
     def _capture_as_soon_as_there_is_room(self, *arguments: Any) -> Admitted:
         """The disk may have looked as if there were, and turned out to be full, or its quota used up."""
@@ -175,7 +175,7 @@ class Saver:
         await_room(self._tracker.client, self._spool, self._config, os.path.dirname(source), wait=wait)
         guarded = self._tracker.client.is_guarded()
         capture.check_strategy(snapshot, leases=guarded)
-        data, captured_ns = self._spool.new_data_directory(source), self._tracker.client.clock.time_ns()
+        data, captured_ns = self._spool.snapshots.new_directory(source), self._tracker.client.clock.time_ns()
         limit = SafeLinks(self._habits, self._copy_speed, source, os.path.dirname(data), savers)
         captured = capture.capture(
             source,
@@ -193,7 +193,7 @@ class Saver:
             if reference["storage_format"] == "files" and self._spool.store.kind != "local":
                 _check_object_names(reference["url"], captured.manifest, source)
             go_on()
-            admitted = self._spool.admit(reference, captured.manifest, data, origin, captured_ns)
+            admitted = self._spool.records.admit(reference, captured.manifest, data, origin, captured_ns)
         except BaseException:
             captured.drop(data)
             raise
@@ -224,10 +224,10 @@ class Saver:
         try:
             with self._tracker.while_it_runs():
                 try:
-                    return self._spool.next_collective(*who, turns)
+                    return self._spool.versions.next_collective(*who, turns)
                 except SpoolError:
                     await_room(self._tracker.client, self._spool, self._config, folder)  # The disk may be full.
-                    return self._spool.next_collective(*who, turns)
+                    return self._spool.versions.next_collective(*who, turns)
         except BaseException:
             self._uncounted_turns[who] += turns
             raise

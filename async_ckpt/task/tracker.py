@@ -19,7 +19,8 @@ from ..ranks import agreement
 from ..spool import journal
 from ..spool.claim import Start
 from ..spool.journal import ADMITTED, COMMITTED, FAILED, SETTLED, SUPERSEDED
-from ..spool.spool import Admitted, Spool
+from ..spool.records import Admitted
+from ..spool.spool import Spool
 from ..stores.base import Store
 from ..system.concurrency import for_each
 from ..system.undisturbed import go_on, undisturbed
@@ -120,7 +121,7 @@ class Tracker:
         if (known := self.look().get(identity)) is not None:
             return known.state, known.why
         self.check_attempt()  # Or it would be under way for ever.
-        if asked and not self.spool.is_ready(identity) and identity in self.saved:
+        if asked and identity not in self.spool.records and identity in self.saved:
             # Neither the disk nor the agent knows it any more.
             return (COMMITTED, "") if self.in_store([identity]) else (FAILED, VANISHED)
         return ADMITTED, ""
@@ -280,7 +281,7 @@ class Tracker:
 
     def pending(self, key: Any) -> Iterator[Admitted]:
         """What of this key lies on this machine's disk."""
-        return (item for item in self.spool.pending() if item.reference["key"] == key)
+        return (item for item in self.spool.records.pending() if item.reference["key"] == key)
 
     def agent_until(self, deadline: float) -> RetryingClient:
         """The agent, for whoever has until ``deadline`` (monotonic seconds)."""

@@ -23,8 +23,8 @@ from ..manifest import LINK, FileEntry, Manifest, dump, load
 from ..ranks import agreement
 from ..spool.journal import TAR, Record, file_stored, part_stored, parts_begun
 from ..spool.journal import Progress as Known
-from ..spool.spool import Admitted
-from ..spool.stored import StoredFile
+from ..spool.records import Admitted
+from ..spool.unchanged import StoredFile
 from ..stores.base import Content, Multipart, Progress, Store, TooLong
 from ..stores.catalog import read_begun, read_tagged
 from ..system.concurrency import for_each
@@ -168,8 +168,8 @@ class Uploader:
         most = self._config.max_files_behind_links
         if len(behind) > most:
             self.notice = (
-                f"Symbolic links in {item.source} lead to {len(behind)} files, of which {most} are stored under the "
-                "links' own paths: what metaflow-checkpoint loads lacks the others"
+                f"Symbolic links in {item.saved_path} lead to {len(behind)} files, of which {most} are stored under "
+                "the links' own paths: what metaflow-checkpoint loads lacks the others"
             )
 
         async def put(number: int) -> None:

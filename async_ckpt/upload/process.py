@@ -46,8 +46,9 @@ from ..ipc import protocol
 from ..ipc.protocol import Message
 from ..ranks import agreement, starts
 from ..spool.journal import Known, Progress, Record
-from ..spool.spool import Admitted, Spool
-from ..spool.stored import StoredFile
+from ..spool.records import Admitted
+from ..spool.spool import Spool
+from ..spool.unchanged import StoredFile
 from ..stores import open_store
 from ..system import processes
 from ..system.files import wait_for
@@ -252,7 +253,7 @@ class _Worker:
     async def gone(self, attempt: int) -> None:
         task = self._spool.task
         with contextlib.suppress(errors.CheckpointError):  # The others wait, as long as they would without it.
-            await agreement.put_gone(self.store, task.pathspec, attempt, task.node, self._spool.ranks(attempt))
+            await agreement.put_gone(self.store, task.pathspec, attempt, task.node, self._spool.versions.ranks(attempt))
         await self._send({"op": "gone", "id": ""})
 
     def pause(self, identity: str) -> None:
@@ -303,7 +304,7 @@ class _Worker:
         return refused or unread
 
     async def _read(self, identity: str) -> Admitted:
-        item = await anyio.to_thread.run_sync(self._spool.read, identity)
+        item = await anyio.to_thread.run_sync(self._spool.records.read, identity)
         if item is None:
             # The agent makes it again.
             raise errors.TransientStoreError(

@@ -146,7 +146,7 @@ class _Saver:
                 folder, metadata={"number": number, "kind": kind}, storage_format="tar" if kind == TAR else "files"
             )
             self.say(saved=[reference.id, number, kind], seconds=[time.monotonic() - began, wrote])
-            if len(checkpointer.spool.ready_ids()) > _BACKLOG:
+            if len(checkpointer.spool.records.ids()) > _BACKLOG:
                 reference.wait(_LIMIT_S)
         except CheckpointError as error:
             self.say(error=f"attempt {self._spec.attempt}, save {number}: {type(error).__name__}: {error}")

@@ -162,7 +162,7 @@ def test_what_an_earlier_version_had_moved_into_a_spool_is_uploaded(task: Task) 
     reference = layout.reference(
         TASK, name="mfchckpt", version=0, url=task.store.root, size=10, metadata={}, storage_format="files", latest=True
     )
-    spool.admit(reference, Manifest([moved]), data, str(task.work))
+    spool.records.admit(reference, Manifest([moved]), data, str(task.work))
     checkpointer = task.start(attempt=1)
     checkpointer.flush(60)
     assert task.stored(reference, "model").read_bytes() == b"all I have"

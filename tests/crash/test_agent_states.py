@@ -255,7 +255,7 @@ def test_a_file_system_that_does_not_answer_holds_up_only_what_lies_there(
     (folder / "work").mkdir()
     (folder / "work" / "there").write_bytes(content(0, BIG))
     checkpointer.save(folder / "work")
-    assert checkpointer.spool.annexes()
+    assert checkpointer.spool.snapshots.annexes()
     checkpointer.status()
     kill(server, signal.SIGSTOP)
     try:

@@ -35,7 +35,7 @@ def test_a_save_waits_until_there_is_room(task: Task) -> None:
     saver = threading.Thread(target=third)
     saver.start()
     assert not saved.wait(0.5)
-    assert len(checkpointer.spool.ready_ids()) == 2
+    assert len(checkpointer.spool.records.ids()) == 2
     gate.open("weights")
     assert saved.wait(60)
     saver.join()
@@ -54,7 +54,7 @@ def test_a_save_that_may_not_wait_is_refused_and_leaves_nothing(task: Task, limi
     with pytest.raises(BacklogError, match=f"{next(iter(limits))}={next(iter(limits.values()))}") as caught:
         save(checkpointer, task, 2)
     assert "on_backlog" in caught.value.hint
-    assert len(checkpointer.spool.ready_ids()) == len(os.listdir(checkpointer.spool.path("data"))) == 2
+    assert len(checkpointer.spool.records.ids()) == len(os.listdir(checkpointer.spool.path("data"))) == 2
     gate.open("weights")
     checkpointer.flush(60)
     save(checkpointer, task, 3)
@@ -81,7 +81,7 @@ def test_the_oldest_that_wait_are_dropped_but_the_newest_of_each_name(task: Task
     wait_until(lambda: states(first) == ["UPLOADING"] * 2, "both uploads go on")
     best = checkpointer.save(task.work, name="best")
     others = [save(checkpointer, task, number) for number in range(3, 8)]
-    wait_until(lambda: others[-1].state == "ADMITTED" and len(checkpointer.spool.ready_ids()) == 4, "four are left")
+    wait_until(lambda: others[-1].state == "ADMITTED" and len(checkpointer.spool.records.ids()) == 4, "four are left")
     assert states([*first, best, *others]) == ["UPLOADING"] * 2 + ["ADMITTED"] + [SUPERSEDED] * 4 + ["ADMITTED"]
     assert "superseded by 0.mfchckpt.4" in str(others[0].error)
     assert "max_pending=4" in str(others[0].error)

@@ -174,7 +174,7 @@ def test_systemd_tmpfiles_leaves_alone_what_an_agent_holds(task: Task, idle: boo
     references = [save(checkpointer, task, 0)]
     if idle:
         references[0].wait(60)
-        wait_until(lambda: not checkpointer.spool.ready_ids(), "its snapshot is removed")
+        wait_until(lambda: not checkpointer.spool.records.ids(), "its snapshot is removed")
     else:
         wait_until(lambda: gate.waiting("weights"), "it is uploaded")
     spool = Path(checkpointer.spool.directory)
@@ -199,7 +199,7 @@ def test_what_goes_by_age_alone_finds_nothing_old(task: Task) -> None:
     checkpointer = task.start(report=said.append)
     references = [save(checkpointer, task, 0)]
     references[0].wait(60)
-    wait_until(lambda: not checkpointer.spool.ready_ids(), "its snapshot is removed")
+    wait_until(lambda: not checkpointer.spool.records.ids(), "its snapshot is removed")
     spool = Path(checkpointer.spool.directory)
     age(spool)
     fresh = time.time() - 3600

@@ -149,7 +149,7 @@ def test_what_makes_no_sense_is_refused(pair: Gang, options: dict[str, object], 
     pair.start()
     with pytest.raises(UsageError, match=complaint):
         pair.save(0, 1, **options)
-    assert not pair.nodes[0].spool.ready_ids()
+    assert not pair.nodes[0].spool.records.ids()
 
 
 def test_alone_nobody_knows_which_rank_it_is(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:

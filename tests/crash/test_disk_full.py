@@ -53,7 +53,7 @@ def test_a_full_spool_refuses_the_save_and_keeps_what_it_has(task: Task, small: 
     with pytest.raises((SpoolError, SnapshotError), match="No space left on device") as caught:
         checkpointer.save(task.work)
     assert "SPOOL_DIR" in str(caught.value)
-    assert checkpointer.spool.ready_ids() == [first.id]
+    assert checkpointer.spool.records.ids() == [first.id]
     filler.unlink()
     second = checkpointer.save(task.work, metadata={"number": 0})
     gate.open("weights")

@@ -12,7 +12,7 @@ import pytest
 
 from async_ckpt.agent.questions import MAX_QUESTIONS
 from async_ckpt.ipc import protocol
-from async_ckpt.spool.spool import Admitted, Spool
+from async_ckpt.spool.records import Admitted, Records
 from async_ckpt.task.checkpointer import Checkpointer
 from harness.agents import Task, agent_pid, is_alive, records, wait_until, worker_pid
 from harness.hostile_client import descriptors_of
@@ -163,13 +163,13 @@ def test_questions_beyond_the_most_that_may_wait_are_refused_and_the_others_answ
 
 def test_an_id_that_is_waited_for_in_vain_is_looked_for_once(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpointer = task.start(uploader="thread")
-    looked, read = [], Spool.read
+    looked, read = [], Records.read
 
-    def look(self: Spool, identity: str) -> Admitted | None:
+    def look(self: Records, identity: str) -> Admitted | None:
         looked.append(identity)
         return read(self, identity)
 
-    monkeypatch.setattr(Spool, "read", look)
+    monkeypatch.setattr(Records, "read", look)
     with contextlib.closing(Talker(checkpointer.spool.directory)) as client:
         # Longer than the agent's loop goes round once.
         assert client.ask({"op": "wait", "id": "0.mfchckpt.9", "timeout_s": 1})["state"] is None

@@ -40,7 +40,7 @@ def saved(task: Task, checkpointer: Checkpointer, number: int = 0) -> Reference:
 
 
 def is_shared(checkpointer: Checkpointer, loaded: Path) -> bool:
-    (item,) = checkpointer.spool.pending()
+    (item,) = checkpointer.spool.records.pending()
     return os.path.samefile(item.file("weights"), loaded)
 
 
@@ -85,7 +85,7 @@ def test_the_saver_is_gone_and_its_agent_guards_the_file_already(task: Task, gat
     subprocess.run([sys.executable, "-c", code], env=task.environment(checkpointer), check=True, timeout=60)
     wait_until(lambda: checkpointer.status()["leases"] == 1, "the agent has the saver's lease")
     (task.work / "weights").unlink()
-    (item,) = checkpointer.spool.pending()
+    (item,) = checkpointer.spool.records.pending()
     loaded = task.base / "loaded" / "weights"
     checkpointer.load(item.reference, str(loaded.parent))
     assert is_shared(checkpointer, loaded)
@@ -129,7 +129,7 @@ def test_what_was_loaded_is_saved_again_and_then_rewritten(task: Task, gate: Gat
     loaded = task.base / "loaded" / "weights"
     checkpointer.load(first, str(loaded.parent))
     second = checkpointer.save(loaded.parent)
-    items = checkpointer.spool.pending()
+    items = checkpointer.spool.records.pending()
     assert all(os.path.samefile(item.file("weights"), loaded) for item in items)
     loaded.write_bytes(content(1, SIZE))
     third = checkpointer.save(loaded.parent)

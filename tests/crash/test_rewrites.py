@@ -112,7 +112,7 @@ def test_one_inode_in_many_pending_snapshots_is_copied_once_for_all_of_them(task
     references = [checkpointer.save(task.work) for _ in range(5)]
     wait_until(lambda: checkpointer.status()["leases"] == 5, "the agent has all leases")
     (task.work / "weights").write_bytes(content(1, 2 * MIB))
-    inodes = {Path(item.file("weights")).stat().st_ino for item in checkpointer.spool.pending()}
+    inodes = {Path(item.file("weights")).stat().st_ino for item in checkpointer.spool.records.pending()}
     assert len(inodes) == 1
     assert (task.work / "weights").stat().st_ino not in inodes
     gate.open("weights")

@@ -14,7 +14,8 @@ from async_ckpt import layout
 from async_ckpt.errors import StoreError
 from async_ckpt.layout import START_STEP
 from async_ckpt.spool.journal import COMMITTED, Progress
-from async_ckpt.spool.spool import Admitted, Spool
+from async_ckpt.spool.records import Admitted
+from async_ckpt.spool.spool import Spool
 from async_ckpt.task.checkpointer import Checkpointer
 from async_ckpt.task.reference import Reference
 from harness.agents import TASK, Gate, Task, agent_pid, kill, wait_until
@@ -293,9 +294,9 @@ def test_one_on_the_disk_is_loaded_from_a_silent_store_only_if_nothing_newer_is_
         raise StoreError("out of reach")
 
     committed = Progress(state=COMMITTED, commit=json.dumps({"attempt": 0, "version_id": int(newer) * 9 - 1}).encode())
-    monkeypatch.setattr(second, "_look", lambda: {"0.mfchckpt.9": committed})
-    monkeypatch.setattr(second, "_why_silent", lambda: "out of reach")
-    monkeypatch.setattr(second, "run", fails)
+    monkeypatch.setattr(second.tracker, "look", lambda: {"0.mfchckpt.9": committed})
+    monkeypatch.setattr(second.loader, "_why_silent", lambda: "out of reach")
+    monkeypatch.setattr(second.tracker, "run", fails)
     if newer:
         with pytest.raises(StoreError):
             next(second.loader.candidates("fresh"))

@@ -118,7 +118,7 @@ def test_draining_ends_at_its_deadline_and_keeps_what_is_left(task: Task) -> Non
     save_and_die(task, 3, "task")
     wait_until(lambda: not task.processes(), "the agent has given up")
     assert task.committed() == []
-    assert len(task.spool.ready_ids()) == 3
+    assert len(task.spool.records.ids()) == 3
     # It made every snapshot stand on its own before it let the leases go.
     (task.work / "weights").write_bytes(content(99, BIG))
     gate.open("weights")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from async_ckpt.errors import SnapshotError
-from async_ckpt.spool.inode import identify, shows_writes
+from async_ckpt.spool.unchanged import Fingerprint, shows_writes
 from async_ckpt.task.checkpointer import Checkpointer
 from async_ckpt.task.reference import Reference
 from harness.agents import Task, agent_pid, close_and_kill, content, is_alive, kill, wait_until
@@ -23,7 +23,7 @@ FROZEN = 2 << 20
 
 @pytest.fixture(autouse=True)
 def _needs_times_of_birth(tmp_path: Path) -> None:
-    if identify(str(tmp_path)) is None or not shows_writes(str(tmp_path)):
+    if Fingerprint.of(str(tmp_path)) is None or not shows_writes(str(tmp_path)):
         pytest.skip("this file system does not tell unchanged files")
 
 
@@ -204,7 +204,7 @@ def test_a_touched_file_is_sent_once_more(task: Task) -> None:
         assert task.stored(reference, "frozen").read_bytes() == content(0, FROZEN)
 
 
-@pytest.mark.parametrize("options", [{"strategy": "copy"}, {"strategy": "reflink"}, {"storage_format": "tar"}])
+@pytest.mark.parametrize("options", [{"snapshot": "copy"}, {"snapshot": "reflink"}, {"storage_format": "tar"}])
 def test_what_is_captured_otherwise_is_sent(task: Task, options: dict[str, Any]) -> None:
     checkpointer = task.start()
     frozen(task)

@@ -305,13 +305,13 @@ def test_moved_checkpoints_leave_the_directory_and_come_whole_to_the_store(task:
 _KILLED_WHILE_IT_MOVES = """
 import os, signal, sys, time
 from async_ckpt.task.checkpointer import Checkpointer
-from async_ckpt.spool.spool import Spool
+from async_ckpt.spool.versions import Versions
 from async_ckpt.watch import Watch, WatchOptions, retention
 def die(*arguments):
     os.kill(os.getpid(), signal.SIGKILL)
 checkpointer = Checkpointer.from_environment()
 if sys.argv[2] == "before it is admitted":
-    Spool.next_version = die
+    Versions.next = die
 else:
     retention.remove_tree = die
 Watch(checkpointer, sys.argv[1], WatchOptions(settle=0.05, move=True), checkpointer.config)
@@ -440,7 +440,7 @@ def test_a_capture_that_is_refused_at_its_end_saves_nothing(task: Task) -> None:
             checkpointer.save(folder, snapshot=strategy, check=check)
     assert seen == ["x" * 100_000] * 2
     assert (folder / "model").read_text() == "x" * 100_000
-    assert checkpointer.list() == checkpointer.spool.pending() == []
+    assert checkpointer.list() == checkpointer.spool.records.pending() == []
     assert os.listdir(checkpointer.spool.path("data")) == []
 
 

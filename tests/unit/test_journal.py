@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from async_ckpt.errors import SpoolError
 from async_ckpt.spool import journal
 from async_ckpt.spool.journal import ADMITTED, COMMITTED, FAILED, HEADER, UPLOADED, Journal, Known, Reader
-from async_ckpt.spool.stored import Inode, StoredFile
+from async_ckpt.spool.unchanged import Fingerprint, StoredFile
 from async_ckpt.stores.base import Multipart
 from harness.filesystems import CannotMount, small_tmpfs
 
-INODE = Inode(1, 2, 3, 4, 5)
+FINGERPRINT = Fingerprint(1, 2, 3, 4, 5)
 RECORDS: list[dict[str, Any]] = [
-    {"id": "0.a.0", "file": "weights", "crc32": [1, 2], "inode": INODE},
+    {"id": "0.a.0", "file": "weights", "crc32": [1, 2], "inode": FINGERPRINT},
     {"id": "0.a.0", "state": UPLOADED},
     {"id": "0.a.1", "file": "über\nmodel", "crc32": []},
     {"id": "0.a.0", "state": COMMITTED, "reference": {"key": "k", "attempt": 0}},
@@ -69,12 +69,12 @@ def test_a_file_of_a_committed_checkpoint_is_known_by_its_inode_across_restarts(
     made = Journal(str(tmp_path / "journal"))
     for record in RECORDS[:2]:
         made.append(record)
-        assert made.stored.find(INODE) is None, "it is not committed yet"
+        assert made.stored.find(FINGERPRINT) is None, "it is not committed yet"
         made.close()
         made = Journal(str(tmp_path / "journal"))
     made.append(RECORDS[3])
     for attempt in (0, 0, 1, 2):
-        assert made.stored.find(INODE) == StoredFile("k/weights", [1, 2])
+        assert made.stored.find(FINGERPRINT) == StoredFile("k/weights", [1, 2])
         made.close()
         made = Journal(str(tmp_path / "journal"), attempt)
     made.close()
@@ -85,7 +85,7 @@ def test_what_failed_is_nobodys_source(tmp_path: Path) -> None:
     reopened = Journal(str(tmp_path / "journal"))
     reopened.append(RECORDS[3])
     reopened.close()
-    assert reopened.stored.find(INODE) is None
+    assert reopened.stored.find(FINGERPRINT) is None
 
 
 def test_parts_are_known_across_restarts_until_their_file_is_whole(tmp_path: Path) -> None:

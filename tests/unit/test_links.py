@@ -15,7 +15,7 @@ from async_ckpt import capture
 from async_ckpt.config import Config
 from async_ckpt.errors import SnapshotError
 from async_ckpt.manifest import FileEntry, Link, Manifest
-from async_ckpt.spool.spool import Admitted
+from async_ckpt.spool.records import Admitted
 from async_ckpt.task import restore
 from tests.spread import first_of
 

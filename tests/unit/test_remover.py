@@ -50,11 +50,11 @@ def test_nobody_waits_for_a_removal_and_the_record_goes_last(tmp_path: Path, dis
         removing.remove(item)
     assert disk.begun.wait(60)
     assert not removing.idle
-    assert len(spool.ready_ids()) == 3
+    assert len(spool.records.ids()) == 3
     disk.free.set()
     assert idle.wait(60)
     assert removing.idle
-    assert spool.ready_ids() == os.listdir(spool.path("data")) == errors == []
+    assert spool.records.ids() == os.listdir(spool.path("data")) == errors == []
     removing.stop()
 
 
@@ -68,7 +68,7 @@ def test_what_cannot_be_removed_is_reported_keeps_its_record_and_holds_up_nothin
     for item in items:
         removing.remove(item)
     wait_until(lambda: removing.idle, "all is tried")
-    assert spool.ready_ids() == [items[0].id]
+    assert spool.records.ids() == [items[0].id]
     (error,) = errors
     assert items[0].data in error
     assert "Input/output error" in error

@@ -20,7 +20,7 @@ from async_ckpt.capture.content import TarContent, TarMember
 from async_ckpt.config import Config
 from async_ckpt.errors import CheckpointError, IntegrityError, NotFound, SnapshotError, UsageError
 from async_ckpt.manifest import COPY, LINK, PACKED, Directory, FileEntry, Link, Manifest
-from async_ckpt.spool.spool import Admitted
+from async_ckpt.spool.records import Admitted
 from async_ckpt.stores.local import LocalStore
 from async_ckpt.task import restore
 from harness.agents import TASK

@@ -67,7 +67,7 @@ class Trainer:
             (out / f"{name}.new").write_bytes(b"%d" % number * SIZE)
             (out / f"{name}.new").rename(out / name)
         saved = self.checkpointer.save(out, snapshot=strategy)
-        item = self.checkpointer.spool.read(f"0.{saved.name}.{saved.version_id}")
+        item = self.checkpointer.spool.records.read(f"0.{saved.name}.{saved.version_id}")
         assert item is not None
         return [entry.how for entry in item.manifest.files]
 

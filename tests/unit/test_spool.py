@@ -20,8 +20,9 @@ from async_ckpt import layout
 from async_ckpt.config import Config
 from async_ckpt.errors import IntegrityError, SpoolError
 from async_ckpt.manifest import COPY, LINK, Directory, FileEntry, Link, Manifest
-from async_ckpt.spool import spool as spool_module
-from async_ckpt.spool.spool import Admitted, Spool, torn_file
+from async_ckpt.spool import records, snapshots
+from async_ckpt.spool.records import Admitted, Records, torn_file
+from async_ckpt.spool.spool import Spool
 from async_ckpt.stores.base import StoreSpec
 from async_ckpt.system import mounts
 from async_ckpt.system.mounts import down_from_mount
@@ -45,10 +46,10 @@ def reference(version: int, **fields: Any) -> dict[str, Any]:
 
 
 def admit(spool: Spool, version: int, content: bytes = b"abc") -> Admitted:
-    data = spool.new_data_directory(spool.directory)
+    data = spool.snapshots.new_directory(spool.directory)
     os.mkdir(data)
     Path(data, "file").write_bytes(content)
-    return spool.admit(reference(version), Manifest([FileEntry("file", len(content), 0o644)]), data, "/source")
+    return spool.records.admit(reference(version), Manifest([FileEntry("file", len(content), 0o644)]), data, "/source")
 
 
 def test_only_its_owner_can_enter_it(spool: Spool) -> None:
@@ -109,7 +110,7 @@ def test_a_spool_of_another_format_is_a_clear_error(spool: Spool, text: str) -> 
 
 def _take(directory: str, count: int, queue: Any) -> None:
     spool = Spool.open(directory)
-    queue.put([spool.next_version() for _ in range(count)])
+    queue.put([spool.versions.next() for _ in range(count)])
 
 
 def test_versions_from_many_processes_are_unique_and_without_gaps(spool: Spool) -> None:
@@ -118,7 +119,7 @@ def test_versions_from_many_processes_are_unique_and_without_gaps(spool: Spool) 
     processes = [context.Process(target=_take, args=(spool.directory, 50, queue)) for _ in range(3)]
     for process in processes:
         process.start()
-    own = [spool.next_version() for _ in range(50)]
+    own = [spool.versions.next() for _ in range(50)]
     taken = [queue.get() for _ in processes]
     for process in processes:
         process.join(60)
@@ -129,8 +130,8 @@ def test_versions_from_many_processes_are_unique_and_without_gaps(spool: Spool) 
 
 
 def test_every_attempt_counts_from_zero(spool: Spool) -> None:
-    assert [spool.next_version(), spool.next_version()] == [0, 1]
-    assert Spool.open(spool.directory, attempt=1).next_version() == 0
+    assert [spool.versions.next(), spool.versions.next()] == [0, 1]
+    assert Spool.open(spool.directory, attempt=1).versions.next() == 0
 
 
 def test_a_record_comes_back_as_it_was_admitted(spool: Spool) -> None:
@@ -140,27 +141,29 @@ def test_a_record_comes_back_as_it_was_admitted(spool: Spool) -> None:
         [Directory("a", 0o750, 7)],
         [Link("l", "a/b")],
     )
-    made = spool.admit(reference(0, metadata={"x": [1, None]}), manifest, spool.path("data", "1-x"), "/some/where")
-    assert spool.read(made.id) == made
-    assert spool.ready_ids() == [made.id]
+    made = spool.records.admit(
+        reference(0, metadata={"x": [1, None]}), manifest, spool.path("data", "1-x"), "/some/where"
+    )
+    assert spool.records.read(made.id) == made
+    assert spool.records.ids() == [made.id]
     assert os.listdir(spool.path("staging")) == []
 
 
 def test_looking_at_the_next_version_does_not_take_it(spool: Spool) -> None:
     for version in range(3):
-        assert spool.upcoming_version() == spool.upcoming_version() == version
-        assert spool.next_version() == version
+        assert spool.versions.upcoming() == spool.versions.upcoming() == version
+        assert spool.versions.next() == version
 
 
 def test_pending_is_ordered_by_attempt_and_version(spool: Spool) -> None:
     for version in (10, 2, 9):
         admit(spool, version)
-    assert [item.order for item in spool.pending()] == [(0, 2), (0, 9), (0, 10)]
+    assert [item.order for item in spool.records.pending()] == [(0, 2), (0, 9), (0, 10)]
 
 
 def test_a_record_that_is_gone_is_no_error(spool: Spool) -> None:
-    assert spool.read("0.x.0") is None
-    spool.drop_record("0.x.0")
+    assert spool.records.read("0.x.0") is None
+    spool.records.drop("0.x.0")
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", "3", '{"reference": 1}', "truncated", "no key", "path outside"])
@@ -179,9 +182,9 @@ def test_a_damaged_record_is_named_and_does_not_hide_the_others(spool: Spool, da
     else:
         path.write_text(damage)
     with pytest.raises(IntegrityError) as caught:
-        spool.read(broken.id)
+        spool.records.read(broken.id)
     assert caught.value.where == str(path)
-    assert [item.id for item in spool.pending()] == [whole.id]
+    assert [item.id for item in spool.records.pending()] == [whole.id]
     assert path.exists()
 
 
@@ -198,15 +201,15 @@ def test_a_full_disk_admits_nothing_and_says_what_to_do(tmp_path: Path) -> None:
             spool = Spool.create(str(folder / "root"), TASK, STORE)
             fill(folder / "filler")
             with pytest.raises(SpoolError, match="No space left") as caught:
-                spool.admit(reference(0), Manifest(), spool.path("data", "1-x"), "/x")
+                spool.records.admit(reference(0), Manifest(), spool.path("data", "1-x"), "/x")
             assert "METAFLOW_ASYNC_CKPT_SPOOL_DIR" in caught.value.hint
-            assert spool.ready_ids() == []
+            assert spool.records.ids() == []
             assert os.listdir(spool.path("staging")) == []
             with pytest.raises(SpoolError, match="No space left"):
                 Spool.create(str(folder / "another"), TASK, STORE)
             (folder / "filler").unlink()
-            spool.admit(reference(0), Manifest(), spool.path("data", "1-x"), "/x")
-            assert len(spool.ready_ids()) == 1
+            spool.records.admit(reference(0), Manifest(), spool.path("data", "1-x"), "/x")
+            assert len(spool.records.ids()) == 1
     except CannotMount as error:
         pytest.skip(str(error))
 
@@ -226,7 +229,7 @@ def test_leftovers_of_dead_savers_are_swept_and_those_of_living_ones_stay(spool:
     for folder in (dead, alive):
         os.makedirs(os.path.join(folder, "sub"))
     Path(staged).write_text("{")
-    spool.sweep(spool.leftovers())
+    spool.snapshots.sweep(spool.snapshots.leftovers())
     assert not os.path.exists(dead)
     assert not os.path.exists(staged)
     assert os.path.isdir(alive)
@@ -246,20 +249,20 @@ def test_a_saver_that_admits_and_ends_while_leftovers_are_looked_for_loses_nothi
     from async_ckpt.config import Config
     from async_ckpt.ipc import protocol
 
-    pending, done = Spool.pending, []
+    pending, done = Records.pending, []
 
-    def pending_then_save(self: Spool) -> list[Admitted]:
+    def pending_then_save(self: Records) -> list[Admitted]:
         found = pending(self)
         if not done:
             done.append(True)
-            subprocess.run([sys.executable, "-c", _ADMIT, self.directory], check=True, env=with_our_modules())
+            subprocess.run([sys.executable, "-c", _ADMIT, spool.directory], check=True, env=with_our_modules())
         return found
 
-    monkeypatch.setattr(Spool, "pending", pending_then_save)
+    monkeypatch.setattr(Records, "pending", pending_then_save)
     listening = protocol.listen(str(tmp_path / "sock"))
     agent = Agent(spool, listening, lambda: None, lambda: None, Config(), guarded=False)  # type: ignore
     agent._close()
-    (item,) = pending(spool)
+    (item,) = pending(spool.records)
     assert Path(item.file("file")).read_bytes() == b"abc"
 
 
@@ -281,7 +284,7 @@ def test_what_is_given_up_in_the_moment_of_its_commit_is_not_called_lost(spool: 
 def test_a_spool_that_got_a_checkpoint_in_this_moment_is_not_taken_away(spool: Spool) -> None:
     item = admit(spool, 0)
     assert spool.set_aside(set()) is None
-    assert spool.pending() == [item]
+    assert spool.records.pending() == [item]
     assert Path(item.file("file")).read_bytes() == b"abc"
 
 
@@ -311,18 +314,18 @@ def test_the_annex_is_above_what_is_saved_and_the_folder_around_it(
     folder = on_filesystem("tmpfs")
     if folder.stat().st_dev == os.stat(spool.directory).st_dev:
         pytest.skip("the temporary directory is on the same tmpfs")
-    monkeypatch.setattr(spool_module, "down_from_mount", lambda path: down_from_mount(path)[-3:])
+    monkeypatch.setattr(snapshots, "down_from_mount", lambda path: down_from_mount(path)[-3:])
     (folder / "out" / "checkpoint-5").mkdir(parents=True)
     best = folder / "out" / "checkpoint-5" / "best.pt"
     best.touch()
     annexes = f".async_ckpt-{os.getuid()}"
-    assert spool.new_data_directory(str(best)).startswith(str(folder / annexes))
+    assert spool.snapshots.new_directory(str(best)).startswith(str(folder / annexes))
     # Where somebody else has the place, the next one below it is taken.
     (folder / annexes).rename(folder / "theirs")
     (folder / annexes).symlink_to(folder / "theirs")
     other = Spool.open(spool.directory)
-    taken = [other.new_data_directory(str(best)) for _ in range(2)]
-    assert {os.path.dirname(path) for path in taken} == {other._annex_for[str(best.parent)]}
+    taken = [other.snapshots.new_directory(str(best)) for _ in range(2)]
+    assert {os.path.dirname(path) for path in taken} == {other.snapshots._annex_for[str(best.parent)]}
     assert taken[0].startswith(str(folder / "out" / annexes))
     gone = spool.set_aside(set())
     assert gone is not None
@@ -422,7 +425,7 @@ def test_who_is_not_the_tasks_user_cannot_save_for_it(spool: Spool, monkeypatch:
     user = os.getuid()
     monkeypatch.setattr(os, "getuid", lambda: user + 1)
     with pytest.raises(SpoolError, match=f"belongs to user {user}, .*could not read .*sudo --user='#{user}'"):
-        spool.new_data_directory(spool.directory)
+        spool.snapshots.new_directory(spool.directory)
     assert os.listdir(spool.path("data")) == []
 
 
@@ -432,6 +435,6 @@ def test_a_record_that_may_not_be_read_is_a_checkpoint_that_fails_and_not_one_th
     def refuse(path: str, *_: Any) -> Any:
         raise PermissionError(errno.EACCES, "Permission denied", path)
 
-    monkeypatch.setattr(spool_module, "open", refuse, raising=False)
+    monkeypatch.setattr(records, "open", refuse, raising=False)
     with pytest.raises(IntegrityError, match=r"record of checkpoint 0\.x\.0 cannot be read: Permission denied"):
-        spool.read("0.x.0")
+        spool.records.read("0.x.0")

@@ -17,8 +17,8 @@ from async_ckpt.config import Config
 from async_ckpt.errors import CheckpointError, IntegrityError, NotFound, StoreError, TransientStoreError
 from async_ckpt.manifest import COPY, LINK, FileEntry, Link, Manifest
 from async_ckpt.spool.journal import TAR, Known, Progress, Record, is_step, steps
-from async_ckpt.spool.spool import Admitted
-from async_ckpt.spool.stored import StoredFile
+from async_ckpt.spool.records import Admitted
+from async_ckpt.spool.unchanged import StoredFile
 from async_ckpt.stores import catalog
 from async_ckpt.upload import checkpoint as uploader_module
 from async_ckpt.upload.checkpoint import Uploader

@@ -1,0 +1,182 @@
+"""Where the data of snapshots lies, and what becomes of it when whoever captured it has died.
+
+Hard links need the data on the file system of what is saved. Where that is not the spool's, the data lies in an
+*annex*, ``<directory>/.async_ckpt-<uid>/<spool's name>-<its inode>/``, and only the record in the spool. The directory
+is as near to the mount point as one can be made: whoever removes what was saved, or the folder around it, must not
+remove the snapshot with it.
+
+The name of each begins with the number of the process that made it (see ``owner.py``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import secrets
+from collections.abc import Callable
+
+from ..capture.base import remove_snapshot
+from ..capture.walk import ANNEX_PREFIX
+from ..errors import SpoolError
+from ..system.files import remove_tree
+from ..system.mounts import down_from_mount
+from .directories import private_directory
+from .owner import Owner
+from .records import Admitted, Records
+
+#: The ending of a directory for what may become a checkpoint.
+_HELD = ".held"
+
+#: Of so many directories it is remembered where their annex is.
+_MAX_PARENTS = 1000
+
+
+class Snapshots:
+    """The data of one spool, and its annexes.
+
+    Parameters
+    ----------
+    directory : str
+        The spool's.
+    owner : Owner
+        This process, as the maker of things in it.
+    records : Records
+        The spool's: what they name is needed.
+    mend : callable
+        Makes the spool's directories again where something has removed them.
+    """
+
+    def __init__(self, directory: str, owner: Owner, records: Records, mend: Callable[[], None]) -> None:
+        self._directory, self._owner, self._records, self._mend = directory, owner, records, mend
+        #: By parent of what is saved.
+        self._annex_for: dict[str, str] = {}
+        #: Annexes whose file system does not answer: nobody looks into them.
+        self.silent: frozenset[str] = frozenset()
+
+    # -- making ----------------------------------------------------------------------------------------------------
+
+    def new_directory(self, path: str) -> str:
+        """A path, not yet made, for the snapshot of ``path``: on its file system if that can be written to.
+
+        Raises
+        ------
+        SpoolError
+            This is root, and the task is another user's: its agent could read nothing of what is saved here.
+        """
+        self._check_user()
+        name = f"{self._owner.name()}-{secrets.token_hex(8)}"
+        # Where no annex can be made, files are copied into the spool instead.
+        with contextlib.suppress(OSError, SpoolError):
+            device = os.stat(path).st_dev
+            parent = os.path.dirname(os.path.realpath(path)) if device != self._device else ""
+            if parent and (annex := self._annex(parent, device)):
+                return os.path.join(annex, name)
+        if not os.path.isdir(os.path.join(self._directory, "data")):
+            self._mend()
+        return os.path.join(self._directory, "data", name)
+
+    def new_held_directory(self, path: str) -> str:
+        """The same, for what may become a checkpoint or not. It is swept up after this process."""
+        return self.new_directory(path) + _HELD
+
+    def _check_user(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            owner = os.stat(self._directory).st_uid
+            if owner != os.getuid():
+                raise SpoolError(
+                    f"The task belongs to user {owner}, and this process to user {os.getuid()}: the task's agent could "
+                    "not read what is saved here",
+                    where=self._directory, hint=f"Save as its user: sudo --user='#{owner}'",
+                )  # fmt: skip
+
+    @functools.cached_property
+    def _device(self) -> int:
+        return os.stat(self._directory).st_dev
+
+    def _annex(self, parent: str, device: int) -> str | None:
+        """The annex for what lies in ``parent``; None: there can be none."""
+        annex = self._annex_for.get(parent)
+        if annex is not None and os.path.isdir(annex):
+            return annex
+        if len(self._annex_for) >= _MAX_PARENTS:
+            self._annex_for.clear()
+        for folder in down_from_mount(parent):
+            # Not in that one: it may be somebody else's, or another subvolume. In the next, perhaps.
+            with contextlib.suppress(OSError, SpoolError):
+                if os.stat(folder).st_dev == device:
+                    self._annex_for[parent] = annex = self._make_annex(folder)
+                    return annex
+        return None
+
+    def _make_annex(self, folder: str) -> str:
+        annexes = os.path.join(folder, f"{ANNEX_PREFIX}{os.getuid()}")
+        # One of an earlier spool of the task has another name.
+        annex = os.path.join(annexes, f"{os.path.basename(self._directory)}-{os.stat(self._directory).st_ino}")
+        private_directory(annexes)
+        private_directory(annex)
+        if annex not in self._annex_for.values():
+            with open(os.path.join(self._directory, "annexes"), "ab") as file:
+                file.write(json.dumps(annex).encode() + b"\n")
+        return annex
+
+    def annexes(self, directory: str = "") -> list[str]:
+        """All that savers have made, as the spool says that is in ``directory`` now (default: where it always is)."""
+        try:
+            with open(os.path.join(directory or self._directory, "annexes"), "rb") as file:
+                return [annex for annex in dict.fromkeys(json.loads(line) for line in file) if annex not in self.silent]
+        except (FileNotFoundError, ValueError):
+            return []
+
+    # -- the agent's part ------------------------------------------------------------------------------------------
+
+    def saver_may_live(self, item: Admitted) -> bool:
+        """Whether the process may live that captured a checkpoint, and with it the leases that it took."""
+        return self._owner.may_live(os.path.basename(item.data).partition("-")[0])
+
+    def leftovers(self) -> set[str]:
+        """What savers that died in mid-save left: data directories and staged records. Those of processes that live
+        stay.
+        """
+        found: set[str] = set()
+        own = (os.path.join(self._directory, name) for name in ("data", "staging"))
+        for folder in (*own, *self.annexes()):
+            with contextlib.suppress(FileNotFoundError):
+                found.update(
+                    os.path.join(folder, name)
+                    for name in os.listdir(folder)
+                    if not self._owner.may_live(name.partition("-")[0])
+                )
+        return found
+
+    def sweep(self, leftovers: set[str]) -> list[str]:
+        """Remove leftovers; nothing if some record cannot be read, as it may need one of them. Returns what people
+        should know.
+        """
+        if len(self._records.pending()) < len(self._records.ids()):
+            return []
+        told = []
+        for path in leftovers:
+            if os.path.isdir(path) and not os.path.islink(path):
+                if path.endswith(_HELD):
+                    told += [_held_in_vain(name) for name in os.listdir(path)]
+                remove_snapshot(path)
+            else:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
+        return told
+
+    def remove_annexes(self, directory: str) -> None:
+        """Remove those of the spool that is in ``directory`` now, with all that is in them."""
+        for annex in self.annexes(directory):
+            remove_tree(annex)
+            with contextlib.suppress(OSError):  # Not empty: another task's annex is beside it.
+                os.rmdir(os.path.dirname(annex))
+
+
+def _held_in_vain(name: str) -> str:
+    return (
+        f"{name} was captured, and not known to be finished, when its watch was killed: that capture is dropped. If it "
+        "is still where its trainer wrote it, the next watch sees it there"
+    )

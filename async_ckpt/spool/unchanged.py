@@ -1,0 +1,174 @@
+"""Which files of a checkpoint the store has already, from an earlier one: they are copied there, not sent again.
+
+A file is known by its *fingerprint*: inode, size and times. That it is unchanged since an earlier capture is sound
+because of the leases: while one is taken, nobody has the file open for writing, or mapped so that writes could come
+later. So between two captures by link, whoever wrote to the inode opened or mapped it in between, and the file system
+gave it a new mtime. What could fool that is left out:
+
+- A write right after the first capture may get the same mtime, as the clock of file systems ticks in steps: the mtime
+  must have been older than the capture by ``RACY_NS`` (git does the same with its index).
+- A program may set the mtime back to what it was, always to the same time as a rule (reproducible archives): a time
+  before the file's own birth, or one without nanoseconds, is one that somebody set.
+- A number of an inode is given to another file later: the time of birth tells.
+- File systems in memory do not see each write to a mapping: there nothing is taken for unchanged.
+
+Copies, clones and packed files are inodes of the snapshot's own, and say nothing about the trainer's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import mmap
+import os
+import secrets
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from ..manifest import LINK
+from ..system.filesystems import kind_at, statx, times_tell
+from .records import Admitted
+
+#: Smallest file in bytes for which the store is asked for a copy: below, the request takes as long as the bytes.
+MIN_BYTES = 1 << 20
+
+#: By how much a file must have been older than its capture, in nanoseconds: ten ticks of the slowest kernel's clock.
+RACY_NS = 100_000_000
+
+#: So many files are remembered, the last ones: a few MiB of memory.
+MAX_STORED = 10_000
+
+#: A time in nanoseconds that is surely not now.
+_OLD_NS = 10**18
+
+
+class Fingerprint(NamedTuple):
+    """A file's identity and when it was last written to: device, inode number, size in bytes, times in nanoseconds.
+
+    The time of birth tells a file from an earlier one that had the same number.
+    """
+
+    dev: int
+    ino: int
+    size: int
+    mtime_ns: int
+    btime_ns: int
+
+    @classmethod
+    def of(cls, path: str) -> Fingerprint | None:
+        """Of the file at ``path`` (a symbolic link is not followed); None where there is none, or its birth is not
+        known.
+        """
+        # One call: the path may become another file between two.
+        found = statx(path)
+        if found is None:
+            return None
+        return cls(os.makedev(*found.dev), found.ino, found.size, found.mtime.ns, found.btime.ns)
+
+    def is_settled(self, captured_ns: int) -> bool:
+        """Whether a write after a capture at that time must have changed the mtime."""
+        return self.mtime_ns + RACY_NS <= captured_ns
+
+    @property
+    def was_set(self) -> bool:
+        """Whether the mtime cannot be that of a write."""
+        return self.mtime_ns < self.btime_ns or self.mtime_ns % 1000 == 0
+
+
+class StoredFile(NamedTuple):
+    """A file of a committed checkpoint: its object's key, and the CRC-32 of every 16 MiB."""
+
+    key: str
+    crc32: list[int]
+
+
+class StoredFiles:
+    """Files of committed checkpoints of one task, by fingerprint; each at the place where it was stored last.
+
+    Parameters
+    ----------
+    limit : int
+        How many are remembered.
+    """
+
+    def __init__(self, limit: int = MAX_STORED) -> None:
+        self._limit = limit
+        self._files: dict[Fingerprint, StoredFile] = {}
+        #: What an inode number was last known as: a file that was written to, or another one, replaces it.
+        self._last: dict[tuple[int, int], Fingerprint] = {}
+
+    def add(self, fingerprint: Fingerprint, file: StoredFile) -> None:
+        """Remember a file; what was known of its inode number is forgotten."""
+        number = (fingerprint.dev, fingerprint.ino)
+        previous = self._last.pop(number, None)
+        if previous is not None:
+            del self._files[previous]
+        self._files[fingerprint], self._last[number] = file, fingerprint
+        if len(self._files) > self._limit:
+            oldest = next(iter(self._files))
+            del self._files[oldest], self._last[oldest.dev, oldest.ino]
+
+    def find(self, fingerprint: Fingerprint) -> StoredFile | None:
+        """Where the store has the content of this very file, unchanged since."""
+        return self._files.get(fingerprint)
+
+    def among(self, fingerprints: dict[str, Fingerprint]) -> dict[str, StoredFile]:
+        """Those of some files that the store has, with the place, by path."""
+        found = {path: self.find(fingerprint) for path, fingerprint in fingerprints.items()}
+        return {path: file for path, file in found.items() if file is not None}
+
+    def __iter__(self) -> Iterator[tuple[Fingerprint, StoredFile]]:
+        """Oldest first."""
+        return iter(self._files.items())
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+
+def fingerprints(item: Admitted) -> dict[str, Fingerprint]:
+    """Files of a checkpoint that a later one may find unchanged, or that may be unchanged themselves, by path.
+
+    Asked before the upload: what is made private after that was this inode when it was captured.
+    """
+    if item.reference["storage_format"] != "files":
+        return {}
+    entries = [entry for entry in item.manifest.files if entry.how == LINK and entry.size >= MIN_BYTES]
+    if not entries or not shows_writes(os.path.dirname(item.data)):
+        return {}
+    found = {}
+    for entry in entries:
+        now = Fingerprint.of(item.file(entry.path))
+        captured = (entry.ino, entry.size, entry.mtime_ns)
+        if now is not None and (now.ino, now.size, now.mtime_ns) == captured and not now.was_set:
+            found[entry.path] = now
+    return found
+
+
+def shows_writes(folder: str) -> bool:
+    """Whether each write through a new shared mapping changes a file's mtime on the file system of ``folder``.
+
+    Only where it is known that every write is one of this kernel's; and it is tried, as no interface tells. File
+    systems in memory (tmpfs) map pages writable that were only read, and never hear of the writes.
+    """
+    try:
+        return times_tell(kind_at(folder)) and _shows_writes(os.stat(folder).st_dev, folder)
+    except OSError:
+        return False
+
+
+@functools.lru_cache(maxsize=64)
+def _shows_writes(device: int, folder: str) -> bool:
+    # Named like a snapshot, so that what a killed process leaves is swept away.
+    path = os.path.join(folder, f"{os.getpid()}-{secrets.token_hex(8)}")
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(fd, b"0")
+        os.utime(fd, ns=(_OLD_NS, _OLD_NS))
+        with mmap.mmap(fd, 1) as mapped:
+            first = mapped[0]
+            mapped[0] = first + 1
+        return os.fstat(fd).st_mtime_ns != _OLD_NS
+    finally:
+        os.close(fd)
+        with contextlib.suppress(OSError):
+            os.unlink(path)
