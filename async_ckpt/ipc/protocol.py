@@ -169,7 +169,7 @@ def connect(path: str, timeout_s: float) -> socket.socket:
     sock = keep_socket_from_children(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
     try:
         sock.settimeout(timeout_s)
-        with _Short(path) as short:
+        with _ShortName(path) as short:
             sock.connect(short)
         return sock
     except BaseException:
@@ -183,7 +183,7 @@ def listen(path: str) -> socket.socket:
     try:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
-        with _Short(path) as short:
+        with _ShortName(path) as short:
             sock.bind(short)
         os.chmod(path, 0o600)
         sock.listen(128)
@@ -193,7 +193,7 @@ def listen(path: str) -> socket.socket:
         raise
 
 
-class _Short:
+class _ShortName:
     """A name for a socket that is short enough: through a descriptor of its directory."""
 
     def __init__(self, path: str) -> None:

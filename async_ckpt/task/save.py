@@ -145,12 +145,6 @@ class Saver:
             raise UsageError(f"version_id={version!r} is not the number of a version", hint="They count from 0")
         return self._task.key(text, int(version))
 
-    def new_held_directory(self, path: str) -> str:
-        """A name for a directory of the spool in which ``path`` is captured before it counts as a checkpoint; on its
-        file system if that can be. It is swept up after this process.
-        """
-        return self._spool.snapshots.new_held_directory(path)
-
     def _capture_as_soon_as_there_is_room(self, *arguments: Any) -> Admitted:
         """The disk may have looked as if there were, and turned out to be full, or its quota used up."""
         while True:
@@ -177,14 +171,9 @@ class Saver:
         capture.check_strategy(snapshot, leases=guarded)
         data, captured_ns = self._spool.snapshots.new_directory(source), self._tracker.client.clock.time_ns()
         limit = SafeLinks(self._habits, self._copy_speed, source, os.path.dirname(data), savers)
+        budget = lease_budget(self._tracker.client, self._config)
         captured = capture.capture(
-            source,
-            data,
-            snapshot,
-            guarded=guarded,
-            config=self._config,
-            lease_budget=lease_budget(self._tracker.client, self._config),
-            limit=limit,
+            source, data, snapshot, guarded=guarded, config=self._config, lease_budget=budget, limit=limit
         )
         try:
             if check is not None:
