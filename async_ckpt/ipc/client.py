@@ -1,8 +1,8 @@
-"""The saver's end of the socket, and the second keeper of its leases.
+"""A saving process's end of the agent's socket. It holds the leases of what it saved beside the agent.
 
-A thread of its own, the *keeper*, reads answers, closes descriptors of leases that were let go, and sees at once when
-the agent dies. It then gets a new agent and hands it every lease that still stands; if none can be had, it makes the
-linked files private itself. So a trainer that waits for a lease is never left waiting for a dead agent.
+A thread of its own, the *keeper*, reads answers, closes descriptors of leases that the agent has let go, and sees at
+once when the agent dies. It then gets a new agent and hands it every lease that is left. If none can be had, it makes
+the linked files private itself. So a trainer that waits for a lease is never left waiting for a dead agent.
 
 Doorbells are sent by the saving thread, without blocking. That matters: a trainer in C++ may hold the interpreter's
 lock while it waits for a lease, and the keeper could not run then.
@@ -40,20 +40,28 @@ from .protocol import Message
 
 @dataclass
 class AgentConnection:
-    """A connection to a running agent. ``pid`` is 0 for one in a thread of whoever started it; ``fresh``: it was
-    started for this connection.
+    """A connection to a running agent.
+
+    Parameters
+    ----------
+    pid : int
+        Its process; 0: it is a thread of the process that started it.
+    fresh : bool
+        It is known to serve this process, for example because it was started for this connection.
     """
 
     sock: socket.socket
     pid: int
     fresh: bool = False
-    #: When it has said something last, in monotonic seconds; 0: never.
+    #: When something came from it last, in monotonic seconds; 0: nothing has.
     heard: float = 0.0
 
 
 @dataclass(frozen=True)
 class LeasedFile:
-    """One leased file of a snapshot: descriptor, absolute path of the link, size in bytes, mtime in nanoseconds."""
+    """One leased file of a snapshot: the descriptor with the lease, the absolute path of the hard link, and the file's
+    size in bytes and mtime in nanoseconds.
+    """
 
     fd: int
     path: str
@@ -71,19 +79,22 @@ class AgentClient:
     owner : bool
         Whether the agent works for this process: it is restarted if it dies, and exits some time after this process.
     attempt : int
-        The owner's.
+        The attempt that the owner runs.
     gang_leader_pid : int
-        The process without which the owner's gang has no future; 0: none that can be seen from here.
+        The process on this machine that started the owner as a node of its gang: when it dies, the gang is over. 0:
+        there is none.
     access : str
-        How the store is opened, where that does not stand in the spool: the value of the environment variable that its
-        specification names. An agent of an earlier attempt goes on with this one.
+        How the store is opened, where the spool only names the environment variable that says it: the variable's value.
+        An agent of an earlier attempt uses this one from now on.
     on_message : callable
-        Gets what the agent says without being asked (but for leases), from the keeper's thread.
+        Gets what the agent tells without being asked, except about leases. The keeper's thread calls it.
     clock : Clock
         Whoever waits for this client's answers goes by it as well.
-    on_answer, on_silence : callable
-        Hear, from that thread, when an agent says its first word or is silent no more, and about once a second while it
-        leaves a question unanswered: then they say whether it is of no use any more.
+    on_answer : callable
+        The keeper's thread calls it when the first bytes of an agent come, and when it answers after it was silent.
+    on_silence : callable
+        The keeper's thread calls it about once a second while the agent leaves a question unanswered. It returns
+        whether to give up this connection.
     """
 
     def __init__(
@@ -131,12 +142,14 @@ class AgentClient:
 
     @property
     def agent_pid(self) -> int:
-        """The process of the agent that is connected; 0: it is a thread, or there is none."""
+        """The process id of the agent that is connected; 0: it is a thread, or there is none."""
         connection = self._connection
         return connection.pid if connection is not None else 0
 
     def is_guarded(self) -> bool:
-        """Whether there is an agent that answers for leases: in a process of its own. Connects if need be."""
+        """Whether there is an agent in a process of its own, which can answer the kernel when somebody wants to write
+        to a leased file. Connects if need be.
+        """
         connection = self._connection if self._process == os.getpid() and not self._closed else None
         if connection is not None and connection.fresh:
             return connection.pid != 0
@@ -146,8 +159,8 @@ class AgentClient:
             return False
 
     def _answering(self, limit_s: float) -> AgentConnection:
-        """The agent, once it is sure that it serves us: one that ran already may be about to exit, or have too many
-        clients, and would not guard leases.
+        """The agent, once it has answered. One that ran already may be about to exit, or may have too many clients, and
+        then would not guard leases.
         """
         self._check_fork()
         with self._lock:
@@ -170,10 +183,10 @@ class AgentClient:
         self._answering(self._config.reply_timeout_s)
 
     def admit(self, identity: str, leases: dict[str, LeasedFile]) -> None:
-        """Ring the doorbell for an admitted checkpoint and hand over its leases. Never waits and never fails:
-        the agent finds what was admitted by itself, and leases it did not get stay with this process.
+        """Ring the doorbell for an admitted checkpoint and hand over its leases. This never waits and never fails: the
+        agent also finds by itself what was admitted, and leases that it did not get stay with this process.
 
-        ``leases`` maps relative paths. One for a file that is guarded already is let go: the other serves both.
+        ``leases`` maps paths in the checkpoint. Where a file has one already, the new one is let go.
         """
         self._check_fork()
         with self._lock:
@@ -268,11 +281,11 @@ class AgentClient:
     # -- connection ------------------------------------------------------------------------------------------------
 
     def _check_fork(self) -> None:
-        """A forked child has copies of the descriptors but not of the keeper: it starts afresh, with a lock of its
-        own, as the copied one may have been held by a thread that does not exist here.
+        """A forked child has copies of the descriptors but not the keeper's thread. It starts anew, with a lock of its
+        own: the copied one may have been held by a thread that does not exist here.
 
-        The copies are closed already (``forks``, ``lease``), unless it was not Python that forked: then they go with
-        the child.
+        The copies are closed already (``forks``, ``lease``). Where something else than Python has forked, they are
+        closed when the child ends.
         """
         if self._process != os.getpid():
             self._reset()
@@ -384,8 +397,8 @@ class AgentClient:
             os.close(item.fd)
 
     def _look_after(self, connection: AgentConnection) -> bool:
-        """Nothing has come for a while: see that the agent is there, by a question. Where it does not answer and
-        somebody waits for a lease, the file is made private here. False: it is of no use any more.
+        """Nothing has come for a while: ask the agent something, to see that it is there. Where it does not answer and
+        somebody waits for a lease, the file is made private here. Returns False where the connection is given up.
         """
         now = self.clock.monotonic()
         with self._lock:
@@ -442,7 +455,7 @@ class AgentClient:
         return True
 
     def _let_go_of_all(self) -> None:
-        """There is nobody but us to answer for leases: each file becomes one of its own now."""
+        """Nobody but this process can answer for leases: each leased file is made private now."""
         with self._lock:
             leases, self._leases = self._leases, {}
         for held in leases.values():

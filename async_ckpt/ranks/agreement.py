@@ -11,11 +11,12 @@ to commit, and commits: one manifest, one metadata, like any other checkpoint. T
 attempt finishes what only lacks the commit, and decides that the rest has failed before it removes it: so nothing is
 removed that somebody else still commits.
 
-Beside these folders, ``gone.<attempt>/<node>`` says that a node's task has died, as which ranks it had saved
-({"ranks"}), and that all of that is in the store: whoever misses its shard need not wait.
+Beside these folders, ``gone.<attempt>/<node>`` says that a node's task has died: {"ranks"} are those as which it had
+saved. All that it had saved is in the store then, so whoever misses a shard of its ranks need not wait for it.
 
-In ``layout.decision_key``, what all nodes of a gang load when an attempt begins: {"reference"}, by node 0. In
-``layout.damaged_folder``, what some node could not load then: {"key", "why"}; no attempt begins with it again.
+The object ``layout.decision_key`` says what all nodes of a gang load when an attempt begins: {"reference"}, written by
+node 0. Objects in ``layout.damaged_folder`` say what some node could not load then: {"key", "why"}. No attempt begins
+with that again.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Shard:
-    """What a rank says of its part."""
+    """One rank's part of a checkpoint, as the rank has described it in the store."""
 
     rank: int
     world: int
@@ -62,12 +63,13 @@ class Shard:
 
 
 async def put_shard(store: Store, reference: Mapping[str, Any], manifest: Manifest) -> None:
-    """Say that a rank's files are in the store.
+    """Write down in the store that a rank's files are there.
 
     Raises
     ------
     UsageError
-        Another node has said so of the same rank: the two have written over each other, and it has failed for all.
+        Another node has saved as the same rank: the two have written over each other, and the checkpoint has failed for
+        all ranks.
     """
     key = f"{layout.shards_folder(reference)}/{reference['rank']}"
     shard = dump({"world": reference["world"], "reference": dict(reference), "manifest": manifest.to_json()})
@@ -79,7 +81,7 @@ async def put_shard(store: Store, reference: Mapping[str, Any], manifest: Manife
             why = same_rank(other, reference)
             await decide(store, reference, Outcome(FAILED, why))
             raise UsageError(why)
-    await store.put_bytes(key, shard)  # We have said so before.
+    await store.put_bytes(key, shard)  # It was this node, in an earlier try.
 
 
 def same_rank(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
@@ -91,14 +93,14 @@ def same_rank(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
 
 
 async def missing_ranks(store: Store, reference: Mapping[str, Any]) -> list[int]:
-    """Ranks whose shards are not there yet; one listing."""
+    """Ranks whose shards are not in the store yet, by one listing."""
     folder = layout.shards_folder(reference)
     names = {entry.key[len(folder) + 1 :] async for entry in store.list(folder)}
     return [rank for rank in range(reference["world"]) if str(rank) not in names]
 
 
 async def put_gone(store: Store, pathspec: str, attempt: int, node: int, ranks: Sequence[int]) -> None:
-    """Say that a node of a gang, whose processes saved as these ranks, will not save any more in this attempt."""
+    """Write down that a node of a gang, whose processes saved as these ranks, saves no more in this attempt."""
     key = f"{layout.shards_of_task(pathspec)}/gone.{attempt}/{node}"
     await store.put_bytes(key, dump({"ranks": list(ranks)}))
 

@@ -36,8 +36,8 @@ _TRIES = 64
 #: The mark of a gang's node that has joined begins with this.
 _NODE = "node"
 
-#: What a claim says: who has made it (``agent.claims.who_am_i``), and ``token``, by which its maker knows it again.
-Who = Mapping[str, Any]
+#: Who makes a claim (``agent.claims.who_am_i``), with a ``token`` by which its maker knows it again.
+Claimant = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Claim:
     first : bool
         Nobody has begun this attempt before, as far as the store knows.
     why : str
-        What people should know of it; empty: nothing.
+        What people should know of this start; empty: nothing.
     """
 
     start: int
@@ -74,7 +74,7 @@ class _Known:
         return max([*self.saved, *self.claims], default=-1) + 1
 
 
-async def claim(store: Store, task: layout.TaskInfo, who: Who) -> Claim:
+async def claim(store: Store, task: layout.TaskInfo, who: Claimant) -> Claim:
     """Claim the next start of an attempt; one whose claim this token has made already, and after which nobody came, is
     kept.
 
@@ -107,7 +107,7 @@ async def claim(store: Store, task: layout.TaskInfo, who: Who) -> Claim:
     raise TransientStoreError(f"Others begin attempt {task.attempt} all the time", where=store.url(task.task_folder))
 
 
-async def note(store: Store, task: layout.TaskInfo, start: int, who: Who) -> Claim:
+async def note(store: Store, task: layout.TaskInfo, start: int, who: Claimant) -> Claim:
     """Claim a number that was chosen without asking: whoever comes later counts on from it. Says what there was."""
     known, _ = await _known(store, task)
     await store.put_if(layout.claim_key(task.pathspec, task.attempt, start), dump(dict(who)), None)
@@ -146,7 +146,7 @@ async def _known(store: Store, task: layout.TaskInfo) -> tuple[_Known, str]:
     return known, ""
 
 
-async def _take(store: Store, task: layout.TaskInfo, start: int, who: Who) -> bool:
+async def _take(store: Store, task: layout.TaskInfo, start: int, who: Claimant) -> bool:
     """Make the claim of a number; False if somebody else has.
 
     A store that refuses it will have no checkpoint either: the number counts without a claim.
@@ -159,7 +159,7 @@ async def _take(store: Store, task: layout.TaskInfo, start: int, who: Who) -> bo
         return True
 
 
-async def _make(store: Store, task: layout.TaskInfo, start: int, who: Who) -> bool:
+async def _make(store: Store, task: layout.TaskInfo, start: int, who: Claimant) -> bool:
     key = layout.claim_key(task.pathspec, task.attempt, start)
     if not await store.put_if(key, dump(dict(who)), None):
         # Perhaps by an earlier try of ours, whose answer was lost.
@@ -171,14 +171,14 @@ async def _make(store: Store, task: layout.TaskInfo, start: int, who: Who) -> bo
     return known.claims.get(start, set()) <= {"", who["token"]}
 
 
-async def _is_mine(store: Store, task: layout.TaskInfo, start: int, marks: set[str], who: Who) -> bool:
+async def _is_mine(store: Store, task: layout.TaskInfo, start: int, marks: set[str], who: Claimant) -> bool:
     if marks - {""}:
         return marks - {""} == {who["token"]}
     claimed = await _read(store, layout.claim_key(task.pathspec, task.attempt, start))
     return bool(claimed.get("token") == who["token"])
 
 
-async def _join(store: Store, task: layout.TaskInfo, who: Who, known: _Known) -> Claim:
+async def _join(store: Store, task: layout.TaskInfo, who: Claimant, known: _Known) -> Claim:
     """Begin the start that node 0 has claimed. One that this node has begun before is over: another will be."""
     start = max(known.claims, default=0 if not known.saved else -1)
     if start >= 0:

@@ -1,4 +1,4 @@
-"""Who saves together: ranks, as those who start processes tell them."""
+"""Which rank a process is, of how many: as the launcher (torchrun, Open MPI) or the gang says."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..system.processes import began_at, parent_of
 #: Pairs of variables with a process's rank and the number of ranks: torchrun and most others; Open MPI.
 _VARIABLES = (("RANK", "WORLD_SIZE"), ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"))
 
-#: Of how many nodes Metaflow's gang consists; it may be one.
+#: How many nodes Metaflow's gang has; it may be one.
 _GANG = "MF_PARALLEL_NUM_NODES"
 
 #: How often torchrun has started its ranks again, and may; on how many nodes it runs.
@@ -22,13 +22,13 @@ _RESTARTS, _MAX_RESTARTS, _NODES = "TORCHELASTIC_RESTART_COUNT", "TORCHELASTIC_M
 
 _MOST = 1 << 20
 
-#: So many wrappers there may be between a rank and what started it.
+#: So many processes (shells, wrappers) are looked at between a rank and the launcher that started it.
 _MOST_WRAPPERS = 50
 
 
 class Ranks(NamedTuple):
-    """This rank, from 0, of so many; ``launch``: the same for all on this machine that were started together, and no
-    others.
+    """The number of this rank, from 0; how many ranks there are; and ``launch``, a text that only the ranks on this
+    machine have in common that were started together.
     """
 
     rank: int
@@ -42,12 +42,13 @@ def find(
     world: int | None = None,
     environment: Mapping[str, str] = os.environ,
 ) -> Ranks:
-    """Which rank this process is: as it says itself, as its environment says, or as the node of a gang.
+    """Which rank this process is: as the caller says (``rank`` and ``world``), as its environment says, or the number
+    of its node in a gang.
 
     Raises
     ------
     UsageError
-        Nobody says; or what is said makes no sense, or cannot work.
+        None of them says; or what they say makes no sense, or cannot work.
     """
     if (rank is None) != (world is None):
         raise UsageError("rank and world_size belong together", hint="Give both, or none of them")
@@ -69,9 +70,7 @@ def find(
 
 
 def _check_torchrun(task: TaskInfo, environment: Mapping[str, str]) -> None:
-    """Refuse what would mix checkpoints: each node counts its restarts by itself, so parts of one save would meet those
-    of another.
-    """
+    """Refuse to run where parts of different saves would be put together: each node counts its restarts by itself."""
     nodes = _number(environment, _NODES) if environment.get(_NODES) else 0
     restarts = _number(environment, _MAX_RESTARTS) if environment.get(_MAX_RESTARTS) else 0
     if nodes > 1 and restarts:

@@ -1,5 +1,5 @@
-"""Asking an agent for as long as it takes: it may be busy, be started again, hang and be ended, or not be there at all;
-what was saved lies on the disk, and so there is time until whoever asks has none left.
+"""Asking an agent again and again until a deadline. It may be busy, be started again, hang and be ended, or not be
+there at all. What was saved lies on the disk meanwhile, so nothing is lost by waiting.
 """
 
 from __future__ import annotations
