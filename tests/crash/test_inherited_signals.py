@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from async_ckpt.task.termination import Termination
+from harness import log_lines
 from harness.agents import Task, wait_until
 from harness.environments import with_our_modules
 from tests.spread import spread
@@ -117,9 +118,11 @@ def test_a_task_that_cannot_hear_a_sigterm_says_so(task: Task, how: str) -> None
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     try:
-        termination = Termination(task.start(), 30, said.append)
-        termination.install()
-        termination.uninstall()
+        checkpointer = task.start()
+        with log_lines.collected(said):
+            termination = Termination(checkpointer, 30)
+            termination.install()
+            termination.uninstall()
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
         signal.signal(signal.SIGTERM, before)

@@ -13,6 +13,7 @@ import pytest
 from harness import shapes
 from harness.gated_s3 import GatedS3
 from harness.metaflow_env import Workspace
+from harness.once import once
 
 #: The first of them may make the peer's environment.
 pytestmark = pytest.mark.timeout(400)
@@ -40,8 +41,15 @@ def moved(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, s3_server: GatedS3, peer_python: str
 ) -> Moved:
     """All shapes on one store, each saved in both formats by one task, and loaded by ours and by the incumbent."""
-    base = tmp_path_factory.mktemp("moved")
-    workspace = Workspace(base / "workspace", s3_server.new_bucket() if request.param == "s3" else None)
+
+    def move(base: Path) -> Moved:
+        settings = s3_server.new_bucket() if request.param == "s3" else None
+        return _move(base, Workspace(base / "workspace", settings), peer_python)
+
+    return once(tmp_path_factory, f"moved-{request.param}", move)
+
+
+def _move(base: Path, workspace: Workspace, peer_python: str) -> Moved:
     made = shapes.make(base / "originals")
     content = {name: shapes.content(path) for name, path in made.items()}
     details = {name: shapes.modes_and_times(path) for name, path in made.items()}

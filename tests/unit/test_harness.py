@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
 import pytest
 
 from harness.metaflow_env import REPOSITORY
+from harness.once import once
 
 FORBIDDEN = {"harness": ("tests", "stress"), "tests": ("stress",), "stress": ("tests",)}
 
@@ -19,3 +21,23 @@ def test_neither_tests_nor_stress_nor_what_they_share_imports_the_others(room: s
     files = sorted(Path(REPOSITORY, room).rglob("*.py"))
     assert files
     assert [str(path) for path in files if importing.search(path.read_text())] == []
+
+
+def test_what_one_makes_for_all_is_made_once_and_again_where_it_failed(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    made: list[Path] = []
+
+    def make(place: Path) -> list[str]:
+        assert list(place.iterdir()) == []
+        (place / "file").touch()
+        made.append(place)
+        if len(made) == 1:
+            raise ValueError("not yet")
+        return ["made", str(len(made))]
+
+    name = f"once-{os.getpid()}"
+    with pytest.raises(ValueError, match="not yet"):
+        once(tmp_path_factory, name, make)
+    assert [once(tmp_path_factory, name, make) for _ in range(3)] == [["made", "2"]] * 3
+    assert len(made) == 2
