@@ -12,6 +12,8 @@ from async_ckpt import errors
 from harness.metaflow_env import REPOSITORY
 
 _CLASSES = {name for name, _ in inspect.getmembers(errors, inspect.isclass)} | {"CheckpointException"}
+#: Functions that make an error of a text and of the system's reason.
+_WITH_REASON = {"spool_error"}
 #: Stands for what is filled in: a path, a number, the words of the system.
 FILLED = "…"
 
@@ -35,14 +37,18 @@ def _texts_of(path: Path) -> Iterator[tuple[int, str]]:
         for node in ast.walk(scope):
             if isinstance(node, ast.Call) and node.args and _makes_an_error(node):
                 argument = node.args[0]
-                known = texts.get(argument.id, []) if isinstance(argument, ast.Name) else [_text(argument)]
-                yield from ((node.lineno, text) for text in known)
+                known = texts.get(argument.id, []) if isinstance(argument, ast.Name) else [_text(argument, texts)]
+                end = f": {FILLED}" if _name_of(node) in _WITH_REASON else ""
+                yield from ((node.lineno, text + end) for text in known)
+
+
+def _name_of(call: ast.Call) -> str:
+    return call.func.id if isinstance(call.func, ast.Name) else getattr(call.func, "attr", "")
 
 
 def _makes_an_error(call: ast.Call) -> bool:
-    name = call.func.id if isinstance(call.func, ast.Name) else getattr(call.func, "attr", "")
     # A class in a variable, or a function that makes the error: they are given what all errors have.
-    return name in _CLASSES or bool({"where", "hint"} & {word.arg for word in call.keywords})
+    return _name_of(call) in _CLASSES | _WITH_REASON or bool({"where", "hint"} & {word.arg for word in call.keywords})
 
 
 def _assigned(scope: ast.AST) -> dict[str, list[str]]:
@@ -62,13 +68,23 @@ def _assigned(scope: ast.AST) -> dict[str, list[str]]:
     return found
 
 
-def _text(node: ast.expr) -> str:
+def _text(node: ast.expr, texts: dict[str, list[str]] | None = None) -> str:
+    """``texts``: those of the variables that may stand in it; one that has several is filled in."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         text = node.value
     elif isinstance(node, ast.JoinedStr):
-        text = "".join(part.value if isinstance(part, ast.Constant) else FILLED for part in node.values)
+        text = "".join(_part(part, texts or {}) for part in node.values)
     elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
         text = _text(node.left) + _text(node.right)
     else:
         text = FILLED
-    return re.sub(f"{FILLED}+", FILLED, text)
+    return re.sub(f"{FILLED}(/?{FILLED})+", FILLED, text)
+
+
+def _part(part: ast.expr, texts: dict[str, list[str]]) -> str:
+    if isinstance(part, ast.Constant):
+        return str(part.value)
+    if isinstance(part, ast.FormattedValue) and isinstance(part.value, ast.Name):
+        known = texts.get(part.value.id, [])
+        return known[0] if len(known) == 1 else FILLED
+    return FILLED
