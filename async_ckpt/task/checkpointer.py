@@ -88,8 +88,15 @@ class Checkpointer:
         uploader: str,
         gang_leader_pid: int = 0,
     ) -> Checkpointer:
-        """The checkpointer of a task's own process: makes the spool, or takes up an earlier attempt's, and starts the
-        agent. ``places``: a directory for spools, or ``spool.place.places``. ``gang_leader_pid``: see ``AgentClient``.
+        """The checkpointer of a task's own process: makes the spool, or takes up that of an earlier attempt, and starts
+        the agent.
+
+        Parameters
+        ----------
+        places : str or sequence
+            A directory for spools, or what ``spool.place.places`` returns.
+        uploader, gang_leader_pid
+            As for the class.
 
         Raises
         ------
@@ -119,7 +126,7 @@ class Checkpointer:
                 checkpointer._client.close()
                 continue
             if left:
-                # Nobody may guard it any more, until the agent does: it is not to be written to before.
+                # Perhaps nobody guards it until the agent does, so the trainer must not write to it before.
                 with contextlib.suppress(AgentError, WaitTimeout):
                     checkpointer._client.request("state", config.reply_timeout_s, id="")
             return checkpointer
@@ -130,8 +137,8 @@ class Checkpointer:
         )
 
     def _attach(self) -> bool:
-        """Have an agent. It may be the last attempt's, which hangs; or there may be none for a while. False: the spool
-        is gone, and there is nothing any more to have one for.
+        """Connect to an agent, or start one. Waits where that of the last attempt hangs, or where none can be had for a
+        while. Returns False where the spool is gone, so that a new one is needed first.
 
         Raises
         ------
@@ -173,7 +180,7 @@ class Checkpointer:
         found = _of_this_process.get((os.getpid(), directory, attempt))
         if found is None:
             spool = spool_of(directory, attempt)
-            # Kept: each has a thread and a connection, and people make a Checkpoint() for every save.
+            # It is kept, because each has a thread and a connection, and people make a Checkpoint() for every save.
             _of_this_process.clear()
             found = _of_this_process[os.getpid(), directory, attempt] = cls(spool, Config.from_env())
         return found

@@ -39,7 +39,7 @@ def load_newest(checkpointer: Checkpointer, policy: str, path: str, shard: str =
     task = checkpointer.task
     if policy == "none":
         return None
-    # In a later attempt there is something to load, as a rule, and all nodes have to know of it.
+    # In a later attempt there usually is something to load, and all nodes have to agree on it: so it is waited for.
     start = checkpointer.tracker.started(checkpointer.config.gang_start_timeout_s if task.attempt else None)
     if policy == "fresh" and task.attempt == 0 and (start.first or start.alone):
         return None
@@ -49,14 +49,14 @@ def load_newest(checkpointer: Checkpointer, policy: str, path: str, shard: str =
 
 
 def _decide(checkpointer: Checkpointer, start: int, policy: str, path: str, shard: str) -> dict[str, Any] | None:
-    # What this node saved by itself, and its part of what all did, belong into the store first: there others find it.
+    # What this node has saved must be in the store first: the other nodes look for it there.
     pending = checkpointer.spool.records.pending()
     checkpointer.tracker.wait_for_all(reversed(pending), checkpointer.config.settle_timeout_s)
     damaged = checkpointer.tracker.run(lambda store: _take_over(store, checkpointer, start))
     loaded = None
     for candidate in checkpointer.loader.candidates(policy):
         if isinstance(candidate, Admitted):
-            continue  # Not in the store yet: the others cannot have it.
+            continue  # It is not in the store yet, so the other nodes cannot load it.
         if candidate["key"] in damaged:
             log.warning(f"A checkpoint is passed over, as another node could not load it: {damaged[candidate['key']]}")
             continue
@@ -65,7 +65,7 @@ def _decide(checkpointer: Checkpointer, start: int, policy: str, path: str, shar
             break
         except (IntegrityError, NotFound) as error:
             log.warning(f"A checkpoint cannot be loaded, and the next older one is tried: {error}")
-    # Not before it was loaded: what is damaged must not be what all the others try.
+    # Only now, after it was loaded here: the other nodes must not all try one that is damaged.
     decision = dump({"reference": loaded})
     task = checkpointer.task
     key = layout.decision_key(task.pathspec, task.attempt, start)
@@ -119,7 +119,7 @@ def _follow(checkpointer: Checkpointer, start: int, path: str, shard: str) -> di
     try:
         return checkpointer.load(reference, path, shard=shard)
     except (IntegrityError, NotFound) as error:
-        # The first has loaded it, perhaps another part of it: the next attempt begins with an older one.
+        # Node 0 has loaded it, but perhaps only other files of it. The next attempt begins with an older checkpoint.
         why = str(error)
         checkpointer.tracker.run(lambda store: agreement.put_damaged(store, task.pathspec, reference["key"], why))
         raise

@@ -132,9 +132,9 @@ class Loader:
             )
             return
         except FileNotFoundError:
-            pass  # Committed and released in this moment: it is in the store.
+            pass  # It was committed in this moment, and removed here: it is in the store.
         except IntegrityError as error:
-            # A file whose bytes are in the store was let go, and the trainer may have rewritten it since.
+            # Files whose bytes are in the store are not guarded any more: the trainer may have rewritten one since.
             known = self._tracker.look().get(item.id)
             if known is None or not known.uploaded:
                 if known is None or torn_file(item, known.files) is not None:
@@ -160,7 +160,7 @@ class Loader:
         """
         if policy == "none" or (policy == "fresh" and self._task.attempt == 0 and not self._was_begun_before()):
             return None
-        # Shards on this disk may come to a whole checkpoint, once they are in the store.
+        # Ranks' parts on this disk may complete a collective checkpoint once they are in the store.
         shards = [item for item in self._spool.records.pending() if layout.is_shard(item.reference)]
         self._tracker.wait_for_all(reversed(shards), self._config.settle_timeout_s)
         for candidate in self.candidates(policy):
@@ -180,9 +180,9 @@ class Loader:
             for item in reversed(self._spool.records.pending())
             if layout.is_latest(item.reference) and not layout.is_shard(item.reference)
         ]
-        # Also where the newest of them follows on all that is known here: somebody may have begun an attempt on another
-        # machine since. A store that does not answer is not waited for, as long as there is something to go on from,
-        # and nothing newer is known to be there.
+        # The store is asked even where this disk has the newest that is known here: an attempt may have run on another
+        # machine since. But where the store does not answer, and is not known to have anything newer, what is on this
+        # disk is loaded.
         if spooled and spooled[0].order > self._newest_committed() and (why := self._why_silent()):
             log.warning(
                 f"The store does not say what attempts on other machines may have saved since, so {spooled[0].id} is "

@@ -1,6 +1,6 @@
-"""Carries out the saves that clients of the socket ask for; a process that the agent starts (``agent/socket_saves``).
+"""A process that saves for clients of the agent's socket. The agent starts it (``agent/socket_saves.py``).
 
-It saves as any subprocess of the task does. One save at a time, in the order in which they were asked for.
+It saves as any subprocess of the task does, one save after the other, in the order in which they were asked for.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _MAX_ERROR = 4000
 
 
 def main(arguments: list[str]) -> None:
-    """Entry point: ``saver <socket> <spool>``."""
+    """Entry point: ``socket_saver <descriptor of the socket> <spool>``."""
     _, descriptor, directory = arguments
     launch.ignore_terminal_signals()
     launch.raise_descriptor_limit()
@@ -58,7 +58,7 @@ class SocketSaver:
     def __init__(self, directory: str, config: Config) -> None:
         limit = min(config.metadata_bytes, MAX_METADATA)
         self._directory, self._config = directory, dataclasses.replace(config, metadata_bytes=limit)
-        #: What the client that is served should know.
+        #: Lines of the log for the client whose save is done now.
         self._warnings: list[str] = []
         write_lines_with(self._warnings.append)
         self._checkpointer: Checkpointer | None = None

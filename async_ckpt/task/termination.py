@@ -1,7 +1,7 @@
-"""What a task does with its last seconds: after a SIGTERM the checkpoints that can still make it are brought in.
+"""What a task does after a SIGTERM: it uploads those checkpoints that can still be stored in time.
 
-Spot instances, pods and batch systems send one before they kill; by default a process ends at once, and on a pod
-nothing survives it for more than a second. Metaflow's monitor of spot instances sends it as well.
+Spot instances, pods and batch systems send a SIGTERM before they kill, and so does Metaflow's monitor of spot
+instances. By default the process would end at once, and on a pod nothing lives longer than a second after it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Termination:
         self._begun = self._done = self._installed = False
 
     def install(self) -> None:
-        """Take over SIGTERM, unless the program has a handler of its own: that one knows better when to end."""
+        """Handle SIGTERM, unless the program has a handler of its own: that knows better when to end."""
         if threading.current_thread() is not threading.main_thread() or self._grace_s <= 0:
             return
         handler = signal.getsignal(signal.SIGTERM)
@@ -65,7 +65,7 @@ class Termination:
             self._end_now()
         elif not self._begun:
             self._begun = True
-            # A thread: this one may have been interrupted anywhere, with any lock held.
+            # In a thread, because this one may have been interrupted anywhere, with any lock held.
             try:
                 threading.Thread(target=self._bring_in, name="async_ckpt-termination", daemon=True).start()
             except RuntimeError:  # No thread can be had: the process ends as if nobody had handled the signal.
@@ -83,7 +83,7 @@ class Termination:
                 log.info("All that was saved is in the store")
         except CheckpointError as error:
             log.warning(f"After the SIGTERM: {error}")
-        finally:  # Whatever happened: who sent the signal wants the process to end.
+        finally:  # Whatever happened, whoever sent the signal wants the process to end.
             self._done = True
             os.kill(self._pid, signal.SIGTERM)
             # The main thread handles it between two of its instructions; one that is in a long call is not waited for.

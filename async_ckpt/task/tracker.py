@@ -70,7 +70,7 @@ class Tracker:
 
     @contextlib.contextmanager
     def while_it_runs(self) -> Iterator[None]:
-        """For what needs a running task: whatever fails because the task has ended meanwhile says so."""
+        """For what needs a running task: what fails because the task has ended meanwhile says so in its error."""
         self.check_attempt()
         try:
             yield
@@ -79,7 +79,7 @@ class Tracker:
             raise
 
     def started(self, limit_s: float | None = None) -> Start:
-        """Which start of the attempt this is: the agent has asked the store, or it is waited for.
+        """Which start of the attempt this is. The agent asks the store for that; this waits until it knows.
 
         Parameters
         ----------
@@ -120,7 +120,7 @@ class Tracker:
                 asked = True
         if (known := self.look().get(identity)) is not None:
             return known.state, known.why
-        self.check_attempt()  # Or it would be under way for ever.
+        self.check_attempt()  # Without this a checkpoint of a task that has ended would be under way for ever.
         if asked and identity not in self.spool.records and identity in self.saved:
             # Neither the disk nor the agent knows it any more.
             return (COMMITTED, "") if self.in_store([identity]) else (FAILED, VANISHED)

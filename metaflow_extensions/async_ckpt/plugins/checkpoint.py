@@ -32,9 +32,10 @@ TASK_LATEST_CHECKPOINT = "_task_latest_checkpoint"
 
 
 class JsonList:
-    """A list whose items are JSON; pickled it is the list, and needs nothing of this package to be read.
+    """A list whose items are given as JSON. Its pickle is that of a plain list, which needs nothing of this package.
 
-    The artifact with a task's checkpoints is one: nobody reads it in the task, and thousands need not be parsed there.
+    The artifact with a task's checkpoints is one. Nobody reads it in the task, so thousands of items need not be parsed
+    there.
     """
 
     def __init__(self, items: Iterable[bytes]) -> None:
@@ -190,7 +191,7 @@ class Checkpoint(_Checkpoints):
     """
 
     def __init__(self, temp_dir_root: str | os.PathLike[str] | None = None, init_dir: bool = False) -> None:
-        # Programs change their directory; and before Python 3.12 what tempfile makes has a relative path as well.
+        # Absolute, because programs change their directory, and tempfile returns relative paths before Python 3.12.
         self._temp_dir_root = os.path.abspath(temp_dir_root) if temp_dir_root else None
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         if init_dir:
@@ -323,9 +324,9 @@ class CurrentCheckpoint(_Checkpoints):
     def begin(self, policy: str, shard: str, on_loaded: Callable[[CheckpointInfo], None]) -> None:
         """Apply a load policy; the decorator calls this once.
 
-        A first attempt that may load nothing but its own checkpoints has none, unless it was begun before. Whether it
-        was, the store is being asked; only whoever needs to know waits for that. (The nodes of a gang begin with the
-        same, so they wait for each other here.)
+        With "fresh", a first attempt has something to load only if it was begun before. The agent is asking the store
+        for that now, and only whoever wants to know what was loaded waits for the answer. The nodes of a gang wait
+        here, because all of them must begin with the same checkpoint.
         """
 
         def load() -> None:
@@ -339,7 +340,7 @@ class CurrentCheckpoint(_Checkpoints):
             load()
 
     def _have_loaded(self) -> None:
-        """See that what the load policy calls for is there."""
+        """Load what the load policy calls for, if that was not done yet."""
         with self._loading:
             if (load := self._load_late) is not None:
                 load()

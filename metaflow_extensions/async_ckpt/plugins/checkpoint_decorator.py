@@ -109,7 +109,7 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
     _checkpointer: Checkpointer | None = None
     _flush_failed = False
     _loaded: CheckpointInfo | None = None
-    #: What to say with an error that the store may have caused; nothing where it is Metaflow's datastore.
+    #: Is added to errors that the store may have caused; empty where the store is Metaflow's datastore.
     _about_store = ""
 
     # -- when the flow starts --------------------------------------------------------------------------------------
@@ -120,7 +120,7 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
         self._logger, self._flow_datastore = logger, flow_datastore
         INTERNAL_ARTIFACTS_SET.update([TASK_CHECKPOINTS, TASK_LATEST_CHECKPOINT])
         try:
-            # Here alone: a task of a step that has its decorator by --with gets text again, and comes by here as well.
+            # Only here: a task whose step has the decorator by --with is started with text again, and comes here too.
             self.attributes = convert(self.attributes)
             self._check()
             store_of_flow(flow, flow_datastore)
@@ -310,9 +310,9 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
         assert self._checkpointer is not None
         deadline = time.monotonic() + limit_s
         try:
-            # What is finished; the trainer may have died over the rest.
+            # Only what is finished is saved: the trainer may have died while it wrote the rest.
             self._current.end_watches(limit_s / 2, complete=False)
-            # The others may never save what this rank has.
+            # Other ranks may never save their parts, so they are not waited for long.
             left = max(deadline - time.monotonic(), 0.0)
             self._checkpointer.flush(left, gather_s=self._config.collective_grace_s)
         except CheckpointError as error:
