@@ -91,7 +91,7 @@ class Directory(NamedTuple):
         return cls(path, stat.S_IMODE(status.st_mode), status.st_mtime_ns)
 
 
-class Link(NamedTuple):
+class Symlink(NamedTuple):
     """One symbolic link.
 
     Parameters
@@ -115,7 +115,7 @@ class Manifest:
 
     files: list[FileEntry] = field(default_factory=list)
     dirs: list[Directory] = field(default_factory=list)
-    links: list[Link] = field(default_factory=list)
+    links: list[Symlink] = field(default_factory=list)
     #: For ``storage_format="tar"``, in the store: size in bytes and CRCs of the tar itself.
     tar: dict[str, Any] | None = None
 
@@ -180,7 +180,7 @@ class Manifest:
             return cls(
                 files=[_entry(item) for item in data["files"]],
                 dirs=[_directory(*item) for item in data["dirs"]],
-                links=[_link(*item) for item in data["links"]],
+                links=[_symlink(*item) for item in data["links"]],
                 tar=_tar(data.get("tar")),
             )
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -207,10 +207,10 @@ def _file_json(entry: FileEntry) -> dict[str, Any]:
     return data
 
 
-def _link(path: Any, target: Any, rank: Any = None) -> Link:
+def _symlink(path: Any, target: Any, rank: Any = None) -> Symlink:
     if rank is not None and not _are_numbers(rank):
         raise ValueError(f"bad rank for {path!r}")
-    return Link(check_path(path), str(target), rank)
+    return Symlink(check_path(path), str(target), rank)
 
 
 def _directory(path: Any, mode: Any, mtime_ns: Any = 0) -> Directory:

@@ -17,7 +17,7 @@ from async_ckpt.agent.agent import Agent
 from async_ckpt.capture.content import pack_path
 from async_ckpt.config import Config
 from async_ckpt.manifest import LINK, Manifest
-from async_ckpt.spool.journal import ADMITTED, COMMITTED, FAILED, FINAL, SETTLED, SUPERSEDED, UPLOADED, Reader
+from async_ckpt.spool.journal import ADMITTED, COMMITTED, FAILED, FINAL, RELEASED, SUPERSEDED, UPLOADED, Reader
 from async_ckpt.spool.records import Admitted
 from async_ckpt.spool.spool import Spool
 from async_ckpt.stores import catalog
@@ -80,7 +80,7 @@ class Saved:
     @property
     def pending(self) -> bool:
         """Whether something may still be done for it."""
-        return not self.visible and self.state not in SETTLED
+        return not self.visible and self.state not in RELEASED
 
 
 class Expected:
@@ -145,7 +145,7 @@ class Expected:
             assert saved is not None, f"the journal invents {identity}"
             if item.state == saved.state:
                 continue
-            assert saved.state not in SETTLED, f"{identity} was {saved.state} and is {item.state}"
+            assert saved.state not in RELEASED, f"{identity} was {saved.state} and is {item.state}"
             saved.state, saved.why = item.state, item.why
             if item.state == COMMITTED:
                 assert self._is_visible(saved), f"{identity} counts as committed and is not in the store"

@@ -21,7 +21,7 @@ from collections.abc import Callable
 
 from ..config import AGENT_TICK_S, CALM_S, LAST_CALL_PAUSE_S, SHORT_FIRST_S, SHORT_MOST_S, SHORT_TIMES, Config
 from ..ipc.server import Server
-from ..spool.journal import FINAL, SETTLED, Journal
+from ..spool.journal import FINAL, RELEASED, Journal
 from ..spool.spool import Spool
 from ..system.backoff import Backoff
 from ..system.clock import REAL_CLOCK, Clock
@@ -181,7 +181,7 @@ class Agent:
         """
         if self._queue.pending or ((self._spool.records.ids() or self._queue.failed()) and not self._owners.over):
             return True
-        needless = FINAL if self._owners.over else SETTLED
+        needless = FINAL if self._owners.over else RELEASED
         try:
             self._gone = self._spool.set_aside({job.id for job in self._queue.jobs.values() if job.state in needless})
         except FileNotFoundError:

@@ -10,7 +10,7 @@ import os
 from ..config import ROOM_SLICE_S, Config
 from ..errors import AgentError, BacklogError, WaitTimeout
 from ..ipc.client import AgentClient
-from ..spool.journal import FAILED, SETTLED, order
+from ..spool.journal import FAILED, RELEASED, order
 from ..spool.spool import Spool
 from ..system.files import wait_for
 from ..system.undisturbed import go_on, run
@@ -137,7 +137,7 @@ def _await_release(client: AgentClient, spool: Spool, config: Config) -> bool:
             except (AgentError, WaitTimeout):
                 return False
             state = answer["state"]
-            if not state or state in SETTLED:
+            if not state or state in RELEASED:
                 with contextlib.suppress(TimeoutError):  # To remove much takes a while.
                     wait_for(lambda: identity not in spool.records, ROOM_SLICE_S, identity)  # noqa: B023
                 return True

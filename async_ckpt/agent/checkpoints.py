@@ -10,7 +10,18 @@ from ..capture.content import pack_path
 from ..config import Config
 from ..errors import IntegrityError, SpoolError
 from ..ipc.protocol import Message
-from ..spool.journal import ADMITTED, COMMITTED, FAILED, FINAL, SETTLED, SUPERSEDED, UPLOADED, UPLOADING, Journal, is_id
+from ..spool.journal import (
+    ADMITTED,
+    COMMITTED,
+    FAILED,
+    FINAL,
+    RELEASED,
+    SUPERSEDED,
+    UPLOADED,
+    UPLOADING,
+    Journal,
+    is_id,
+)
 from ..spool.records import Admitted, torn_file
 from ..spool.spool import Spool
 from ..system.clock import Clock
@@ -60,7 +71,7 @@ class Checkpoints:
         for item in self._spool.records.pending():
             leftovers -= {item.data, pack_path(item.data)}
             known = self._journal.of(item.id)
-            if known.state in SETTLED:
+            if known.state in RELEASED:
                 self._remover.remove(item)
                 continue
             if not known.uploaded and (why := self._unreachable.take(item)):
@@ -76,7 +87,7 @@ class Checkpoints:
         for identity, known in self._journal.progress.items():
             if identity not in self._queue.jobs:
                 self._queue.admit(identity, (0, 0), 0)
-                if known.state in SETTLED:
+                if known.state in RELEASED:
                     self._queue.end(identity, known.state, known.why)
                 else:
                     self._queue.end(identity, FAILED, known.why or "its record vanished from the spool")

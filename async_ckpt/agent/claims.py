@@ -92,7 +92,7 @@ class Claims:
                 self.give_up(message["why"])
             return
         try:
-            start = claim.settle(self._spool.start_path(message["attempt"]), message["start"], first=message["first"])
+            start = claim.note(self._spool.start_path(message["attempt"]), message["start"], first=message["first"])
         except SpoolError as error:
             self.give_up(str(error))
             return

@@ -8,13 +8,13 @@ from collections import deque
 from collections.abc import Callable, Container, Iterator
 
 from ..capture import lease
-from ..capture.habits import origin_of
+from ..capture.habits import original_of
 from ..config import Config
 from ..ipc import protocol
 from ..ipc.protocol import Message
 from ..ipc.server import Connection, Server
 from ..manifest import LINK, FileEntry
-from ..spool.journal import SETTLED, Journal, Progress
+from ..spool.journal import RELEASED, Journal, Progress
 from ..spool.records import Admitted
 from ..spool.spool import Spool
 from .guard import Guard
@@ -55,7 +55,7 @@ class Leases:
         for path, fd in zip(message["guard"], fds, strict=True):
             entry = item.entries.get(path) if item is not None else None
             # In the store: an earlier agent may have let it go without a copy, and died before it said so.
-            stored = gone or known.uploaded or known.state in SETTLED or path in known.files
+            stored = gone or known.uploaded or known.state in RELEASED or path in known.files
             if stored or (entry is not None and item is not None and not lease.is_of(fd, item.file(path))):
                 lease.release(fd)
                 os.close(fd)
@@ -159,7 +159,7 @@ class Leases:
 
 
 def _held(fd: int, item: Admitted, entry: FileEntry) -> LeasedFile:
-    origin, folder = origin_of(item.saved_path, entry.path), os.path.dirname(item.data)
+    origin, folder = original_of(item.saved_path, entry.path), os.path.dirname(item.data)
     return LeasedFile(fd, item.file(entry.path), entry.size, entry.mtime_ns, origin, folder)
 
 

@@ -150,7 +150,7 @@ class Uploads:
         if entry is not None and not self._leases.stands(job.id, path) and is_torn(item, entry):
             return  # What was sent may be torn as well: the checkpoint will fail.
         fingerprint = job.fingerprints.get(path)
-        if fingerprint is not None and fingerprint.is_settled(item.captured_ns):
+        if fingerprint is not None and fingerprint.shows_writes_after(item.captured_ns):
             record["inode"] = fingerprint
         if self._journal.note(record):
             self._leases.let_go(job.id, [path])

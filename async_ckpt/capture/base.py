@@ -10,8 +10,8 @@ from typing import Protocol
 from ..manifest import FileEntry, Manifest
 from ..system.files import folders_below, remove_tree
 from .content import pack_path
+from .open_file import OpenFile
 from .pack import Pack
-from .stillness import OpenFile
 from .walk import ANNEX_PREFIX
 
 

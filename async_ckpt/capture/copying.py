@@ -8,8 +8,8 @@ import stat
 from ..manifest import COPY, FileEntry
 from ..system.files import clone, copy_range
 from ..system.filesystems import is_local, uncached
+from .open_file import OpenFile, is_quiet
 from .pack import Pack
-from .stillness import OpenFile, is_quiet
 
 
 class Copy:

@@ -19,9 +19,9 @@ _NEW_FILES = 3
 _REWRITTEN, _NEW = "rewritten", "new"
 
 
-def origin_of(source: str, path: str) -> str:
-    """Where the file stands that has this path in the snapshot of ``source``."""
-    real = os.path.realpath(source)
+def original_of(saved_path: str, path: str) -> str:
+    """Where the file stands that has this path in the snapshot of ``saved_path``."""
+    real = os.path.realpath(saved_path)
     return os.path.join(real, path) if os.path.isdir(real) else real
 
 

@@ -20,8 +20,8 @@ from ..system.files import NO_LINK
 from ..system.filesystems import leases_hold
 from . import lease
 from .copying import Copy, copy_file
+from .open_file import OpenFile
 from .pack import Pack
-from .stillness import OpenFile
 
 
 class LinkLimit(Protocol):
@@ -56,7 +56,7 @@ class HardLink:
         entry, reason = self.try_link(file)
         if entry is None and reason:
             raise SnapshotError(
-                f"Cannot capture {file.source} as a hard link: {reason}", where=file.source,
+                f"Cannot capture {file.full} as a hard link: {reason}", where=file.full,
                 hint="Use snapshot='auto', or put it and the spool on one ext4, xfs, btrfs or tmpfs",
             )  # fmt: skip
         return entry or self.copy(functools.partial(copy_file, file, reflink=True))
@@ -70,7 +70,7 @@ class HardLink:
             return None, ""
         target = file.target
         try:
-            os.link(file.source, target, follow_symlinks=False)
+            os.link(file.full, target, follow_symlinks=False)
         except OSError as error:
             if error.errno in NO_LINK:
                 return None, os_reason(error)

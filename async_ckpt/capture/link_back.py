@@ -1,8 +1,8 @@
 """Hard links out of a snapshot, for a load that copies nothing; the counterpart of ``hardlink``.
 
-What is loaded may be rewritten in place while the snapshot is still uploaded. So a file is lent only under a lease, and
-only where a loss of that lease would be noticed: it is a link that still has the inode and the time of its capture.
-Copies and what was made private have nothing to compare with.
+What is loaded may be rewritten in place while the snapshot is still uploaded. So a file is linked only under a lease,
+and only where a loss of that lease would be noticed: in the snapshot it is a link that still has the inode and the time
+of its capture. Copies, and what was made private, have nothing to compare with.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ..manifest import LINK, FileEntry
 from . import lease
 
 
-class Lender:
+class LinkBack:
     """Links captured files into a destination and takes a lease on each.
 
     Parameters
@@ -25,10 +25,10 @@ class Lender:
 
     def __init__(self, budget: int) -> None:
         self._budget = budget
-        #: Leased descriptors of what was lent, by the entry's path.
+        #: Leased descriptors of what was linked, by the entry's path.
         self.leases: dict[str, int] = {}
 
-    def lend(self, entry: FileEntry, path: str, target: str) -> bool:
+    def link(self, entry: FileEntry, path: str, target: str) -> bool:
         """Make ``target`` a link of the captured file ``path``. False, and nothing is there, where it must be copied.
 
         It must not have a third name: a trainer's file, or another load's, would change with this one.
@@ -41,8 +41,8 @@ class Lender:
             if not _is_as_captured(fd, entry, names=1) or not lease.take(fd):
                 return False
             os.link(path, target, follow_symlinks=False)
-            # Once more, under the lease: another one may have been lent at the same time, or a private copy have
-            # taken the path.
+            # Once more, under the lease: another load may have linked it at the same time, or a private copy have taken
+            # the path.
             if os.path.samestat(os.lstat(target), os.fstat(fd)) and _is_as_captured(fd, entry, names=2):
                 os.chmod(target, entry.mode)
                 self.leases[entry.path], fd = fd, -1

@@ -8,8 +8,8 @@ import stat
 from ..errors import SnapshotError
 from ..manifest import REFLINK, FileEntry
 from .copying import clone_file, copy_file
+from .open_file import OpenFile
 from .pack import Pack
-from .stillness import OpenFile
 
 
 class Reflink:
@@ -25,8 +25,8 @@ class Reflink:
         try:
             if not clone_file(file, target_fd):
                 raise SnapshotError(
-                    f"Cannot capture {file.source}: its file system ({file.on()}) cannot clone files (reflink)",
-                    where=file.source, hint="Use snapshot='auto', or put the spool on the same xfs or btrfs",
+                    f"Cannot capture {file.full}: its file system ({file.on()}) cannot clone files (reflink)",
+                    where=file.full, hint="Use snapshot='auto', or put the spool on the same xfs or btrfs",
                 )  # fmt: skip
             size = os.fstat(target_fd).st_size
         finally:

@@ -12,7 +12,7 @@ import os
 
 from ..system.files import can_clone
 from .copy_speed import CopySpeed
-from .habits import Habits, origin_of
+from .habits import Habits, original_of
 from .lease import BREAK_TIME_S
 
 #: So much can be copied away everywhere; that nobody looks up how fast a disk is for each small save. In bytes.
@@ -31,7 +31,7 @@ class SafeLinks:
 
     Parameters
     ----------
-    source : str
+    saved_path : str
         What is captured.
     folder : str
         Where its snapshot is made.
@@ -39,9 +39,9 @@ class SafeLinks:
         How many processes of this machine save at the same time, each its part: they share the disk.
     """
 
-    def __init__(self, habits: Habits, copy_speed: CopySpeed, source: str, folder: str, savers: int = 1) -> None:
+    def __init__(self, habits: Habits, copy_speed: CopySpeed, saved_path: str, folder: str, savers: int = 1) -> None:
         self._savers = savers
-        self._habits, self.copy_speed, self._source, self._folder = habits, copy_speed, source, folder
+        self._habits, self.copy_speed, self._saved_path, self._folder = habits, copy_speed, saved_path, folder
         self._linked = self.copied = 0
         self._clones: bool | None = None
 
@@ -51,7 +51,7 @@ class SafeLinks:
         if (
             self._linked <= _ALWAYS_BYTES
             or self._linked <= self.copy_speed.safe_bytes // self._savers
-            or self._habits.is_new_each_time(origin_of(self._source, path))
+            or self._habits.is_new_each_time(original_of(self._saved_path, path))
         ):
             return True
         if self._clones is None:
@@ -72,7 +72,7 @@ class SafeLinks:
         rate, safe = self.copy_speed.bytes_per_s, self.copy_speed.safe_bytes
         seen = f"This disk copies {rate / 1e6:.0f} MB/s" if rate else "How fast this disk copies is not known yet"
         return (
-            f"{self.copied / 1e9:.1f} GB of {self._source} were copied before save() returned. {seen}: of what a "
+            f"{self.copied / 1e9:.1f} GB of {self._saved_path} were copied before save() returned. {seen}: of what a "
             f"trainer may rewrite in place, about {safe / 1e9:.1f} GB can be copied away in the {BREAK_TIME_S:g} s for "
             "which the kernel holds it up. Write to a new name, or rename a new file over the old one (that is learned "
             "after a few saves), or put the files and the spool on one xfs or btrfs"

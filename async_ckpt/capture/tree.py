@@ -1,6 +1,6 @@
 """The whole of what is saved, as it was at one moment.
 
-What the walk finds is captured one after the other. Then everything is looked at again (``stillness`` says how): where
+What the walk finds is captured one after the other. Then everything is looked at again (``open_file`` says how): where
 nothing moved since it was captured, and no name came or went, what was captured is what was there at the moment in
 which that second look began. What did move is captured again, a few times; then the capture is refused, by name.
 
@@ -22,11 +22,11 @@ from dataclasses import dataclass
 
 from ..config import Config
 from ..errors import SnapshotError
-from ..manifest import LINK, PACKED, Directory, Link, Manifest
+from ..manifest import LINK, PACKED, Directory, Manifest, Symlink
 from ..system import filesystems
 from ..system.undisturbed import go_on
 from .base import Captured, FileStrategy
-from .stillness import OPEN, Now, OpenFile
+from .open_file import OPEN, Change, OpenFile
 from .symlinks import failure, refused
 from .walk import Item, walk
 
@@ -119,7 +119,7 @@ class _Tree:
             elif item.kind == stat.S_IFDIR:
                 made.dirs.append(Directory.of(item.path, self._folders[item.path].status))
             else:
-                made.links.append(Link(item.path, item.text))
+                made.links.append(Symlink(item.path, item.text))
         return made
 
     def followed(self) -> list[str]:
@@ -150,10 +150,10 @@ class _Tree:
                     complete = False
                     vanished = self._list() or vanished
                     complete = True
-                moved = self._settle()
+                moved = self._look_again()
                 if not moved and vanished is not None and self._files and not self._alive:
                     time.sleep(self._config.capture_vanished_s)
-                    moved = self._settle()
+                    moved = self._look_again()
             except (OSError, SnapshotError) as error:
                 if _is_out_of_descriptors(error) and self._spare_descriptors():
                     moved, complete = [self.at], False
@@ -219,7 +219,9 @@ class _Tree:
     def _folder(self, item: Item) -> _Folder:
         kind, looked_ns = filesystems.kind_at(item.full), time.time_ns()
         status = os.lstat(item.full) if item.path else os.stat(item.full)
-        return _Folder(item, status, filesystems.leases_hold(kind) and filesystems.is_settled(kind, status, looked_ns))
+        return _Folder(
+            item, status, filesystems.leases_hold(kind) and filesystems.shows_next_write(kind, status, looked_ns)
+        )
 
     def _capture_file(self, item: Item) -> None:
         file = OpenFile(os.open(item.full, OPEN), item, self._target)
@@ -283,7 +285,7 @@ class _Tree:
 
     # -- looking again ---------------------------------------------------------------------------------------------
 
-    def _settle(self) -> list[str]:
+    def _look_again(self) -> list[str]:
         """Look at everything again, and capture again what moved. Returns what cannot be had of one moment now."""
         moving = self._moved(self._files.values())
         if moving is None or self._names_moved():
@@ -305,7 +307,7 @@ class _Tree:
             if more:
                 moving += more
                 continue
-            return [file.item.shown for file in moving if file.look(self._strategy.pack) is Now.CHANGED]
+            return [file.item.shown for file in moving if file.change(self._strategy.pack) is Change.REWRITTEN]
         return [file.item.shown for file in moving]
 
     def _moved(self, files: Iterable[OpenFile]) -> list[OpenFile] | None:
@@ -315,7 +317,7 @@ class _Tree:
             if not number % _BETWEEN:
                 go_on()
             try:
-                if file.look(pack) is not Now.SAME:
+                if file.change(pack) is not Change.NONE:
                     moved.append(file)
             except OSError as error:
                 if not _has_gone(error):

@@ -30,7 +30,7 @@ from typing import Any
 from .. import layout
 from ..config import Config
 from ..errors import IntegrityError, NotFound, UsageError, shorten
-from ..manifest import Directory, FileEntry, Link, Manifest, dump
+from ..manifest import Directory, FileEntry, Manifest, Symlink, dump
 from ..stores.base import Store
 from ..stores.catalog import read_json, read_reference
 from ..system.concurrency import for_each
@@ -205,7 +205,7 @@ def merge(shards: Sequence[Shard]) -> tuple[Reference, Manifest]:
     files: list[FileEntry] = []
     dirs: dict[str, Directory] = {}
     owners: dict[str, int] = {}
-    links: list[Link] = []
+    links: list[Symlink] = []
     for shard in shards:
         files += [entry._replace(rank=shard.rank) for entry in shard.manifest.files]
         links += [link._replace(rank=shard.rank) for link in shard.manifest.links]

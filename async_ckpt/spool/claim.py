@@ -77,7 +77,7 @@ def token(path: str, known: str | None) -> str:
         return str(content["token"])
 
 
-def settle(path: str, number: int, *, first: bool) -> Start:
+def note(path: str, number: int, *, first: bool) -> Start:
     """The store has been asked. Returns what counts: a number that was sure already stays."""
     with _content(path) as content:
         found = _start(content)

@@ -58,10 +58,9 @@ HEADER = b"async_ckpt journal 1\n"
 
 ADMITTED, UPLOADING, UPLOADED, COMMITTED, FAILED = "ADMITTED", "UPLOADING", "UPLOADED", "COMMITTED", "FAILED"
 SUPERSEDED = "SUPERSEDED"
-#: States that end a checkpoint's way; after the last one alone its snapshot may still be of use.
+#: States in which nothing more is done for a checkpoint, and those of them in which nobody needs its snapshot any more.
 FINAL = (COMMITTED, SUPERSEDED, FAILED)
-SETTLED = (COMMITTED, SUPERSEDED)
-
+RELEASED = (COMMITTED, SUPERSEDED)
 
 #: Most of a long journal: the record of a commit, as it is written here. Its reference is read when it is asked for.
 _COMMIT = re.compile(rb'\{"id":"([^"\\]+)","state":"COMMITTED",(?:"why":"",)?"reference":(\{.*\})\}')

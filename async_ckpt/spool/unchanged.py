@@ -65,7 +65,7 @@ class Fingerprint(NamedTuple):
             return None
         return cls(os.makedev(*found.dev), found.ino, found.size, found.mtime.ns, found.btime.ns)
 
-    def is_settled(self, captured_ns: int) -> bool:
+    def shows_writes_after(self, captured_ns: int) -> bool:
         """Whether a write after a capture at that time must have changed the mtime."""
         return self.mtime_ns + RACY_NS <= captured_ns
 

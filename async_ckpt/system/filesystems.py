@@ -100,7 +100,7 @@ def _fine_times() -> bool:
         return False
 
 
-def is_settled(kind: str, status: os.stat_result, looked_ns: int) -> bool:
+def shows_next_write(kind: str, status: os.stat_result, looked_ns: int) -> bool:
     """Whether each write after a look has another time than what was written before it.
 
     Parameters

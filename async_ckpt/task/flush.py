@@ -12,7 +12,7 @@ from .. import layout
 from ..config import HURRY_ANSWER_S, HURRY_SLICE_S
 from ..errors import AgentError, CheckpointError, FlushError, StoreError, WaitTimeout
 from ..spool import journal
-from ..spool.journal import COMMITTED, FINAL, SETTLED
+from ..spool.journal import COMMITTED, FINAL, RELEASED
 from ..stores import catalog
 from ..system.undisturbed import go_on, undisturbed
 from .progress import ProgressLines, flush_line
@@ -150,7 +150,7 @@ class Flush:
         ids = (
             identity
             for identity in self._spool.records.ids()
-            if not (item := known.get(identity)) or item.state not in SETTLED
+            if not (item := known.get(identity)) or item.state not in RELEASED
         )
         return sorted(ids, key=journal.order)
 

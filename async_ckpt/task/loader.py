@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from .. import layout
-from ..capture.link_back import Lender
+from ..capture.link_back import LinkBack
 from ..config import Config
 from ..errors import IntegrityError, NotFound, StoreError, TransientStoreError, UsageError
 from ..layout import newest
@@ -124,11 +124,11 @@ class Loader:
 
     def _load_admitted(self, item: Admitted, path: str, clean: bool = False) -> None:
         """Load a checkpoint that is on its way, from the disk; or from the store, as far as it has come there."""
-        lender = Lender(lease_budget(self._client, self._config)) if self._client.is_guarded() else None
+        links = LinkBack(lease_budget(self._client, self._config)) if self._client.is_guarded() else None
         arrival = _arrival(clean, self._spool.store, self._spool.directory)
         try:
             restore.load_from_spool(
-                item, path, self._config, lender, functools.partial(hand_over, self._client, item), arrival
+                item, path, self._config, links, functools.partial(hand_over, self._client, item), arrival
             )
             return
         except FileNotFoundError:

@@ -17,7 +17,7 @@ from typing import Any
 
 from .. import layout
 from ..capture.content import CapturedFile, captured_file
-from ..capture.link_back import Lender
+from ..capture.link_back import LinkBack
 from ..config import Config
 from ..errors import CheckpointError, IntegrityError, NotFound
 from ..manifest import MAX_DEPTH, FileEntry, Manifest, check_path
@@ -225,7 +225,7 @@ def load_from_spool(
     item: Admitted,
     destination: str,
     config: Config,
-    lender: Lender | None = None,
+    links: LinkBack | None = None,
     guard: Callable[[dict[str, int]], None] = lambda leases: None,
     arrival: Arrival = _USUAL,
 ) -> None:
@@ -234,10 +234,10 @@ def load_from_spool(
 
     Parameters
     ----------
-    lender : Lender or None
+    links : LinkBack or None
         Makes hard links of files where that is safe; None, and for all others: they are cloned or copied.
     guard : callable
-        Gets the lender's leases (path → descriptor) before the first file has its final name, to hold them until the
+        Gets the links's leases (path → descriptor) before the first file has its final name, to hold them until the
         checkpoint is in the store.
 
     Raises
@@ -248,13 +248,13 @@ def load_from_spool(
         It was written to while nobody guarded it.
     """
     with contextlib.ExitStack() as stack:
-        if lender is not None:
-            stack.callback(lender.close)
+        if links is not None:
+            stack.callback(links.close)
         staging = stack.enter_context(Landing(destination, arrival))
         _make_directories(item.manifest, staging)
         for entry in item.manifest.files:
             target = os.path.join(staging, entry.path)
-            if lender is not None and lender.lend(entry, item.file(entry.path), target):
+            if links is not None and links.link(entry, item.file(entry.path), target):
                 continue
             _copy(captured_file(item.data, entry), target)
             set_mode(target, entry.mode)
@@ -267,8 +267,8 @@ def load_from_spool(
             raise IntegrityError(
                 f"The captured file {torn} was written to after the save", where=item.data, hint="Load an earlier one"
             )
-        if lender is not None:
-            guard(lender.hand_over())
+        if links is not None:
+            guard(links.hand_over())
         _finish(item.manifest, staging, functools.partial(make_links, staging=staging, config=config, say=arrival.say))
 
 

@@ -18,7 +18,7 @@ from ..ipc.client import AgentClient
 from ..ranks import agreement
 from ..spool import journal
 from ..spool.claim import Start
-from ..spool.journal import ADMITTED, COMMITTED, FAILED, SETTLED, SUPERSEDED
+from ..spool.journal import ADMITTED, COMMITTED, FAILED, RELEASED, SUPERSEDED
 from ..spool.records import Admitted
 from ..spool.spool import Spool
 from ..stores.base import Store
@@ -109,7 +109,7 @@ class Tracker:
             This process has outlived the task, and what became of the checkpoint is not known here any more.
         """
         known = self.look().get(identity)
-        if known is not None and known.state in SETTLED:
+        if known is not None and known.state in RELEASED:
             return known.state, known.why
         asked = False
         if not self.closed:
@@ -174,7 +174,7 @@ class Tracker:
             What the agent says that has failed, by id with the reason.
         """
         known = self.look()
-        settled = {identity for identity, item in known.items() if item.state in SETTLED}
+        settled = {identity for identity, item in known.items() if item.state in RELEASED}
         failed = {identity: why for identity, why in told.items() if identity not in settled}
         failed |= {identity: item.why for identity, item in known.items() if item.state == FAILED}
         for identity in saved:

@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from async_ckpt.capture import stillness, tree
+from async_ckpt.capture import open_file, tree
 from async_ckpt.capture.copying import Copy
 from async_ckpt.capture.hardlink import Auto, HardLink
+from async_ckpt.capture.open_file import OpenFile
 from async_ckpt.capture.pack import Pack
-from async_ckpt.capture.stillness import OpenFile
 from async_ckpt.config import Config
 from async_ckpt.errors import MissingPathError, SnapshotError
 from async_ckpt.manifest import LINK, FileEntry
@@ -133,7 +133,7 @@ def test_a_write_in_the_tick_of_a_coarse_clock_in_which_the_file_was_opened_is_s
             known = {name: getattr(status, name) for name in dir(status) if name.startswith("st_")}
             return SimpleNamespace(**{**known, "st_ctime_ns": 10**18 + 1})
 
-    monkeypatch.setattr(stillness, "os", CoarseClock())
+    monkeypatch.setattr(open_file, "os", CoarseClock())
     clock = [10**18 + 1_000_000]
     monkeypatch.setattr("time.time_ns", lambda: clock[0])
 

@@ -39,7 +39,7 @@ LAYERS = (
 SHARED_IN_ROOM = {
     "stores": {"base", "retry"},
     "capture": {
-        "base", "content", "copy_speed", "copying", "habits", "lease", "pack", "private", "stillness",
+        "base", "content", "copy_speed", "copying", "habits", "lease", "pack", "private", "open_file",
         "symlinks", "walk",
     },
 }  # fmt: skip

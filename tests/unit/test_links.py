@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from async_ckpt import capture
 from async_ckpt.config import Config
 from async_ckpt.errors import SnapshotError
-from async_ckpt.manifest import FileEntry, Link, Manifest
+from async_ckpt.manifest import FileEntry, Manifest, Symlink
 from async_ckpt.spool.records import Admitted
 from async_ckpt.task import restore
 from tests.spread import first_of
@@ -115,7 +115,7 @@ def reachable_for_clients_without_links(manifest: Manifest) -> set[str]:
 
 
 def _behind(files: list[str], links: dict[str, str]) -> dict[str, str]:
-    manifest = Manifest([FileEntry(path, 1, 0o644) for path in files], links=[Link(*item) for item in links.items()])
+    manifest = Manifest([FileEntry(path, 1, 0o644) for path in files], links=[Symlink(*item) for item in links.items()])
     return {path: entry.path for path, entry in manifest.files_behind_links()}
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from async_ckpt import manifest
 from async_ckpt.errors import IntegrityError
-from async_ckpt.manifest import FORMAT, Directory, FileEntry, Link, Manifest
+from async_ckpt.manifest import FORMAT, Directory, FileEntry, Manifest, Symlink
 
 HOSTILE = [
     "",
@@ -59,9 +59,9 @@ def file(**fields: Any) -> dict[str, Any]:
         max_size=4,
     ),
     st.lists(st.builds(Directory, PATHS, st.integers(0, 0o777), st.integers(-(2**62), 2**62))),
-    st.lists(st.builds(Link, PATHS, st.just("../anywhere"), st.none() | st.integers(0, 2**20))),
+    st.lists(st.builds(Symlink, PATHS, st.just("../anywhere"), st.none() | st.integers(0, 2**20))),
 )
-def test_it_comes_back_as_it_was_stored(files: list[FileEntry], folders: list[Directory], links: list[Link]) -> None:
+def test_it_comes_back_as_it_was_stored(files: list[FileEntry], folders: list[Directory], links: list[Symlink]) -> None:
     made = Manifest(files, folders, links)
     assert Manifest.from_json(manifest.load(manifest.dump(made.to_json()), where="x"), where="x") == made
 

@@ -19,7 +19,7 @@ from async_ckpt import layout, manifest
 from async_ckpt.capture.content import TarContent, TarMember
 from async_ckpt.config import Config
 from async_ckpt.errors import CheckpointError, IntegrityError, NotFound, SnapshotError, UsageError
-from async_ckpt.manifest import COPY, LINK, PACKED, Directory, FileEntry, Link, Manifest
+from async_ckpt.manifest import COPY, LINK, PACKED, Directory, FileEntry, Manifest, Symlink
 from async_ckpt.spool.records import Admitted
 from async_ckpt.stores.local import LocalStore
 from async_ckpt.task import restore
@@ -382,7 +382,7 @@ def spooled(folder: Path, data: bytes, how: str) -> Admitted:
     status = (folder / "weights").stat()
     entry = FileEntry("weights", len(data), 0o640, how, status.st_ino, status.st_mtime_ns)
     return Admitted(
-        "0.x.0", {"key": KEY}, Manifest([entry], [Directory("d", 0o750)], [Link("l", "weights")]), str(folder), "/x"
+        "0.x.0", {"key": KEY}, Manifest([entry], [Directory("d", 0o750)], [Symlink("l", "weights")]), str(folder), "/x"
     )
 
 

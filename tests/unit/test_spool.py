@@ -19,7 +19,7 @@ import pytest
 from async_ckpt import layout
 from async_ckpt.config import Config
 from async_ckpt.errors import IntegrityError, SpoolError
-from async_ckpt.manifest import COPY, LINK, Directory, FileEntry, Link, Manifest
+from async_ckpt.manifest import COPY, LINK, Directory, FileEntry, Manifest, Symlink
 from async_ckpt.spool import records, snapshots
 from async_ckpt.spool.records import Admitted, Records, torn_file
 from async_ckpt.spool.spool import Spool
@@ -139,7 +139,7 @@ def test_a_record_comes_back_as_it_was_admitted(spool: Spool) -> None:
     manifest = Manifest(
         [FileEntry(name, 5, 0o640, LINK, 7, 123456789012345678), FileEntry("a/b", 0, 0o755)],
         [Directory("a", 0o750, 7)],
-        [Link("l", "a/b")],
+        [Symlink("l", "a/b")],
     )
     made = spool.records.admit(
         reference(0, metadata={"x": [1, None]}), manifest, spool.path("data", "1-x"), "/some/where"

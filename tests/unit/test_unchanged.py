@@ -62,9 +62,9 @@ def test_only_the_last_are_remembered() -> None:
 
 
 def test_a_time_close_to_the_capture_proves_nothing() -> None:
-    assert fingerprint(1).is_settled(5 + RACY_NS)
-    assert not fingerprint(1).is_settled(5 + RACY_NS - 1)
-    assert not fingerprint(1).is_settled(0), "records of earlier versions do not say when"
+    assert fingerprint(1).shows_writes_after(5 + RACY_NS)
+    assert not fingerprint(1).shows_writes_after(5 + RACY_NS - 1)
+    assert not fingerprint(1).shows_writes_after(0), "records of earlier versions do not say when"
 
 
 def captured(folder: Path, *, length: int = MIN_BYTES, **fields: object) -> Admitted:

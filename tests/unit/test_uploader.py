@@ -15,7 +15,7 @@ import pytest
 from async_ckpt import layout
 from async_ckpt.config import Config
 from async_ckpt.errors import CheckpointError, IntegrityError, NotFound, StoreError, TransientStoreError
-from async_ckpt.manifest import COPY, LINK, FileEntry, Link, Manifest
+from async_ckpt.manifest import COPY, LINK, FileEntry, Manifest, Symlink
 from async_ckpt.spool.journal import TAR, Known, Progress, Record, is_step, steps
 from async_ckpt.spool.records import Admitted
 from async_ckpt.spool.unchanged import StoredFile
@@ -113,7 +113,7 @@ def test_what_cannot_be_copied_is_sent(item: Admitted, error: Exception) -> None
     assert heard.progress_known.files["weights"] == crcs_of(pattern(SIZE))
 
 
-LINKS = [Link("last", "weights"), Link("best", "last"), Link("nowhere", "missing"), Link("here", ".")]
+LINKS = [Symlink("last", "weights"), Symlink("best", "last"), Symlink("nowhere", "missing"), Symlink("here", ".")]
 
 
 @pytest.mark.parametrize("copies", [True, False])
@@ -134,7 +134,7 @@ def test_files_behind_links_are_stored_for_clients_that_know_no_links(
 
 
 def test_more_files_behind_links_than_the_limit_are_left_out_and_that_is_said(item: Admitted) -> None:
-    store, links = MemoryStore(), [Link(f"link-{number}", "small") for number in range(5)]
+    store, links = MemoryStore(), [Symlink(f"link-{number}", "small") for number in range(5)]
     uploader = Uploader(store, Config(max_files_behind_links=3))
     linked = dataclasses.replace(item, manifest=Manifest(item.manifest.files, links=links))
     anyio.run(uploader.upload, linked, Progress(), {}, Heard())

@@ -45,10 +45,10 @@ _FLAG_BYTES = 512
 OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
 
 
-class Now(enum.Enum):
-    """What became of a captured file."""
+class Change(enum.Enum):
+    """What became of a file since it was captured."""
 
-    SAME, GREW, CHANGED = range(3)
+    NONE, GROWN, REWRITTEN = range(3)
 
 
 class OpenFile:
@@ -84,7 +84,7 @@ class OpenFile:
         self.kind = ""
 
     @property
-    def source(self) -> str:
+    def full(self) -> str:
         """Where it stands."""
         return self.item.full
 
@@ -104,8 +104,8 @@ class OpenFile:
             self.kind = filesystems.kind_of(self.fd)
         return self.kind
 
-    def look(self, pack: Pack | None) -> Now:
-        """What it is now. ``pack``: the snapshot's.
+    def change(self, pack: Pack | None) -> Change:
+        """What became of it. ``pack``: the snapshot's.
 
         Raises
         ------
@@ -115,30 +115,30 @@ class OpenFile:
         entry, was = self.entry, self.status
         if entry.how == LINK:
             if time.monotonic() < self.leased_s + _SURELY_LEASED_S or not lease.is_breaking(self.fd):
-                return Now.SAME
-            return Now.SAME if _is_untouched(os.fstat(self.fd), was) else Now.CHANGED
+                return Change.NONE
+            return Change.NONE if _is_untouched(os.fstat(self.fd), was) else Change.REWRITTEN
         fd = self.fd if self.fd >= 0 else os.open(self.item.full, OPEN)
         try:
             if entry.how == PACKED and pack is not None and self.is_local and entry.size > _FLAG_BYTES:
                 data = os.pread(fd, entry.size + 1, 0)
                 if not pack.holds(entry, data[: entry.size]):
-                    return Now.CHANGED
-                return Now.SAME if len(data) == entry.size else Now.GREW
+                    return Change.REWRITTEN
+                return Change.NONE if len(data) == entry.size else Change.GROWN
             now = os.fstat(fd) if self.is_local else filesystems.facts_of(fd, self.kind)
             untouched = _is_untouched(now, was)
-            if untouched and self.sure and now.st_ctime_ns == was.st_ctime_ns and self._is_settled():
-                return Now.SAME
+            if untouched and self.sure and now.st_ctime_ns == was.st_ctime_ns and self._shows_writes():
+                return Change.NONE
             if not self._has_content(fd, now, pack):
-                return Now.CHANGED
+                return Change.REWRITTEN
             if now.st_size > entry.size:
-                return Now.GREW
-            return Now.SAME if untouched else Now.CHANGED
+                return Change.GROWN
+            return Change.NONE if untouched else Change.REWRITTEN
         finally:
             if fd != self.fd:
                 os.close(fd)
 
-    def _is_settled(self) -> bool:
-        return filesystems.is_settled(self.kind, self.status, self.opened_ns)
+    def _shows_writes(self) -> bool:
+        return filesystems.shows_next_write(self.kind, self.status, self.opened_ns)
 
     def is_untouched(self) -> bool:
         """Whether nothing was written since it was captured, as far as its times tell."""
