@@ -12,7 +12,7 @@ from async_ckpt import errors
 from harness.metaflow_env import REPOSITORY
 
 _CLASSES = {name for name, _ in inspect.getmembers(errors, inspect.isclass)} | {"CheckpointException"}
-#: Functions that make an error of a text and of the system's reason.
+#: Functions that make an error of a text and of the system's reason. (An ``Outcome`` has a text that is raised later.)
 _WITH_REASON = {"spool_error"}
 #: Stands for what is filled in: a path, a number, the words of the system.
 FILLED = "…"
@@ -32,11 +32,14 @@ def error_texts() -> dict[str, str]:
 def _texts_of(path: Path) -> Iterator[tuple[int, str]]:
     tree = ast.parse(path.read_text())
     functions = [node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
-    for scope in (tree, *functions):
+    seen = set()
+    # From the inside to the outside: a variable means what its own function gives to it.
+    for scope in (*reversed(functions), tree):
         texts = _assigned(scope)
         for node in ast.walk(scope):
-            if isinstance(node, ast.Call) and node.args and _makes_an_error(node):
-                argument = node.args[0]
+            if isinstance(node, ast.Call) and node not in seen and node.args and _makes_an_error(node):
+                seen.add(node)
+                argument = node.args[-1] if _name_of(node) == "Outcome" else node.args[0]
                 known = texts.get(argument.id, []) if isinstance(argument, ast.Name) else [_text(argument, texts)]
                 end = f": {FILLED}" if _name_of(node) in _WITH_REASON else ""
                 yield from ((node.lineno, text + end) for text in known)
@@ -48,7 +51,9 @@ def _name_of(call: ast.Call) -> str:
 
 def _makes_an_error(call: ast.Call) -> bool:
     # A class in a variable, or a function that makes the error: they are given what all errors have.
-    return _name_of(call) in _CLASSES | _WITH_REASON or bool({"where", "hint"} & {word.arg for word in call.keywords})
+    return _name_of(call) in _CLASSES | _WITH_REASON | {"Outcome"} or bool(
+        {"where", "hint"} & {word.arg for word in call.keywords}
+    )
 
 
 def _assigned(scope: ast.AST) -> dict[str, list[str]]:
