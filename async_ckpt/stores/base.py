@@ -2,7 +2,8 @@
 
 What every implementation promises, and ``tests/contract/store_suite.py`` holds it to:
 
-- A key is a relative path of non-empty parts separated by ``/``, without ``.`` and ``..``.
+- A key is a relative path of non-empty parts separated by ``/``, without ``.`` and ``..``. Every method refuses any
+  other with ``check_key``, before it asks for anything.
 - ``put_*`` is atomic (nobody reads half an object), replaces what was there, and may be called several times
   with the same bytes: it is idempotent, so a retry after an answer that was lost is safe.
 - ``get_*``, ``size`` raise ``NotFound`` for a key that is not there; ``delete`` of such a key succeeds.
@@ -315,6 +316,8 @@ class Store(abc.ABC):
         ------
         IntegrityError
             Size or digest differ; names the key.
+        StoreError
+            ``destination`` cannot be written. It is never ``NotFound``, which would say that the object is missing.
         """
 
     @abc.abstractmethod

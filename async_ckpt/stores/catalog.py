@@ -45,14 +45,28 @@ async def read_tagged(store: Store, folder: str, name: str) -> tuple[dict[str, A
 async def list_references(
     store: Store, folder: str, config: Config, *, name: str | None = None, attempt: int | None = None
 ) -> list[dict[str, Any]]:
-    """All committed checkpoints whose metadata lies in ``folder``, filtered by name and attempt, in no order."""
-    wanted: list[str] = []
+    """All committed checkpoints whose metadata lies in ``folder``, newest first; of one name or attempt if given.
+
+    Raises
+    ------
+    StoreError
+        The store cannot be read.
+    """
+    listed = await _list_names(store, folder)
+    wanted = [file for (of, _), named, file in listed if name in (None, named) and attempt in (None, of)]
+    return newest.newest_first(await _read_all(store, folder, wanted, config))
+
+
+async def _list_names(store: Store, folder: str) -> list[tuple[tuple[int, int], str, str]]:
+    """What the names of metadata objects in a folder say: (attempt, version), the checkpoint's name, and the object's
+    name in the folder.
+    """
+    found = []
     async for entry in store.list(folder):
         file = entry.key[len(folder) + 1 :]
-        parts = layout.metadata_name_parts(folder, file)
-        if parts and (name is None or parts[1] == name) and (attempt is None or parts[0] == attempt):
-            wanted.append(file)
-    return await _read_all(store, folder, wanted, config)
+        if parts := layout.metadata_name_parts(folder, file):
+            found.append(((parts[0], parts[2]), parts[1], file))
+    return found
 
 
 async def _read_all(store: Store, folder: str, names: Iterable[str], config: Config) -> list[dict[str, Any]]:
@@ -111,8 +125,7 @@ async def newest_of_step(store: Store, folder: str, config: Config) -> dict[str,
     hint = await read_reference(store, folder, layout.LATEST)
     if hint is not None:
         return hint
-    found = await list_references(store, folder, config)
-    return next(iter(newest.newest_first(data for data in found if layout.is_latest(data))), None)
+    return next(filter(layout.is_latest, await list_references(store, folder, config)), None)
 
 
 async def read_begun(store: Store, key: str) -> list[str] | None:
@@ -128,14 +141,10 @@ async def read_begun(store: Store, key: str) -> list[str] | None:
 
 async def _newest_listed(store: Store, folder: str, known: tuple[int, int]) -> dict[str, Any] | None:
     """The newest that is newer than ``known``: names in the listing tell, and few are read."""
-    newer: list[tuple[tuple[int, int], str]] = []
-    async for entry in store.list(folder):
-        name = entry.key[len(folder) + 1 :]
-        parts = layout.metadata_name_parts(folder, name)
-        if parts and (parts[0], parts[2]) > known:
-            newer.append(((parts[0], parts[2]), name))
-    for _, name in sorted(newer, reverse=True):
-        data = await read_reference(store, folder, name)
+    for order, _, file in sorted(await _list_names(store, folder), reverse=True):
+        if order <= known:
+            break
+        data = await read_reference(store, folder, file)
         if data is not None and layout.is_latest(data):
             return data
     return None

@@ -201,8 +201,7 @@ class Loader:
                 older = self._tracker.run(
                     functools.partial(catalog.list_references, folder=folder, config=self._config)
                 )
-                older = [data for data in older if layout.is_latest(data) and data["key"] != stored["key"]]
-                yield from newest.newest_first(older)
+                yield from (data for data in older if layout.is_latest(data) and data["key"] != stored["key"])
 
     def _newest_committed(self) -> tuple[int, int]:
         """(attempt, version) of the newest that this machine has brought into the store, as far as its disk tells."""

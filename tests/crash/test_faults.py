@@ -13,9 +13,10 @@ from typing import Any
 import anyio
 import pytest
 
+from async_ckpt.capture.content import CapturedFile
 from async_ckpt.config import CHUNK_BYTES, Config
 from async_ckpt.spool.journal import COMMITTED, UPLOADED
-from async_ckpt.stores import catalog, local, open_store, retry
+from async_ckpt.stores import catalog, open_store, retry
 from async_ckpt.stores.base import StoreSpec
 from async_ckpt.stores.local import LocalStore
 from async_ckpt.task import restore
@@ -236,14 +237,14 @@ def test_newer_ones_are_committed_though_a_disk_never_answers_the_commit_of_one(
 def test_what_an_uploader_lacks_for_a_moment_is_waited_for(
     task: Task, monkeypatch: pytest.MonkeyPatch, lacks: Exception
 ) -> None:
-    opened, tries = local._open_captured, itertools.count()
+    opened, tries = CapturedFile._open, itertools.count()
 
-    def open_captured(path: str) -> int:
+    def open_captured(self: CapturedFile, *options: Any) -> int:
         if next(tries) < 2:
             raise lacks
-        return opened(path)
+        return opened(self, *options)
 
-    monkeypatch.setattr(local, "_open_captured", open_captured)
+    monkeypatch.setattr(CapturedFile, "_open", open_captured)
     lines: list[str] = []
     checkpointer = task.start(uploader="thread", report=lines.append)
     for number in range(3):
