@@ -1,4 +1,4 @@
-"""What this task has saved already, so that nothing in the watched directory is saved twice.
+"""What this task has saved already: by this watch, by another one, or by an earlier attempt.
 
 A retry often loads a checkpoint back under its name, for its trainer to go on from. It is recognised by its name, its
 files, their sizes and times, which a load gives back, and is not saved again. What came back by other means has other
@@ -11,35 +11,37 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta, timezone
-from typing import Any
+from typing import Any, Protocol
 
 from ..layout import newest
-from ..spool.journal import COMMITTED, FAILED, SUPERSEDED
-from .entry import Tree
+from ..spool.journal import COMMITTED, FAILED, FINAL, SUPERSEDED
+from .entry import Entry, Tree
+from .gone import Gone
 
-#: The field of a checkpoint's metadata by which it is recognised: ``mark``.
+#: The field of a checkpoint's metadata by which it is recognised: ``AlreadySaved.mark``.
 WATCHED = "watched"
+
+#: Of its own saves a watch remembers so many, for entries that come back after they were out of sight.
+_MAX_REMEMBERED = 100_000
 
 _DIGITS = 16
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
-def mark(root: str, relative: str, name: str, tree: Tree) -> str:
-    """What is kept with a checkpoint: which entry of which directory it was, and which one wherever it lies."""
-    return tree.identity(root, relative, name) + _anywhere(relative, name, tree)
+class Listing(Protocol):
+    """What is needed of a ``Checkpointer`` here."""
 
-
-def _anywhere(relative: str, name: str, tree: Tree) -> str:
-    return tree.identity("", os.path.basename(relative), name)
+    def list(self) -> Sequence[Mapping[str, Any]]: ...
+    def state(self, identity: str) -> tuple[str, str]: ...
 
 
 class AlreadySaved:
-    """What the task has saved, as its listing says.
+    """Knows which entries of a watched directory are saved, and which of them are in the store.
 
     Parameters
     ----------
-    listed : sequence of dict
-        The task's checkpoints.
+    checkpointer : Checkpointer
+        Is asked for what the task has saved.
     root : str
         The watched directory.
     name : str
@@ -48,14 +50,29 @@ class AlreadySaved:
         When this attempt began (wall clock): it may have loaded what was saved before that. 0: it is the first one.
     """
 
-    def __init__(self, listed: Sequence[Mapping[str, Any]], root: str, name: str, began_ns: int) -> None:
-        self._root, self._name = root, name
-        #: Whether it is committed, by the first half of its mark, and by the second half.
+    def __init__(self, checkpointer: Listing, root: str, name: str, began_ns: int) -> None:
+        self._checkpointer, self._root, self._name = checkpointer, root, name
+        self._began = _EPOCH + timedelta(microseconds=began_ns // 1000)
+        #: By path: the id under which what is there was saved; empty: it is in the store, without asking.
+        self._ids: dict[str, str] = {}
+        #: What this watch has saved: the id, by the first half of its mark.
+        self._mine: dict[str, str] = {}
+        #: What the task had saved before: whether that was in the store, by the first half of its mark, by the second.
         self._here: dict[str, bool] = {}
         self._anywhere: dict[str, bool] = {}
         self._sizes: set[tuple[str, int]] = set()
+        self._newest: datetime | None = None
+
+    def learn(self) -> None:
+        """Ask what the task has saved.
+
+        Raises
+        ------
+        CheckpointError
+            The store does not answer.
+        """
+        listed = self._checkpointer.list()
         self._newest = datetime.min.replace(tzinfo=timezone.utc)
-        began = _EPOCH + timedelta(microseconds=began_ns // 1000)
         for data in listed:
             if data.get("state") in (FAILED, SUPERSEDED):
                 continue
@@ -63,22 +80,75 @@ class AlreadySaved:
             metadata = data.get("metadata")
             # Other clients keep whatever they were given.
             if isinstance(metadata, dict) and WATCHED in metadata:
-                known, is_committed = str(metadata[WATCHED]), data.get("state") == COMMITTED
-                self._here[known[:_DIGITS]] = is_committed
-                if newest.moment(data) < began:
-                    self._anywhere[known[_DIGITS:]] = is_committed
+                known, in_store = str(metadata[WATCHED]), data.get("state") == COMMITTED
+                self._here[known[:_DIGITS]] = in_store
+                if newest.moment(data) < self._began:
+                    self._anywhere[known[_DIGITS:]] = in_store
                 self._sizes.add((os.path.basename(str(metadata.get("path"))), int(data.get("size") or 0)))
 
-    def is_committed(self, relative: str, tree: Tree, *, is_old: bool) -> bool | None:
-        """Whether an entry, as it is, is in the store (True) or on its way (False); None: it was not saved.
+    def mark(self, path: str, tree: Tree) -> str:
+        """What is kept with a checkpoint: which entry of which directory it was, and which one wherever it lies."""
+        return self._mark_here(path, tree) + self._mark_anywhere(path, tree)
 
-        ``is_old``: a trainer has not just written it. What was just written may look like a file of another rank, with
-        the same name, size and time; so it is compared with entries of this directory only.
-        """
-        here = self._here.get(tree.identity(self._root, relative, self._name))
-        return self._anywhere.get(_anywhere(relative, self._name, tree)) if here is None and is_old else here
+    def _mark_here(self, path: str, tree: Tree) -> str:
+        return tree.identity(self._root, path, self._name)
 
-    def outranks(self, relative: str, tree: Tree) -> bool:
+    def _mark_anywhere(self, path: str, tree: Tree) -> str:
+        return tree.identity("", os.path.basename(path), self._name)
+
+    def note(self, path: str, tree: Tree, identity: str) -> None:
+        """This watch has saved what is at ``path`` as ``identity``; empty: it is not known what becomes of that."""
+        if not identity:
+            self._ids.pop(path, None)
+            return
+        self._ids[path] = self._mine[self._mark_here(path, tree)] = identity
+        if len(self._mine) > _MAX_REMEMBERED:
+            del self._mine[next(iter(self._mine))]
+
+    def has(self, entry: Entry | Gone) -> bool:
+        """Whether it was saved just as it is."""
+        here = self._mark_here(entry.path, entry.tree)
+        if here in self._mine:
+            self._ids[entry.path] = self._mine[here]
+            return True
+        in_store = self._here.get(here)
+        # What was just written may look like a file of another rank, with the same name, size and time.
+        if in_store is None and entry.is_old:
+            in_store = self._anywhere.get(self._mark_anywhere(entry.path, entry.tree))
+        if in_store:
+            self._ids[entry.path] = ""
+        return in_store is not None
+
+    def outranks(self, entry: Entry | Gone) -> bool:
         """Whether an old entry is no newer than what was saved, or has the name and size of something that was."""
-        written = _EPOCH + timedelta(microseconds=tree.newest_ns // 1000)
-        return written <= self._newest or (os.path.basename(relative), tree.size) in self._sizes
+        if not entry.is_old or self._newest is None:
+            return False
+        written = _EPOCH + timedelta(microseconds=entry.tree.newest_ns // 1000)
+        return written <= self._newest or (os.path.basename(entry.path), entry.tree.size) in self._sizes
+
+    def forget(self, path: str) -> None:
+        """The entry is gone."""
+        self._ids.pop(path, None)
+
+    # -- what became of it -----------------------------------------------------------------------------------------
+
+    def is_mine(self, path: str) -> bool:
+        """Whether this watch has saved what is at ``path``, as far as is known."""
+        return bool(self._ids.get(path))
+
+    def may_be_in_store(self, path: str) -> bool:
+        """Whether what was saved of it may be in the store, now or later."""
+        return path in self._ids
+
+    def is_known_to_be_in_store(self, path: str) -> bool:
+        """Whether what was saved of it is in the store, without asking."""
+        return self._ids.get(path) == ""
+
+    def is_in_store(self, path: str) -> bool:
+        """Whether what was saved of it, and may be in the store, is there now: the agent is asked."""
+        state, _ = self._checkpointer.state(self._ids[path])
+        if state == COMMITTED:
+            self._ids[path] = ""
+        elif state in FINAL:
+            del self._ids[path]
+        return state == COMMITTED

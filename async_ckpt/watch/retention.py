@@ -13,10 +13,10 @@ from ..capture.walk import ANNEX_PREFIX
 from ..errors import os_reason
 from ..system.files import remove_tree
 from ..system.writers import open_for_writing
+from .already_saved import AlreadySaved
 from .entry import Entry, read_tree
 from .options import WatchOptions
 from .recogniser import Recogniser
-from .saver import Saver
 
 log = logging.getLogger(__package__)
 
@@ -36,7 +36,7 @@ def remove_leftovers(root: str) -> None:
             _remove(os.path.join(root, name))
 
 
-def retain(root: str, options: WatchOptions, recogniser: Recogniser, saver: Saver) -> list[Entry]:
+def retain(root: str, options: WatchOptions, recogniser: Recogniser, already_saved: AlreadySaved) -> list[Entry]:
     """Remove what need not stay on the disk. Returns what was removed.
 
     With ``move`` that is all that this watch has saved and nobody has open for writing. With ``keep`` it is what is in
@@ -44,7 +44,7 @@ def retain(root: str, options: WatchOptions, recogniser: Recogniser, saver: Save
     """
     saved = [e for e in recogniser.entries.values() if e.saved is not None and e.saved == e.tree]
     if options.move:
-        mine = [entry for entry in saved if saver.has_saved(entry.path)]
+        mine = [entry for entry in saved if already_saved.is_mine(entry.path)]
         is_open = open_for_writing(set().union(*(entry.must_be_closed for entry in mine)))
         closed = [entry for entry in mine if entry.must_be_closed.isdisjoint(is_open)]
         return [entry for entry in closed if _try_to_remove(root, entry, "is saved")]
@@ -55,7 +55,7 @@ def retain(root: str, options: WatchOptions, recogniser: Recogniser, saver: Save
     tries = _REMOVED_AT_A_TIME
     # Those that could not be removed come last, so that they do not hold up the others.
     older = sorted(saved[: max(len(saved) - options.keep, 0)], key=lambda entry: entry.failed_removals)
-    for entry in _in_store(older, saver):
+    for entry in _in_store(older, already_saved):
         failed = entry.failed_removals
         if _try_to_remove(root, entry, "is in the store"):
             removed.append(entry)
@@ -67,14 +67,14 @@ def retain(root: str, options: WatchOptions, recogniser: Recogniser, saver: Save
     return removed
 
 
-def _in_store(entries: list[Entry], saver: Saver) -> Iterator[Entry]:
+def _in_store(entries: list[Entry], already_saved: AlreadySaved) -> Iterator[Entry]:
     asked = 0
     for entry in entries:
-        if saver.is_known_to_be_in_store(entry.path):
+        if already_saved.is_known_to_be_in_store(entry.path):
             yield entry
-        elif asked < _ASKED_AT_A_TIME and saver.may_be_in_store(entry.path):
+        elif asked < _ASKED_AT_A_TIME and already_saved.may_be_in_store(entry.path):
             asked += 1
-            if saver.is_in_store(entry.path):
+            if already_saved.is_in_store(entry.path):
                 yield entry
 
 

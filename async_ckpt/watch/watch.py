@@ -20,6 +20,7 @@ from ..config import (
 from ..errors import CheckpointError, WatchError, os_reason
 from ..system.files import given_path
 from . import retention
+from .already_saved import AlreadySaved
 from .early_capture import EarlyCaptures
 from .entry import Entry, Tree
 from .events import Events
@@ -73,7 +74,8 @@ class Watch:
         self._options, self._config, self._began_ns = options, config, began_ns
         self._settle_s = config.watch_settle_s if options.settle is None else options.settle
         self._recogniser = Recogniser(self._settle_s, needs_marker=options.done is not None, clock=clock)
-        self._saver = Saver(checkpointer, self.path, options, config, began_ns=began_ns, clock=clock)
+        self._already_saved = AlreadySaved(checkpointer, self.path, options.name, began_ns)
+        self._saver = Saver(checkpointer, self.path, options, config, self._already_saved, clock=clock)
         self._captures = EarlyCaptures(self.path, checkpointer.new_held_directory, config)
         self._explanation = Explanation(self.path, options, clock)
         self._wake, self._ending = threading.Event(), threading.Event()
@@ -221,7 +223,7 @@ class Watch:
         for entry in vanished:
             if entry.is_unsaved and entry.path not in waiting:
                 log.warning(f"{entry.path} has gone before it was {'saved as it was' if entry.saved else 'saved'}")
-            self._saver.forget(entry.path)
+            self._forget(entry)
         if first:
             self._begin()
         self._explanation.note(looks)
@@ -249,12 +251,16 @@ class Watch:
         old = [entry for entry in self._recogniser.entries.values() if entry.is_old and entry.is_unsaved]
         if not old or self._knows_what_was_saved:
             return
-        if self._saver.learn_what_was_saved():
+        try:
+            self._already_saved.learn()
+            self._saver.forget("")
             for entry in sorted(old, key=lambda entry: entry.order):
-                if self._saver.was_saved(entry):
+                if self._already_saved.has(entry):
                     self._recogniser.note_saved(entry, entry.tree)
-        elif not last:
-            return
+        except CheckpointError as error:
+            self._saver.note_failure("", f"What was saved before cannot be listed: {error}")
+            if not last:
+                return
         self._knows_what_was_saved = True
         self._recogniser.expect_leftovers(self._began_ns)
 
@@ -273,12 +279,12 @@ class Watch:
         for gone in list(self._recogniser.gone):
             verdict = self._recogniser.judge(gone, last=last)
             saved: bool | None = verdict.whole
-            if saved and not self._saver.was_saved(gone):
+            if saved and not self._already_saved.has(gone):
                 if not self._saver.may_try(gone.path) or self._is_too_late():
                     continue
                 latest = self._is_newest(gone)
                 saved = self._saver.save_captured(gone.path, gone.captured, verdict.why, latest=latest)
-            if saved is None and (not last or gone.path in self._saver.errors):
+            if saved is None and (not last or gone.path in self._saver.failures):
                 continue
             self._recogniser.gone.remove(gone)
             if saved:
@@ -295,7 +301,7 @@ class Watch:
         for entry, why in found:
             if self._is_too_late():
                 break
-            if self._saver.was_saved(entry):  # It was out of sight for a while.
+            if self._already_saved.has(entry):  # It was out of sight for a while.
                 self._recogniser.note_saved(entry, entry.tree)
                 continue
             save = self._save_group if entry.members else self._saver.save
@@ -316,7 +322,7 @@ class Watch:
 
     def _is_newest(self, entry: Entry | Gone) -> bool:
         """Whether a retry should begin with it."""
-        return self._recogniser.is_newest(entry) and not self._saver.is_outranked(entry)
+        return self._recogniser.is_newest(entry) and not self._already_saved.outranks(entry)
 
     def _may_be_saved(self, entry: Entry) -> bool:
         return self._saver.may_try(entry.path) and (self._knows_what_was_saved or not entry.is_old)
@@ -325,9 +331,13 @@ class Watch:
         return self._end is not None and time.monotonic() > self._end[1]
 
     def _retain(self) -> None:
-        for entry in retention.retain(self.path, self._options, self._recogniser, self._saver):
+        for entry in retention.retain(self.path, self._options, self._recogniser, self._already_saved):
             self._recogniser.forget(entry)
-            self._saver.forget(entry.path)
+            self._forget(entry)
+
+    def _forget(self, entry: Entry) -> None:
+        self._saver.forget(entry.path)
+        self._already_saved.forget(entry.path)
 
     # -- what is left ----------------------------------------------------------------------------------------------
 
@@ -335,19 +345,20 @@ class Watch:
         """Whether another round may bring more: for what is written to until ``give_up``, for room in the backlog until
         ``deadline``.
         """
-        now, saver = time.monotonic(), self._saver
+        failures = self._saver.failures
         waiting = [entry.path for entry in self._recogniser.pending()] if self._was_there else []
-        waiting += [gone.path for gone in self._recogniser.gone if gone.path in saver.errors]
-        return any(
-            now < (deadline if path in saver.backlog else give_up)
-            for path in waiting
-            if path in saver.backlog or path not in saver.errors
-        )
+        waiting += [gone.path for gone in self._recogniser.gone if gone.path in failures]
+        written_to = any(path not in failures for path in waiting)
+        needs_room = any(path in failures and failures[path].needs_room for path in waiting)
+        now = time.monotonic()
+        return (written_to and now < give_up) or (needs_room and now < deadline)
 
     def _leftovers(self) -> list[str]:
         """What is not saved at the end, and why."""
         left = [self._why(entry) for entry in self._recogniser.pending()]
-        left += [self._saver.errors[gone.path] for gone in self._recogniser.gone]
+        for gone in self._recogniser.gone:
+            failure = self._saver.failures.get(gone.path)
+            left.append(failure.why if failure else f"{gone.path} has gone, and there was no time to save it")
         if not self._has_looked:
             left.append(f"{self.path} never came into being")
         left += [*self._scanner.unreadable.values(), *filter(None, [self._trouble])]
@@ -357,8 +368,8 @@ class Watch:
         return left
 
     def _why(self, entry: Entry) -> str:
-        if entry.path in self._saver.errors:
-            return self._saver.errors[entry.path]
+        if entry.path in self._saver.failures:
+            return self._saver.failures[entry.path].why
         if entry.is_open:
             return f"{entry.path} is open for writing"
         if self._options.done is not None and entry.marker is None:

@@ -166,6 +166,22 @@ def test_one_that_its_trainer_removes_before_it_is_saved_is_a_line_and_no_error(
     assert scene.paths() == []
 
 
+def test_what_is_gone_and_could_not_be_saved_in_time_is_told_at_the_end(scene: Scene) -> None:
+    go_on = threading.Event()
+    scene.checkpointer.meanwhile = lambda path: go_on.wait(60) and None
+    watch = scene.start(settle=60.0)
+    for number in (1, 2, 3):
+        scene.write(f"checkpoint-{number}")
+        wait_until(lambda number=number: len(watch._recogniser.captures()) == number, "it is captured")
+    for number in (1, 2):
+        os.rename(scene.out / f"checkpoint-{number}", scene.out.parent / f"removed-{number}")
+    wait_until(lambda: scene.checkpointer.tries, "the first one is being saved")
+    watch.stop(0.0, complete=False)
+    go_on.set()
+    watch._thread.join(60)
+    assert watch._left[-1] == "checkpoint-2 has gone, and there was no time to save it"
+
+
 def test_while_the_store_does_not_tell_what_was_saved_old_ones_wait_and_new_ones_do_not(scene: Scene) -> None:
     scene.write("checkpoint-1")
     scene.checkpointer.can_list = False

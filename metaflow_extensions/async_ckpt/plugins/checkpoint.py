@@ -432,50 +432,44 @@ class CurrentCheckpoint(_Checkpoints):
         storage_format: str | None = None,
         snapshot: str | None = None,
     ) -> Watch:
-        """Save every checkpoint that something else writes to a directory, as soon as it is finished: for trainers that
-        cannot be changed. Returns at once; a thread watches until the end of the step, which waits for what was written
-        last.
+        """Save every checkpoint that a trainer writes to a directory by itself, as soon as it is finished.
 
-        One counts as finished when it was renamed into place from a name that does not match (or is that of something
-        unfinished, such as ``tmp-…``), when it was removed or written anew and what follows shows that it was whole, or
-        when nobody on this machine has a file of it open for writing and nothing in it has
-        changed for ``settle`` seconds; ten times as long for a directory that lacks files which the one before it had,
-        or is the first, the next not begun. Where a writer pauses for longer, all its files closed, a half may be
-        saved; the whole follows as a newer one, and later pauses of that length are waited for. With ``done`` that
-        cannot be.
+        Returns at once. A thread watches until the end of the step, which waits for what was written last. When a
+        checkpoint counts as finished, and what happens to those that do not stay, is told in docs/watch.md.
 
         Parameters
         ----------
         path : str or PathLike
             The directory; it may come later, and come back after it vanished.
         pattern : str, default "checkpoint-*"
-            Shell pattern of directories or files in it; ``**/`` stands for any number of folders. Of nested matches the
-            outermost counts; links are not followed.
+            Shell pattern of directories or files in it; ``**/`` stands for any number of folders. If one match lies in
+            another, the outer one is the checkpoint. Links are not followed.
         settle : float, optional
-            Seconds. Default: 30 (``METAFLOW_ASYNC_CKPT_WATCH_SETTLE_S``). 0: as soon as it is closed, for single files.
+            A checkpoint is finished when nothing in it has changed for so many seconds, if nothing else tells. Default:
+            30 (``METAFLOW_ASYNC_CKPT_WATCH_SETTLE_S``). 0: as soon as it is closed, for single files.
         metadata_from : callable or str, optional
             What to keep with each: a function of its path that returns a dict, called in the watch's thread; or the
-            name of a JSON file in it, of which single values at the top and those of the last entry of each history (a
-            list of objects) are kept, nothing nested. ``path``, relative to the directory, is always kept.
+            name of a JSON file in it. Of that, single values at the top are kept, and those of the last entry of each
+            history (a list of objects). ``path``, relative to the directory, is always kept.
         done : str, optional
             Name of a file that the trainer writes into a checkpoint when it is finished (for a single file: beside it,
-            ``<its name>.<done>``). Then nothing else counts. Where that file is older than the rest, as when a
-            checkpoint is written anew in place, the rest must be quiet for ``settle`` seconds as well.
+            ``<its name>.<done>``). Then nothing else counts. If something in the checkpoint is newer than that file,
+            everything must be quiet for ``settle`` seconds as well.
         move : bool, default False
-            Save each, then remove it from the directory, so that the disk does not fill. By quiet alone, a writer that
-            comes back finds nothing in its place: use it with ``done``, or a trainer that renames. What cannot be
-            uploaded after that is lost; with ``keep`` it is still there.
+            Save each, then remove it from the directory, so that the disk does not fill. A writer that comes back finds
+            nothing in its place, so use it with ``done``, or a trainer that renames. What cannot be uploaded after that
+            is lost; with ``keep`` it is still there.
         keep : int, optional
-            Remove those that are in the store from the disk, but for so many of the newest.
+            Remove from the disk what is in the store, except for so many of the newest.
         existing : bool, default True
-            Also what is there already, unless this task saved it before. What an earlier attempt wrote last, without a
-            marker, is left out until it is written to again: it may be half.
+            Save what is there already as well, unless this task saved it before. The last one that an earlier attempt
+            wrote, without a marker, may be half: it is left out until it is written to again.
         group : str or None, default "auto"
-            Files that belong together are one checkpoint: those of TensorFlow, DeepSpeed, Megatron and Keras are known.
-            Else a regular expression, of which the first group (or all of it) is what the names of one checkpoint have
-            in common, e.g. ``r"(step-\\d+)[.-]"``. None: each is by itself.
+            Files that belong together are one checkpoint. Those of TensorFlow, DeepSpeed, Megatron and Keras are known.
+            For others, a regular expression: its first group (or all of it) is what the names of one checkpoint have in
+            common, e.g. ``r"(step-\\d+)[.-]"``. None: each file is by itself.
         name, latest, storage_format, snapshot
-            As for ``save()``. One that was begun before another that is saved already is not what a retry loads.
+            As for ``save()``. A retry does not load one that was begun before another that is saved already.
 
         Returns
         -------
@@ -485,7 +479,7 @@ class CurrentCheckpoint(_Checkpoints):
         Raises
         ------
         UsageError
-            An argument is not valid. All else stands in the log, and what is not saved fails the step at its end
+            An argument is not valid. Everything else is told by the log; what is not saved fails the step at its end
             (``on_failure="raise"``).
         """
         options = WatchOptions(
