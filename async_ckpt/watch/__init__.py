@@ -11,7 +11,6 @@
 
 import logging
 
-from ..system import log as log  # Without other handlers, lines go to stderr.
 from .options import MetadataFrom, WatchOptions
 from .watch import Watch
 
