@@ -27,7 +27,6 @@ from async_ckpt.config import Config
 from async_ckpt.task.checkpointer import Checkpointer
 from async_ckpt.watch import Watch, WatchOptions
 from harness import framework_trainers as trainers
-from harness import log_lines
 from harness.agents import Task
 
 #: What existed for so long must be committed, in seconds.
@@ -119,7 +118,7 @@ def watched(
     pattern = trainers.KINDS[kind].pattern
     given = WatchOptions(pattern=pattern, name=kind, settle=options.settle)
     for attempt in range(1 if kill_after is None else 2):
-        checkpointer = task.start(attempt=attempt)
+        checkpointer = task.start(attempt=attempt, report=run.lines.append)
         checkpointer.spool.new_work_directory()
         began = checkpointer.spool.attempt_began_ns()
         watch = Watch(checkpointer, out, given, Config.from_env(), began_ns=began)
@@ -190,8 +189,7 @@ def all_runs(python: str, kind: str, options: argparse.Namespace, chance: random
         with tempfile.TemporaryDirectory(prefix="watch-") as base, pytest.MonkeyPatch.context() as patch:
             task = Task(Path(base), patch)
             try:
-                with log_lines.collected(run.lines):
-                    watched(python, kind, task, run, options, kill_after)
+                watched(python, kind, task, run, options, kill_after)
                 halves += load_with_framework(python, kind, run)
             finally:
                 task.close()

@@ -17,11 +17,12 @@ import pytest
 
 from async_ckpt.config import Config
 from async_ckpt.errors import WatchError
+from async_ckpt.system import log
 from async_ckpt.task.checkpointer import Checkpointer
 from async_ckpt.watch import Watch, WatchOptions, saver
 from async_ckpt.watch.entry import Tree, read_tree
 from async_ckpt.watch.events import Events
-from harness import log_lines, trainer
+from harness import trainer
 from harness.agents import Task, wait_until
 from harness.metaflow_env import REPOSITORY
 from tests.spread import first_of
@@ -48,6 +49,7 @@ class Watching:
         wall_clock_ns: Callable[[], int] = time.time_ns,
         **options: Any,
     ) -> Watch:
+        log.write_lines_with(self.lines.append)  # From now on, as the task's own lines went elsewhere.
         watch = Watch(
             checkpointer, self.out, WatchOptions(**{"settle": QUICK_S, **options}), Config.from_env(),
             began_ns=checkpointer.spool.attempt_began_ns(), clock=clock, wall_clock_ns=wall_clock_ns,
@@ -75,9 +77,9 @@ class Watching:
 @pytest.fixture
 def watching(task: Task) -> Iterator[Watching]:
     made = Watching(task)
-    with log_lines.collected(made.lines):
-        yield made
-        made.end()
+    yield made
+    made.end()
+    log.write_lines_with(log.to_stderr)
     print("\n".join(made.lines))
 
 
