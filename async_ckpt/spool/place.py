@@ -15,9 +15,10 @@ passed over, and that is said. A spool that an earlier attempt has left in any o
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from .. import layout
 from ..config import SPOOLS_PREFIX, Config
@@ -25,6 +26,8 @@ from ..errors import NotOurs, SpoolError
 from ..stores.base import StoreSpec
 from ..system.mounts import kind_of
 from .spool import Spool
+
+log = logging.getLogger(__name__)
 
 _ON_DISK, _LAST = "/var/tmp", "/tmp"
 _IN_MEMORY = ("tmpfs", "ramfs")
@@ -54,9 +57,7 @@ def places(temp_dir_root: str | None, config: Config) -> list[list[str]]:
     return [[os.path.join(base, name) for name in names] for base in bases(temp_dir_root, config)]
 
 
-def make(
-    places: Sequence[Sequence[str]], task: layout.TaskInfo, store: StoreSpec, report: Callable[[str], None]
-) -> Spool:
+def make(places: Sequence[Sequence[str]], task: layout.TaskInfo, store: StoreSpec) -> Spool:
     """Take up the spool of a task that there is, or make one in the first of some ``places`` where that can be done.
 
     Raises
@@ -81,9 +82,9 @@ def make(
                     continue
                 break
             for note in spool.notes:
-                report(note)
+                log.info(note)
             if failed:
-                report(
+                log.info(
                     f"The spool is in {root}, as it cannot be where it should be: {failed[0].what} ({failed[0].where})"
                 )
             return spool

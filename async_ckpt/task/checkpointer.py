@@ -105,7 +105,7 @@ class Checkpointer:
         """
         for _ in range(_MAX_STARTS):
             try:
-                spool = place.make([[places]] if isinstance(places, str) else places, task, store, log.info)
+                spool = place.make([[places]] if isinstance(places, str) else places, task, store)
             except SpoolError as error:
                 if isinstance(error.__cause__, FileNotFoundError):
                     continue  # As below.

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +27,8 @@ from ..manifest import follow
 from ..system import forks
 from ..system.files import given_path, remove_tree, try_lock
 from ..system.mounts import mounts_below
-from ..system.printable import to_stderr
+
+log = logging.getLogger(__name__)
 
 _STAGING_PREFIX = f"{ANNEX_PREFIX}loading-"
 _CONTENT, _REPLACED = "content", "replaced"
@@ -50,8 +52,6 @@ class Arrival:
     ----------
     clean : bool
         What is there already, and is no part of the checkpoint, goes; else it stays.
-    say : callable
-        Gets lines for people.
     needed : tuple of str
         Directories that a clean load must not take away: the spool, a local store.
     tell_stale : bool
@@ -59,7 +59,6 @@ class Arrival:
     """
 
     clean: bool = False
-    say: Callable[[str], None] = to_stderr
     needed: tuple[str, ...] = ()
     tell_stale: bool = True
 
@@ -144,7 +143,7 @@ class Landing:
                     remove_tree(path)
                 finally:
                     forks.close_lock(lock)
-                self._arrival.say(f"Removed what a load that was killed has left in {self._destination}: {name}")
+                log.info(f"Removed what a load that was killed has left in {self._destination}: {name}")
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         try:
@@ -159,7 +158,7 @@ class Landing:
             try:
                 remove_tree(self._folder)
             except OSError as failed:
-                self._arrival.say(f"{self._folder}, in which a load arrived, cannot be removed: {os_reason(failed)}")
+                log.warning(f"{self._folder}, in which a load arrived, cannot be removed: {os_reason(failed)}")
             if self._lock >= 0:
                 forks.close_lock(self._lock)
 
@@ -176,7 +175,7 @@ class Landing:
 
     def _put_in_place(self) -> None:
         stale: list[str] = []
-        with _Exchange(self._folder, self._arrival.say) as exchange:
+        with _Exchange(self._folder) as exchange:
             if self._arrival.clean:
                 for name in os.listdir(self._destination):
                     if not _is_ours(name):
@@ -187,14 +186,14 @@ class Landing:
         if stale and self._arrival.tell_stale and self._destination not in _said and len(_said) < _MAX_SAID:
             _said.add(self._destination)
             names = [os.path.relpath(path, self._destination) for path in sorted(stale)]
-            self._arrival.say(
+            log.info(
                 f"In {self._destination} {_counted(names)} no part of the checkpoint that was loaded there. "
                 "Nothing of that was touched. To have only the checkpoint there, load it with clean=True (in a shell: "
                 "--clean)"
             )
 
 
-def make_links(links: Mapping[str, str], staging: str, config: Config, say: Callable[[str], None]) -> None:
+def make_links(links: Mapping[str, str], staging: str, config: Config) -> None:
     """Make a checkpoint's symbolic links (path → text), but for those that lead out of it.
 
     They come last, so that nothing is made through one: neither a file nor another link's parent.
@@ -207,7 +206,7 @@ def make_links(links: Mapping[str, str], staging: str, config: Config, say: Call
         elif os.path.lexists(place):  # Whoever made this wants files to be written through it.
             raise FileExistsError(errno.EEXIST, "is a link that leads out, and a folder", path)
     if out:
-        say(
+        log.warning(
             f"Not made, as what is written through it would go elsewhere: of the checkpoint's symbolic links "
             f"{_counted([f'{path} -> {links[path]}' for path in sorted(out)])} leading out of it. "
             "METAFLOW_ASYNC_CKPT_DANGLING_LINKS=keep makes such links"
@@ -255,12 +254,10 @@ class _Exchange:
     ----------
     folder : str
         The load's own directory, in which what has to make room is put, to be removed with it.
-    say : callable
-        Gets a line on what cannot be taken back.
     """
 
-    def __init__(self, folder: str, say: Callable[[str], None]) -> None:
-        self._folder, self._aside, self._say = folder, os.path.join(folder, _REPLACED), say
+    def __init__(self, folder: str) -> None:
+        self._folder, self._aside = folder, os.path.join(folder, _REPLACED)
         #: (where it was, where it is): noted before each is made, so that none is missing here.
         self._done: list[tuple[str, str]] = []
         self._count = 0
@@ -308,7 +305,7 @@ class _Exchange:
             kept = f"{self._folder}-{_REPLACED}"  # Not removed with the load's directory, nor by another load.
             with contextlib.suppress(OSError):
                 os.rename(self._aside, kept)
-            self._say(f"A load has failed, and what was there before is in {kept}: {'; '.join(lost[:_NAMED])}")
+            log.warning(f"A load has failed, and what was there before is in {kept}: {'; '.join(lost[:_NAMED])}")
 
 
 def _move_into(source: str, destination: str, stale: list[str], exchange: _Exchange) -> None:

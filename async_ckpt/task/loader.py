@@ -304,4 +304,4 @@ def load_from_first(
 
 def _arrival(clean: bool, store: StoreSpec, needed: str) -> Arrival:
     local = [store.root] if store.kind == "local" else []
-    return Arrival(clean, log.info, tuple(filter(None, [needed, *local])))
+    return Arrival(clean, tuple(filter(None, [needed, *local])))

@@ -7,7 +7,6 @@ somebody else may have written: none is ever followed out of the destination.
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import shutil
 import tarfile
@@ -29,9 +28,6 @@ from ..system.files import set_mode, set_mtime
 from .landing import Arrival, Landing, make_links
 
 _USUAL = Arrival()
-
-#: Makes symbolic links: path → text.
-_MakeLinks = Callable[[Mapping[str, str]], None]
 
 #: What reading damaged or hostile metadata may end in: other types, numbers and depths than anybody writes.
 _NONSENSE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError, MemoryError)
@@ -81,11 +77,10 @@ async def load_from_store(
         manifest = await _read_manifest(store, reference)
         if manifest is not None and rank is not None:
             manifest = manifest.of_rank(rank)
-        make = functools.partial(make_links, staging=staging, config=config, say=arrival.say)
         if reference["storage_format"] == "tar":
-            await _load_tar(store, key, manifest, staging, make)
+            await _load_tar(store, key, manifest, staging, config)
         else:
-            await _load_files(store, key, manifest, staging, config, make)
+            await _load_files(store, key, manifest, staging, config)
 
 
 @contextlib.contextmanager
@@ -109,9 +104,7 @@ async def _read_manifest(store: Store, reference: Mapping[str, Any]) -> Manifest
     return Manifest.from_json(await catalog.read_json(store, key), where=key)
 
 
-async def _load_files(
-    store: Store, key: str, manifest: Manifest | None, staging: str, config: Config, make: _MakeLinks
-) -> None:
+async def _load_files(store: Store, key: str, manifest: Manifest | None, staging: str, config: Config) -> None:
     if manifest is None:
         files = [FileEntry(_inside(entry, key), entry.size, 0o644) async for entry in store.list(key)]
         if not files:
@@ -126,7 +119,7 @@ async def _load_files(
         set_mtime(target, entry.mtime_ns)
 
     await for_each(manifest.files, config.files_in_flight, fetch)
-    _finish(manifest, staging, make)
+    _finish(manifest, staging, config)
 
 
 def _inside(entry: Entry, key: str) -> str:
@@ -136,12 +129,12 @@ def _inside(entry: Entry, key: str) -> str:
         raise IntegrityError(f"The store lists a file outside of the checkpoint: {error}", where=entry.key) from error
 
 
-async def _load_tar(store: Store, key: str, manifest: Manifest | None, staging: str, make: _MakeLinks) -> None:
+async def _load_tar(store: Store, key: str, manifest: Manifest | None, staging: str, config: Config) -> None:
     facts = (manifest.tar if manifest else None) or {}
     archive = os.path.join(os.path.dirname(staging), "tar")  # The load's own directory.
     try:
         await store.get_file(key, archive, size=facts.get("size"), crc32=facts.get("crc32"))
-        extract_tar(archive, staging, make, where=store.url(key))
+        extract_tar(archive, staging, config, where=store.url(key))
         if manifest is not None:  # It knows them to the nanosecond.
             for entry in manifest.files:
                 set_mtime(os.path.join(staging, entry.path), entry.mtime_ns)
@@ -152,7 +145,7 @@ async def _load_tar(store: Store, key: str, manifest: Manifest | None, staging: 
             os.unlink(archive)
 
 
-def extract_tar(archive: str, destination: str, make: _MakeLinks, *, where: str) -> None:
+def extract_tar(archive: str, destination: str, config: Config, *, where: str) -> None:
     """Extract a tar that somebody else may have made.
 
     Raises
@@ -199,7 +192,7 @@ def extract_tar(archive: str, destination: str, make: _MakeLinks, *, where: str)
             # Last, so that nothing is made through one: neither a file nor another link's parent.
             for link in links:
                 os.makedirs(os.path.dirname(os.path.join(destination, link)), exist_ok=True)
-            make(links)
+            make_links(links, destination, config)
             for target, mode, mtime_ns in reversed(folders):
                 set_mode(target, mode)
                 set_mtime(target, mtime_ns)
@@ -269,7 +262,7 @@ def load_from_spool(
             )
         if links is not None:
             guard(links.hand_over())
-        _finish(item.manifest, staging, functools.partial(make_links, staging=staging, config=config, say=arrival.say))
+        _finish(item.manifest, staging, config)
 
 
 def _copy(captured: CapturedFile, target: str) -> None:
@@ -289,9 +282,9 @@ def _make_directories(manifest: Manifest, staging: str) -> None:
         os.makedirs(os.path.join(staging, parent), exist_ok=True)
 
 
-def _finish(manifest: Manifest, staging: str, make: _MakeLinks) -> None:
+def _finish(manifest: Manifest, staging: str, config: Config) -> None:
     """Links last, so that nothing is written through one; then the directories' modes and times, deepest first."""
-    make({link.path: link.target for link in manifest.links})
+    make_links({link.path: link.target for link in manifest.links}, staging, config)
     for path, mode, mtime_ns in reversed(manifest.dirs):
         set_mode(os.path.join(staging, path), mode | 0o700)
         set_mtime(os.path.join(staging, path), mtime_ns)

@@ -18,6 +18,7 @@ from async_ckpt.spool import abilities, place
 from async_ckpt.stores.base import StoreSpec
 from harness.agents import TASK
 from harness.filesystems import CannotMount, provided, why_not
+from harness.log_lines import collected
 
 STORE = StoreSpec("local", "/store")
 
@@ -68,8 +69,8 @@ def test_a_place_without_space_is_not_said_to_lack_an_ability(tmp_path: Path, mo
 
 
 def make(*bases: Path) -> tuple[str, list[str]]:
-    said: list[str] = []
-    spool = place.make([[str(base / "async-ckpt-0")] for base in bases], TASK, STORE, said.append)
+    with collected() as said:
+        spool = place.make([[str(base / "async-ckpt-0")] for base in bases], TASK, STORE)
     return os.path.dirname(os.path.dirname(spool.directory)), said
 
 

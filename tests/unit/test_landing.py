@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ from async_ckpt.errors import SnapshotError, UsageError
 from async_ckpt.task import landing, restore
 from async_ckpt.task.landing import Arrival, Landing, check_clean, make_links
 from harness.filesystems import CannotMount, small_tmpfs
+from harness.log_lines import collected
 
 KEEP = Config(dangling_links="keep")
 
@@ -43,17 +44,16 @@ OTHERS = {"up": "d", "out": "../elsewhere", "d/deep": "."}
 
 @pytest.mark.parametrize("name", LINKS)
 @pytest.mark.parametrize("form", ["manifest", "tar"])
-def test_only_links_that_stay_inside_are_made_and_the_others_are_said(tmp_path: Path, name: str, form: str) -> None:
+def test_only_links_that_stay_inside_are_made_and_the_others_are_said(
+    tmp_path: Path, name: str, form: str, said: list[str]
+) -> None:
     path, text, out = LINKS[name]
-    into, said = tmp_path / "into", list[str]()
+    into = tmp_path / "into"
     (into / "d").mkdir(parents=True)
     links = {**OTHERS, path: text}
 
-    def make(links: dict[str, str]) -> None:
-        make_links(links, str(into), Config(), said.append)
-
     if form == "manifest":
-        make(links)
+        make_links(links, str(into), Config())
     else:
         archive = tmp_path / "a.tar"
         with tarfile.open(archive, "w") as tar:
@@ -61,7 +61,7 @@ def test_only_links_that_stay_inside_are_made_and_the_others_are_said(tmp_path: 
                 member = tarfile.TarInfo(link)
                 member.type, member.linkname = tarfile.SYMTYPE, target
                 tar.addfile(member)
-        restore.extract_tar(str(archive), str(into), make, where="there")
+        restore.extract_tar(str(archive), str(into), Config(), where="there")
     assert not (into / "out").is_symlink()
     assert (into / path).is_symlink() is not out
     (line,) = said
@@ -75,11 +75,17 @@ def test_only_links_that_stay_inside_are_made_and_the_others_are_said(tmp_path: 
             assert target.startswith(f"{into}{os.sep}") or target == str(into)
 
 
-def test_who_keeps_links_that_lead_nowhere_gets_them_as_they_were(tmp_path: Path) -> None:
-    said = list[str]()
-    make_links({"gone": "/nowhere/at all"}, str(tmp_path), KEEP, said.append)
+def test_who_keeps_links_that_lead_nowhere_gets_them_as_they_were(tmp_path: Path, said: list[str]) -> None:
+    make_links({"gone": "/nowhere/at all"}, str(tmp_path), KEEP)
     assert os.readlink(tmp_path / "gone") == "/nowhere/at all"
     assert said == []
+
+
+@pytest.fixture
+def said() -> Iterator[list[str]]:
+    """Lines of the log."""
+    with collected() as lines:
+        yield lines
 
 
 @pytest.fixture
@@ -108,10 +114,9 @@ def content(into: Path) -> dict[str, str]:
     return {str(path.relative_to(into)): path.read_text() for path in into.rglob("*") if path.is_file()}
 
 
-def test_what_stays_of_an_older_state_is_said_once(old: Path) -> None:
-    said = list[str]()
+def test_what_stays_of_an_older_state_is_said_once(old: Path, said: list[str]) -> None:
     for _ in range(2):
-        load(old, Arrival(say=said.append))
+        load(old, Arrival())
     (line,) = said
     assert "link, model-1-of-3, model-2-of-3 and 2 more are no part of the checkpoint" in line
     assert "clean=True" in line
@@ -119,23 +124,20 @@ def test_what_stays_of_an_older_state_is_said_once(old: Path) -> None:
     assert (old / "optimizer/state").read_text() == "new"
 
 
-def test_of_one_ranks_part_nothing_is_said(old: Path) -> None:
+def test_of_one_ranks_part_nothing_is_said(old: Path, said: list[str]) -> None:
     """The rest may be the other ranks'."""
-    said = list[str]()
-    load(old, Arrival(say=said.append, tell_stale=False))
+    load(old, Arrival(tell_stale=False))
     assert said == []
 
 
-def test_nothing_is_said_where_nothing_stays(tmp_path: Path) -> None:
-    said = list[str]()
+def test_nothing_is_said_where_nothing_stays(tmp_path: Path, said: list[str]) -> None:
     for _ in range(2):
-        load(tmp_path / "into", Arrival(say=said.append))
+        load(tmp_path / "into", Arrival())
     assert said == []
 
 
-def test_a_clean_load_leaves_only_the_checkpoint_and_nothing_outside_is_touched(old: Path) -> None:
-    said = list[str]()
-    load(old, Arrival(clean=True, say=said.append))
+def test_a_clean_load_leaves_only_the_checkpoint_and_nothing_outside_is_touched(old: Path, said: list[str]) -> None:
+    load(old, Arrival(clean=True))
     assert content(old) == {"model-1-of-1": "new", "optimizer/state": "new"}
     assert sorted(os.listdir(old)) == [".async_ckpt-0", "model-1-of-1", "optimizer"]
     assert (old.parent / "outside").read_text() == "untouched"
@@ -182,10 +184,10 @@ def test_the_old_state_survives_a_load_that_cannot_get_into_place(
 
 @pytest.mark.parametrize("clean", [False, True])
 def test_where_a_folder_takes_nothing_and_gives_nothing_nothing_is_called_lost(
-    old: Path, monkeypatch: pytest.MonkeyPatch, clean: bool
+    old: Path, monkeypatch: pytest.MonkeyPatch, clean: bool, said: list[str]
 ) -> None:
     """It is read-only, or somebody else's."""
-    before, rename, said = content(old), os.rename, list[str]()
+    before, rename = content(old), os.rename
 
     def refusing(source: str, target: str, **of_remove_tree: int) -> None:
         if of_remove_tree:
@@ -197,7 +199,7 @@ def test_where_a_folder_takes_nothing_and_gives_nothing_nothing_is_called_lost(
 
     monkeypatch.setattr(landing.os, "rename", refusing)
     with pytest.raises(SnapshotError) as caught:
-        load(old, Arrival(clean=clean, say=said.append))
+        load(old, Arrival(clean=clean))
     assert caught.value.where.startswith(f"{old}/optimizer")
     assert content(old) == before
     assert len(os.listdir(old)) == 6
@@ -278,17 +280,16 @@ def test_another_file_system_in_the_destination_is_no_place_to_load_to_and_is_ne
         pytest.skip(str(error))
 
 
-def test_what_the_file_system_keeps_for_itself_is_neither_said_nor_cleaned(old: Path) -> None:
+def test_what_the_file_system_keeps_for_itself_is_neither_said_nor_cleaned(old: Path, said: list[str]) -> None:
     (old / "lost+found").mkdir()
-    said = list[str]()
-    load(old, Arrival(clean=True, say=said.append))
-    load(old, Arrival(say=said.append))
+    load(old, Arrival(clean=True))
+    load(old, Arrival())
     assert (old / "lost+found").is_dir()
     assert said == []
 
 
 def test_what_a_killed_load_has_left_is_removed_by_the_next_one_and_what_another_still_needs_is_not(
-    tmp_path: Path,
+    tmp_path: Path, said: list[str]
 ) -> None:
     script = (
         "import os, signal, sys; from async_ckpt.task.landing import Landing, Arrival\n"
@@ -299,10 +300,9 @@ def test_what_a_killed_load_has_left_is_removed_by_the_next_one_and_what_another
     assert subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False).returncode == -signal.SIGKILL
     assert len(os.listdir(tmp_path)) == 1
     assert list(walk(str(tmp_path), Config())) == []  # A save takes nothing of it.
-    said = list[str]()
-    with Landing(str(tmp_path), Arrival(say=said.append)) as first:
+    with Landing(str(tmp_path), Arrival()) as first:
         assert os.listdir(tmp_path) == [name_of(first)]
-        with Landing(str(tmp_path), Arrival(say=said.append)) as second:
+        with Landing(str(tmp_path), Arrival()) as second:
             assert sorted(os.listdir(tmp_path)) == sorted(map(name_of, (first, second)))
     assert os.listdir(tmp_path) == []
     (line,) = said

@@ -17,6 +17,7 @@ from async_ckpt.stores.base import StoreSpec
 from async_ckpt.system import mounts
 from harness.agents import TASK
 from harness.filesystems import CannotMount, small_tmpfs
+from harness.log_lines import collected
 
 STORE = StoreSpec("local", "/store")
 NAME = f"async-ckpt-{os.getuid()}"
@@ -33,8 +34,8 @@ def usual(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 def make(*bases: Path, said: list[str] | None = None) -> Spool:
     names = (NAME, f"{NAME}-1", f"{NAME}-2")
-    lines: list[str] = [] if said is None else said
-    return place.make([[str(base / name) for name in names] for base in bases], TASK, STORE, lines.append)
+    with collected(said):
+        return place.make([[str(base / name) for name in names] for base in bases], TASK, STORE)
 
 
 def test_the_setting_comes_before_the_argument_and_the_systems_directories(usual: Path) -> None:
