@@ -110,7 +110,7 @@ class Agent:
         self._claims = claims = Claims(spool, self._worker, owners.say, clock)
         self._socket_saves = SocketSaves(self._selector, start_saver, config, clock)
         self._suspects = suspects = Suspects(
-            queue, journal.progress, journal.note, lambda identity: checkpoints.stored_bytes(identity), config,
+            queue, journal.checkpoints, journal.note, lambda identity: checkpoints.stored_bytes(identity), config,
             spool.path("agent.log"), is_own=guarded,
         )  # fmt: skip
         throughput = Throughput(clock)

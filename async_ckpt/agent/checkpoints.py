@@ -64,7 +64,7 @@ class Checkpoints:
 
     def recover(self) -> None:
         """Take up what earlier agents and savers left on this disk."""
-        if self._journal.progress:
+        if self._journal.checkpoints:
             end_orphans(self._spool.directory)
         # Listed before the records are read: a saver that ends in between has admitted what it captured.
         leftovers = self._spool.snapshots.leftovers()
@@ -84,7 +84,7 @@ class Checkpoints:
                 self.fail(job, why)
         for why in self._spool.snapshots.sweep(leftovers):
             self._owners.say(why)
-        for identity, known in self._journal.progress.items():
+        for identity, known in self._journal.checkpoints.items():
             if identity not in self._queue.jobs:
                 self._queue.admit(identity, (0, 0), 0)
                 if known.state in RELEASED:

@@ -1,5 +1,5 @@
-"""What to bring into the store when this machine will be taken away: at a notice (``notice.py``), a SIGTERM, or when
-the task says so.
+"""What to bring into the store when this machine will be taken away: at a notice (``spot_notice.py``), a SIGTERM, or
+when the task says so.
 
 The newest checkpoint that is expected to be in the store in time goes first, and alone, but for small ones beside it.
 Whatever fails, pauses, or gets nowhere gives way to the next newest, and comes back when nothing better is left.
@@ -15,8 +15,8 @@ from ..spool.journal import ADMITTED, UPLOADED, UPLOADING, order
 from ..system.clock import Clock
 from .child import Child
 from .job import Job, TryProgress
-from .notice import Notice
 from .queue import Queue
+from .spot_notice import SpotNotice
 from .throughput import Throughput
 
 #: The share of the time left in which uploads are planned: rates vary, and a commit takes its round trips.
@@ -109,7 +109,7 @@ class LastCall:
         self._clock = clock
         self._queue, self._throughput, self._worker, self._tell = queue, throughput, worker, tell
         self._config, self._stored_bytes = config, stored_bytes
-        self._notice = Notice(config.spot_notice_file, config.termination_grace_s, clock)
+        self._notice = SpotNotice(config.spot_notice_file, config.termination_grace_s, clock)
         self._terminated = False
         #: Who says so, and when it will be (monotonic seconds).
         self._ends: dict[str, float] = {}

@@ -66,7 +66,7 @@ class Guard:
         self._habits, self.copy_speed = habits, copy_speed
         self._limit_s = min(config.copy_away_s, lease.BREAK_TIME_S / 2)
         self._lock = threading.Lock()
-        self._settled = threading.Condition(self._lock)
+        self._copy_ended = threading.Condition(self._lock)
         self._held: dict[Key, LeasedFile] = {}
         self._stopping = False
         self._said: set[str] = set()
@@ -151,7 +151,7 @@ class Guard:
         for group in groups:
             self._copy_away(group)
         with self._lock:
-            self._settled.wait_for(lambda: not any(held.busy for held in self._held.values()), LAST_COPIES_S)
+            self._copy_ended.wait_for(lambda: not any(held.busy for held in self._held.values()), LAST_COPIES_S)
 
     def stop(self) -> None:
         self._stopping = True
@@ -284,7 +284,7 @@ class Guard:
                         why = str(lost(held.path, error))
             with self._lock:
                 del self._held[key]
-                self._settled.notify_all()
+                self._copy_ended.notify_all()
             lease.release(held.fd)
             os.close(held.fd)
             self._on_private(*key, why)
@@ -296,7 +296,7 @@ class Guard:
             for held in helds.values():
                 held.busy = False
             needless = [key for key, held in helds.items() if held.needless]
-            self._settled.notify_all()
+            self._copy_ended.notify_all()
         for identity, path in needless:
             if self.let_go(identity, [path]):
                 self._on_private(identity, path, "")

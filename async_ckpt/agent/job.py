@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ..config import DEATHS_TO_SUSPECT, OUTAGE_FIRST_S, OUTAGE_PAUSE_S
-from ..spool.journal import ADMITTED, UPLOADED, Progress
+from ..spool.journal import ADMITTED, UPLOADED, CheckpointState
 from ..spool.records import Admitted
 from ..spool.unchanged import Fingerprint
 from ..system.backoff import Backoff
@@ -146,7 +146,7 @@ class Job:
         """Where it stands in line."""
         return self.order, self.id
 
-    def stored_bytes(self, known: Progress) -> int:
+    def stored_bytes(self, known: CheckpointState) -> int:
         """How much of it is in the store for good, by what the journal knows: whole files, and parts of others."""
         entries = self.item.entries if self.item is not None else {}
         return sum(entries[path].size for path in known.files if path in entries) + sum(

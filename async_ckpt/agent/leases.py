@@ -14,7 +14,7 @@ from ..ipc import protocol
 from ..ipc.protocol import Message
 from ..ipc.server import Connection, Server
 from ..manifest import LINK, FileEntry
-from ..spool.journal import RELEASED, Journal, Progress
+from ..spool.journal import RELEASED, Journal
 from ..spool.records import Admitted
 from ..spool.spool import Spool
 from .guard import Guard
@@ -48,7 +48,7 @@ class Leases:
         not.
         """
         identity = str(message.get("id"))
-        known = self._journal.progress.get(identity, Progress())
+        known = self._journal.of(identity)
         # Committed in an attempt that the journal has forgotten.
         gone = item is None and identity not in self._spool.records
         needless = []
@@ -132,7 +132,7 @@ class Leases:
         while self._private:
             identity, path, why = self._private.popleft()
             self._tell(identity, [path])
-            if why and path not in self._journal.progress.get(identity, Progress()).files:
+            if why and path not in self._journal.of(identity).files:
                 yield identity, why
 
     def stop(self) -> None:

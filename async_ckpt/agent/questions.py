@@ -13,7 +13,7 @@ from ..system.clock import Clock
 MAX_QUESTIONS = 256
 
 
-class _Entry(NamedTuple):
+class _Question(NamedTuple):
     message: Message
     until: float
 
@@ -30,7 +30,7 @@ class Questions:
 
     def __init__(self, answer: Callable[[Message, bool, bool], Message | None], clock: Clock) -> None:
         self._answer, self._clock = answer, clock
-        self._entries: dict[Connection, list[_Entry]] = {}
+        self._entries: dict[Connection, list[_Question]] = {}
 
     def is_full(self, connection: Connection) -> bool:
         """Whether a connection may ask nothing more before it has an answer."""
@@ -43,7 +43,7 @@ class Questions:
     def add(self, connection: Connection, message: Message, limit_s: float) -> None:
         """Answer a request as soon as it has come about, or its time (seconds) is over."""
         if not self._say(connection, message, first=True, late=limit_s <= 0):
-            self._entries.setdefault(connection, []).append(_Entry(message, self._clock.monotonic() + limit_s))
+            self._entries.setdefault(connection, []).append(_Question(message, self._clock.monotonic() + limit_s))
 
     def forget(self, connection: Connection) -> None:
         """Nobody is there any more to be answered."""

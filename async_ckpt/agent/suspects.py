@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from ..config import DEATHS_OF_AGENT, DEATHS_OF_UPLOADER, DEATHS_TO_SUSPECT, SUSPECT_FIRST_S, Config
-from ..spool.journal import Progress
+from ..spool.journal import CheckpointState
 from .queue import Queue
 
 
@@ -34,7 +34,7 @@ class Suspects:
     """
 
     def __init__(
-        self, queue: Queue, known: dict[str, Progress], note: Callable[[dict[str, Any]], bool],
+        self, queue: Queue, known: dict[str, CheckpointState], note: Callable[[dict[str, Any]], bool],
         stored_bytes: Callable[[str], int], config: Config, log: str, *, is_own: bool,
     ) -> None:  # fmt: skip
         self._queue, self._known, self._note, self._stored_bytes = queue, known, note, stored_bytes

@@ -94,7 +94,7 @@ def is_step(record: Record) -> bool:
     return any(record.keys() == fields for fields in _STEPS)
 
 
-def steps(identity: str, item: Progress) -> Iterator[Record]:
+def steps(identity: str, item: CheckpointState) -> Iterator[Record]:
     """What an unfinished upload has brought into the store so far, as records."""
     for path, crc32 in item.files.items():
         inode = {"inode": item.fingerprints[path]} if path in item.fingerprints else {}
@@ -106,7 +106,7 @@ def steps(identity: str, item: Progress) -> Iterator[Record]:
 
 
 @dataclass
-class Progress:
+class CheckpointState:
     """What the journal knows of one checkpoint.
 
     Parameters
@@ -142,10 +142,10 @@ class Progress:
 
 
 class Known:
-    """What the records of a journal come to: ``progress`` by id, in order of first mention, and ``stored``."""
+    """What the records of a journal come to: ``checkpoints`` by id, in order of first mention, and ``stored``."""
 
     def __init__(self) -> None:
-        self.progress: dict[str, Progress] = {}
+        self.checkpoints: dict[str, CheckpointState] = {}
         self.stored = StoredFiles()
 
     def apply(self, record: Record) -> None:
@@ -177,13 +177,13 @@ class Known:
         item.commit = reference
         self._enter(item, COMMITTED, "")
 
-    def _item(self, identity: str) -> Progress:
-        item = self.progress.get(identity)
+    def _item(self, identity: str) -> CheckpointState:
+        item = self.checkpoints.get(identity)
         if item is None:
-            item = self.progress[identity] = Progress()
+            item = self.checkpoints[identity] = CheckpointState()
         return item
 
-    def _enter(self, item: Progress, state: str, why: str) -> None:
+    def _enter(self, item: CheckpointState, state: str, why: str) -> None:
         item.state, item.why = state, why
         if state == COMMITTED and item.fingerprints and (reference := item.reference):
             for path, fingerprint in item.fingerprints.items():
@@ -232,12 +232,12 @@ class Journal:
             ) from error
 
     @property
-    def progress(self) -> dict[str, Progress]:
-        return self._known.progress
+    def checkpoints(self) -> dict[str, CheckpointState]:
+        return self._known.checkpoints
 
-    def of(self, identity: str) -> Progress:
+    def of(self, identity: str) -> CheckpointState:
         """What is known of one checkpoint."""
-        return self._known.progress.get(identity) or Progress()
+        return self._known.checkpoints.get(identity) or CheckpointState()
 
     @property
     def stored(self) -> StoredFiles:
@@ -263,7 +263,7 @@ class Journal:
             self.warnings.append(
                 f"The journal {self.path} ended in a torn record: its last {len(data) - good} bytes were cut off"
             )
-        _drop_commits_before(attempt, known.progress, keep)
+        _drop_commits_before(attempt, known.checkpoints, keep)
         try:
             write_atomically(self.path, HEADER + b"".join(_lines(known)))
             self._fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
@@ -273,7 +273,7 @@ class Journal:
             # The disk is full, and what is uploaded gives it back: it goes on as it is.
             self._fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
             os.ftruncate(self._fd, good)
-        for item in known.progress.values():
+        for item in known.checkpoints.values():
             item.commit = None  # References are for readers of the file; here they would only grow with the history.
         return known
 
@@ -312,7 +312,7 @@ class Journal:
                 f"The journal cannot be written: {os_reason(error)}", where=self.path, hint=os_hint(error)
             ) from error
         self._known.apply(record)
-        self._known.progress[record["id"]].commit = None
+        self._known.checkpoints[record["id"]].commit = None
 
     def restore(self) -> bool:
         """Write the file anew if something has removed it; it can still be read here. Returns whether it was missing.
@@ -354,7 +354,7 @@ class Reader:
     def _start_anew(self) -> None:
         self._known, self._inode, self._end, self._last = Known(), -1, 0, b""
 
-    def look(self) -> dict[str, Progress]:
+    def look(self) -> dict[str, CheckpointState]:
         """What the journal says now; where it is missing, what it said last.
 
         Raises
@@ -373,7 +373,7 @@ class Reader:
                 file.seek(self._end)
                 data = file.read()
         except FileNotFoundError:  # Removed with its spool, or its agent is about to write it anew.
-            return self._known.progress
+            return self._known.checkpoints
         except OSError as error:
             raise SpoolError(
                 f"The journal cannot be read: {os_reason(error)}", where=self._path, hint=os_hint(error)
@@ -382,10 +382,10 @@ class Reader:
         if good:
             self._end += good
             self._last = data[data.rfind(b"\n", 0, good - 1) + 1 : good]
-        return self._known.progress
+        return self._known.checkpoints
 
 
-def read(path: str) -> dict[str, Progress]:
+def read(path: str) -> dict[str, CheckpointState]:
     """What the journal at ``path`` says now, for those who look once; see ``Reader``."""
     return Reader(path).look()
 
@@ -435,7 +435,7 @@ def _lines(known: Known) -> Iterator[bytes]:
     """What replay made of a journal, as a journal."""
     for inode, file in known.stored:
         yield encode({"id": "", "stored": file.key, "inode": inode, "crc32": file.crc32})
-    for identity, item in known.progress.items():
+    for identity, item in known.checkpoints.items():
         if item.state == COMMITTED and item.commit is not None:
             yield _line(b'{"id":%s,"state":"COMMITTED","reference":%s}' % (json.dumps(identity).encode(), item.commit))
             continue
@@ -462,21 +462,21 @@ def order(identity: str) -> tuple[int, int]:
     return (int(parts[0]), int(parts[-1])) if parts[0].isdecimal() and parts[-1].isdecimal() else (-1, -1)
 
 
-def _drop_commits_before(attempt: int, progress: dict[str, Progress], keep: Container[str]) -> None:
+def _drop_commits_before(attempt: int, checkpoints: dict[str, CheckpointState], keep: Container[str]) -> None:
     """Forget the commits of earlier attempts but the newest, and the newest that a load would take: nobody asks for
     them, and they would only grow.
     """
     earlier = [
-        identity for identity, item in progress.items() if item.state == COMMITTED and order(identity)[0] < attempt
+        identity for identity, item in checkpoints.items() if item.state == COMMITTED and order(identity)[0] < attempt
     ]
     earlier.sort(key=order, reverse=True)
-    kept = {*earlier[:1], next((identity for identity in earlier if _is_latest(progress[identity])), "")}
+    kept = {*earlier[:1], next((identity for identity in earlier if _is_latest(checkpoints[identity])), "")}
     for identity in earlier:
         if identity not in kept and identity not in keep:
-            del progress[identity]
+            del checkpoints[identity]
 
 
-def _is_latest(item: Progress) -> bool:
+def _is_latest(item: CheckpointState) -> bool:
     reference = item.reference
     return reference is not None and layout.is_latest(reference)
 

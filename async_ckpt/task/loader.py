@@ -13,7 +13,7 @@ from ..config import Config
 from ..errors import IntegrityError, NotFound, StoreError, TransientStoreError, UsageError
 from ..layout import newest
 from ..ranks import agreement, who
-from ..spool.journal import ADMITTED, COMMITTED, Progress
+from ..spool.journal import ADMITTED, COMMITTED, CheckpointState
 from ..spool.records import Admitted, torn_file
 from ..stores import KINDS, catalog
 from ..stores.base import Store, StoreSpec
@@ -237,7 +237,7 @@ class Loader:
 
 
 def with_states(
-    stored: Iterable[Mapping[str, Any]], on_disk: Iterable[Admitted], known: Mapping[str, Progress], *,
+    stored: Iterable[Mapping[str, Any]], on_disk: Iterable[Admitted], known: Mapping[str, CheckpointState], *,
     name: str | None, attempt: int | None,
 ) -> list[CheckpointInfo]:  # fmt: skip
     """What is in the store and what is on its way there, each once and with its ``state``, newest first.

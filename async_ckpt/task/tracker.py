@@ -53,7 +53,7 @@ class Tracker:
         self.saved: dict[str, dict[str, Any]] = {}
         #: References of what is committed, and does not stand in the journal.
         self._unjournaled: list[dict[str, Any]] = []
-        self._journaled: dict[str, journal.Progress] = {}
+        self._journaled: dict[str, journal.CheckpointState] = {}
         self._open_journal()
 
     # -- the task ------------------------------------------------------------------------------------------------------
@@ -126,7 +126,7 @@ class Tracker:
             return (COMMITTED, "") if self.in_store([identity]) else (FAILED, VANISHED)
         return ADMITTED, ""
 
-    def look(self) -> dict[str, journal.Progress]:
+    def look(self) -> dict[str, journal.CheckpointState]:
         """What the journal says; after the end, what it said then, as it may be gone with the spool."""
         if self._process != os.getpid():
             self._open_journal()

@@ -21,8 +21,7 @@ from ..errors import CheckpointError, IntegrityError, NotFound, StoreError, Tran
 from ..layout import newest
 from ..manifest import LINK, FileEntry, Manifest, dump, load
 from ..ranks import agreement
-from ..spool.journal import TAR, Record, file_stored, part_stored, parts_begun
-from ..spool.journal import Progress as Known
+from ..spool.journal import TAR, CheckpointState, Record, file_stored, part_stored, parts_begun
 from ..spool.records import Admitted
 from ..spool.unchanged import StoredFile
 from ..stores.base import Content, Multipart, Progress, Store, TooLong
@@ -102,7 +101,9 @@ class Uploader:
         #: What the user should know, as of a store; usually nothing.
         self.notice = ""
 
-    async def upload(self, item: Admitted, known: Known, unchanged: Mapping[str, StoredFile], events: Events) -> None:
+    async def upload(
+        self, item: Admitted, known: CheckpointState, unchanged: Mapping[str, StoredFile], events: Events
+    ) -> None:
         """Write everything but the metadata: files or tar, and the manifest with their digests; of a shard, what rank 0
         makes the manifest of.
 
@@ -110,7 +111,7 @@ class Uploader:
         ----------
         item : Admitted
             What to upload.
-        known : journal.Progress
+        known : journal.CheckpointState
             What earlier tries have brought into the store.
         unchanged : mapping
             Files that the store has under another key, from an earlier checkpoint, by path.
@@ -134,7 +135,7 @@ class Uploader:
         await self._store.put_bytes(parts.manifest_key, dump(manifest.to_json()))
 
     async def _upload_files(
-        self, item: Admitted, known: Known, unchanged: Mapping[str, StoredFile], events: Events
+        self, item: Admitted, known: CheckpointState, unchanged: Mapping[str, StoredFile], events: Events
     ) -> Manifest:
         digests = dict(known.files)
 
@@ -197,7 +198,7 @@ class Uploader:
             return False
         return True
 
-    async def _upload_tar(self, item: Admitted, known: Known, events: Events) -> Manifest:
+    async def _upload_tar(self, item: Admitted, known: CheckpointState, events: Events) -> Manifest:
         source = TarContent(item.reference["key"], tar_members(item))
         crc32 = known.files.get(TAR)
         if crc32 is None:
@@ -206,7 +207,9 @@ class Uploader:
         files = [FileEntry(e.path, e.size, e.mode, mtime_ns=e.mtime_ns) for e in item.manifest.files]
         return replace(item.manifest, files=files, tar={"size": source.size, "crc32": crc32})
 
-    async def _send(self, key: str, path: str, content: _OpenContent, known: Known, events: Events) -> list[int]:
+    async def _send(
+        self, key: str, path: str, content: _OpenContent, known: CheckpointState, events: Events
+    ) -> list[int]:
         log = _Log(path, known.parts.get(path), events)
         try:
             return await self._store.put_content(key, content, events.progress, log)

@@ -45,7 +45,7 @@ from ..config import KILLED_S, REPORT_S, WORKER_LOCK_S, Config
 from ..ipc import protocol
 from ..ipc.protocol import Message
 from ..ranks import agreement, starts
-from ..spool.journal import Known, Progress, Record
+from ..spool.journal import CheckpointState, Known, Record
 from ..spool.records import Admitted
 from ..spool.spool import Spool
 from ..spool.unchanged import StoredFile
@@ -54,7 +54,7 @@ from ..system import processes
 from ..system.files import wait_for
 from ..system.priority import set_priority
 from .checkpoint import Uploader
-from .together import Gatherer, Patience
+from .together import CollectiveCommit, Patience
 
 #: Digests of larger files (beyond 1 TiB) do not fit into a frame: nothing is told of those until all is uploaded.
 _MAX_CRCS = 1 << 16
@@ -108,7 +108,7 @@ async def serve(
                         worker.pause(message["id"])
                     elif message["op"] == "upload":
                         identity = message["id"]
-                        stored = known.progress.pop(identity, Progress())
+                        stored = known.checkpoints.pop(identity, CheckpointState())
                         group.start_soon(worker.upload, identity, stored, unchanged.pop(identity, {}))
                     elif message["op"] == "unchanged":
                         unchanged[message["id"]][message["path"]] = StoredFile(message["key"], message["crc32"])
@@ -191,14 +191,14 @@ class _Worker:
         self._uploads: dict[str, anyio.CancelScope] = {}
         #: Of batches under way: by each id.
         self._commits: dict[str, anyio.CancelScope] = {}
-        self._gatherer = Gatherer(self.store, self._uploader, config)
+        self._collective = CollectiveCommit(self.store, self._uploader, config)
         self._gathering: dict[str, Patience] = {}
 
     async def say_hello(self) -> None:
         """The first word: all that could fail at the start has not."""
         await self._send({"op": "ready", "id": ""})
 
-    async def upload(self, identity: str, known: Progress, unchanged: dict[str, StoredFile]) -> None:
+    async def upload(self, identity: str, known: CheckpointState, unchanged: dict[str, StoredFile]) -> None:
         with anyio.CancelScope() as scope:
             self._uploads[identity] = scope
             try:
@@ -228,7 +228,7 @@ class _Worker:
 
         try:
             item = await self._read(identity)
-            committed = await self._gatherer.gather(item.reference, patience, tell)
+            committed = await self._collective.gather(item.reference, patience, tell)
             # The metadata is the same on all ranks, and may be larger than a frame.
             told = {name: value for name, value in committed.items() if name != "metadata"}
             answer: Message = {"op": "committed", "id": identity, "reference": told}

@@ -55,8 +55,8 @@ class Patience:
         return anyio.current_time() >= self._until
 
 
-class Gatherer:
-    """Works for one spool, with its uploader."""
+class CollectiveCommit:
+    """Brings the ranks of collective checkpoints together; works for one spool, with its uploader."""
 
     def __init__(self, store: Store, uploader: Uploader, config: Config) -> None:
         self._store, self._uploader, self._config = store, uploader, config

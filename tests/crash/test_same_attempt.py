@@ -13,7 +13,7 @@ import pytest
 from async_ckpt import layout
 from async_ckpt.errors import StoreError
 from async_ckpt.layout import START_STEP
-from async_ckpt.spool.journal import COMMITTED, Progress
+from async_ckpt.spool.journal import COMMITTED, CheckpointState
 from async_ckpt.spool.records import Admitted
 from async_ckpt.spool.spool import Spool
 from async_ckpt.task.checkpointer import Checkpointer
@@ -293,7 +293,9 @@ def test_one_on_the_disk_is_loaded_from_a_silent_store_only_if_nothing_newer_is_
     def fails(*_: object) -> None:
         raise StoreError("out of reach")
 
-    committed = Progress(state=COMMITTED, commit=json.dumps({"attempt": 0, "version_id": int(newer) * 9 - 1}).encode())
+    committed = CheckpointState(
+        state=COMMITTED, commit=json.dumps({"attempt": 0, "version_id": int(newer) * 9 - 1}).encode()
+    )
     monkeypatch.setattr(second.tracker, "look", lambda: {"0.mfchckpt.9": committed})
     monkeypatch.setattr(second.loader, "_why_silent", lambda: "out of reach")
     monkeypatch.setattr(second.tracker, "run", fails)

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from async_ckpt.agent import notice
+from async_ckpt.agent import spot_notice
 from async_ckpt.agent.deadline import LastCall, plan
 from async_ckpt.agent.job import Job
-from async_ckpt.agent.notice import Notice
 from async_ckpt.agent.queue import Action, Queue
+from async_ckpt.agent.spot_notice import SpotNotice
 from async_ckpt.agent.throughput import Throughput
 from async_ckpt.config import LAST_CALL_MOST_S, PIECE_BYTES, Config
 from async_ckpt.spool.journal import COMMITTED, FAILED, UPLOADED, UPLOADING
@@ -302,9 +302,9 @@ class TestLastCall:
 class TestNotice:
     @pytest.fixture(autouse=True)
     def _always(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        monkeypatch.setattr(notice, "NOTICE_LOOK_S", 0)
+        monkeypatch.setattr(spot_notice, "NOTICE_LOOK_S", 0)
         self.path, self.clock = tmp_path / "notice", REAL_CLOCK
-        self.notice = Notice(str(self.path), 30, self.clock)
+        self.notice = SpotNotice(str(self.path), 30, self.clock)
 
     def write(self, seconds: float, form: str = "%Y-%m-%dT%H:%M:%SZ") -> None:
         when = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(seconds=seconds)
@@ -312,7 +312,7 @@ class TestNotice:
 
     def test_no_file_is_no_notice(self) -> None:
         assert self.notice.seconds_left() is None
-        assert Notice("", 30, self.clock).seconds_left() is None
+        assert SpotNotice("", 30, self.clock).seconds_left() is None
 
     @pytest.mark.parametrize("form", ["%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%dT%H:%M:%S+00:00", "%Y-%m-%dT%H:%M:%S\n"])
     def test_it_says_when_and_is_told_once(self, form: str) -> None:
@@ -328,7 +328,7 @@ class TestNotice:
             return
         assert self.notice.seconds_left() == pytest.approx(30, abs=20)
         os.utime(self.path, (1e9, 1e9))
-        of_another_agent = Notice(str(self.path), 30, self.clock)
+        of_another_agent = SpotNotice(str(self.path), 30, self.clock)
         assert of_another_agent.seconds_left() is None
         assert of_another_agent.is_withdrawn
 

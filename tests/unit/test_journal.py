@@ -57,8 +57,8 @@ def test_a_finished_file_is_known_until_its_checkpoint_is_uploaded(tmp_path: Pat
     written(tmp_path / "journal", RECORDS[:1])
     assert journal.read(str(tmp_path / "journal"))["0.a.0"].files == {"weights": [1, 2]}
     reopened = Journal(str(tmp_path / "journal"))
-    assert reopened.progress["0.a.0"].files == {"weights": [1, 2]}
-    assert reopened.progress["0.a.0"].state == ADMITTED
+    assert reopened.checkpoints["0.a.0"].files == {"weights": [1, 2]}
+    assert reopened.checkpoints["0.a.0"].state == ADMITTED
     reopened.append(RECORDS[1])
     reopened.append(RECORDS[3])
     reopened.close()
@@ -94,10 +94,10 @@ def test_parts_are_known_across_restarts_until_their_file_is_whole(tmp_path: Pat
     for _ in range(2):
         reopened = Journal(str(path))
         reopened.close()
-        assert reopened.progress["0.a.1"].parts == {"other": Multipart("u", 5, {2: ("e", [7])})}
+        assert reopened.checkpoints["0.a.1"].parts == {"other": Multipart("u", 5, {2: ("e", [7])})}
     again = Journal(str(path))
     again.append({"id": "0.a.1", "parts": "other", "upload": "new", "part_bytes": 6})
-    assert again.progress["0.a.1"].parts == {"other": Multipart("new", 6)}
+    assert again.checkpoints["0.a.1"].parts == {"other": Multipart("new", 6)}
     again.append({"id": "0.a.1", "file": "other", "crc32": [7]})
     again.close()
     assert journal.read(str(path))["0.a.1"].parts == {}
@@ -134,11 +134,11 @@ def test_a_reader_sees_what_is_new_and_what_was_written_anew(tmp_path: Path) -> 
         whole = Known()
         for earlier in RECORDS[:count]:
             whole.apply(earlier)
-        assert seen == whole.progress
+        assert seen == whole.checkpoints
     with path.open("ab") as file:
         file.write(b"deadbeef {half a rec")
         file.flush()
-        assert reader.look() == whole.progress
+        assert reader.look() == whole.checkpoints
     made.close()
     written(path, [{"id": "0.a.9", "state": UPLOADED}])
     assert {identity: item.state for identity, item in reader.look().items()} == {
@@ -163,10 +163,10 @@ def test_cut_at_every_byte_it_replays_the_records_before_the_cut_and_goes_on(tmp
         known = Known()
         for record in complete:
             known.apply(record)
-        expected = {identity: item.state for identity, item in known.progress.items()}
+        expected = {identity: item.state for identity, item in known.checkpoints.items()}
         assert states(path) == expected
         reopened = Journal(str(path))
-        assert {identity: item.state for identity, item in reopened.progress.items()} == expected
+        assert {identity: item.state for identity, item in reopened.checkpoints.items()} == expected
         reopened.append({"id": "0.a.9", "state": COMMITTED})
         reopened.close()
         assert states(path) == {**expected, "0.a.9": COMMITTED}
@@ -196,7 +196,7 @@ def test_one_changed_byte_never_invents_a_state(tmp_path_factory: pytest.TempPat
     expected = Known()
     for record in RECORDS[: bytes(content[:good]).count(b"\n") - 1]:
         expected.apply(record)
-    assert found.progress == expected.progress
+    assert found.checkpoints == expected.checkpoints
 
 
 @pytest.mark.parametrize("foreign", [b"\x7fELF\0\0", b"async_ckpt journal 2\n", b"{}\n", b"\n"])
@@ -263,7 +263,7 @@ def test_that_all_was_uploaded_is_known_whatever_became_of_the_commit(tmp_path: 
     written(path, [{"id": "0.a.0", "state": UPLOADED}, {"id": "0.a.0", "state": FAILED, "why": "refused"}])
     for _ in range(2):
         made = Journal(str(path), attempt=1)
-        item = made.progress["0.a.0"]
+        item = made.checkpoints["0.a.0"]
         assert (item.state, item.why, item.uploaded) == (FAILED, "refused", True)
         made.close()
     written(path, [{"id": "0.a.1", "state": FAILED, "why": "torn"}])

@@ -21,7 +21,7 @@ class Scene:
         self.failed: dict[str, str] = {}
         self.now = 0.0
         self.suspects = Suspects(
-            self.queue, self.known.progress, self.note, lambda one: self.stored.get(one, 0), Config(), "agent.log",
+            self.queue, self.known.checkpoints, self.note, lambda one: self.stored.get(one, 0), Config(), "agent.log",
             is_own=is_own,
         )  # fmt: skip
         for number in range(count):
@@ -128,7 +128,7 @@ def test_what_agents_died_with_is_known_by_the_next_one(is_own: bool, most: int)
 
 
 def _journal(known: Known) -> list[bytes]:
-    return [encode({"id": identity, "tries": item.tries}) for identity, item in known.progress.items()]
+    return [encode({"id": identity, "tries": item.tries}) for identity, item in known.checkpoints.items()]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from async_ckpt import layout
 from async_ckpt.config import Config
 from async_ckpt.errors import CheckpointError, IntegrityError, NotFound, StoreError, TransientStoreError
 from async_ckpt.manifest import COPY, LINK, FileEntry, Manifest, Symlink
-from async_ckpt.spool.journal import TAR, Known, Progress, Record, is_step, steps
+from async_ckpt.spool.journal import TAR, CheckpointState, Known, Record, is_step, steps
 from async_ckpt.spool.records import Admitted
 from async_ckpt.spool.unchanged import StoredFile
 from async_ckpt.stores import catalog
@@ -50,8 +50,8 @@ class Heard:
         self.bytes_copied = 0
 
     @property
-    def progress_known(self) -> Progress:
-        return self.known.progress.get("0.a.1", Progress())
+    def progress_known(self) -> CheckpointState:
+        return self.known.checkpoints.get("0.a.1", CheckpointState())
 
     def progress(self, count: int) -> None:
         self.bytes += count
@@ -64,12 +64,12 @@ class Heard:
         assert is_step(said)
         self.known.apply(said)
 
-    def told_again(self) -> Progress:
+    def told_again(self) -> CheckpointState:
         """What the next try is told, over a socket."""
         told = Known()
         for record in steps("0.a.1", self.progress_known):
             told.apply(json.loads(json.dumps(record)))
-        return told.progress.get("0.a.1", Progress())
+        return told.checkpoints.get("0.a.1", CheckpointState())
 
 
 @pytest.fixture
@@ -137,7 +137,7 @@ def test_more_files_behind_links_than_the_limit_are_left_out_and_that_is_said(it
     store, links = MemoryStore(), [Symlink(f"link-{number}", "small") for number in range(5)]
     uploader = Uploader(store, Config(max_files_behind_links=3))
     linked = dataclasses.replace(item, manifest=Manifest(item.manifest.files, links=links))
-    anyio.run(uploader.upload, linked, Progress(), {}, Heard())
+    anyio.run(uploader.upload, linked, CheckpointState(), {}, Heard())
     assert len([name for name in store.objects if "/link-" in name]) == 3
     assert "lead to 5 files, of which 3" in uploader.notice
 

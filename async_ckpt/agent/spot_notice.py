@@ -22,7 +22,7 @@ _ISO = re.compile(r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d(?::\d\d)?)(?:[.,]\d+)?\s?(?:
 _E_MAIL = re.compile(r"\d{1,2} [A-Z][a-z]{2} \d{4} \d\d:\d\d:\d\d GMT")
 
 
-class Notice:
+class SpotNotice:
     """The notice's file, which may be anybody's: of another day, of another machine, nonsense.
 
     Parameters
