@@ -26,8 +26,8 @@ from .directories import private_directory
 from .owner import Owner
 from .records import Admitted, Records
 
-#: The ending of a directory for what may become a checkpoint.
-_HELD = ".held"
+#: The ending of a directory for what a watch captures early, and what may become a checkpoint.
+_EARLY = ".early"
 
 #: Of so many directories it is remembered where their annex is.
 _MAX_PARENTS = 1000
@@ -77,9 +77,9 @@ class Snapshots:
             self._mend()
         return os.path.join(self._directory, "data", name)
 
-    def new_held_directory(self, path: str) -> str:
-        """The same, for what may become a checkpoint or not. It is swept up after this process."""
-        return self.new_directory(path) + _HELD
+    def new_early_directory(self, path: str) -> str:
+        """The same for what a watch captures early. It is removed after this process has ended."""
+        return self.new_directory(path) + _EARLY
 
     def _check_user(self) -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -159,8 +159,8 @@ class Snapshots:
         told = []
         for path in leftovers:
             if os.path.isdir(path) and not os.path.islink(path):
-                if path.endswith(_HELD):
-                    told += [_held_in_vain(name) for name in os.listdir(path)]
+                if path.endswith(_EARLY):
+                    told += [_early_in_vain(name) for name in os.listdir(path)]
                 remove_snapshot(path)
             else:
                 with contextlib.suppress(FileNotFoundError):
@@ -175,7 +175,7 @@ class Snapshots:
                 os.rmdir(os.path.dirname(annex))
 
 
-def _held_in_vain(name: str) -> str:
+def _early_in_vain(name: str) -> str:
     return (
         f"{name} was captured, and not known to be finished, when its watch was killed: that capture is dropped. If it "
         "is still where its trainer wrote it, the next watch sees it there"

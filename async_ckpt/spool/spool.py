@@ -11,7 +11,7 @@ One directory per task (all attempts), 0700::
     savers/<pid>.<pidns>    locked by a saver of another PID namespace while it lives   by it
     data/<pid>-<random>/    snapshots: what ``save()`` captured (savers of another PID namespace: see ``owner.py``)
     data/<pid>-<random>.pack   its small files, one after the other     by savers
-    data/<pid>-<random>.held/  what a watch captured early (watch/early_capture.py); perhaps a checkpoint     by savers
+    data/<pid>-<random>.early/  what a watch captured early (watch/early_capture.py); perhaps a checkpoint    by savers
     annexes                 further directories like data/, one a line  by savers, appended
     staging/                a record being written, where it needs a name: <pid>-<random>.json   by savers
     ready/<id>.json         ADMITTED. id = <attempt>.<name>.<version>   named so by savers, removed by the agent

@@ -75,7 +75,7 @@ class Checkpointer:
         self.list, self.load, self.load_newest = self.loader.list, self.loader.load, self.loader.load_newest
         self.state, self.wait, self.wait_for_key = self.tracker.state, self.tracker.wait, self.tracker.wait_for_key
         self.status, self.committed = self.tracker.status, self.tracker.committed
-        self.flush, self.new_held_directory = self._flush.flush, spool.snapshots.new_held_directory
+        self.flush, self.new_early_directory = self._flush.flush, spool.snapshots.new_early_directory
 
     @classmethod
     def start(

@@ -26,7 +26,7 @@ class Checkpointer(Listing, Protocol):
         self, path: str, *, name: str, metadata: Mapping[str, Any], latest: bool, storage_format: str, snapshot: str,
         check: Callable[[str], None], origin: str, wait: bool,
     ) -> Any: ...  # fmt: skip
-    def new_held_directory(self, path: str) -> str: ...
+    def new_early_directory(self, path: str) -> str: ...
 
 
 class _Changed(Exception):

@@ -76,7 +76,7 @@ class Watch:
         self._recogniser = Recogniser(self._settle_s, needs_marker=options.done is not None, clock=clock)
         self._already_saved = AlreadySaved(checkpointer, self.path, options.name, began_ns)
         self._saver = Saver(checkpointer, self.path, options, config, self._already_saved, clock=clock)
-        self._captures = EarlyCaptures(self.path, checkpointer.new_held_directory, config)
+        self._captures = EarlyCaptures(self.path, checkpointer.new_early_directory, config)
         self._explanation = Explanation(self.path, options, clock)
         self._wake, self._ending = threading.Event(), threading.Event()
         self._scanner = Scanner(self.path, options, Events(self._wake.set))

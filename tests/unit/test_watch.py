@@ -45,7 +45,7 @@ class Checkpointer:
     spool: Path = Path()
     _directories: int = 0
 
-    def new_held_directory(self, path: str) -> str:
+    def new_early_directory(self, path: str) -> str:
         self._directories += 1
         return str(self.spool / str(self._directories))
 
