@@ -1,14 +1,12 @@
-"""What programs and people read: lines for the log, and JSON for the command line and for clients of the socket.
+"""JSON that other programs read: of the command line, and for clients of the socket.
 
 Python writes NaN and Infinity into its JSON, and half characters (lone surrogates), which others refuse.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import sys
 from typing import Any
 
 #: Levels of what is written; others' metadata may be deeper than readers of JSON can go.
@@ -35,9 +33,3 @@ def valid(value: Any, depth: int = 0) -> Any:
 def dumps(value: Any) -> str:
     """JSON as every client can read it; see ``valid``."""
     return json.dumps(valid(value), allow_nan=False)
-
-
-def to_stderr(line: str) -> None:
-    """Say a line where people see what a subprocess of a task, or a command, has to say."""
-    with contextlib.suppress(OSError, ValueError):  # Nobody reads it, or it is closed: no reason to lose a checkpoint.
-        print(f"[@checkpoint] {line}", file=sys.stderr, flush=True)
