@@ -9,10 +9,10 @@ demo: .venv
 	USER=$${USER:-me} $(PYTHON) examples/counter_flow.py run
 
 test: .venv
-	$(PYTHON) -m pytest -n 3
+	$(PYTHON) -m pytest -n 4
 
 test-long: .venv
-	$(PYTHON) -m pytest -n 3 -m long
+	$(PYTHON) -m pytest -n 4 -m long
 
 check: .venv
 	$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check . && $(PYTHON) -m mypy

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,10 @@ __all__ = ["pytest_sessionfinish", "pytest_terminal_summary"]
 # What runs in the background of a shell, or under nohup, ignores signals, and so would the flows that get them here.
 # The workers of xdist inherit what is set now.
 signals.reset()
+
+# The tests start hundreds of Pythons. Each would compile this package anew if none may leave what it has compiled.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 
 @pytest.fixture(autouse=True)

@@ -22,7 +22,7 @@ class BothClients:
         autouse=True,
         params=[
             pytest.param(aiohttp_transport.open_client, id="aiobotocore"),
-            pytest.param(boto3_transport.open_client, id="boto3", marks=pytest.mark.long),
+            pytest.param(boto3_transport.open_client, id="boto3"),
         ],
     )
     def _open_client(self, request: pytest.FixtureRequest) -> None:

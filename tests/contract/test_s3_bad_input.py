@@ -29,7 +29,11 @@ QUICK = Config(store_attempts=1, connect_timeout_s=3, answer_timeout_s=3, stall_
 CLIENTS = {"aiobotocore": aiohttp_transport.open_client, "boto3": boto3_transport.open_client}
 
 
-@pytest.fixture(params=CLIENTS.values(), ids=CLIENTS)
+@pytest.fixture(
+    params=[
+        pytest.param(client, id=name, marks=[pytest.mark.long] * (name == "boto3")) for name, client in CLIENTS.items()
+    ]
+)
 def open_client(request: pytest.FixtureRequest) -> OpenClient:
     client: OpenClient = request.param
     return client

@@ -14,6 +14,10 @@ from .test_s3_store import TestRclone as RcloneSuite
 __all__ = ["rclone_tls_server"]
 
 
+#: What of TLS is always tried is in ``test_s3_transfers.py``, against moto, and among the faults.
+pytestmark = pytest.mark.long
+
+
 class OnRcloneOverTls:
     @pytest.fixture(autouse=True)
     def _server(self, rclone_tls_server: tuple[S3Server, str]) -> None:

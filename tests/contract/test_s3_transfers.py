@@ -272,6 +272,7 @@ class TestResumeOnMoto(ResumeSuite):
         run(check)
 
 
+@pytest.mark.long
 class TestResumeOnRclone(ResumeSuite):
     @pytest.fixture(autouse=True)
     def _server(self, rclone_server: S3Server) -> None:
@@ -314,6 +315,7 @@ class TestCopyOnMoto(CopySuite):
         self.server = moto_server
 
 
+@pytest.mark.long
 class TestCopyOnRclone(CopySuite):
     """It copies no parts: then one request does it."""
 

@@ -94,6 +94,7 @@ def test_one_that_hangs_and_cannot_be_found_by_its_socket_is_found_by_its_lock(t
     assert not is_alive(hung)
 
 
+@pytest.mark.long
 def test_an_agent_that_was_stopped_for_a_moment_is_not_ended(task: Task) -> None:
     task.set(reply_timeout_s=2)
     checkpointer = task.start()

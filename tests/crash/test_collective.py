@@ -423,6 +423,7 @@ def test_the_commit_is_done_by_the_next_uploader(pair: Gang, point: str) -> None
     assert len(pair.task.committed_versions()) == 1
 
 
+@pytest.mark.long
 def test_what_all_had_saved_is_waited_for_by_the_retry_though_the_attempt_gave_up(pair: Gang) -> None:
     """One rank's upload takes longer than the others wait as they fail."""
     pair.task.set(collective_grace_s=0.2)

@@ -6,9 +6,10 @@ import pytest
 
 from harness import fleet
 from harness.agents import Task
+from tests.spread import first_of
 
 
-@pytest.mark.parametrize("uploader", ["process", "thread"])
+@pytest.mark.parametrize("uploader", first_of(["process", "thread"]))
 def test_eight_subprocesses_save_five_times_each_at_once_and_each_save_has_its_own_content(
     task: Task, uploader: str
 ) -> None:

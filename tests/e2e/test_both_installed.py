@@ -174,6 +174,7 @@ def test_ours_is_served_to_a_task_that_runs_from_a_code_package(
     assert local.query(_WHO, python=bare.python, env=environment) == _EXPECTED
 
 
+@pytest.mark.long
 def test_the_peers_model_and_load_model_work_with_our_checkpoints_and_nobody_is_told_to_uninstall(
     workspace: Workspace, both_python: str
 ) -> None:
@@ -206,6 +207,7 @@ def test_the_command_line_tells_who_serves(local: Workspace, both_python: str, p
     assert "metaflow-checkpoint is not here" in alone
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "scope", ["checkpoint", *(pytest.param(s, marks=pytest.mark.long) for s in ("flow", "global"))]
 )

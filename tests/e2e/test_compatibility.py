@@ -105,6 +105,7 @@ def test_plain_foreach_and_nested_tasks_have_the_same_identifiers_and_each_side_
 _EAGER = {"CKPT_OPTIONS": '{"load_policy": "eager", "show_card": false}'}
 
 
+@pytest.mark.long
 def test_runs_of_both_sides_in_turn_go_on_from_each_others_newest(workspace: Workspace, peer_python: str) -> None:
     previous = None
     runs = []

@@ -321,7 +321,7 @@ run, client_params = Run(sys.argv[1]), json.loads(sys.argv[2])
 """
 
 
-@way("docs/s3.md", "class TrainFlow", pytest.mark.timeout(400))
+@way("docs/s3.md", "class TrainFlow", pytest.mark.timeout(400), pytest.mark.long)
 @way("docs/s3.md", "with artifact_store_from", pytest.mark.timeout(400))
 def checkpoints_go_to_the_other_bucket_and_are_read_from_there(block: Block, local: Workspace) -> None:
     """The page's two blocks belong together: the second one reads what a flow with the first one has saved."""

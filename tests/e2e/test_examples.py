@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 
+import pytest
+
 from harness.metaflow_env import REPOSITORY, Workspace
 
 EXAMPLES = REPOSITORY / "examples"
@@ -20,6 +22,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.long
 def test_ranks_save_their_own_shards_and_resume_from_them_after_one_has_failed(local: Workspace) -> None:
     run = local.run_flow(EXAMPLES / "subprocess_flow.py")
     (task,) = run.tasks()["start"]

@@ -79,6 +79,7 @@ def test_policy_none(sides: Sides) -> None:
     )
 
 
+@pytest.mark.long
 def test_lists(sides: Sides) -> None:
     seen = sides.run("listing_flow")
     entries = [[0, "epoch", 2], [0, "best", 1], [0, "epoch", 0]]

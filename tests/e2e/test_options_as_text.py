@@ -26,6 +26,7 @@ def test_with_checkpoint_serves_steps_that_have_no_decorator(local: Workspace) -
     assert {told["max_pending"] for told in found.values()} == {None}
 
 
+@pytest.mark.long
 def test_with_checkpoint_and_retry_resume_an_attempt_that_failed(local: Workspace) -> None:
     retry = "retry:minutes_between_retries=0"
     run = local.run_flow("undecorated_flow", "run", "--with", "checkpoint", "--with", retry, "--fails", "True")

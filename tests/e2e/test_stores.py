@@ -71,6 +71,7 @@ def stored(tmp_path: Path, server: S3Server) -> Iterator[Workspace]:
     workspace.kill_leftovers()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("client", ["aiobotocore", pytest.param("boto3", marks=pytest.mark.long)])
 def test_a_flow_that_fails_goes_on_from_its_last_checkpoint_and_all_of_them_can_be_loaded(
     stored: Workspace, client: str
