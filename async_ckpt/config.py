@@ -24,6 +24,9 @@ SPOOLS_PREFIX = "async-ckpt-"
 
 #: Something removed a file of the spool: so many seconds a process of the task waits for the agent to make it again.
 RESTORE_S = 2.0
+#: The first and the longest pause before a save captures again what somebody has written to meanwhile, in seconds.
+CAPTURE_FIRST_PAUSE_S = 0.001
+CAPTURE_LONGEST_PAUSE_S = 0.1
 #: How long a process waits for the lock of a counter in the spool, in seconds. Such a lock is held for microseconds:
 #: one that is not free for so long never will be.
 SPOOL_LOCK_TIMEOUT_S = 10.0

@@ -17,12 +17,12 @@ from .errors import IntegrityError
 
 FORMAT = "async_ckpt.manifest/1"
 
-#: Of a mode: nothing that is loaded runs as somebody else.
+#: The bits of a file's mode that are kept. Not setuid and setgid: nothing that is loaded may run as another user.
 PERMISSIONS = 0o777
-#: Folders above a file: beyond, walking through them is no longer safe.
+#: A file has at most so many folders above it: to walk through more is not safe.
 MAX_DEPTH = 300
 _MOST = 1 << 63
-#: Times have as many seconds as file systems have bits for (64), on either side of 1970.
+#: Times in nanoseconds are below this, before 1970 and after: file systems have 64 bits for the seconds.
 _MOST_NS = _MOST * 10**9
 #: So many symbolic links are followed one after the other, as by the kernel.
 MAX_HOPS = 40
@@ -46,16 +46,16 @@ class FileEntry(NamedTuple):
         ``COPY``, ``REFLINK``, ``LINK`` or ``PACKED``; only in the spool. Records of earlier versions may say
         "moved": such a file is the snapshot's own, like a copy.
     ino : int
-        Inode when it was captured: with the time, recovery tells by it whether a link that lost its lease was written
-        to; only in the spool.
+        Its inode when it was captured. By it and the time, recovery sees whether a link that lost its lease was written
+        to. Only in the spool.
     mtime_ns : int
         Modification time in nanoseconds; 0: not known.
     offset : int
         For ``PACKED``: where in the snapshot's pack its bytes begin; only in the spool.
     crc32 : list of int or None
-        CRC-32 of every 16 MiB; only in the store, and not for members of a tar.
+        CRC-32 of every 16 MiB. Only in the store, and not for members of a tar.
     rank : int or None
-        Of a collective checkpoint: whose it is; only in the store.
+        The rank that saved it, in a collective checkpoint. Only in the store.
     """
 
     path: str

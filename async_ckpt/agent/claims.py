@@ -18,8 +18,8 @@ from ..errors import AgentError, SpoolError, WaitTimeout
 from ..ipc.client import AgentClient
 from ..ipc.protocol import Message
 from ..layout import START_STEP
-from ..spool import claim
-from ..spool.claim import Start
+from ..spool import attempt_start
+from ..spool.attempt_start import Start
 from ..spool.spool import Spool
 from ..system.backoff import Backoff
 from ..system.clock import Clock
@@ -60,10 +60,10 @@ class Claims:
         self._asked = attempt, pid, lead
         path = self._spool.start_path(attempt)
         try:
-            known = claim.read(path)
+            known = attempt_start.read(path)
             if known is not None and not known.alone:
                 return
-            token = self._tokens[attempt] = claim.token(path, self._tokens.get(attempt))
+            token = self._tokens[attempt] = attempt_start.token(path, self._tokens.get(attempt))
         except SpoolError as error:
             self._why = str(error)
             return
@@ -92,7 +92,9 @@ class Claims:
                 self.give_up(message["why"])
             return
         try:
-            start = claim.note(self._spool.start_path(message["attempt"]), message["start"], first=message["first"])
+            start = attempt_start.note(
+                self._spool.start_path(message["attempt"]), message["start"], first=message["first"]
+            )
         except SpoolError as error:
             self.give_up(str(error))
             return
@@ -118,7 +120,7 @@ class Claims:
     def answer(self, attempt: int, *, late: bool) -> Message | None:
         """What somebody is told who waits for the number; None: nothing yet."""
         try:
-            known = claim.read(self._spool.start_path(attempt))
+            known = attempt_start.read(self._spool.start_path(attempt))
         except SpoolError as error:
             return {"start": None, "why": str(error)}
         if known is not None:
@@ -160,7 +162,7 @@ def await_claim(
 ) -> Start:
     """For whoever needs a version: wait until it is known which start of the attempt this is.
 
-    A store that does not answer in time is not waited for, and ``report`` says so: see ``spool.claim.go_alone``.
+    A store that does not answer in time is not waited for, and ``report`` says so: see ``attempt_start.go_alone``.
 
     Parameters
     ----------

@@ -9,19 +9,19 @@ import threading
 
 from .lease import BREAK_TIME_S
 
-#: What a disk is taken for before it was seen at work, in bytes per second: a slow one.
+#: How fast a disk is taken to be before anything was copied on it, in bytes per second: slow.
 _ASSUMED = 100e6
 
-#: Copies that are smaller (bytes) and quicker (seconds) say nothing: they go no further than memory.
+#: A copy that is smaller (bytes) and quicker (seconds) than this says nothing of the disk: it only went into memory.
 _MIN_BYTES, _MIN_S = 256 << 20, 1.0
 
-#: A disk that was seen to copy so much at its pace is trusted with so many times as much.
+#: A disk that has copied some amount at its rate is trusted to copy so many times as much at that rate.
 _TRUST = 4
 
-#: Share of the newest copy in the rate.
+#: How much the newest copy counts in the rate.
 _NEWEST = 0.5
 
-#: Share of the time for which the kernel holds up a writer that is planned with: a disk may be slower than it was.
+#: Only this share of the time for which the kernel holds up a writer is planned with: a disk may become slower.
 _PLANNED = 0.6
 
 

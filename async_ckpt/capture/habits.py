@@ -1,5 +1,7 @@
-"""Which files are rewritten in place: who does so once will do so at every save, and in the next run; and which are
-not, but written to a new name, or to a new file that takes the old one's name.
+"""Which kinds of files are rewritten in place, and which are new files at every save.
+
+A program that rewrites a file in place once will do so at every save, and in the next run. Others write each checkpoint
+to a new name, or to a new file that takes the old one's name.
 """
 
 from __future__ import annotations
@@ -8,12 +10,12 @@ import os
 import re
 import threading
 
-#: So many kinds of paths are remembered; more than that is a pattern that remembering does not help.
+#: So many kinds of paths are remembered. Where there are more, remembering does not help.
 _MAX_KINDS = 10_000
-#: Of the file in which they are remembered no more is read, in bytes.
+#: No more is read of the file in which they are remembered, in bytes.
 _MAX_BYTES = 4 << 20
 
-#: So many different files of a kind, none of which was rewritten, are a habit: fewer may be taken in turn.
+#: Of so many different files of a kind none was rewritten: so each is a new one. Two may be rewritten in turn.
 _NEW_FILES = 3
 
 _REWRITTEN, _NEW = "rewritten", "new"

@@ -1,14 +1,14 @@
-"""Whether a captured file is, now, what was captured of it.
+"""A file that is captured, and what has become of it since.
 
 A snapshot is of one moment T if every file was captured before T, and is found as captured after it. What is asked
 afterwards depends on what can be trusted:
 
-- A linked file: nothing. Whoever wants to write waits for its lease.
-- A copied one: its size and times; and where a write since need not have changed them, its content is read again. That
+- Of a linked file: nothing. Whoever wants to write to it waits for its lease.
+- Of a copied one: its size and times. Where a write since need not have changed these, its content is read again. That
   is so where somebody had it open for writing or mapped (a write through a mapping moves no time until the page is
   written back), on file systems without leases, where another machine or mount may write, and where the time of the
   last write is the one of this very tick of a coarse clock (git does the same with its index).
-- A small one, in the pack: its content, which costs no more than finding out whether it is needed.
+- Of a small one, in the pack: its content. To find out whether that is necessary would cost as much.
 
 The content alone does not tell everything: what was emptied, written and emptied again, or a flag that was set and
 taken back, is the same as before, and was not in between. So of what is copied by itself, or is as short as flags are,
@@ -35,10 +35,10 @@ from .walk import Item
 
 _F_SETSIG = 10
 
-#: Half of the time after which the kernel lets a writer in whose lease nobody gave up, in seconds.
+#: So long, in seconds, a lease surely stands: half of the time after which the kernel breaks it by force.
 _SURELY_LEASED_S = lease.BREAK_TIME_S / 2
 
-#: What is longer is no flag, in bytes.
+#: A longer file is no flag, in bytes.
 _FLAG_BYTES = 512
 
 #: Not blocking: a FIFO that took a file's place must not hold us up.

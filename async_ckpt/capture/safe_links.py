@@ -1,8 +1,8 @@
-"""How much of a capture may be links, for a saver: no more than can be copied away should the trainer rewrite it.
+"""How much of a capture may be links: no more than can be copied away in time if the trainer rewrites it.
 
-The kernel holds up whoever rewrites a linked file for some time only (``lease.BREAK_TIME_S``). What could not be copied
-away by then would be torn. So beyond that a save copies files before it returns, unless they are known to be new files
-each time, or copies take no time there.
+The kernel holds up whoever rewrites a linked file, but only for some time (``lease.BREAK_TIME_S``). What is not copied
+away by then would be torn. So what is beyond that is copied before ``save()`` returns, unless it is known to be a new
+file each time, or the file system clones files.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .copy_speed import CopySpeed
 from .habits import Habits, original_of
 from .lease import BREAK_TIME_S
 
-#: So much can be copied away everywhere; that nobody looks up how fast a disk is for each small save. In bytes.
+#: So many bytes can be copied away on any disk: for a small save nobody looks up how fast it is.
 _ALWAYS_BYTES = 256 << 20
 
 

@@ -1,11 +1,13 @@
 """The whole of what is saved, as it was at one moment.
 
-What the walk finds is captured one after the other. Then everything is looked at again (``open_file`` says how): where
-nothing moved since it was captured, and no name came or went, what was captured is what was there at the moment in
-which that second look began. What did move is captured again, a few times; then the capture is refused, by name.
+First all that the walk finds is captured, one after the other. Then all of it is looked at again (``open_file`` says
+how). If no file has changed since it was captured, and no name has come or gone, then what was captured is what was
+there when this second look began: that is the moment. What has changed is captured again, a few times. After that the
+capture is refused, and the error names what changes.
 
-A file that only grows (a log) does not stop a capture: it is taken up to its length at one moment, which is found by
-looking at those that move, and at nothing else, until none of them did for one turn; the rest is looked at after that.
+A file that only grows, such as a log, does not stop a capture. It is taken up to its length at one moment. To find that
+moment, only the files that change are looked at, turn by turn, until none of them has changed for one turn. Then the
+others are looked at.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ..config import Config
+from ..config import CAPTURE_FIRST_PAUSE_S, CAPTURE_LONGEST_PAUSE_S, Config
 from ..errors import SnapshotError
 from ..manifest import LINK, PACKED, Directory, Manifest, Symlink
 from ..system import filesystems
@@ -30,16 +32,14 @@ from .open_file import OPEN, Change, OpenFile
 from .symlinks import failure, refused
 from .walk import Item, walk
 
-#: What the kernel says of a name that is another thing than it was.
+#: Errors for a name that is gone, or is no longer the file or the folder that it was.
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
-#: Turns in which only what moves is looked at, microseconds each.
+#: So often only the files that change are looked at. Each turn takes microseconds.
 _TURNS = 200
-#: First and longest pause before what moved is captured again, in seconds.
-_PAUSES_S = (0.001, 0.1)
-#: After so many files a capture may be ended.
+#: After so many files a capture can be interrupted.
 _BETWEEN = 256
-#: Originals that are kept open for the second look, at most.
+#: At most so many originals are kept open for the second look.
 _MAX_OPEN = 1000
 
 
@@ -98,15 +98,15 @@ class _Tree:
         self._kinds: dict[int, tuple[str, bool]] = {}
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._may_open = _MAX_OPEN if soft == resource.RLIM_INFINITY else min(_MAX_OPEN, soft // 3)
-        #: Whether something was written to, or came, while it was captured. Where files only vanish, all of it may be
-        #: on its way out, and half of it would be taken for the whole.
+        #: Whether something was written to, or came, while it was captured. Where files only vanish, somebody may be
+        #: removing all of it: then half of it would be taken for the whole.
         self._alive = False
-        #: What is dealt with right now, for an error.
+        #: What is captured or looked at right now, for an error.
         self._at: Item | str = path
 
     @property
     def at(self) -> str:
-        """What was dealt with last, for an error."""
+        """What was captured or looked at last, for an error."""
         return self._at if isinstance(self._at, str) else self._at.shown
 
     # -- the result ------------------------------------------------------------------------------------------------
@@ -135,16 +135,16 @@ class _Tree:
 
     def capture(self) -> None:
         """Capture, and go on until it is all of one moment."""
-        deadline, pause = time.monotonic() + self._config.capture_timeout_s, _PAUSES_S[0]
+        deadline, pause = time.monotonic() + self._config.capture_timeout_s, CAPTURE_FIRST_PAUSE_S
         vanished: SnapshotError | None = None
         moved, complete = [self._path], False
         for turn in range(1 + self._config.capture_tries):
             go_on()
             if turn and time.monotonic() > deadline:
                 break
-            if turn:  # What others write to says nothing when it is done.
+            if turn:  # Nobody tells when a writer is done.
                 time.sleep(pause * random.uniform(0.5, 1.0))
-                pause = min(pause * 2, _PAUSES_S[1])
+                pause = min(pause * 2, CAPTURE_LONGEST_PAUSE_S)
             try:
                 if not complete or self._names_moved():
                     complete = False
@@ -286,7 +286,7 @@ class _Tree:
     # -- looking again ---------------------------------------------------------------------------------------------
 
     def _look_again(self) -> list[str]:
-        """Look at everything again, and capture again what moved. Returns what cannot be had of one moment now."""
+        """Look at everything again, and capture again what has changed. Returns what is not of one moment yet."""
         moving = self._moved(self._files.values())
         if moving is None or self._names_moved():
             return [self.at]
@@ -299,7 +299,7 @@ class _Tree:
             moving = [self._files[file.item.path] for file in moving]
             if not all(file.is_untouched() for file in moving):
                 continue
-            # The moment: none of those that move has moved since it was captured. The others must not have, until now.
+            # The moment: no file that changes has changed since it was captured. Now the others must not have either.
             paths = {file.item.path for file in moving}
             more = self._moved(file for path, file in self._files.items() if path not in paths)
             if more is None or self._names_moved():

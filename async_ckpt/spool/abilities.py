@@ -1,8 +1,8 @@
 """What a spool needs of the mount it is made on, tried there before anything depends on it.
 
-A file system that lacks something (no sockets on vfat, no locks on an NFS whose lock service is down) would show that
-in the middle of a training. So it shows at the start of the task, with the way out; the next place is taken then, if
-there is one. What only takes longer without is said, and nothing else.
+A file system that lacks something (vfat has no sockets, an NFS whose lock service is down no locks) would fail in the
+middle of a training. So all is tried at the start of the task. A place that lacks something is passed over, and the
+error names the way out. Where saves only take longer, the log says so.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..errors import SpoolError, os_reason
 from ..system.files import can_clone, remove_tree, try_lock
 from ..system.filesystems import is_local, kind_at, leases_hold
 
-#: Errors that are of the moment or of the place's permissions, not of what the file system can do.
+#: Errors that come from the moment or from permissions, not from what the file system can do.
 _NOT_ITS_NATURE = frozenset({
     errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO,
     errno.ENOENT, errno.ESTALE, errno.EINTR,

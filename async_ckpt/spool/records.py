@@ -21,7 +21,7 @@ from ..errors import IntegrityError, SpoolError, os_reason
 from ..manifest import LINK, PACKED, FileEntry, Manifest, dump
 from ..system.files import write_new
 from .directories import spool_error
-from .owner import Owner
+from .saver_names import SaverNames
 
 
 @dataclass(frozen=True)
@@ -94,15 +94,15 @@ class Records:
     ----------
     directory : str
         The spool's.
-    owner : Owner
-        This process, as the maker of things in it.
+    names : SaverNames
+        Of this process, for what it makes there.
     mend : callable
         Makes the spool's directories again where something has removed them.
     """
 
-    def __init__(self, directory: str, owner: Owner, mend: Callable[[], None]) -> None:
+    def __init__(self, directory: str, names: SaverNames, mend: Callable[[], None]) -> None:
         self._ready, self._staging = os.path.join(directory, "ready"), os.path.join(directory, "staging")
-        self._owner, self._mend = owner, mend
+        self._names, self._mend = names, mend
 
     def _path(self, identity: str) -> str:
         return os.path.join(self._ready, f"{identity}.json")
@@ -133,7 +133,7 @@ class Records:
 
     def write(self, admitted: Admitted) -> None:
         """Give a record its name. ``OSError`` if that cannot be done."""
-        staged = os.path.join(self._staging, f"{self._owner.name()}-{secrets.token_hex(8)}.json")
+        staged = os.path.join(self._staging, f"{self._names.own()}-{secrets.token_hex(8)}.json")
         write_new(self._path(admitted.id), dump(admitted.to_json()), staged)
 
     def drop(self, identity: str) -> None:

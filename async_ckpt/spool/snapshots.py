@@ -5,7 +5,7 @@ Hard links need the data on the file system of what is saved. Where that is not 
 is as near to the mount point as one can be made: whoever removes what was saved, or the folder around it, must not
 remove the snapshot with it.
 
-The name of each begins with the number of the process that made it (see ``owner.py``).
+The name of each begins with the number of the process that made it (see ``saver_names.py``).
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from ..errors import SpoolError
 from ..system.files import remove_tree
 from ..system.mounts import down_from_mount
 from .directories import private_directory
-from .owner import Owner
 from .records import Admitted, Records
+from .saver_names import SaverNames
 
 #: The ending of a directory for what a watch captures early, and what may become a checkpoint.
 _EARLY = ".early"
@@ -40,16 +40,16 @@ class Snapshots:
     ----------
     directory : str
         The spool's.
-    owner : Owner
-        This process, as the maker of things in it.
+    names : SaverNames
+        Of this process, for what it makes there.
     records : Records
         The spool's: what they name is needed.
     mend : callable
         Makes the spool's directories again where something has removed them.
     """
 
-    def __init__(self, directory: str, owner: Owner, records: Records, mend: Callable[[], None]) -> None:
-        self._directory, self._owner, self._records, self._mend = directory, owner, records, mend
+    def __init__(self, directory: str, names: SaverNames, records: Records, mend: Callable[[], None]) -> None:
+        self._directory, self._names, self._records, self._mend = directory, names, records, mend
         #: By parent of what is saved.
         self._annex_for: dict[str, str] = {}
         #: Annexes whose file system does not answer: nobody looks into them.
@@ -66,7 +66,7 @@ class Snapshots:
             This is root, and the task is another user's: its agent could read nothing of what is saved here.
         """
         self._check_user()
-        name = f"{self._owner.name()}-{secrets.token_hex(8)}"
+        name = f"{self._names.own()}-{secrets.token_hex(8)}"
         # Where no annex can be made, files are copied into the spool instead.
         with contextlib.suppress(OSError, SpoolError):
             device = os.stat(path).st_dev
@@ -133,7 +133,7 @@ class Snapshots:
 
     def saver_may_live(self, item: Admitted) -> bool:
         """Whether the process may live that captured a checkpoint, and with it the leases that it took."""
-        return self._owner.may_live(os.path.basename(item.data).partition("-")[0])
+        return self._names.may_live(os.path.basename(item.data).partition("-")[0])
 
     def leftovers(self) -> set[str]:
         """What savers that died in mid-save left: data directories and staged records. Those of processes that live
@@ -146,7 +146,7 @@ class Snapshots:
                 found.update(
                     os.path.join(folder, name)
                     for name in os.listdir(folder)
-                    if not self._owner.may_live(name.partition("-")[0])
+                    if not self._names.may_live(name.partition("-")[0])
                 )
         return found
 

@@ -3,13 +3,13 @@
 One directory per task (all attempts), 0700::
 
     spool.json              which task, which store                     written by each attempt's start
-    start.<attempt>         which start of the attempt this is (see claim.py)   under flock
+    start.<attempt>         which start of the attempt this is (see attempt_start.py)   under flock
     versions.<attempt>      counts saves, a decimal number              under flock, by every saver
     collective.<attempt>.<rank>  counts a rank's collective saves       under the same flock
     launches.<attempt>      whoever started ranks, one a line           under the same flock
     pidns                   the PID namespace of the task               written by each attempt's start
     savers/<pid>.<pidns>    locked by a saver of another PID namespace while it lives   by it
-    data/<pid>-<random>/    snapshots: what ``save()`` captured (savers of another PID namespace: see ``owner.py``)
+    data/<pid>-<random>/    snapshots: what ``save()`` captured (<pid>: see saver_names.py)
     data/<pid>-<random>.pack   its small files, one after the other     by savers
     data/<pid>-<random>.early/  what a watch captured early (watch/early_capture.py); perhaps a checkpoint    by savers
     annexes                 further directories like data/, one a line  by savers, appended
@@ -42,12 +42,12 @@ from ..errors import SpoolError, os_reason
 from ..manifest import dump
 from ..stores.base import StoreSpec
 from ..system.files import remove_tree, wait_for, write_atomically, write_new
-from . import claim
+from . import attempt_start
 from .abilities import try_out
-from .claim import Start
+from .attempt_start import Start
 from .directories import not_ours, private_directory, private_subdirectory, spool_error
-from .owner import Owner, note_namespace
 from .records import Records
+from .saver_names import SaverNames, note_namespace
 from .snapshots import Snapshots
 from .versions import Versions
 
@@ -74,10 +74,10 @@ class Spool:
         self._start: Start | None = None
         #: Whether a process of this machine has begun this attempt before.
         self._begun_before = False
-        owner = Owner(directory)
-        self.records = Records(directory, owner, self.mend)
+        names = SaverNames(directory)
+        self.records = Records(directory, names, self.mend)
         self.versions = Versions(directory, task, self.records, lambda: self.start, self.mend)
-        self.snapshots = Snapshots(directory, owner, self.records, self.mend)
+        self.snapshots = Snapshots(directory, names, self.records, self.mend)
 
     # -- making and finding one ------------------------------------------------------------------------------------
 
@@ -201,7 +201,7 @@ class Spool:
         return CopySpeed(os.path.join(os.path.dirname(self.directory), "pace"))
 
     def check_attempt(self) -> None:
-        """For processes that may outlive their task: see that the attempt they belong to still runs. Microseconds.
+        """For processes that may outlive their task: see that the attempt they belong to still runs (in microseconds).
 
         What such a process saved into the spool of a later attempt would take versions that the store has already.
 
@@ -257,7 +257,7 @@ class Spool:
             raise spool_error("The checkpoint directory cannot be removed", directory, error) from error
 
     def attempt_began_ns(self) -> int:
-        """When this attempt began, or later (wall clock); 0 for the first one."""
+        """When this attempt began, or a little later (wall clock, nanoseconds); 0 in the task's first attempt."""
         with contextlib.suppress(FileNotFoundError):
             return os.stat(self.path("work")).st_mtime_ns if self.task.attempt or self._begun_before else 0
         return 0
@@ -267,7 +267,7 @@ class Spool:
         return self.path(f"start.{attempt}")
 
     def begin(self) -> None:
-        """In the task's own process, at its start: which start of the attempt this is, the agent is to ask the store.
+        """The task's own process starts: the agent is to ask the store which start of the attempt this is.
 
         Raises
         ------
@@ -275,7 +275,7 @@ class Spool:
             The spool cannot be written.
         """
         self._start, self._begun_before = None, os.path.exists(self.start_path(self.task.attempt))
-        claim.begin(self.start_path(self.task.attempt))
+        attempt_start.begin(self.start_path(self.task.attempt))
 
     @property
     def start(self) -> Start | None:
@@ -287,12 +287,12 @@ class Spool:
             It cannot be read.
         """
         if self._start is None:
-            self._start = claim.read(self.start_path(self.task.attempt))
+            self._start = attempt_start.read(self.start_path(self.task.attempt))
         return self._start
 
     def go_alone(self) -> Start:
         """Begin without the store's word; ``SpoolError`` if the spool cannot be written."""
-        self._start = claim.go_alone(self.start_path(self.task.attempt), self.task)
+        self._start = attempt_start.go_alone(self.start_path(self.task.attempt), self.task)
         return self._start
 
     # -- the agent's part ----------------------------------------------------------------------------------------------

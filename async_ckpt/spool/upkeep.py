@@ -1,7 +1,7 @@
 """Keeps a spool whole while its agent lives, whatever cleans the directory it is in.
 
-systemd-tmpfiles, tmpreaper, a cron job with ``find -mtime +10 -delete``, or a person: under a run of weeks they take
-away what looks old. So
+systemd-tmpfiles, tmpreaper, a cron job with ``find -mtime +10 -delete``, or a person may remove what looks old, under a
+run of weeks as well. So
 
 - ``flock`` is held on the spool's directory and its annexes: systemd-tmpfiles leaves alone what is below such a one;
 - times are set anew now and then, for cleaners that go by age alone;
@@ -10,7 +10,7 @@ away what looks old. So
 
 What cannot be made again, the data of snapshots, is for the agent to report.
 
-The lock on the directory says besides, to who starts an agent, that there is one, when ``agent.lock`` is gone.
+The lock on the directory also tells whoever starts an agent that there is one already, when ``agent.lock`` is gone.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from .journal import Journal
 from .records import Admitted
 from .spool import Spool
 
-#: What is read into memory, as it changes, and written again where it is missing.
+#: Files that are read into memory as they change, and written again where they are missing.
 _REMEMBERED = re.compile(r"spool\.json|annexes|agent\.pid|(start|versions|collective|launches)\.[0-9.]+")
-#: Of these, numbers that only grow.
+#: Those of them that hold a number, which only grows.
 _COUNTERS = ("versions.", "collective.")
 
 

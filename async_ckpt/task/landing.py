@@ -1,11 +1,13 @@
-"""Where a load arrives: in a new directory inside of the destination first, which is then renamed into place, entry by
-entry. So a load that fails leaves the destination as it was: what had to make room is put back then.
+"""What a load does with its destination.
 
-What stands there and is no part of the checkpoint stays, and it is said; or, where a clean destination is wanted, is
-taken away. Symbolic links that lead out of the checkpoint are not made: a trainer would write through them, anywhere.
+What is loaded first arrives in a new directory inside of the destination. From there it is renamed into place, entry by
+entry. If the load fails, what had to make room is put back: the destination is as it was.
 
-All that a load needs is in its ``.async_ckpt-loading-<random>/``: what arrives in ``content/``, what had to make room
-in ``replaced/``, a tar beside them. Saves and watches pass such a directory over, and the next load into the same
+What stands there already and is no part of the checkpoint stays, and the log names it; a clean load takes it away.
+Symbolic links that lead out of the checkpoint are not made: a trainer could write anywhere through them.
+
+A load has its own directory, ``.async_ckpt-loading-<random>/``. In it, ``content/`` is what arrives, ``replaced/`` what
+had to make room, and a tar lies beside them. Saves and watches pass such a directory over. The next load into the same
 destination removes one that a killed load has left.
 """
 
@@ -33,12 +35,12 @@ log = logging.getLogger(__name__)
 _STAGING_PREFIX = f"{ANNEX_PREFIX}loading-"
 _CONTENT, _REPLACED = "content", "replaced"
 
-#: So often a directory to load into is made anew.
+#: So often a load tries to make its directory.
 _TRIES = 10
 
-#: So many names are said; the rest is counted.
+#: A line names so many; of the others it says how many there are.
 _NAMED = 3
-#: Of more destinations it is not said what stays in them.
+#: After so many destinations the log no longer says what stays in them.
 _MAX_SAID = 1000
 
 _said: set[str] = set()
@@ -51,11 +53,11 @@ class Arrival:
     Parameters
     ----------
     clean : bool
-        What is there already, and is no part of the checkpoint, goes; else it stays.
+        Whether what is there already, and is no part of the checkpoint, is taken away.
     needed : tuple of str
         Directories that a clean load must not take away: the spool, a local store.
     tell_stale : bool
-        Whether it is said what stays.
+        Whether the log names what stays.
     """
 
     clean: bool = False
@@ -64,13 +66,13 @@ class Arrival:
 
 
 def check_clean(destination: str, needed: tuple[str, ...] = ()) -> None:
-    """See that nothing is lost that nobody means, where all in ``destination`` is replaced.
+    """See that a clean load into ``destination`` takes away nothing that must stay.
 
     Raises
     ------
     UsageError
-        It is, or holds, the working directory, the home directory, or a directory that is ``needed``; or another file
-        system is mounted somewhere in it.
+        The destination is, or holds, the working directory, the home directory, or a directory that is ``needed``; or
+        another file system is mounted somewhere in it.
     """
     real = os.path.realpath(destination)
     kept = [("spool, or the store,", path) for path in needed]

@@ -1,7 +1,7 @@
 """Loading checkpoints: from the store, or from this machine's spool where they have not left it yet.
 
-Whatever is loaded arrives beside the destination first (``landing``). Paths come from manifests, keys and tars that
-somebody else may have written: none is ever followed out of the destination.
+Whatever is loaded first arrives in a directory of its own (``landing``). Paths come from manifests, keys and tars that
+somebody else may have written: none of them is ever followed out of the destination.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .landing import Arrival, Landing, make_links
 
 _USUAL = Arrival()
 
-#: What reading damaged or hostile metadata may end in: other types, numbers and depths than anybody writes.
+#: Errors that come of reading damaged or hostile metadata, with types, numbers and depths that nobody expects.
 _NONSENSE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError, MemoryError)
 
 
@@ -85,7 +85,7 @@ async def load_from_store(
 
 @contextlib.contextmanager
 def _damaged(where: str) -> Iterator[None]:
-    """Whatever comes of metadata that makes no sense is one error; what is read may have been written by anybody."""
+    """Turn all errors that come of metadata without sense into one: anybody may have written what is read."""
     try:
         yield
     except CheckpointError:
@@ -97,7 +97,7 @@ def _damaged(where: str) -> Iterator[None]:
 
 
 async def _read_manifest(store: Store, reference: Mapping[str, Any]) -> Manifest | None:
-    """Ours names its manifest; the peer's checkpoints have none and are loaded by listing, unverified."""
+    """Our checkpoints name their manifest. Those of metaflow-checkpoint have none: they are loaded by listing."""
     if not isinstance(reference.get("manifest"), str):
         return None
     key = layout.parse_key(reference["key"]).manifest_key

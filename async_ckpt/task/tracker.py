@@ -17,7 +17,7 @@ from ..errors import AgentError, CheckpointError, StoreError, WaitTimeout
 from ..ipc.client import AgentClient
 from ..ranks import agreement
 from ..spool import journal
-from ..spool.claim import Start
+from ..spool.attempt_start import Start
 from ..spool.journal import ADMITTED, COMMITTED, FAILED, RELEASED, SUPERSEDED
 from ..spool.records import Admitted
 from ..spool.spool import Spool

@@ -1,7 +1,8 @@
 """Who made what lies in a spool, and whether that process may still live.
 
-Names begin with its number. That says nothing in another PID namespace (a container that shares the spool, ``unshare
---pid``): such a saver names its namespace as well, and holds a lock for as long as it lives.
+The name of what a process makes begins with the process's number. In another PID namespace (a container that shares the
+spool, ``unshare --pid``) that number says nothing. A saver there names its namespace as well, and holds a lock for as
+long as it lives.
 """
 
 from __future__ import annotations
@@ -40,15 +41,15 @@ def _noted_namespace(directory: str) -> int:
     return own_namespace()  # A spool of an earlier version.
 
 
-class Owner:
-    """This process, as the maker of things in the spool ``directory``."""
+class SaverNames:
+    """What the names of things in the spool ``directory`` begin with."""
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
         self._pid, self._name = 0, ""
 
-    def name(self) -> str:
-        """What its names begin with.
+    def own(self) -> str:
+        """For what this process makes.
 
         Raises
         ------
@@ -74,7 +75,7 @@ class Owner:
         return name
 
     def may_live(self, name: str) -> bool:
-        """Whether what ``name`` names may live: only what is surely dead does not."""
+        """Whether the process may live whose things begin with ``name``: only one that is surely dead does not."""
         if name.isdecimal():
             foreign = own_namespace() != _noted_namespace(self._directory)
             return foreign or process_exists(int(name))
