@@ -136,17 +136,14 @@ class AlreadySaved:
         """Whether this watch has saved what is at ``path``, as far as is known."""
         return bool(self._ids.get(path))
 
-    def may_be_in_store(self, path: str) -> bool:
-        """Whether what was saved of it may be in the store, now or later."""
-        return path in self._ids
-
-    def is_known_to_be_in_store(self, path: str) -> bool:
-        """Whether what was saved of it is in the store, without asking."""
-        return self._ids.get(path) == ""
-
-    def is_in_store(self, path: str) -> bool:
-        """Whether what was saved of it, and may be in the store, is there now: the agent is asked."""
-        state, _ = self._checkpointer.state(self._ids[path])
+    def is_in_store(self, path: str, *, ask: bool) -> bool:
+        """Whether what was saved of it is in the store, as far as is known. ``ask`` the agent, if this watch has saved
+        it.
+        """
+        identity = self._ids.get(path)
+        if not identity or not ask:
+            return identity == ""
+        state, _ = self._checkpointer.state(identity)
         if state == COMMITTED:
             self._ids[path] = ""
         elif state in FINAL:

@@ -70,12 +70,10 @@ def retain(root: str, options: WatchOptions, recogniser: Recogniser, already_sav
 def _in_store(entries: list[Entry], already_saved: AlreadySaved) -> Iterator[Entry]:
     asked = 0
     for entry in entries:
-        if already_saved.is_known_to_be_in_store(entry.path):
+        ask = asked < _ASKED_AT_A_TIME and already_saved.is_mine(entry.path)
+        asked += ask
+        if already_saved.is_in_store(entry.path, ask=ask):
             yield entry
-        elif asked < _ASKED_AT_A_TIME and already_saved.may_be_in_store(entry.path):
-            asked += 1
-            if already_saved.is_in_store(entry.path):
-                yield entry
 
 
 def _try_to_remove(root: str, entry: Entry, why: str) -> bool:
