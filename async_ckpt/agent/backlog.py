@@ -3,23 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import functools
 import os
 
-from ..config import ROOM_SLICE_S, Config
-from ..errors import AgentError, BacklogError, WaitTimeout
-from ..ipc.client import AgentClient
-from ..spool.journal import FAILED, RELEASED, order
-from ..spool.spool import Spool
-from ..system.files import wait_for
-from ..system.undisturbed import go_on, run
+from ..config import Config
 
 #: Of a small disk at most this share is kept free.
 _SHARE = 20
-
-#: Errors that end when others remove something.
-_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 def is_short_of_disk(folder: str, config: Config) -> bool:
@@ -62,90 +51,3 @@ def why_full(pending: int, pending_bytes: int, folder: str, config: Config) -> s
     if pending and (short := _what_is_short(folder, config)):
         return f"{folder} has less than {short} left"
     return ""
-
-
-def await_room(client: AgentClient, spool: Spool, config: Config, folder: str, *, wait: bool = True) -> None:
-    """For savers: where the backlog is full, wait or raise, as the user chose; the agent drops what is ``supersede``d.
-
-    Parameters
-    ----------
-    folder : str
-        Where what is to be saved lies.
-    wait : bool
-        False: whoever saves has something else to do meanwhile, and comes again.
-
-    Raises
-    ------
-    BacklogError
-        It is full, or was for ``backlog_timeout_s`` seconds.
-    """
-    if config.on_backlog == "supersede" or not _may_be_full(spool, config, folder):
-        return
-    limit = config.backlog_timeout_s if config.on_backlog == "wait" and wait else 0.0
-    run(functools.partial(_await_room, client, config, folder, limit))
-
-
-def _await_room(client: AgentClient, config: Config, folder: str, limit: float) -> None:
-    deadline = client.clock.monotonic() + limit
-    while True:
-        go_on()
-        piece = max(min(deadline - client.clock.monotonic(), ROOM_SLICE_S), 0.0)
-        try:
-            answer = client.request("room", piece + config.reply_timeout_s, folder=folder, timeout_s=piece)
-        except (AgentError, WaitTimeout):
-            return  # Whatever is wrong with the agent: it is no reason not to save.
-        if not answer["full"]:
-            return
-        if client.clock.monotonic() >= deadline:
-            waited = f" after {limit:g} s" if limit else ""
-            raise BacklogError(
-                f"The store cannot keep up{waited}: {answer['full']}",
-                hint="Save less often, raise the limit, or choose on_backlog='supersede'",
-            )
-
-
-def await_release(client: AgentClient, spool: Spool, config: Config, error: Exception) -> bool:
-    """For savers whose disk, or quota, turned out to be full on the way: wait until it gets something back.
-
-    Parameters
-    ----------
-    error : Exception
-        What the save failed with.
-
-    Returns
-    -------
-    bool
-        False: it was something else; or nothing is on its way to the store, or is to be waited for.
-    """
-    cause = error.__cause__
-    if not isinstance(cause, OSError) or cause.errno not in _FULL:
-        return False
-    if config.on_backlog != "wait" or not config.min_free_bytes:
-        return False
-    return run(functools.partial(_await_release, client, spool, config))
-
-
-def _await_release(client: AgentClient, spool: Spool, config: Config) -> bool:
-    deadline = client.clock.monotonic() + config.backlog_timeout_s
-    for identity in sorted(spool.records.ids(), key=order):
-        state = ""
-        while state != FAILED and (left := deadline - client.clock.monotonic()) > 0:
-            go_on()
-            piece = min(left, ROOM_SLICE_S)
-            try:
-                answer = client.request("wait", piece + config.reply_timeout_s, id=identity, timeout_s=piece)
-            except (AgentError, WaitTimeout):
-                return False
-            state = answer["state"]
-            if not state or state in RELEASED:
-                with contextlib.suppress(TimeoutError):  # To remove much takes a while.
-                    wait_for(lambda: identity not in spool.records, ROOM_SLICE_S, identity)  # noqa: B023
-                return True
-    return False
-
-
-def _may_be_full(spool: Spool, config: Config, folder: str) -> bool:
-    """Without asking anybody: saves are to take a millisecond."""
-    if config.max_pending_bytes or is_short_of_disk(folder, config):
-        return True
-    return bool(config.max_pending) and len(spool.records.ids()) >= config.max_pending

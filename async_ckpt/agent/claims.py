@@ -1,7 +1,5 @@
 """The agent's part in claiming a start of an attempt (``ranks/starts.py``): it has the worker ask the store as soon as
-the task's process says hello, and writes down what it hears; and what those do who need the number.
-
-The task itself waits for nothing but the number, where it needs one before it is there.
+the task's process says hello, and writes down what it hears. Whoever needs the number waits in ``Tracker.started``.
 """
 
 from __future__ import annotations
@@ -13,17 +11,13 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from ..config import CLAIM_PAUSE_S, CLAIM_SLICE_S, CLAIM_START_S, GATHER_FIRST_S, GATHER_GROWTH, GATHER_LAST_S, Config
-from ..errors import AgentError, SpoolError, WaitTimeout
-from ..ipc.client import AgentClient
+from ..config import GATHER_FIRST_S, GATHER_GROWTH, GATHER_LAST_S
+from ..errors import SpoolError
 from ..ipc.protocol import Message
-from ..layout import START_STEP
 from ..spool import attempt_start
-from ..spool.attempt_start import Start
 from ..spool.spool import Spool
 from ..system.backoff import Backoff
 from ..system.clock import Clock
-from ..system.undisturbed import go_on
 from .child import Child
 
 
@@ -155,50 +149,3 @@ def who_am_i(pid: int, lead: int, token: str) -> dict[str, Any]:
         "user": os.getuid(),
         "token": token,
     }
-
-
-def await_claim(
-    client: AgentClient, spool: Spool, config: Config, report: Callable[[str], None], limit_s: float | None = None
-) -> Start:
-    """For whoever needs a version: wait until it is known which start of the attempt this is.
-
-    A store that does not answer in time is not waited for, and ``report`` says so: see ``attempt_start.go_alone``.
-
-    Parameters
-    ----------
-    limit_s : float, optional
-        How many seconds at most; default: ``claim_wait_s``, or of a gang's nodes, which have to agree,
-        ``settle_timeout_s``.
-
-    Raises
-    ------
-    SpoolError
-        The spool cannot be read or written.
-    """
-    default = config.settle_timeout_s if spool.task.nodes > 1 else config.claim_wait_s
-    limit = default if limit_s is None else limit_s
-    deadline, why = client.clock.monotonic() + limit, ""
-    # A machine that is so busy that nobody has asked the store yet says nothing about the store.
-    last = deadline - limit + max(limit, CLAIM_START_S)
-    while (start := spool.start) is None and (left := deadline - client.clock.monotonic()) > 0 and not why:
-        go_on()
-        piece = min(left, CLAIM_SLICE_S)
-        try:
-            answer = client.request(
-                "claim", piece + config.reply_timeout_s, attempt=spool.task.attempt, timeout_s=piece
-            )
-            why = answer["why"]
-            if not answer.get("asked", True):
-                deadline = min(client.clock.monotonic() + limit, last)
-        except (AgentError, WaitTimeout):  # Another one may be there in a moment.
-            client.clock.sleep(min(left, CLAIM_PAUSE_S))
-    if start is not None:
-        return start
-    start = spool.go_alone()
-    if start.alone:
-        report(
-            f"Nobody has said within {limit:g} s whether attempt {spool.task.attempt} was begun before"
-            f"{f' ({why})' if why else ''}. The task goes on: what another start may have saved is neither loaded nor "
-            f"written over, as versions count from {spool.task.version(start.number * START_STEP)} on"
-        )
-    return start

@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import Any
 
 from .. import capture, layout
-from ..agent.backlog import await_release, await_room
 from ..capture.safe_links import SafeLinks, ranks_here
 from ..errors import AgentError, SnapshotError, SpoolError, StoreError, UsageError, WaitTimeout
 from ..manifest import Manifest
@@ -26,6 +25,7 @@ from .agent_messages import AgentMessages
 from .leases import hand_over, lease_budget
 from .options import SaveOptions
 from .reference import Reference
+from .room import await_release, await_room
 from .tracker import Tracker
 
 log = logging.getLogger(__name__)

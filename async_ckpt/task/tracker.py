@@ -11,8 +11,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator,
 from typing import Any, TypeVar
 
 from .. import layout
-from ..agent.claims import await_claim
-from ..config import WAIT_SLICE_S, Config
+from ..config import CLAIM_PAUSE_S, CLAIM_SLICE_S, CLAIM_START_S, WAIT_SLICE_S, Config
 from ..errors import AgentError, CheckpointError, StoreError, WaitTimeout
 from ..ipc.client import AgentClient
 from ..ranks import agreement
@@ -81,17 +80,46 @@ class Tracker:
     def started(self, limit_s: float | None = None) -> Start:
         """Which start of the attempt this is. The agent asks the store for that; this waits until it knows.
 
+        A store that does not answer in time is not waited for, and the log says so: see ``attempt_start.go_alone``.
+
         Parameters
         ----------
         limit_s : float, optional
-            How many seconds at most; default: see ``await_claim``.
+            How many seconds at most; default: ``claim_wait_s``, or ``settle_timeout_s`` for the nodes of a gang, which
+            have to agree.
 
         Raises
         ------
         SpoolError
             The spool cannot be read or written.
         """
-        return self.spool.start or await_claim(self.client, self.spool, self.config, log.warning, limit_s)
+        default = self.config.settle_timeout_s if self.task.nodes > 1 else self.config.claim_wait_s
+        limit, now = default if limit_s is None else limit_s, self.client.clock.monotonic
+        deadline, why = now() + limit, ""
+        # A machine that is so busy that nobody has asked the store yet says nothing about the store.
+        last = now() + max(limit, CLAIM_START_S)
+        while (start := self.spool.start) is None and (left := deadline - now()) > 0 and not why:
+            go_on()
+            piece = min(left, CLAIM_SLICE_S)
+            try:
+                answer = self.client.request(
+                    "claim", piece + self.config.reply_timeout_s, attempt=self.task.attempt, timeout_s=piece
+                )
+                why = answer["why"]
+                if not answer.get("asked", True):
+                    deadline = min(now() + limit, last)
+            except (AgentError, WaitTimeout):  # Another one may be there in a moment.
+                self.client.clock.sleep(min(left, CLAIM_PAUSE_S))
+        if start is not None:
+            return start
+        start = self.spool.go_alone()
+        if start.alone:
+            log.warning(
+                f"Nobody has said within {limit:g} s whether attempt {self.task.attempt} was begun before"
+                f"{f' ({why})' if why else ''}. The task goes on: what another start may have saved is neither loaded "
+                f"nor written over, as versions count from {self.task.version(start.number * layout.START_STEP)} on"
+            )
+        return start
 
     def run(self, function: Callable[[Store], Awaitable[T]]) -> T:
         """Do something with the task's store; see ``run_with_store``."""
