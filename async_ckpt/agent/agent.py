@@ -30,6 +30,7 @@ from .checkpoints import Checkpoints
 from .child import Child, Running
 from .claims import Claims
 from .deadline import LastCall
+from .deaths import Deaths
 from .housekeeping import Housekeeping
 from .leases import Leases
 from .owners import Owners
@@ -37,7 +38,6 @@ from .queue import Queue
 from .remover import Remover
 from .requests import Requests
 from .socket_saves import SocketSaves
-from .suspects import Suspects
 from .throughput import Throughput
 from .unreachable import Unreachable
 from .uploads import Uploads
@@ -109,22 +109,16 @@ class Agent:
         self._owners = owners = Owners(config, spool.task, self._on_owner_gone, clock)
         self._claims = claims = Claims(spool, self._worker, owners.say, clock)
         self._socket_saves = SocketSaves(self._selector, start_saver, config, clock)
-        self._suspects = suspects = Suspects(
-            queue, journal.checkpoints, journal.note, lambda identity: checkpoints.stored_bytes(identity), config,
-            spool.path("agent.log"), is_own=guarded,
-        )  # fmt: skip
+        self._deaths = deaths = Deaths(queue, journal, config, spool.path("agent.log"), is_own=guarded)
         throughput = Throughput(clock)
-        self._last_call = last_call = LastCall(
-            queue, throughput, self._worker, config, lambda identity: checkpoints.stored_bytes(identity), owners.tell,
-            clock,
-        )  # fmt: skip
+        self._last_call = last_call = LastCall(queue, journal, throughput, self._worker, config, owners.tell, clock)
         self._checkpoints = checkpoints = Checkpoints(
             spool, config, unreachable, queue=queue, journal=journal, house=self._house, leases=leases,
-            remover=self._remover, owners=owners, suspects=suspects, last_call=last_call, clock=clock,
+            remover=self._remover, owners=owners, deaths=deaths, last_call=last_call, clock=clock,
         )  # fmt: skip
         self._uploads = Uploads(
             config, checkpoints, self._worker, queue=queue, journal=journal, leases=leases, owners=owners,
-            suspects=suspects, claims=claims, last_call=last_call, throughput=throughput, clock=clock,
+            deaths=deaths, claims=claims, last_call=last_call, throughput=throughput, clock=clock,
         )  # fmt: skip
         self._requests = Requests(
             spool, config, checkpoints, self._uploads, self._worker, queue=queue, journal=journal, leases=leases,
@@ -192,7 +186,7 @@ class Agent:
         self._socket_saves.stop()
         self._worker.stop()
         for job in self._queue.uploading:
-            self._suspects.put_down(job.id)
+            self._deaths.put_down(job.id)
         self._remover.stop()
         self._leases.stop()
         self._journal.close()

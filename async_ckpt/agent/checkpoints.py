@@ -30,13 +30,13 @@ from .answers import MAX_ERRORS
 from .backlog import is_short_of_disk, why_full
 from .child import end_orphans
 from .deadline import LastCall
+from .deaths import Deaths
 from .housekeeping import Housekeeping
 from .job import Job
 from .leases import Leases
 from .owners import Owners
 from .queue import Queue
 from .remover import Remover
-from .suspects import Suspects
 from .unreachable import Unreachable
 
 
@@ -51,12 +51,12 @@ class Checkpoints:
 
     def __init__(
         self, spool: Spool, config: Config, unreachable: Unreachable, *, queue: Queue, journal: Journal,
-        house: Housekeeping, leases: Leases, remover: Remover, owners: Owners, suspects: Suspects, last_call: LastCall,
+        house: Housekeeping, leases: Leases, remover: Remover, owners: Owners, deaths: Deaths, last_call: LastCall,
         clock: Clock,
     ) -> None:  # fmt: skip
         self._clock, self._spool, self._config, self._unreachable = clock, spool, config, unreachable
         self._queue, self._journal, self._house, self._leases = queue, journal, house, leases
-        self._remover, self._owners, self._suspects, self._last_call = remover, owners, suspects, last_call
+        self._remover, self._owners, self._deaths, self._last_call = remover, owners, deaths, last_call
         #: What went wrong last, for whoever asks for the status.
         self.errors: deque[str] = deque(maxlen=MAX_ERRORS)
 
@@ -80,7 +80,7 @@ class Checkpoints:
             job = self._take_in(item, uploaded=known.uploaded)
             if not known.uploaded and (why := self._why_torn(item, "while nobody guarded the snapshot")):
                 self.fail(job, why, lost=True)
-            elif why := self._suspects.recovered(item.id):
+            elif why := self._deaths.recovered(item.id):
                 self.fail(job, why)
         for why in self._spool.snapshots.sweep(leftovers):
             self._owners.say(why)
@@ -199,11 +199,6 @@ class Checkpoints:
         waiting = [(item, self._journal.of(item.id).files) for job, item in alive if job.state in (ADMITTED, UPLOADING)]
         for item, why in self._house.lost(waiting):
             self.fail(self._queue.jobs[item.id], why, lost=True)
-
-    def stored_bytes(self, identity: str) -> int:
-        """How much of a checkpoint is in the store for good."""
-        job = self._queue.jobs.get(identity)
-        return job.stored_bytes(self._journal.of(identity)) if job is not None else 0
 
     # -- out -----------------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from ..config import LAST_CALL_LEAST_S, LAST_CALL_MOST_S, PIECE_BYTES, Config
 from ..ipc.protocol import Message
-from ..spool.journal import ADMITTED, UPLOADED, UPLOADING, order
+from ..spool.journal import ADMITTED, UPLOADED, UPLOADING, Journal, order
 from ..system.clock import Clock
 from .child import Child
 from .job import Job, TryProgress
@@ -96,19 +96,17 @@ class LastCall:
 
     Parameters
     ----------
-    stored_bytes : callable
-        Given an id: how much of a checkpoint is in the store already, and need not be sent again.
     tell : callable
         Gets the push for those who are to hear what is given up.
     """
 
     def __init__(
-        self, queue: Queue, throughput: Throughput, worker: Child, config: Config,
-        stored_bytes: Callable[[str], int], tell: Callable[[Message], None], clock: Clock,
+        self, queue: Queue, journal: Journal, throughput: Throughput, worker: Child, config: Config,
+        tell: Callable[[Message], None], clock: Clock,
     ) -> None:  # fmt: skip
         self._clock = clock
         self._queue, self._throughput, self._worker, self._tell = queue, throughput, worker, tell
-        self._config, self._stored_bytes = config, stored_bytes
+        self._config, self._journal = config, journal
         self._notice = SpotNotice(config.spot_notice_file, config.termination_grace_s, clock)
         self._terminated = False
         #: Who says so, and when it will be (monotonic seconds).
@@ -233,7 +231,7 @@ class LastCall:
         self._worker.tell({"op": "pause", "id": job.id})
         self._queue.give_way(job.id)
         if job.state == ADMITTED:
-            job.sent = self._stored_bytes(job.id)
+            job.sent = job.stored_bytes(self._journal.of(job.id))
 
     def _look_for_stalls(self, now: float) -> None:
         """What shows nothing new gives way, be it an upload or a commit; where it is alone, it is begun anew."""

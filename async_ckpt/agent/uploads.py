@@ -18,12 +18,12 @@ from .checkpoints import Checkpoints
 from .child import Child
 from .claims import Claims
 from .deadline import LastCall
+from .deaths import Deaths
 from .housekeeping import removed
 from .job import Job
 from .leases import Leases
 from .owners import Owners
 from .queue import Queue
-from .suspects import Suspects
 from .throughput import Throughput
 
 #: So often something is tried in vain before newer ones are committed without it; or it shows nothing new for so many
@@ -36,13 +36,13 @@ class Uploads:
 
     def __init__(
         self, config: Config, checkpoints: Checkpoints, worker: Child, *, queue: Queue, journal: Journal,
-        leases: Leases, owners: Owners, suspects: Suspects, claims: Claims, last_call: LastCall, throughput: Throughput,
+        leases: Leases, owners: Owners, deaths: Deaths, claims: Claims, last_call: LastCall, throughput: Throughput,
         clock: Clock,
     ) -> None:  # fmt: skip
         self._clock = clock
         self._config, self._checkpoints, self._worker = config, checkpoints, worker
         self._queue, self._journal, self._leases, self._owners = queue, journal, leases, owners
-        self._suspects, self._claims, self._last_call, self._throughput = suspects, claims, last_call, throughput
+        self._deaths, self._claims, self._last_call, self._throughput = deaths, claims, last_call, throughput
         self.bytes_copied = 0
         #: When the task may be told of the next checkpoint that is held up (monotonic seconds).
         self._tell_again = 0.0
@@ -75,7 +75,7 @@ class Uploads:
             for path, file in self._journal.stored.among(job.fingerprints).items() if path not in known.files
         ]  # fmt: skip
         job.sent = sum(item.entries[path].size for path in known.files if path in item.entries)
-        self._suspects.taken(job.id)
+        self._deaths.taken(job.id)
         self._worker.tell(*journal.steps(job.id, known), *copies, {"op": "upload", "id": job.id})
 
     def _gather(self, job: Job) -> None:
@@ -115,7 +115,7 @@ class Uploads:
         self._death_ordered = None
         self._claims.worker_died()
         if spoke:
-            for identity, why in list(self._suspects.died(under_way, self._clock.monotonic())):
+            for identity, why in list(self._deaths.died(under_way, self._clock.monotonic())):
                 self._checkpoints.fail(self._queue.jobs[identity], why)
         self._last_call.stumbled(under_way, "the uploader died")
 
@@ -213,14 +213,14 @@ class Uploads:
         if not job.is_said_held_up and now >= self._tell_again:
             job.is_said_held_up, self._tell_again = True, now + HELD_UP_S
             self._owners.tell({"push": "notice", "why": f"Uploads are held up, and tried again: {job.id}: {why}"})
-        stored = self._checkpoints.stored_bytes(job.id)
+        stored = job.stored_bytes(self._journal.of(job.id))
         lasted_s = job.store_failed(now, stored)
         if lasted_s >= self._config.outage_s:
             tried = f"It was tried for {lasted_s:.0f} s, in which nothing more of it was stored"
             self._checkpoints.fail(job, f"{tried}: {why}")
             return
         self._checkpoints.remember(f"{job.id}: {why}")
-        self._suspects.put_down(job.id)
+        self._deaths.put_down(job.id)
         job.why = f"held up, and tried again: {why}"
         self._queue.pause(job.id, now + job.outage.left_s(now))
         job.sent = stored

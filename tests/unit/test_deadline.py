@@ -18,7 +18,7 @@ from async_ckpt.agent.queue import Action, Queue
 from async_ckpt.agent.spot_notice import SpotNotice
 from async_ckpt.agent.throughput import Throughput
 from async_ckpt.config import LAST_CALL_MOST_S, PIECE_BYTES, Config
-from async_ckpt.spool.journal import COMMITTED, FAILED, UPLOADED, UPLOADING
+from async_ckpt.spool.journal import COMMITTED, FAILED, UPLOADED, UPLOADING, CheckpointState
 from async_ckpt.system.clock import REAL_CLOCK
 from harness.clock import StillClock
 
@@ -99,6 +99,13 @@ class Worker:
         self.paused.append(message["id"])
 
 
+class _NothingStored:
+    """A journal that knows of nothing."""
+
+    def of(self, identity: str) -> CheckpointState:
+        return CheckpointState()
+
+
 class Scene:
     """A queue whose oldest uploads are under way, and what is decided about it."""
 
@@ -107,7 +114,7 @@ class Scene:
         throughput = Throughput(self.clock)
         throughput.assume(MIB)
         self.last_call = LastCall(
-            self.queue, throughput, self.worker, config, lambda identity: 0, self.said.append,  # type: ignore[arg-type]
+            self.queue, _NothingStored(), throughput, self.worker, config, self.said.append,  # type: ignore[arg-type]
             self.clock,
         )  # fmt: skip
         for number, size in enumerate(sizes):

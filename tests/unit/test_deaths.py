@@ -2,36 +2,35 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from async_ckpt.agent.deaths import Deaths
 from async_ckpt.agent.queue import Queue
-from async_ckpt.agent.suspects import Suspects
 from async_ckpt.config import DEATHS_OF_AGENT, DEATHS_OF_UPLOADER, DEATHS_TO_SUSPECT, Config
-from async_ckpt.spool.journal import ADMITTED, COMMITTED, FAILED, Known, encode, replay
+from async_ckpt.spool.journal import ADMITTED, COMMITTED, FAILED, Journal, part_stored, parts_begun
 
 
 class Scene:
-    """A queue of checkpoints 0…, with what an agent does about uploads; ``stored``: bytes by id."""
+    """A queue of checkpoints 0…, with what an agent does about uploads and writes into its journal."""
 
-    def __init__(self, count: int, known: Known | None = None, *, is_own: bool = True) -> None:
-        self.known, self.queue = known or Known(), Queue(2)
-        self.stored: dict[str, int] = {}
+    def __init__(self, folder: Path, count: int, *, is_own: bool = True) -> None:
+        self.journal, self.queue = Journal(str(folder / "journal")), Queue(2)
         self.failed: dict[str, str] = {}
         self.now = 0.0
-        self.suspects = Suspects(
-            self.queue, self.known.checkpoints, self.note, lambda one: self.stored.get(one, 0), Config(), "agent.log",
-            is_own=is_own,
-        )  # fmt: skip
+        self.deaths = Deaths(self.queue, self.journal, Config(), "agent.log", is_own=is_own)
         for number in range(count):
-            self.queue.admit(f"0.c.{number}", (0, number), 1)
-            if why := self.suspects.recovered(f"0.c.{number}"):
+            self.queue.admit(f"0.c.{number}", (0, number), 1000)
+            if why := self.deaths.recovered(f"0.c.{number}"):
                 self.fail(f"0.c.{number}", why)
 
-    def note(self, record: dict[str, Any]) -> bool:
-        self.known.apply(record)
-        return True
+    def store_part(self, identity: str, number: int) -> None:
+        """The store has one more part of it."""
+        if number == 1:
+            self.journal.note({"id": identity, **parts_begun("weights", "upload", 1)})
+        self.journal.note({"id": identity, **part_stored("weights", number, "etag", [1])})
 
     def fail(self, identity: str, why: str) -> None:
         self.failed[identity] = why
@@ -43,16 +42,16 @@ class Scene:
         self.queue.resume_due(self.now)
         taken = [action.ids[0] for action in self.queue.next_actions() if action.kind == "upload"]
         for identity in taken:
-            self.suspects.taken(identity)
+            self.deaths.taken(identity)
         return taken
 
     def die(self) -> None:
-        for identity, why in list(self.suspects.died(self.queue.restart(), self.now)):
+        for identity, why in list(self.deaths.died(self.queue.restart(), self.now)):
             self.fail(identity, why)
 
 
-def test_the_one_that_kills_is_found_and_fails_while_the_others_are_uploaded() -> None:
-    scene, uploaded = Scene(5), []
+def test_the_one_that_kills_is_found_and_fails_while_the_others_are_uploaded(tmp_path: Path) -> None:
+    scene, uploaded = Scene(tmp_path, 5), []
     for _ in range(100):
         taken = scene.begin()
         if not taken:
@@ -68,8 +67,8 @@ def test_the_one_that_kills_is_found_and_fails_while_the_others_are_uploaded() -
     assert sorted(uploaded) == ["0.c.0", "0.c.2", "0.c.3", "0.c.4"]
 
 
-def test_a_suspect_is_alone_and_last() -> None:
-    scene = Scene(4)
+def test_a_suspect_is_alone_and_last(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, 4)
     for _ in range(DEATHS_TO_SUSPECT):
         assert scene.begin() == ["0.c.0", "0.c.1"]
         scene.die()
@@ -86,17 +85,17 @@ def test_a_suspect_is_alone_and_last() -> None:
     assert not scene.queue.jobs["0.c.0"].is_suspect
 
 
-def test_whose_upload_gets_on_is_not_blamed() -> None:
-    scene = Scene(1)
+def test_whose_upload_gets_on_is_not_blamed(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, 1)
     for number in range(3 * DEATHS_OF_UPLOADER):
         assert scene.begin() == ["0.c.0"]
-        scene.stored["0.c.0"] = number + 1
+        scene.store_part("0.c.0", number + 1)
         scene.die()
     assert not scene.failed
 
 
-def test_between_its_tries_lie_longer_and_longer_pauses() -> None:
-    scene = Scene(1)
+def test_between_its_tries_lie_longer_and_longer_pauses(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, 1)
     for _ in range(DEATHS_TO_SUSPECT):
         scene.begin()
         scene.die()
@@ -108,41 +107,33 @@ def test_between_its_tries_lie_longer_and_longer_pauses() -> None:
             scene.queue.resume_due(scene.now)
         assert taken
         pauses.append(scene.now - begun)
-        scene.suspects.taken("0.c.0")
+        scene.deaths.taken("0.c.0")
         scene.die()
     assert pauses == [2.0, 4.0, 8.0]
 
 
 @pytest.mark.parametrize(("is_own", "most"), [(True, DEATHS_OF_AGENT), (False, DEATHS_TO_SUSPECT)])
-def test_what_agents_died_with_is_known_by_the_next_one(is_own: bool, most: int) -> None:
+def test_what_agents_died_with_is_known_by_the_next_one(tmp_path: Path, is_own: bool, most: int) -> None:
     """The journal tells; in the task's own process less is risked."""
-    known = Known()
     for deaths in range(most):
-        scene = Scene(1, known, is_own=is_own)
+        scene = Scene(tmp_path, 1, is_own=is_own)
         assert scene.queue.jobs["0.c.0"].deaths == deaths
         assert scene.begin() == ["0.c.0"]
-        again = Known()
-        replay(b"async_ckpt journal 1\n" + b"".join(_journal(known)), again)
-        known = again
-    assert list(Scene(1, known, is_own=is_own).failed) == ["0.c.0"]
-
-
-def _journal(known: Known) -> list[bytes]:
-    return [encode({"id": identity, "tries": item.tries}) for identity, item in known.checkpoints.items()]
+    assert list(Scene(tmp_path, 1, is_own=is_own).failed) == ["0.c.0"]
 
 
 @pytest.mark.parametrize(
     "record", [{"file": "x", "crc32": [1]}, {"state": FAILED, "why": "no"}, {"state": ADMITTED}, {"tries": 0}]
 )
-def test_an_agent_that_died_after_that_had_it_in_hand_no_more(record: dict[str, Any]) -> None:
-    scene = Scene(1)
+def test_an_agent_that_died_after_that_had_it_in_hand_no_more(tmp_path: Path, record: dict[str, Any]) -> None:
+    scene = Scene(tmp_path, 1)
     scene.begin()
-    scene.note({"id": "0.c.0", **record})
-    assert Scene(1, scene.known).queue.jobs["0.c.0"].deaths == 0
+    scene.journal.note({"id": "0.c.0", **record})
+    assert Scene(tmp_path, 1).queue.jobs["0.c.0"].deaths == 0
 
 
-def test_what_is_put_down_is_not_blamed_when_the_agent_dies() -> None:
-    scene = Scene(1)
+def test_what_is_put_down_is_not_blamed_when_the_agent_dies(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, 1)
     scene.begin()
-    scene.suspects.put_down("0.c.0")
-    assert Scene(1, scene.known).queue.jobs["0.c.0"].deaths == 0
+    scene.deaths.put_down("0.c.0")
+    assert Scene(tmp_path, 1).queue.jobs["0.c.0"].deaths == 0
