@@ -101,7 +101,7 @@ class Guard:
                 lease.release(previous.fd)
                 os.close(previous.fd)
             self._held[identity, path] = held
-            self._habits.saw(held.origin, held.inode)
+            self._habits.saw(held.original, held.inode)
             lease.answer_for(held.fd)
             # Under the lock: a moment later another thread may have dealt with it and closed the descriptor.
             if lease.is_breaking(held.fd):
@@ -191,7 +191,7 @@ class Guard:
                     continue
                 if lease.is_breaking(held.fd):
                     todo.append(key)
-                    self._habits.learn(held.origin)
+                    self._habits.learn(held.original)
                 else:
                     held.stood = now
             groups = self._groups(todo)
@@ -225,13 +225,13 @@ class Guard:
                 for inode, keys in inodes.items()
                 if any(order(key[0]) == number for key in keys)
                 and os.fstat(self._held[keys[0]].fd).st_nlink > len({self._held[key].path for key in keys})
-                and not self._habits.is_new_each_time(self._held[keys[0]].origin)
+                and not self._habits.is_new_each_time(self._held[keys[0]].original)
             }
             if not mine:
                 return []
             sizes = {inode: self._held[keys[0]].size for inode, keys in mine.items()}
             total = sum(sizes.values())
-            known = [inode for inode, keys in mine.items() if self._habits.is_rewritten(self._held[keys[0]].origin)]
+            known = [inode for inode, keys in mine.items() if self._habits.is_rewritten(self._held[keys[0]].original)]
             if known:
                 chosen = max(known, key=lambda inode: sizes[inode])
             elif total > self.copy_speed.possible(self._limit_s):
@@ -320,7 +320,7 @@ class Guard:
                     return False
                 if ahead and lease.is_breaking(held.fd):
                     ahead = False
-                    self._habits.learn(held.origin)
+                    self._habits.learn(held.original)
                 elif ahead:
                     held.stood = time.monotonic()
                     if not has_room_for(copy.left, os.path.dirname(held.path), self._config):
@@ -372,7 +372,7 @@ def _may_be_cut(held: LeasedFile) -> bool:
 
 def _no_room(held: LeasedFile) -> str:
     return (
-        f"The disk has no room to copy {held.origin} away before it is rewritten in place ({held.size / 1e9:.1f} GB): "
-        "whoever does that may be held up for long, and the checkpoint may fail. Free some space, or write to a new "
-        "name and rename it"
+        f"The disk has no room to copy {held.original} away before it is rewritten in place "
+        f"({held.size / 1e9:.1f} GB): whoever does that may be held up for long, and the checkpoint may fail. "
+        "Free some space, or write to a new name and rename it"
     )

@@ -12,14 +12,14 @@ from ..capture import lease
 @dataclass
 class LeasedFile:
     """A leased file: its descriptor, the link's path, size (bytes) and mtime (nanoseconds) as captured, the trainer's
-    own path (``origin``), and a directory for temporary files (``folder``).
+    own path (``original``), and a directory for temporary files (``folder``).
     """
 
     fd: int
     path: str
     size: int
     mtime_ns: int
-    origin: str
+    original: str
     folder: str = ""
     #: Somebody copies it, or is about to.
     busy: bool = False

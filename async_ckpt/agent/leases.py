@@ -159,8 +159,8 @@ class Leases:
 
 
 def _held(fd: int, item: Admitted, entry: FileEntry) -> LeasedFile:
-    origin, folder = original_of(item.saved_path, entry.path), os.path.dirname(item.data)
-    return LeasedFile(fd, item.file(entry.path), entry.size, entry.mtime_ns, origin, folder)
+    original, folder = original_of(item.saved_path, entry.path), os.path.dirname(item.data)
+    return LeasedFile(fd, item.file(entry.path), entry.size, entry.mtime_ns, original, folder)
 
 
 def _is_as_captured(fd: int, entry: FileEntry) -> bool:

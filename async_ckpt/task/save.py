@@ -53,8 +53,8 @@ class Saver:
         self,
         path: str | os.PathLike[str],
         *,
-        check: Callable[[str], None] | None = None,
-        origin: str | None = None,
+        check: Callable[[], None] | None = None,
+        saved_path: str | None = None,
         wait: bool = True,
         **options: Any,
     ) -> Reference:
@@ -65,9 +65,8 @@ class Saver:
         path : str or PathLike
             What is saved.
         check : callable, optional
-            Called when all is captured, with the path that was captured; what it raises is raised, and nothing was
-            saved.
-        origin : str, optional
+            Called when all is captured; what it raises is raised, and nothing was saved.
+        saved_path : str, optional
             Where ``path`` was captured from, if that stands in for something else.
         wait : bool
             Where the backlog is full: do as ``on_backlog`` says; else that is an error at once.
@@ -89,12 +88,12 @@ class Saver:
         given = SaveOptions(**options)
         # The user's objects are asked in the user's thread.
         metadata, notes = plain(given.metadata, self._config)
-        return self._save(path, replace(given, metadata=metadata), notes, check, origin, wait)
+        return self._save(path, replace(given, metadata=metadata), notes, check, saved_path, wait)
 
     @put_off
     def _save(
         self, path: str | os.PathLike[str], options: SaveOptions, notes: list[MetadataNote],
-        check: Callable[[str], None] | None, origin: str | None, wait: bool,
+        check: Callable[[], None] | None, saved_path: str | None, wait: bool,
     ) -> Reference:  # fmt: skip
         if self._tracker.closed:
             raise UsageError("The step has ended: nothing can be saved any more", hint="Save before the step returns")
@@ -104,7 +103,7 @@ class Saver:
         shard = options.ranks(self._task)
         # Before anything can go wrong: whoever fails here has had its turn, like all other ranks.
         version = self._take_turn(shard, os.path.dirname(os.path.abspath(os.fsdecode(path)))) if shard else None
-        source = given_path(path)
+        path = given_path(path)
         options = options.checked()
         self._notes.say(notes)
 
@@ -117,7 +116,7 @@ class Saver:
 
         with self._tracker.while_it_runs():
             admitted = self._capture_as_soon_as_there_is_room(
-                source, options.snapshot, describe, check, origin or source, ranks_here() if shard else 1, wait
+                path, options.snapshot, describe, check, saved_path or path, ranks_here() if shard else 1, wait
             )
         self._tracker.saved[admitted.id] = admitted.reference
         if refused := self._messages.take_refused():
@@ -156,33 +155,33 @@ class Saver:
 
     def _capture_and_admit(
         self,
-        source: str,
+        path: str,
         snapshot: str,
         describe: Callable[[int], dict[str, Any]],
-        check: Callable[[str], None] | None,
-        origin: str,
+        check: Callable[[], None] | None,
+        saved_path: str,
         savers: int,
         wait: bool,
     ) -> Admitted:
         """``describe`` makes the reference, given the size in bytes; ``savers``: see ``SafeLinks``."""
         occupy_standard_streams()
-        await_room(self._tracker.client, self._spool, self._config, os.path.dirname(source), wait=wait)
+        await_room(self._tracker.client, self._spool, self._config, os.path.dirname(path), wait=wait)
         guarded = self._tracker.client.is_guarded()
         capture.check_strategy(snapshot, leases=guarded)
-        data, captured_ns = self._spool.snapshots.new_directory(source), self._tracker.client.clock.time_ns()
-        limit = SafeLinks(self._habits, self._copy_speed, source, os.path.dirname(data), savers)
+        data, captured_ns = self._spool.snapshots.new_directory(path), self._tracker.client.clock.time_ns()
+        limit = SafeLinks(self._habits, self._copy_speed, path, os.path.dirname(data), savers)
         budget = lease_budget(self._tracker.client, self._config)
         captured = capture.capture(
-            source, data, snapshot, guarded=guarded, config=self._config, lease_budget=budget, limit=limit
+            path, data, snapshot, guarded=guarded, config=self._config, lease_budget=budget, limit=limit
         )
         try:
             if check is not None:
-                check(source)
+                check()
             reference = describe(captured.manifest.size)
             if reference["storage_format"] == "files" and self._spool.store.kind != "local":
-                _check_object_names(reference["url"], captured.manifest, source)
+                _check_object_names(reference["url"], captured.manifest, path)
             go_on()
-            admitted = self._spool.records.admit(reference, captured.manifest, data, origin, captured_ns)
+            admitted = self._spool.records.admit(reference, captured.manifest, data, saved_path, captured_ns)
         except BaseException:
             captured.drop(data)
             raise
@@ -191,18 +190,18 @@ class Saver:
             self._has_said_why_copied = True
             log.info(limit.report())
         if captured.followed:
-            self._say_what_links_became(source, captured.followed)
+            self._say_what_links_became(path, captured.followed)
         return admitted
 
-    def _say_what_links_became(self, source: str, links: list[str]) -> None:
+    def _say_what_links_became(self, path: str, links: list[str]) -> None:
         """Once for links of a name: with every save of a trainer they are the same ones, in a new directory."""
-        names = {os.path.relpath(link, source): link for link in links}
+        names = {os.path.relpath(link, path): link for link in links}
         new = [link for name, link in names.items() if name not in self._links_said]
         if not new or len(self._links_said) >= _MOST_LINKS_SAID:
             return
         self._links_said.update(names)
         more = {0: "", 1: "; so is 1 more"}.get(len(new) - 1, f"; so are {len(new) - 1} more")
-        log.info(f"The symbolic link {new[0]} leads out of {source}, and is saved as what it points to{more}")
+        log.info(f"The symbolic link {new[0]} leads out of {path}, and is saved as what it points to{more}")
 
     def _take_turn(self, shard: Ranks, folder: str) -> int:
         """The version of a collective save. A turn that cannot be counted now is made up for by the next one: else this
@@ -239,7 +238,7 @@ class Saver:
             )
 
 
-def _check_object_names(url: str, manifest: Manifest, source: str) -> None:
+def _check_object_names(url: str, manifest: Manifest, folder: str) -> None:
     """S3 has names of at most 1024 bytes of UTF-8: noticed now, not at the upload."""
     for path in [entry.path for entry in manifest.files] + [path for path, _ in manifest.files_behind_links()]:
         try:
@@ -249,6 +248,6 @@ def _check_object_names(url: str, manifest: Manifest, source: str) -> None:
         if not 0 <= length <= 1024:
             raise SnapshotError(
                 f"The store cannot have an object of the name of {path!r}: it is too long, or no UTF-8",
-                where=os.path.join(source, os.fsdecode(os.fsencode(path))),
+                where=os.path.join(folder, os.fsdecode(os.fsencode(path))),
                 hint="Use storage_format='tar'",
             )

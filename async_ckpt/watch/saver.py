@@ -24,7 +24,7 @@ class Checkpointer(Listing, Protocol):
 
     def save(
         self, path: str, *, name: str, metadata: Mapping[str, Any], latest: bool, storage_format: str, snapshot: str,
-        check: Callable[[str], None], origin: str, wait: bool,
+        check: Callable[[], None], saved_path: str, wait: bool,
     ) -> Any: ...  # fmt: skip
     def new_early_directory(self, path: str) -> str: ...
 
@@ -97,7 +97,7 @@ class Saver:
         """Save an entry, and say ``why`` in the log. False: not now, or it has gone."""
         path, tree = os.path.join(self._root, entry.path), entry.tree
         try:
-            return self._save(path, entry.path, tree, why, lambda now: read_tree(now) == tree, latest=latest)
+            return self._save(path, entry.path, tree, why, lambda: read_tree(path) == tree, latest=latest)
         except _Changed:
             return False
 
@@ -107,9 +107,7 @@ class Saver:
             return False  # Something has cleaned the spool.
         try:
             captured.add_trackers()
-            is_saved = self._save(
-                captured.path, relative, captured.tree, why, lambda now: captured.is_intact(), latest=latest
-            )
+            is_saved = self._save(captured.path, relative, captured.tree, why, captured.is_intact, latest=latest)
         except OSError as error:
             self.note_failure(relative, f"{relative} is not saved: {os_reason(error)}")
             return None
@@ -118,14 +116,14 @@ class Saver:
         return is_saved or None
 
     def _save(
-        self, path: str, relative: str, tree: Tree, why: str, is_whole: Callable[[str], bool], *, latest: bool
+        self, path: str, relative: str, tree: Tree, why: str, is_whole: Callable[[], bool], *, latest: bool
     ) -> bool:
         if self._all_wait_for_room and self._no_room is not None:
             self.failures[relative] = Failure(f"{relative} waits: {self._no_room.why}", needs_room=True)
             return False
 
-        def check(now: str) -> None:
-            if not is_whole(now):
+        def check() -> None:
+            if not is_whole():
                 raise _Changed
 
         options = self._options
@@ -134,7 +132,7 @@ class Saver:
             reference = self._checkpointer.save(
                 path, name=options.name, metadata=self._metadata(relative, tree, path),
                 latest=latest and options.latest, storage_format=options.storage_format, snapshot=options.snapshot,
-                check=check, origin=os.path.join(self._root, relative),
+                check=check, saved_path=os.path.join(self._root, relative),
                 wait=False,  # What the trainer writes meanwhile may not stay.
             )  # fmt: skip
         except StoreError as error:

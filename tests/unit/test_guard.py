@@ -28,7 +28,7 @@ told = lambda identity, path, why: print(path, why or "private", flush=True)
 guard = Guard(told, print, habits, CopySpeed(), Config())
 
 def held(fd):
-    return LeasedFile(os.dup(fd), captured, 7, status.st_mtime_ns, origin=loaded)
+    return LeasedFile(os.dup(fd), captured, 7, status.st_mtime_ns, original=loaded)
 
 savers = os.open(captured, os.O_RDONLY)
 loads = savers if same else os.open(captured, os.O_RDONLY)

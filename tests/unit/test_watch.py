@@ -49,10 +49,10 @@ class Checkpointer:
         self._directories += 1
         return str(self.spool / str(self._directories))
 
-    def save(self, path: str, *, check: Callable[[str], None], **options: Any) -> Saved:
+    def save(self, path: str, *, check: Callable[[], None], **options: Any) -> Saved:
         self.tries += 1
         self.meanwhile(path)
-        check(path)
+        check()
         if self.trouble:
             error = self.trouble.pop(0)
             if isinstance(error, StoreError):
