@@ -177,7 +177,7 @@ def test_what_the_user_wants_of_the_store_arrives(moto_server: S3Server, open_cl
             await store.copy("a/one", "a/copy", 1)
             await store.put_bytes("a/metadata", b"{}")
             for key in ("a/one", "a/parts", "a/copy", "a/metadata"):
-                found = plain_client(store).head_object(**store._engine.params(key))
+                found = plain_client(store).head_object(Bucket=store._engine.bucket, Key=store._engine.name(key))
                 assert found["ServerSideEncryption"] == "aws:kms"
                 assert found["SSEKMSKeyId"].endswith("a-key")
                 assert found.get("StorageClass", "STANDARD") == ("STANDARD" if key == "a/metadata" else "STANDARD_IA")

@@ -225,7 +225,9 @@ class ResumeSuite:
             store = self.make_store()
             assert log.known is not None
             plain_client(store).abort_multipart_upload(
-                **store._engine.params("a/key"), UploadId=log.known.upload.partition(":")[2]
+                Bucket=store._engine.bucket,
+                Key=store._engine.name("a/key"),
+                UploadId=log.known.upload.partition(":")[2],
             )
             sent: list[int] = []
             assert await store.put_content("a/key", BytesContent(self.DATA), sent.append, log) == crcs_of(self.DATA)
