@@ -11,20 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from async_ckpt.watch import Watch
 from harness.agents import Task, close_and_kill, wait_until
-from tests.crash.test_watch import Watching, stored, watching
+from harness.watching import Watching, is_captured, stored, watching
 
 __all__ = ["watching"]
 
 #: As long as the default: nothing of these tests comes to be quiet for so long.
 SETTLE_S = 30.0
-
-
-def is_captured(watch: Watch, path: str) -> bool:
-    """Whether it is captured as it stands."""
-    entry = watch._recogniser.entries.get(path)
-    return entry is not None and entry.captured is not None
 
 
 def in_spool(task: Task) -> list[str]:

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness.agents import Task, wait_until
-from tests.crash.test_watch import Watching, stored, watching
-from tests.crash.test_watch_early import is_captured
+from harness.watching import Watching, is_captured, stored, watching
 
 __all__ = ["watching"]
 

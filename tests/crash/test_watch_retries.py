@@ -13,7 +13,7 @@ import pytest
 from async_ckpt.config import WATCH_CLOCKS_S, WATCH_EXPLAIN_S
 from async_ckpt.task.checkpointer import Checkpointer
 from harness.agents import Task, wait_until
-from tests.crash.test_watch import Watching, stored, watching
+from harness.watching import Watching, stored, watching
 
 __all__ = ["watching"]
 
