@@ -260,7 +260,7 @@ def _on_s3(case: Preemption, task: Task, patch: pytest.MonkeyPatch) -> Iterator[
     with FaultServer(s3) as server:
         server.inject = inject
         task.store = StoreSpec(
-            "s3", f"s3://{BUCKET}/root", {"client_params": dict(S3Server(server.url, 0).client_params)}
+            "metaflow-s3", f"s3://{BUCKET}/root", {"client_params": dict(S3Server(server.url, 0).client_params)}
         )
         try:
             yield lambda: dict(seen)

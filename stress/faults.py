@@ -103,7 +103,7 @@ class Saver:
         keys = {"aws_access_key_id": KEY, "aws_secret_access_key": SECRET, "region_name": "us-east-1"}
         self._bucket = base.name
         root = f"s3://{self._bucket}/metaflow"
-        self._task.store = StoreSpec("s3", root, {"client_params": {"endpoint_url": url, **keys}})
+        self._task.store = StoreSpec("metaflow-s3", root, {"client_params": {"endpoint_url": url, **keys}})
         self._checkpointer = self._task.start()
         self._saved: list[Mapping[str, Any]] = []
         self.blocked: list[float] = []

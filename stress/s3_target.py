@@ -30,4 +30,4 @@ def s3_target(base: Path, patch: pytest.MonkeyPatch) -> Iterator[tuple[StoreSpec
         for name, value in s3_environment(url).items():
             if name.startswith("AWS_"):
                 patch.setenv(name, value)
-        yield StoreSpec("s3", f"s3://{_BUCKET}/{_PREFIX}", {"client_params": {"endpoint_url": url}}), folder
+        yield StoreSpec("metaflow-s3", f"s3://{_BUCKET}/{_PREFIX}", {"client_params": {"endpoint_url": url}}), folder

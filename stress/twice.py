@@ -299,7 +299,7 @@ def stores(base: Path, patch: pytest.MonkeyPatch) -> Iterator[dict[str, StoreSpe
     """One of each kind."""
     with FaultServer(MemoryS3()) as server, s3_target(base, patch) as (ignoring, _):
         keeping = StoreSpec(
-            "s3", f"s3://{BUCKET}/stress", {"client_params": S3Server(server.url, os.getpid()).client_params}
+            "metaflow-s3", f"s3://{BUCKET}/stress", {"client_params": S3Server(server.url, os.getpid()).client_params}
         )
         yield dict(zip(STORES, (StoreSpec("local", str(base / "store")), keeping, ignoring), strict=True))
 

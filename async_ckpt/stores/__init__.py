@@ -11,7 +11,7 @@ from .base import Store, StoreSpec
 __all__ = ["KINDS", "open_store"]
 
 #: The kinds of stores, and the module of this package whose ``open_store`` makes one.
-KINDS = {"local": "local", "s3": "s3.store", "metaflow-s3": "metaflow"}
+KINDS = {"local": "local", "metaflow-s3": "metaflow"}
 
 
 def open_store(spec: StoreSpec, config: Config) -> Store:

@@ -87,7 +87,7 @@ def access_of(spec: StoreSpec) -> Access:
     """
     name = spec.options.get("access_from")
     if spec.access is not None or name is None:
-        return spec.access or Access()
+        return spec.access or Access(client_params=spec.options.get("client_params"))
     text = os.environ.get(name)
     hint = f"Run this where the flow's own processes run, or set {name} as they have it"
     if not text:

@@ -145,14 +145,13 @@ class StoreSpec:
     Parameters
     ----------
     kind : str
-        One of ``stores.KINDS``: ``"local"``, ``"metaflow-s3"`` (settings from Metaflow's own S3 client) or ``"s3"``
-        (settings from ``options`` and the AWS environment).
+        One of ``stores.KINDS``: ``"local"``, or ``"metaflow-s3"``, which is opened as Metaflow's own S3 client is.
     root : str
         Absolute directory or ``s3://bucket/prefix`` under which the keys lie. Other kinds whose root is no directory
         begin it with their name, as in ``zip:///path``: a reference's ``url`` tells the kind by it.
     options : mapping
         JSON-able settings of that kind. For ``"metaflow-s3"``, ``access_from`` names the environment variable in which
-        another process finds how to open it.
+        another process finds how to open it; or ``client_params`` are the parameters of the client, if none is secret.
     access : Access or None
         How this process opens it; for ``"metaflow-s3"``. It does not travel.
     """

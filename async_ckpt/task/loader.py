@@ -103,7 +103,7 @@ class Loader:
             self._load_admitted(item, path, clean)
             return self._note_loaded(item.reference)
         own = self._own_rank if shard == "own" else None
-        places = stores.distinct(first, self._spool.store, stores.of_reference(reference, self._spool.store))
+        places = stores.distinct(first, self._spool.store, stores.of_reference(reference))
         loaded = load_from_first(places, reference, path, self._config, own, clean=clean, needed=self._spool.directory)
         return self._note_loaded(loaded)
 

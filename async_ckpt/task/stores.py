@@ -6,7 +6,6 @@ A reference is data that somebody else may have written: a store that is named b
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -20,16 +19,10 @@ from ..system.undisturbed import ended_by, go_on
 T = TypeVar("T")
 
 
-def of_reference(reference: Mapping[str, Any] | str, own: StoreSpec | None = None) -> StoreSpec | None:
+def of_reference(reference: Mapping[str, Any] | str) -> StoreSpec | None:
     """The store that a reference's ``url`` lies in; None for a key, and where the two do not fit each other.
 
     Its kind may be none of ``stores.KINDS``: then it is the scheme of the address.
-
-    Parameters
-    ----------
-    own : StoreSpec, optional
-        The task's store. Another root is opened with its settings where those are of the kind ``"s3"``, else with
-        Metaflow's.
     """
     if not isinstance(reference, Mapping):
         return None
@@ -45,9 +38,7 @@ def of_reference(reference: Mapping[str, Any] | str, own: StoreSpec | None = Non
         return StoreSpec(scheme, root)
     if not rest.partition("/")[0]:
         return None
-    return (
-        dataclasses.replace(own, root=root) if own is not None and own.kind == "s3" else StoreSpec("metaflow-s3", root)
-    )
+    return StoreSpec("metaflow-s3", root)
 
 
 def distinct(*stores: StoreSpec | None) -> list[StoreSpec]:

@@ -94,7 +94,9 @@ def measure(size: int, server: Sink) -> dict[str, Any]:
     """Save one checkpoint of ``size`` bytes with an agent of its own, and wait until it is in the store."""
     scope, identifier = layout.scope_of("user:bench"), layout.step_identifier("start")
     task = layout.TaskInfo("Bench", str(size), "start", "memory", 0, scope, identifier)
-    store = StoreSpec("s3", "s3://bench/memory", {"client_params": {"endpoint_url": server.url, "verify": server.ca}})
+    store = StoreSpec(
+        "metaflow-s3", "s3://bench/memory", {"client_params": {"endpoint_url": server.url, "verify": server.ca}}
+    )
     with work_directory() as work:
         path = os.path.join(work, "state.bin")
         checkpointer = Checkpointer.start(

@@ -48,7 +48,7 @@ def on_s3(task: Task, proxy: Proxy, rclone_server: S3Server, monkeypatch: pytest
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     parameters = {**rclone_server.client_params, "endpoint_url": proxy.url}
     root = f"s3://{BUCKET}/faults/{os.getpid()}-{next(_numbers)}"
-    task.store = StoreSpec("s3", root, {"client_params": parameters})
+    task.store = StoreSpec("metaflow-s3", root, {"client_params": parameters})
     return task
 
 
@@ -143,7 +143,7 @@ def test_an_outage_keeps_no_save_waiting_and_loses_none(on_s3: Task, proxy: Prox
 def on_faulty_s3(task: Task) -> Iterator[FaultServer]:
     with FaultServer(MemoryS3()) as server:
         parameters = dict(S3Server(server.url, 0).client_params)
-        task.store = StoreSpec("s3", f"s3://{BUCKET}/root", {"client_params": parameters})
+        task.store = StoreSpec("metaflow-s3", f"s3://{BUCKET}/root", {"client_params": parameters})
         yield server
         task.close()
 

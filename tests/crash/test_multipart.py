@@ -33,7 +33,7 @@ def on_s3(task: Task, server: GatedS3, monkeypatch: pytest.MonkeyPatch) -> Task:
         "aws_access_key_id": settings["AWS_ACCESS_KEY_ID"], "aws_secret_access_key": settings["AWS_SECRET_ACCESS_KEY"],
     }  # fmt: skip
     parameters = {"endpoint_url": server.url, "region_name": settings["AWS_DEFAULT_REGION"], **keys}
-    task.store = StoreSpec("s3", settings["METAFLOW_DATASTORE_SYSROOT_S3"], {"client_params": parameters})
+    task.store = StoreSpec("metaflow-s3", settings["METAFLOW_DATASTORE_SYSROOT_S3"], {"client_params": parameters})
     task.set(part_bytes=PART, reply_timeout_s=30)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     server.close_gate(f"PUT:hang:partNumber={HELD}")

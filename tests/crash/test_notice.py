@@ -28,7 +28,7 @@ def _aiobotocore_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.usefixtures("_aiobotocore_does_not_fit")
 def test_a_task_hears_once_that_uploads_go_another_way(task: Task, moto_server: S3Server) -> None:
     task.store = StoreSpec(
-        "s3", f"s3://{BUCKET}/notice-{os.getpid()}", {"client_params": dict(moto_server.client_params)}
+        "metaflow-s3", f"s3://{BUCKET}/notice-{os.getpid()}", {"client_params": dict(moto_server.client_params)}
     )
     lines: list[str] = []
     checkpointer = task.start(report=lines.append)

@@ -117,7 +117,7 @@ def _refusing(task: Task, server: GatedS3, monkeypatch: pytest.MonkeyPatch) -> N
     """The store knows who it is, and does not want it."""
     server.close_gate("PUT,POST:refuse")
     root = server.new_bucket()["METAFLOW_DATASTORE_SYSROOT_S3"]
-    task.store = StoreSpec("s3", root, {"client_params": {"endpoint_url": server.url}})
+    task.store = StoreSpec("metaflow-s3", root, {"client_params": {"endpoint_url": server.url}})
 
 
 def _behind_a_proxy(task: Task, server: GatedS3, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,13 +126,15 @@ def _behind_a_proxy(task: Task, server: GatedS3, monkeypatch: pytest.MonkeyPatch
         monkeypatch.setenv(name, "")
     for name in ("HTTP_PROXY", "http_proxy"):
         monkeypatch.setenv(name, f"http://user:{_PASSWORD}@127.0.0.1:{free_port()}")
-    task.store = StoreSpec("s3", "s3://bucket/root", {"client_params": {"endpoint_url": "http://store.invalid"}})
+    task.store = StoreSpec(
+        "metaflow-s3", "s3://bucket/root", {"client_params": {"endpoint_url": "http://store.invalid"}}
+    )
 
 
 def _at_a_bad_address(task: Task, server: GatedS3, monkeypatch: pytest.MonkeyPatch) -> None:
     """The store's address has a password in it, and a mistake, which has to be shown."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://user:{_PASSWORD}@127.0.0.1:9x")
-    task.store = StoreSpec("s3", "s3://bucket/root")
+    task.store = StoreSpec("metaflow-s3", "s3://bucket/root")
 
 
 @pytest.mark.parametrize("trouble", [_refusing, _behind_a_proxy, _at_a_bad_address])

@@ -47,16 +47,6 @@ def test_a_reference_without_an_address_that_fits_its_key_tells_nothing(referenc
     assert stores.of_reference(reference) is None
 
 
-def test_another_bucket_is_opened_with_the_tasks_settings_where_those_are_not_metaflows() -> None:
-    own = StoreSpec("s3", "s3://own", {"client_params": {"endpoint_url": "http://127.0.0.1"}})
-    assert stores.of_reference({"url": f"s3://other/x/{KEY}", "key": KEY}, own) == StoreSpec(
-        "s3", "s3://other/x", own.options
-    )
-    assert stores.of_reference({"url": f"s3://other/x/{KEY}", "key": KEY}, DATASTORE) == StoreSpec(
-        "metaflow-s3", "s3://other/x"
-    )
-
-
 def test_each_root_is_asked_once_by_the_first_that_names_it() -> None:
     again = StoreSpec("metaflow-s3", "s3://own/root/", {"access_from": "X"})
     assert stores.distinct(None, DATASTORE, again, StoreSpec("local", "/x")) == [DATASTORE, StoreSpec("local", "/x")]

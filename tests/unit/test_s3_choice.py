@@ -127,7 +127,7 @@ def test_the_notice_reaches_who_opened_the_store(monkeypatch: pytest.MonkeyPatch
 
     async def check() -> None:
         config = Config(store_attempts=1)
-        store = open_store(StoreSpec("s3", "s3://bucket/x", {"client_params": SETTINGS}), config)
+        store = open_store(StoreSpec("metaflow-s3", "s3://bucket/x", {"client_params": SETTINGS}), config)
         try:
             assert store.notice == ""
             with pytest.raises(Exception, match=r"127\.0\.0\.1:1"):

@@ -15,19 +15,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from ...config import CHUNK_BYTES, Config
 from ...errors import IntegrityError, NotFound, StoreError, TransientStoreError
 from ...system.concurrency import for_each
-from ..base import (
-    MAX_BYTES,
-    Capabilities,
-    Content,
-    Entry,
-    PartsLog,
-    Progress,
-    S3Settings,
-    Store,
-    StoreSpec,
-    no_progress,
-)
-from ..retry import RetryStore, with_retries
+from ..base import MAX_BYTES, Capabilities, Content, Entry, PartsLog, Progress, S3Settings, Store, no_progress
+from ..retry import with_retries
 from .body import Bytes, LocalFile
 from .choice import open_client as open_best
 from .conditions import Conditions
@@ -41,22 +30,6 @@ from .settings import OpenClient
 Crcs = list[int]  # inside the class, ``list`` is its method
 
 _UPDATE = "Update the store: it does not list as S3 does"
-
-
-def open_store(spec: StoreSpec, config: Config) -> Store:
-    """A store with settings of its own, with retries.
-
-    Parameters
-    ----------
-    spec : StoreSpec
-        ``options`` may hold ``client_params`` (of botocore's ``create_client``; ``config`` as a mapping) and
-        ``server_side_encryption``.
-    """
-    settings = S3Settings(
-        client_params=spec.options.get("client_params") or {},
-        server_side_encryption=spec.options.get("server_side_encryption"),
-    )
-    return RetryStore(S3Store(spec.root, settings, config), config)
 
 
 class S3Store(Store):

@@ -27,7 +27,7 @@ class Ours(Engine):
     def __init__(self, job: Job) -> None:
         super().__init__(job)
         self._config = Config.from_env()
-        spec = StoreSpec("s3", f"s3://{job.bucket}", {"client_params": job.client_params()})
+        spec = StoreSpec("metaflow-s3", f"s3://{job.bucket}", {"client_params": job.client_params()})
         self._store = open_store(spec, self._config)
         # Before anything is timed: a manifest holds them.
         self._digests = {size: digests(size) for size in set(job.sizes.values())} if job.direction == "down" else {}
