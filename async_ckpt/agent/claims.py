@@ -33,14 +33,14 @@ class Claims:
     def __init__(self, spool: Spool, worker: Child, say: Callable[[str], None], clock: Clock) -> None:
         self._spool, self._worker, self._say, self._clock = spool, worker, say, clock
         self._asked: tuple[int, int, int] | None = None
-        #: By what claims of an attempt are known again, should something remove what the spool says.
+        #: Tokens by which our claims of an attempt are known again, in case something removes them from the spool.
         self._tokens: dict[int, str] = {}
         self._order: Message | None = None
         self._ordered = False
-        #: The store was asked, and could not say: who waits has waited for the store since then.
+        #: The store was asked, and could not say: those who wait have waited for the store since then.
         self._has_failed = False
         self._retries = Backoff(0, GATHER_FIRST_S, GATHER_LAST_S, growth=GATHER_GROWTH)
-        #: Why the store has not been asked, where that is for good.
+        #: Why the store will not be asked; empty: it will.
         self._why = ""
 
     def begin(self, attempt: int, pid: int, lead: int) -> None:

@@ -1,8 +1,8 @@
 """What to bring into the store when this machine will be taken away: at a notice (``spot_notice.py``), a SIGTERM, or
 when the task says so.
 
-The newest checkpoint that is expected to be in the store in time goes first, and alone, but for small ones beside it.
-Whatever fails, pauses, or gets nowhere gives way to the next newest, and comes back when nothing better is left.
+The newest checkpoint that is expected to be in the store in time goes first, and only small ones go beside it. One that
+fails, pauses, or gets nowhere gives way to the next newest. It is tried again when nothing better is left.
 """
 
 from __future__ import annotations
@@ -19,37 +19,39 @@ from .queue import Queue
 from .spot_notice import SpotNotice
 from .throughput import Throughput
 
-#: The share of the time left in which uploads are planned: rates vary, and a commit takes its round trips.
+#: Plans use this share of the time that is left, because rates vary and a commit takes several round trips.
 _SHARE = 0.8
 
 #: A checkpoint that brings nothing new for this share of the time left gives way to another one.
 _PATIENCE_SHARE = 0.1
-#: One that is sent at less than this share of the planned rate may be slow for a reason of its own.
-_LAME_SHARE = 0.25
-#: So many times as long is waited for an upload that has only begun, and for one of which all is sent and only the
-#: answer is missing: it would have to be sent again.
+#: A checkpoint that is sent at less than this share of the planned rate may be slow for a reason of its own.
+_SLOW_SHARE = 0.25
+#: An upload that has only begun is given so many times as long. So is one of which everything is sent and only the
+#: answer is missing, as it would have to be sent again.
 _LONGER = 2
-#: And up to that where a piece takes long on this line: as long as so many of them, as nothing is counted in between.
+#: On a slow line an upload is given the time of so many pieces (but no longer than that), as bytes are counted by the
+#: piece.
 _PIECES = 2
 
-#: What is smaller than this share of the first one, or than so many bytes, goes beside it: it mostly takes round trips.
+#: A checkpoint that is smaller than this share of the first one, or than so many bytes, goes beside it: its upload is
+#: mostly round trips.
 _BESIDE_SHARE, _BESIDE_BYTES = 1 / 8, 1 << 20
 
-#: So many of those that wait are named, and so often it is said that another one goes first.
+#: How many of those that wait are named, and how often, at most, it is said that another one goes first.
 _MOST_NAMED, _MOST_TOLD = 20, 50
 
 _NOTICE = "the notice of the machine's end"
 
 
 def plan(newest_first: Sequence[Job], bytes_per_s: float, seconds: float, most: int) -> list[Job]:
-    """What to upload now: the newest that is expected to be in the store in time; where none is, what is quickest. What
-    has given way before comes after all others. Beside the first may go what is small, fits as well, and has not given
-    way more often.
+    """What to upload now: the newest checkpoint that is expected to be in the store in time, or else the quickest.
+    Those that have given way before come after all others. Beside the first go those that are small, are expected in
+    time as well, and have not given way more often.
 
     Parameters
     ----------
     bytes_per_s : float
-        What the store takes; 0: unknown, and then the newest it is.
+        What the store takes. 0: that is not known, and the newest goes first.
     seconds : float
         Until the end.
     most : int
@@ -91,8 +93,8 @@ def _words(source: str, seconds: float) -> str:
 
 
 class LastCall:
-    """Puts first what can still make it, once the end is known; the rest waits for time that is left over. An end that
-    is far changes nothing but the order, and so does one that does not come.
+    """Puts those first that can still be stored, once the end of the machine is known; the others wait for time that is
+    left over. An end that is far away changes only the order.
 
     Parameters
     ----------
@@ -109,18 +111,18 @@ class LastCall:
         self._config, self._journal = config, journal
         self._notice = SpotNotice(config.spot_notice_file, config.termination_grace_s, clock)
         self._terminated = False
-        #: Who says so, and when it will be (monotonic seconds).
+        #: When the end will be (monotonic seconds), by who says so.
         self._ends: dict[str, float] = {}
-        #: What the store was expected to take when the first was chosen, and whether it was not so last time.
+        #: The rate with which was planned when the first was chosen, and whether the last one turned out to be slower.
         self._planned = 0.0
-        self._was_lame = False
+        self._was_slow = False
         #: What goes first, by id.
         self.first: str | None = None
-        #: Whether the queue is told what goes, and not by itself; whose word of the end people have yet to hear of;
-        #: how often they have heard what goes first.
+        #: Whether the queue is told in which order to go.
         self._is_on = False
         #: Whether the end was near at the last tick.
         self._was_near = False
+        #: Who has said that the end comes, if the task was not told of it yet; how often it was told what goes first.
         self._unsaid = ""
         self._told = 0
 
@@ -142,7 +144,7 @@ class LastCall:
         self._ends = {source: until for source, until in self._ends.items() if now < until}
         if not self._ends:
             if self._is_on:  # We live: all goes on as if nothing had been.
-                self._is_on, self._was_lame, self.first = False, False, None
+                self._is_on, self._was_slow, self.first = False, False, None
                 self._queue.relax()
             return
         was_near, self._was_near = self._was_near, self.is_near
@@ -271,18 +273,18 @@ class LastCall:
             if other.state not in (UPLOADED, UPLOADING) and other.strikes <= job.strikes
         ]  # fmt: skip
         own = job.progress.bytes_per_s(now) * len(self._queue.uploading)  # They share what there is.
-        is_lame = (
+        is_slow = (
             job.id == self.first
             and job.progress.has_moved
             and job.progress.lasted_s(now) > patience * _LONGER
-            and own < self._planned * _LAME_SHARE
+            and own < self._planned * _SLOW_SHARE
             and job.left > own * left
         )
-        if is_lame and rivals:
+        if is_slow and rivals:
             # Perhaps it is not the store: the next one is planned as this one was, unless that is slow as well.
-            if not self._was_lame:
+            if not self._was_slow:
                 self._throughput.assume(self._planned)
-            self._was_lame = True
+            self._was_slow = True
             return True
         return rate > 0 and not _fits(job, rate, left) and any(_fits(other, rate, left) for other in rivals)
 

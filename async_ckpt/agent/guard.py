@@ -1,12 +1,13 @@
 """Answers the kernel when somebody wants to write to a hard-linked file; see ``capture/lease.py``.
 
-A thread of its own, because a trainer stands in ``open()`` until the answer comes. The signal is blocked in the whole
-process and fetched with ``sigtimedwait``; which lease it means is asked of each one (a microsecond each), which also
-covers lost signals. A few threads copy, so that several writers wait for their own files only.
+The guard has threads of its own, because a trainer is held up in ``open()`` until the answer comes. The kernel's signal
+is blocked in the whole process and fetched with ``sigtimedwait``. Each lease is then asked whether it is the one (a
+microsecond each), so a signal that was lost does no harm. Several threads copy, so that each writer waits for its own
+file only.
 
-Two kinds of files are copied away before anybody comes: those that were rewritten in place before, as they will be at
-every save (``capture/habits.py``), and those that this disk could not copy while the kernel holds up a writer
-(``capture/copy_speed.py``). Where somebody comes nonetheless, only the rest is left to be copied.
+Two kinds of files are copied away before anybody wants to write to them: files that were rewritten in place before, as
+they will be at every save (``capture/habits.py``), and files that this disk could not copy in the time for which the
+kernel holds up a writer (``capture/copy_speed.py``). If a writer comes meanwhile, only the rest is left to be copied.
 """
 
 from __future__ import annotations
@@ -30,13 +31,14 @@ from ..system.priority import set_disk_priority
 from .backlog import has_room_for
 from .leased_file import LeasedFile
 
-#: So many files are copied at a time for writers that wait.
+#: How many files are copied at a time for writers that wait.
 _COPIERS = 4
 
-#: Unit of copying in bytes: in between, it is seen whether somebody waits for the file, or nobody needs the copy.
+#: Files are copied in pieces of this many bytes. Between two pieces the guard sees whether a writer waits for the file
+#: by now, or nobody needs the copy any more.
 _PIECE_BYTES = 8 << 20
 
-#: What is looked at of a file's end, in bytes.
+#: How many bytes at the end of a file are looked at (see ``_may_be_cut``).
 _TAIL_BYTES = 512
 
 Key = tuple[str, str]
@@ -91,8 +93,8 @@ class Guard:
                 if lease.is_same(previous.fd, held.fd):  # Sent again over a new connection: one descriptor is enough.
                     os.close(held.fd)
                     return
-                # A load has linked the file and took a lease of its own: one is enough, and a writer waits for all.
-                # The new one, whose process lives; unless the file is about to be nobody else's.
+                # A load has linked the file and took a lease of its own. One is enough, as a writer waits for all of
+                # them. The new one is kept, because its process lives, unless the file is being copied already.
                 if previous.busy:
                     lease.release(held.fd)
                     os.close(held.fd)
@@ -103,7 +105,7 @@ class Guard:
             self._held[identity, path] = held
             self._habits.saw(held.original, held.inode)
             lease.answer_for(held.fd)
-            # Under the lock: a moment later another thread may have dealt with it and closed the descriptor.
+            # This is asked under the lock: a moment later another thread may have closed the descriptor.
             if lease.is_breaking(held.fd):
                 self._wake()
             else:
@@ -134,9 +136,7 @@ class Guard:
         return released
 
     def stands(self, identity: str, path: str) -> bool:
-        """Whether the lease of a file has held until now, so that nobody can have written to it whatever its times
-        say.
-        """
+        """Whether the lease of a file has held until now: nobody can have written to it, whatever its times are."""
         with self._lock:
             held = self._held.get((identity, path))
             return held is not None and not held.busy and not lease.is_breaking(held.fd) and not _may_be_cut(held)
@@ -145,7 +145,7 @@ class Guard:
         return len(self._held)
 
     def make_all_private(self) -> None:
-        """Before an agent retires with work left: every snapshot is made to stand on its own."""
+        """Copy all files away: the agent ends, and nobody guards them from now on."""
         with self._lock:
             groups = self._groups([key for key, held in self._held.items() if not held.busy])
         for group in groups:
@@ -168,7 +168,7 @@ class Guard:
             os.kill(os.getpid(), lease.LEASE_SIGNAL)
 
     def _groups(self, keys: list[Key]) -> list[list[Key]]:
-        """Mark files as busy. One inode may be in several snapshots: one copy serves them all."""
+        """Mark files as busy, and group them by inode: one file may be in several snapshots, and is copied once."""
         groups: dict[tuple[int, int], list[Key]] = {}
         for key in keys:
             self._held[key].busy = True
@@ -179,7 +179,7 @@ class Guard:
 
     def _listen(self) -> None:
         while not self._stopping:
-            # The time limit is for a signal lost with a full queue.
+            # There is a limit because the kernel drops signals when their queue is full.
             signal.sigtimedwait([lease.LEASE_SIGNAL], 1.0)
             self._see_who_waits()
 
@@ -211,8 +211,8 @@ class Guard:
                     break
 
     def _next_ahead(self, identity: str) -> list[Key]:
-        """What to copy next of a checkpoint, or of the other ranks' parts of it: all of it may be rewritten at one
-        time, but for files that nobody but us has a name of, and those that are new files each time.
+        """What to copy next of a checkpoint, or of the other ranks' parts of it: all its files may be rewritten at the
+        same time. Files are left out that have no name but ours, and those that the trainer makes anew each time.
         """
         number = order(identity)
         with self._lock:
@@ -261,8 +261,9 @@ class Guard:
     # -- copying ---------------------------------------------------------------------------------------------------
 
     def _copy_away(self, group: list[Key], *, ahead: bool = False) -> bool:
-        """Make files private that are one inode, and release their leases. ``ahead``: nobody waits; False if it was
-        left as it is, as there is no room for a copy.
+        """Give several snapshots of one file a copy of their own, and release their leases.
+
+        ``ahead``: no writer waits yet. Returns False if nothing was done, as there is no room for a copy.
         """
         helds = {key: self._held[key] for key in group}
         donor = ""
@@ -279,7 +280,7 @@ class Guard:
                         self._put_back(helds)
                         return False
                 except (OSError, SnapshotError) as error:
-                    # Else somebody else was quicker, and let the lease go under our copy: theirs is good.
+                    # Otherwise a process of the task was quicker, and its copy is good.
                     if lease.is_of(held.fd, held.path):
                         why = str(lost(held.path, error))
             with self._lock:
@@ -303,8 +304,8 @@ class Guard:
         self._wake()  # Somebody may have come meanwhile.
 
     def _copy(self, held: LeasedFile, users: list[LeasedFile], *, ahead: bool) -> bool:
-        """Copy one file, and put the copy into the place of its link. False: nobody needs it, or, ``ahead``, there is
-        no room.
+        """Copy one file, and put the copy into the place of its link. Returns False if nobody needs the copy, or, with
+        ``ahead``, there is no room for it.
 
         Raises
         ------
@@ -355,15 +356,15 @@ class Guard:
         """
         status = os.fstat(held.fd)
         if held.is_sure and not _may_be_cut(held):
-            # Nobody wrote; another time than the captured one was set without writing (touch, copystat).
+            # Nobody wrote to it. If its time is another one, that was set without writing (touch, copystat).
             held.mtime_ns = status.st_mtime_ns
         if (status.st_size, status.st_mtime_ns) != (held.size, held.mtime_ns):
             raise rewritten(held.path)
 
 
 def _may_be_cut(held: LeasedFile) -> bool:
-    """Whether a file may have been truncated and made as long again although its lease stands: through an overlay above
-    its folder, or by an NFS server, which do that without asking. It ends in zeros then, and has another time.
+    """Whether a file may have been truncated, and made as long as before, although its lease stands. An overlay above
+    its folder and an NFS server do that without asking. Such a file ends in zeros, and has another time.
     """
     if os.fstat(held.fd).st_mtime_ns == held.mtime_ns:
         return False

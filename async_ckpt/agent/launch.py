@@ -64,10 +64,10 @@ class Launcher:
         self._clock = clock
         self._spool, self._config, self._uploader, self._say = spool, config, uploader, say
         self._restarts = Backoff(RESTARTS_AT_ONCE, FIRST_PAUSE_S, config.agent_pause_s, CALM_S)
-        #: The same for those in a thread: what was waited for a process does not hold up the first of them.
+        #: The same for agents in a thread: the pauses of processes do not hold up the first of them.
         self._restarts_here = Backoff(RESTARTS_AT_ONCE, FIRST_PAUSE_S, config.agent_pause_s, CALM_S)
         self._watchdog = Watchdog(spool.directory, config, say)
-        #: Since when none has answered that was started here, or should have been (monotonic seconds); and why not.
+        #: Since when no agent that was started here has answered, or none could be started (monotonic seconds); why.
         self._in_vain: float | None = None
         self._why = ""
         self._has_said_why = False
@@ -86,7 +86,7 @@ class Launcher:
         try:
             while True:
                 self._spool.mend()
-                # One that died, or has drained and left, in the moment in which it was found; too many are an error.
+                # An agent may die, or end its work and leave, in the moment in which it is found.
                 with contextlib.suppress(ConnectionRefusedError, FileNotFoundError):
                     return self._find() or self._start()
                 os.stat(self._spool.directory)
@@ -198,8 +198,8 @@ class Launcher:
             return bool(found)
 
         try:
-            # One that was killed holds it until the kernel is done with what it did: unlinking may take it seconds.
-            # Waited for once: whoever comes again waits by himself.
+            # An agent that was killed holds the lock until the kernel is done with its last call: to unlink a large
+            # file may take seconds. This is waited for once; later callers wait by themselves.
             wait_for(free, 0.0 if self._has_waited else _LOCK_WAITS * self._config.reply_timeout_s, path)
         except TimeoutError:
             self._has_waited = True
@@ -297,7 +297,7 @@ class Launcher:
 def bootstrap(*, heavy: bool, module: str = "agent.__main__") -> list[str]:
     """The command that runs ``main`` of one of our modules with this interpreter.
 
-    ``heavy``: with the environment's packages (the data plane); else with the standard library and this package alone.
+    ``heavy``: with the environment's packages, for children; else with the standard library and this package alone.
     """
     # PYTHONPATH is the task's sys.path; '' would let files in the working directory shadow modules.
     code = (

@@ -30,16 +30,16 @@ class Owners:
     def __init__(self, config: Config, task: TaskInfo, on_gone: Callable[[], None], clock: Clock) -> None:
         self._clock, self._config, self._is_gang, self._on_gone = clock, config, task.nodes > 1, on_gone
         self._pids: dict[Connection, int] = {}
-        #: Of those that lost their connection.
+        #: Processes that live and have lost their connection.
         self._expected: set[int] = set()
-        #: A process, and which parent it must have.
+        #: The owner's process, and its parent, without which its gang has no future.
         self._lead: tuple[int, int] | None = None
         self.attempt = task.attempt
         #: An attempt whose process on this node has died, of which the other nodes of the gang are to be told.
         self.untold_death: int | None = None
         #: The step ended well: nothing is saved any more, and what the store refused is of no use to anybody.
         self.over = False
-        #: Nobody is there any more for whom other ranks would be waited for.
+        #: The owner is gone: other ranks are waited for only for a moment.
         self.orphaned = False
         self._drain_until = self._clock.monotonic() + config.drain_timeout_s
         self._grace_until = self._clock.monotonic() + config.reply_timeout_s
@@ -98,9 +98,10 @@ class Owners:
         return True
 
     def say_goodbye(self, connection: Connection, *, over: bool) -> None:
-        """An owner ends. ``over``: so does the step, well. Of all others it is a polite end, and means nothing.
+        """A client says that it ends. If it is an owner, ``over`` says that the step has ended well. Other clients may
+        say it as well, and it means nothing.
 
-        The process may have been missed before this was read.
+        An owner's process may have been found to be gone before this was read.
         """
         if not connection.is_owners:
             return

@@ -95,7 +95,7 @@ class Queue:
         """What can be started now; each action is handed out once, until ``restart`` takes it back."""
         actions: list[Action] = []
         if self._preferred is None and any(job.is_suspect for job in (*self._uploading.values(), *self._batch)):
-            return actions  # It is alone.
+            return actions  # A suspect is tried alone.
         # An older one may have been admitted since the commits that run began: it waits for their end.
         if not self._batch:
             self._batch = self._next_batch()
@@ -130,7 +130,7 @@ class Queue:
         return [Action("commit", (job.id,))]
 
     def blame(self, identity: str, deaths: int) -> None:
-        """So often in a row has died whoever had a checkpoint in hand."""
+        """Note how often in a row agents or uploaders have died with a checkpoint in hand."""
         job = self._open.get(identity)
         if job is None:
             return
@@ -208,7 +208,7 @@ class Queue:
             self._batch = []
 
     def newest_first(self) -> list[Job]:
-        """All that are open, but for shards that are uploaded."""
+        """All that are open, without the shards that are uploaded."""
         return [self._open[identity] for _, identity in reversed(self._line)]
 
     def in_line(self) -> Iterator[Job]:
@@ -257,8 +257,8 @@ class Queue:
             job.passed = True
 
     def dispensable(self) -> str | None:
-        """The oldest that is not on its way to the store, not the newest of its name, and that nobody else has a part
-        in.
+        """The oldest checkpoint that may be dropped: it is not on its way to the store, is not the newest of its name,
+        and has no parts of other ranks. None: there is none.
         """
         jobs = [self._open[identity] for _, identity in self._line]
         newest = {job.name: job for job in jobs}

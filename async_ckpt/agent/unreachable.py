@@ -1,7 +1,8 @@
-"""Folders of snapshots on other file systems, which may be gone: a network disk, a FUSE mount whose server hangs.
+"""Snapshots on file systems that do not answer: a network disk that is gone, a FUSE mount whose server hangs.
 
-Whoever looks into such a one may never come back. So an agent that begins, perhaps in the place of one that did not
-come back, has each looked into by a thread that may be left behind; what does not answer is left alone until it does.
+Whoever looks into such a folder may never come back. So a new agent, which may stand in for one that did not come back,
+has each folder looked into by a thread that may be left behind. A folder that does not answer is left alone until it
+does.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""Agents that live and do nothing: stopped, deadlocked, or caught in the kernel by a disk that is gone.
+"""Finds and ends agents that live and do nothing: stopped, deadlocked, or caught in the kernel by a disk that is gone.
 
-The main thread of a healthy one gets the CPU five times a second. So it hangs if it has left a question unanswered for
-``hung_s`` seconds, *and* its main thread has not run once meanwhile, while we have: a machine that is busy, or was
-suspended, is slow for both. It is ended, and whoever needs one starts another; everything is on the disk.
+The main thread of a healthy agent runs five times a second. An agent hangs if it has left a question unanswered for
+``hung_s`` seconds and its main thread has not run once in that time, although this process has: a machine that is busy,
+or was suspended, is slow for both. Such an agent is ended, and whoever needs one starts another, as everything is on
+the disk.
 """
 
 from __future__ import annotations
@@ -18,8 +19,11 @@ from ..system.processes import end, find, is_ours, opened_by, process_exists, st
 
 @dataclass
 class Stillness:
-    """One process, as somebody has seen it who looks about once a second: when last (monotonic seconds), what its main
-    thread did then (``state_of``), how often it had run, and for how many seconds it has not.
+    """One process, as it is seen about once a second.
+
+    ``looked``: when it was seen last (monotonic seconds); ``state``: what its main thread did then (``state_of``);
+    ``turns``: how often that had run; ``still_s``: for how many seconds it has not run; ``silent_s``: for how many
+    seconds it was looked at.
     """
 
     pid: int
@@ -62,16 +66,16 @@ class Watchdog:
         self.hurry = False
 
     def is_undead(self, pid: int) -> bool:
-        """Whether an agent was killed, and can only not die."""
+        """Whether an agent was killed and cannot die, because it hangs in the kernel."""
         return pid in self._undead
 
     def has_undead(self) -> bool:
-        """Whether there is such a one."""
+        """Whether there is such an agent."""
         self._undead = {pid for pid in self._undead if process_exists(pid)}
         return bool(self._undead)
 
     def is_lost(self, path: str) -> bool:
-        """Whether a file is held open by such a one: a lock on it is never let go."""
+        """Whether such an agent holds a file open: a lock on it is never let go."""
         return any(os.path.realpath(path) in opened_by(pid) for pid in self._undead)
 
     def forgive(self, pid: int) -> None:

@@ -1,7 +1,7 @@
-"""The data plane: a process (or, with ``uploader="thread"``, a thread) that the agent hands uploads and commits to.
+"""The worker: a process (or, with ``uploader="thread"``, a thread) that the agent hands uploads and commits to.
 
-It imports what the control plane must not (aiobotocore, Metaflow), runs at idle priority, holds no state that
-matters, and may be killed at any time. The two speak the frames of ``ipc.protocol`` over a socket pair:
+It imports what the agent must not (aiobotocore, Metaflow), runs at idle priority, holds no state that matters, and may
+be killed at any time. The two speak the frames of ``ipc.protocol`` over a socket pair:
 
 - agent → worker: ``{"op": "upload", "id"}``, before it what is known of the checkpoint: the journal's records of what
   earlier tries have stored, as they stand (frames without ``op``), and ``{"op": "unchanged", "id", "path", "key",
@@ -120,8 +120,8 @@ async def serve(
 
 @contextlib.contextmanager
 def _only_one(path: str) -> Iterator[None]:
-    """Hold the worker's lock: a POSIX one, which children forked by the task do not inherit, and which does not keep
-    two threads of one process apart.
+    """Hold the worker's lock. It is a POSIX lock, as children that the task forks do not inherit those. Such a lock
+    does not keep two threads of one process apart; ``_working`` does.
     """
 
     def free() -> bool:
@@ -155,8 +155,8 @@ def _only_one(path: str) -> Iterator[None]:
 
 
 def _end_others(path: str) -> None:
-    """The kernel ends a worker with its agent. One that hangs in it (a disk that is gone) cannot die, keeps its lock,
-    and never does anything more: the next one has a lock of its own.
+    """The kernel ends a worker with its agent. A worker that hangs in the kernel (a disk that is gone) cannot die and
+    keeps its lock, but never does anything more. So the next worker gets a new lock file.
     """
     directory = os.path.dirname(path)
     for pid in [pid for pid in processes.find("worker", directory) if pid != os.getpid()]:
@@ -189,13 +189,13 @@ class _Worker:
         self._uploader = Uploader(self.store, config)
         self._sending = anyio.Lock()
         self._uploads: dict[str, anyio.CancelScope] = {}
-        #: Of batches under way: by each id.
+        #: The batches that are being committed, by the id of each checkpoint in them.
         self._commits: dict[str, anyio.CancelScope] = {}
         self._collective = CollectiveCommit(self.store, self._uploader, config)
         self._gathering: dict[str, Patience] = {}
 
     async def say_hello(self) -> None:
-        """The first word: all that could fail at the start has not."""
+        """Say the first word: nothing has failed at the start."""
         await self._send({"op": "ready", "id": ""})
 
     async def upload(self, identity: str, known: CheckpointState, unchanged: dict[str, StoredFile]) -> None:
