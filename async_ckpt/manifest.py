@@ -68,6 +68,10 @@ class FileEntry(NamedTuple):
     crc32: list[int] | None = None
     rank: int | None = None
 
+    def is_of(self, status: os.stat_result) -> bool:
+        """Whether a file is the inode that was captured, and was not written to since, as far as its time tells."""
+        return (status.st_ino, status.st_size, status.st_mtime_ns) == (self.ino, self.size, self.mtime_ns)
+
 
 class Directory(NamedTuple):
     """One directory.

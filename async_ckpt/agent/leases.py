@@ -90,12 +90,12 @@ class Leases:
             if entry.how == LINK and entry.path not in stored and self._guard.count() < self._most:
                 with contextlib.suppress(OSError):  # It is gone, or there are no more descriptors.
                     fd = os.open(item.file(entry.path), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-                    if not _is_as_captured(fd, entry):
+                    if not entry.is_of(os.fstat(fd)):
                         os.close(fd)
                     elif not lease.take(fd):
                         os.close(fd)
                         refused.append(entry.path)
-                    elif _is_as_captured(fd, entry):  # Now nobody can have written to it in between.
+                    elif entry.is_of(os.fstat(fd)):  # Now nobody can have written to it in between.
                         self._guard.add(item.id, entry.path, _held(fd, item, entry))
                     else:
                         os.close(fd)
@@ -161,9 +161,3 @@ class Leases:
 def _held(fd: int, item: Admitted, entry: FileEntry) -> LeasedFile:
     original, folder = original_of(item.saved_path, entry.path), os.path.dirname(item.data)
     return LeasedFile(fd, item.file(entry.path), entry.size, entry.mtime_ns, original, folder)
-
-
-def _is_as_captured(fd: int, entry: FileEntry) -> bool:
-    """Whether it is still the inode that was linked, and was not written to, as far as its time tells."""
-    status = os.fstat(fd)
-    return (status.st_ino, status.st_size, status.st_mtime_ns) == (entry.ino, entry.size, entry.mtime_ns)

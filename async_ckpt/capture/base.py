@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from ..manifest import FileEntry, Manifest
 from ..system.files import folders_below, remove_tree
@@ -60,11 +59,11 @@ def annex_in(path: str) -> str | None:
     return None
 
 
-class FileStrategy(Protocol):
-    """How one regular file gets into a snapshot."""
+class FileStrategy:
+    """How one regular file gets into a snapshot. Most keep nothing between files."""
 
     #: Where small files go; None: this one has no pack.
-    pack: Pack | None
+    pack: Pack | None = None
 
     def capture_file(self, file: OpenFile) -> FileEntry:
         """Make ``file.target`` (or the pack) hold what it holds now. An entry with ``how=LINK`` keeps the descriptor.
@@ -74,6 +73,7 @@ class FileStrategy(Protocol):
         OSError, SnapshotError
             It could not; whatever was made is removed by the caller.
         """
+        raise NotImplementedError
 
     def forget(self, path: str) -> None:
         """The file of this relative path is going to be captured once more, or is gone."""
@@ -83,3 +83,4 @@ class FileStrategy(Protocol):
 
     def leases(self) -> dict[str, int]:
         """Leases taken so far: relative path → descriptor."""
+        return {}

@@ -8,11 +8,12 @@ import stat
 from ..manifest import COPY, FileEntry
 from ..system.files import clone, copy_range
 from ..system.filesystems import is_local, uncached
+from .base import FileStrategy
 from .open_file import OpenFile, is_quiet
 from .pack import Pack
 
 
-class Copy:
+class Copy(FileStrategy):
     """Copies; small files into the pack.
 
     Parameters
@@ -27,7 +28,7 @@ class Copy:
 
     def __init__(self, pack: Pack, pack_below_bytes: int, *, reflink: bool = False) -> None:
         self._pack, self._pack_below, self._reflink = pack, pack_below_bytes, reflink
-        self.pack: Pack | None = pack
+        self.pack = pack
 
     def capture_file(self, file: OpenFile) -> FileEntry:
         if file.status.st_size < self._pack_below:
@@ -37,14 +38,8 @@ class Copy:
                 return self._pack.add(file.item.path, file.status, fd)
         return copy_file(file, reflink=self._reflink)
 
-    def forget(self, path: str) -> None:
-        """Nothing is kept of it."""
-
     def finish(self) -> None:
         self._pack.close()
-
-    def leases(self) -> dict[str, int]:
-        return {}
 
 
 def copy_file(file: OpenFile, *, reflink: bool) -> FileEntry:

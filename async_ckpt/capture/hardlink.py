@@ -19,9 +19,9 @@ from ..manifest import LINK, FileEntry
 from ..system.files import NO_LINK
 from ..system.filesystems import leases_hold
 from . import lease
+from .base import FileStrategy
 from .copying import Copy, copy_file
 from .open_file import OpenFile
-from .pack import Pack
 
 
 class LinkLimit(Protocol):
@@ -34,7 +34,7 @@ class LinkLimit(Protocol):
         """One that may not was copied in that time."""
 
 
-class HardLink:
+class HardLink(FileStrategy):
     """Links every file and takes a lease on it.
 
     Parameters
@@ -44,8 +44,6 @@ class HardLink:
     limit : LinkLimit, optional
         How many bytes of files may be linked; the others are copied as well.
     """
-
-    pack: Pack | None = None
 
     def __init__(self, budget: int, limit: LinkLimit | None = None) -> None:
         self._budget, self._limit = budget, limit
@@ -108,14 +106,11 @@ class HardLink:
         if fd >= 0:
             lease.release(fd)
 
-    def finish(self) -> None:
-        """Nothing is held back."""
-
     def leases(self) -> dict[str, int]:
         return self._leases
 
 
-class Auto:
+class Auto(FileStrategy):
     """Small files: into the pack. Others: hard link + lease, else reflink, else copy.
 
     Parameters
@@ -130,7 +125,7 @@ class Auto:
 
     def __init__(self, links: HardLink, copies: Copy, pack_below_bytes: int) -> None:
         self._links, self._copies, self._pack_below = links, copies, pack_below_bytes
-        self.pack: Pack | None = copies.pack
+        self.pack = copies.pack
 
     def capture_file(self, file: OpenFile) -> FileEntry:
         if file.status.st_size >= self._pack_below:

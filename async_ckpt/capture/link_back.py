@@ -69,5 +69,4 @@ class LinkBack:
 
 def _is_as_captured(fd: int, entry: FileEntry, *, names: int) -> bool:
     status = os.fstat(fd)
-    facts = (status.st_ino, status.st_size, status.st_mtime_ns, status.st_nlink)
-    return facts == (entry.ino, entry.size, entry.mtime_ns, names)
+    return status.st_nlink == names and entry.is_of(status)

@@ -7,15 +7,13 @@ import stat
 
 from ..errors import SnapshotError
 from ..manifest import REFLINK, FileEntry
+from .base import FileStrategy
 from .copying import clone_file, copy_file
 from .open_file import OpenFile
-from .pack import Pack
 
 
-class Reflink:
+class Reflink(FileStrategy):
     """Clones every file; empty ones are copied."""
-
-    pack: Pack | None = None
 
     def capture_file(self, file: OpenFile) -> FileEntry:
         status = file.status
@@ -32,12 +30,3 @@ class Reflink:
         finally:
             os.close(target_fd)
         return FileEntry(file.path, size, stat.S_IMODE(status.st_mode), REFLINK, mtime_ns=status.st_mtime_ns)
-
-    def forget(self, path: str) -> None:
-        """Nothing is kept of it."""
-
-    def finish(self) -> None:
-        """Nothing is held back."""
-
-    def leases(self) -> dict[str, int]:
-        return {}
