@@ -170,22 +170,23 @@ TIDY_UP_S = 10.0
 #: How long closing waits for threads whose result nobody waits for any more.
 LEFT_BEHIND_S = 2.0
 
-#: A watched directory. What has stood still for so long is captured, so that it is there if its trainer removes it
-#: before it counts as finished. Each time that this was too early, it must stand still for twice as long.
+#: A watched directory. What has stood still for so long is captured, in case its trainer removes it before it counts as
+#: finished. Each time that this was too early, it must stand still for twice as long.
 WATCH_STILL_S = 0.1
-#: Looking may take this share of one core, measured over so many seconds, and happens no more often than this.
+#: Looking at it takes at most this share of one core, measured over so many seconds.
 WATCH_CPU_SHARE, WATCH_CPU_WITHIN_S = 0.05, 5.0
+#: The shortest time between two looks.
 WATCH_SHORTEST_PAUSE_S = 0.02
-#: After an error a save is tried again, each time after twice as long, up to this pause; the first one is the third
-#: number here. Where only the backlog is full, it is tried more often.
-WATCH_RETRY_MOST_S, WATCH_ROOM_MOST_S, WATCH_RETRY_FIRST_S = 60.0, 5.0, 0.5
+#: A save that failed is tried again after the first of these, then each time after twice as long, up to the second; if
+#: only the backlog is full, up to the third.
+WATCH_RETRY_FIRST_S, WATCH_RETRY_MOST_S, WATCH_ROOM_MOST_S = 0.5, 60.0, 5.0
 #: When a watch has found nothing for so long, it says what is in the directory instead.
 WATCH_EXPLAIN_S = 60.0
 #: By how much the clock of a file system may be behind that of this machine.
 WATCH_CLOCKS_S = 2.0
-#: At the end of a watch: for how long it waits for what is still being written to (or ten times the quiet time, if that
-#: is longer); how much longer than its limit its thread may take; and if a save is under way, how much longer.
+#: A watch that ends waits so long for what is still being written to, or ten times the quiet time, if that is longer.
 WATCH_LAST_WRITES_S = 60.0
+#: How much longer than its limit the end of a watch may take; and how much longer if it is in the middle of a save.
 WATCH_END_S, WATCH_END_SAVING_S = 10.0, 1.0
 #: How long ending the events of a watched directory may take.
 WATCH_EVENTS_END_S = 5.0

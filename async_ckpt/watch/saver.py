@@ -144,7 +144,7 @@ class Saver:
             return False
         except CheckpointError as error:
             if not isinstance(error, SnapshotError) or os.path.lexists(path):  # Or else its trainer has removed it.
-                pause_s = min(2 * self._pause_s(relative), WATCH_RETRY_MOST_S)
+                pause_s = _next_pause_s(self.failures.get(relative), WATCH_RETRY_MOST_S)
                 self.note_failure(relative, f"{relative} is not saved: {error}", pause_s)
             return False
         else:
@@ -183,19 +183,17 @@ class Saver:
             log.warning(why)
         self.failures[path] = Failure(why, self._clock() + pause_s, pause_s or WATCH_RETRY_FIRST_S)
 
-    def _pause_s(self, path: str) -> float:
-        return self.failures[path].pause_s if path in self.failures else WATCH_RETRY_FIRST_S
-
     def _note_no_room(self, path: str, why: str) -> None:
-        line = f"{path} waits: {why}"
-        pause_s = WATCH_RETRY_FIRST_S
         if self._no_room is None:
-            log.info(line)  # Once: how much is pending changes all the time.
-        else:
-            pause_s = min(2 * self._no_room.pause_s, WATCH_ROOM_MOST_S)
+            log.info(f"{path} waits: {why}")  # Once: how much is pending changes all the time.
+        pause_s = _next_pause_s(self._no_room, WATCH_ROOM_MOST_S)
         self._no_room, self._all_wait_for_room = Failure(why, self._clock() + pause_s, pause_s), True
-        self.failures[path] = Failure(line, needs_room=True)
+        self.failures[path] = Failure(f"{path} waits: {why}", needs_room=True)
 
     def forget(self, path: str) -> None:
         """Nothing is wrong with it any more, or it is gone."""
         self.failures.pop(path, None)
+
+
+def _next_pause_s(failure: Failure | None, most_s: float) -> float:
+    return WATCH_RETRY_FIRST_S if failure is None else min(2 * failure.pause_s, most_s)
