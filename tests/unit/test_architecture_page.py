@@ -28,3 +28,12 @@ def test_every_file_that_a_page_names_is_there(page: str) -> None:
     missing = {name for name in named if not any((REPOSITORY / root / name).is_file() for root in _ROOTS)}
     assert len(named) > (30 if page == "docs/architecture.md" else -1)
     assert missing == set(), f"{page} names files that are not there"
+
+
+def test_the_words_are_where_the_page_says() -> None:
+    named = re.findall(r"`(\w+)`(?: and `(\w+)`)? in `([\w/]+\.py)`", PAGE.split("\n## Words")[1])
+    for first, second, file in named:
+        source = (REPOSITORY / "async_ckpt" / file).read_text()
+        for name in filter(None, (first, second)):
+            assert re.search(rf"^class {name}\b", source, flags=re.M), f"{name} is not in {file}"
+    assert len(named) > 25
