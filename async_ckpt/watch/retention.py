@@ -56,12 +56,9 @@ def retain(root: str, options: WatchOptions, recogniser: Recogniser, already_sav
     # Those that could not be removed come last, so that they do not hold up the others.
     older = sorted(saved[: max(len(saved) - options.keep, 0)], key=lambda entry: entry.failed_removals)
     for entry in _in_store(older, already_saved):
-        failed = entry.failed_removals
-        if _try_to_remove(root, entry, "is in the store"):
-            removed.append(entry)
-        elif entry.failed_removals == failed:
-            continue  # It is not as it was saved, and stays.
-        tries -= 1
+        is_removed = _try_to_remove(root, entry, "is in the store")
+        removed += [entry] if is_removed else []
+        tries -= is_removed is not None
         if not tries:
             break
     return removed
@@ -76,10 +73,11 @@ def _in_store(entries: list[Entry], already_saved: AlreadySaved) -> Iterator[Ent
             yield entry
 
 
-def _try_to_remove(root: str, entry: Entry, why: str) -> bool:
+def _try_to_remove(root: str, entry: Entry, why: str) -> bool | None:
+    """Remove an entry, and say so. False: it cannot be removed; None: it is not just as it was saved any more."""
     try:
         if not _take_away(root, entry):
-            return False
+            return None
         log.info(f"{entry.path} is removed from the disk: it {why}")
         return True
     except OSError as error:
