@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import logging
 import os
 import threading
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
@@ -23,9 +24,11 @@ from ..spool.spool import Spool
 from ..stores.base import Store
 from ..system.concurrency import for_each
 from ..system.undisturbed import go_on, undisturbed
-from .progress import ProgressLines, flush_line, log
+from .progress import ProgressLines, flush_line
 from .retrying_client import RetryingClient
 from .stores import run_with_store
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
