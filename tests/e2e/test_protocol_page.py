@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from async_ckpt.agent import socket_saves
-from async_ckpt.agent.agent import Agent
+from async_ckpt.agent.requests import Requests
 from async_ckpt.ipc import protocol, server
 from async_ckpt.task import socket_saver
 from async_ckpt.task.checkpointer import Checkpointer
@@ -106,14 +106,16 @@ def test_the_agent_answers_as_the_page_says(task: Task, out: Path) -> None:
 
 
 def operations() -> set[str]:
-    """What the agent knows, by its code: the strings its dispatcher compares ``op`` with."""
-    tree = ast.parse(textwrap.dedent(inspect.getsource(Agent._on_message)))
+    """What the agent knows, by its code: the strings that ``op`` is compared with, and the keys of the table in which
+    it is looked up.
+    """
     found = set()
-    for node in ast.walk(tree):
+    for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(Requests)))):
         if isinstance(node, ast.Compare) and isinstance(node.left, ast.Name) and node.left.id == "op":
-            found |= {
-                leaf.value for part in node.comparators for leaf in ast.walk(part) if isinstance(leaf, ast.Constant)
-            }
+            found |= {part.value for part in node.comparators if isinstance(part, ast.Constant)}
+        elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "self._on":
+            assert isinstance(node.value, ast.Dict)
+            found |= {key.value for key in node.value.keys if isinstance(key, ast.Constant)}
     return found
 
 
@@ -122,7 +124,7 @@ def test_the_page_has_every_operation_field_push_and_limit() -> None:
     assert set(re.findall(r"^\| `(\w+)` \|", table, flags=re.MULTILINE)) == operations()
     fields = PAGE.split("**`save`** does")[1].split("Saves over the socket")[0]
     assert set(re.findall(r"^\| `(\w+)` \|", fields, flags=re.MULTILINE)) == {*socket_saver.FIELDS, "timeout_s"}
-    agents = "".join(path.read_text() for path in Path(inspect.getfile(Agent)).parent.glob("*.py"))
+    agents = "".join(path.read_text() for path in Path(inspect.getfile(Requests)).parent.glob("*.py"))
     assert set(re.findall(r'"push": "([\w ]+)"', PAGE)) == set(re.findall(r'"push": "([\w ]+)"', agents))
     for limit in (
         f"{protocol.MAX_FRAME >> 20} MiB, either way", f"with one frame | {protocol.MAX_FDS} ",
