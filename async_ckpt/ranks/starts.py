@@ -108,12 +108,14 @@ async def claim(store: Store, task: layout.TaskInfo, who: Claimant) -> Claim:
 
 
 async def note(store: Store, task: layout.TaskInfo, start: int, who: Claimant) -> Claim:
-    """Claim a number that was chosen without asking: whoever comes later counts on from it. Says what there was."""
+    """Claim a number that was chosen without asking the store, so that later starts count on from it. The claim says
+    what the store had.
+    """
     known, _ = await _known(store, task)
     await store.put_if(layout.claim_key(task.pathspec, task.attempt, start), dump(dict(who)), None)
     others = known.saved - {start}
     for other in known.claims.keys() - {start}:
-        # Ours may have been made in the moment in which somebody would not wait for it any longer.
+        # A claim may be of this very start: the task may have stopped waiting just before it was made.
         if not await _is_mine(store, task, other, known.claims[other], who):
             others.add(other)
     return Claim(start, first=not others, why=await _others(store, task, start, max(others)) if others else "")
@@ -147,9 +149,9 @@ async def _known(store: Store, task: layout.TaskInfo) -> tuple[_Known, str]:
 
 
 async def _take(store: Store, task: layout.TaskInfo, start: int, who: Claimant) -> bool:
-    """Make the claim of a number; False if somebody else has.
+    """Claim a number; False if somebody else has.
 
-    A store that refuses it will have no checkpoint either: the number counts without a claim.
+    Where the store refuses to write the claim, it will refuse checkpoints as well: the number is used without one.
     """
     try:
         return await _make(store, task, start, who)
@@ -179,21 +181,24 @@ async def _is_mine(store: Store, task: layout.TaskInfo, start: int, marks: set[s
 
 
 async def _join(store: Store, task: layout.TaskInfo, who: Claimant, known: _Known) -> Claim:
-    """Begin the start that node 0 has claimed. One that this node has begun before is over: another will be."""
+    """Join the start that node 0 has claimed. If this node has begun that one before, it is over, and node 0 will claim
+    another one.
+    """
     start = max(known.claims, default=0 if not known.saved else -1)
     if start >= 0:
         key = functools.partial(layout.claim_key, task.pathspec, task.attempt, start)
-        joined, lead = key(f"{_NODE}{task.node}"), await _read(store, key())
-        # Whoever joins a start that is the first begins with nothing, whatever its other nodes have saved by now. One
-        # that was begun, and is begun again, has something to go on from.
+        joined, claimant = key(f"{_NODE}{task.node}"), await _read(store, key())
+        # A node that joins the first start begins with nothing, whatever the other nodes have saved by now. A node that
+        # has begun this start before has something to resume from.
         first = not start
         if (start, task.node) in known.joined:
             before = await _read(store, joined)
             mine = before.get("token") == who["token"]
             first = first and (not known.saved or before.get("pid") == who["pid"])
         else:
-            # Of nodes that are processes of one machine it is known who belongs together.
-            mine = not lead or who["boot"] != lead.get("boot") or who["lead"] in (who["pid"], lead.get("pid"))
+            # Where both nodes are processes of one machine, ours must have been started by the one that has claimed.
+            is_elsewhere = not claimant or who["boot"] != claimant.get("boot")
+            mine = is_elsewhere or who["lead"] in (who["pid"], claimant.get("pid"))
             if mine:
                 with contextlib.suppress(UsageError):
                     await store.put_bytes(joined, dump(dict(who)))

@@ -43,7 +43,7 @@ class Flush:
         timeout_s : float or None
             Limit in seconds; None: ``METAFLOW_ASYNC_CKPT_FLUSH_TIMEOUT_S``.
         gather_s : float or None
-            So many seconds longer at most other ranks are waited for in collective saves.
+            In collective saves, other ranks are waited for so many seconds longer at most.
 
         Raises
         ------

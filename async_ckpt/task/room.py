@@ -20,14 +20,14 @@ _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 def await_room(client: AgentClient, spool: Spool, config: Config, folder: str, *, wait: bool = True) -> None:
-    """For savers: where the backlog is full, wait or raise, as the user chose; the agent drops what is ``supersede``d.
+    """Where the backlog is full, wait or raise, as ``on_backlog`` says. With ``supersede`` the agent drops older ones.
 
     Parameters
     ----------
     folder : str
         Where what is to be saved lies.
     wait : bool
-        False: whoever saves has something else to do meanwhile, and comes again.
+        False: a full backlog is an error at once. Whoever saves has other work meanwhile, and tries again later.
 
     Raises
     ------
@@ -60,7 +60,7 @@ def _await_room(client: AgentClient, config: Config, folder: str, limit: float) 
 
 
 def await_release(client: AgentClient, spool: Spool, config: Config, error: Exception) -> bool:
-    """For savers whose disk, or quota, turned out to be full on the way: wait until it gets something back.
+    """For a save that failed because the disk, or a quota, was full: wait until the agent gives some of it back.
 
     Parameters
     ----------
@@ -70,7 +70,8 @@ def await_release(client: AgentClient, spool: Spool, config: Config, error: Exce
     Returns
     -------
     bool
-        False: it was something else; or nothing is on its way to the store, or is to be waited for.
+        Whether to try again. False: the save failed for another reason, nothing is on its way to the store, or
+        ``on_backlog`` says not to wait.
     """
     cause = error.__cause__
     if not isinstance(cause, OSError) or cause.errno not in _FULL:
@@ -100,7 +101,7 @@ def _await_release(client: AgentClient, spool: Spool, config: Config) -> bool:
 
 
 def _may_be_full(spool: Spool, config: Config, folder: str) -> bool:
-    """Without asking anybody: saves are to take a millisecond."""
+    """Whether the agent is to be asked for room. This itself asks nobody, as a save is to take a millisecond."""
     if config.max_pending_bytes or is_short_of_disk(folder, config):
         return True
     return bool(config.max_pending) and len(spool.records.ids()) >= config.max_pending

@@ -205,11 +205,11 @@ class Tracker:
             What the agent says that has failed, by id with the reason.
         """
         known = self.look()
-        settled = {identity for identity, item in known.items() if item.state in RELEASED}
-        failed = {identity: why for identity, why in told.items() if identity not in settled}
+        released = {identity for identity, item in known.items() if item.state in RELEASED}
+        failed = {identity: why for identity, why in told.items() if identity not in released}
         failed |= {identity: item.why for identity, item in known.items() if item.state == FAILED}
         for identity in saved:
-            if identity in settled:
+            if identity in released:
                 self.saved.pop(identity, None)
             elif identity in self.saved:
                 failed.setdefault(identity, VANISHED)
