@@ -14,7 +14,8 @@ from harness.metaflow_env import Workspace
     [
         ({"load_policy": "frehs"}, ["load_policy='frehs'", "fresh, eager, none"]),
         ({"uploader": "fork"}, ["uploader='fork'", "process, thread"]),
-        ({"snapshot": "hardlinks"}, ["'hardlinks'", "auto, hardlink, reflink, copy, move"]),
+        ({"snapshot": "hardlinks"}, ["'hardlinks'", "auto, hardlink, reflink, copy"]),
+        ({"snapshot": "move"}, ["snapshot='move'", "save() and then shutil.rmtree() does the same and loses nothing"]),
         ({"snapshot": "hardlink", "uploader": "thread"}, ["hardlink", "uploader='process'"]),
         ({"storage_format": "zip"}, ["storage_format='zip'", "files, tar"]),
         ({"show_card": "maybe"}, ["show_card='maybe'", "True or False"]),
