@@ -152,6 +152,11 @@ CREDENTIALS_PEACE_S = 2.0
 #: failure up to the second; a store that asks for a longer pause gets it, up to the third.
 STORE_FIRST_PAUSE_S, STORE_LONGEST_PAUSE_S = 0.5, 20.0
 STORE_MAX_ASKED_PAUSE_S = 60.0
+#: The local store: temporary files that are older than this were left by killed processes, and are removed.
+TEMPORARY_FILE_LIFE_S = 24 * 3600.0
+#: The local store: how long a write that depends on what is there waits for others who write in the same folder. Each
+#: takes milliseconds.
+FOLDER_LOCK_S = 30.0
 #: How many parts are in flight is judged by what was transferred within this time.
 CLIMB_WINDOW_S = 1.0
 #: With a limit of bandwidth: a connection sends a piece about this often, since servers hang up on those that are

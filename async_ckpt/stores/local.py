@@ -25,7 +25,7 @@ from typing import TypeVar
 
 from anyio import from_thread, to_thread
 
-from ..config import CHUNK_BYTES, Config
+from ..config import CHUNK_BYTES, FOLDER_LOCK_S, TEMPORARY_FILE_LIFE_S, Config
 from ..errors import IntegrityError, NotFound, StoreError, TransientStoreError, UsageError, os_hint, os_reason
 from ..system.files import NO_LINK, clone, copy_range, crc32, folders_below, pwrite_all, try_lock, unlock, wait_for
 from ._local_copy import copied_chunks, sync_file, sync_folder
@@ -48,30 +48,26 @@ from .retry import Counted, RetryStore
 T = TypeVar("T")
 
 _TEMPORARY = ".async-ckpt-tmp"
-_TEMPORARY_LIFE_S = 24 * 3600.0
+#: Content that is in no file is read in pieces of this size, in bytes, and a listing is made in pages of this many.
 _PIECE = 1 << 20
 _PAGE = 1000
-
-#: The same for making a folder that others remove when it is empty: each try takes microseconds.
+#: Others may remove a folder while it is empty: it is made again, up to this many times. Each takes microseconds.
 _FOLDER_TRIES = 500
-
-#: A write that depends on what is there holds a lock for as long as it takes: milliseconds.
-_LOCK_TIMEOUT_S = 30.0
-#: Errors of flock(2) on file systems that have no locks on folders: then two writers may meet.
+#: Errors of flock(2) on file systems that have no locks on folders. Two writers may then write at the same time.
 _NO_LOCKS = (errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
-#: No such object: the path, or a folder on the way to it, is missing, or something else lies there.
+#: There is no such object: the path, or a folder on the way to it, is missing, or is something else than a file.
 _MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
-#: May pass by itself: network file systems that lost a handle or a server, a busy mount, a table that is full just now.
+#: Errors that may pass: a network file system has lost a handle or its server, a mount is busy, a table is full.
 _TRANSIENT = (
     errno.ESTALE, errno.ETIMEDOUT, errno.EBUSY, errno.EAGAIN, errno.EINTR, errno.ENFILE, errno.EHOSTDOWN,
     errno.ENOTCONN, errno.ECONNRESET, errno.ECONNREFUSED, errno.ECONNABORTED, errno.EHOSTUNREACH, errno.ENETUNREACH,
     errno.ENETDOWN, errno.EPIPE, errno.ESHUTDOWN, errno.EREMOTEIO,
 )  # fmt: skip
-#: What soft mounts of NFS, and FUSE, say of a server that is gone. A file that cannot be read may as well be damaged,
-#: and another checkpoint is loaded instead; of one that is written there is no other.
+#: EIO is what soft mounts of NFS, and FUSE, say when their server is gone. A write is tried again then. A read is not:
+#: the file may be damaged, and another checkpoint is loaded instead.
 _TRANSIENT_WRITE = (*_TRANSIENT, errno.EIO)
 
 
@@ -337,8 +333,12 @@ class LocalStore(Store):
             sync_folder(folder)
 
     def _create(self, temporary: str, path: str, fd: int) -> bool | None:
-        """The same where nothing has the name; False if something has. link(2) needs no lock, which some network file
-        systems have not. None where there are no links.
+        """As ``_publish``, if nothing has the name: by link(2), since some network file systems have no locks.
+
+        Returns
+        -------
+        bool or None
+            False: something has the name. None: the file system has no links.
         """
         try:
             self._publish(temporary, path, fd, new=True)
@@ -354,7 +354,7 @@ class LocalStore(Store):
 
     def _sweep(self) -> None:
         """Remove what killed processes left; whatever cannot be removed is left to the next one."""
-        oldest = time.time() - _TEMPORARY_LIFE_S
+        oldest = time.time() - TEMPORARY_FILE_LIFE_S
         with contextlib.suppress(OSError), os.scandir(self._temporary) as found:
             for entry in found:
                 with contextlib.suppress(OSError):
@@ -378,8 +378,8 @@ class LocalStore(Store):
 
 
 async def _abandonable(function: Callable[[], T]) -> T:
-    """Call it in a thread, which a cancelled caller leaves behind: a network disk may never answer, and a commit that
-    waits for that would hold up all others. Not for what uses a descriptor of its caller.
+    """Call a function in a thread. A caller that is cancelled leaves the thread behind: a network disk may never
+    answer, and a commit that waits for it would hold up all others. The function must not use its caller's descriptors.
     """
     return await to_thread.run_sync(function, abandon_on_cancel=True)
 
@@ -399,11 +399,11 @@ def _mapped(verb: str, path: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _alone_in(folder: str) -> Iterator[None]:
-    """Hold the lock of a folder: the folder's own, as a file beside the objects would be one of them."""
+    """Hold the lock of a folder. It is the folder that is locked, since a file in it would be taken for an object."""
     fd = _in_folder(folder, lambda: os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
     try:
         try:
-            wait_for(lambda: try_lock(fd), _LOCK_TIMEOUT_S, folder)
+            wait_for(lambda: try_lock(fd), FOLDER_LOCK_S, folder)
         except TimeoutError as error:
             raise TransientStoreError(f"The folder stays locked: {error}", where=folder) from error
         except OSError as error:

@@ -6,7 +6,6 @@ Both steps may be repeated from the start at any time: the same keys get the sam
 from __future__ import annotations
 
 import contextlib
-import random
 import tarfile
 from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 from dataclasses import replace
@@ -26,6 +25,7 @@ from ..spool.records import Admitted
 from ..spool.unchanged import StoredFile
 from ..stores.base import Content, Multipart, Progress, Store, TooLong
 from ..stores.catalog import read_begun, read_tagged
+from ..system.backoff import Backoff
 from ..system.concurrency import for_each
 from ..system.crash import crash_point
 
@@ -334,14 +334,15 @@ class Uploader:
             Another checkpoint has this key.
         """
         tag = None
-        for attempt in range(_MOVES):
+        pauses = _pauses()
+        for _ in range(_MOVES):
             if await self._store.put_if(key, data, tag):
                 return
             try:
                 found, tag = await self._store.get_tagged(key)
             except NotFound:  # Somebody writes or removes it in this moment.
                 tag = None
-                await anyio.sleep(random.uniform(0, MOVE_LATEST_PAUSE_S * 2**attempt))
+                await anyio.sleep(pauses.failed(anyio.current_time()))
                 continue
             except TooLong as error:
                 tag = error.tag
@@ -383,14 +384,20 @@ class Uploader:
         """Move one ``latest``, unless it is on a newer checkpoint."""
         reference = self._newest[folder]
         # An attempt on another machine, and other runs of the step, write there as well.
-        for attempt in range(_MOVES):
+        pauses = _pauses()
+        for _ in range(_MOVES):
             current, tag = await read_tagged(self._store, folder, layout.LATEST)
             moved_on = current is not None and (reference == current or newest.blocks(current, reference))
             if moved_on or await self._store.put_if(f"{folder}/{layout.LATEST}", dump(reference), tag):
                 del self._newest[folder]
                 return
-            await anyio.sleep(random.uniform(0, MOVE_LATEST_PAUSE_S * 2**attempt))
+            await anyio.sleep(pauses.failed(anyio.current_time()))
         raise TransientStoreError("Others move the latest checkpoint all the time", where=self._store.url(folder))
+
+
+def _pauses() -> Backoff:
+    """How long to wait where others write the same object."""
+    return Backoff(0, MOVE_LATEST_PAUSE_S, float("inf"), jitter=True)
 
 
 def _begun_key(reference: Reference) -> str | None:

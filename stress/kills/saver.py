@@ -26,6 +26,7 @@ from typing import Any
 import anyio.from_thread  # noqa: F401
 
 import async_ckpt.stores.local
+import async_ckpt.stores.metaflow
 import async_ckpt.stores.s3.store  # noqa: F401
 from async_ckpt.config import Config
 from async_ckpt.errors import CheckpointError

@@ -1,7 +1,7 @@
-"""What an answer means: which one says that something is stored, or read, and what all others say. Decided here alone.
+"""What an answer means. Only this module decides whether a request has succeeded.
 
-A proxy, a captive portal or a full disk behind a gateway answers ``200`` to anything. So success is not the absence of
-an error, but what S3 promises for each operation: the status, an ETag, a body that is the right document or none.
+A proxy, a captive portal or a full disk behind a gateway may answer ``200`` to anything. So an answer counts as a
+success only if it is what S3 promises for the operation: the status, an ETag, and the right document or no body.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import NamedTuple
 from botocore.exceptions import ClientError
 from botocore.parsers import ResponseParserError, create_parser
 
-#: So much of an answer that is an error is read, and so much of what is not S3's is shown, in bytes and characters.
+#: How many bytes of an error's answer are read, and how many characters of an answer that is not S3's are shown.
 MAX_ERROR_BYTES = 64 << 10
 _SHOWN = 200
 
@@ -137,8 +137,8 @@ def refusal(operation: str, answer: Answer) -> Refusal:
         error.update(Code=str(answer.status), Message=first_words(answer.body) or error.get("Message", ""))
     metadata = parsed.setdefault("ResponseMetadata", {})
     metadata.update(HTTPStatusCode=answer.status, HTTPHeaders=dict(answer.headers))
-    # A page of words, or an answer of nothing at all, says nothing of an object, not even that it is missing. An answer
-    # to HEAD never has a body.
+    # A page for people, or an empty answer, does not come from S3: it does not even say that an object is missing. Only
+    # an answer to HEAD never has a body.
     silent = operation != "HeadObject" and not is_amazons(answer.headers)
     client_fault = answer.status < 500 and answer.status not in (408, 425, 429)
     foreign = said in ("", str(answer.status)) and client_fault and (silent or bool(answer.body.strip()))

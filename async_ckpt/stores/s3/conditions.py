@@ -1,9 +1,8 @@
 """Writes that depend on what is there, and whether a store keeps its word about them.
 
-Stores ignore conditions (rclone), refuse to hear of them (400, 405, 501), or compare tags only without their quotes
-(Ceph). So both directions are asked, with the first such write there is: the right tag has to be accepted, and a wrong
-one refused. (Not with an object made for asking: in a bucket that keeps every version, or forbids to delete, each task
-would leave one behind for ever.)
+Some stores ignore conditions (rclone), some refuse them (400, 405, 501), and some compare tags only without quotes
+(Ceph). So the first write with a condition is used as a test: the right tag must be accepted, and a wrong one refused.
+No object is made only for the test. In a bucket that keeps every version, or forbids deletion, it would stay for ever.
 """
 
 from __future__ import annotations
@@ -15,9 +14,9 @@ from .answers import NotS3, Refusal, code_of
 from .body import Bytes
 from .objects import Objects
 
-#: Answers to one whose condition does not hold: nothing there, somebody writes in this moment, something else there.
+#: Answers if the condition does not hold: nothing is there, somebody is writing, something else is there.
 _NOT_AS_EXPECTED = (404, 409, 412)
-#: What a store that knows no conditions says of them.
+#: Errors of stores that do not know conditions.
 _NOT_KNOWN = frozenset({
     "400", "405", "501", "BadRequest", "InvalidArgument", "InvalidRequest", "MethodNotAllowed", "NotImplemented",
     "NotSupported",

@@ -1,4 +1,4 @@
-"""What requests are signed with: asked of its source again whenever the store refuses it or the source fails.
+"""The credentials that requests are signed with. Their source is asked again if the store refuses them.
 
 The source is botocore's own chain in a session of its own (files, environment, ``credential_process``, web identity,
 SSO, the machine's metadata), or Metaflow's client. Both remember what they found, and some what they did not find; so

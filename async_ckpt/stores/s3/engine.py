@@ -1,7 +1,7 @@
-"""One request to S3: signed, sent, ended when it takes too long, understood, and sent again where the answer says how.
+"""Requests to S3. Each is signed, sent, and ended if it takes too long; its answer may say how to send it again.
 
-Everything that goes to the store goes through ``Engine.exchange``: content (``objects.py``), and whatever a client
-of botocore prepares.
+Everything goes through ``Engine.exchange``: content, which ``objects.py`` prepares, and the requests that botocore's
+client prepares (``Engine.call``).
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ _MAX_NAME_BYTES = 1024
 _MAX_LISTING_BYTES = 8 << 20
 #: How often one request is sent on to another endpoint, and how many redirects are followed to find the bucket.
 _MOST_MOVES = 4
-#: What is not taken over from a request that a client prepared.
+#: Headers of a request that a client prepared which are not kept: they are made anew.
 _MADE_ANEW = frozenset({
     "accept-encoding", "amz-sdk-invocation-id", "amz-sdk-request", "authorization", "connection", "content-length",
     "expect", "host", "user-agent", "x-amz-content-sha256", "x-amz-date", "x-amz-security-token",
 })  # fmt: skip
 _COMPRESSED = ("gzip", "x-gzip", "deflate", "br", "zstd")
 _CUT = "the answer broke off in its head"
-#: These have the store put an object together.
+#: Operations in which the store puts an object together. They may take minutes.
 _LONG = ("CompleteMultipartUpload", "CopyObject", "UploadPartCopy")
 
 
@@ -72,14 +72,14 @@ Reader = Callable[[Incoming, PhaseTimer], Awaitable[T]] | None
 
 
 class _Prepared(Exception):
-    """Not an error: how a request is kept from being sent."""
+    """Not an error: it is raised so that a request which the client has prepared is not sent."""
 
     def __init__(self, request: Any) -> None:
         self.request = request
 
 
 class Setup(NamedTuple):
-    """What there is once the store was first used.
+    """What requests are made with. It is made when the store is first used.
 
     Parameters
     ----------
@@ -293,13 +293,13 @@ class Engine:
         return answer
 
     async def exchange(self, request: UnsignedRequest, reader: Reader[Any] = None) -> Any:
-        """Send a request until its answer counts: to where the bucket is, by the store's clock, with credentials that
-        are not out of date, and once more where a connection was closed under it.
+        """Send a request, and send it again if the bucket turns out to be elsewhere, this machine's clock is wrong, the
+        credentials have expired, or the server had closed a kept connection.
 
         Parameters
         ----------
         reader : callable or None
-            Reads the content of an answer that has some, and returns what is returned; None: the answer is.
+            Reads the content of an answer, and returns what this method returns. None: the answer is returned.
         """
         setup = await self.setup()
         done: set[str] = set()
@@ -334,7 +334,7 @@ class Engine:
     async def _heed(
         self, error: Refusal, request: UnsignedRequest, setup: Setup, endpoint: Endpoint, keys: Any, done: set[str]
     ) -> None:  # fmt: skip
-        """Do what an answer says, so that the request can be sent again; raise it where that is of no use.
+        """Prepare what a refusal asks for, so that the request can be sent again; raise it if there is nothing to do.
 
         Parameters
         ----------
@@ -406,12 +406,12 @@ class Engine:
     # -- where the bucket is -------------------------------------------------------------------------------------------
 
     async def _move(self, setup: Setup, endpoint: Endpoint, request: UnsignedRequest, said: Refusal) -> None:
-        """Find out where the bucket is, by requests without a body, once for all who are told that it is elsewhere.
+        """Find out where the bucket is, by requests without a body. One request does so for all that were sent on.
 
         Raises
         ------
         StoreError
-            The way leads nowhere. Where S3 has answered before, that may pass: it was a portal, perhaps.
+            No S3 was found. If S3 has answered before, this error may pass: it may have been a captive portal.
         """
         async with self._moving:
             if self._endpoint is not endpoint:
@@ -467,7 +467,9 @@ class Engine:
 
     @contextlib.contextmanager
     def _sharing_failure(self, what: str) -> Iterator[None]:
-        """Around something that all wait for in turn: what failed a moment ago fails for them in the same words."""
+        """Around something that all requests wait for, one after the other: if it failed a moment ago, the next ones
+        raise the same error without another try.
+        """
         until, error = self._failures.get(what, (0.0, None))
         if error is not None and time.monotonic() < until:
             raise error

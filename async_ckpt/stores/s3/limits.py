@@ -1,4 +1,4 @@
-"""How much at a time: a limit on requests that finds its own height, and a limit on bytes a second."""
+"""Limits: on requests in flight (one of them adapts itself), and on bytes a second."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Large objects, sent in parts: each at its own pace, those that are there never again."""
+"""Large objects, sent in parts. A part that is in the store is never sent again."""
 
 from __future__ import annotations
 
@@ -86,12 +86,12 @@ class _Upload:
             try:
                 await self._retried(self._complete)
             except StoreError:
-                # It may be there all the same: the answer was lost, or came too late, or lacks the ETag (Ceph's first).
+                # The object may be there all the same: the answer was lost, or late, or has no ETag (Ceph's first).
                 if not await self._is_complete():
                     raise
         except StartOver:
             if await self._is_complete():
-                return self._crcs()  # Perhaps the one who asked has died before the answer came.
+                return self._crcs()  # An earlier process may have completed it, and died before it heard so.
             self._counted.take_back()
             await abort(self._engine, self._key, self._id)
             raise
@@ -178,8 +178,8 @@ async def begin(engine: Engine, key: str, marks: dict[str, str]) -> str:
 
 
 async def abort(engine: Engine, key: str, upload: str) -> None:
-    """Give up a multipart upload. Why it failed matters more than that its parts may have to be left to the bucket's
-    lifecycle rule: no error, and no longer than a few seconds.
+    """Give up a multipart upload, within a few seconds. A failure is not raised, since it would hide why the upload
+    failed: the parts are then left to the bucket's lifecycle rule.
     """
 
     async def ask(_: Progress) -> None:

@@ -1,4 +1,4 @@
-"""Objects, written and read in ranges: what carries content, prepared here because it is much."""
+"""Objects, written and read in ranges. These requests carry content, so they are prepared here and not by botocore."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What carries requests: the interface of the two that there are, and the limits of every phase of a request."""
+"""The interface of the two transports that carry requests, and the time limits of every phase of a request."""
 
 from __future__ import annotations
 
