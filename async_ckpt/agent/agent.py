@@ -25,7 +25,6 @@ from ..spool.journal import FINAL, RELEASED, Journal
 from ..spool.spool import Spool
 from ..system.backoff import Backoff
 from ..system.clock import REAL_CLOCK, Clock
-from .answers import Answers
 from .checkpoints import Checkpoints
 from .child import Child, Running
 from .claims import Claims
@@ -123,7 +122,7 @@ class Agent:
         self._requests = Requests(
             spool, config, checkpoints, self._uploads, self._worker, queue=queue, journal=journal, leases=leases,
             owners=owners, claims=claims, socket_saves=self._socket_saves, last_call=last_call,
-            answers=Answers(queue, self._worker, throughput, config), clock=clock,
+            throughput=throughput, clock=clock,
         )  # fmt: skip
         checkpoints.recover()
 

@@ -26,7 +26,6 @@ from ..spool.records import Admitted, torn_file
 from ..spool.spool import Spool
 from ..system.clock import Clock
 from ..system.filesystems import kind_at, times_tell
-from .answers import MAX_ERRORS
 from .backlog import is_short_of_disk, why_full
 from .child import end_orphans
 from .deadline import LastCall
@@ -38,6 +37,9 @@ from .owners import Owners
 from .queue import Queue
 from .remover import Remover
 from .unreachable import Unreachable
+
+#: So many failed checkpoints are named, and so many errors remembered.
+MAX_ERRORS = 20
 
 
 class Checkpoints:

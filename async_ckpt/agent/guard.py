@@ -29,7 +29,7 @@ from ..errors import SnapshotError
 from ..spool.journal import order
 from ..system.priority import set_disk_priority
 from .backlog import has_room_for
-from .leased_file import LeasedFile
+from .guarded_file import GuardedFile
 
 #: How many files are copied at a time for writers that wait.
 _COPIERS = 4
@@ -69,7 +69,7 @@ class Guard:
         self._limit_s = min(config.copy_away_s, lease.BREAK_TIME_S / 2)
         self._lock = threading.Lock()
         self._copy_ended = threading.Condition(self._lock)
-        self._held: dict[Key, LeasedFile] = {}
+        self._held: dict[Key, GuardedFile] = {}
         self._stopping = False
         self._said: set[str] = set()
         self._ahead: SimpleQueue[str | None] = SimpleQueue()
@@ -85,7 +85,7 @@ class Guard:
             thread.start()
         return threads
 
-    def add(self, identity: str, path: str, held: LeasedFile) -> None:
+    def add(self, identity: str, path: str, held: GuardedFile) -> None:
         """Take over a lease; its descriptor belongs to the guard from now on."""
         with self._lock:
             previous = self._held.get((identity, path))
@@ -291,7 +291,7 @@ class Guard:
             self._on_private(*key, why)
         return True
 
-    def _put_back(self, helds: dict[Key, LeasedFile]) -> None:
+    def _put_back(self, helds: dict[Key, GuardedFile]) -> None:
         """Nothing became of a copy that nobody waits for."""
         with self._lock:
             for held in helds.values():
@@ -303,7 +303,7 @@ class Guard:
                 self._on_private(identity, path, "")
         self._wake()  # Somebody may have come meanwhile.
 
-    def _copy(self, held: LeasedFile, users: list[LeasedFile], *, ahead: bool) -> bool:
+    def _copy(self, held: GuardedFile, users: list[GuardedFile], *, ahead: bool) -> bool:
         """Copy one file, and put the copy into the place of its link. Returns False if nobody needs the copy, or, with
         ``ahead``, there is no room for it.
 
@@ -346,7 +346,7 @@ class Guard:
             if idle:
                 set_disk_priority(idle=False)
 
-    def _check(self, held: LeasedFile) -> None:
+    def _check(self, held: GuardedFile) -> None:
         """See that a file was not written to since its capture.
 
         Raises
@@ -362,7 +362,7 @@ class Guard:
             raise rewritten(held.path)
 
 
-def _may_be_cut(held: LeasedFile) -> bool:
+def _may_be_cut(held: GuardedFile) -> bool:
     """Whether a file may have been truncated, and made as long as before, although its lease stands. An overlay above
     its folder and an NFS server do that without asking. Such a file ends in zeros, and has another time.
     """
@@ -371,7 +371,7 @@ def _may_be_cut(held: LeasedFile) -> bool:
     return not os.pread(held.fd, _TAIL_BYTES, max(held.size - _TAIL_BYTES, 0)).strip(b"\0")
 
 
-def _no_room(held: LeasedFile) -> str:
+def _no_room(held: GuardedFile) -> str:
     return (
         f"The disk has no room to copy {held.original} away before it is rewritten in place "
         f"({held.size / 1e9:.1f} GB): whoever does that may be held up for long, and the checkpoint may fail. "

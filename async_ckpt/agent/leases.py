@@ -18,7 +18,7 @@ from ..spool.journal import RELEASED, Journal
 from ..spool.records import Admitted
 from ..spool.spool import Spool
 from .guard import Guard
-from .leased_file import LeasedFile
+from .guarded_file import GuardedFile
 
 
 class Leases:
@@ -158,6 +158,6 @@ class Leases:
         self._wake()
 
 
-def _held(fd: int, item: Admitted, entry: FileEntry) -> LeasedFile:
+def _held(fd: int, item: Admitted, entry: FileEntry) -> GuardedFile:
     original, folder = original_of(item.saved_path, entry.path), os.path.dirname(item.data)
-    return LeasedFile(fd, item.file(entry.path), entry.size, entry.mtime_ns, original, folder)
+    return GuardedFile(fd, item.file(entry.path), entry.size, entry.mtime_ns, original, folder)

@@ -12,8 +12,8 @@ from ..ipc.server import Connection
 from ..spool.journal import FINAL, Journal
 from ..spool.spool import Spool
 from ..system.clock import Clock
-from .answers import Answers
-from .checkpoints import Checkpoints
+from .backlog import why_full
+from .checkpoints import MAX_ERRORS, Checkpoints
 from .child import Child
 from .claims import Claims
 from .deadline import LastCall
@@ -22,6 +22,7 @@ from .owners import Owners
 from .questions import MAX_QUESTIONS, Questions
 from .queue import Queue
 from .socket_saves import SocketSaves
+from .throughput import Throughput
 from .uploads import Uploads
 
 _YEAR_S = 365 * 24 * 3600
@@ -33,12 +34,12 @@ class Requests:
     def __init__(
         self, spool: Spool, config: Config, checkpoints: Checkpoints, uploads: Uploads, worker: Child, *, queue: Queue,
         journal: Journal, leases: Leases, owners: Owners, claims: Claims, socket_saves: SocketSaves,
-        last_call: LastCall, answers: Answers, clock: Clock,
+        last_call: LastCall, throughput: Throughput, clock: Clock,
     ) -> None:  # fmt: skip
         self._spool, self._config, self._checkpoints, self._uploads = spool, config, checkpoints, uploads
         self._worker, self._queue, self._journal, self._leases = worker, queue, journal, leases
         self._owners, self._claims, self._socket_saves = owners, claims, socket_saves
-        self._last_call, self._answers = last_call, answers
+        self._last_call, self._throughput = last_call, throughput
         #: Those that are answered once something has come about.
         self.questions = Questions(self._answer, clock)
         self._on = {
@@ -120,7 +121,7 @@ class Requests:
 
     def _on_status(self, connection: Connection, message: Message) -> None:
         status = {
-            **self._answers.flush(),
+            **self._flush(),
             "pid": os.getpid(),
             "worker_pid": self._worker.pid,
             "committed": self._queue.committed,
@@ -152,19 +153,39 @@ class Requests:
         """What somebody is told who waits; None: not yet. The spool is looked into the ``first`` time only."""
         op = message["op"]
         if op == "flush":
-            return self._answers.flush() if late or not self._queue.pending else None
+            return self._flush() if late or not self._queue.pending else None
         if op == "claim":
             attempt = message.get("attempt")
             return self._claims.answer(attempt if isinstance(attempt, int) else self._owners.attempt, late=late)
         if op == "wait":
             state = self._state(str(message.get("id")), look=first)
             return state if late or state["state"] in FINAL else None
-        return self._answers.room(message, late=late)
+        why = why_full(self._queue.pending, self._queue.open_bytes, str(message.get("folder")), self._config)
+        return {"full": why} if late or not why else None
 
     def _state(self, identity: str, *, look: bool = True) -> Message:
         if look and identity not in self._queue.jobs:
             self._checkpoints.admit(identity)
-        return self._answers.state(identity)
+        job = self._queue.jobs.get(identity)
+        return {"state": job.state, "why": job.why} if job else {"state": None, "why": "unknown to this agent"}
+
+    def _flush(self) -> Message:
+        """How far everything is."""
+        failed = self._queue.failed()
+        return {
+            "pending": self._queue.pending,
+            "pending_bytes": self._queue.pending_bytes,
+            "bytes_per_s": self._throughput.bytes_per_s(),
+            "why": self._why_waiting(),
+            "failed": [[job.id, job.why] for job in failed[-MAX_ERRORS:]],
+            "failed_count": len(failed),
+        }
+
+    def _why_waiting(self) -> str:
+        """What holds up the oldest checkpoint that is held up; empty: nothing."""
+        if self._worker.trouble:
+            return f"no uploader can be had: {self._worker.trouble}"
+        return next((f"{job.id}: {job.why}" for job in self._queue.in_line() if job.why), "")
 
 
 def _reply(connection: Connection, message: Message, answer: Message) -> None:

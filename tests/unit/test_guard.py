@@ -11,7 +11,7 @@ _CODE = """
 import os, signal, sys
 from async_ckpt.agent.guard import Guard
 from async_ckpt.capture.habits import Habits
-from async_ckpt.agent.leased_file import LeasedFile
+from async_ckpt.agent.guarded_file import GuardedFile
 from async_ckpt.capture.copy_speed import CopySpeed
 from async_ckpt.config import Config
 from async_ckpt.capture import lease
@@ -28,7 +28,7 @@ told = lambda identity, path, why: print(path, why or "private", flush=True)
 guard = Guard(told, print, habits, CopySpeed(), Config())
 
 def held(fd):
-    return LeasedFile(os.dup(fd), captured, 7, status.st_mtime_ns, original=loaded)
+    return GuardedFile(os.dup(fd), captured, 7, status.st_mtime_ns, original=loaded)
 
 savers = os.open(captured, os.O_RDONLY)
 loads = savers if same else os.open(captured, os.O_RDONLY)
@@ -66,7 +66,7 @@ import os, signal, sys, threading
 from async_ckpt.agent import guard as guards
 from async_ckpt.agent.guard import Guard
 from async_ckpt.capture.habits import Habits
-from async_ckpt.agent.leased_file import LeasedFile
+from async_ckpt.agent.guarded_file import GuardedFile
 from async_ckpt.capture.copy_speed import CopySpeed
 from async_ckpt.config import Config
 from async_ckpt.capture import lease, private
@@ -104,7 +104,7 @@ def capture(name, size, trainer=None):
     os.link(trainer, path)
     fd = os.open(path, os.O_RDONLY)
     assert lease.take(fd)
-    return trainer, path, LeasedFile(fd, path, size, os.fstat(fd).st_mtime_ns, trainer, folder)
+    return trainer, path, GuardedFile(fd, path, size, os.fstat(fd).st_mtime_ns, trainer, folder)
 
 def write(trainer):
     with open(trainer, "r+b") as file:

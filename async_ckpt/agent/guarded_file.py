@@ -10,7 +10,7 @@ from ..capture import lease
 
 
 @dataclass
-class LeasedFile:
+class GuardedFile:
     """A leased file: its descriptor, the link's path, size (bytes) and mtime (nanoseconds) as captured, the trainer's
     own path (``original``), and a directory for temporary files (``folder``).
     """
