@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 from ..config import DEATHS_OF_AGENT, Config
 from ..ipc import protocol
@@ -42,12 +43,6 @@ class Requests:
         self._last_call, self._throughput = last_call, throughput
         #: Those that are answered once something has come about.
         self.questions = Questions(self._answer, clock)
-        self._on = {
-            "hello": self._on_hello, "state": self._on_state, "status": self._on_status, "save": self._on_save,
-            "bye": self._on_bye, "deadline": self._on_deadline,
-            "wait": self._on_question, "flush": self._on_question, "room": self._on_question,
-            "claim": self._on_question,
-        }  # fmt: skip
 
     def on_message(self, connection: Connection, message: Message, fds: list[int]) -> None:
         """Do what a client asks."""
@@ -60,11 +55,11 @@ class Requests:
             return
         for fd in fds:
             os.close(fd)
-        known = self._on.get(op) if isinstance(op, str) else None
+        known = self.OPERATIONS.get(op) if isinstance(op, str) else None
         if known is None:
             _refuse(connection, message, f"The operation {op!r} is unknown, or lacks a field")
         else:
-            known(connection, message)
+            known(self, connection, message)
 
     def on_close(self, connection: Connection) -> None:
         """A client is gone."""
@@ -148,6 +143,13 @@ class Requests:
                 self._queue.retry(again.id)
             self._uploads.start()
         self.questions.add(connection, message, _seconds(message.get("timeout_s"), self._config.reply_timeout_s))
+
+    #: What clients may ask for, but for "admit", which brings descriptors.
+    OPERATIONS: ClassVar[dict[str, Callable[[Requests, Connection, Message], None]]] = {
+        "hello": _on_hello, "state": _on_state, "status": _on_status, "save": _on_save, "bye": _on_bye,
+        "deadline": _on_deadline, "wait": _on_question, "flush": _on_question, "room": _on_question,
+        "claim": _on_question,
+    }  # fmt: skip
 
     def _answer(self, message: Message, first: bool, late: bool) -> Message | None:
         """What somebody is told who waits; None: not yet. The spool is looked into the ``first`` time only."""

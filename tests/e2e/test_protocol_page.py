@@ -106,17 +106,14 @@ def test_the_agent_answers_as_the_page_says(task: Task, out: Path) -> None:
 
 
 def operations() -> set[str]:
-    """What the agent knows, by its code: the strings that ``op`` is compared with, and the keys of the table in which
-    it is looked up.
-    """
-    found = set()
-    for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(Requests)))):
-        if isinstance(node, ast.Compare) and isinstance(node.left, ast.Name) and node.left.id == "op":
-            found |= {part.value for part in node.comparators if isinstance(part, ast.Constant)}
-        elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "self._on":
-            assert isinstance(node.value, ast.Dict)
-            found |= {key.value for key in node.value.keys if isinstance(key, ast.Constant)}
-    return found
+    """What the agent knows, by its code: its table of operations, and what it compares ``op`` with before that."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(Requests.on_message)))
+    compared = {
+        leaf.value
+        for node in ast.walk(tree) if isinstance(node, ast.Compare) and ast.unparse(node.left) == "op"
+        for part in node.comparators for leaf in ast.walk(part) if isinstance(leaf, ast.Constant)
+    }  # fmt: skip
+    return compared | Requests.OPERATIONS.keys()
 
 
 def test_the_page_has_every_operation_field_push_and_limit() -> None:
