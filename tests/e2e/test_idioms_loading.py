@@ -70,6 +70,7 @@ def test_ways_to_load(sides: Sides) -> None:
     )
 
 
+@pytest.mark.long
 def test_policy_none(sides: Sides) -> None:
     """``load_policy=None`` loads nothing, says Metaflow's documentation; metaflow-checkpoint takes it for "fresh"."""
     nothing = [0, False, {}]
@@ -96,6 +97,7 @@ def test_lists(sides: Sides) -> None:
     assert seen[1]["of a Task's attempt"] == [entries]
 
 
+@pytest.mark.long
 def test_a_task_that_was_killed_is_read_from_outside(sides: Sides) -> None:
     pathspecs = [side.run("killed_flow", succeeds=False)[0]["pathspec"][0] for side in (sides.theirs, sides.ours)]
     seen = sides.theirs.script("monitor", pathspecs[0]), sides.ours.script("monitor", pathspecs[1])

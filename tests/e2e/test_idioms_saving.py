@@ -31,6 +31,7 @@ def test_callbacks_of_the_examples(sides: Sides) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.long
 def test_names(sides: Sides) -> None:
     theirs, ours = sides.run("names_flow")
 

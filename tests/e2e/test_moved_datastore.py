@@ -67,7 +67,8 @@ def test_its_own_place_goes_first_outside_of_a_task(local: Workspace) -> None:
     assert key[0] == "IntegrityError", "A key alone is looked for in the configured one"
 
 
-@pytest.mark.parametrize("writer", ["ours", pytest.param("peer", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("writer", ["ours", "peer"])
 def test_a_relative_datastore_is_read_where_it_is_and_where_it_is_configured(
     local: Workspace, peer_python: str, writer: str
 ) -> None:

@@ -53,6 +53,7 @@ def test_every_option_is_taken_as_text_and_works(local: Workspace) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.long
 def test_a_step_that_has_the_decorator_keeps_its_own_options(local: Workspace) -> None:
     found = seen(
         local.run_flow(
@@ -65,9 +66,8 @@ def test_a_step_that_has_the_decorator_keeps_its_own_options(local: Workspace) -
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "given", ["NONE", *(pytest.param(given, marks=pytest.mark.long) for given in (None, "None", "none"))]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("given", [None, "None", "NONE", "none"])
 def test_a_load_policy_of_none_loads_nothing(local: Workspace, given: str | None) -> None:
     run = local.run_flow(
         "save_flow", env={"CKPT_OPTIONS": json.dumps({"load_policy": given}), "RETRIES": "1", "RAISES": "once"}
