@@ -212,6 +212,8 @@ class Keras(Trainer):
 
         self.model = keras.Sequential([keras.layers.Input((10,)), keras.layers.Dense(SIZE // 10, use_bias=False)])
         self.names: list[str] = []
+        # The first time this imports a lot. On a busy machine that is a pause of seconds between two files.
+        self.model.to_json()
 
     def save(self, step: int) -> None:
         self.model.set_weights([weight * 0 + step for weight in self.model.get_weights()])
