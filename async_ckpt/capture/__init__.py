@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from ..config import Config
 from ..errors import UsageError
-from .base import Captured, FileStrategy
+from .base import FileStrategy, Snapshot
 from .copying import Copy
 from .hardlink import Auto, HardLink, LinkLimit
 from .pack import Pack
 from .reflink import Reflink
 from .tree import capture_tree
 
-__all__ = ["STRATEGIES", "Captured", "capture", "check_strategy"]
+__all__ = ["STRATEGIES", "Snapshot", "capture", "check_strategy"]
 
 STRATEGIES = ("auto", "hardlink", "reflink", "copy")
 
@@ -46,7 +46,7 @@ def check_strategy(strategy: str, *, leases: bool = True) -> str:
 def capture(
     path: str, target: str, strategy: str, *, guarded: bool, config: Config, lease_budget: int,
     limit: LinkLimit | None = None,
-) -> Captured:  # fmt: skip
+) -> Snapshot:  # fmt: skip
     """Capture ``path`` into the new directory ``target``.
 
     Parameters

@@ -15,13 +15,11 @@ from .walk import ANNEX_PREFIX
 
 
 @dataclass
-class Captured:
-    """A snapshot that is complete but not yet admitted.
-
-    ``leases`` maps the relative path of each hard-linked file to the descriptor that holds its lease.
-    """
+class Snapshot:
+    """A snapshot that is complete and not yet admitted, as its saver has it."""
 
     manifest: Manifest
+    #: By relative path of each hard-linked file: the descriptor that holds its lease.
     leases: dict[str, int] = field(default_factory=dict)
     #: Symbolic links that led out of what was saved, and were captured as what they point to.
     followed: list[str] = field(default_factory=list)

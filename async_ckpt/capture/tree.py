@@ -27,7 +27,7 @@ from ..errors import SnapshotError
 from ..manifest import LINK, PACKED, Directory, Manifest, Symlink
 from ..system import filesystems
 from ..system.undisturbed import go_on
-from .base import Captured, FileStrategy
+from .base import FileStrategy, Snapshot
 from .open_file import OPEN, Change, OpenFile
 from .symlinks import failure, refused
 from .walk import Item, walk
@@ -58,7 +58,7 @@ class _Folder:
         return (now.st_ino, now.st_mtime_ns) != (self.status.st_ino, self.status.st_mtime_ns)
 
 
-def capture_tree(path: str, target: str, strategy: FileStrategy, config: Config) -> Captured:
+def capture_tree(path: str, target: str, strategy: FileStrategy, config: Config) -> Snapshot:
     """Capture everything under ``path`` into the new directory ``target`` with one strategy for files.
 
     Raises
@@ -67,7 +67,7 @@ def capture_tree(path: str, target: str, strategy: FileStrategy, config: Config)
         Something cannot be captured, or does not stand still; ``target`` is removed.
     """
     tree = _Tree(path, target, strategy, config)
-    captured = Captured(Manifest())
+    captured = Snapshot(Manifest())
     try:
         os.mkdir(target, 0o700)
         tree.capture()

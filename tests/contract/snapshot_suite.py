@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from async_ckpt import capture
-from async_ckpt.capture import Captured
+from async_ckpt.capture import Snapshot
 from async_ckpt.capture.content import captured_file
 from async_ckpt.config import Config
 from async_ckpt.errors import SnapshotError
@@ -28,11 +28,11 @@ class Place:
         self.strategy = strategy
         self.source.mkdir()
         self._snapshots.mkdir()
-        self._captured: list[tuple[Captured, str]] = []
+        self._captured: list[tuple[Snapshot, str]] = []
 
     def capture(
         self, path: Path | None = None, *, lease_budget: int = 1000, config: Config | None = None
-    ) -> tuple[Captured, Path]:
+    ) -> tuple[Snapshot, Path]:
         target = self._snapshots / str(len(self._captured))
         captured = capture.capture(
             str(path or self.source), str(target), self.strategy,
@@ -76,7 +76,7 @@ def tree(folder: Path) -> dict[str, object]:
     return found
 
 
-def read(captured: Captured, target: Path, path: str) -> bytes:
+def read(captured: Snapshot, target: Path, path: str) -> bytes:
     """One captured file, as the uploader reads it."""
     (entry,) = [entry for entry in captured.manifest.files if entry.path == path]
     source = captured_file(str(target), entry)
@@ -86,7 +86,7 @@ def read(captured: Captured, target: Path, path: str) -> bytes:
         source.close()
 
 
-def captured_tree(captured: Captured, target: Path) -> dict[str, object]:
+def captured_tree(captured: Snapshot, target: Path) -> dict[str, object]:
     """What a reader gets: bytes from the snapshot, everything else from the manifest."""
     manifest, found = captured.manifest, {}
     for entry in manifest.files:
