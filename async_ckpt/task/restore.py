@@ -222,21 +222,21 @@ def load_from_spool(
     guard: Callable[[dict[str, int]], None] = lambda leases: None,
     arrival: Arrival = _USUAL,
 ) -> None:
-    """Load a checkpoint that this machine still has on its disk: no network, and correct while its files are being
-    made private.
+    """Load a checkpoint that this machine still has on its disk, without the network. Its files may be made private
+    meanwhile.
 
     Parameters
     ----------
     links : LinkBack or None
-        Makes hard links of files where that is safe; None, and for all others: they are cloned or copied.
+        Links files out of the snapshot where that is safe. All others are cloned or copied; None: all are.
     guard : callable
-        Gets the links's leases (path → descriptor) before the first file has its final name, to hold them until the
-        checkpoint is in the store.
+        Gets the leases of those links (path → descriptor) before the first file has its final name, and holds them
+        until the checkpoint is in the store.
 
     Raises
     ------
     FileNotFoundError
-        It was released meanwhile: it is in the store now.
+        It was released meanwhile, as it is in the store now.
     IntegrityError
         It was written to while nobody guarded it.
     """
@@ -252,7 +252,7 @@ def load_from_spool(
             _copy(captured_file(item.data, entry), target)
             set_mode(target, entry.mode)
             set_mtime(target, entry.mtime_ns)
-        # After the copies: whatever was clean then was clean while it was copied.
+        # After the copies: what is as it was captured now was so while it was copied.
         torn = torn_file(item, {})
         if torn is not None:
             if not os.path.isdir(item.data):
@@ -271,7 +271,7 @@ def _copy(captured: CapturedFile, target: str) -> None:
             captured.copy_to(file.fileno())
     except IntegrityError as error:
         if isinstance(error.__cause__, FileNotFoundError):  # As a rule, the snapshot was released.
-            raise error.__cause__ from error
+            raise FileNotFoundError(captured.name) from error
         raise
 
 
