@@ -24,6 +24,8 @@ SPOOLS_PREFIX = "async-ckpt-"
 
 #: Something removed a file of the spool: so many seconds a process of the task waits for the agent to make it again.
 RESTORE_S = 2.0
+#: How long the kernel holds up a writer before it breaks a lease, in seconds, where it does not say.
+KERNEL_LEASE_BREAK_S = 45.0
 #: The first and the longest pause before a save captures again what somebody has written to meanwhile, in seconds.
 CAPTURE_FIRST_PAUSE_S = 0.001
 CAPTURE_LONGEST_PAUSE_S = 0.1

@@ -1,4 +1,4 @@
-"""``copy``: the bytes, now. Safe everywhere; takes time in proportion to the size."""
+"""``copy``: copies the bytes before ``save()`` returns. Safe everywhere, and takes time in proportion to the size."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .pack import Pack
 
 
 class Copy(FileStrategy):
-    """Copies; small files into the pack.
+    """Copies each file; small ones go into the pack.
 
     Parameters
     ----------

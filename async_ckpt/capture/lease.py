@@ -18,6 +18,8 @@ import os
 import signal
 import stat
 
+from ..config import KERNEL_LEASE_BREAK_S
+
 #: A real-time signal: blocked in the agent from its first instruction, queued, and no default action anybody relies on.
 LEASE_SIGNAL = getattr(signal, "SIGRTMIN", 0) + 9
 
@@ -36,10 +38,10 @@ def break_time_s() -> float:
         with open("/proc/sys/fs/lease-break-time", encoding="ascii") as file:
             return float(file.read())
     except (OSError, ValueError):
-        return 45.0
+        return KERNEL_LEASE_BREAK_S
 
 
-#: How long that is here.
+#: How long that is on this machine.
 BREAK_TIME_S = break_time_s()
 
 

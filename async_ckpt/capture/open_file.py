@@ -38,10 +38,10 @@ _F_SETSIG = 10
 #: So long, in seconds, a lease surely stands: half of the time after which the kernel breaks it by force.
 _SURELY_LEASED_S = lease.BREAK_TIME_S / 2
 
-#: A longer file is no flag, in bytes.
+#: A file of up to so many bytes may be a flag, which somebody sets and takes back.
 _FLAG_BYTES = 512
 
-#: Not blocking: a FIFO that took a file's place must not hold us up.
+#: Not blocking: a FIFO that has taken a file's place must not hold up the save.
 OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
 
 

@@ -1,4 +1,4 @@
-"""A copy of its own for a snapshot's file that was a link; the second half of the copy-on-write (see ``lease.py``)."""
+"""Makes a snapshot's link a file of its own: the second half of the copy-on-write (see ``lease.py``)."""
 
 from __future__ import annotations
 
