@@ -208,6 +208,7 @@ class Impatient(Misbehaving):
             await stream.send(answer("400 Bad Request", b"<Error><Code>RequestTimeout</Code></Error>"))
 
 
+@pytest.mark.long
 def test_a_low_bandwidth_leaves_no_connection_silent(open_client: OpenClient) -> None:
     server = Impatient(silence_s=4)
     data = pattern(800_000)

@@ -82,6 +82,7 @@ def test_the_next_attempt_takes_over_from_an_agent_that_hangs(task: Task) -> Non
     assert [line for line in lines if f"pid {hung}" in line]
 
 
+@pytest.mark.long
 def test_one_that_hangs_and_cannot_be_found_by_its_socket_is_found_by_its_lock(task: Task) -> None:
     task.set(hung_s=HUNG_S, reply_timeout_s=1)
     checkpointer = task.start()

@@ -11,7 +11,8 @@ from harness.gang_kills import play
 
 
 #: Of these, one kills rank 0 a tenth of a second after it began, the other one rank 1.
-@pytest.mark.parametrize(("seed", "rank"), [pytest.param("control3", 0, marks=pytest.mark.long), ("worker6", 1)])
+@pytest.mark.long
+@pytest.mark.parametrize(("seed", "rank"), [("control3", 0), ("worker6", 1)])
 def test_a_retry_begins_with_one_checkpoint_on_all_ranks_and_nothing_partial_is_visible(
     tmp_path: Path, seed: str, rank: int
 ) -> None:

@@ -36,6 +36,7 @@ def test_a_store_that_takes_everything_and_keeps_nothing_is_given_up_with_the_re
     assert task.committed_versions() == [1, 2]
 
 
+@pytest.mark.long
 def test_others_do_not_wait_for_one_that_fails_by_itself(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
     poisoned(task, monkeypatch, {0: FAILS})
     checkpointer = task.start()

@@ -344,7 +344,7 @@ def checkpoints_go_to_the_other_bucket_and_are_read_from_there(block: Block, loc
     local.assert_clean()
 
 
-@way("docs/gangs.md", "@parallel")
+@way("docs/gangs.md", "@parallel", pytest.mark.long)
 def a_gang_goes_on_from_the_same_checkpoint(block: Block, local: Workspace) -> None:
     """The block is a method; what it calls says in a file for each rank what it did."""
     flow = local.root / "gang.py"

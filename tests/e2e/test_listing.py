@@ -165,6 +165,7 @@ def test_checkpoints_that_were_removed_from_the_store_are_not_listed_though_the_
     assert local.query(code, task.pathspec) == []
 
 
+@pytest.mark.long
 def test_what_is_on_its_way_on_this_machine_is_listed_with_its_state_by_whoever_asks(s3: Workspace) -> None:
     running = s3.start_flow("on_its_way_flow")
     asked = s3.cwd / "asked"

@@ -55,6 +55,7 @@ def test_after_a_local_datastore_was_moved_its_references_load_from_the_configur
     assert not (local.root / "nowhere").exists()
 
 
+@pytest.mark.long
 def test_its_own_place_goes_first_outside_of_a_task(local: Workspace) -> None:
     """Under the same key, the configured datastore has another content."""
     references = saved(local.run_flow("moved_flow"))
