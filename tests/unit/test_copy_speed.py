@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from async_ckpt.capture import copy_speed as paces
+from async_ckpt.capture import copy_speed
 from async_ckpt.capture.copy_speed import CopySpeed
 
 GB = 10**9
@@ -15,7 +15,7 @@ GB = 10**9
 @pytest.fixture(autouse=True)
 def memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 1 GB nothing goes into memory alone."""
-    monkeypatch.setattr(paces, "_absorbed_bytes", lambda: GB)
+    monkeypatch.setattr(copy_speed, "_absorbed_bytes", lambda: GB)
 
 
 def test_a_disk_that_was_not_seen_yet_is_taken_for_a_slow_one() -> None:
@@ -64,10 +64,10 @@ def test_a_copy_that_went_into_memory_is_no_reason_to_trust_a_disk_with_more_tha
 def test_savers_and_agents_know_of_each_others_copies(tmp_path: Path) -> None:
     path = str(tmp_path / "pace")
     saver, agent = CopySpeed(path), CopySpeed(path)
-    assert agent.safe_bytes == int(100e6 * paces.BREAK_TIME_S)
+    assert agent.safe_bytes == int(100e6 * copy_speed.BREAK_TIME_S)
     saver.add(2 * GB, 20.0)
     assert agent.bytes_per_s == 100_000_000
-    assert agent.safe_bytes < 100e6 * paces.BREAK_TIME_S
+    assert agent.safe_bytes < 100e6 * copy_speed.BREAK_TIME_S
     agent.add(2 * GB, 10.0)
     assert CopySpeed(path).bytes_per_s == saver.bytes_per_s == 150_000_000
 
