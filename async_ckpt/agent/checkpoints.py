@@ -88,11 +88,12 @@ class Checkpoints:
             self._owners.say(why)
         for identity, known in self._journal.checkpoints.items():
             if identity not in self._queue.jobs:
-                self._queue.admit(identity, (0, 0), 0)
+                job = self._queue.admit(identity, (0, 0), 0)
                 if known.state in RELEASED:
                     self._queue.end(identity, known.state, known.why)
                 else:
                     self._queue.end(identity, FAILED, known.why or "its record vanished from the spool")
+                job.let_go()
 
     def scan(self) -> None:
         """Find what was admitted without a doorbell, what is missing, and what can be reached again."""

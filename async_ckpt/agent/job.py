@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..config import DEATHS_TO_SUSPECT, OUTAGE_FIRST_S, OUTAGE_PAUSE_S
 from ..spool.journal import ADMITTED, UPLOADED, CheckpointState
@@ -14,7 +15,7 @@ from ..system.backoff import Backoff
 Place = tuple[tuple[int, int], str]
 
 
-@dataclass
+@dataclass(slots=True)
 class TryProgress:
     """How one try gets on, as somebody sees it who looks now and then. Bytes that are taken back and sent again show
     nothing new. Times are monotonic seconds.
@@ -48,7 +49,16 @@ class TryProgress:
         return self.most > self.first
 
 
-@dataclass
+def _no_outage() -> Backoff:
+    return Backoff(0, OUTAGE_FIRST_S, OUTAGE_PAUSE_S)
+
+
+#: What jobs that have ended share; nobody changes it any more.
+_ENDED_PROGRESS, _ENDED_OUTAGE = TryProgress(), _no_outage()
+_NOTHING: dict[Any, Any] = {}
+
+
+@dataclass(slots=True)
 class Job:
     """One admitted checkpoint.
 
@@ -112,7 +122,7 @@ class Job:
     strikes: int = 0
     progress: TryProgress = field(default_factory=TryProgress)
     #: While the store does not take it: its pauses, since when, and the most of it that was in the store meanwhile.
-    outage: Backoff = field(default_factory=lambda: Backoff(0, OUTAGE_FIRST_S, OUTAGE_PAUSE_S))
+    outage: Backoff = field(default_factory=_no_outage)
     outage_since: float = 0.0
     outage_stored: int = 0
 
@@ -179,4 +189,5 @@ class Job:
     def let_go(self) -> None:
         """It has ended, and only its outcome is still asked for. There may be thousands of these."""
         self.item = None
-        self.fingerprints, self.gathered_since = {}, {}
+        self.fingerprints = self.gathered_since = _NOTHING
+        self.progress, self.outage = _ENDED_PROGRESS, _ENDED_OUTAGE
