@@ -28,9 +28,8 @@ import botocore.session
 from async_ckpt.config import Config
 from async_ckpt.errors import StoreError, TransientStoreError
 from async_ckpt.stores import retry
-from async_ckpt.stores.base import S3Settings
 from async_ckpt.stores.retry import RetryStore
-from async_ckpt.stores.s3 import boto3_transport
+from async_ckpt.stores.s3 import S3Settings, boto3_transport
 from async_ckpt.stores.s3.store import S3Store
 
 from .fault_calls import CALLS, PREFIX, Call, Scene, furnish

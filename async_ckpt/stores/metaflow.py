@@ -15,8 +15,9 @@ from metaflow.plugins.datatools.s3.s3util import get_s3_client
 from ..config import Config
 from ..errors import UsageError
 from ._metaflow_access import DATASTORE_KINDS, ENV_ARTIFACT_STORE, absolute, access_of, artifact_store
-from .base import Access, S3Settings, Store, StoreSpec
+from .base import Access, Store, StoreSpec
 from .retry import RetryStore
+from .s3 import S3Settings
 
 __all__ = ["ENV_ARTIFACT_STORE", "artifact_store", "default_spec", "s3_retry_attempts", "s3_settings", "spec_for"]
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from async_ckpt.config import Config
-from async_ckpt.stores.base import S3Settings
-from async_ckpt.stores.s3 import aiohttp_transport, boto3_transport
+from async_ckpt.stores.s3 import S3Settings, aiohttp_transport, boto3_transport
 from async_ckpt.stores.s3.settings import OpenClient
 from async_ckpt.stores.s3.store import S3Store
 

@@ -9,8 +9,7 @@ import pytest
 
 from async_ckpt.config import CHUNK_BYTES, Config
 from async_ckpt.errors import UsageError
-from async_ckpt.stores.base import S3Settings
-from async_ckpt.stores.s3 import boto3_transport
+from async_ckpt.stores.s3 import S3Settings, boto3_transport
 from async_ckpt.stores.s3.settings import OpenClient
 from async_ckpt.stores.s3.store import S3Store
 from harness.content import BytesContent, crcs_of, pattern

@@ -20,9 +20,9 @@ from botocore.session import get_session
 from async_ckpt.config import CHUNK_BYTES, Config
 from async_ckpt.errors import CheckpointError, NotFound, StoreError, TransientStoreError, UsageError
 from async_ckpt.stores import retry
-from async_ckpt.stores.base import S3Settings, Store
+from async_ckpt.stores.base import Store
 from async_ckpt.stores.retry import RetryStore
-from async_ckpt.stores.s3 import aiohttp_transport
+from async_ckpt.stores.s3 import S3Settings, aiohttp_transport
 from async_ckpt.stores.s3.multipart import MAX_PARTS, part_size
 from async_ckpt.stores.s3.settings import OpenClient
 from async_ckpt.stores.s3.store import S3Store

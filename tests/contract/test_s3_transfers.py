@@ -17,8 +17,8 @@ from anyio.abc import SocketStream
 
 from async_ckpt.config import CHUNK_BYTES, Config
 from async_ckpt.errors import IntegrityError, NotFound, StoreError, TransientStoreError
-from async_ckpt.stores.base import Multipart, S3Settings
-from async_ckpt.stores.s3 import copy_object, limits
+from async_ckpt.stores.base import Multipart
+from async_ckpt.stores.s3 import S3Settings, copy_object, limits
 from async_ckpt.stores.s3.store import S3Store
 from harness.content import BytesContent, crcs_of, pattern
 from harness.servers import BUCKET, S3Server, moto_server, moto_tls_server, rclone_server

@@ -16,8 +16,8 @@ import pytest
 from async_ckpt.config import Config
 from async_ckpt.errors import UsageError
 from async_ckpt.stores import open_store
-from async_ckpt.stores.base import S3Settings, StoreSpec
-from async_ckpt.stores.s3 import aiohttp_transport, boto3_transport, choice
+from async_ckpt.stores.base import StoreSpec
+from async_ckpt.stores.s3 import S3Settings, aiohttp_transport, boto3_transport, choice
 from async_ckpt.stores.s3.answers import Answer
 from async_ckpt.stores.s3.choice import fits_requirement, why_not_aiobotocore
 from async_ckpt.stores.s3.settings import OpenedClient

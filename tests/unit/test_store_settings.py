@@ -17,8 +17,7 @@ from botocore.config import Config as BotoConfig
 
 from async_ckpt.config import Config
 from async_ckpt.errors import UsageError
-from async_ckpt.stores.base import S3Settings
-from async_ckpt.stores.s3 import settings
+from async_ckpt.stores.s3 import S3Settings, settings
 from async_ckpt.stores.s3.aiohttp_transport import open_client
 from async_ckpt.stores.s3.answers import Answer
 from async_ckpt.stores.s3.engine import Engine

@@ -23,7 +23,7 @@ from anyio import to_thread
 from yarl import URL
 
 from ...config import LOOK_UP_S, Config
-from ..base import S3Settings
+from . import S3Settings
 from .settings import Exchange, Network, OpenedClient, client_params, made, merged_config
 from .transport import Dropped, Incoming, PhaseTimer, SignedRequest, Timeouts
 

@@ -29,7 +29,7 @@ from urllib3.exceptions import ReadTimeoutError as StreamTimeoutError
 
 from ...config import LEFT_BEHIND_S, Config
 from ...system.concurrency import in_thread
-from ..base import S3Settings
+from . import S3Settings
 from .answers import Answer
 from .settings import Exchange, Network, OpenedClient, client_params, made, merged_config
 from .transport import Dropped, Incoming, PhaseTimer, SignedRequest, Stream, Timeouts

@@ -16,7 +16,7 @@ import botocore
 
 from ...config import Config
 from ...errors import UsageError
-from ..base import S3Settings
+from . import S3Settings
 from .boto3_transport import open_client as open_threads
 from .settings import Exchange, OpenedClient
 

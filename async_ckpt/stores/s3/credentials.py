@@ -20,7 +20,7 @@ from botocore.session import get_session
 from ...config import CREDENTIALS_AMBIGUOUS_S, CREDENTIALS_LIFE_S, CREDENTIALS_PEACE_S
 from ...errors import CheckpointError
 from ...system.concurrency import in_thread
-from ..base import OpenCredentials
+from . import OpenCredentials
 
 T = TypeVar("T")
 

@@ -17,7 +17,8 @@ from urllib.parse import urlsplit
 
 from ...config import FAILURE_SHARED_S, Config
 from ...errors import CheckpointError, StoreError, TransientStoreError, UsageError
-from ..base import S3Settings, check_key
+from ..base import check_key
+from . import S3Settings
 from .answers import MAX_ERROR_BYTES, Answer, NotS3, Refusal, check, clock_offset_s, code_of, header, is_page, is_s3
 from .body import Body
 from .choice import open_client as open_best

@@ -22,7 +22,7 @@ from botocore.utils import get_environ_proxies
 
 from ...config import Config
 from ...errors import StoreError, UsageError, os_reason
-from ..base import S3Settings
+from . import S3Settings
 from .answers import Answer
 from .transport import Timeouts, Transport
 

@@ -15,8 +15,9 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from ...config import CHUNK_BYTES, Config
 from ...errors import IntegrityError, NotFound, StoreError, TransientStoreError
 from ...system.concurrency import for_each
-from ..base import MAX_BYTES, Capabilities, Content, Entry, PartsLog, Progress, S3Settings, Store, no_progress
+from ..base import MAX_BYTES, Capabilities, Content, Entry, PartsLog, Progress, Store, no_progress
 from ..retry import with_retries
+from . import S3Settings
 from .body import Bytes, LocalFile
 from .choice import open_client as open_best
 from .conditions import Conditions
