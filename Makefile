@@ -12,7 +12,7 @@ test: .venv
 	$(PYTHON) -m pytest -n 4
 
 test-long: .venv
-	$(PYTHON) -m pytest -n 4 -m long
+	$(PYTHON) -m pytest -n 3 -m long
 
 check: .venv
 	$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check . && $(PYTHON) -m mypy
