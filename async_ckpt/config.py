@@ -114,8 +114,8 @@ GATHER_FIRST_S, GATHER_LAST_S = 0.1, 5.0
 GATHER_GROWTH = 1.5
 #: Once the pauses are longer than this, ranks also look whether rank 0 has died.
 GATHER_SUSPICION_S = 0.5
-#: Lines of progress: each comes after a pause so many times as long as the one before, but at most so many times as
-#: long as the first.
+#: The first line of progress comes after ``Config.progress_s``. Each further pause is PROGRESS_GROWTH times as long as
+#: the one before it, until it is PROGRESS_MOST times ``Config.progress_s``.
 PROGRESS_GROWTH, PROGRESS_MOST = 1.5, 12
 #: For how long the agent is asked at a time about one checkpoint that somebody waits for.
 WAIT_SLICE_S = 5.0
@@ -315,7 +315,8 @@ class Config:
     flush_timeout_s: float = 6 * 3600.0
     #: How long the end of a step waits after an exception of your code.
     exception_flush_timeout_s: float = 300.0
-    #: When a flush writes its first line about its progress. The pauses between lines grow to twelve times that.
+    # PROGRESS_GROWTH and PROGRESS_MOST say how the later pauses grow.
+    #: When a flush writes its first line about its progress. The pauses between lines grow, to a minute by default.
     progress_s: float = 5.0
     #: How long an agent whose task is gone goes on uploading.
     drain_timeout_s: float = 3600.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class StillClock:
-    """Goes on when it is told to; both its times are in seconds."""
+    """Goes on when it is told to; its times are in seconds."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -14,6 +14,9 @@ class StillClock:
 
     def time(self) -> float:
         return 1e9 + self.now
+
+    def time_ns(self) -> int:
+        return int(self.time() * 1e9)
 
     def sleep(self, seconds: float) -> None:
         self.now += seconds

@@ -63,7 +63,8 @@ class Flush:
         while not self._is_over(saved):
             go_on()
             try:
-                piece = max(min(self._config.progress_s, deadline - self._client.clock.monotonic()), 0)
+                left = deadline - self._client.clock.monotonic()
+                piece = max(min(self._config.progress_s, progress.due_in_s, left), 0)
                 answer = agent.ask("flush", piece, **fields)
             except (AgentError, WaitTimeout) as error:
                 raise self._error(str(error)) from error

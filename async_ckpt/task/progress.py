@@ -13,12 +13,19 @@ log = logging.getLogger(__name__)
 
 
 class ProgressLines:
-    """Lines for whoever waits: the first after ``progress_s`` seconds, then more and more seldom."""
+    """Lines for whoever waits: the first comes after ``progress_s`` seconds. Each further pause is ``PROGRESS_GROWTH``
+    times as long as the one before, until it is ``PROGRESS_MOST`` times ``progress_s``.
+    """
 
     def __init__(self, config: Config, clock: Clock) -> None:
         self._clock = clock
         self._pause_s, self._most_s = config.progress_s, PROGRESS_MOST * config.progress_s
         self._next = self._clock.monotonic() + self._pause_s
+
+    @property
+    def due_in_s(self) -> float:
+        """Seconds until the next line is due; 0 if it is due now. Whoever waits in pieces waits no longer than that."""
+        return max(self._next - self._clock.monotonic(), 0.0)
 
     def say(self, line: Callable[[], str]) -> None:
         """Say how it stands, if it is time to."""

@@ -273,7 +273,7 @@ class Tracker:
                 state, why = self.state(identity)
             else:
                 with self.while_it_runs():
-                    answer = agent.ask("wait", min(left, WAIT_SLICE_S), id=identity)
+                    answer = agent.ask("wait", min(left, WAIT_SLICE_S, progress.due_in_s), id=identity)
                 if answer is None:
                     progress.say(functools.partial(flush_line, None, agent.trouble))
                     continue

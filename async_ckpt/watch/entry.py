@@ -183,8 +183,9 @@ class Entry:
     renamed: bool = False
     #: Whether somebody has a file of it open for writing.
     is_open: bool = False
-    #: Since when that is so without a change; None once it was logged.
-    open_since: float | None = None
+    #: When it was first seen or last changed, on the recogniser's clock, whether it is open or not. None: the log has
+    #: said since then that it waits for whoever has it open.
+    unchanged_since: float | None = None
     #: How it looked when it was saved; None: it was not yet.
     saved: Tree | None = None
     #: It lost files since it was saved, and gained nothing.

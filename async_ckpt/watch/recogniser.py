@@ -94,7 +94,7 @@ class Recogniser:
         # just been begun.
         for path in sorted(new, key=lambda path: (not (tree := looks[path].tree), tree.newest_ns, natural(path))):
             look, now = looks[path], self._clock()
-            entry = Entry(path, look.tree, now, self._next_order(), is_old=path in old, open_since=now)
+            entry = Entry(path, look.tree, now, self._next_order(), is_old=path in old, unchanged_since=now)
             entry.renamed = look.renamed
             before = renamed.get(look.tree.fingerprint)
             if before is not None and before.path in gone:  # The same one under another name.
@@ -174,7 +174,7 @@ class Recogniser:
                 )
             else:
                 entry.order = self._next_order()  # Written anew, as a last.ckpt is.
-        entry.tree, entry.changed_at, entry.renamed, entry.open_since = tree, now, False, now
+        entry.tree, entry.changed_at, entry.renamed, entry.unchanged_since = tree, now, False, now
 
     def note_open(self, paths: Collection[str]) -> None:
         """Take in which entries are open for writing now: their writers may be slow."""
@@ -184,9 +184,9 @@ class Recogniser:
             if not entry.is_open:
                 continue
             entry.changed_at = now
-            if entry.open_since is not None and now - entry.open_since > self.quiet_s:
+            if entry.unchanged_since is not None and now - entry.unchanged_since > self.quiet_s:
                 log.info(f"{entry.path} waits: nothing changes, but a process has a file of it open for writing")
-                entry.open_since = None
+                entry.unchanged_since = None
 
     def expect_leftovers(self, before_ns: int) -> None:
         """Entries that were there at the first look and were last written to before ``before_ns`` (wall clock) are an
