@@ -1,5 +1,6 @@
-"""Entry point of both processes: ``agent <lock> <socket> <spool>`` and ``worker <socket> <spool>`` (see
-``launch.py``).
+"""Entry point of the agent's process, ``agent <lock> <socket> <spool>``, and of its uploader's, ``worker <socket>
+<spool>``. ``launch.py`` makes the command lines. The agent's other child, the saver, begins in
+``task/socket_saver.py``.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """Counts how often uploaders and agents have died with a checkpoint in hand: it may be what kills them. A file whose
-reading ends in SIGBUS does, one that needs more memory than there is, or a bug.
+reading ends in SIGBUS can do that, one that needs more memory than there is, or a bug.
 
 Before each try the journal says which checkpoint is taken in hand, and how often in a row that was. So an agent also
 knows what the one before it died with. If several were in hand, the death counts for all of them. A checkpoint with too

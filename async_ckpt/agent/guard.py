@@ -1,9 +1,9 @@
 """Answers the kernel when somebody wants to write to a hard-linked file; see ``capture/lease.py``.
 
 The guard has threads of its own, because a trainer is held up in ``open()`` until the answer comes. The kernel's signal
-is blocked in the whole process and fetched with ``sigtimedwait``. Each lease is then asked whether it is the one (a
-microsecond each), so a signal that was lost does no harm. Several threads copy, so that each writer waits for its own
-file only.
+is blocked in the whole process and fetched with ``sigtimedwait``. The guard then asks each lease whether somebody waits
+for it (a microsecond each), so a signal that was lost does no harm. Several threads copy, so that each writer waits for
+its own file only.
 
 Two kinds of files are copied away before anybody wants to write to them: files that were rewritten in place before, as
 they will be at every save (``capture/habits.py``), and files that this disk could not copy in the time for which the

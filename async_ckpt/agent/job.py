@@ -80,13 +80,13 @@ class Job:
     stored : bool
         All its objects are in the store, and only the commit is left, however often that has failed.
     shard : bool
-        Others have a part in it.
+        It is one rank's part of a collective checkpoint.
     outdated : bool
         It is a shard, and its ranks were started again since.
     passed : bool
-        No other waits for its commit.
+        Newer checkpoints are committed without waiting for this one.
     deaths : int
-        How often in a row whoever had it in hand has died, without that anything new of it was stored.
+        How often in a row a process has died that had it in hand, with nothing new of it stored in between.
     item : Admitted or None
         Its record. None: its file system does not answer, or its disk was given back.
     fingerprints : dict

@@ -1,8 +1,8 @@
 """The names under which an agent is found: its socket's, and its number beside it.
 
-A socket is bound under the name that it keeps, for the kernel lists it by that one (``/proc/net/unix``), and what
-cleans temporary directories takes others for dead. ``agent.sock`` is a symbolic link to it, and so whoever finds that
-finds the right ``agent.pid`` beside it.
+A socket keeps the name under which it is bound: the kernel lists it by that name (``/proc/net/unix``), and programs
+that clean temporary directories take a socket under another name for dead. ``agent.sock`` is a symbolic link to it, and
+so whoever finds that finds the right ``agent.pid`` beside it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Whom the agent works for: the task's process, or several in turn, as attempts follow on each other."""
+"""The processes that the agent works for: the task's; and when an attempt follows another one, the next task's."""
 
 from __future__ import annotations
 

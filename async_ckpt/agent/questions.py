@@ -24,8 +24,8 @@ class Questions:
     Parameters
     ----------
     answer : callable
-        Given a request, whether it is looked at for the first time, and whether its time is over: what is said now;
-        None, unless it is: not yet.
+        Is given a request, whether this is the first look at it, and whether its time is over. Returns the answer, or
+        None if there is none yet; once its time is over there must be one.
     """
 
     def __init__(self, answer: Callable[[Message, bool, bool], Message | None], clock: Clock) -> None:

@@ -1,4 +1,5 @@
-"""Saves that clients ask for over the socket: in turns, by a process of its own, the saver (``task/socket_saver.py``).
+"""Saves that clients ask for over the socket. One process does them one after the other: the saver
+(``task/socket_saver.py``).
 
 The control plane only hands them on, as a capture may have to copy for minutes. The saver is to the agent a subprocess
 of the task like any other: it captures, takes a version, admits, and keeps the leases until the agent has them. It is

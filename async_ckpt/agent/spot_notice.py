@@ -1,8 +1,8 @@
 """The notice of the machine's end: a file that Metaflow writes on a spot instance, with the time as the cloud said it.
 
 Others may write it as well, again and again, and in other words. The first time in it counts: as ISO 8601 (AWS, alone
-or in its JSON) or as in e-mails (Azure); one without a zone is in UTC. Without any, as Google says no more than
-``TRUE``, the usual time is left from when the file was written.
+or in its JSON) or as in e-mails (Azure); one without a zone is in UTC. If there is no time in it (Google only says
+``TRUE``), the usual time is counted from when the file was written.
 """
 
 from __future__ import annotations

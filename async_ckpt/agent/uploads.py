@@ -1,6 +1,6 @@
-"""What the agent has its worker do, what it hears from it, and what becomes of that.
+"""The agent's orders to its uploader (here: the worker), and what it does about the answers.
 
-The two speak as ``upload/process.py`` says.
+``upload/process.py`` lists the messages between the two.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A file that is captured, and what has become of it since.
 
-A snapshot is of one moment T if every file was captured before T, and is found as captured after it. What is asked
-afterwards depends on what can be trusted:
+A snapshot is of one moment T if every file was captured before T, and a look at it after T shows what was captured.
+What this second look asks depends on what can be trusted:
 
 - Of a linked file: nothing. Whoever wants to write to it waits for its lease.
 - Of a copied one: its size and times. Where a write since need not have changed these, its content is read again. That
@@ -12,8 +12,8 @@ afterwards depends on what can be trusted:
 
 The content alone does not tell everything: what was emptied, written and emptied again, or a flag that was set and
 taken back, is the same as before, and was not in between. So of what is copied by itself, or is as short as flags are,
-the times have to be the same as well. (All times of a thousand small files would cost more than their content. One that
-is longer is the same again where it was written anew as it was: that belongs to both moments.)
+the times have to be the same as well. For the other small files they are not asked, as that would cost more than to
+compare the content. If such a file was written anew with the same content, this content is right for both moments.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Where a symbolic link below what is saved leads, and what becomes of it.
 
 A link is worth nothing on another machine if what it points to stays behind. So a link whose target is saved as well
-stays a link, made relative where it is not; one that leads out of what is saved is saved as what it points to, and a
-folder behind it is walked like any other. ``Root`` says which folders of the disk are in the snapshot, and where.
+stays a link, and is made relative if it is absolute. A link that leads out of what is saved is replaced by what it
+points to; if that is a folder, it is walked like any other. ``Root`` says which folders of the disk are in the
+snapshot, and where.
 """
 
 from __future__ import annotations

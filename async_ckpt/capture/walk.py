@@ -1,7 +1,7 @@
-"""The walk over what is captured, shared by all strategies.
+"""The walk over a directory that is captured. All strategies use it.
 
 Kept: relative paths, modes, modification times, empty directories, symbolic links to what is captured as well; other
-links become what they point to (``links.py``). Refused by name: FIFOs, sockets, devices, links that lead nowhere.
+links become what they point to (``symlinks.py``). Refused by name: FIFOs, sockets, devices, links that lead nowhere.
 """
 
 from __future__ import annotations

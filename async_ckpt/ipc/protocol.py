@@ -17,8 +17,9 @@ hello     v, pid, owner (bool: exit when this connection ends),      v, pid (the
 admit     id; guard: list of paths, fds: their leased descriptors    none
 state     id                                                         state, why
 wait      id, timeout_s                                              state, why (not final: the time is over)
-flush     timeout_s, gather_s (if others need not be waited for      pending, failed: list of [id, why]
-          longer in collective saves)
+flush     timeout_s, gather_s (how long other ranks of collective    pending, pending_bytes, bytes_per_s, why (what
+          saves are still waited for), again (id of one that has     holds up the oldest), failed: list of [id, why],
+          failed and is to be tried again)                           failed_count
 save      path, attempt, timeout_s, and what ``SaveOptions`` has      id, reference
           (``task/options.py``); all but path may be left out
 room      folder (of what is to be saved), timeout_s                 full: why there is no room; empty: there is
@@ -26,7 +27,8 @@ claim     attempt, timeout_s                                         start: whic
                                                                      it is not known yet), why (it will not be),
                                                                      asked (whether the store is being asked)
 deadline  seconds (until the machine goes)                           first: id of what is uploaded before all others
-status                                                               see ``agent.status``
+status                                                               as for flush, and what ``Requests._on_status``
+                                                                     (``agent/requests.py``) adds
 bye       over (false: the attempt has failed, the task has not)     none; of owners: the agent exits when all is
                                                                      committed
 ========  =========================================================  ==============================================

@@ -56,7 +56,7 @@ def reference(
     JSON, a dict as a rule (see ``metadata.plain``); ``shard`` rank and world of a part of a collective checkpoint;
     ``now`` the moment, with its zone. All fields but ``created_at``, ``latest``,
     ``manifest``, ``rank``, ``world``, ``node`` and ``nodes`` are those existing clients read. They compare
-    ``created_on`` as local times without a zone, so it stays one; ``created_at`` is what orders (see ``moments``).
+    ``created_on`` as local times without a zone, so it stays one; ``created_at`` is what orders (see ``newest.py``).
     """
     key = task.key(name, version)
     now = now or datetime.datetime.now(datetime.timezone.utc)

@@ -1,4 +1,4 @@
-"""Directories that nobody but this user can enter, and what to say where they cannot be made."""
+"""Makes directories that nobody but this user can enter, and explains why one cannot be made."""
 
 from __future__ import annotations
 

@@ -14,8 +14,8 @@ with ``id`` (the checkpoint's name in ``ready/``) and one of
 - ``parts``: a file whose multipart upload was begun (with ``upload``, the store's id, and ``part_bytes``), and
   ``part``: its part of that number is in the store (with ``of``, the file, ``etag``, ``crc32``). Void once the file,
   or the checkpoint, is uploaded or has failed;
-- ``tries``: it is taken in hand once more; so often in a row (this time included) without that whoever had it in hand
-  told of its end: they have died. 0: it was put down. Void with any of the above;
+- ``tries``: a process takes it in hand. The number says how often in a row that was (this time included) without a word
+  of how it ended: all processes before this one have died. 0: it was put down. Void with any of the above;
 - ``stored``: the key of a file of a committed checkpoint that may be saved again (with ``inode``, ``crc32``): what the
   records above come to. Written when the journal is compacted.
 

@@ -1,7 +1,7 @@
 """Keeps a spool whole while its agent lives, whatever cleans the directory it is in.
 
-systemd-tmpfiles, tmpreaper, a cron job with ``find -mtime +10 -delete``, or a person may remove what looks old, under a
-run of weeks as well. So
+systemd-tmpfiles, tmpreaper, a cron job with ``find -mtime +10 -delete``, or a person may remove what looks old, even
+while a run of weeks still needs it. So
 
 - ``flock`` is held on the spool's directory and its annexes: systemd-tmpfiles leaves alone what is below such a one;
 - times are set anew now and then, for cleaners that go by age alone;

@@ -1,4 +1,4 @@
-"""Bytes from file to file, inside the kernel, and to the disk."""
+"""Copies bytes from file to file inside the kernel, and sees that they reach the disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What time it is, for whoever gets a clock handed in: a simulation has one that goes on when it is told to."""
+"""The clock that is handed to whatever waits or measures time. Tests hand in one that only goes on when told to."""
 
 from __future__ import annotations
 

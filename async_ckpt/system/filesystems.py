@@ -1,7 +1,7 @@
 """Which file system a file is on, and what of it can be trusted there.
 
-Asked of each file by its open descriptor: neither the path nor ``st_dev`` tells (subvolumes, overlays, binds).
-``docs/filesystems.md`` says what was tried on which, and how.
+It is asked for each file by its open descriptor. Neither the path nor ``st_dev`` tells it, because of subvolumes,
+overlays and bind mounts. ``docs/filesystems.md`` says what was tried on which, and how.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What a forked child must not keep: sockets and locks of ours.
 
 A copy in a child outlives its parent: a lock would stay taken, and whoever waits at the other end of a socket would
-never see it end. Children that Python forks close them here (leases: in ``capture/lease.py``); what is started by exec
-inherits none.
+never see it end. Children that Python forks close them here (leases: in ``capture/lease.py``). A program that is
+started by exec inherits none of them.
 """
 
 from __future__ import annotations

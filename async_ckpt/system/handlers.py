@@ -1,4 +1,4 @@
-"""Signals' handlers that wait until what they would interrupt is done.
+"""Makes handlers of signals wait until the work that they would interrupt is done.
 
 Python runs a handler in the main thread between any two of its instructions: with locks held, and things half done. A
 handler that saves while a save is under way would wait for a lock that the very frame has which it interrupted, and one

@@ -2,7 +2,9 @@
 
 Everything that runs in the task, or in a process of the task, says its lines through a logger below ``async_ckpt``
 (``log = logging.getLogger(__name__)``). By default they are written to stderr, each after ``[@checkpoint]``; from which
-level on, ``METAFLOW_ASYNC_CKPT_LOG_LEVEL`` says. The agent has no loggers: it tells the task, which then says it here.
+level on, ``METAFLOW_ASYNC_CKPT_LOG_LEVEL`` says. In a step ``@checkpoint`` sends them through Metaflow's own logger
+instead (``plugins/checkpoint_decorator.py`` calls ``write_lines_with``). The agent has no loggers: it tells the task,
+which then says it here.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Work that may take long, and between whose instructions no signal's handler comes.
+"""Long work that no handler of a signal interrupts between two of its instructions.
 
-What is short puts handlers off (``handlers``). What waits cannot: a Ctrl-C has to end it. So the main thread gives it
-to a thread of its own, which nothing interrupts, and only waits for it; what a handler does meanwhile is done beside
-it, and the two wait for each other as threads do.
+Short work puts handlers off (``handlers``). Work that waits cannot do that: a Ctrl-C has to end it. So the main thread
+gives it to a thread of its own, which nothing interrupts, and only waits for it; what a handler does meanwhile is done
+beside it, and the two wait for each other as threads do.
 """
 
 from __future__ import annotations

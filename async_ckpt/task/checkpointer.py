@@ -1,4 +1,4 @@
-"""A process's access to the checkpoints of a task; what the decorator, ``Checkpoint`` and the command line stand on."""
+"""A process's access to the checkpoints of a task. The decorator, ``Checkpoint`` and the command line use it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Waiting until everything that a task has saved is in the store; at its end, and when its machine is about to go."""
+"""Waiting until everything that a task has saved is in the store: when asked, at the end of the task, and when its
+machine is about to go.
+"""
 
 from __future__ import annotations
 

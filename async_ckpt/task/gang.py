@@ -1,4 +1,4 @@
-"""The start of an attempt of a gang: node 0 decides what is loaded, and all nodes load that, or none of them goes on.
+"""How an attempt of a gang starts: node 0 decides what is loaded. Either all nodes load that, or none of them goes on.
 
 The nodes meet in the store alone (``ranks/agreement.py``).
 """

@@ -7,7 +7,7 @@ What stands there already and is no part of the checkpoint stays, and the log na
 Symbolic links that lead out of the checkpoint are not made: a trainer could write anywhere through them.
 
 A load has its own directory, ``.async_ckpt-loading-<random>/``. In it, ``content/`` is what arrives, ``replaced/`` what
-had to make room, and a tar lies beside them. Saves and watches pass such a directory over. The next load into the same
+had to make room, and a tar lies beside them. Saves and watches ignore such a directory. The next load into the same
 destination removes one that a killed load has left.
 """
 

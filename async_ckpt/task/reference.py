@@ -1,4 +1,4 @@
-"""What is handed out of a checkpoint, and what ``save()`` returns."""
+"""What users get about a checkpoint: from ``save()`` a ``Reference``, from ``list()`` a ``CheckpointInfo``."""
 
 from __future__ import annotations
 

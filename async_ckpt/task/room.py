@@ -1,4 +1,4 @@
-"""What a save does where too much waits for the store, or the disk is full: it waits, or is refused."""
+"""What a save does if too much waits for the store, or the disk is full: it waits, or raises an error."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ class Tracker:
         default = self.config.settle_timeout_s if self.task.nodes > 1 else self.config.claim_wait_s
         limit, now = default if limit_s is None else limit_s, self.client.clock.monotonic
         deadline, why = now() + limit, ""
-        # A machine that is so busy that nobody has asked the store yet says nothing about the store.
+        # The limit counts from when the store was asked. A busy machine may take long until then; ``last`` bounds that.
         last = now() + max(limit, CLAIM_START_S)
         while (start := self.spool.start) is None and (left := deadline - now()) > 0 and not why:
             go_on()

@@ -2,8 +2,8 @@
 
 A retry often loads a checkpoint back under its name, for its trainer to go on from. It is recognised by its name, its
 files, their sizes and times, which a load gives back, and is not saved again. What came back by other means has other
-times, and is saved; so is what was never saved but is older than what the task has saved since. Neither becomes the
-newest: what the trainer writes from here on is that.
+times, and is saved. What was never saved is saved as well, even if it is older than what the task has saved since.
+Neither becomes the newest: what the trainer writes from here on is that.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Why a watch saved nothing: what is in the directory instead, and what would have to change. And at the end, what was
-passed over although it looks like a checkpoint.
+"""Explains to users why a watch saved nothing: what is in the directory instead, and what would have to change. At the
+end it also names what was ignored although it looks like a checkpoint.
 """
 
 from __future__ import annotations

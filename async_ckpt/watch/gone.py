@@ -1,4 +1,4 @@
-"""Whether what is gone was a finished checkpoint (pure).
+"""Whether what is gone was a finished checkpoint.
 
 It is decided later, when more is known than at the moment at which it went. Two kinds of trainers finish checkpoints
 that do not stay: one keeps only a few, and removes the oldest when it has written the next; another uses the same name

@@ -1,4 +1,6 @@
-"""Which entries of a watched directory are finished checkpoints (pure: it decides from looks and a clock alone).
+"""Which entries of a watched directory are finished checkpoints.
+
+It does not look into the directory itself. It is told what is there (``update``) and what is open (``note_open``).
 
 An entry counts as finished when
 

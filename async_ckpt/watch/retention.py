@@ -1,4 +1,4 @@
-"""Room on the disk: what was saved (``move``), or is in the store and not among the newest (``keep``), is removed."""
+"""Gives back the disk: removes what was saved (``move``), or is in the store and not among the newest (``keep``)."""
 
 from __future__ import annotations
 
