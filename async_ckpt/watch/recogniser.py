@@ -1,6 +1,6 @@
 """Which entries of a watched directory are finished checkpoints.
 
-It does not look into the directory itself. It is told what is there (``update``) and what is open (``note_open``).
+It does not look into the directory itself. It is told what is there (``observe``) and what is open (``note_open``).
 
 An entry counts as finished when
 
