@@ -22,7 +22,7 @@ ENV_ATTEMPT = "ASYNC_CKPT_ATTEMPT"
 #: Name of the directory that holds a user's spools, before the user's number.
 SPOOLS_PREFIX = "async-ckpt-"
 
-#: Something removed a file of the spool: so many seconds a process of the task waits for the agent to make it again.
+#: How long a process of the task waits for the agent to make again a file of the spool that something has removed.
 RESTORE_S = 2.0
 #: How long the kernel holds up a writer before it breaks a lease, in seconds, where it does not say.
 KERNEL_LEASE_BREAK_S = 45.0
@@ -33,7 +33,7 @@ CAPTURE_LONGEST_PAUSE_S = 0.1
 #: one that is not free for so long never will be.
 SPOOL_LOCK_TIMEOUT_S = 10.0
 
-#: Content is sent in pieces of so many bytes, and progress is counted in them. (Pieces of a MiB are slower.)
+#: The size of the pieces in which content is sent and progress is counted. (Pieces of a MiB are slower.)
 PIECE_BYTES = 256 << 10
 #: Size in bytes of the units in which content is digested and multipart uploads are cut.
 CHUNK_BYTES = 16 << 20
@@ -67,15 +67,15 @@ RATE_WINDOW_S = 5.0
 RATE_LEAST_S = 0.2
 #: From this much time on, plans may depend on the rate.
 RATE_KNOWN_S = 1.0
-#: An agent (or uploader) that died is started again at once for so many times,
+#: How often an agent (or uploader) that died is started again at once;
 RESTARTS_AT_ONCE = 3
-#: then after pauses that grow; this is the first one.
+#: after that there are pauses that grow. This is the first one.
 FIRST_PAUSE_S = 0.25
-#: An agent (or uploader) that has lived this long begins anew with the count of its deaths.
+#: After this long without a death of an agent (or uploader) the earlier ones no longer count.
 CALM_S = 60.0
-#: After so many deaths in a row with the same checkpoint in hand, this checkpoint is suspected: it is tried alone,
-#: after all others. After so many deaths of the uploader, or of the agent, it has failed. (An agent may have died of
-#: something else, so more deaths count there.)
+#: How many deaths in a row with the same checkpoint in hand make it a suspect, which is tried alone, after all others.
+#: Then how many deaths of the uploader, and how many of the agent, make it fail. (An agent may have died of something
+#: else, so it takes more of them.)
 DEATHS_TO_SUSPECT, DEATHS_OF_UPLOADER, DEATHS_OF_AGENT = 5, 8, 12
 #: The first pause before a suspect is tried again: what an uploader died of may pass (memory that others had).
 SUSPECT_FIRST_S = 2.0
@@ -88,7 +88,8 @@ NO_AGENT_LOOK_S = 0.25
 NO_AGENT_START_S = 180.0
 #: An agent that has said nothing for this long is asked whether it is there.
 PING_S = 10.0
-#: An agent that does nothing is given so many times ``hung_s`` if it waits for a disk, or if it is busy.
+#: An agent that does nothing is given this many times ``hung_s``: the first if it waits for a disk,
+#: the second if it is busy.
 HUNG_ON_DISK, HUNG_BUSY = 4, 20
 #: After a SIGTERM an agent that does nothing is given only this long.
 HUNG_HURRY_S = 3.0
@@ -110,7 +111,7 @@ MOVE_LATEST_PAUSE_S = 0.05
 KILLED_S = REACH_S = 5.0
 #: Ranks that wait for each other look into the store again after pauses that grow, from the first to the second.
 GATHER_FIRST_S, GATHER_LAST_S = 0.1, 5.0
-#: Each such pause is so many times as long as the one before.
+#: How many times as long as the one before each such pause is.
 GATHER_GROWTH = 1.5
 #: Once the pauses are longer than this, ranks also look whether rank 0 has died.
 GATHER_SUSPICION_S = 0.5
@@ -123,7 +124,8 @@ WAIT_SLICE_S = 5.0
 AGENT_CONFIRM_S = 1.0
 #: An agent that leaves a question of a saver unanswered for so long hangs: the saver lets go of leases itself.
 AGENT_SILENT_S = 2.0
-#: More connections to agents lost in a row, each within so many seconds of the last: the agent does not want us.
+#: If more connections to agents than this are lost in a row, each within this many seconds of the last, the agent does
+#: not want us.
 MAX_LOST_CONNECTIONS, LOST_CONNECTIONS_S = 5, 10.0
 #: How often a command that waits for a signal looks whether it came.
 SIGNAL_LOOK_S = 0.2

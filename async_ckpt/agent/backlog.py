@@ -7,7 +7,7 @@ import os
 
 from ..config import Config
 
-#: Of a small disk at most this share is kept free.
+#: Of a small disk at most one part in this many is kept free.
 _SHARE = 20
 
 

@@ -38,7 +38,7 @@ from .queue import Queue
 from .remover import Remover
 from .unreachable import Unreachable
 
-#: So many failed checkpoints are named, and so many errors remembered.
+#: How many failed checkpoints are named, and how many errors are remembered.
 MAX_ERRORS = 20
 
 

@@ -26,7 +26,7 @@ _SHARE = 0.8
 _PATIENCE_SHARE = 0.1
 #: A checkpoint that is sent at less than this share of the planned rate may be slow for a reason of its own.
 _SLOW_SHARE = 0.25
-#: An upload that has only begun is given so many times as long. So is one of which everything is sent and only the
+#: An upload that has only begun is given this many times as long. So is one of which everything is sent and only the
 #: answer is missing, as it would have to be sent again.
 _LONGER = 2
 #: On a slow line an upload is given the time of so many pieces (but no longer than that), as bytes are counted by the

@@ -34,7 +34,7 @@ from .watchdog import Watchdog
 
 UPLOADERS = ("process", "thread")
 
-#: So many limits of an answer a new agent waits for the lock of one that has ended.
+#: How long a new agent waits for the lock of one that has ended, in multiples of the limit for an answer.
 _LOCK_WAITS = 3
 
 #: None of these is ignored in the agent because whoever started the flow ignored it (nohup, a shell's background).

@@ -12,7 +12,7 @@ from ..layout import TaskInfo
 from ..system.clock import Clock
 from ..system.processes import parent_of, process_exists
 
-#: So much is kept for an owner that is not connected yet, and so much of what every owner is to know.
+#: How many messages are kept for an owner that is not connected yet, and how many that every owner is to get.
 _MOST_UNHEARD = 20
 
 

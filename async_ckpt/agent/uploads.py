@@ -26,8 +26,8 @@ from .owners import Owners
 from .queue import Queue
 from .throughput import Throughput
 
-#: So often something is tried in vain before newer ones are committed without it; or it shows nothing new for so many
-#: times as long as an answer of the store may take.
+#: Newer checkpoints are committed without one that was tried in vain this often, or that has shown nothing new for this
+#: many times as long as an answer of the store may take.
 _MOST_BLOCKED, _MOST_SILENT = 3, 2
 
 

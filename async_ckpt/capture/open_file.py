@@ -35,10 +35,10 @@ from .walk import Item
 
 _F_SETSIG = 10
 
-#: So long, in seconds, a lease surely stands: half of the time after which the kernel breaks it by force.
+#: How many seconds a lease surely stands: half of the time after which the kernel breaks it by force.
 _SURELY_LEASED_S = lease.BREAK_TIME_S / 2
 
-#: A file of up to so many bytes may be a flag, which somebody sets and takes back.
+#: The size in bytes up to which a file may be a flag, which somebody sets and takes back.
 _FLAG_BYTES = 512
 
 #: Not blocking: a FIFO that has taken a file's place must not hold up the save.

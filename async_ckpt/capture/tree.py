@@ -35,11 +35,11 @@ from .walk import Item, walk
 #: Errors for a name that is gone, or is no longer the file or the folder that it was.
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
-#: So often only the files that change are looked at. Each turn takes microseconds.
+#: How often only the files that change are looked at. Each turn takes microseconds.
 _TURNS = 200
-#: After so many files a capture can be interrupted.
+#: After how many files a capture can be interrupted.
 _BETWEEN = 256
-#: At most so many originals are kept open for the second look.
+#: How many originals are kept open for the second look at most.
 _MAX_OPEN = 1000
 
 

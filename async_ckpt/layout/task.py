@@ -12,9 +12,9 @@ from typing import Any
 from .keys import MAX_DIGITS, ROOT, metadata_folder, short_hash
 
 TAG_PREFIX = "checkpoint:"
-#: Between two collective saves, counters of versions have room for so many others; see ``TaskInfo.collective_version``.
+#: How many other versions have room between two collective saves; see ``TaskInfo.collective_version``.
 COLLECTIVE_STEP = 1_000_000
-#: So many collective saves fit between two restarts of the ranks, and so many restarts into one start of an attempt.
+#: How many collective saves fit between two restarts of the ranks, and how many restarts into one start of an attempt.
 GENERATION_STEP = 100_000
 GENERATIONS = 100
 #: From one start of an attempt to the next, counters of versions go on by so much.

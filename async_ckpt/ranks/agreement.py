@@ -38,7 +38,7 @@ from ..system.concurrency import for_each
 OUTCOME = "outcome"
 COMMITTING, FAILED = "committing", "failed"
 
-#: So many ranks are named in an error, and so many characters of what they say are shown.
+#: How many ranks are named in an error, and how many characters of what they say are shown.
 _NAMED, _SHOWN = 8, 500
 
 Reference = dict[str, Any]

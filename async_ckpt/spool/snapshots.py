@@ -29,7 +29,7 @@ from .saver_names import SaverNames
 #: The ending of a directory for what a watch captures early, and what may become a checkpoint.
 _EARLY = ".early"
 
-#: Of so many directories it is remembered where their annex is.
+#: For how many directories it is remembered where their annex is.
 _MAX_PARENTS = 1000
 
 

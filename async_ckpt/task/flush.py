@@ -22,7 +22,7 @@ from .tracker import Tracker
 
 log = logging.getLogger(__name__)
 
-#: So many checkpoints are named in an error.
+#: How many checkpoints are named in an error.
 _NAMED = 5
 
 

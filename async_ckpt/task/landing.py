@@ -35,12 +35,12 @@ log = logging.getLogger(__name__)
 _STAGING_PREFIX = f"{ANNEX_PREFIX}loading-"
 _CONTENT, _REPLACED = "content", "replaced"
 
-#: So often a load tries to make its directory.
+#: How often a load tries to make its directory.
 _TRIES = 10
 
-#: A line names so many; of the others it says how many there are.
+#: How many names a line tells; of the others it says how many there are.
 _NAMED = 3
-#: After so many destinations the log no longer says what stays in them.
+#: For how many destinations the log says what stays in them.
 _MAX_SAID = 1000
 
 _said: set[str] = set()

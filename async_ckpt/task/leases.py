@@ -12,7 +12,7 @@ from ..config import Config
 from ..ipc.client import AgentClient, LeasedFile
 from ..spool.records import Admitted
 
-#: Whoever may have so many descriptors has some left: they are not counted, which takes long where there are many.
+#: A process that may have this many descriptors surely has some left. They are not counted then: that takes long.
 _MANY_DESCRIPTORS = 1 << 14
 
 

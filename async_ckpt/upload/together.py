@@ -22,7 +22,7 @@ from ..system.backoff import Backoff
 from ..system.crash import crash_point
 from .checkpoint import Uploader
 
-#: With many ranks the first pause is longer, so that all of them together ask so often a second at most.
+#: How often a second all ranks together look into the store at most: with many ranks the first pause is longer.
 _LOOKS_A_SECOND = 1000
 
 Tell = Callable[[str], Awaitable[None]]

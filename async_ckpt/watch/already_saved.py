@@ -21,7 +21,7 @@ from .gone import Gone
 #: The field of a checkpoint's metadata by which it is recognised: ``AlreadySaved.mark``.
 WATCHED = "watched"
 
-#: Of its own saves a watch remembers so many, for entries that come back after they were out of sight.
+#: How many of its own saves a watch remembers, for entries that come back after they were out of sight.
 _MAX_REMEMBERED = 100_000
 
 _DIGITS = 16

@@ -24,7 +24,7 @@ log = logging.getLogger(__package__)
 #: So many renames are remembered between two looks. What else was renamed counts as finished when it is quiet.
 _MAX_RENAMES = 10_000
 
-#: Events come from so many folders. What is in others is found by looking.
+#: How many folders are watched for events. What changes in others is found by looking.
 _MAX_FOLDERS = 64
 
 _LIMITS = {

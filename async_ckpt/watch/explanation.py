@@ -19,7 +19,7 @@ log = logging.getLogger(__package__)
 
 #: So many names are looked at, so deep.
 _MAX_NAMES, _MAX_DEPTH = 5000, 8
-#: So many names stand in a line; the targets of so many links are looked at.
+#: How many names a line tells, and of how many links the targets are looked at.
 _MAX_TOLD, _MAX_LINKS = 3, 10
 
 

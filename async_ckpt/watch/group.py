@@ -31,7 +31,7 @@ _TENSORFLOW = re.compile(r"(?P<key>.+)\.(index|meta|data-(?P<part>\d{5})-of-(?P<
 _KERAS = re.compile(r"(?P<key>.+?)(\.weights)?\.(h5|json)")
 _TRACKED = re.compile(r"(global_step|iter_)(?P<number>\d+)")
 
-#: Of a tracker so many bytes are read.
+#: How many bytes of a tracker are read at most.
 _MAX_TRACKER_BYTES = 64 << 10
 
 

@@ -34,13 +34,13 @@ from .names import is_temporary
 
 log = logging.getLogger(__package__)
 
-#: An entry that may be unfinished must be quiet for so many times ``settle``; ``quiet_s`` does not grow beyond that.
+#: An entry that may be unfinished must be quiet this many times ``settle``. ``quiet_s`` grows to that at most.
 UNSURE_FACTOR = 10
 
-#: An entry that is gone is compared with so many others at most.
+#: With how many others an entry that is gone is compared at most.
 _MAX_COMPARED = 64
 
-#: For so many kinds of entries (names without their numbers) it is remembered how the last one looked.
+#: For how many kinds of entries (names without their numbers) the looks of the last one are remembered.
 _MAX_KINDS = 1000
 
 

@@ -23,9 +23,9 @@ log = logging.getLogger(__package__)
 #: An entry gets this name before it is removed, so that nobody takes what is left of it for a checkpoint.
 _REMOVED_PREFIX = f"{ANNEX_PREFIX}removed-"
 
-#: With ``keep``, so many are removed between two looks, as removing a large one takes time.
+#: How many ``keep`` removes between two looks, as it takes time to remove a large one.
 _REMOVED_AT_A_TIME = 8
-#: The agent is asked about so many between two looks.
+#: About how many the agent is asked between two looks.
 _ASKED_AT_A_TIME = 64
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 
 import anyio
 
-#: Less than so many bytes within ``stall_s`` is a stall: one byte a minute keeps no connection alive for ever.
+#: Fewer bytes than this within ``stall_s`` are a stall: one byte a minute keeps no connection alive for ever.
 _LEAST_BYTES = 1 << 10
 
 
