@@ -49,8 +49,8 @@ _MAX_DEPTH = 200
 _MAX_BITS = 14_000
 #: Upper bounds in bytes of JSON: a float, a bool or None; what stands between two values.
 _SMALL, _BETWEEN = 24, 2
-#: Limits of ordinary metadata, which needs no conversion: entries in all, characters of a text, and bytes of an entry as
-#: JSON.
+#: Limits of ordinary metadata, which needs no conversion: entries in all, characters of a text, and bytes of an
+#: entry as JSON.
 _FEW, _SHORT, _SMALL_BYTES = 32, 100, 2 << 10
 _LONG = 1 << 63
 

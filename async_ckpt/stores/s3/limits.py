@@ -20,8 +20,8 @@ from ...config import (
 
 #: A higher limit is kept if it brought so much more.
 _GAIN = 1.08
-#: How many windows pass after a limit that brought nothing before the next is tried: at first, and at most, as there are
-#: more each time.
+#: How many windows pass after a limit that brought nothing before the next is tried: at first, and at most, as there
+#: are more each time.
 _HOLD, _MAX_HOLD = 4, 64
 #: The same after a store that asked us to slow down.
 _HOLD_SLOW = 30
