@@ -13,10 +13,10 @@ class StillClock:
         return self.now
 
     def time(self) -> float:
-        return 1e9 + self.now
+        return self.time_ns() / 1e9
 
     def time_ns(self) -> int:
-        return int(self.time() * 1e9)
+        return int((1e9 + self.now) * 1e9)
 
     def sleep(self, seconds: float) -> None:
         self.now += seconds

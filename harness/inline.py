@@ -56,6 +56,7 @@ from async_ckpt.task import checkpointer as checkpointer_module
 from async_ckpt.task import stores
 from async_ckpt.task.checkpointer import Checkpointer
 from async_ckpt.upload import process
+from harness.clock import StillClock
 from harness.mortal import Fuse
 from harness.weather import Gate, Sky, Weather
 
@@ -72,26 +73,14 @@ _MOST_TURNS = 20_000
 _pids = itertools.count(1 << 23)
 
 
-class Clock:
+class Clock(StillClock):
     """What ``time`` is to the code under test."""
-
-    def __init__(self) -> None:
-        self._now = 1000.0
-
-    def monotonic(self) -> float:
-        return self._now
-
-    def time(self) -> float:
-        return self.time_ns() / 1e9
 
     def time_ns(self) -> int:
         """Wall time. It is ahead: so nothing was written in the moment in which it was captured."""
         return time.time_ns() + 10**9
 
-    def advance(self, seconds: float) -> None:
-        self._now += seconds
-
-    sleep = advance
+    advance = StillClock.sleep
 
 
 class World:

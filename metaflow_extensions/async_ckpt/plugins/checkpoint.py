@@ -348,9 +348,8 @@ class CurrentCheckpoint(_Checkpoints):
 
     def _load_newest(self, policy: str, shard: str) -> CheckpointInfo | None:
         if self._checkpointer.task.nodes > 1:
-            from async_ckpt.task import (
-                gang,  # Late: it brings the data plane's modules, which few Metaflow processes need.
-            )
+            # Late: it brings the uploader's modules, which few Metaflow processes need.
+            from async_ckpt.task import gang
 
             data = gang.load_newest(self._checkpointer, policy, self._directory, shard)
         else:
