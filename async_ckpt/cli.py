@@ -254,7 +254,7 @@ def _text_status(status: dict[str, Any]) -> str:
         f"committed       {status['committed']} (last: {status['last_committed'] or '-'})",
         f"failed          {status['failed_count']}",
         f"leases          {status['leases']}",
-        f"agent           pid {status['pid']}, uploader pid {status['worker_pid'] or '-'}",
+        f"agent           pid {status['pid']}, uploader pid {status['uploader_pid'] or '-'}",
         f"spool           {status['spool']}",
     ]
     lines += [f"error           {text}" for text in status["errors"]]

@@ -54,7 +54,7 @@ HELD_UP_S = 60.0
 #: How long the agent waits for something to happen before it looks around by itself.
 AGENT_TICK_S = 0.2
 #: How long a new uploader may need until it says something.
-WORKER_START_S = 3.0
+UPLOADER_START_S = 3.0
 #: After a SIGTERM the agent is asked again and again how far it is. One question takes at most this long,
 HURRY_SLICE_S = 3.0
 #: of which this much is left for the answer.
@@ -96,7 +96,7 @@ HUNG_HURRY_S = 3.0
 #: How long a child of the agent may take to end what it does, before it is killed.
 CHILD_STOP_S = 5.0
 #: How long a new uploader waits for the end of the one before it.
-WORKER_LOCK_S = 30.0
+UPLOADER_LOCK_S = 30.0
 #: The uploader tells the agent this often how many bytes it has sent.
 REPORT_S = 0.1
 #: An agent that ends copies leased files away: how long it waits for copies that others have begun, and then for the

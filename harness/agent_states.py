@@ -184,7 +184,7 @@ class Life:
         what = f"{state} / {phase}"
         self.outcome.happened[what] = self.outcome.happened.get(what, 0) + 1
         uploader = state.startswith("uploader")
-        pids = list(self._pids("worker" if uploader else "agent"))
+        pids = list(self._pids("uploader" if uploader else "agent"))
         if state == "unstartable":
             self._make_unstartable()
             if pids and self.chance.random() < 0.8:

@@ -27,7 +27,7 @@ from async_ckpt.task.loader import load_from_first
 from harness.environments import with_our_modules
 from harness.writers import content
 
-__all__ = ["TASK", "Gate", "Task", "agent_pid", "content", "is_alive", "kill", "records", "wait_until", "worker_pid"]
+__all__ = ["TASK", "Gate", "Task", "agent_pid", "content", "is_alive", "kill", "records", "uploader_pid", "wait_until"]
 
 TASK = TaskInfo("Flow", "1", "train", "2", 0, layout.scope_of("user:tester"), layout.step_identifier("train"))
 
@@ -177,9 +177,9 @@ def agent_pid(checkpointer: Checkpointer) -> int:
     return int(Path(checkpointer.spool.path("agent.pid")).read_text())
 
 
-def worker_pid(checkpointer: Checkpointer) -> int:
+def uploader_pid(checkpointer: Checkpointer) -> int:
     """The process that uploads now; waits until there is one."""
-    return int(wait_until(lambda: checkpointer.status()["worker_pid"], "there is an uploader"))
+    return int(wait_until(lambda: checkpointer.status()["uploader_pid"], "there is an uploader"))
 
 
 def records(checkpointer: Checkpointer) -> list[dict[str, Any]]:
@@ -249,7 +249,7 @@ class Gate:
 
 _SITECUSTOMIZE = """
 import os, time
-if "worker" in getattr(__import__("sys"), "orig_argv", []):
+if "uploader" in getattr(__import__("sys"), "orig_argv", []):
     from anyio import to_thread
     from async_ckpt.stores.local import LocalStore
 

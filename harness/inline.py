@@ -101,7 +101,7 @@ class World:
         self.root, self.store = str(base / "spools"), StoreSpec("local", str(base / "store"))
         self.client: InlineClient | None = None
         self.agent: AgentProcess | None = None
-        self.worker: InlineWorker | None = None
+        self.uploader: InlineUploader | None = None
         self.dead_savers: set[int] = set()
         self.on_turn: Callable[[], None] = lambda: None
         self.on_commit: Callable[[Agent, Sequence[str]], None] = lambda agent, ids: None
@@ -148,7 +148,7 @@ class World:
         moved = self.turn_of_agent_alone()
         moved |= self.turn_of_guard()
         moved |= self.turn_of_remover()
-        moved |= self.turn_of_worker()
+        moved |= self.turn_of_uploader()
         self.clock.advance(_TURN_S)
         self.on_turn()
         return moved
@@ -167,7 +167,7 @@ class World:
         agent = self.agent and self.agent.agent
         return agent is not None and cast(InlineRemover, agent._remover).turn()
 
-    def turn_of_worker(self) -> bool:
+    def turn_of_uploader(self) -> bool:
         """New orders are begun; of what waits for the store, one call is made."""
         held = len(self.gate)
         if held:
@@ -206,21 +206,21 @@ class World:
         self.kill_agent()
 
     def kill_agent(self) -> None:
-        self.kill_worker()
+        self.kill_uploader()
         if self.agent is not None:
             self.agent.drop()
             self.agent = None
 
-    def die_as_worker(self, fuse: Fuse) -> None:
+    def die_as_uploader(self, fuse: Fuse) -> None:
         """The same for the uploader alone."""
         with fuse.armed():
-            while not fuse.blown and self.turn_of_worker():
+            while not fuse.blown and self.turn_of_uploader():
                 pass
-        self.kill_worker()
+        self.kill_uploader()
 
-    def kill_worker(self) -> None:
-        if self.worker is not None:
-            self.worker.kill()
+    def kill_uploader(self) -> None:
+        if self.uploader is not None:
+            self.uploader.kill()
 
     def kill_task(self) -> None:
         """The kernel closes what the task had open; nobody says goodbye."""
@@ -326,7 +326,7 @@ class AgentProcess:
             self.agent.__init__(  # type: ignore[misc]
                 spool,
                 self._listening,
-                lambda: InlineWorker(world, spool),
+                lambda: InlineUploader(world, spool),
                 _no_saver,
                 world.config,
                 guarded=True,
@@ -335,7 +335,7 @@ class AgentProcess:
         except CheckpointError:  # It ends with a line in its log.
             world.kill_agent()
             return True
-        agent, tell = self.agent, self.agent._worker.tell
+        agent, tell = self.agent, self.agent._uploader.tell
 
         def told(*messages: Message) -> None:
             for message in messages:
@@ -343,7 +343,7 @@ class AgentProcess:
                     world.on_commit(agent, message["ids"])
             tell(*messages)
 
-        agent._worker.tell = told  # type: ignore[method-assign]
+        agent._uploader.tell = told  # type: ignore[method-assign]
         return True
 
     def drop(self) -> None:
@@ -361,8 +361,8 @@ class AgentProcess:
         if "_leases" in parts:
             for held in parts["_leases"]._guard._held.values():
                 os.close(held.fd)
-        if "_worker" in parts and parts["_worker"]._running is not None:
-            parts["_worker"]._running.sock.close()
+        if "_uploader" in parts and parts["_uploader"]._running is not None:
+            parts["_uploader"]._running.sock.close()
         for name in ("_journal", "_wake_read", "_wake_write", "_selector"):
             if name in parts:
                 parts[name].close()
@@ -500,7 +500,7 @@ class InlineRemover(Remover):
         return True
 
 
-class InlineWorker:
+class InlineUploader:
     """An uploader as a task of the world's loop."""
 
     def __init__(self, world: World, spool: Spool) -> None:
@@ -508,7 +508,7 @@ class InlineWorker:
         self.pid = os.getpid()
         self._world = world
         self._task = world.loop.create_task(process.serve(self._theirs, spool, world.config))
-        world.worker = self
+        world.uploader = self
 
     def stop(self) -> None:
         """The agent closes its end."""
@@ -526,4 +526,4 @@ class InlineWorker:
         if not self._task.cancelled():
             self._task.exception()
         self._theirs.close()
-        self._world.worker = None
+        self._world.uploader = None

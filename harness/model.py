@@ -383,7 +383,7 @@ class Model(RuleBasedStateMachine):
     @rule(who=st.sampled_from(["agent", "uploader", "remover", "client", "all"]), turns=st.integers(1, 12))
     def goes_on(self, who: str, turns: int) -> None:
         turn = {
-            "agent": self.world.turn_of_agent_alone, "uploader": self.world.turn_of_worker,
+            "agent": self.world.turn_of_agent_alone, "uploader": self.world.turn_of_uploader,
             "remover": self.world.turn_of_remover, "client": self.world.turn_of_client, "all": self.world.turn,
         }[who]  # fmt: skip
         for _ in range(turns):
@@ -402,12 +402,12 @@ class Model(RuleBasedStateMachine):
 
     @rule(after=st.integers(0, 20))
     def uploader_dies(self, after: int) -> None:
-        if self.world.worker is not None:
+        if self.world.uploader is not None:
             self.figures["uploaders killed"] += 1
             self.deaths += 1
             if self.deaths >= 5:
                 self.expected.possible.add(DEATHS)
-        self.world.die_as_worker(Fuse(after))
+        self.world.die_as_uploader(Fuse(after))
 
     @rule(now=st.sampled_from([FAIR, FAIR, DOWN, REFUSING]), fates=_fates)
     def weather_changes(self, now: str, fates: list[str]) -> None:

@@ -270,7 +270,7 @@ def _on_s3(case: Preemption, task: Task, patch: pytest.MonkeyPatch) -> Iterator[
 
 _SITECUSTOMIZE = """
 import sys
-if "worker" in getattr(sys, "orig_argv", []):
+if "uploader" in getattr(sys, "orig_argv", []):
     import time
     import anyio
     from async_ckpt.errors import StoreError, TransientStoreError

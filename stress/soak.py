@@ -77,8 +77,8 @@ def sample(checkpointer: Checkpointer, began: float) -> dict[str, float]:
     with contextlib.suppress(CheckpointError):
         status = checkpointer.status()
         found |= {"pending": status["pending"], "leases": status["leases"]}
-        if status["worker_pid"]:
-            found |= process_facts(status["worker_pid"], "uploader")
+        if status["uploader_pid"]:
+            found |= process_facts(status["uploader_pid"], "uploader")
     found |= process_facts(agent_pid(checkpointer), "agent") | process_facts(os.getpid(), "task")
     directory = checkpointer.spool.directory
     found["spool files"] = sum(len(names) for _, _, names in os.walk(directory))

@@ -1,4 +1,4 @@
-"""Entry point of the agent's process, ``agent <lock> <socket> <spool>``, and of its uploader's, ``worker <socket>
+"""Entry point of the agent's process, ``agent <lock> <socket> <spool>``, and of its uploader's, ``uploader <socket>
 <spool>``. ``launch.py`` makes the command lines. The agent's other child, the saver, begins in
 ``task/socket_saver.py``.
 """
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 def main(arguments: list[str]) -> None:
     """Run what was asked for, with the descriptors that were handed over."""
     role, *rest = arguments
-    if role == "worker":
+    if role == "uploader":
         from ..upload import process
 
         process.main(int(rest[0]), rest[1])
         return
     lock, listening, directory = int(rest[0]), int(rest[1]), rest[2]
     _close_all_but({0, 1, 2, lock, listening})
-    # The worker must not keep the lock or the socket alive.
+    # The uploader must not keep the lock or the socket alive.
     os.set_inheritable(lock, False)
     os.set_inheritable(listening, False)
 
@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> None:
         command, saver = launch.bootstrap(heavy=True), launch.bootstrap(heavy=True, module="task.socket_saver")
         agent = Agent(
             spool, listener, lambda: ChildProcess(spool, command), lambda: SaverProcess(spool, saver), config,
-            guarded=True, start_worker_here=lambda: _worker_here(spool, config),
+            guarded=True, start_uploader_here=lambda: _uploader_here(spool, config),
         )  # fmt: skip
         signal.signal(signal.SIGTERM, lambda *_: agent.terminate())
         # A saver's doorbell must not take the saver's CPU away at once. This thread only: the guard's started before.
@@ -60,8 +60,8 @@ def main(arguments: list[str]) -> None:
         sys.exit(f"async_ckpt agent: {error}")
 
 
-def _worker_here(spool: Spool, config: Config) -> Running:
-    """A worker in a thread of the agent's process, with the packages that a worker's process would have."""
+def _uploader_here(spool: Spool, config: Config) -> Running:
+    """An uploader in a thread of the agent's process, with the packages that an uploader's process would have."""
     from .child import ChildThread
 
     sys.path += [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path not in sys.path]

@@ -6,7 +6,7 @@ works for an *owner*, the task's process; when the owner is gone (its connection
 *drains*: it goes on until everything is committed or its deadline has passed, and exits. When all is committed it
 removes the spool.
 
-What it has: ``checkpoints`` (how they come in and end), ``uploads`` (what the worker is told, and says), ``requests``
+What it has: ``checkpoints`` (how they come in and end), ``uploads`` (what the uploader is told, and says), ``requests``
 (what clients say, and are answered).
 """
 
@@ -30,6 +30,7 @@ from .child import Child, Running
 from .claims import Claims
 from .deadline import LastCall
 from .deaths import Deaths
+from .dispatcher import Dispatcher
 from .housekeeping import Housekeeping
 from .leases import Leases
 from .owners import Owners
@@ -39,7 +40,6 @@ from .requests import Requests
 from .socket_saves import SocketSaves
 from .throughput import Throughput
 from .unreachable import Unreachable
-from .uploads import Uploads
 
 
 class Agent:
@@ -51,12 +51,12 @@ class Agent:
         Whose lock the caller holds.
     listening : socket.socket
         Bound and listening at ``agent.sock``.
-    start_worker : callable
-        Starts a worker; called when there is work and there is none.
+    start_uploader : callable
+        Starts an uploader; called when there is work and there is none.
     start_saver : callable
         Starts a saver; called when a client asks for a save and there is none.
-    start_worker_here : callable or None
-        Starts a worker in a thread of this process, for where no process can be started.
+    start_uploader_here : callable or None
+        Starts an uploader in a thread of this process, for where no process can be started.
     guarded : bool
         Whether leases are held here (a process of its own) or not (a thread).
     clock : Clock
@@ -70,12 +70,12 @@ class Agent:
         self,
         spool: Spool,
         listening: socket.socket,
-        start_worker: Callable[[], Running],
+        start_uploader: Callable[[], Running],
         start_saver: Callable[[], Running],
         config: Config,
         *,
         guarded: bool,
-        start_worker_here: Callable[[], Running] | None = None,
+        start_uploader_here: Callable[[], Running] | None = None,
         temporary: bool = False,
         clock: Clock = REAL_CLOCK,
     ) -> None:
@@ -101,26 +101,27 @@ class Agent:
         self._house = Housekeeping(spool, config, journal, self._server, os.getpid() if guarded else 0)
         self._leases = leases = Leases(spool, journal, self._server, self._wake, config, guarded=guarded)
         self._remover = Remover(spool, self._wake, lambda why: checkpoints.remember(why))
-        self._worker = Child(
-            self._selector, start_worker, config, clock, lambda message: self._uploads.on_message(message),
-            lambda spoke: self._uploads.on_death(spoke), lambda why: self._uploads.on_trouble(why), start_worker_here,
+        self._uploader = Child(
+            self._selector, start_uploader, config, clock, lambda message: self._dispatcher.on_message(message),
+            lambda spoke: self._dispatcher.on_death(spoke), lambda why: self._dispatcher.on_trouble(why),
+            start_uploader_here,
         )  # fmt: skip
         self._owners = owners = Owners(config, spool.task, self._on_owner_gone, clock)
-        self._claims = claims = Claims(spool, self._worker, owners.say, clock)
+        self._claims = claims = Claims(spool, self._uploader, owners.say, clock)
         self._socket_saves = SocketSaves(self._selector, start_saver, config, clock)
         self._deaths = deaths = Deaths(queue, journal, config, spool.path("agent.log"), is_own=guarded)
         throughput = Throughput(clock)
-        self._last_call = last_call = LastCall(queue, journal, throughput, self._worker, config, owners.tell, clock)
+        self._last_call = last_call = LastCall(queue, journal, throughput, self._uploader, config, owners.tell, clock)
         self._checkpoints = checkpoints = Checkpoints(
             spool, config, unreachable, queue=queue, journal=journal, house=self._house, leases=leases,
             remover=self._remover, owners=owners, deaths=deaths, last_call=last_call, clock=clock,
         )  # fmt: skip
-        self._uploads = Uploads(
-            config, checkpoints, self._worker, queue=queue, journal=journal, leases=leases, owners=owners,
+        self._dispatcher = Dispatcher(
+            config, checkpoints, self._uploader, queue=queue, journal=journal, leases=leases, owners=owners,
             deaths=deaths, claims=claims, last_call=last_call, throughput=throughput, clock=clock,
         )  # fmt: skip
         self._requests = Requests(
-            spool, config, checkpoints, self._uploads, self._worker, queue=queue, journal=journal, leases=leases,
+            spool, config, checkpoints, self._dispatcher, self._uploader, queue=queue, journal=journal, leases=leases,
             owners=owners, claims=claims, socket_saves=self._socket_saves, last_call=last_call,
             throughput=throughput, clock=clock,
         )  # fmt: skip
@@ -153,7 +154,7 @@ class Agent:
             why = f"{type(error).__name__}: {error}"
             self._owners.say(f"The agent lacks something, and goes on as well as it can: {why}")
             self._clock.sleep(self._shortage.failed(self._clock.monotonic()))
-            self._worker.renew()
+            self._uploader.renew()
         return False
 
     def _is_over(self) -> bool:
@@ -183,7 +184,7 @@ class Agent:
 
     def _close(self) -> None:
         self._socket_saves.stop()
-        self._worker.stop()
+        self._uploader.stop()
         for job in self._queue.uploading:
             self._deaths.put_down(job.id)
         self._remover.stop()
@@ -205,22 +206,22 @@ class Agent:
             self._checkpoints.scan()
             # A node whose gang has lost its first goes on for nothing: it waits for the others no longer.
             if self._owners.has_lost_lead():
-                self._uploads.gather_in(self._config.collective_grace_s)
+                self._dispatcher.gather_in(self._config.collective_grace_s)
                 self._claims.give_up("The first node of the gang is gone")
         self._journal.catch_up()
         self._queue.resume_due(now, LAST_CALL_PAUSE_S if self._last_call.is_near else math.inf)
         self._owners.look()
         self._server.resume()
-        self._worker.tick(is_busy=bool(self._queue.uploading))
+        self._uploader.tick(is_busy=bool(self._queue.uploading))
         self._socket_saves.tick(now)
         self._last_call.tick(now)
-        self._uploads.end_what_hangs(now)
+        self._dispatcher.end_what_hangs(now)
         self._claims.tick(now)
-        self._uploads.start()
+        self._dispatcher.start()
         if self._owners.untold_death is not None and not self._owners and self._all_is_stored():
             self._checkpoints.scan()  # The last doorbell may not have been rung.
             if self._all_is_stored():
-                self._uploads.tell_death()
+                self._dispatcher.tell_death()
         self._requests.questions.tick(now)
         self._set_pace()
 
@@ -248,13 +249,13 @@ class Agent:
         self._checkpoints.fail_torn()
 
     def _on_owner_gone(self) -> None:
-        self._uploads.gather_in(self._config.collective_grace_s)
+        self._dispatcher.gather_in(self._config.collective_grace_s)
 
     def _set_pace(self) -> None:
-        """While nobody trains (the task waits for a flush, or is gone, or soon will be) the worker may use the
+        """While nobody trains (the task waits for a flush, or is gone, or soon will be) the uploader may use the
         machine.
         """
         questions = self._requests.questions
         waits = questions.has("flush") or questions.has("claim")
         trains = len(self._owners) > 0 and not waits and not self._last_call.is_near
-        self._worker.set_priority(idle=trains)
+        self._uploader.set_priority(idle=trains)

@@ -1,5 +1,5 @@
 """A child process of the agent: started when there is work for it, talked to over a socket pair, and noticed when it
-dies. The agent has two: the worker, which uploads (``upload/process.py``), and the saver (``task/socket_saver.py``).
+dies. The agent has two: the uploader, which uploads (``upload/process.py``), and the saver (``task/socket_saver.py``).
 
 Light: nothing that they need is imported here.
 """
@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable
 from typing import Protocol
 
-from ..config import CHILD_STOP_S, FIRST_PAUSE_S, HUNG_ON_DISK, WORKER_START_S, Config
+from ..config import CHILD_STOP_S, FIRST_PAUSE_S, HUNG_ON_DISK, UPLOADER_START_S, Config
 from ..errors import ProtocolError, os_reason
 from ..ipc import protocol
 from ..ipc.protocol import Message
@@ -89,7 +89,7 @@ class Child:
     @property
     def is_awake(self) -> bool:
         """Whether there is a child that has said something, or has had the time to."""
-        has_had_time = self._clock.monotonic() - self._started >= WORKER_START_S
+        has_had_time = self._clock.monotonic() - self._started >= UPLOADER_START_S
         return self._running is not None and (self._heard or has_had_time)
 
     @property
@@ -252,7 +252,7 @@ class Child:
 class ChildProcess:
     """A child in a process of its own."""
 
-    def __init__(self, spool: Spool, bootstrap: list[str], role: str = "worker") -> None:
+    def __init__(self, spool: Spool, bootstrap: list[str], role: str = "uploader") -> None:
         occupy_standard_streams()  # The child has its own, in the place of whatever has these numbers.
         self.sock, theirs = socket.socketpair()
         try:
@@ -281,7 +281,7 @@ class ChildProcess:
 
 
 class ChildThread:
-    """The worker, in a thread of this process."""
+    """The uploader, in a thread of this process."""
 
     def __init__(self, spool: Spool, config: Config) -> None:
         self.sock, theirs = socket.socketpair()
@@ -295,7 +295,7 @@ class ChildThread:
             with theirs:
                 anyio.run(serve, theirs, spool, config)
 
-        self._thread = threading.Thread(target=run, name="async_ckpt-worker", daemon=True)
+        self._thread = threading.Thread(target=run, name="async_ckpt-uploader", daemon=True)
         try:
             self._thread.start()
         except RuntimeError:
@@ -314,5 +314,5 @@ def end_orphans(directory: str) -> None:
     """End uploaders of earlier agents of a spool. The kernel ends them with their agent, but for one that was stopped
     before it could ask for that.
     """
-    for pid in [pid for pid in find("worker", directory) if pid != os.getpid()]:
-        end(pid, "worker", directory, 0.0)
+    for pid in [pid for pid in find("uploader", directory) if pid != os.getpid()]:
+        end(pid, "uploader", directory, 0.0)

@@ -1,5 +1,5 @@
-"""The agent's part in claiming a start of an attempt (``ranks/starts.py``): it has the worker ask the store as soon as
-the task's process says hello, and writes down what it hears. Whoever needs the number waits in ``Tracker.started``.
+"""The agent's part in claiming a start of an attempt (``ranks/starts.py``): it has the uploader ask the store as soon
+as the task's process says hello, and writes down what it hears. Whoever needs the number waits in ``Tracker.started``.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Claims:
         Gets what people should know.
     """
 
-    def __init__(self, spool: Spool, worker: Child, say: Callable[[str], None], clock: Clock) -> None:
-        self._spool, self._worker, self._say, self._clock = spool, worker, say, clock
+    def __init__(self, spool: Spool, uploader: Child, say: Callable[[str], None], clock: Clock) -> None:
+        self._spool, self._uploader, self._say, self._clock = spool, uploader, say, clock
         self._asked: tuple[int, int, int] | None = None
         #: Tokens by which our claims of an attempt are known again, in case something removes them from the spool.
         self._tokens: dict[int, str] = {}
@@ -69,12 +69,12 @@ class Claims:
 
     def tick(self, now: float) -> None:
         """Have it done, if it is to be done (``now`` in monotonic seconds)."""
-        if self._order is not None and not self._ordered and not self._retries.left_s(now) and self._worker.ensure():
+        if self._order is not None and not self._ordered and not self._retries.left_s(now) and self._uploader.ensure():
             self._ordered = True
-            self._worker.tell(self._order)
+            self._uploader.tell(self._order)
 
     def on_message(self, message: Message) -> None:
-        """What the worker says of it."""
+        """What the uploader says of it."""
         if self._order is None or message["attempt"] != self._order["attempt"]:
             return
         self._ordered = False
@@ -107,7 +107,7 @@ class Claims:
         if self._order is not None:
             self._order, self._why = None, why
 
-    def worker_died(self) -> None:
+    def uploader_died(self) -> None:
         """It is to be told again."""
         self._ordered = False
 
@@ -121,7 +121,7 @@ class Claims:
             return {"start": known.number, "why": ""}
         if self._order is None and not self._why and self._asked is not None:
             self.begin(*self._asked)  # Something has removed what was known.
-        asked = self._has_failed or (self._ordered and self._worker.has_spoken)
+        asked = self._has_failed or (self._ordered and self._uploader.has_spoken)
         return {"start": None, "why": self._why, "asked": asked} if late or self._why else None
 
 

@@ -103,11 +103,11 @@ class LastCall:
     """
 
     def __init__(
-        self, queue: Queue, journal: Journal, throughput: Throughput, worker: Child, config: Config,
+        self, queue: Queue, journal: Journal, throughput: Throughput, uploader: Child, config: Config,
         tell: Callable[[Message], None], clock: Clock,
     ) -> None:  # fmt: skip
         self._clock = clock
-        self._queue, self._throughput, self._worker, self._tell = queue, throughput, worker, tell
+        self._queue, self._throughput, self._uploader, self._tell = queue, throughput, uploader, tell
         self._config, self._journal = config, journal
         self._notice = SpotNotice(config.spot_notice_file, config.termination_grace_s, clock)
         self._terminated = False
@@ -230,7 +230,7 @@ class LastCall:
             self._tell({"push": "given up", **told, "why": why})
 
     def _stop(self, job: Job) -> None:
-        self._worker.tell({"op": "pause", "id": job.id})
+        self._uploader.tell({"op": "pause", "id": job.id})
         self._queue.give_way(job.id)
         if job.state == ADMITTED:
             job.sent = job.stored_bytes(self._journal.of(job.id))
@@ -239,7 +239,7 @@ class LastCall:
         """What shows nothing new gives way, be it an upload or a commit; where it is alone, it is begun anew."""
         under_way = self._queue.uploading
         batch = self._queue.committing[:1]
-        if self._until is None or not self._worker.is_awake:
+        if self._until is None or not self._uploader.is_awake:
             return
         patience = min(max(_PATIENCE_SHARE * (self._until - now), LAST_CALL_LEAST_S), LAST_CALL_MOST_S)
         rate = self._throughput.known

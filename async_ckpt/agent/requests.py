@@ -18,13 +18,13 @@ from .checkpoints import MAX_ERRORS, Checkpoints
 from .child import Child
 from .claims import Claims
 from .deadline import LastCall
+from .dispatcher import Dispatcher
 from .leases import Leases
 from .owners import Owners
 from .questions import MAX_QUESTIONS, Questions
 from .queue import Queue
 from .socket_saves import SocketSaves
 from .throughput import Throughput
-from .uploads import Uploads
 
 _YEAR_S = 365 * 24 * 3600
 
@@ -33,12 +33,12 @@ class Requests:
     """See the module's docstring."""
 
     def __init__(
-        self, spool: Spool, config: Config, checkpoints: Checkpoints, uploads: Uploads, worker: Child, *, queue: Queue,
-        journal: Journal, leases: Leases, owners: Owners, claims: Claims, socket_saves: SocketSaves,
+        self, spool: Spool, config: Config, checkpoints: Checkpoints, dispatcher: Dispatcher, uploader: Child, *,
+        queue: Queue, journal: Journal, leases: Leases, owners: Owners, claims: Claims, socket_saves: SocketSaves,
         last_call: LastCall, throughput: Throughput, clock: Clock,
     ) -> None:  # fmt: skip
-        self._spool, self._config, self._checkpoints, self._uploads = spool, config, checkpoints, uploads
-        self._worker, self._queue, self._journal, self._leases = worker, queue, journal, leases
+        self._spool, self._config, self._checkpoints, self._dispatcher = spool, config, checkpoints, dispatcher
+        self._uploader, self._queue, self._journal, self._leases = uploader, queue, journal, leases
         self._owners, self._claims, self._socket_saves = owners, claims, socket_saves
         self._last_call, self._throughput = last_call, throughput
         #: Those that are answered once something has come about.
@@ -51,7 +51,7 @@ class Requests:
             # Read even if known: a scan may have found it before its leases came.
             item = self._checkpoints.find(str(message.get("id")))
             self._leases.take(item, connection, message, fds)
-            self._uploads.start()
+            self._dispatcher.start()
             return
         for fd in fds:
             os.close(fd)
@@ -77,7 +77,7 @@ class Requests:
             self._claims.begin(self._owners.attempt, connection.pid, self._owners.lead)
             self._take_access(message.get("access"))
             if is_later:
-                self._uploads.gather_in(self._config.collective_grace_s)
+                self._dispatcher.gather_in(self._config.collective_grace_s)
             # A new attempt: what the store refused before gets another chance; what kills agents only once an attempt.
             for job in self._queue.failed():
                 if job.item is not None and (is_later or job.deaths < DEATHS_OF_AGENT):
@@ -89,12 +89,12 @@ class Requests:
 
     def _take_access(self, access: Any) -> None:
         """Open the store from now on as a later attempt does: the keys of the one that started this agent may have
-        expired. What is under way begins anew, with a worker that inherits these.
+        expired. What is under way begins anew, with an uploader that inherits these.
         """
         name = self._spool.store.options.get("access_from")
         if isinstance(name, str) and isinstance(access, str) and os.environ.get(name) != access:
             os.environ[name] = access
-            self._worker.renew()
+            self._uploader.renew()
 
     def _on_bye(self, connection: Connection, message: Message) -> None:
         self._owners.say_goodbye(connection, over=message.get("over") is not False)
@@ -118,10 +118,10 @@ class Requests:
         status = {
             **self._flush(),
             "pid": os.getpid(),
-            "worker_pid": self._worker.pid,
+            "uploader_pid": self._uploader.pid,
             "committed": self._queue.committed,
             "last_committed": self._queue.last_committed,
-            "bytes_copied": self._uploads.bytes_copied,
+            "bytes_copied": self._dispatcher.bytes_copied,
             **self._leases.facts(),
             "socket_saves": self._socket_saves.count,
             "errors": list(self._checkpoints.errors),
@@ -136,12 +136,12 @@ class Requests:
             return
         if message["op"] == "flush":
             if "gather_s" in message:
-                self._uploads.gather_in(_seconds(message["gather_s"], self._config.collective_grace_s))
+                self._dispatcher.gather_in(_seconds(message["gather_s"], self._config.collective_grace_s))
             self._checkpoints.scan()
             again = self._queue.jobs.get(str(message.get("again")))
             if again is not None and again.item is not None:
                 self._queue.retry(again.id)
-            self._uploads.start()
+            self._dispatcher.start()
         self.questions.add(connection, message, _seconds(message.get("timeout_s"), self._config.reply_timeout_s))
 
     #: What clients may ask for, but for "admit", which brings descriptors.
@@ -185,8 +185,8 @@ class Requests:
 
     def _why_waiting(self) -> str:
         """What holds up the oldest checkpoint that is held up; empty: nothing."""
-        if self._worker.trouble:
-            return f"no uploader can be had: {self._worker.trouble}"
+        if self._uploader.trouble:
+            return f"no uploader can be had: {self._uploader.trouble}"
         return next((f"{job.id}: {job.why}" for job in self._queue.in_line() if job.why), "")
 
 

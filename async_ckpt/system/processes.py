@@ -83,7 +83,7 @@ def opened_by(pid: int) -> set[str]:
 
 
 def find(role: str, directory: str) -> Iterator[int]:
-    """Processes of ours (``agent``, ``worker``, ``saver``) that work for the spool in ``directory``."""
+    """Processes of ours (``agent``, ``uploader``, ``saver``) that work for the spool in ``directory``."""
     with contextlib.suppress(OSError):
         for name in os.listdir("/proc"):
             if name.isdecimal() and is_ours(int(name), role, directory):

@@ -19,7 +19,7 @@ from ..spool.records import Admitted
 from ..stores.base import Store
 from ..stores.catalog import read_json
 from ..system.backoff import Backoff
-from ..upload.checkpoint import Uploader
+from ..upload.checkpoint import CheckpointWriter
 from ..upload.together import finish
 from .checkpointer import Checkpointer
 
@@ -92,7 +92,7 @@ async def _finish_newest(store: Store, checkpointer: Checkpointer, start: int) -
         if not await _is_complete(store, reference, deadline):
             continue
         try:
-            await finish(store, Uploader(store, config), reference, config)
+            await finish(store, CheckpointWriter(store, config), reference, config)
             log.info(f"All ranks had saved {reference['key']}, and it was not committed: it is now")
             break
         except (UsageError, IntegrityError, NotFound) as error:

@@ -244,7 +244,7 @@ class Tracker:
         """How far the store is behind: ``pending``, ``pending_bytes`` (not sent yet), ``bytes_per_s``, ``committed``
         (how many, since this agent began), ``last_committed``, ``failed``, ``errors``, ``warnings``, ``socket_saves``
         (asked for over the socket, and not done), ``leases``, ``bytes_copied`` (in the store, instead of being sent),
-        and the processes that work on it (``pid``, ``worker_pid``).
+        and the processes that work on it (``pid``, ``uploader_pid``).
 
         Raises
         ------

@@ -79,7 +79,7 @@ class _Log:
         self._events.record(part_stored(self._path, number, etag, crc32))
 
 
-class Uploader:
+class CheckpointWriter:
     """Works for one spool.
 
     Parameters
@@ -128,7 +128,7 @@ class Uploader:
             manifest = await self._upload_tar(item, known, events)
         else:
             manifest = await self._upload_files(item, known, unchanged, events)
-        crash_point("worker:before-manifest")
+        crash_point("uploader:before-manifest")
         if layout.is_shard(item.reference):
             await agreement.put_shard(self._store, item.reference, manifest)
             return
@@ -142,7 +142,7 @@ class Uploader:
         async def put(entry: FileEntry) -> None:
             if entry.path in digests:
                 return
-            crash_point("worker:before-file")
+            crash_point("uploader:before-file")
             key = f"{item.reference['key']}/{entry.path}"
             earlier = unchanged.get(entry.path)
             if earlier is not None and await self._copy(earlier.key, key, entry.size):
@@ -250,9 +250,9 @@ class Uploader:
         count = 0
         error: CheckpointError | None = None
         for reference in batch:
-            crash_point("worker:before-commit")
+            crash_point("uploader:before-commit")
             if count:
-                crash_point("worker:in-batch")
+                crash_point("uploader:in-batch")
             parts = layout.parse_key(reference["key"])
             error = failed.get(parts.metadata_key)
             if error is None:
@@ -266,7 +266,7 @@ class Uploader:
             if reference.get("latest"):
                 self._note_newest_everywhere(reference)
             await on_commit(reference)
-        crash_point("worker:before-latest")
+        crash_point("uploader:before-latest")
         await self._move_latest()
         return count, error
 

@@ -1,9 +1,9 @@
-"""The worker: a process (or, with ``uploader="thread"``, a thread) that the agent hands uploads and commits to.
+"""The uploader: a process (or, with ``uploader="thread"``, a thread) that the agent hands uploads and commits to.
 
 It imports what the agent must not (aiobotocore, Metaflow), runs at idle priority, holds no state that matters, and may
 be killed at any time. The two speak the frames of ``ipc.protocol`` over a socket pair:
 
-- agent → worker: ``{"op": "upload", "id"}``, before it what is known of the checkpoint: the journal's records of what
+- agent → uploader: ``{"op": "upload", "id"}``, before it what is known of the checkpoint: the journal's records of what
   earlier tries have stored, as they stand (frames without ``op``), and ``{"op": "unchanged", "id", "path", "key",
   "crc32"}`` for each file that the store has from an earlier checkpoint, under ``key``;
   ``{"op": "commit", "ids"}``; ``{"op": "priority", "idle"}``; ``{"op": "pause", "id"}``: stop an upload, or the batch
@@ -13,7 +13,7 @@ be killed at any time. The two speak the frames of ``ipc.protocol`` over a socke
   "attempt"}``: tell the other nodes of the gang that this one saves no more, answered by ``{"op": "gone"}``;
   ``{"op": "claim", "attempt", "who", "start"}``: claim a start of the attempt, ``start`` if that is chosen already,
   answered by ``{"op": "claimed", "attempt", "start", "first", "why"}``, without ``start`` if it failed;
-- worker → agent: ``{"op": "ready", "id": ""}``, first of all;
+- uploader → agent: ``{"op": "ready", "id": ""}``, first of all;
   the journal's record of each file and part that is stored (``spool/journal.py``; frames without ``op``), before which
   leases are not let go; ``{"op": "progress", "id", "bytes"}``: so many were sent, ``{"op": "copied", "id", "bytes"}``:
   so many the store copied from an earlier checkpoint; ``{"op": "waiting", "id", "why"}``, ``{"op": "uploaded" |
@@ -41,7 +41,7 @@ from typing import Any
 import anyio
 
 from .. import errors
-from ..config import KILLED_S, REPORT_S, WORKER_LOCK_S, Config
+from ..config import KILLED_S, REPORT_S, UPLOADER_LOCK_S, Config
 from ..ipc import protocol
 from ..ipc.protocol import Message
 from ..ranks import agreement, starts
@@ -53,7 +53,7 @@ from ..stores import open_store
 from ..system import processes
 from ..system.files import wait_for
 from ..system.priority import set_priority
-from .checkpoint import Uploader
+from .checkpoint import CheckpointWriter
 from .together import CollectiveCommit, Patience
 
 #: Digests of larger files (beyond 1 TiB) do not fit into a frame: nothing is told of those until all is uploaded.
@@ -67,7 +67,7 @@ _SHORTAGES = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 
 _PR_SET_PDEATHSIG = 1
 
-#: Locks held by workers of this process.
+#: Locks held by uploaders of this process.
 _working: set[str] = set()
 
 
@@ -81,11 +81,11 @@ async def serve(
     what the user should know of the store, as the agent does.
     """
     sock.setblocking(False)
-    # A worker whose agent was killed may live a moment longer: two at once could put a file's later content over the
+    # An uploader whose agent was killed may live a moment longer: two at once could put a file's later content over the
     # good one.
-    with _only_one(spool.path("worker.lock")):
-        worker = _Worker(sock, spool, config, on_notice)
-        await worker.say_hello()
+    with _only_one(spool.path("uploader.lock")):
+        uploader = _Uploader(sock, spool, config, on_notice)
+        await uploader.say_hello()
         known = Known()
         unchanged: defaultdict[str, dict[str, StoredFile]] = defaultdict(dict)
         try:
@@ -97,30 +97,30 @@ async def serve(
                         if on_priority is not None:
                             on_priority(message["idle"])
                     elif message["op"] == "commit":
-                        group.start_soon(worker.commit, message["ids"])
+                        group.start_soon(uploader.commit, message["ids"])
                     elif message["op"] == "gather":
-                        group.start_soon(worker.gather, message["id"], message["timeout_s"], message["decides"])
+                        group.start_soon(uploader.gather, message["id"], message["timeout_s"], message["decides"])
                     elif message["op"] == "claim":
-                        group.start_soon(worker.claim, message)
+                        group.start_soon(uploader.claim, message)
                     elif message["op"] == "gone":
-                        group.start_soon(worker.gone, message["attempt"])
+                        group.start_soon(uploader.gone, message["attempt"])
                     elif message["op"] == "pause":
-                        worker.pause(message["id"])
+                        uploader.pause(message["id"])
                     elif message["op"] == "upload":
                         identity = message["id"]
                         stored = known.checkpoints.pop(identity, CheckpointState())
-                        group.start_soon(worker.upload, identity, stored, unchanged.pop(identity, {}))
+                        group.start_soon(uploader.upload, identity, stored, unchanged.pop(identity, {}))
                     elif message["op"] == "unchanged":
                         unchanged[message["id"]][message["path"]] = StoredFile(message["key"], message["crc32"])
                 group.cancel_scope.cancel()
         finally:
             with anyio.CancelScope(shield=True), anyio.move_on_after(5):
-                await worker.store.aclose()
+                await uploader.store.aclose()
 
 
 @contextlib.contextmanager
 def _only_one(path: str) -> Iterator[None]:
-    """Hold the worker's lock. It is a POSIX lock, as children that the task forks do not inherit those. Such a lock
+    """Hold the uploader's lock. It is a POSIX lock, as children that the task forks do not inherit those. Such a lock
     does not keep two threads of one process apart; ``_working`` does.
     """
 
@@ -134,13 +134,13 @@ def _only_one(path: str) -> Iterator[None]:
         return True
 
     try:
-        wait_for(lambda: path not in _working, WORKER_LOCK_S, "an earlier worker")
-        for limit_s in (KILLED_S, WORKER_LOCK_S):
+        wait_for(lambda: path not in _working, UPLOADER_LOCK_S, "an earlier uploader")
+        for limit_s in (KILLED_S, UPLOADER_LOCK_S):
             with open(path, "ab") as file:
                 try:
-                    wait_for(free, limit_s, "an earlier worker")
+                    wait_for(free, limit_s, "an earlier uploader")
                 except TimeoutError:
-                    if limit_s == WORKER_LOCK_S:
+                    if limit_s == UPLOADER_LOCK_S:
                         raise
                     _end_others(path)
                     continue
@@ -151,16 +151,16 @@ def _only_one(path: str) -> Iterator[None]:
                 finally:
                     _working.discard(path)
     except TimeoutError as error:
-        raise errors.SpoolError(f"Another worker does not end: {error}", where=path) from error
+        raise errors.SpoolError(f"Another uploader does not end: {error}", where=path) from error
 
 
 def _end_others(path: str) -> None:
-    """The kernel ends a worker with its agent. A worker that hangs in the kernel (a disk that is gone) cannot die and
-    keeps its lock, but never does anything more. So the next worker gets a new lock file.
+    """The kernel ends an uploader with its agent. An uploader that hangs in the kernel (a disk that is gone) cannot die
+    and keeps its lock, but never does anything more. So the next uploader gets a new lock file.
     """
     directory = os.path.dirname(path)
-    for pid in [pid for pid in processes.find("worker", directory) if pid != os.getpid()]:
-        if not processes.end(pid, "worker", directory, KILLED_S):
+    for pid in [pid for pid in processes.find("uploader", directory) if pid != os.getpid()]:
+        if not processes.end(pid, "uploader", directory, KILLED_S):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
 
@@ -181,17 +181,17 @@ async def _messages(sock: socket.socket) -> AsyncIterator[Message]:
             yield message
 
 
-class _Worker:
+class _Uploader:
     def __init__(self, sock: socket.socket, spool: Spool, config: Config, on_notice: Callable[[str], None]) -> None:
         self._sock, self._spool, self._on_notice = sock, spool, on_notice
         self._told: set[str] = set()
         self.store = open_store(spool.store, config)
-        self._uploader = Uploader(self.store, config)
+        self._writer = CheckpointWriter(self.store, config)
         self._sending = anyio.Lock()
         self._uploads: dict[str, anyio.CancelScope] = {}
         #: The batches that are being committed, by the id of each checkpoint in them.
         self._commits: dict[str, anyio.CancelScope] = {}
-        self._collective = CollectiveCommit(self.store, self._uploader, config)
+        self._collective = CollectiveCommit(self.store, self._writer, config)
         self._gathering: dict[str, Patience] = {}
 
     async def say_hello(self) -> None:
@@ -204,7 +204,7 @@ class _Worker:
             try:
                 item = await self._read(identity)
                 async with _Reporter(self, identity) as reporter:
-                    await self._uploader.upload(item, known, unchanged, reporter)
+                    await self._writer.upload(item, known, unchanged, reporter)
                 answer: Message = {"op": "uploaded", "id": identity}
             except Exception as error:
                 answer = _failed(identity, error)
@@ -267,7 +267,7 @@ class _Worker:
 
         async def note(reference: dict[str, Any]) -> None:
             """The next one may never be answered. Of the last one the agent hears when ``latest`` has moved as well: if
-            this worker dies before, another one commits it again, and moves that.
+            this uploader dies before, another one commits it again, and moves that.
             """
             nonlocal count
             count += 1
@@ -298,7 +298,7 @@ class _Worker:
                 break
             references.append(item.reference)
         try:
-            _, refused = await self._uploader.commit(references, on_commit)
+            _, refused = await self._writer.commit(references, on_commit)
         except Exception as unexpected:
             return unexpected
         return refused or unread
@@ -317,7 +317,7 @@ class _Worker:
             data = protocol.encode(message)
         except errors.ProtocolError as error:
             data = protocol.encode(_failed(message["id"], error))
-        for notice in (self._uploader.notice, self.store.notice):
+        for notice in (self._writer.notice, self.store.notice):
             if notice and notice not in self._told:  # Known since the first request: told before its outcome.
                 self._told.add(notice)
                 self._on_notice(notice)
@@ -329,12 +329,12 @@ class _Worker:
                 except BlockingIOError:
                     await anyio.wait_writable(self._sock)
                 except OSError:
-                    return  # The agent is gone; reading sees it and ends the worker.
+                    return  # The agent is gone; reading sees it and ends the uploader.
 
 
 def _failed(identity: str, error: Exception) -> Message:
     transient = isinstance(error, errors.TransientStoreError) or _is_shortage(error)
-    # Others are bugs of ours or of a library, as a rule: the checkpoint fails, the worker goes on.
+    # Others are bugs of ours or of a library, as a rule: the checkpoint fails, the uploader goes on.
     why = str(error) if isinstance(error, errors.CheckpointError) else f"{type(error).__name__}: {error}"
     refused = isinstance(error, errors.StoreError) and not isinstance(error, errors.IntegrityError) and not transient
     return {"op": "failed", "id": identity, "why": why[:_MAX_WHY], "transient": transient, "refused": refused}
@@ -354,8 +354,8 @@ def _is_shortage(error: BaseException | None) -> bool:
 class _Reporter:
     """Collects what one upload tells and sends it on now and then; its Events."""
 
-    def __init__(self, worker: _Worker, identity: str) -> None:
-        self._worker, self._identity = worker, identity
+    def __init__(self, uploader: _Uploader, identity: str) -> None:
+        self._uploader, self._identity = uploader, identity
         self._bytes = 0
         self._out: list[Message] = []
 
@@ -391,13 +391,13 @@ class _Reporter:
         messages, self._out = self._out, []
         with anyio.CancelScope(shield=True):
             for message in messages:
-                await self._worker._send(message)
+                await self._uploader._send(message)
             if count:
-                await self._worker._send({"op": "progress", "id": self._identity, "bytes": count})
+                await self._uploader._send({"op": "progress", "id": self._identity, "bytes": count})
 
 
 def main(fd: int, directory: str) -> None:
-    """Entry point of the worker process."""
+    """Entry point of the uploader process."""
     # Whoever ends everything on this machine: the agent closes our socket, or the kernel ends us with it.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
@@ -410,7 +410,7 @@ def main(fd: int, directory: str) -> None:
                 lambda why: print(why, file=sys.stderr, flush=True),
             )  # fmt: skip
         except errors.CheckpointError as error:
-            sys.exit(f"async_ckpt worker: {error}")
+            sys.exit(f"async_ckpt uploader: {error}")
 
 
 def _die_with_parent() -> None:
@@ -418,4 +418,4 @@ def _die_with_parent() -> None:
     parent = os.getppid()
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent or parent == 1:
-        sys.exit("async_ckpt worker: the agent is gone")
+        sys.exit("async_ckpt uploader: the agent is gone")

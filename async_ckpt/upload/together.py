@@ -1,5 +1,5 @@
-"""The worker's part in a collective checkpoint, once this rank's shard is in the store: rank 0 waits for the others and
-commits, the others wait for that. ``ranks/agreement.py`` says how they agree.
+"""The uploader's part in a collective checkpoint, once this rank's shard is in the store: rank 0 waits for the others
+and commits, the others wait for that. ``ranks/agreement.py`` says how they agree.
 
 Everything here may be repeated from the start at any time.
 """
@@ -20,7 +20,7 @@ from ..ranks.agreement import COMMITTING, FAILED, Outcome, Reference
 from ..stores.base import Store
 from ..system.backoff import Backoff
 from ..system.crash import crash_point
-from .checkpoint import Uploader
+from .checkpoint import CheckpointWriter
 
 #: How often a second all ranks together look into the store at most: with many ranks the first pause is longer.
 _LOOKS_A_SECOND = 1000
@@ -56,10 +56,10 @@ class Patience:
 
 
 class CollectiveCommit:
-    """Brings the ranks of collective checkpoints together; works for one spool, with its uploader."""
+    """Brings the ranks of collective checkpoints together; works for one spool, with its writer."""
 
-    def __init__(self, store: Store, uploader: Uploader, config: Config) -> None:
-        self._store, self._uploader, self._config = store, uploader, config
+    def __init__(self, store: Store, writer: CheckpointWriter, config: Config) -> None:
+        self._store, self._writer, self._config = store, writer, config
         #: Before which attempt and generation nothing is left.
         self._tidied = (0, 0)
 
@@ -128,7 +128,7 @@ class CollectiveCommit:
                 await self._give_up(reference, why)
                 raise UsageError(why)
             await anyio.sleep(pauses.failed(anyio.current_time()))
-        return await finish(self._store, self._uploader, reference, self._config)
+        return await finish(self._store, self._writer, reference, self._config)
 
     async def _give_up(self, reference: Reference, why: str) -> None:
         outcome = await agreement.decide(self._store, reference, Outcome(FAILED, why))
@@ -165,7 +165,7 @@ class CollectiveCommit:
             await agreement.decide(self._store, reference, Outcome(FAILED, why))
 
 
-async def finish(store: Store, uploader: Uploader, reference: Reference, config: Config) -> Reference:
+async def finish(store: Store, writer: CheckpointWriter, reference: Reference, config: Config) -> Reference:
     """Commit a checkpoint whose shards are all in the store.
 
     Raises
@@ -186,7 +186,7 @@ async def finish(store: Store, uploader: Uploader, reference: Reference, config:
         raise UsageError(outcome.why or "It was given up")
     crash_point("gather:after-outcome")
     await store.put_bytes(layout.parse_key(merged["key"]).manifest_key, dump(manifest.to_json()))
-    _, refused = await uploader.commit([merged])
+    _, refused = await writer.commit([merged])
     if refused is not None:
         raise refused
     return merged

@@ -22,7 +22,7 @@ resident memory; medians, engines in turns. Every engine is a process that has c
 before the clock starts; command line tools are timed whole. *ours before* is the hand-written HTTP client that the
 present engine replaced."""
 MEMORY = """One checkpoint of one file through the real agent, to a server that throws it away: what the uploader (the
-worker) and the agent beside it had resident at most."""
+uploader) and the agent beside it had resident at most."""
 INTERFERENCE = """Steps of a training loop (half pure Python, half NumPy, about 6 ms) while something uploads in the
 background without an end. The incumbent saves within the loop. Two cores; the server takes its share of them."""
 DEDUP = """A directory as LoRA leaves it: 2 GiB of frozen weights, an adapter of 20 MiB that is written anew before each
@@ -83,10 +83,10 @@ def of_engines(rows: Rows) -> list[Aim]:
 
 
 def of_memory(rows: Rows) -> list[Aim]:
-    peaks = [row["workers' peak MiB"] + row["agent's peak MiB"] for row in rows]
+    peaks = [row["uploaders' peak MiB"] + row["agent's peak MiB"] for row in rows]
     figures = ", ".join(f"{row['GiB']} GiB: {peak} MiB" for row, peak in zip(rows, peaks, strict=True))
     return [
-        Aim(f"Agent and worker together below {MEMORY_MIB} MiB, whatever the size", max(peaks) < MEMORY_MIB, figures)
+        Aim(f"Agent and uploader together below {MEMORY_MIB} MiB, whatever the size", max(peaks) < MEMORY_MIB, figures)
     ]
 
 

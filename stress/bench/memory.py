@@ -63,12 +63,12 @@ class Watch:
         return self._peaks[self._agent]
 
     @property
-    def workers_bytes(self) -> int:
+    def uploaders_bytes(self) -> int:
         """Of all processes of the data plane together."""
         return sum(peak for pid, peak in self._peaks.items() if pid != self._agent)
 
     @property
-    def workers(self) -> int:
+    def uploaders(self) -> int:
         return len(self._peaks) - 1
 
     def _watch(self) -> None:
@@ -122,7 +122,7 @@ def measure(size: int, server: Sink) -> dict[str, Any]:
     gib = size / _GIB
     return {
         "GiB": size // _GIB, "seconds": seconds, "GiB/s": gib / seconds, "cpu s/GiB": watch.cpu_seconds / gib,
-        "workers": watch.workers, "workers' peak MiB": watch.workers_bytes >> 20,
+        "uploaders": watch.uploaders, "uploaders' peak MiB": watch.uploaders_bytes >> 20,
         "agent's peak MiB": watch.agent_bytes >> 20,
     }  # fmt: skip
 
@@ -141,8 +141,8 @@ def main(arguments: list[str] | None = None) -> None:
             print({key: round(value, 2) for key, value in rows[-1].items()}, flush=True)
     notes += [
         "One file, saved and flushed; it is sparse (one twentieth is data). *peak*: what was resident at most, of all "
-        "workers together, and of the agent that has the leases and the queue. The workers run at idle priority and "
-        "share the machine's cores with the server.",
+        "uploaders together, and of the agent that has the leases and the queue. The uploaders run at idle priority "
+        "and share the machine's cores with the server.",
     ]
     if options.size:
         print("Not recorded: the report shows whole runs.")

@@ -155,7 +155,7 @@ def memory(rows: Rows, path: str) -> None:
     """Peak memory over the size of the checkpoint."""
     figure, (axis,) = _figure(1, width=5)
     sizes = [row["GiB"] for row in rows]
-    axis.plot(sizes, [row["workers' peak MiB"] for row in rows], "o-", color=_OURS, label="worker")
+    axis.plot(sizes, [row["uploaders' peak MiB"] for row in rows], "o-", color=_OURS, label="uploader")
     axis.plot(sizes, [row["agent's peak MiB"] for row in rows], "o-", color=_LIMITED, label="agent")
     axis.axhline(150, color=_OTHER, linestyle="--", linewidth=1, label="aim, together")
     axis.set(xlabel="GiB in one checkpoint", ylabel="MiB resident at most", ylim=(0, 170))

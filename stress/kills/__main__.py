@@ -33,7 +33,7 @@ from async_ckpt.stores.base import StoreSpec
 from stress.bench import results
 from stress.bench.environment import memory_directory
 from stress.kills.figures import Figures, lines
-from stress.kills.processes import AGENT, WORKER, crash_points, who_dies_at
+from stress.kills.processes import AGENT, UPLOADER, crash_points, who_dies_at
 from stress.kills.round import MIXED, RANDOM, VICTIMS, Place, Round
 from stress.s3_target import s3_target
 
@@ -58,7 +58,7 @@ def _points_for(victim: str, points: list[str]) -> list[str]:
         return [RANDOM]
     if victim in ("task", "all at once"):
         return points
-    wanted = AGENT if victim == "agent" else WORKER
+    wanted = AGENT if victim == "agent" else UPLOADER
     return [point for point in points if who_dies_at(point) == wanted]
 
 

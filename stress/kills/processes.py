@@ -9,7 +9,7 @@ from pathlib import Path
 from async_ckpt.system import crash
 from harness.agents import is_alive
 
-TASK, AGENT, WORKER = "task", "agent", "uploader"
+TASK, AGENT, UPLOADER = "task", "agent", "uploader"
 
 #: In the environment of all processes of a round.
 MARK = "ASYNC_CKPT_KILLS_MARK"
@@ -24,7 +24,7 @@ def crash_points() -> list[str]:
 
 def who_dies_at(point: str) -> str:
     """Which process comes by a point."""
-    return AGENT if point.startswith("agent:") else WORKER
+    return AGENT if point.startswith("agent:") else UPLOADER
 
 
 def agent_of(spool: Path) -> int | None:
@@ -36,12 +36,12 @@ def agent_of(spool: Path) -> int | None:
     return None
 
 
-def worker_of(spool: Path) -> int | None:
+def uploader_of(spool: Path) -> int | None:
     """The process of a spool's uploader; None where there is none."""
     agent = agent_of(spool)
     with contextlib.suppress(OSError, ValueError):
         for pid in map(int, Path(f"/proc/{agent}/task/{agent}/children").read_text().split()):
-            if is_alive(pid) and b"\0worker\0" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            if is_alive(pid) and b"\0uploader\0" in Path(f"/proc/{pid}/cmdline").read_bytes():
                 return pid
     return None
 

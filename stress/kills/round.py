@@ -20,7 +20,7 @@ from stress.kills.attempt import Attempt
 from stress.kills.content import fault_in_store
 from stress.kills.figures import Figures
 from stress.kills.ledger import Ledger
-from stress.kills.processes import AGENT, MARK, TASK, WORKER, agent_of, marked, who_dies_at, worker_of
+from stress.kills.processes import AGENT, MARK, TASK, UPLOADER, agent_of, marked, uploader_of, who_dies_at
 from stress.kills.reader import Reader
 from stress.kills.saver import CLOSE, FAIL, FINISH, Spec
 
@@ -28,10 +28,10 @@ RANDOM = "at random"
 
 #: Who is killed together, by what a round calls its victim.
 VICTIMS: dict[str, tuple[str, ...]] = {
-    "task": (TASK,), "agent": (AGENT,), "uploader": (WORKER,), "all at once": (TASK, AGENT, WORKER),
+    "task": (TASK,), "agent": (AGENT,), "uploader": (UPLOADER,), "all at once": (TASK, AGENT, UPLOADER),
 }  # fmt: skip
 MIXED = "mixed"
-_MIXED = [*VICTIMS.values(), (AGENT, WORKER)]
+_MIXED = [*VICTIMS.values(), (AGENT, UPLOADER)]
 
 #: A launcher takes six starts within 30 s for a crash loop, an agent five deaths of uploaders that bring nothing.
 _AGENTS_PER_ATTEMPT, _USELESS_UPLOADERS = 4, 3
@@ -157,7 +157,7 @@ class Round:
     def _strike(self, attempt: Attempt) -> None:
         victims = list(self._random.choice(_MIXED) if self._victim == MIXED else VICTIMS[self._victim])
         self._random.shuffle(victims)
-        uploader_dies = WORKER in victims or (self._moment != RANDOM and who_dies_at(self._moment) == WORKER)
+        uploader_dies = UPLOADER in victims or (self._moment != RANDOM and who_dies_at(self._moment) == UPLOADER)
         if uploader_dies and AGENT not in victims and not self._uploaders_may_die(attempt):
             return
         moment = self._moment
@@ -186,8 +186,8 @@ class Round:
         attempt.listen(self._random.random() * (0.05 if phase == "starting" else 0.2))
         if victims == [AGENT]:
             attempt.until(lambda: agent_of(self._spool), _MOMENT_S)
-        elif victims == [WORKER]:
-            attempt.until(lambda: worker_of(self._spool), _MOMENT_S)
+        elif victims == [UPLOADER]:
+            attempt.until(lambda: uploader_of(self._spool), _MOMENT_S)
 
     def _await_point(self, attempt: Attempt) -> bool:
         """Let the next process that comes by the point die there."""
@@ -214,7 +214,7 @@ class Round:
     def _pid(self, role: str, attempt: Attempt) -> int | None:
         if role == TASK:
             return None if attempt.ended else attempt.pid
-        return agent_of(self._spool) if role == AGENT else worker_of(self._spool)
+        return agent_of(self._spool) if role == AGENT else uploader_of(self._spool)
 
     def _count(self, role: str, moment: str, attempt: Attempt) -> None:
         self.figures.kills[role, moment] += 1
@@ -222,7 +222,7 @@ class Round:
             attempt.agents_killed += 1
             self._useless = 0
             self._ledger.agent_died()
-        elif role == WORKER:
+        elif role == UPLOADER:
             size = self._journal_size()
             self._useless = self._useless + 1 if size == self._journal_bytes else 1
             self._journal_bytes = size

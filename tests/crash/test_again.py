@@ -19,7 +19,7 @@ from async_ckpt.ipc import protocol
 from async_ckpt.spool.journal import COMMITTED, FAILED
 from async_ckpt.spool.spool import Spool
 from async_ckpt.task.checkpointer import Checkpointer
-from harness.agents import TASK, Task, agent_pid, content, kill, wait_until, worker_pid
+from harness.agents import TASK, Task, agent_pid, content, kill, uploader_pid, wait_until
 from harness.scenes import BIG, save
 
 
@@ -123,13 +123,13 @@ def test_an_agent_that_lives_on_opens_the_store_as_the_later_attempt_does(
     gate.hold(".0.mfchckpt.0/")
     checkpointer = task.start()
     first = save(checkpointer, task, 0)
-    agent, before = agent_pid(checkpointer), worker_pid(checkpointer)
+    agent, before = agent_pid(checkpointer), uploader_pid(checkpointer)
     assert b"the first keys" in Path(f"/proc/{before}/environ").read_bytes()
     checkpointer.close(clean=False)
     monkeypatch.setenv("ACCESS_OF_TEST", "the second keys")
     checkpointer = task.start(attempt=1)
     assert agent_pid(checkpointer) == agent
-    after = wait_until(lambda: (pid := worker_pid(checkpointer)) != before and pid, "another uploader runs")
+    after = wait_until(lambda: (pid := uploader_pid(checkpointer)) != before and pid, "another uploader runs")
     environment = Path(f"/proc/{after}/environ").read_bytes()
     assert b"the second keys" in environment
     assert b"the first keys" not in environment

@@ -13,7 +13,7 @@ from async_ckpt.manifest import FileEntry, Manifest
 from async_ckpt.spool import journal
 from async_ckpt.spool.journal import COMMITTED
 from async_ckpt.spool.spool import Spool
-from harness.agents import TASK, Task, agent_pid, content, is_alive, kill, records, wait_until, worker_pid
+from harness.agents import TASK, Task, agent_pid, content, is_alive, kill, records, uploader_pid, wait_until
 from harness.scenes import BIG, assert_all_in_order, assert_prefix, save, save_and_die
 from tests.spread import first_of
 
@@ -26,15 +26,15 @@ NEVER_A_PID = 1 << 22
 CRASH_POINTS = (
     "agent:before-uploaded",
     "agent:before-committed",
-    "worker:before-file",
-    "worker:before-manifest",
-    "worker:before-commit",
-    "worker:in-batch",
-    "worker:before-latest",
+    "uploader:before-file",
+    "uploader:before-manifest",
+    "uploader:before-commit",
+    "uploader:in-batch",
+    "uploader:before-latest",
 )
 
 
-@pytest.mark.parametrize("victims", first_of(["both", "agent", "worker"]))
+@pytest.mark.parametrize("victims", first_of(["both", "agent", "uploader"]))
 def test_fifty_saves_survive_kills_at_random_moments(task: Task, victims: str) -> None:
     random_ = random.Random(victims)
     checkpointer = task.start()
@@ -45,7 +45,7 @@ def test_fifty_saves_survive_kills_at_random_moments(task: Task, victims: str) -
         references.append(save(checkpointer, task, number))
         assert_prefix(task)
         if number in moments:
-            if victims in ("worker", "both") and kill(worker_pid(checkpointer)):
+            if victims in ("uploader", "both") and kill(uploader_pid(checkpointer)):
                 pass
             if victims in ("agent", "both"):
                 kill(agent_pid(checkpointer))
@@ -65,7 +65,7 @@ def test_saves_survive_a_kill_at(task: Task, point: str) -> None:
     references = [save(checkpointer, task, 0)]
     (task.work / "first").unlink()
     references += [save(checkpointer, task, number) for number in range(1, 10)]
-    if point == "worker:in-batch":  # There is a batch once others have overtaken the first.
+    if point == "uploader:in-batch":  # There is a batch once others have overtaken the first.
         wait_until(lambda: checkpointer.state("0.mfchckpt.9")[0] == "UPLOADED", "all but the first are uploaded")
     gate.open("first")
     checkpointer.flush(120)

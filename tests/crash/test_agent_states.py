@@ -148,8 +148,8 @@ def test_where_no_agent_can_be_started_the_flush_uploads_by_itself_and_says_so_o
     checkpointer.flush(60)
     assert_all_in_order(task, references)
     assert (
-        checkpointer.status()["pid"] == checkpointer.status()["worker_pid"]
-        or checkpointer.status()["worker_pid"] is None
+        checkpointer.status()["pid"] == checkpointer.status()["uploader_pid"]
+        or checkpointer.status()["uploader_pid"] is None
     )
     (said,) = [line for line in lines if "this process uploads by itself" in line]
     assert "/nowhere/python" in said

@@ -412,7 +412,7 @@ def test_a_retry_begins_with_the_last_one_all_ranks_had_saved_and_the_rest_is_re
     assert len(pair.task.committed_versions()) == 2
 
 
-@pytest.mark.parametrize("point", [*CRASH_POINTS, "worker:before-commit"])
+@pytest.mark.parametrize("point", [*CRASH_POINTS, "uploader:before-commit"])
 def test_the_commit_is_done_by_the_next_uploader(pair: Gang, point: str) -> None:
     marker = pair.task.crash_at(point)
     pair.start()

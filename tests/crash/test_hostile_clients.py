@@ -14,7 +14,7 @@ from async_ckpt.agent.questions import MAX_QUESTIONS
 from async_ckpt.ipc import protocol
 from async_ckpt.spool.records import Admitted, Records
 from async_ckpt.task.checkpointer import Checkpointer
-from harness.agents import Task, agent_pid, is_alive, records, wait_until, worker_pid
+from harness.agents import Task, agent_pid, is_alive, records, uploader_pid, wait_until
 from harness.hostile_client import descriptors_of
 from harness.hostile_frames import frame
 from harness.scenes import save
@@ -182,17 +182,17 @@ def test_the_uploader_has_its_share_of_the_machine_for_as_long_as_somebody_waits
     gate.hold("weights")
     checkpointer = task.start()
     save(checkpointer, task, 0)
-    worker = worker_pid(checkpointer)
-    wait_until(lambda: os.sched_getscheduler(worker) == os.SCHED_IDLE, "it is idle while the task trains")
+    uploader = uploader_pid(checkpointer)
+    wait_until(lambda: os.sched_getscheduler(uploader) == os.SCHED_IDLE, "it is idle while the task trains")
     with contextlib.closing(Talker(checkpointer.spool.directory)) as client:
         client.send({"op": "flush", "timeout_s": 600, "seq": 50})
-        wait_until(lambda: os.sched_getscheduler(worker) == os.SCHED_OTHER, "somebody waits")
+        wait_until(lambda: os.sched_getscheduler(uploader) == os.SCHED_OTHER, "somebody waits")
         assert client.ask({"op": "flush", "timeout_s": 0})["pending"] == 1
         assert client.ask({"op": "status"})["pending"] == 1
-        assert os.sched_getscheduler(worker) == os.SCHED_OTHER
-    wait_until(lambda: os.sched_getscheduler(worker) == os.SCHED_IDLE, "nobody waits any more")
+        assert os.sched_getscheduler(uploader) == os.SCHED_OTHER
+    wait_until(lambda: os.sched_getscheduler(uploader) == os.SCHED_IDLE, "nobody waits any more")
     with contextlib.closing(Talker(checkpointer.spool.directory)) as client:
         assert client.ask({"op": "flush", "timeout_s": 0.5})["pending"] == 1
-        wait_until(lambda: os.sched_getscheduler(worker) == os.SCHED_IDLE, "its time is over")
+        wait_until(lambda: os.sched_getscheduler(uploader) == os.SCHED_IDLE, "its time is over")
     gate.open("weights")
     checkpointer.flush(60)

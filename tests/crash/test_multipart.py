@@ -10,7 +10,7 @@ import pytest
 
 from async_ckpt.config import CHUNK_BYTES
 from async_ckpt.stores.base import StoreSpec
-from harness.agents import Task, agent_pid, content, is_alive, kill, records, wait_until, worker_pid
+from harness.agents import Task, agent_pid, content, is_alive, kill, records, uploader_pid, wait_until
 from harness.gated_s3 import GatedS3
 from tests.spread import spread
 
@@ -40,7 +40,7 @@ def on_s3(task: Task, server: GatedS3, monkeypatch: pytest.MonkeyPatch) -> Task:
     return task
 
 
-@pytest.mark.parametrize(("victims", "storage_format"), spread(["worker", "agent", "both"], ["files", "tar"]))
+@pytest.mark.parametrize(("victims", "storage_format"), spread(["uploader", "agent", "both"], ["files", "tar"]))
 def test_parts_that_arrived_do_not_arrive_again(
     on_s3: Task, server: GatedS3, victims: str, storage_format: str
 ) -> None:
@@ -54,10 +54,10 @@ def test_parts_that_arrived_do_not_arrive_again(
 
     others = [number for number in range(1, PARTS + 1) if number != HELD]
     wait_until(lambda: arrived() == others, "the agent knows of all parts but the one that hangs")
-    worker, agent = worker_pid(checkpointer), agent_pid(checkpointer)
-    for victim in {"worker": [worker], "agent": [agent], "both": [worker, agent]}[victims]:
+    uploader, agent = uploader_pid(checkpointer), agent_pid(checkpointer)
+    for victim in {"uploader": [uploader], "agent": [agent], "both": [uploader, agent]}[victims]:
         kill(victim)
-    wait_until(lambda: not is_alive(worker), "the uploader is gone")
+    wait_until(lambda: not is_alive(uploader), "the uploader is gone")
     server.open_gate()
     reference.wait(60)
     place = reference["url"].removeprefix("s3:/")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from async_ckpt.stores.base import StoreSpec
-from harness.agents import Task, agent_pid, kill, wait_until, worker_pid
+from harness.agents import Task, agent_pid, kill, uploader_pid, wait_until
 from harness.scenes import save
 from harness.servers import BUCKET, S3Server, moto_server
 
@@ -40,7 +40,7 @@ def test_a_task_hears_once_that_uploads_go_another_way(task: Task, moto_server: 
     assert checkpointer.status()["warnings"] == [line]
     assert Path(checkpointer.spool.path("agent.log")).read_text().count(REASON) == 1
 
-    for victim in (worker_pid, agent_pid):
+    for victim in (uploader_pid, agent_pid):
         kill(victim(checkpointer))
         save(checkpointer, task, 1)
         checkpointer.flush(60)

@@ -15,7 +15,7 @@ import pytest
 from async_ckpt.errors import CheckpointError
 from async_ckpt.ipc import protocol
 from async_ckpt.stores.base import StoreSpec
-from harness.agents import Task, agent_pid, wait_until, worker_pid
+from harness.agents import Task, agent_pid, uploader_pid, wait_until
 from harness.gated_s3 import GatedS3
 from harness.scenes import save
 from harness.servers import free_port
@@ -156,9 +156,9 @@ def test_no_credential_is_written_or_said_anywhere(
     checkpointer = task.start(report=said.append)
     save(checkpointer, task, 0)
     wait_until(lambda: checkpointer.status()["failed_count"], "the store has refused")
-    worker = worker_pid(checkpointer)
+    uploader = uploader_pid(checkpointer)
     shown = list(command_lines())
-    assert any(b"worker" in line for line in shown), f"the uploader, {worker}, is not among them"
+    assert any(b"uploader" in line for line in shown), f"the uploader, {uploader}, is not among them"
     with pytest.raises(CheckpointError) as caught:
         checkpointer.flush(60)
     said += [str(caught.value), repr(caught.value), json.dumps(checkpointer.status())]

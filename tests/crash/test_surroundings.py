@@ -25,7 +25,7 @@ from pathlib import Path
 from async_ckpt.task.checkpointer import Checkpointer
 from async_ckpt.config import Config
 from async_ckpt.stores.base import StoreSpec
-from harness.agents import TASK, agent_pid, worker_pid
+from harness.agents import TASK, agent_pid, uploader_pid
 
 root, store, work, out = sys.argv[1:5]
 checkpointer = Checkpointer.start(root, TASK, StoreSpec("local", store), Config.from_env(), uploader="process")
@@ -61,23 +61,23 @@ def garbage():
 garbage()
 saved = [checkpointer.save(work)]
 garbage()
-here, agent, worker = streams(os.getpid()), streams(agent_pid(checkpointer)), streams(worker_pid(checkpointer))
+here, agent, uploader = streams(os.getpid()), streams(agent_pid(checkpointer)), streams(uploader_pid(checkpointer))
 saved.append(checkpointer.save(work))
 garbage()
 checkpointer.flush(60)
-Path(out).write_text(repr((here, agent, worker, [one.state for one in saved])))
+Path(out).write_text(repr((here, agent, uploader, [one.state for one in saved])))
 checkpointer.close(clean=True)
 """
     (task.work / "weights").write_bytes(content(0, BIG))
     process = start(task, code, before=closed, out=out)
     process.communicate(timeout=60)
     assert process.returncode == 0
-    here, agent, worker, states = eval(out.read_text())
+    here, agent, uploader, states = eval(out.read_text())
     assert states == ["COMMITTED", "COMMITTED"]
     for number, stream in enumerate(("<&-", ">&-", "2>&-")):
         if stream in closed.split():
             assert here[number] == "/dev/null"
-    for streams in agent, worker:
+    for streams in agent, uploader:
         assert all(path == "/dev/null" or path.endswith("agent.log") for path in streams), streams
 
 

@@ -21,7 +21,7 @@ from tests.spread import first_of
 #: What happens in an uploader that is about to store a file: ``{deed}`` with its ``path``.
 _SITECUSTOMIZE = """
 import os, signal, sys
-if "worker" in getattr(sys, "orig_argv", []):
+if "uploader" in getattr(sys, "orig_argv", []):
     from async_ckpt.stores.local import LocalStore
     stored = []
 
@@ -114,14 +114,14 @@ def test_uploaders_that_die_before_their_first_word_blame_nobody(task: Task, mon
     folder = task.base / "short"
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(
-        f"import os, sys\n'worker' in sys.orig_argv and os.path.exists({str(folder / 'dying')!r}) and os._exit(137)\n"
+        f"import os, sys\n'uploader' in sys.orig_argv and os.path.exists({str(folder / 'dying')!r}) and os._exit(137)\n"
     )
     monkeypatch.syspath_prepend(str(folder))
     lines: list[str] = []
     checkpointer = task.start(report=lines.append)
     wait_until(lambda: checkpointer.spool.start is not None, "no save waits for that any more")
     (folder / "dying").touch()
-    kill(checkpointer.status()["worker_pid"])
+    kill(checkpointer.status()["uploader_pid"])
     references = [save(checkpointer, task, number) for number in range(2)]
     wait_until(lambda: lines, "it is said")
     assert "without a word" in lines[0]
@@ -145,12 +145,12 @@ def test_where_no_uploader_can_be_started_the_agent_uploads_by_itself(
     checkpointer = task.start(report=lines.append)
     wait_until(lambda: checkpointer.spool.start is not None, "the first uploader has claimed the start")
     python.unlink()
-    agent, uploader = (checkpointer.status()[name] for name in ("pid", "worker_pid"))
+    agent, uploader = (checkpointer.status()[name] for name in ("pid", "uploader_pid"))
     kill(uploader)
     references = [save(checkpointer, task, number) for number in range(3)]
     checkpointer.flush(60)
     assert_all_in_order(task, references)
-    assert checkpointer.status()["pid"] == checkpointer.status()["worker_pid"] == agent
+    assert checkpointer.status()["pid"] == checkpointer.status()["uploader_pid"] == agent
     assert [line for line in lines if "No uploader can be had" in line and str(python) in line]
 
 

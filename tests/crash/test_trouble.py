@@ -15,7 +15,7 @@ from async_ckpt.spool.journal import FAILED
 from async_ckpt.system.files import locked
 from async_ckpt.system.log import write_lines_with
 from async_ckpt.task import checkpointer as checkpointer_module
-from harness.agents import Task, agent_pid, close_and_kill, content, is_alive, kill, wait_until, worker_pid
+from harness.agents import Task, agent_pid, close_and_kill, content, is_alive, kill, uploader_pid, wait_until
 from harness.scenes import BIG, assert_all_in_order, save, save_and_die
 
 
@@ -135,7 +135,7 @@ def test_a_stopped_uploader_of_a_killed_agent_never_writes_again(task: Task) -> 
     checkpointer = task.start()
     references = [save(checkpointer, task, 0)]
     wait_until(lambda: gate.waiting("latest"), "the first is about to become the latest")
-    orphan = worker_pid(checkpointer)
+    orphan = uploader_pid(checkpointer)
     kill(orphan, signal.SIGSTOP)
     kill(agent_pid(checkpointer))
     wait_until(lambda: not is_alive(orphan), "the uploader went with its agent")

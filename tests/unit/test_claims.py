@@ -242,9 +242,9 @@ def test_a_node_joins_no_start_of_another_gang_on_its_machine() -> None:
 def test_who_waits_for_a_store_that_fails_is_told_that_it_was_asked_also_between_two_tries(tmp_path: Path) -> None:
     """It is waited for as long as one that is silent: only a store that nobody has asked yet is not to blame."""
     orders: list[dict[str, Any]] = []
-    worker = types.SimpleNamespace(ensure=lambda: True, tell=orders.append, has_spoken=True)
+    uploader = types.SimpleNamespace(ensure=lambda: True, tell=orders.append, has_spoken=True)
     spool = Spool.create(str(tmp_path), TASK, StoreSpec("local", "/nowhere"))
-    asking = Claims(spool, cast(Child, worker), orders.append, REAL_CLOCK)
+    asking = Claims(spool, cast(Child, uploader), orders.append, REAL_CLOCK)
     asking.begin(TASK.attempt, 1, 0)
     waiting = {"start": None, "why": "", "asked": False}
     assert asking.answer(TASK.attempt, late=True) == waiting

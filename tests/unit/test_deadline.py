@@ -86,8 +86,8 @@ class TestPlan:
         assert chosen([]) == []
 
 
-class Worker:
-    """A worker that does nothing, and hears what it is told."""
+class Uploader:
+    """An uploader that does nothing, and hears what it is told."""
 
     is_awake = True
 
@@ -110,11 +110,16 @@ class Scene:
     """A queue whose oldest uploads are under way, and what is decided about it."""
 
     def __init__(self, config: Config, sizes: list[int]) -> None:
-        self.clock, self.worker, self.queue, self.said = StillClock(), Worker(), Queue(config.max_uploads), list[Any]()
+        self.clock, self.uploader, self.queue, self.said = (
+            StillClock(),
+            Uploader(),
+            Queue(config.max_uploads),
+            list[Any](),
+        )
         throughput = Throughput(self.clock)
         throughput.assume(MIB)
         self.last_call = LastCall(
-            self.queue, _NothingStored(), throughput, self.worker, config, self.said.append,  # type: ignore[arg-type]
+            self.queue, _NothingStored(), throughput, self.uploader, config, self.said.append,  # type: ignore[arg-type]
             self.clock,
         )  # fmt: skip
         for number, size in enumerate(sizes):
@@ -155,7 +160,7 @@ class TestLastCall:
 
     def test_what_is_refused_gives_way_at_once(self, scene: Scene) -> None:
         scene.last_call.hear(15, "SIGTERM")
-        assert scene.worker.paused == ["0.a.0"]
+        assert scene.uploader.paused == ["0.a.0"]
         assert scene.queue.next_actions() == upload(3)
         scene.queue.end("0.a.3", FAILED, "refused")
         scene.last_call.choose_again("0.a.3 failed")
@@ -242,18 +247,18 @@ class TestLastCall:
         while not commits and scene.clock.now < 1014:
             commits = [action for action in scene.tick() if action.kind == "commit"]
         assert commits == [Action("commit", ("0.a.2",))]
-        assert "0.a.3" in scene.worker.paused
+        assert "0.a.3" in scene.uploader.paused
         # It is tried again while there is nothing else to commit, and only so long.
         scene.queue.end("0.a.2", COMMITTED)
-        scene.worker.paused.clear()
+        scene.uploader.paused.clear()
         assert [action for action in scene.tick() if action.kind == "commit"] == [Action("commit", ("0.a.3",))]
         scene.queue.admit("0.a.4", (0, 4), 0)
         scene.queue.uploaded("0.a.4")
         assert [action for action in scene.tick() if action.kind == "commit"] == [Action("commit", ("0.a.4",))]
-        assert "0.a.3" in scene.worker.paused
+        assert "0.a.3" in scene.uploader.paused
 
-    def test_nothing_is_judged_before_the_worker_is_awake(self, scene: Scene) -> None:
-        scene.worker.is_awake = False
+    def test_nothing_is_judged_before_the_uploader_is_awake(self, scene: Scene) -> None:
+        scene.uploader.is_awake = False
         scene.last_call.hear(15, "SIGTERM")
         scene.queue.next_actions()
         for _ in range(50):
@@ -261,7 +266,7 @@ class TestLastCall:
 
     def test_an_end_that_is_far_changes_the_order_and_holds_nothing(self, scene: Scene) -> None:
         scene.last_call.hear(3600, "a notice")
-        assert scene.worker.paused == []
+        assert scene.uploader.paused == []
         assert scene.queue.next_actions() == []
         scene.queue.end("0.a.0", COMMITTED)
         assert scene.tick() == upload(3)
@@ -275,7 +280,7 @@ class TestLastCall:
     def test_an_end_in_years_is_none_and_is_said_once(self, scene: Scene, seconds: float) -> None:
         scene.last_call.hear(seconds, "a notice")
         scene.tick()
-        assert scene.worker.paused == []
+        assert scene.uploader.paused == []
         assert not scene.last_call.is_near
         assert len(scene.said) == 1
         assert "no end of a machine" in scene.told()

@@ -133,7 +133,7 @@ def test_in_a_hurry_it_is_ended_soon(
     assert _look(watch, agent.pid, 4)
 
 
-@pytest.mark.parametrize("words", ["agent 3 4 /elsewhere", "worker 3 {}", "{}", "agent {} x"])
+@pytest.mark.parametrize("words", ["agent 3 4 /elsewhere", "uploader 3 {}", "{}", "agent {} x"])
 def test_nobody_else_who_has_its_number_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str) -> None:
     with _sleeper(*words.format(tmp_path).split()) as process:
         Seen(monkeypatch)

@@ -187,7 +187,7 @@ class Model(RuleBasedStateMachine):
 
     @rule(how=st.sampled_from([COMMITTED, FAILED, "pause"]))
     def finish_commit(self, how: str) -> None:
-        """A worker answers for a batch in its order; what fails ends it."""
+        """An uploader answers for a batch in its order; what fails ends it."""
         if not self.committing:
             return
         identity = self.committing.pop(0)

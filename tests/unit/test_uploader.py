@@ -21,7 +21,7 @@ from async_ckpt.spool.records import Admitted
 from async_ckpt.spool.unchanged import StoredFile
 from async_ckpt.stores import catalog
 from async_ckpt.upload import checkpoint as uploader_module
-from async_ckpt.upload.checkpoint import Uploader
+from async_ckpt.upload.checkpoint import CheckpointWriter
 from harness.agents import TASK
 from harness.content import crcs_of, pattern
 from harness.memory import MemoryStore
@@ -81,7 +81,7 @@ def item(tmp_path: Path) -> Admitted:
 
 
 def upload(store: MemoryStore, item: Admitted, heard: Heard, unchanged: dict[str, StoredFile] | None = None) -> None:
-    anyio.run(Uploader(store, Config()).upload, item, heard.told_again(), unchanged or {}, heard)
+    anyio.run(CheckpointWriter(store, Config()).upload, item, heard.told_again(), unchanged or {}, heard)
 
 
 OLD = {"weights": StoredFile("old", [1])}
@@ -135,11 +135,11 @@ def test_files_behind_links_are_stored_for_clients_that_know_no_links(
 
 def test_more_files_behind_links_than_the_limit_are_left_out_and_that_is_said(item: Admitted) -> None:
     store, links = MemoryStore(), [Symlink(f"link-{number}", "small") for number in range(5)]
-    uploader = Uploader(store, Config(max_files_behind_links=3))
+    writer = CheckpointWriter(store, Config(max_files_behind_links=3))
     linked = dataclasses.replace(item, manifest=Manifest(item.manifest.files, links=links))
-    anyio.run(uploader.upload, linked, CheckpointState(), {}, Heard())
+    anyio.run(writer.upload, linked, CheckpointState(), {}, Heard())
     assert len([name for name in store.objects if "/link-" in name]) == 3
-    assert "lead to 5 files, of which 3" in uploader.notice
+    assert "lead to 5 files, of which 3" in writer.notice
 
 
 def test_an_outage_during_a_copy_is_one_of_the_upload(item: Admitted) -> None:
@@ -191,7 +191,7 @@ def test_parts_that_are_in_the_store_are_not_sent_again(item: Admitted, storage_
 
 
 def commit(store: MemoryStore, batch: list[dict[str, Any]]) -> tuple[int, CheckpointError | None]:
-    return anyio.run(Uploader(store, Config()).commit, batch)
+    return anyio.run(CheckpointWriter(store, Config()).commit, batch)
 
 
 def newest(store: MemoryStore, attempt: int = 1) -> dict[str, Any] | None:
@@ -320,8 +320,8 @@ def committed_and_said(store: MemoryStore, *batches: list[dict[str, Any]]) -> tu
     """How many of each batch one uploader commits, and what it says to the user in the end."""
 
     async def check() -> tuple[list[int], str]:
-        uploader = Uploader(store, Config(latest_timeout_s=5))
-        return [(await uploader.commit(batch))[0] for batch in batches], uploader.notice
+        writer = CheckpointWriter(store, Config(latest_timeout_s=5))
+        return [(await writer.commit(batch))[0] for batch in batches], writer.notice
 
     return anyio.run(check)
 
@@ -462,7 +462,7 @@ def test_a_newer_one_committed_first_is_not_hidden_by_older_ones_wherever_a_writ
 
 async def _commit_all(store: MemoryStore, history: list[list[dict[str, Any]]]) -> None:
     for batch in history:
-        assert await Uploader(store, Config()).commit(batch) == (len(batch), None)
+        assert await CheckpointWriter(store, Config()).commit(batch) == (len(batch), None)
 
 
 def _is_death(error: BaseException) -> bool:

@@ -1,4 +1,4 @@
-"""The agent's orders to its uploader (here: the worker), and what it does about the answers.
+"""The agent's orders to its uploader, and what it does about the answers.
 
 ``upload/process.py`` lists the messages between the two.
 """
@@ -31,22 +31,22 @@ from .throughput import Throughput
 _MOST_BLOCKED, _MOST_SILENT = 3, 2
 
 
-class Uploads:
+class Dispatcher:
     """See the module's docstring."""
 
     def __init__(
-        self, config: Config, checkpoints: Checkpoints, worker: Child, *, queue: Queue, journal: Journal,
+        self, config: Config, checkpoints: Checkpoints, uploader: Child, *, queue: Queue, journal: Journal,
         leases: Leases, owners: Owners, deaths: Deaths, claims: Claims, last_call: LastCall, throughput: Throughput,
         clock: Clock,
     ) -> None:  # fmt: skip
         self._clock = clock
-        self._config, self._checkpoints, self._worker = config, checkpoints, worker
+        self._config, self._checkpoints, self._uploader = config, checkpoints, uploader
         self._queue, self._journal, self._leases, self._owners = queue, journal, leases, owners
         self._deaths, self._claims, self._last_call, self._throughput = deaths, claims, last_call, throughput
         self.bytes_copied = 0
         #: When the task may be told of the next checkpoint that is held up (monotonic seconds).
         self._tell_again = 0.0
-        #: Of which attempt the worker was told that its task has died, and has not answered.
+        #: Of which attempt the uploader was told that its task has died, and has not answered.
         self._death_ordered: int | None = None
         self._on = {
             None: self._on_record, "copied": self._on_copied, "waiting": self._on_waiting,
@@ -57,11 +57,11 @@ class Uploads:
 
     def start(self) -> None:
         """Order what can be done now."""
-        if self._queue.pending and self._worker.ensure():
+        if self._queue.pending and self._uploader.ensure():
             for action in self._queue.next_actions():
                 job = self._queue.jobs[action.ids[0]]
                 if action.kind == "commit":
-                    self._worker.tell({"op": "commit", "ids": action.ids})
+                    self._uploader.tell({"op": "commit", "ids": action.ids})
                 elif action.kind == "gather":
                     self._gather(job)
                 elif job.item is not None:
@@ -76,58 +76,58 @@ class Uploads:
         ]  # fmt: skip
         job.sent = sum(item.entries[path].size for path in known.files if path in item.entries)
         self._deaths.taken(job.id)
-        self._worker.tell(*journal.steps(job.id, known), *copies, {"op": "upload", "id": job.id})
+        self._uploader.tell(*journal.steps(job.id, known), *copies, {"op": "upload", "id": job.id})
 
     def _gather(self, job: Job) -> None:
-        """Have the worker wait for the other ranks; only a moment where our task is gone, or this is of an earlier
+        """Have the uploader wait for the other ranks; only a moment where our task is gone, or this is of an earlier
         attempt: they may be gone for ever.
         """
         late = self._owners.orphaned or job.outdated or journal.order(job.id)[0] < self._owners.attempt
         limit = self._config.collective_grace_s if late else self._config.collective_timeout_s
-        # However often it is begun anew: a worker that dies, or a store that fails now and then, adds nothing.
+        # However often it is begun anew: an uploader that dies, or a store that fails now and then, adds nothing.
         now = self._clock.monotonic()
         left = max(limit - (now - job.gathered_since.setdefault(late, now)), 0.0)
-        self._worker.tell({"op": "gather", "id": job.id, "timeout_s": left, "decides": not late})
+        self._uploader.tell({"op": "gather", "id": job.id, "timeout_s": left, "decides": not late})
 
     def gather_in(self, seconds: float) -> None:
         """Wait for the other ranks no longer than this."""
         for job in self._queue.gathering():
-            self._worker.tell({"op": "gather", "id": job.id, "timeout_s": seconds, "decides": False})
+            self._uploader.tell({"op": "gather", "id": job.id, "timeout_s": seconds, "decides": False})
 
     def tell_death(self) -> None:
         """Have the other nodes of the gang told that this node's task has died: they need not wait for it."""
-        if self._death_ordered is None and self._owners.untold_death is not None and self._worker.ensure():
+        if self._death_ordered is None and self._owners.untold_death is not None and self._uploader.ensure():
             self._death_ordered = self._owners.untold_death
-            self._worker.tell({"op": "gone", "id": "", "attempt": self._death_ordered})
+            self._uploader.tell({"op": "gone", "id": "", "attempt": self._death_ordered})
 
-    # -- what the worker says ------------------------------------------------------------------------------------------
+    # -- what the uploader says ----------------------------------------------------------------------------------------
 
     def on_trouble(self, why: str) -> None:
-        """No worker can be started, or none says anything."""
+        """No uploader can be started, or none says anything."""
         self._owners.say(
             f"No uploader can be had: {why}. Another one is started; what was saved stays in the spool until then"
         )
 
     def on_death(self, spoke: bool) -> None:
-        """The worker is gone: all that it had in hand is to be done again."""
+        """The uploader is gone: all that it had in hand is to be done again."""
         self._checkpoints.look_after_spool()  # The next one needs it whole.
         under_way = self._queue.restart()
         self._death_ordered = None
-        self._claims.worker_died()
+        self._claims.uploader_died()
         if spoke:
             for identity, why in list(self._deaths.died(under_way, self._clock.monotonic())):
                 self._checkpoints.fail(self._queue.jobs[identity], why)
         self._last_call.stumbled(under_way, "the uploader died")
 
     def on_message(self, message: Message) -> None:
-        """Hear what the worker says, of one checkpoint or of none."""
+        """Hear what the uploader says, of one checkpoint or of none."""
         op = message.get("op")
         if op == "gone":
             self._death_ordered = self._owners.untold_death = None
         elif op == "claimed":
             self._claims.on_message(message)
         elif op == "notice":
-            self._owners.say(message["why"])  # One worker after the other may say so.
+            self._owners.say(message["why"])  # One uploader after the other may say so.
         job = self._queue.jobs.get(message["id"])
         if job is None or job.item is None:
             return
@@ -135,11 +135,11 @@ class Uploads:
             job.sent += message["bytes"]  # Sent is not stored: the store may refuse it.
             self._throughput.add(message["bytes"])
         elif op in self._on:
-            self._worker.is_well()
+            self._uploader.is_well()
             self._on[op](job, job.item, message)
 
     def _on_record(self, job: Job, item: Admitted, record: Message) -> None:
-        """A file or a part is in the store: what the worker says of it is what the journal keeps."""
+        """A file or a part is in the store: what the uploader says of it is what the journal keeps."""
         if not journal.is_step(record):
             return
         path = record.get("file")
@@ -234,13 +234,13 @@ class Uploads:
         """
         batch = self._queue.committing[:1]
         limit = max(self._config.outage_s, 2 * self._config.store_deadline_s, self._config.complete_timeout_s)
-        for job in [*self._queue.uploading, *batch] if self._worker.is_awake else ():
+        for job in [*self._queue.uploading, *batch] if self._uploader.is_awake else ():
             silent_s = job.progress.look(job.tries, job.sent, now)
             if silent_s > limit:
-                self._worker.tell({"op": "pause", "id": job.id})
+                self._uploader.tell({"op": "pause", "id": job.id})
                 self._checkpoints.fail(job, f"The store has taken nothing of it for {limit:.0f} s, and not said why")
             elif silent_s > _MOST_SILENT * self._config.answer_timeout_s and not self._last_call.is_near:
                 self._queue.pass_by(job.id)
                 if job in batch:
-                    self._worker.tell({"op": "pause", "id": job.id})
+                    self._uploader.tell({"op": "pause", "id": job.id})
                     self._try_later(job, f"The store has not answered its commit for {silent_s:.0f} s")
