@@ -27,7 +27,18 @@ from async_ckpt.task.loader import load_from_first
 from harness.environments import with_our_modules
 from harness.writers import content
 
-__all__ = ["TASK", "Gate", "Task", "agent_pid", "content", "is_alive", "kill", "records", "uploader_pid", "wait_until"]
+__all__ = [
+    "TASK",
+    "Gate",
+    "Task",
+    "agent_pid",
+    "content",
+    "is_alive",
+    "journal_lines",
+    "kill",
+    "uploader_pid",
+    "wait_until",
+]
 
 TASK = TaskInfo("Flow", "1", "train", "2", 0, layout.scope_of("user:tester"), layout.step_identifier("train"))
 
@@ -182,8 +193,8 @@ def uploader_pid(checkpointer: Checkpointer) -> int:
     return int(wait_until(lambda: checkpointer.status()["uploader_pid"], "there is an uploader"))
 
 
-def records(checkpointer: Checkpointer) -> list[dict[str, Any]]:
-    """What the journal says, record by record."""
+def journal_lines(checkpointer: Checkpointer) -> list[dict[str, Any]]:
+    """What the journal says, line by line."""
     path = Path(checkpointer.spool.path("journal"))
     lines = path.read_bytes().splitlines(keepends=True)[1:] if path.exists() else []
     return [json.loads(line[9:]) for line in lines if line.endswith(b"\n")]

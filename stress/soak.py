@@ -162,7 +162,7 @@ def rows_of(samples: list[dict[str, float]]) -> tuple[list[dict[str, Any]], list
             continue
         first, last = results.median(early), results.median(late)
         share, units = _TOLERANCE.get(key.split()[-1], (0.0, 30.0))
-        # It has a record for each save, and the lists of what is committed grow with it: said, not judged.
+        # It has a line for each save, and the lists of what is committed grow with it: said, not judged.
         flat = key == "journal MiB" or last <= first * (1 + share) + units
         rows.append({"figure": key, "after a sixth": float(first), "at the end": float(last), "flat": flat,
                      "most": float(max(item.get(key, 0.0) for item in samples))})  # fmt: skip
@@ -187,7 +187,7 @@ def main(arguments: list[str] | None = None) -> int:
         f"{'S3' if options.server else 'a directory'}.",
         f"Missing or wrong: {bad}; grown: {', '.join(grown) or 'nothing'}.",
         f"save() in the task: p50 {p50:.2f} ms, p99 {p99:.2f} ms.",
-        "The journal has a record of some hundred bytes for each save of the running attempt.",
+        "The journal has a line of some hundred bytes for each save of the running attempt.",
     ]
     print("\n".join(notes))
     given = f" --minutes {options.minutes:g}" + (" --server" if options.server else "")

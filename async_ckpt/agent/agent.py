@@ -27,7 +27,6 @@ from ..system.backoff import Backoff
 from ..system.clock import REAL_CLOCK, Clock
 from .checkpoints import Checkpoints
 from .child import Child, Running
-from .claims import Claims
 from .deadline import LastCall
 from .deaths import Deaths
 from .dispatcher import Dispatcher
@@ -38,6 +37,7 @@ from .queue import Queue
 from .remover import Remover
 from .requests import Requests
 from .socket_saves import SocketSaves
+from .starts import Starts
 from .throughput import Throughput
 from .unreachable import Unreachable
 
@@ -107,7 +107,7 @@ class Agent:
             start_uploader_here,
         )  # fmt: skip
         self._owners = owners = Owners(config, spool.task, self._on_owner_gone, clock)
-        self._claims = claims = Claims(spool, self._uploader, owners.say, clock)
+        self._starts = starts = Starts(spool, self._uploader, owners.say, clock)
         self._socket_saves = SocketSaves(self._selector, start_saver, config, clock)
         self._deaths = deaths = Deaths(queue, journal, config, spool.path("agent.log"), is_own=guarded)
         throughput = Throughput(clock)
@@ -118,11 +118,11 @@ class Agent:
         )  # fmt: skip
         self._dispatcher = Dispatcher(
             config, checkpoints, self._uploader, queue=queue, journal=journal, leases=leases, owners=owners,
-            deaths=deaths, claims=claims, last_call=last_call, throughput=throughput, clock=clock,
+            deaths=deaths, starts=starts, last_call=last_call, throughput=throughput, clock=clock,
         )  # fmt: skip
         self._requests = Requests(
             spool, config, checkpoints, self._dispatcher, self._uploader, queue=queue, journal=journal, leases=leases,
-            owners=owners, claims=claims, socket_saves=self._socket_saves, last_call=last_call,
+            owners=owners, starts=starts, socket_saves=self._socket_saves, last_call=last_call,
             throughput=throughput, clock=clock,
         )  # fmt: skip
         checkpoints.recover()
@@ -205,9 +205,9 @@ class Agent:
             self._next_scan = now + self._config.rescan_s
             self._checkpoints.scan()
             # A node whose gang has lost its first goes on for nothing: it waits for the others no longer.
-            if self._owners.has_lost_lead():
+            if self._owners.has_lost_leader():
                 self._dispatcher.gather_in(self._config.collective_grace_s)
-                self._claims.give_up("The first node of the gang is gone")
+                self._starts.give_up("The first node of the gang is gone")
         self._journal.catch_up()
         self._queue.resume_due(now, LAST_CALL_PAUSE_S if self._last_call.is_near else math.inf)
         self._owners.look()
@@ -216,7 +216,7 @@ class Agent:
         self._socket_saves.tick(now)
         self._last_call.tick(now)
         self._dispatcher.end_what_hangs(now)
-        self._claims.tick(now)
+        self._starts.tick(now)
         self._dispatcher.start()
         if self._owners.untold_death is not None and not self._owners and self._all_is_stored():
             self._checkpoints.scan()  # The last doorbell may not have been rung.

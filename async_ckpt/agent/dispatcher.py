@@ -16,7 +16,6 @@ from ..system.clock import Clock
 from ..system.crash import crash_point
 from .checkpoints import Checkpoints
 from .child import Child
-from .claims import Claims
 from .deadline import LastCall
 from .deaths import Deaths
 from .housekeeping import removed
@@ -24,6 +23,7 @@ from .job import Job
 from .leases import Leases
 from .owners import Owners
 from .queue import Queue
+from .starts import Starts
 from .throughput import Throughput
 
 #: Newer checkpoints are committed without one that was tried in vain this often, or that has shown nothing new for this
@@ -36,20 +36,20 @@ class Dispatcher:
 
     def __init__(
         self, config: Config, checkpoints: Checkpoints, uploader: Child, *, queue: Queue, journal: Journal,
-        leases: Leases, owners: Owners, deaths: Deaths, claims: Claims, last_call: LastCall, throughput: Throughput,
+        leases: Leases, owners: Owners, deaths: Deaths, starts: Starts, last_call: LastCall, throughput: Throughput,
         clock: Clock,
     ) -> None:  # fmt: skip
         self._clock = clock
         self._config, self._checkpoints, self._uploader = config, checkpoints, uploader
         self._queue, self._journal, self._leases, self._owners = queue, journal, leases, owners
-        self._deaths, self._claims, self._last_call, self._throughput = deaths, claims, last_call, throughput
+        self._deaths, self._starts, self._last_call, self._throughput = deaths, starts, last_call, throughput
         self.bytes_copied = 0
         #: When the task may be told of the next checkpoint that is held up (monotonic seconds).
         self._tell_again = 0.0
         #: Of which attempt the uploader was told that its task has died, and has not answered.
         self._death_ordered: int | None = None
         self._on = {
-            None: self._on_record, "copied": self._on_copied, "waiting": self._on_waiting,
+            None: self._on_line, "copied": self._on_copied, "waiting": self._on_waiting,
             "uploaded": self._on_uploaded, "committed": self._on_committed, "failed": self._on_failed,
         }  # fmt: skip
 
@@ -113,7 +113,7 @@ class Dispatcher:
         self._checkpoints.look_after_spool()  # The next one needs it whole.
         under_way = self._queue.restart()
         self._death_ordered = None
-        self._claims.uploader_died()
+        self._starts.uploader_died()
         if spoke:
             for identity, why in list(self._deaths.died(under_way, self._clock.monotonic())):
                 self._checkpoints.fail(self._queue.jobs[identity], why)
@@ -125,7 +125,7 @@ class Dispatcher:
         if op == "gone":
             self._death_ordered = self._owners.untold_death = None
         elif op == "claimed":
-            self._claims.on_message(message)
+            self._starts.on_message(message)
         elif op == "notice":
             self._owners.say(message["why"])  # One uploader after the other may say so.
         job = self._queue.jobs.get(message["id"])
@@ -138,21 +138,21 @@ class Dispatcher:
             self._uploader.is_well()
             self._on[op](job, job.item, message)
 
-    def _on_record(self, job: Job, item: Admitted, record: Message) -> None:
+    def _on_line(self, job: Job, item: Admitted, line: Message) -> None:
         """A file or a part is in the store: what the uploader says of it is what the journal keeps."""
-        if not journal.is_step(record):
+        if not journal.is_step(line):
             return
-        path = record.get("file")
+        path = line.get("file")
         if path is None:
-            self._journal.note(record)
+            self._journal.note(line)
             return
         entry = item.entries.get(path)
         if entry is not None and not self._leases.stands(job.id, path) and is_torn(item, entry):
             return  # What was sent may be torn as well: the checkpoint will fail.
         fingerprint = job.fingerprints.get(path)
         if fingerprint is not None and fingerprint.shows_writes_after(item.captured_ns):
-            record["inode"] = fingerprint
-        if self._journal.note(record):
+            line["inode"] = fingerprint
+        if self._journal.note(line):
             self._leases.let_go(job.id, [path])
 
     def _on_copied(self, job: Job, item: Admitted, message: Message) -> None:

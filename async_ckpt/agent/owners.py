@@ -33,7 +33,7 @@ class Owners:
         #: Processes that live and have lost their connection.
         self._expected: set[int] = set()
         #: The owner's process, and its parent, without which its gang has no future.
-        self._lead: tuple[int, int] | None = None
+        self._leader: tuple[int, int] | None = None
         self.attempt = task.attempt
         #: An attempt whose process on this node has died, of which the other nodes of the gang are to be told.
         self.untold_death: int | None = None
@@ -52,9 +52,9 @@ class Owners:
         return len(self._pids)
 
     @property
-    def lead(self) -> int:
+    def gang_leader_pid(self) -> int:
         """The process without which the gang of the owner has no future; 0: none that can be seen from here."""
-        return self._lead[1] if self._lead is not None else 0
+        return self._leader[1] if self._leader is not None else 0
 
     def are_expected(self, now: float) -> bool:
         """Whether one is there, or may come in a moment (monotonic seconds)."""
@@ -89,8 +89,8 @@ class Owners:
         self._pids[connection], connection.is_owners = connection.pid, True
         self._expected.clear()
         self._grace_until, self.over, self.orphaned = 0.0, False, False
-        lead, attempt = message.get("lead"), message.get("attempt")
-        self._lead = (connection.pid, lead) if isinstance(lead, int) and lead else None
+        leader, attempt = message.get("gang_leader_pid"), message.get("attempt")
+        self._leader = (connection.pid, leader) if isinstance(leader, int) and leader else None
         if not isinstance(attempt, int) or attempt <= self.attempt:
             return False
         self.attempt = attempt
@@ -143,9 +143,9 @@ class Owners:
             self._expected.discard(pid)
             self._leave_for_good()
 
-    def has_lost_lead(self) -> bool:
+    def has_lost_leader(self) -> bool:
         """Whether the first of our gang, on this machine, is gone; told once."""
-        if self._lead is None or parent_of(self._lead[0]) in (self._lead[1], None):
+        if self._leader is None or parent_of(self._leader[0]) in (self._leader[1], None):
             return False
-        self._lead, self.orphaned = None, True
+        self._leader, self.orphaned = None, True
         return True

@@ -16,7 +16,6 @@ from ..system.clock import Clock
 from .backlog import why_full
 from .checkpoints import MAX_ERRORS, Checkpoints
 from .child import Child
-from .claims import Claims
 from .deadline import LastCall
 from .dispatcher import Dispatcher
 from .leases import Leases
@@ -24,6 +23,7 @@ from .owners import Owners
 from .questions import MAX_QUESTIONS, Questions
 from .queue import Queue
 from .socket_saves import SocketSaves
+from .starts import Starts
 from .throughput import Throughput
 
 _YEAR_S = 365 * 24 * 3600
@@ -34,12 +34,12 @@ class Requests:
 
     def __init__(
         self, spool: Spool, config: Config, checkpoints: Checkpoints, dispatcher: Dispatcher, uploader: Child, *,
-        queue: Queue, journal: Journal, leases: Leases, owners: Owners, claims: Claims, socket_saves: SocketSaves,
+        queue: Queue, journal: Journal, leases: Leases, owners: Owners, starts: Starts, socket_saves: SocketSaves,
         last_call: LastCall, throughput: Throughput, clock: Clock,
     ) -> None:  # fmt: skip
         self._spool, self._config, self._checkpoints, self._dispatcher = spool, config, checkpoints, dispatcher
         self._uploader, self._queue, self._journal, self._leases = uploader, queue, journal, leases
-        self._owners, self._claims, self._socket_saves = owners, claims, socket_saves
+        self._owners, self._starts, self._socket_saves = owners, starts, socket_saves
         self._last_call, self._throughput = last_call, throughput
         #: Those that are answered once something has come about.
         self.questions = Questions(self._answer, clock)
@@ -74,7 +74,7 @@ class Requests:
         connection.greeted = True
         if message.get("owner"):
             is_later = self._owners.come(connection, message)
-            self._claims.begin(self._owners.attempt, connection.pid, self._owners.lead)
+            self._starts.begin(self._owners.attempt, connection.pid, self._owners.gang_leader_pid)
             self._take_access(message.get("access"))
             if is_later:
                 self._dispatcher.gather_in(self._config.collective_grace_s)
@@ -158,7 +158,7 @@ class Requests:
             return self._flush() if late or not self._queue.pending else None
         if op == "claim":
             attempt = message.get("attempt")
-            return self._claims.answer(attempt if isinstance(attempt, int) else self._owners.attempt, late=late)
+            return self._starts.answer(attempt if isinstance(attempt, int) else self._owners.attempt, late=late)
         if op == "wait":
             state = self._state(str(message.get("id")), look=first)
             return state if late or state["state"] in FINAL else None

@@ -307,7 +307,7 @@ class AgentClient:
                 raise NoAgent(f"Nobody can keep a connection to the agent: {error}") from error
             self._sequence += 1
             hello = {"op": "hello", "v": protocol.VERSION, "pid": os.getpid(), "owner": self._owner}
-            hello |= {"attempt": self._attempt, "lead": self._gang_leader_pid}
+            hello |= {"attempt": self._attempt, "gang_leader_pid": self._gang_leader_pid}
             if self._owner and self._access:
                 hello["access"] = self._access
             self._send(connection, {**hello, "seq": self._sequence}, [])

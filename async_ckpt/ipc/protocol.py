@@ -11,8 +11,8 @@ answered by one frame with the same ``seq``; an answer with ``error`` means the 
 op        fields                                                     answer
 ========  =========================================================  ==============================================
 hello     v, pid, owner (bool: exit when this connection ends),      v, pid (the agent's)
-          attempt (the owner's), lead (its parent, if without that
-          process the gang it belongs to has no future), access (how
+          attempt (the owner's), gang_leader_pid (its parent, where that
+          is the process of the gang's node 0), access (how
           the store is opened, if that does not stand in the spool)
 admit     id; guard: list of paths, fds: their leased descriptors    none
 state     id                                                         state, why

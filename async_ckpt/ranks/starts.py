@@ -36,7 +36,7 @@ _TRIES = 64
 #: The mark of a gang's node that has joined begins with this.
 _NODE = "node"
 
-#: Who makes a claim (``agent.claims.who_am_i``), with a ``token`` by which its maker knows it again.
+#: Who makes a claim (``agent.starts.who_am_i``), with a ``token`` by which its maker knows it again.
 Claimant = Mapping[str, Any]
 
 
@@ -198,7 +198,7 @@ async def _join(store: Store, task: layout.TaskInfo, who: Claimant, known: _Know
         else:
             # Where both nodes are processes of one machine, ours must have been started by the one that has claimed.
             is_elsewhere = not claimant or who["boot"] != claimant.get("boot")
-            mine = is_elsewhere or who["lead"] in (who["pid"], claimant.get("pid"))
+            mine = is_elsewhere or who["gang_leader_pid"] in (who["pid"], claimant.get("pid"))
             if mine:
                 with contextlib.suppress(UsageError):
                     await store.put_bytes(joined, dump(dict(who)))

@@ -1,6 +1,6 @@
 """The journal: what became of each admitted checkpoint.
 
-Format. A text file; the first line is ``async_ckpt journal 1``. Every further line is a record::
+Format. A text file; the first line is ``async_ckpt journal 1``. Every further line is::
 
     <CRC-32 of the rest of the line, 8 hex digits> <JSON object>\\n
 
@@ -17,14 +17,14 @@ with ``id`` (the checkpoint's name in ``ready/``) and one of
 - ``tries``: a process takes it in hand. The number says how often in a row that was (this time included) without a word
   of how it ended: all processes before this one have died. 0: it was put down. Void with any of the above;
 - ``stored``: the key of a file of a committed checkpoint that may be saved again (with ``inode``, ``crc32``): what the
-  records above come to. Written when the journal is compacted.
+  lines above come to. Written when the journal is compacted.
 
-The uploader speaks in these records itself: it says which file or part is stored in the words in which the agent writes
-it down (``is_step``), and whoever tries again is told by the records as they stand (``steps``).
+The uploader speaks in these lines itself: it says which file or part is stored in the words in which the agent writes
+it down (``is_step``), and whoever tries again is told by the lines as they stand (``steps``).
 
 Who writes: the agent that holds the spool's lock, by appending whole lines. Anybody may read at any time.
 
-Replay. A record counts if its line is complete and its CRC is right. At the first one that is not (a torn tail after a
+Replay. A line counts if it is complete and its CRC is right. At the first one that is not (a torn tail after a
 crash or a full disk), reading stops; the writer cuts the file there and goes on. Nothing is lost by that: admission is
 a file in ``ready/``, every step after it may be repeated, and the journal only says which steps need not be.
 
@@ -62,40 +62,41 @@ SUPERSEDED = "SUPERSEDED"
 FINAL = (COMMITTED, SUPERSEDED, FAILED)
 RELEASED = (COMMITTED, SUPERSEDED)
 
-#: Most of a long journal: the record of a commit, as it is written here. Its reference is read when it is asked for.
+#: Most of a long journal: the line of a commit, as it is written here. Its reference is read when it is asked for.
 _COMMIT = re.compile(rb'\{"id":"([^"\\]+)","state":"COMMITTED",(?:"why":"",)?"reference":(\{.*\})\}')
 
 #: The tar's place among the paths of a checkpoint's files.
 TAR = ""
 
-Record = dict[str, Any]
+#: What stands in one line.
+Line = dict[str, Any]
 
-#: The fields of the records that an upload makes.
+#: The fields of the lines that an upload makes.
 _STEPS = ({"id", "file", "crc32"}, {"id", "parts", "upload", "part_bytes"}, {"id", "part", "of", "etag", "crc32"})
 
 
-def file_stored(path: str, crc32: list[int]) -> Record:
-    """The record of a file whose bytes are in the store, without the checkpoint's ``id``."""
+def file_stored(path: str, crc32: list[int]) -> Line:
+    """The line of a file whose bytes are in the store, without the checkpoint's ``id``."""
     return {"file": path, "crc32": crc32}
 
 
-def parts_begun(path: str, upload: str, part_bytes: int) -> Record:
-    """The record of a multipart upload that was begun, without the checkpoint's ``id``."""
+def parts_begun(path: str, upload: str, part_bytes: int) -> Line:
+    """The line of a multipart upload that was begun, without the checkpoint's ``id``."""
     return {"parts": path, "upload": upload, "part_bytes": part_bytes}
 
 
-def part_stored(path: str, number: int, etag: str, crc32: list[int]) -> Record:
-    """The record of a part that is in the store, without the checkpoint's ``id``."""
+def part_stored(path: str, number: int, etag: str, crc32: list[int]) -> Line:
+    """The line of a part that is in the store, without the checkpoint's ``id``."""
     return {"part": number, "of": path, "etag": etag, "crc32": crc32}
 
 
-def is_step(record: Record) -> bool:
-    """Whether this has the fields of one of those three records."""
-    return any(record.keys() == fields for fields in _STEPS)
+def is_step(line: Line) -> bool:
+    """Whether this has the fields of one of those three lines."""
+    return any(line.keys() == fields for fields in _STEPS)
 
 
-def steps(identity: str, item: CheckpointState) -> Iterator[Record]:
-    """What an unfinished upload has brought into the store so far, as records."""
+def steps(identity: str, item: CheckpointState) -> Iterator[Line]:
+    """What an unfinished upload has brought into the store so far, as lines."""
     for path, crc32 in item.files.items():
         inode = {"inode": item.fingerprints[path]} if path in item.fingerprints else {}
         yield {"id": identity, **file_stored(path, crc32), **inode}
@@ -142,37 +143,37 @@ class CheckpointState:
 
 
 class Known:
-    """What the records of a journal come to: ``checkpoints`` by id, in order of first mention, and ``stored``."""
+    """What the lines of a journal come to: ``checkpoints`` by id, in order of first mention, and ``stored``."""
 
     def __init__(self) -> None:
         self.checkpoints: dict[str, CheckpointState] = {}
         self.stored = StoredFiles()
 
-    def apply(self, record: Record) -> None:
-        """Take in the next record."""
-        if "stored" in record:
-            self.stored.add(Fingerprint(*record["inode"]), StoredFile(record["stored"], record["crc32"]))
+    def apply(self, line: Line) -> None:
+        """Take in the next line."""
+        if "stored" in line:
+            self.stored.add(Fingerprint(*line["inode"]), StoredFile(line["stored"], line["crc32"]))
             return
-        item = self._item(record["id"])
-        item.tries = record.get("tries", 0)
-        if "file" in record:
-            path = record["file"]
-            item.files[path] = record["crc32"]
+        item = self._item(line["id"])
+        item.tries = line.get("tries", 0)
+        if "file" in line:
+            path = line["file"]
+            item.files[path] = line["crc32"]
             item.parts.pop(path, None)
             item.fingerprints.pop(path, None)
-            if "inode" in record:
-                item.fingerprints[path] = Fingerprint(*record["inode"])
-        elif "parts" in record:
-            item.parts[record["parts"]] = Multipart(record["upload"], record["part_bytes"])
-        elif "part" in record and record["of"] in item.parts:
-            item.parts[record["of"]].parts[record["part"]] = record["etag"], record["crc32"]
-        elif isinstance(record.get("state"), str):
-            reference = record.get("reference")
+            if "inode" in line:
+                item.fingerprints[path] = Fingerprint(*line["inode"])
+        elif "parts" in line:
+            item.parts[line["parts"]] = Multipart(line["upload"], line["part_bytes"])
+        elif "part" in line and line["of"] in item.parts:
+            item.parts[line["of"]].parts[line["part"]] = line["etag"], line["crc32"]
+        elif isinstance(line.get("state"), str):
+            reference = line.get("reference")
             item.commit = json.dumps(reference, separators=(",", ":")).encode() if reference else item.commit
-            self._enter(item, record["state"], str(record.get("why") or ""))
+            self._enter(item, line["state"], str(line.get("why") or ""))
 
     def apply_commit(self, identity: str, reference: bytes) -> None:
-        """The same for the record of a commit, whose reference is JSON that was not parsed."""
+        """The same for the line of a commit, whose reference is JSON that was not parsed."""
         item = self._item(identity)
         item.commit = reference
         self._enter(item, COMMITTED, "")
@@ -221,7 +222,7 @@ class Journal:
     ) -> None:
         self.path, self._on_error = path, on_error
         #: What a full disk has not taken yet.
-        self._unwritten: deque[Record] = deque()
+        self._unwritten: deque[Line] = deque()
         self.warnings: list[str] = []
         self._fd = -1
         try:
@@ -261,7 +262,7 @@ class Journal:
         good = replay(data, known)
         if good < len(data) and len(data) > len(HEADER):
             self.warnings.append(
-                f"The journal {self.path} ended in a torn record: its last {len(data) - good} bytes were cut off"
+                f"The journal {self.path} ended in a torn line: its last {len(data) - good} bytes were cut off"
             )
         _drop_commits_before(attempt, known.checkpoints, keep)
         try:
@@ -277,9 +278,9 @@ class Journal:
             item.commit = None  # References are for readers of the file; here they would only grow with the history.
         return known
 
-    def note(self, record: Record) -> bool:
-        """Add a record; on a full disk it is kept, in order, until ``catch_up``. Returns whether all is written."""
-        self._unwritten.append(record)
+    def note(self, line: Line) -> bool:
+        """Add a line; on a full disk it is kept, in order, until ``catch_up``. Returns whether all is written."""
+        self._unwritten.append(line)
         return self.catch_up()
 
     def catch_up(self) -> bool:
@@ -292,18 +293,18 @@ class Journal:
             self._on_error(str(error))
         return not self._unwritten
 
-    def append(self, record: Record) -> None:
-        """Add one record, or none of it.
+    def append(self, line: Line) -> None:
+        """Add one line, or none of it.
 
         Raises
         ------
         SpoolError
             The disk is full or broken; the file ends where it ended before.
         """
-        line = encode(record)
+        data = encode(line)
         end = os.fstat(self._fd).st_size
         try:
-            if os.write(self._fd, line) != len(line):
+            if os.write(self._fd, data) != len(data):
                 raise OSError(28, "No space left on device")
         except OSError as error:
             with contextlib.suppress(OSError):
@@ -311,8 +312,8 @@ class Journal:
             raise SpoolError(
                 f"The journal cannot be written: {os_reason(error)}", where=self.path, hint=os_hint(error)
             ) from error
-        self._known.apply(record)
-        self._known.checkpoints[record["id"]].commit = None
+        self._known.apply(line)
+        self._known.checkpoints[line["id"]].commit = None
 
     def restore(self) -> bool:
         """Write the file anew if something has removed it; it can still be read here. Returns whether it was missing.
@@ -390,17 +391,17 @@ def read(path: str) -> dict[str, CheckpointState]:
     return Reader(path).look()
 
 
-def encode(record: Record) -> bytes:
-    """One line."""
-    return _line(json.dumps(record, separators=(",", ":")).encode())
+def encode(line: Line) -> bytes:
+    """A line as it stands in the file."""
+    return _with_crc(json.dumps(line, separators=(",", ":")).encode())
 
 
-def _line(text: bytes) -> bytes:
+def _with_crc(text: bytes) -> bytes:
     return b"%08x %s\n" % (zlib.crc32(text), text)
 
 
 def replay(data: bytes, known: Known, *, begun: bool = False) -> int:
-    """Fold the records in ``data`` into ``known``, up to the first bad one.
+    """Fold the lines in ``data`` into ``known``, up to the first bad one.
 
     ``begun``: it goes on where earlier data ended, without a first line. Returns the offset in bytes where the good
     part ends.
@@ -417,18 +418,18 @@ def replay(data: bytes, known: Known, *, begun: bool = False) -> int:
             if commit is not None:
                 known.apply_commit(commit[1].decode(), commit[2])
             else:
-                known.apply(_record(text))
+                known.apply(_parse(text))
         except (ValueError, KeyError, TypeError):
             break
         start = good = end + 1
     return good
 
 
-def _record(text: bytes) -> Record:
-    record = json.loads(text)
-    if not isinstance(record, dict) or not isinstance(record.get("id"), str):
-        raise ValueError("no record")
-    return record
+def _parse(text: bytes) -> Line:
+    line = json.loads(text)
+    if not isinstance(line, dict) or not isinstance(line.get("id"), str):
+        raise ValueError("no line of a journal")
+    return line
 
 
 def _lines(known: Known) -> Iterator[bytes]:
@@ -437,7 +438,8 @@ def _lines(known: Known) -> Iterator[bytes]:
         yield encode({"id": "", "stored": file.key, "inode": inode, "crc32": file.crc32})
     for identity, item in known.checkpoints.items():
         if item.state == COMMITTED and item.commit is not None:
-            yield _line(b'{"id":%s,"state":"COMMITTED","reference":%s}' % (json.dumps(identity).encode(), item.commit))
+            text = b'{"id":%s,"state":"COMMITTED","reference":%s}' % (json.dumps(identity).encode(), item.commit)
+            yield _with_crc(text)
             continue
         yield from map(encode, steps(identity, item))
         if item.uploaded and item.state == FAILED:

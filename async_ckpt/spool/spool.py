@@ -3,7 +3,7 @@
 One directory per task (all attempts), 0700::
 
     spool.json              which task, which store                     written by each attempt's start
-    start.<attempt>         which start of the attempt this is (see attempt_start.py)   under flock
+    start.<attempt>         which start of the attempt this is (see starts.py)   under flock
     versions.<attempt>      counts saves, a decimal number              under flock, by every saver
     collective.<attempt>.<rank>  counts a rank's collective saves       under the same flock
     launches.<attempt>      whoever started ranks, one a line           under the same flock
@@ -42,13 +42,13 @@ from ..errors import SpoolError, os_reason
 from ..manifest import dump
 from ..stores.base import StoreSpec
 from ..system.files import remove_tree, wait_for, write_atomically, write_new
-from . import attempt_start
+from . import starts
 from .abilities import try_out
-from .attempt_start import Start
 from .directories import not_ours, private_directory, private_subdirectory, spool_error
 from .records import Records
 from .saver_names import SaverNames, note_namespace
 from .snapshots import Snapshots
+from .starts import Start
 from .versions import Versions
 
 FORMAT = 1
@@ -275,7 +275,7 @@ class Spool:
             The spool cannot be written.
         """
         self._start, self._begun_before = None, os.path.exists(self.start_path(self.task.attempt))
-        attempt_start.begin(self.start_path(self.task.attempt))
+        starts.begin(self.start_path(self.task.attempt))
 
     @property
     def start(self) -> Start | None:
@@ -287,12 +287,12 @@ class Spool:
             It cannot be read.
         """
         if self._start is None:
-            self._start = attempt_start.read(self.start_path(self.task.attempt))
+            self._start = starts.read(self.start_path(self.task.attempt))
         return self._start
 
     def go_alone(self) -> Start:
         """Begin without the store's word; ``SpoolError`` if the spool cannot be written."""
-        self._start = attempt_start.go_alone(self.start_path(self.task.attempt), self.task)
+        self._start = starts.go_alone(self.start_path(self.task.attempt), self.task)
         return self._start
 
     # -- the agent's part ----------------------------------------------------------------------------------------------

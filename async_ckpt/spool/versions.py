@@ -11,9 +11,9 @@ from ..config import SPOOL_LOCK_TIMEOUT_S
 from ..errors import SpoolError
 from ..system.files import locked
 from . import journal
-from .attempt_start import Start
 from .directories import spool_error
 from .records import Records
+from .starts import Start
 
 
 class Versions:

@@ -40,7 +40,7 @@ def load_newest(checkpointer: Checkpointer, policy: str, path: str, shard: str =
     if policy == "none":
         return None
     # In a later attempt there usually is something to load, and all nodes have to agree on it: so it is waited for.
-    start = checkpointer.tracker.started(checkpointer.config.gang_start_timeout_s if task.attempt else None)
+    start = checkpointer.tracker.wait_for_start(checkpointer.config.gang_start_timeout_s if task.attempt else None)
     if policy == "fresh" and task.attempt == 0 and (start.first or start.alone):
         return None
     if task.node == 0:

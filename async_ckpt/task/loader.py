@@ -227,7 +227,7 @@ class Loader:
 
     def _was_begun_before(self) -> bool:
         """Whether there may be something to resume from in a first attempt."""
-        start = self._tracker.started()
+        start = self._tracker.wait_for_start()
         return not start.first and (not start.alone or bool(self._spool.records.ids()))
 
     async def _newest(self, folder: str, store: Store) -> dict[str, Any] | None:

@@ -99,7 +99,7 @@ class Saver:
             raise UsageError("The step has ended: nothing can be saved any more", hint="Save before the step returns")
         if self._spool.start is None:
             with self._tracker.while_it_runs():
-                run(self._tracker.started)
+                run(self._tracker.wait_for_start)
         shard = options.ranks(self._task)
         # Before anything can go wrong: whoever fails here has had its turn, like all other ranks.
         version = self._take_turn(shard, os.path.dirname(os.path.abspath(os.fsdecode(path)))) if shard else None
@@ -138,7 +138,7 @@ class Saver:
         text = layout.check_name(name)
         if version is None:
             with self._tracker.while_it_runs():
-                self._tracker.started()
+                self._tracker.wait_for_start()
                 return self._task.key(text, self._spool.versions.upcoming())
         if not str(version).isdecimal():
             raise UsageError(f"version_id={version!r} is not the number of a version", hint="They count from 0")

@@ -17,10 +17,10 @@ from ..errors import AgentError, CheckpointError, StoreError, WaitTimeout
 from ..ipc.client import AgentClient
 from ..ranks import agreement
 from ..spool import journal
-from ..spool.attempt_start import Start
 from ..spool.journal import ADMITTED, COMMITTED, FAILED, RELEASED, SUPERSEDED
 from ..spool.records import Admitted
 from ..spool.spool import Spool
+from ..spool.starts import Start
 from ..stores.base import Store
 from ..system.concurrency import for_each
 from ..system.undisturbed import go_on, undisturbed
@@ -80,10 +80,10 @@ class Tracker:
             self.check_attempt()
             raise
 
-    def started(self, limit_s: float | None = None) -> Start:
+    def wait_for_start(self, limit_s: float | None = None) -> Start:
         """Which start of the attempt this is. The agent asks the store for that; this waits until it knows.
 
-        A store that does not answer in time is not waited for, and the log says so: see ``attempt_start.go_alone``.
+        A store that does not answer in time is not waited for, and the log says so: see ``spool.starts.go_alone``.
 
         Parameters
         ----------

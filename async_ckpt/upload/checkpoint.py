@@ -20,7 +20,7 @@ from ..errors import CheckpointError, IntegrityError, NotFound, StoreError, Tran
 from ..layout import newest
 from ..manifest import LINK, FileEntry, Manifest, dump, load
 from ..ranks import agreement
-from ..spool.journal import TAR, CheckpointState, Record, file_stored, part_stored, parts_begun
+from ..spool.journal import TAR, CheckpointState, Line, file_stored, part_stored, parts_begun
 from ..spool.records import Admitted
 from ..spool.unchanged import StoredFile
 from ..stores.base import Content, Multipart, Progress, Store, TooLong
@@ -32,7 +32,7 @@ from ..system.crash import crash_point
 #: How often the latest checkpoint is moved anew after others came first.
 _MOVES = 8
 
-#: Smallest file without a lease that is worth a record of its own, so that it is not sent again.
+#: Smallest file without a lease that is worth a line of its own, so that it is not sent again.
 _REMEMBERED_BYTES = 1 << 20
 
 Reference = dict[str, Any]
@@ -51,7 +51,7 @@ class Events(Protocol):
     def copied(self, count: int) -> None:
         """So many bytes were not sent: the store copied them from an earlier checkpoint."""
 
-    def record(self, record: Record) -> None:
+    def note(self, line: Line) -> None:
         """A step for the journal: a file is in the store, a multipart upload was begun, a part is in the store. Small
         files whose lease nobody holds have none.
         """
@@ -71,12 +71,12 @@ class _Log:
 
     def began(self, upload: str, part_bytes: int) -> None:
         self.known = Multipart(upload, part_bytes)
-        self._events.record(parts_begun(self._path, upload, part_bytes))
+        self._events.note(parts_begun(self._path, upload, part_bytes))
 
     def sent(self, number: int, etag: str, crc32: list[int]) -> None:
         assert self.known is not None, "a part of no upload"
         self.known.parts[number] = etag, crc32
-        self._events.record(part_stored(self._path, number, etag, crc32))
+        self._events.note(part_stored(self._path, number, etag, crc32))
 
 
 class CheckpointWriter:
@@ -152,7 +152,7 @@ class CheckpointWriter:
                 source = captured_file(item.data, entry)
                 digests[entry.path] = await self._send(key, entry.path, source, known, events)
             if entry.how == LINK or entry.size >= _REMEMBERED_BYTES:
-                events.record(file_stored(entry.path, digests[entry.path]))
+                events.note(file_stored(entry.path, digests[entry.path]))
 
         await for_each(item.manifest.files, self._config.files_in_flight, put)
         await self._put_files_behind_links(item, events.progress)
@@ -203,7 +203,7 @@ class CheckpointWriter:
         crc32 = known.files.get(TAR)
         if crc32 is None:
             crc32 = await self._send(item.reference["key"], TAR, source, known, events)
-            events.record(file_stored(TAR, crc32))
+            events.note(file_stored(TAR, crc32))
         files = [FileEntry(e.path, e.size, e.mode, mtime_ns=e.mtime_ns) for e in item.manifest.files]
         return replace(item.manifest, files=files, tar={"size": source.size, "crc32": crc32})
 

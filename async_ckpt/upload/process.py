@@ -3,7 +3,7 @@
 It imports what the agent must not (aiobotocore, Metaflow), runs at idle priority, holds no state that matters, and may
 be killed at any time. The two speak the frames of ``ipc.protocol`` over a socket pair:
 
-- agent → uploader: ``{"op": "upload", "id"}``, before it what is known of the checkpoint: the journal's records of what
+- agent → uploader: ``{"op": "upload", "id"}``, before it what is known of the checkpoint: the journal's lines of what
   earlier tries have stored, as they stand (frames without ``op``), and ``{"op": "unchanged", "id", "path", "key",
   "crc32"}`` for each file that the store has from an earlier checkpoint, under ``key``;
   ``{"op": "commit", "ids"}``; ``{"op": "priority", "idle"}``; ``{"op": "pause", "id"}``: stop an upload, or the batch
@@ -14,7 +14,7 @@ be killed at any time. The two speak the frames of ``ipc.protocol`` over a socke
   ``{"op": "claim", "attempt", "who", "start"}``: claim a start of the attempt, ``start`` if that is chosen already,
   answered by ``{"op": "claimed", "attempt", "start", "first", "why"}``, without ``start`` if it failed;
 - uploader → agent: ``{"op": "ready", "id": ""}``, first of all;
-  the journal's record of each file and part that is stored (``spool/journal.py``; frames without ``op``), before which
+  the journal's line of each file and part that is stored (``spool/journal.py``; frames without ``op``), before which
   leases are not let go; ``{"op": "progress", "id", "bytes"}``: so many were sent, ``{"op": "copied", "id", "bytes"}``:
   so many the store copied from an earlier checkpoint; ``{"op": "waiting", "id", "why"}``, ``{"op": "uploaded" |
   "committed", "id"}`` (of a collective checkpoint with its ``reference``, but for the metadata), ``{"op": "failed",
@@ -45,7 +45,7 @@ from ..config import KILLED_S, REPORT_S, UPLOADER_LOCK_S, Config
 from ..ipc import protocol
 from ..ipc.protocol import Message
 from ..ranks import agreement, starts
-from ..spool.journal import CheckpointState, Known, Record
+from ..spool.journal import CheckpointState, Known, Line
 from ..spool.records import Admitted
 from ..spool.spool import Spool
 from ..spool.unchanged import StoredFile
@@ -365,9 +365,9 @@ class _Reporter:
     def copied(self, count: int) -> None:
         self._out.append({"op": "copied", "id": self._identity, "bytes": count})
 
-    def record(self, record: Record) -> None:
-        if len(record.get("crc32", ())) <= _MAX_CRCS:
-            self._out.append({"id": self._identity, **record})
+    def note(self, line: Line) -> None:
+        if len(line.get("crc32", ())) <= _MAX_CRCS:
+            self._out.append({"id": self._identity, **line})
 
     async def __aenter__(self) -> _Reporter:
         self._group = anyio.create_task_group()

@@ -13,7 +13,7 @@ import pytest
 
 from async_ckpt.errors import CheckpointError
 from async_ckpt.task.checkpointer import Checkpointer
-from harness.agents import Task, agent_pid, is_alive, records
+from harness.agents import Task, agent_pid, is_alive, journal_lines
 from harness.hostile_client import descriptors_of, memory_of
 from harness.saving import as_stored, save_some
 from stress.fuzzing.attack import Attack, Came
@@ -124,7 +124,7 @@ def _look_at_the_store(siege: Siege, task: Task, checkpointer: Checkpointer, sav
         if not whole:
             siege.violations.append(f"Version {reference['version_id']} is not in the store, or not what was saved")
     known = {f"0.{reference['name']}.{reference['version_id']}" for reference in saved}
-    if strange := {record["id"] for record in records(checkpointer) if "id" in record} - known:
+    if strange := {line["id"] for line in journal_lines(checkpointer) if "id" in line} - known:
         siege.violations.append(
             f"The journal has {len(strange)} checkpoints nobody saved, such as {min(strange)[:80]!r}"
         )

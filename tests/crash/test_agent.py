@@ -13,7 +13,7 @@ from async_ckpt.manifest import FileEntry, Manifest
 from async_ckpt.spool import journal
 from async_ckpt.spool.journal import COMMITTED
 from async_ckpt.spool.spool import Spool
-from harness.agents import TASK, Task, agent_pid, content, is_alive, kill, records, uploader_pid, wait_until
+from harness.agents import TASK, Task, agent_pid, content, is_alive, journal_lines, kill, uploader_pid, wait_until
 from harness.scenes import BIG, assert_all_in_order, assert_prefix, save, save_and_die
 from tests.spread import first_of
 
@@ -96,7 +96,7 @@ def test_a_journal_in_order_of_commits_is_written_while_uploads_overtake_each_ot
     assert task.committed_versions() == []
     gate.open("first")
     checkpointer.flush(60)
-    committed = [record["id"] for record in records(checkpointer) if record.get("state") == COMMITTED]
+    committed = [line["id"] for line in journal_lines(checkpointer) if line.get("state") == COMMITTED]
     assert committed == [f"0.mfchckpt.{version}" for version in range(4)]
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from async_ckpt.spool.journal import COMMITTED, UPLOADED
 from async_ckpt.task.checkpointer import Checkpointer
-from harness.agents import Gate, Task, agent_pid, content, kill, records, wait_until
+from harness.agents import Gate, Task, agent_pid, content, journal_lines, kill, wait_until
 from harness.scenes import BIG, save
 
 SAVES = 6
@@ -39,7 +39,7 @@ def save_all(checkpointer: Checkpointer, task: Task, side_by_side: int = 2) -> l
 
 def in_order(checkpointer: Checkpointer, state: str) -> list[int]:
     """The versions in the order in which they came to that state."""
-    ids = [record["id"] for record in records(checkpointer) if record.get("state") == state]
+    ids = [line["id"] for line in journal_lines(checkpointer) if line.get("state") == state]
     return [int(identity.rpartition(".")[2]) for identity in ids]
 
 
@@ -168,7 +168,7 @@ def test_half_an_upload_that_was_paused_goes_on_where_it_was(task: Task, gate: G
     first = save(checkpointer, task, 0)
     stored = Path(task.store.root, first["key"], "other")
     wait_until(stored.exists, "the other file is in the store")
-    wait_until(lambda: [r for r in records(checkpointer) if r.get("file") == "other"], "and the agent knows it")
+    wait_until(lambda: [r for r in journal_lines(checkpointer) if r.get("file") == "other"], "and the agent knows it")
     inode = stored.stat().st_ino
     (task.work / "other").unlink()
     second = save(checkpointer, task, 1)

@@ -14,7 +14,7 @@ from async_ckpt.agent.questions import MAX_QUESTIONS
 from async_ckpt.ipc import protocol
 from async_ckpt.spool.records import Admitted, Records
 from async_ckpt.task.checkpointer import Checkpointer
-from harness.agents import Task, agent_pid, is_alive, records, uploader_pid, wait_until
+from harness.agents import Task, agent_pid, is_alive, journal_lines, uploader_pid, wait_until
 from harness.hostile_client import descriptors_of
 from harness.hostile_frames import frame
 from harness.scenes import save
@@ -79,7 +79,7 @@ def test_an_agent_survives_and_keeps_nothing_of(task: Task, name: str) -> None:
     gate.open("weights")
     checkpointer.flush(60)
     assert reference.done()
-    assert {record["id"] for record in records(checkpointer)} == {"0.mfchckpt.0"}
+    assert {line["id"] for line in journal_lines(checkpointer)} == {"0.mfchckpt.0"}
 
 
 KINDS: dict[str, Callable[[], int]] = {

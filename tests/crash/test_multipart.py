@@ -10,7 +10,7 @@ import pytest
 
 from async_ckpt.config import CHUNK_BYTES
 from async_ckpt.stores.base import StoreSpec
-from harness.agents import Task, agent_pid, content, is_alive, kill, records, uploader_pid, wait_until
+from harness.agents import Task, agent_pid, content, is_alive, journal_lines, kill, uploader_pid, wait_until
 from harness.gated_s3 import GatedS3
 from tests.spread import spread
 
@@ -50,7 +50,7 @@ def test_parts_that_arrived_do_not_arrive_again(
     reference = checkpointer.save(on_s3.work, storage_format=storage_format)
 
     def arrived() -> list[int]:
-        return sorted(record["part"] for record in records(checkpointer) if "part" in record)
+        return sorted(line["part"] for line in journal_lines(checkpointer) if "part" in line)
 
     others = [number for number in range(1, PARTS + 1) if number != HELD]
     wait_until(lambda: arrived() == others, "the agent knows of all parts but the one that hangs")

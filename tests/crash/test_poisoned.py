@@ -7,7 +7,7 @@ import pytest
 from async_ckpt.errors import FlushError
 from async_ckpt.spool.journal import FAILED
 from async_ckpt.system.log import write_lines_with
-from harness.agents import Task, close_and_kill, records, wait_until
+from harness.agents import Task, close_and_kill, journal_lines, wait_until
 from harness.preemption import COMMIT_HANGS, FAILS, NO_COMMIT, REFUSED, Preemption, on_disk
 from harness.scenes import save
 
@@ -81,7 +81,7 @@ def test_an_attempt_that_stands_on_what_is_only_on_the_disk_does_not_end_well(
     ):
         checkpointer.flush(60)
     # It was tried when this attempt began, and again.
-    assert len([r for r in records(checkpointer) if r["id"] == "0.mfchckpt.1" and r.get("state") == FAILED]) >= 2
+    assert len([r for r in journal_lines(checkpointer) if r["id"] == "0.mfchckpt.1" and r.get("state") == FAILED]) >= 2
 
     (task.base / "weather" / "sitecustomize.py").unlink()
     close_and_kill(checkpointer)

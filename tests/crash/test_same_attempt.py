@@ -217,7 +217,7 @@ def test_an_uploader_that_dies_over_its_claim_does_not_count_twice(
 def test_a_start_that_saved_nothing_counts(task: Task, machines: tuple[Machine, Machine, Machine]) -> None:
     a, b, _ = machines
     first = a.start()
-    first.tracker.started()
+    first.tracker.wait_for_start()
     a.die(first)
     second = b.start()
     assert b.load(second) is None
@@ -257,7 +257,7 @@ def test_a_store_that_does_not_answer_holds_nobody_up_and_nothing_is_written_ove
 
 def test_the_key_of_the_next_save_is_known_before_it(task: Task, machines: tuple[Machine, Machine, Machine]) -> None:
     a, b, _ = machines
-    a.start().tracker.started()
+    a.start().tracker.wait_for_start()
     second = b.start()
     key = second.next_key("mfchckpt")
     assert b.save(second, 0)["key"] == key
@@ -269,13 +269,13 @@ def test_what_is_known_of_the_start_is_asked_again_where_something_removes_it(
     task: Task, machines: tuple[Machine, Machine, Machine]
 ) -> None:
     a, b, _ = machines
-    a.start().tracker.started()
+    a.start().tracker.wait_for_start()
     second = b.start()
-    assert second.tracker.started().number == 1
+    assert second.tracker.wait_for_start().number == 1
     os.unlink(second.spool.start_path(0))
     other = Checkpointer(Spool.open(second.spool.directory), second.config)
     task.take(other)
-    assert other.tracker.started().number == 1
+    assert other.tracker.wait_for_start().number == 1
 
 
 @pytest.mark.parametrize("newer", [True, False])

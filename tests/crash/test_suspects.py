@@ -14,7 +14,7 @@ import pytest
 from async_ckpt.config import DEATHS_OF_AGENT
 from async_ckpt.errors import FlushError
 from async_ckpt.spool.journal import FAILED
-from harness.agents import Task, agent_pid, content, kill, records, wait_until
+from harness.agents import Task, agent_pid, content, journal_lines, kill, wait_until
 from harness.scenes import BIG, assert_all_in_order, save
 from tests.spread import first_of
 
@@ -79,9 +79,7 @@ def test_one_that_kills_every_agent_fails_as_well(task: Task, monkeypatch: pytes
     with pytest.raises(FlushError, match=r"1 checkpoint is not in the store: 0\.mfchckpt\.0 \(Whoever had it in hand"):
         checkpointer.flush(120)
     assert task.committed_versions() == [1, 2, 3, 4]
-    tries = [
-        record["tries"] for record in records(checkpointer) if record["id"] == "0.mfchckpt.0" and "tries" in record
-    ]
+    tries = [line["tries"] for line in journal_lines(checkpointer) if line["id"] == "0.mfchckpt.0" and "tries" in line]
     assert max(tries, default=DEATHS_OF_AGENT) <= DEATHS_OF_AGENT
 
 

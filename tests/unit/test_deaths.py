@@ -123,12 +123,12 @@ def test_what_agents_died_with_is_known_by_the_next_one(tmp_path: Path, is_own: 
 
 
 @pytest.mark.parametrize(
-    "record", [{"file": "x", "crc32": [1]}, {"state": FAILED, "why": "no"}, {"state": ADMITTED}, {"tries": 0}]
+    "line", [{"file": "x", "crc32": [1]}, {"state": FAILED, "why": "no"}, {"state": ADMITTED}, {"tries": 0}]
 )
-def test_an_agent_that_died_after_that_had_it_in_hand_no_more(tmp_path: Path, record: dict[str, Any]) -> None:
+def test_an_agent_that_died_after_that_had_it_in_hand_no_more(tmp_path: Path, line: dict[str, Any]) -> None:
     scene = Scene(tmp_path, 1)
     scene.begin()
-    scene.journal.note({"id": "0.c.0", **record})
+    scene.journal.note({"id": "0.c.0", **line})
     assert Scene(tmp_path, 1).queue.jobs["0.c.0"].deaths == 0
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.agents import Task, agent_pid, is_alive, records, wait_until
+from harness.agents import Task, agent_pid, is_alive, journal_lines, wait_until
 from harness.hostile_client import KINDS, Intruder, descriptors_of
 from harness.hostile_frames import Descriptors, Frames
 from harness.hostile_loads import Hostile, Place
@@ -48,7 +48,7 @@ def test_nothing_that_is_sent_to_an_agent_ends_it_or_is_kept_by_it(task: Task, s
     assert "Traceback" not in log.read_text()
     status = checkpointer.status()
     assert (status["pending"], status["failed_count"], status["leases"]) == (0, 0, 0)
-    assert {record["id"] for record in records(checkpointer)} == {"0.mfchckpt.0", "0.mfchckpt.1"}
+    assert {line["id"] for line in journal_lines(checkpointer)} == {"0.mfchckpt.0", "0.mfchckpt.1"}
     wait_until(lambda: descriptors_of(agent) <= before, "the agent has closed what it was sent")
 
 

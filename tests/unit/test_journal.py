@@ -18,7 +18,7 @@ from async_ckpt.stores.base import Multipart
 from harness.filesystems import CannotMount, small_tmpfs
 
 FINGERPRINT = Fingerprint(1, 2, 3, 4, 5)
-RECORDS: list[dict[str, Any]] = [
+LINES: list[dict[str, Any]] = [
     {"id": "0.a.0", "file": "weights", "crc32": [1, 2], "inode": FINGERPRINT},
     {"id": "0.a.0", "state": UPLOADED},
     {"id": "0.a.1", "file": "über\nmodel", "crc32": []},
@@ -29,10 +29,10 @@ RECORDS: list[dict[str, Any]] = [
 ]
 
 
-def written(path: Path, records: list[dict[str, Any]] = RECORDS) -> bytes:
+def written(path: Path, lines: list[dict[str, Any]] = LINES) -> bytes:
     made = Journal(str(path))
-    for record in records:
-        made.append(record)
+    for line in lines:
+        made.append(line)
     made.close()
     return path.read_bytes()
 
@@ -54,25 +54,25 @@ def test_a_journal_that_is_not_there_says_nothing(tmp_path: Path) -> None:
 
 
 def test_a_finished_file_is_known_until_its_checkpoint_is_uploaded(tmp_path: Path) -> None:
-    written(tmp_path / "journal", RECORDS[:1])
+    written(tmp_path / "journal", LINES[:1])
     assert journal.read(str(tmp_path / "journal"))["0.a.0"].files == {"weights": [1, 2]}
     reopened = Journal(str(tmp_path / "journal"))
     assert reopened.checkpoints["0.a.0"].files == {"weights": [1, 2]}
     assert reopened.checkpoints["0.a.0"].state == ADMITTED
-    reopened.append(RECORDS[1])
-    reopened.append(RECORDS[3])
+    reopened.append(LINES[1])
+    reopened.append(LINES[3])
     reopened.close()
     assert journal.read(str(tmp_path / "journal"))["0.a.0"].files == {}
 
 
 def test_a_file_of_a_committed_checkpoint_is_known_by_its_inode_across_restarts(tmp_path: Path) -> None:
     made = Journal(str(tmp_path / "journal"))
-    for record in RECORDS[:2]:
-        made.append(record)
+    for line in LINES[:2]:
+        made.append(line)
         assert made.stored.find(FINGERPRINT) is None, "it is not committed yet"
         made.close()
         made = Journal(str(tmp_path / "journal"))
-    made.append(RECORDS[3])
+    made.append(LINES[3])
     for attempt in (0, 0, 1, 2):
         assert made.stored.find(FINGERPRINT) == StoredFile("k/weights", [1, 2])
         made.close()
@@ -81,16 +81,16 @@ def test_a_file_of_a_committed_checkpoint_is_known_by_its_inode_across_restarts(
 
 
 def test_what_failed_is_nobodys_source(tmp_path: Path) -> None:
-    written(tmp_path / "journal", [RECORDS[0], {"id": "0.a.0", "state": FAILED, "why": "no"}])
+    written(tmp_path / "journal", [LINES[0], {"id": "0.a.0", "state": FAILED, "why": "no"}])
     reopened = Journal(str(tmp_path / "journal"))
-    reopened.append(RECORDS[3])
+    reopened.append(LINES[3])
     reopened.close()
     assert reopened.stored.find(FINGERPRINT) is None
 
 
 def test_parts_are_known_across_restarts_until_their_file_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "journal"
-    written(path, RECORDS[4:6])
+    written(path, LINES[4:6])
     for _ in range(2):
         reopened = Journal(str(path))
         reopened.close()
@@ -105,7 +105,7 @@ def test_parts_are_known_across_restarts_until_their_file_is_whole(tmp_path: Pat
 
 @pytest.mark.parametrize("state", [UPLOADED, FAILED, COMMITTED])
 def test_parts_are_forgotten_with_their_checkpoint(tmp_path: Path, state: str) -> None:
-    written(tmp_path / "journal", [*RECORDS[4:6], {"id": "0.a.1", "state": state, "reference": {"key": "k"}}])
+    written(tmp_path / "journal", [*LINES[4:6], {"id": "0.a.1", "state": state, "reference": {"key": "k"}}])
     assert journal.read(str(tmp_path / "journal"))["0.a.1"].parts == {}
     assert b"parts" not in written(tmp_path / "journal", [])
 
@@ -128,11 +128,11 @@ def test_a_reader_sees_what_is_new_and_what_was_written_anew(tmp_path: Path) -> 
     reader = Reader(str(path))
     assert reader.look() == {}
     made = Journal(str(path))
-    for count, record in enumerate(RECORDS, 1):
-        made.append(record)
+    for count, line in enumerate(LINES, 1):
+        made.append(line)
         seen = reader.look()
         whole = Known()
-        for earlier in RECORDS[:count]:
+        for earlier in LINES[:count]:
             whole.apply(earlier)
         assert seen == whole.checkpoints
     with path.open("ab") as file:
@@ -149,20 +149,20 @@ def test_a_reader_sees_what_is_new_and_what_was_written_anew(tmp_path: Path) -> 
     assert reader.look() == last, "its agent is about to write it anew"
 
 
-def test_cut_at_every_byte_it_replays_the_records_before_the_cut_and_goes_on(tmp_path: Path) -> None:
+def test_cut_at_every_byte_it_replays_the_lines_before_the_cut_and_goes_on(tmp_path: Path) -> None:
     data = written(tmp_path / "whole")
     lines = data.splitlines(keepends=True)
     path = tmp_path / "journal"
     for cut in range(len(data) + 1):
         path.write_bytes(data[:cut])
         complete, end = [], len(HEADER)
-        for line, record in zip(lines[1:], RECORDS, strict=True):
-            end += len(line)
+        for text, line in zip(lines[1:], LINES, strict=True):
+            end += len(text)
             if end <= cut:
-                complete.append(record)
+                complete.append(line)
         known = Known()
-        for record in complete:
-            known.apply(record)
+        for line in complete:
+            known.apply(line)
         expected = {identity: item.state for identity, item in known.checkpoints.items()}
         assert states(path) == expected
         reopened = Journal(str(path))
@@ -194,8 +194,8 @@ def test_one_changed_byte_never_invents_a_state(tmp_path_factory: pytest.TempPat
     good = journal.replay(bytes(content), found)
     assert good <= at + 1
     expected = Known()
-    for record in RECORDS[: bytes(content[:good]).count(b"\n") - 1]:
-        expected.apply(record)
+    for line in LINES[: bytes(content[:good]).count(b"\n") - 1]:
+        expected.apply(line)
     assert found.checkpoints == expected.checkpoints
 
 
@@ -204,7 +204,7 @@ def test_a_foreign_file_is_set_aside_unchanged_with_a_warning(tmp_path: Path, fo
     path = tmp_path / "journal"
     path.write_bytes(foreign)
     made = Journal(str(path))
-    made.append(RECORDS[6])
+    made.append(LINES[6])
     made.close()
     assert (tmp_path / "journal.foreign-0").read_bytes() == foreign
     assert len(made.warnings) == 1
@@ -240,13 +240,13 @@ def test_a_record_that_does_not_fit_on_the_disk_leaves_the_journal_as_it_was(tmp
     try:
         with small_tmpfs(tmp_path, 64 << 10) as folder:
             made = Journal(str(folder / "journal"))
-            made.append(RECORDS[1])
+            made.append(LINES[1])
             before = (folder / "journal").read_bytes()
             with pytest.raises(SpoolError, match="No space left") as caught:
                 made.append({"id": "0.a.2", "state": FAILED, "why": "x" * (128 << 10)})
             assert caught.value.where == str(folder / "journal")
             assert (folder / "journal").read_bytes() == before
-            made.append(RECORDS[6])
+            made.append(LINES[6])
             made.close()
             assert states(folder / "journal") == {"0.a.0": UPLOADED, "0.a.1": FAILED}
     except CannotMount as error:

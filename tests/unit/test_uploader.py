@@ -16,7 +16,7 @@ from async_ckpt import layout
 from async_ckpt.config import Config
 from async_ckpt.errors import CheckpointError, IntegrityError, NotFound, StoreError, TransientStoreError
 from async_ckpt.manifest import COPY, LINK, FileEntry, Manifest, Symlink
-from async_ckpt.spool.journal import TAR, CheckpointState, Known, Record, is_step, steps
+from async_ckpt.spool.journal import TAR, CheckpointState, Known, Line, is_step, steps
 from async_ckpt.spool.records import Admitted
 from async_ckpt.spool.unchanged import StoredFile
 from async_ckpt.stores import catalog
@@ -42,7 +42,7 @@ def reference(
 
 
 class Heard:
-    """Events as journal records would keep them."""
+    """Events as journal lines would keep them."""
 
     def __init__(self) -> None:
         self.known = Known()
@@ -59,16 +59,16 @@ class Heard:
     def copied(self, count: int) -> None:
         self.bytes_copied += count
 
-    def record(self, record: Record) -> None:
-        said = {"id": "0.a.1", **record}
+    def note(self, line: Line) -> None:
+        said = {"id": "0.a.1", **line}
         assert is_step(said)
         self.known.apply(said)
 
     def told_again(self) -> CheckpointState:
         """What the next try is told, over a socket."""
         told = Known()
-        for record in steps("0.a.1", self.progress_known):
-            told.apply(json.loads(json.dumps(record)))
+        for line in steps("0.a.1", self.progress_known):
+            told.apply(json.loads(json.dumps(line)))
         return told.checkpoints.get("0.a.1", CheckpointState())
 
 
@@ -96,7 +96,7 @@ def test_an_unchanged_file_is_copied_and_its_digests_are_taken_over(item: Admitt
     assert heard.bytes == 1
     manifest = json.loads(store.objects[item.reference["manifest"]])
     assert manifest["files"][0]["crc32"] == [1]
-    assert list(heard.progress_known.files) == ["weights"], "small files without a lease are not worth a record"
+    assert list(heard.progress_known.files) == ["weights"], "small files without a lease are not worth a line"
 
 
 @pytest.mark.parametrize("error", [NotFound("gone"), StoreError("not possible"), IntegrityError("damaged")])

@@ -1,5 +1,6 @@
 """The agent's part in claiming a start of an attempt (``ranks/starts.py``): it has the uploader ask the store as soon
-as the task's process says hello, and writes down what it hears. Whoever needs the number waits in ``Tracker.started``.
+as the task's process says hello, and writes down what it hears. Whoever needs the number waits in
+``Tracker.wait_for_start``.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ from typing import Any
 from ..config import GATHER_FIRST_S, GATHER_GROWTH, GATHER_LAST_S
 from ..errors import SpoolError
 from ..ipc.protocol import Message
-from ..spool import attempt_start
+from ..spool import starts
 from ..spool.spool import Spool
 from ..system.backoff import Backoff
 from ..system.clock import Clock
 from .child import Child
 
 
-class Claims:
+class Starts:
     """Has the start of each attempt claimed, once.
 
     Parameters
@@ -43,25 +44,25 @@ class Claims:
         #: Why the store will not be asked; empty: it will.
         self._why = ""
 
-    def begin(self, attempt: int, pid: int, lead: int) -> None:
+    def begin(self, attempt: int, pid: int, gang_leader_pid: int) -> None:
         """A process of the task says hello; what the spool is sure of is not asked again.
 
         Parameters
         ----------
-        lead : int
+        gang_leader_pid : int
             See ``who_am_i``.
         """
-        self._asked = attempt, pid, lead
+        self._asked = attempt, pid, gang_leader_pid
         path = self._spool.start_path(attempt)
         try:
-            known = attempt_start.read(path)
+            known = starts.read(path)
             if known is not None and not known.alone:
                 return
-            token = self._tokens[attempt] = attempt_start.token(path, self._tokens.get(attempt))
+            token = self._tokens[attempt] = starts.token(path, self._tokens.get(attempt))
         except SpoolError as error:
             self._why = str(error)
             return
-        self._order = {"op": "claim", "id": "", "attempt": attempt, "who": who_am_i(pid, lead, token)}
+        self._order = {"op": "claim", "id": "", "attempt": attempt, "who": who_am_i(pid, gang_leader_pid, token)}
         if known is not None:
             self._order["start"] = known.number
         self._ordered, self._has_failed, self._why = False, False, ""
@@ -86,9 +87,7 @@ class Claims:
                 self.give_up(message["why"])
             return
         try:
-            start = attempt_start.note(
-                self._spool.start_path(message["attempt"]), message["start"], first=message["first"]
-            )
+            start = starts.note(self._spool.start_path(message["attempt"]), message["start"], first=message["first"])
         except SpoolError as error:
             self.give_up(str(error))
             return
@@ -114,7 +113,7 @@ class Claims:
     def answer(self, attempt: int, *, late: bool) -> Message | None:
         """What somebody is told who waits for the number; None: nothing yet."""
         try:
-            known = attempt_start.read(self._spool.start_path(attempt))
+            known = starts.read(self._spool.start_path(attempt))
         except SpoolError as error:
             return {"start": None, "why": str(error)}
         if known is not None:
@@ -125,14 +124,14 @@ class Claims:
         return {"start": None, "why": self._why, "asked": asked} if late or self._why else None
 
 
-def who_am_i(pid: int, lead: int, token: str) -> dict[str, Any]:
+def who_am_i(pid: int, gang_leader_pid: int, token: str) -> dict[str, Any]:
     """What the claim of a process of this machine says.
 
     Parameters
     ----------
     pid : int
         The task's process.
-    lead : int
+    gang_leader_pid : int
         That of the gang's first node, where it runs on this machine; 0 or 1: it does not, or is gone, or there is none.
     """
     boot = ""
@@ -144,7 +143,7 @@ def who_am_i(pid: int, lead: int, token: str) -> dict[str, Any]:
         "host": host,
         "boot": boot,
         "pid": pid,
-        "lead": lead if lead > 1 else pid,
+        "gang_leader_pid": gang_leader_pid if gang_leader_pid > 1 else pid,
         "at": now,
         "user": os.getuid(),
         "token": token,

@@ -15,7 +15,7 @@ import pytest
 
 from async_ckpt import layout
 from async_ckpt.agent.child import Child
-from async_ckpt.agent.claims import Claims, who_am_i
+from async_ckpt.agent.starts import Starts, who_am_i
 from async_ckpt.errors import StoreError, TransientStoreError, UsageError
 from async_ckpt.ranks import starts
 from async_ckpt.ranks.starts import Claim
@@ -39,8 +39,8 @@ def run(function: Callable[..., Awaitable[T]], *arguments: Any) -> T:
     return anyio.run(call)
 
 
-def who(token: str, pid: int = 1, lead: int = 0) -> dict[str, Any]:
-    return who_am_i(pid, lead, token)
+def who(token: str, pid: int = 1, gang_leader_pid: int = 0) -> dict[str, Any]:
+    return who_am_i(pid, gang_leader_pid, token)
 
 
 def claim(store: Store, token: str, task: layout.TaskInfo = TASK, **about: int) -> Claim:
@@ -234,9 +234,9 @@ def test_a_node_joins_no_start_of_another_gang_on_its_machine() -> None:
     store = MemoryStore()
     claim(store, "a", FIRST, pid=100)
     with pytest.raises(TransientStoreError):
-        claim(store, "b", SECOND, pid=201, lead=200)
+        claim(store, "b", SECOND, pid=201, gang_leader_pid=200)
     claim(store, "c", FIRST, pid=200)
-    assert claim(store, "b", SECOND, pid=201, lead=200).start == 1
+    assert claim(store, "b", SECOND, pid=201, gang_leader_pid=200).start == 1
 
 
 def test_who_waits_for_a_store_that_fails_is_told_that_it_was_asked_also_between_two_tries(tmp_path: Path) -> None:
@@ -244,7 +244,7 @@ def test_who_waits_for_a_store_that_fails_is_told_that_it_was_asked_also_between
     orders: list[dict[str, Any]] = []
     uploader = types.SimpleNamespace(ensure=lambda: True, tell=orders.append, has_spoken=True)
     spool = Spool.create(str(tmp_path), TASK, StoreSpec("local", "/nowhere"))
-    asking = Claims(spool, cast(Child, uploader), orders.append, REAL_CLOCK)
+    asking = Starts(spool, cast(Child, uploader), orders.append, REAL_CLOCK)
     asking.begin(TASK.attempt, 1, 0)
     waiting = {"start": None, "why": "", "asked": False}
     assert asking.answer(TASK.attempt, late=True) == waiting
