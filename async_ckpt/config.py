@@ -102,8 +102,9 @@ REPORT_S = 0.1
 #: An agent that ends copies leased files away: how long it waits for copies that others have begun, and then for the
 #: end of the threads that copy.
 LAST_COPIES_S, COPIERS_STOP_S = 60.0, 5.0
-#: Whoever watches an agent may be stopped between two looks: a longer time between them counts as this long.
-WATCH_STEP_S = 2.0
+#: Whoever looks whether a process hangs may be stopped between two looks: a longer time between them counts as this
+#: long.
+HUNG_STEP_S = 2.0
 #: Where others move the latest checkpoint in the same moment, it is tried again after a random pause of at most this
 #: long at first, and twice as long each time.
 MOVE_LATEST_PAUSE_S = 0.05

@@ -39,7 +39,6 @@ from async_ckpt.agent import (
 from async_ckpt.agent import leases as leases_module
 from async_ckpt.agent.agent import Agent
 from async_ckpt.agent.guard import Guard
-from async_ckpt.agent.launch import Launcher
 from async_ckpt.agent.remover import Remover
 from async_ckpt.capture import lease
 from async_ckpt.config import Config
@@ -55,6 +54,7 @@ from async_ckpt.system import undisturbed
 from async_ckpt.task import checkpointer as checkpointer_module
 from async_ckpt.task import stores
 from async_ckpt.task.checkpointer import Checkpointer
+from async_ckpt.task.launch import Launcher
 from async_ckpt.upload import process
 from harness.clock import StillClock
 from harness.mortal import Fuse

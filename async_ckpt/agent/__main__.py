@@ -1,7 +1,4 @@
-"""Entry point of the agent's process, ``agent <lock> <socket> <spool>``, and of its uploader's, ``uploader <socket>
-<spool>``. ``launch.py`` makes the command lines. The agent's other child, the saver, begins in
-``task/socket_saver.py``.
-"""
+"""Entry point of the agent's process, ``agent <lock> <socket> <spool>``. ``child.command`` makes the command line."""
 
 from __future__ import annotations
 
@@ -19,14 +16,8 @@ if TYPE_CHECKING:
 
 
 def main(arguments: list[str]) -> None:
-    """Run what was asked for, with the descriptors that were handed over."""
-    role, *rest = arguments
-    if role == "uploader":
-        from ..upload import process
-
-        process.main(int(rest[0]), rest[1])
-        return
-    lock, listening, directory = int(rest[0]), int(rest[1]), rest[2]
+    """Run the agent, with the descriptors that were handed over."""
+    lock, listening, directory = int(arguments[0]), int(arguments[1]), arguments[2]
     _close_all_but({0, 1, 2, lock, listening})
     # The uploader must not keep the lock or the socket alive.
     os.set_inheritable(lock, False)
@@ -35,21 +26,21 @@ def main(arguments: list[str]) -> None:
     from ..config import Config
     from ..errors import CheckpointError
     from ..spool.spool import Spool
-    from . import launch, naming
+    from ..system.processes import ignore_terminal_signals, raise_descriptor_limit
+    from . import naming
     from .agent import Agent
     from .child import ChildProcess
     from .socket_saves import SaverProcess
 
-    launch.ignore_terminal_signals()
-    launch.raise_descriptor_limit()
+    ignore_terminal_signals()
+    raise_descriptor_limit()
     try:
         spool, config = Spool.open(directory), Config.from_env()
         listener = socket.socket(fileno=listening)
         with contextlib.suppress(OSError):  # The disk may be full; it is tried again by each look after the spool.
             naming.name_socket(spool, naming.name_of(listener), os.getpid())
-        command, saver = launch.bootstrap(heavy=True), launch.bootstrap(heavy=True, module="task.socket_saver")
         agent = Agent(
-            spool, listener, lambda: ChildProcess(spool, command), lambda: SaverProcess(spool, saver), config,
+            spool, listener, lambda: ChildProcess(spool, "uploader"), lambda: SaverProcess(spool, "saver"), config,
             guarded=True, start_uploader_here=lambda: _uploader_here(spool, config),
         )  # fmt: skip
         signal.signal(signal.SIGTERM, lambda *_: agent.terminate())

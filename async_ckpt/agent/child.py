@@ -11,11 +11,12 @@ import os
 import selectors
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from typing import Protocol
 
-from ..config import CHILD_STOP_S, FIRST_PAUSE_S, HUNG_ON_DISK, UPLOADER_START_S, Config
+from ..config import CHILD_STOP_S, FIRST_PAUSE_S, UPLOADER_START_S, Config
 from ..errors import ProtocolError, os_reason
 from ..ipc import protocol
 from ..ipc.protocol import Message
@@ -23,9 +24,12 @@ from ..spool.spool import Spool
 from ..system.backoff import Backoff
 from ..system.clock import Clock
 from ..system.files import occupy_standard_streams
-from ..system.processes import end, find
-from .log import writable_log
-from .watchdog import Stillness
+from ..system.processes import Stillness, end, find
+
+_PACKAGE_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+#: The module in which each role begins, with its ``main``.
+_MODULES = {"agent": "agent.__main__", "uploader": "upload.process", "saver": "task.socket_saver"}
 
 
 class Running(Protocol):
@@ -84,7 +88,6 @@ class Child:
         self.trouble = ""
         self._idle = True
         self._started, self._heard = 0.0, False
-        self._watched = Stillness(0)
 
     @property
     def is_awake(self) -> bool:
@@ -119,6 +122,7 @@ class Child:
                 self._failed(f"{why}: {where}" if where else why)
                 return False
             self._started, self._heard = self._clock.monotonic(), False
+            self._watched = Stillness(running.pid)
             self._decoder = protocol.Decoder()
             running.sock.setblocking(False)
             # Bound to this child: it may have been given up by an earlier event of the same round.
@@ -159,12 +163,8 @@ class Child:
         if self._out and now - self._taken > self._config.reply_timeout_s:
             self._died()
         elif self._running is not None and self._running.pid != os.getpid() and now - self._watched.looked >= 1.0:
-            if self._watched.pid != self._running.pid:
-                self._watched = Stillness(self._running.pid)
             self._watched.look(now)
-            is_stopped = self._watched.state in ("T", "t")
-            limit_s = self._config.hung_s * (HUNG_ON_DISK if self._watched.state == "D" else 1)
-            if self._watched.still_s >= limit_s and (is_stopped or is_busy):
+            if self._watched.hangs(self._config.hung_s) and (is_busy or self._watched.state in ("T", "t")):
                 self._on_trouble(
                     f"the last one (pid {self._running.pid}) hung (state {self._watched.state}) and was ended"
                 )
@@ -250,15 +250,15 @@ class Child:
 
 
 class ChildProcess:
-    """A child in a process of its own."""
+    """A child in a process of its own: an ``uploader``, or a ``saver``."""
 
-    def __init__(self, spool: Spool, bootstrap: list[str], role: str = "uploader") -> None:
+    def __init__(self, spool: Spool, role: str) -> None:
         occupy_standard_streams()  # The child has its own, in the place of whatever has these numbers.
         self.sock, theirs = socket.socketpair()
         try:
-            with theirs, open(writable_log(spool.path("agent.log")), "ab") as log:
+            with theirs, open(writable_log(spool), "ab") as log:
                 self._process = subprocess.Popen(
-                    [*bootstrap, role, str(theirs.fileno()), spool.directory],
+                    command(role, str(theirs.fileno()), spool.directory),
                     stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=[theirs.fileno()],
                 )  # fmt: skip
         except BaseException:
@@ -308,6 +308,28 @@ class ChildThread:
             self.sock.shutdown(socket.SHUT_RDWR)
         self.sock.close()
         self._thread.join(timeout=CHILD_STOP_S)
+
+
+def command(role: str, *arguments: str) -> list[str]:
+    """The command that runs the agent or a child of it with this interpreter."""
+    # PYTHONPATH is the task's sys.path; '' would let files in the working directory shadow modules.
+    code = (
+        f"import sys; sys.path[:] = [p for p in sys.path if p] + [{_PACKAGE_ROOT!r}]; "
+        f"from async_ckpt.{_MODULES[role]} import main; main(sys.argv[2:])"
+    )
+    # -I -S: the agent needs the standard library and this package alone. It starts quickly, and whatever state the
+    # environment is in.
+    return [sys.executable, *(["-I", "-S"] if role == "agent" else []), "-c", code, role, *arguments]
+
+
+def writable_log(spool: Spool) -> str:
+    """Where an agent and its children print, for people: the spool's log, or nowhere, as that cannot be opened now."""
+    path = spool.path("agent.log")
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600))
+    except OSError:
+        return os.devnull
+    return path
 
 
 def end_orphans(directory: str) -> None:

@@ -23,7 +23,6 @@ from ..errors import ProtocolError
 from ..ipc import protocol
 from ..ipc.protocol import Message
 from ..ipc.server import Connection
-from ..spool.spool import Spool
 from ..system.clock import Clock
 from .child import Child, ChildProcess, Running
 
@@ -152,9 +151,6 @@ class SocketSaves:
 
 class SaverProcess(ChildProcess):
     """A saver."""
-
-    def __init__(self, spool: Spool, bootstrap: list[str]) -> None:
-        super().__init__(spool, bootstrap, role="saver")
 
     def stop(self) -> None:
         # It is to tell an agent that ends, and has no more use for its leases, from one that was killed.

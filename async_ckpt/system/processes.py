@@ -1,12 +1,17 @@
-"""Other processes, as /proc shows them: whether one lives, and gets on; and ending the one that is meant."""
+"""Processes, as /proc shows them: whether one lives, and gets on; ending the one that is meant; and what those that
+are started for a spool do first of all.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
+from ..config import HUNG_ON_DISK, HUNG_STEP_S
 from .files import wait_for
 
 
@@ -61,6 +66,37 @@ def _stat(pid: int) -> list[str]:
             return file.read().rpartition(")")[2].split()
     except OSError:
         return []
+
+
+@dataclass
+class Stillness:
+    """One process, as it is seen about once a second.
+
+    ``looked``: when it was seen last (monotonic seconds); ``state``: what its main thread did then (``state_of``);
+    ``turns``: how often that had run; ``still_s``: for how many seconds it has not run; ``silent_s``: for how many
+    seconds it was looked at.
+    """
+
+    pid: int
+    looked: float = -1.0
+    state: str = "?"
+    turns: int | None = None
+    still_s: float = 0.0
+    silent_s: float = 0.0
+
+    def look(self, now: float) -> None:
+        """See how it gets on."""
+        turns = turns_of(self.pid)
+        step = min(now - self.looked, HUNG_STEP_S) if self.looked >= 0 else 0.0
+        self.state = state_of(self.pid)
+        self.looked, self.silent_s = now, self.silent_s + step
+        # One that waits for a CPU gets none; it is not to blame.
+        is_still = turns is not None and turns == self.turns and self.state != "R"
+        self.still_s, self.turns = self.still_s + step if is_still else 0.0, turns
+
+    def hangs(self, limit_s: float) -> bool:
+        """Whether it has not run for so long; one that waits for a disk is given more time."""
+        return self.still_s >= limit_s * (HUNG_ON_DISK if self.state == "D" else 1)
 
 
 def command_of(pid: int) -> list[str]:
@@ -136,3 +172,19 @@ def end(pid: int, role: str, directory: str, timeout_s: float) -> bool:
         if fd >= 0:
             os.close(fd)
     return True
+
+
+def raise_descriptor_limit() -> None:
+    """Allow as many open files as the system lets us: every lease is one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def ignore_terminal_signals() -> None:
+    """Ctrl-C and a closed terminal concern the task. A SIGTERM is answered by going on until we are killed: every
+    second of it may bring one more checkpoint into the store.
+    """
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

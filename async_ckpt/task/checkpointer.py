@@ -8,7 +8,6 @@ import os
 from collections.abc import Sequence
 
 from .. import layout
-from ..agent.launch import Launcher
 from ..config import ENV_ATTEMPT, ENV_SPOOL, NO_AGENT_LOOK_S, NO_AGENT_START_S, Config
 from ..errors import AgentError, NoAgent, SpoolError, UsageError, WaitTimeout
 from ..ipc.client import AgentClient
@@ -21,6 +20,7 @@ from ..system.log import set_level
 from ..system.undisturbed import undisturbed
 from .agent_messages import AgentMessages
 from .flush import Flush
+from .launch import Launcher
 from .loader import Loader
 from .save import Saver
 from .tracker import Tracker
@@ -61,7 +61,7 @@ class Checkpointer:
         set_level(config.log_level)
         self.spool, self.config, self.task = spool, config, spool.task
         messages = AgentMessages(self.task, config)
-        self._launcher = Launcher(spool, config, uploader, messages.say_once)
+        self._launcher = Launcher(spool, config, uploader)
         self._client = AgentClient(
             self._launcher.connect, owner=owner, config=config, attempt=self.task.attempt,
             gang_leader_pid=gang_leader_pid, access=os.environ.get(str(spool.store.options.get("access_from")), ""),

@@ -11,7 +11,6 @@ import socket
 import traceback
 from typing import Any, get_args, get_type_hints
 
-from ..agent import launch
 from ..config import Config
 from ..errors import CheckpointError, UsageError, shorten
 from ..ipc import protocol
@@ -19,6 +18,7 @@ from ..ipc.protocol import Message
 from ..spool.spool import Spool
 from ..system.log import write_lines_with
 from ..system.printable import valid
+from ..system.processes import ignore_terminal_signals, raise_descriptor_limit
 from .checkpointer import Checkpointer
 from .options import SaveOptions
 from .reference import Reference
@@ -38,10 +38,10 @@ _MAX_ERROR = 4000
 
 
 def main(arguments: list[str]) -> None:
-    """Entry point: ``socket_saver <descriptor of the socket> <spool>``."""
-    _, descriptor, directory = arguments
-    launch.ignore_terminal_signals()
-    launch.raise_descriptor_limit()
+    """Entry point: ``saver <descriptor of the socket> <spool>``."""
+    descriptor, directory = arguments
+    ignore_terminal_signals()
+    raise_descriptor_limit()
     with socket.socket(fileno=int(descriptor)) as sock:
         SocketSaver(directory, Config.from_env()).serve(sock)
 

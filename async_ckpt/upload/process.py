@@ -396,8 +396,9 @@ class _Reporter:
                 await self._uploader._send({"op": "progress", "id": self._identity, "bytes": count})
 
 
-def main(fd: int, directory: str) -> None:
-    """Entry point of the uploader process."""
+def main(arguments: list[str]) -> None:
+    """Entry point of the uploader's process: ``uploader <descriptor of the socket> <spool>``."""
+    fd, directory = int(arguments[0]), arguments[1]
     # Whoever ends everything on this machine: the agent closes our socket, or the kernel ends us with it.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from async_ckpt.agent import launch
 from async_ckpt.config import Config
 from async_ckpt.errors import SpoolError
 from async_ckpt.ipc import protocol
 from async_ckpt.spool.journal import COMMITTED, FAILED
 from async_ckpt.spool.spool import Spool
+from async_ckpt.task import launch
 from async_ckpt.task.checkpointer import Checkpointer
 from harness.agents import TASK, Task, agent_pid, content, kill, uploader_pid, wait_until
 from harness.scenes import BIG, save

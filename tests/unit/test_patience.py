@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from async_ckpt.agent import watchdog
-from async_ckpt.agent.watchdog import Watchdog
 from async_ckpt.config import HUNG_BUSY, HUNG_ON_DISK, Config
 from async_ckpt.system import processes
 from async_ckpt.system.backoff import Backoff
+from async_ckpt.system.log import to_stderr, write_lines_with
+from async_ckpt.task import watchdog
+from async_ckpt.task.watchdog import Watchdog
 from harness.agents import is_alive, wait_until
 
 _LIMIT_S = Config().hung_s
@@ -60,8 +61,17 @@ class Seen:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.state, self.turns = "S", 0
-        monkeypatch.setattr(watchdog, "state_of", lambda pid: self.state)
-        monkeypatch.setattr(watchdog, "turns_of", lambda pid: self.turns)
+        monkeypatch.setattr(processes, "state_of", lambda pid: self.state)
+        monkeypatch.setattr(processes, "turns_of", lambda pid: self.turns)
+
+
+@pytest.fixture
+def lines() -> Iterator[list[str]]:
+    """What is said meanwhile."""
+    said: list[str] = []
+    write_lines_with(said.append)
+    yield said
+    write_lines_with(to_stderr)
 
 
 def _look(watch: Watchdog, pid: int, seconds: float, step_s: float = 1.0) -> bool:
@@ -70,14 +80,14 @@ def _look(watch: Watchdog, pid: int, seconds: float, step_s: float = 1.0) -> boo
 
 @pytest.mark.parametrize(("state", "limit_s"), [("S", _LIMIT_S), ("T", _LIMIT_S), ("D", _LIMIT_S * HUNG_ON_DISK)])
 def test_an_agent_that_does_nothing_for_the_limit_is_ended(
-    agent: subprocess.Popen[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, limit_s: float
-) -> None:
-    lines: list[str] = []
+    agent: subprocess.Popen[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: list[str], state: str,
+    limit_s: float,
+) -> None:  # fmt: skip
     Seen(monkeypatch).state = state
-    watch = Watchdog(str(tmp_path), Config(), lines.append)
+    watch = Watchdog(str(tmp_path), Config())
     assert not _look(watch, agent.pid, limit_s - 2)
     assert is_alive(agent.pid)
-    watch = Watchdog(str(tmp_path), Config(), lines.append)
+    watch = Watchdog(str(tmp_path), Config())
     assert _look(watch, agent.pid, limit_s + 1)
     assert agent.wait(10) == -signal.SIGKILL
     assert f"pid {agent.pid}" in lines[0]
@@ -88,7 +98,7 @@ def test_a_slow_agent_is_left_alone(
     agent: subprocess.Popen[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = Seen(monkeypatch)
-    watch = Watchdog(str(tmp_path), Config(), pytest.fail)
+    watch = Watchdog(str(tmp_path), Config())
     for now in range(int(_LIMIT_S) * 3):  # It gets the CPU now and then.
         seen.turns = now // 5
         assert not watch.look(agent.pid, float(now))
@@ -99,10 +109,10 @@ def test_a_slow_agent_is_left_alone(
 
 
 def test_one_that_is_busy_without_end_is_ended_late(
-    agent: subprocess.Popen[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    agent: subprocess.Popen[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: list[str]
 ) -> None:
-    seen, lines = Seen(monkeypatch), list[str]()
-    watch = Watchdog(str(tmp_path), Config(), lines.append)
+    seen = Seen(monkeypatch)
+    watch = Watchdog(str(tmp_path), Config())
     now = 0
     while not watch.look(agent.pid, float(now)):
         seen.turns = now = now + 1
@@ -116,7 +126,7 @@ def test_who_was_stopped_together_with_the_agent_does_not_judge_it(
 ) -> None:
     """A machine that slept for an hour, or two processes that were stopped together."""
     Seen(monkeypatch)
-    watch = Watchdog(str(tmp_path), Config(), pytest.fail)
+    watch = Watchdog(str(tmp_path), Config())
     assert not watch.look(agent.pid, 0.0)
     assert not watch.look(agent.pid, 3600.0)
     watch.forgive(agent.pid)
@@ -128,7 +138,7 @@ def test_in_a_hurry_it_is_ended_soon(
     agent: subprocess.Popen[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Seen(monkeypatch).state = "D"
-    watch = Watchdog(str(tmp_path), Config(), lambda line: None)
+    watch = Watchdog(str(tmp_path), Config())
     watch.hurry = True
     assert _look(watch, agent.pid, 4)
 
@@ -137,7 +147,7 @@ def test_in_a_hurry_it_is_ended_soon(
 def test_nobody_else_who_has_its_number_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str) -> None:
     with _sleeper(*words.format(tmp_path).split()) as process:
         Seen(monkeypatch)
-        watch = Watchdog(str(tmp_path), Config(), pytest.fail)
+        watch = Watchdog(str(tmp_path), Config())
         assert not _look(watch, process.pid, _LIMIT_S * 2)
         assert processes.end(process.pid, "agent", str(tmp_path), 1.0), "whoever was meant is gone"
         assert is_alive(process.pid)
@@ -145,13 +155,12 @@ def test_nobody_else_who_has_its_number_is_ended(tmp_path: Path, monkeypatch: py
 
 
 def test_one_that_cannot_die_is_of_no_use_and_its_lock_is_lost(
-    agent: subprocess.Popen[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    agent: subprocess.Popen[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: list[str]
 ) -> None:
     """It hangs in the kernel: what the real ``end`` says then."""
     Seen(monkeypatch)
     monkeypatch.setattr(watchdog, "end", lambda *_: False)
-    lines: list[str] = []
-    watch = Watchdog(str(tmp_path), Config(), lines.append)
+    watch = Watchdog(str(tmp_path), Config())
     assert _look(watch, agent.pid, _LIMIT_S + 1)
     assert "hangs in the kernel" in lines[0]
     assert watch.is_undead(agent.pid)

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from async_ckpt import layout
-from async_ckpt.agent.launch import UPLOADERS
 from async_ckpt.capture import STRATEGIES, check_strategy
 from async_ckpt.config import CHOICES
 from async_ckpt.errors import UsageError
+from async_ckpt.task.launch import UPLOADERS
 from async_ckpt.task.loader import SHARDS
 from async_ckpt.task.options import SaveOptions
 

@@ -8,40 +8,14 @@ the disk.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
 
-from ..config import HUNG_BUSY, HUNG_HURRY_S, HUNG_ON_DISK, KILLED_S, WATCH_STEP_S, Config
-from ..system.processes import end, find, is_ours, opened_by, process_exists, state_of, turns_of
+from ..config import HUNG_BUSY, HUNG_HURRY_S, KILLED_S, Config
+from ..system.processes import Stillness, end, find, is_ours, opened_by, process_exists
 
-
-@dataclass
-class Stillness:
-    """One process, as it is seen about once a second.
-
-    ``looked``: when it was seen last (monotonic seconds); ``state``: what its main thread did then (``state_of``);
-    ``turns``: how often that had run; ``still_s``: for how many seconds it has not run; ``silent_s``: for how many
-    seconds it was looked at.
-    """
-
-    pid: int
-    looked: float = -1.0
-    state: str = "?"
-    turns: int | None = None
-    still_s: float = 0.0
-    silent_s: float = 0.0
-
-    def look(self, now: float) -> None:
-        """See how it gets on."""
-        turns = turns_of(self.pid)
-        step = min(now - self.looked, WATCH_STEP_S) if self.looked >= 0 else 0.0
-        self.state = state_of(self.pid)
-        self.looked, self.silent_s = now, self.silent_s + step
-        # One that waits for a CPU gets none; it is not to blame.
-        is_still = turns is not None and turns == self.turns and self.state != "R"
-        self.still_s, self.turns = self.still_s + step if is_still else 0.0, turns
+log = logging.getLogger(__name__)
 
 
 class Watchdog:
@@ -51,12 +25,10 @@ class Watchdog:
     ----------
     directory : str
         The spool.
-    say : callable
-        Gets a line whenever one is ended.
     """
 
-    def __init__(self, directory: str, config: Config, say: Callable[[str], None]) -> None:
-        self._directory, self._config, self._say = directory, config, say
+    def __init__(self, directory: str, config: Config) -> None:
+        self._directory, self._config = directory, config
         self._lock = threading.Lock()
         self._looked = 0.0
         self._watched: dict[int, Stillness] = {}
@@ -103,9 +75,8 @@ class Watchdog:
         with self._lock:
             seen = self._watched.setdefault(pid, Stillness(pid))
             seen.look(now)
-            limit = HUNG_HURRY_S if self.hurry else self._config.hung_s
-            still_limit = limit * HUNG_ON_DISK if seen.state == "D" and not self.hurry else limit
-            if seen.still_s < still_limit and seen.silent_s < self._config.hung_s * HUNG_BUSY:
+            hangs = seen.still_s >= HUNG_HURRY_S if self.hurry else seen.hangs(self._config.hung_s)
+            if not hangs and seen.silent_s < self._config.hung_s * HUNG_BUSY:
                 return False
             del self._watched[pid]
         return self._end(pid, seen)
@@ -115,7 +86,7 @@ class Watchdog:
             return False
         is_gone = end(pid, "agent", self._directory, KILLED_S)
         what = "does nothing" if seen.still_s else "is busy with itself"
-        self._say(
+        log.warning(
             f"The agent (pid {pid}) has not answered for {seen.silent_s:.0f} s and {what} (state {seen.state}): it was "
             + ("ended, and another one takes over" if is_gone else
                "killed, but hangs in the kernel, perhaps at a disk that is gone; another one takes over without it")

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
-import resource
 import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable
 
+from ..agent.child import command, writable_log
+from ..agent.naming import name_of, name_socket, open_socket
 from ..capture.lease import LEASE_SIGNAL
 from ..config import CALM_S, FIRST_PAUSE_S, HUNG_HURRY_S, LAST_CALL_PAUSE_S, RESTARTS_AT_ONCE, Config
 from ..errors import CheckpointError, NoAgent, SpoolError, os_hint, os_reason
@@ -28,9 +29,9 @@ from ..system import forks
 from ..system.backoff import Backoff
 from ..system.clock import REAL_CLOCK, Clock
 from ..system.files import locked, try_lock, unlock, wait_for
-from .log import last_line, writable_log
-from .naming import name_of, name_socket, open_socket
 from .watchdog import Watchdog
+
+log = logging.getLogger(__name__)
 
 UPLOADERS = ("process", "thread")
 
@@ -40,7 +41,8 @@ _LOCK_WAITS = 3
 #: None of these is ignored in the agent because whoever started the flow ignored it (nohup, a shell's background).
 _SIGNALS = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
 
-_PACKAGE_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+#: Longest line of a log that is quoted, in bytes.
+_LINE_BYTES = 400
 
 
 class Launcher:
@@ -53,24 +55,19 @@ class Launcher:
     ----------
     uploader : str
         ``"process"`` or ``"thread"``: what to start.
-    say : callable
-        Gets what people should know of that, from any thread.
     """
 
-    def __init__(
-        self, spool: Spool, config: Config, uploader: str, say: Callable[[str], None] = lambda line: None,
-        clock: Clock = REAL_CLOCK,
-    ) -> None:  # fmt: skip
+    def __init__(self, spool: Spool, config: Config, uploader: str, clock: Clock = REAL_CLOCK) -> None:
         self._clock = clock
-        self._spool, self._config, self._uploader, self._say = spool, config, uploader, say
+        self._spool, self._config, self._uploader = spool, config, uploader
         self._restarts = Backoff(RESTARTS_AT_ONCE, FIRST_PAUSE_S, config.agent_pause_s, CALM_S)
         #: The same for agents in a thread: the pauses of processes do not hold up the first of them.
         self._restarts_here = Backoff(RESTARTS_AT_ONCE, FIRST_PAUSE_S, config.agent_pause_s, CALM_S)
-        self._watchdog = Watchdog(spool.directory, config, say)
+        self._watchdog = Watchdog(spool.directory, config)
         #: Since when no agent that was started here has answered, or none could be started (monotonic seconds); why.
         self._in_vain: float | None = None
         self._why = ""
-        self._has_said_why = False
+        self._said = ""
         self._has_waited = False
         self._thread: threading.Thread | None = None
         self._children: set[int] = set()
@@ -100,7 +97,7 @@ class Launcher:
 
     def on_answer(self, link: AgentConnection) -> None:
         """The agent has said its first word to us, or has been silent and is not any more."""
-        self._in_vain, self._has_waited, self._has_said_why = None, False, False
+        self._in_vain, self._has_waited = None, False
         self._watchdog.forgive(link.pid)
 
     def on_silence(self, link: AgentConnection) -> bool:
@@ -134,7 +131,7 @@ class Launcher:
         restarts = self._restarts_here if is_here else self._restarts
         left = restarts.left_s(now, LAST_CALL_PAUSE_S if self._watchdog.hurry else self._config.agent_pause_s)
         if left:
-            said = self._why or last_line(self._spool.path("agent.log"))
+            said = self._why or _last_line(self._spool.path("agent.log"))
             raise NoAgent(
                 f"The agent has ended {restarts.count} times in short time, and is started again in {left:.1f} s"
                 + (f"; the last it said: {said}" if said else ""),
@@ -160,19 +157,20 @@ class Launcher:
             path = self._spool.path(name_of(listening))
             why, self._why = self._why, ""  # From here on that of the new one.
             pid = self._start_thread(lock, listening) if is_here else self._spawn(lock, listening)
-            if is_here and self._uploader != "thread" and not self._has_said_why:
-                self._has_said_why = True
-                self._say_that_it_is_here(now, why)
+            if is_here and self._uploader != "thread":
+                self._say_that_it_is_here(why or _last_line(self._spool.path("agent.log")))
             with contextlib.suppress(OSError):  # The disk may be full. The agent tries it as well, again and again.
                 name_socket(self._spool, os.path.basename(path), pid)
             return AgentConnection(protocol.connect(path, self._config.reply_timeout_s), pid, fresh=True)
 
-    def _say_that_it_is_here(self, now: float, why: str) -> None:
-        why = why or last_line(self._spool.path("agent.log"))
-        self._say(
-            f"No agent could be started for {now - (self._in_vain or now):.0f} s{f' ({why})' if why else ''}: this "
-            "process uploads by itself meanwhile. Captures are copies until there is one again"
+    def _say_that_it_is_here(self, why: str) -> None:
+        line = (
+            f"No agent could be started{f' ({why})' if why else ''}: this process uploads by itself meanwhile. "
+            "Captures are copies until there is one again"
         )
+        if line != self._said:  # Once, however often it is tried.
+            self._said = line
+            log.warning(line)
 
     def _take_lock(self) -> int | AgentConnection:
         """The lock of the spool's agent; or the agent itself, if the one that holds it turns up."""
@@ -225,20 +223,19 @@ class Launcher:
         # which may have the numbers of these here.
         highest = max(lock, listening.fileno(), 2)
         numbers = (highest + 1, highest + 2)
-        log = self._spool.path("agent.log")
         actions = [
             (os.POSIX_SPAWN_DUP2, lock, numbers[0]),
             (os.POSIX_SPAWN_DUP2, listening.fileno(), numbers[1]),
             (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-            (os.POSIX_SPAWN_OPEN, 1, writable_log(log), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
+            (os.POSIX_SPAWN_OPEN, 1, writable_log(self._spool), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
             (os.POSIX_SPAWN_DUP2, 1, 2),
         ]
-        arguments = ["agent", str(numbers[0]), str(numbers[1]), self._spool.directory]
+        arguments = command("agent", *map(str, numbers), self._spool.directory)
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         try:
             with listening:
                 pid = os.posix_spawn(
-                    sys.executable, [*bootstrap(heavy=False), *arguments], environment,
+                    sys.executable, arguments, environment,
                     file_actions=actions, setsid=True, setsigmask=[LEASE_SIGNAL], setsigdef=_SIGNALS,
                 )  # fmt: skip
                 self._children.add(pid)
@@ -249,17 +246,15 @@ class Launcher:
             forks.close_lock(lock)
 
     def _start_thread(self, lock: int, listening: socket.socket) -> int:
-        from .agent import Agent
-        from .child import ChildThread
-        from .socket_saves import SaverProcess
-
-        saver = bootstrap(heavy=True, module="task.socket_saver")
+        from ..agent.agent import Agent
+        from ..agent.child import ChildThread
+        from ..agent.socket_saves import SaverProcess
 
         def run() -> None:
             try:
                 Agent(
                     self._spool, listening, lambda: ChildThread(self._spool, self._config),
-                    lambda: SaverProcess(self._spool, saver), self._config, guarded=False,
+                    lambda: SaverProcess(self._spool, "saver"), self._config, guarded=False,
                     temporary=self._uploader != "thread",
                 ).run()  # fmt: skip
             except (OSError, RuntimeError, CheckpointError) as error:  # Whoever asks it something starts another one.
@@ -294,31 +289,10 @@ class Launcher:
             self._thread.join(timeout_s)
 
 
-def bootstrap(*, heavy: bool, module: str = "agent.__main__") -> list[str]:
-    """The command that runs ``main`` of one of our modules with this interpreter.
-
-    ``heavy``: with the environment's packages, for children; else with the standard library and this package alone.
-    """
-    # PYTHONPATH is the task's sys.path; '' would let files in the working directory shadow modules.
-    code = (
-        f"import sys; sys.path[:] = [p for p in sys.path if p] + [{_PACKAGE_ROOT!r}]; "
-        f"from async_ckpt.{module} import main; main(sys.argv[1:])"
-    )
-    # -I -S: quickly, and whatever state the environment is in.
-    return [sys.executable, *([] if heavy else ["-I", "-S"]), "-c", code]
-
-
-def raise_descriptor_limit() -> None:
-    """Allow as many open files as the system lets us: every lease is one."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < hard:
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def ignore_terminal_signals() -> None:
-    """Ctrl-C and a closed terminal concern the task; a SIGTERM is answered by going on until we are killed: every
-    second of it may bring one more checkpoint into the store.
-    """
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+def _last_line(path: str) -> str:
+    """What stands last in a log; empty where there is nothing."""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        file.seek(max(os.fstat(file.fileno()).st_size - _LINE_BYTES, 0))
+        lines = file.read().decode(errors="replace").split("\n")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return ""
