@@ -28,7 +28,7 @@ _MOST_NS = _MOST * 10**9
 MAX_HOPS = 40
 
 #: How a file came into the snapshot. Only ``LINK`` shares its inode with the trainer's file.
-COPY, REFLINK, LINK, PACKED = "copy", "reflink", "link", "packed"
+COPY, LINK, PACKED = "copy", "link", "packed"
 
 
 class FileEntry(NamedTuple):
@@ -43,8 +43,8 @@ class FileEntry(NamedTuple):
     mode : int
         Permission bits.
     how : str
-        ``COPY``, ``REFLINK``, ``LINK`` or ``PACKED``; only in the spool. Records of earlier versions may say
-        "moved": such a file is the snapshot's own, like a copy.
+        ``COPY`` (or a clone), ``LINK`` or ``PACKED``; only in the spool. Records of earlier versions may say "moved" or
+        "reflink": such a file is the snapshot's own, like a copy.
     ino : int
         Its inode when it was captured. By it and the time, recovery sees whether a link that lost its lease was written
         to. Only in the spool.

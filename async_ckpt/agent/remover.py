@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from queue import SimpleQueue
 
-from ..capture.base import remove_snapshot
+from ..capture.snapshot import remove_snapshot
 from ..errors import os_reason
 from ..spool.records import Admitted
 from ..spool.spool import Spool

@@ -1,23 +1,15 @@
-"""Capture a file or a directory as it is now, in a time that does not depend on its size.
-
-Where to add a strategy: one file here with a ``FileStrategy``, one line in ``STRATEGIES`` and in ``capture``; the suite
-in ``tests/contract/test_snapshot.py`` then runs on it.
-"""
+"""Capture a file or a directory as it is now, in a time that does not depend on its size."""
 
 from __future__ import annotations
 
 from ..config import Config
 from ..errors import UsageError
-from .base import FileStrategy, Snapshot
-from .copying import Copy
-from .hardlink import Auto, HardLink, LinkLimit
-from .pack import Pack
-from .reflink import Reflink
+from .safe_links import SafeLinks
+from .snapshot import Snapshot
+from .strategy import STRATEGIES, Strategy
 from .tree import capture_tree
 
 __all__ = ["STRATEGIES", "Snapshot", "capture", "check_strategy"]
-
-STRATEGIES = ("auto", "hardlink", "reflink", "copy")
 
 
 def check_strategy(strategy: str, *, leases: bool = True) -> str:
@@ -44,9 +36,8 @@ def check_strategy(strategy: str, *, leases: bool = True) -> str:
 
 
 def capture(
-    path: str, target: str, strategy: str, *, guarded: bool, config: Config, lease_budget: int,
-    limit: LinkLimit | None = None,
-) -> Snapshot:  # fmt: skip
+    path: str, target: str, strategy: str, config: Config, *, lease_budget: int = 0, limit: SafeLinks | None = None
+) -> Snapshot:
     """Capture ``path`` into the new directory ``target``.
 
     Parameters
@@ -57,11 +48,9 @@ def capture(
         Directory to make; on the same file system if the capture is to be quick.
     strategy : str
         One of ``STRATEGIES``.
-    guarded : bool
-        Whether there is an agent that answers when somebody wants to write to a hard-linked file; else none is linked.
     lease_budget : int
-        How many leases may be taken now.
-    limit : LinkLimit, optional
+        How many leases may be taken now; 0 without an agent that answers when somebody wants to write to a linked file.
+    limit : SafeLinks, optional
         How many bytes may be linked.
 
     Raises
@@ -69,17 +58,5 @@ def capture(
     SnapshotError
         With the path and the reason; ``target`` is removed, and ``path`` is as it was.
     """
-    small = config.pack_below_bytes
-    copies = Copy(Pack(target), small, reflink=strategy == "auto")
-    files: FileStrategy
-    if strategy == "copy" or (strategy == "auto" and not guarded):
-        files = copies
-    elif strategy == "reflink":
-        files = Reflink()
-    elif not guarded:
-        raise UsageError("snapshot='hardlink' needs a running agent", hint="Use snapshot='auto'")
-    elif strategy == "hardlink":
-        files = HardLink(lease_budget, limit)
-    else:
-        files = Auto(HardLink(lease_budget, limit), copies, small)
+    files = Strategy(strategy, target, config, lease_budget=lease_budget, limit=limit)
     return capture_tree(path, target, files, config)

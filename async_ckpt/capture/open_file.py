@@ -104,7 +104,7 @@ class OpenFile:
             self.kind = filesystems.kind_of(self.fd)
         return self.kind
 
-    def change(self, pack: Pack | None) -> Change:
+    def change(self, pack: Pack) -> Change:
         """What became of it. ``pack``: the snapshot's.
 
         Raises
@@ -119,7 +119,7 @@ class OpenFile:
             return Change.NONE if _is_untouched(os.fstat(self.fd), was) else Change.REWRITTEN
         fd = self.fd if self.fd >= 0 else os.open(self.item.full, OPEN)
         try:
-            if entry.how == PACKED and pack is not None and self.is_local and entry.size > _FLAG_BYTES:
+            if entry.how == PACKED and self.is_local and entry.size > _FLAG_BYTES:
                 data = os.pread(fd, entry.size + 1, 0)
                 if not pack.holds(entry, data[: entry.size]):
                     return Change.REWRITTEN
@@ -144,15 +144,15 @@ class OpenFile:
         """Whether nothing was written since it was captured, as far as its times tell."""
         return _is_untouched(filesystems.facts_at(self.item.full, self.kind), self.status)
 
-    def _has_content(self, fd: int, now: os.stat_result | Facts, pack: Pack | None) -> bool:
+    def _has_content(self, fd: int, now: os.stat_result | Facts, pack: Pack) -> bool:
         """Whether it begins with what was captured."""
         entry = self.entry
         if now.st_ino != self.status.st_ino or now.st_size < entry.size:
             return False
-        if entry.how == PACKED and pack is not None and self.is_local:
+        if entry.how == PACKED and self.is_local:
             return pack.holds(entry, os.pread(fd, entry.size, 0))
         with filesystems.uncached(fd, self.kind) as fresh:
-            if entry.how == PACKED and pack is not None:
+            if entry.how == PACKED:
                 return pack.holds(entry, os.pread(fresh, entry.size, 0))
             copy = os.open(self.target, os.O_RDONLY | os.O_CLOEXEC)
             try:

@@ -61,7 +61,7 @@ class PrivateCopy:
         """
         if self._target < 0:
             self._target = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            if self._size and clone(self._fd, self._target):
+            if clone(self._fd, self._target, self._size):
                 self.cloned, self.done = True, min(self._size, os.fstat(self._target).st_size)
         if self.left:
             copied = copy_range(self._fd, self._target, min(count, self.left), self.done)

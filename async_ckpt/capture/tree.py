@@ -27,8 +27,9 @@ from ..errors import SnapshotError
 from ..manifest import LINK, PACKED, Directory, Manifest, Symlink
 from ..system import filesystems
 from ..system.undisturbed import go_on
-from .base import FileStrategy, Snapshot
 from .open_file import OPEN, Change, OpenFile
+from .snapshot import Snapshot
+from .strategy import Strategy
 from .symlinks import failure, refused
 from .walk import Item, walk
 
@@ -58,7 +59,7 @@ class _Folder:
         return (now.st_ino, now.st_mtime_ns) != (self.status.st_ino, self.status.st_mtime_ns)
 
 
-def capture_tree(path: str, target: str, strategy: FileStrategy, config: Config) -> Snapshot:
+def capture_tree(path: str, target: str, strategy: Strategy, config: Config) -> Snapshot:
     """Capture everything under ``path`` into the new directory ``target`` with one strategy for files.
 
     Raises
@@ -71,14 +72,14 @@ def capture_tree(path: str, target: str, strategy: FileStrategy, config: Config)
     try:
         os.mkdir(target, 0o700)
         tree.capture()
-        strategy.finish()
+        strategy.pack.close()
         captured.manifest, captured.followed = tree.manifest(), tree.followed()
-        captured.leases = strategy.leases()
+        captured.leases = strategy.leases
         return captured
     except BaseException as error:
         with contextlib.suppress(OSError):  # What it would write out is removed.
-            strategy.finish()
-        captured.leases = strategy.leases()
+            strategy.pack.close()
+        captured.leases = strategy.leases
         captured.drop(target)
         if isinstance(error, OSError) and not isinstance(error, SnapshotError):
             raise failure(tree.at, error) from error
@@ -88,7 +89,7 @@ def capture_tree(path: str, target: str, strategy: FileStrategy, config: Config)
 
 
 class _Tree:
-    def __init__(self, path: str, target: str, strategy: FileStrategy, config: Config) -> None:
+    def __init__(self, path: str, target: str, strategy: Strategy, config: Config) -> None:
         self._path, self._target, self._strategy, self._config = path, target, strategy, config
         self._items: list[Item] = []
         self._files: dict[str, OpenFile] = {}

@@ -17,7 +17,7 @@ import os
 import secrets
 from collections.abc import Callable
 
-from ..capture.base import remove_snapshot
+from ..capture.snapshot import remove_snapshot
 from ..capture.walk import ANNEX_PREFIX
 from ..errors import SpoolError
 from ..system.files import remove_tree

@@ -37,7 +37,7 @@ def copied_chunks(
     durable : bool
         ``sync_file`` will follow: the disk begins to write at once.
     """
-    cloned = size > 0 and clone(source_fd, target_fd)
+    cloned = clone(source_fd, target_fd, size)
 
     def copy(offset: int) -> int:
         count = min(CHUNK_BYTES, size - offset)

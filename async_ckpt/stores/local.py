@@ -270,7 +270,7 @@ class LocalStore(Store):
             if source == path:
                 return
             with self._new_file() as (fd, temporary):
-                if size and not clone(source_fd, fd):
+                if size and not clone(source_fd, fd, size):
                     if self._link_object(source, path, source_fd):
                         return
                     if copy_range(source_fd, fd, size) != size:

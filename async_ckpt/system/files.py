@@ -116,14 +116,18 @@ def set_mode(path: str, mode: int) -> None:
         os.chmod(path, mode)
 
 
-def clone(source_fd: int, target_fd: int) -> bool:
-    """Reflink a whole file; False where the file system cannot."""
+def clone(source_fd: int, target_fd: int, size: int) -> bool:
+    """Reflink a file, and keep its first ``size`` bytes; False where the file system cannot, or there is nothing to."""
+    if not size:
+        return False
     try:
         fcntl.ioctl(target_fd, FICLONE, source_fd)
     except OSError as error:
         if error.errno in _ALSO_ELSEWHERE:
             raise
         return False
+    if os.fstat(target_fd).st_size > size:
+        os.ftruncate(target_fd, size)
     return True
 
 
@@ -133,7 +137,7 @@ def can_clone(folder: str) -> bool:
         with tempfile.TemporaryFile(dir=folder) as file, tempfile.TemporaryFile(dir=folder) as copy:
             file.write(bytes(4096))
             file.flush()
-            return clone(file.fileno(), copy.fileno())
+            return clone(file.fileno(), copy.fileno(), 4096)
     except OSError:
         return False
 
@@ -230,11 +234,9 @@ def preallocate(fd: int, size: int) -> None:
         os.ftruncate(fd, size)
 
 
-def copy_content(source_fd: int, target_fd: int, size: int, *, reflink: bool = True) -> int:
-    """Give ``target_fd`` the first ``size`` bytes of the source: cloned if possible, copied if not."""
-    if reflink and size and clone(source_fd, target_fd):
-        if os.fstat(target_fd).st_size > size:
-            os.ftruncate(target_fd, size)
+def copy_content(source_fd: int, target_fd: int, size: int) -> int:
+    """Give ``target_fd`` the first ``size`` bytes of the source, cloned if possible. Returns how many there are."""
+    if clone(source_fd, target_fd, size):
         return os.fstat(target_fd).st_size
     return copy_range(source_fd, target_fd, size)
 

@@ -170,10 +170,8 @@ class Saver:
         capture.check_strategy(snapshot, leases=guarded)
         data, captured_ns = self._spool.snapshots.new_directory(path), self._tracker.client.clock.time_ns()
         limit = SafeLinks(self._habits, self._copy_speed, path, os.path.dirname(data), savers)
-        budget = lease_budget(self._tracker.client, self._config)
-        captured = capture.capture(
-            path, data, snapshot, guarded=guarded, config=self._config, lease_budget=budget, limit=limit
-        )
+        budget = lease_budget(self._tracker.client, self._config) if guarded else 0
+        captured = capture.capture(path, data, snapshot, self._config, lease_budget=budget, limit=limit)
         try:
             if check is not None:
                 check()

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from ..agent.backlog import is_short_of_disk
 from ..config import Config
 from ..errors import CheckpointError, os_reason
-from ..system.files import clone, copy_range, remove_tree, set_mtime
+from ..system.files import copy_content, remove_tree, set_mtime
 from ..system.writers import open_for_writing
 from .entry import Captured, Entry, Fact, Tree, fact_of, read_tree
 
@@ -229,8 +229,7 @@ def _copy(source: str, made: str, fact: Fact) -> None:
         status = os.fstat(fd)
         target = os.open(made, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            if not clone(fd, target):
-                copy_range(fd, target, fact.size)
+            copy_content(fd, target, fact.size)
             os.fchmod(target, stat.S_IMODE(status.st_mode))
         finally:
             os.close(target)

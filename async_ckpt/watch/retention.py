@@ -8,7 +8,7 @@ import os
 import secrets
 from collections.abc import Iterator
 
-from ..capture.base import annex_in
+from ..capture.snapshot import annex_in
 from ..capture.walk import ANNEX_PREFIX
 from ..errors import os_reason
 from ..system.files import remove_tree

@@ -9,9 +9,10 @@ import botocore.session
 import pytest
 
 from async_ckpt import capture
+from async_ckpt.system.files import can_clone
 from harness.filesystems import CLONING, FILESYSTEMS
 
-from .snapshot_suite import OnFilesystem, Place, can_clone
+from .snapshot_suite import OnFilesystem, Place
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -26,7 +27,7 @@ def _one_description_of_s3() -> Iterator[None]:
 def place(request: pytest.FixtureRequest, on_filesystem: OnFilesystem) -> Iterator[Place]:
     kind, strategy = request.param
     base = on_filesystem(kind)
-    if strategy == "reflink" and not can_clone(base):
+    if strategy == "reflink" and not can_clone(str(base)):
         assert kind not in CLONING
         pytest.skip(f"the file system under {kind} cannot clone files")
     made = Place(base, strategy)

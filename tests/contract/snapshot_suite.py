@@ -14,7 +14,6 @@ from async_ckpt.capture import Snapshot
 from async_ckpt.capture.content import captured_file
 from async_ckpt.config import Config
 from async_ckpt.errors import SnapshotError
-from async_ckpt.system.files import clone
 
 OnFilesystem = Callable[[str], Path]
 BIG = 300 << 10
@@ -35,8 +34,7 @@ class Place:
     ) -> tuple[Snapshot, Path]:
         target = self._snapshots / str(len(self._captured))
         captured = capture.capture(
-            str(path or self.source), str(target), self.strategy,
-            guarded=True, config=config or Config(), lease_budget=lease_budget,
+            str(path or self.source), str(target), self.strategy, config or Config(), lease_budget=lease_budget
         )  # fmt: skip
         self._captured.append((captured, str(target)))
         return captured, target
@@ -96,14 +94,3 @@ def captured_tree(captured: Snapshot, target: Path) -> dict[str, object]:
     found.update({path: (stat.S_IFDIR, mode) for path, mode, _ in manifest.dirs})
     found.update({link.path: ("link", link.target) for link in manifest.links})
     return found
-
-
-def can_clone(folder: Path) -> bool:
-    with open(folder / "from", "wb") as source, open(folder / "to", "wb") as target:
-        source.write(b"x" * 4096)
-        source.flush()
-        with open(folder / "from", "rb") as readable:
-            done = clone(readable.fileno(), target.fileno())
-    (folder / "from").unlink()
-    (folder / "to").unlink()
-    return done

@@ -90,7 +90,7 @@ os.setgroups([])
 os.setgid(65534)
 os.setuid(65534)
 try:
-    capture.capture(sys.argv[1], sys.argv[2], sys.argv[3], guarded=True, config=Config(), lease_budget=10)
+    capture.capture(sys.argv[1], sys.argv[2], sys.argv[3], Config(), lease_budget=10)
 except SnapshotError as error:
     print(error.where)
     print(error)
@@ -169,9 +169,7 @@ def test_hardlink_to_another_file_system_is_refused_with_the_way_out(
         pytest.skip("the temporary directory is on the same tmpfs")
     (tmp_path / "model").write_bytes(b"weights")
     with pytest.raises(SnapshotError, match="snapshot='auto'"):
-        capture.capture(
-            str(tmp_path / "model"), str(elsewhere / "x"), "hardlink", guarded=True, config=Config(), lease_budget=9
-        )
+        capture.capture(str(tmp_path / "model"), str(elsewhere / "x"), "hardlink", Config(), lease_budget=9)
     assert os.listdir(elsewhere) == []
 
 

@@ -17,10 +17,8 @@ from typing import Any
 import pytest
 
 from async_ckpt.capture import open_file, tree
-from async_ckpt.capture.copying import Copy
-from async_ckpt.capture.hardlink import Auto, HardLink
 from async_ckpt.capture.open_file import OpenFile
-from async_ckpt.capture.pack import Pack
+from async_ckpt.capture.strategy import Strategy
 from async_ckpt.config import Config
 from async_ckpt.errors import MissingPathError, SnapshotError
 from async_ckpt.manifest import LINK, FileEntry
@@ -34,12 +32,11 @@ PLACES = ("disk", "tmpfs", SECONDS, *LAYERED)
 CONFIG = Config(capture_tries=5)
 
 
-class Between(Auto):
+class Between(Strategy):
     """As ``auto``; and at chosen points of the capture something happens: after the n-th file, counted from 1."""
 
     def __init__(self, target: Path, events: dict[int, Callable[[], object]]) -> None:
-        small = Config().pack_below_bytes
-        super().__init__(HardLink(100), Copy(Pack(str(target)), small, reflink=True), small)
+        super().__init__("auto", str(target), Config(), lease_budget=100)
         self._events, self.captured = events, list[str]()
 
     def capture_file(self, file: OpenFile) -> FileEntry:
@@ -119,7 +116,7 @@ def test_a_write_in_the_tick_of_a_coarse_clock_in_which_the_file_was_opened_is_s
 ) -> None:
     """As on kernels before 6.13: the write has the time that the file had already."""
     monkeypatch.setattr("async_ckpt.system.filesystems._fine_times", lambda: False)
-    monkeypatch.setattr("async_ckpt.capture.hardlink.leases_hold", lambda kind: False)  # Both are copied.
+    monkeypatch.setattr("async_ckpt.capture.strategy.leases_hold", lambda kind: False)  # Both are copied.
     for name in ("a", "b"):
         (source / name).write_bytes(b"old" * BIG)
         os.utime(source / name, ns=(0, 10**18))
@@ -163,8 +160,9 @@ def test_a_database_and_its_log_are_of_one_moment(source: Path) -> None:
     try:
         for number in range(15):
             target = source.parent / f"snapshot-{number}"
-            files = Copy(Pack(str(target)), 32 << 10)
-            captured = tree.capture_tree(str(source), str(target), files, Config(capture_tries=200))
+            config = Config(capture_tries=200)
+            files = Strategy("copy", str(target), config)
+            captured = tree.capture_tree(str(source), str(target), files, config)
             restored = source.parent / f"restored-{number}"
             restored.mkdir()
             for name in ("bank.db", "bank.db-wal"):

@@ -111,7 +111,7 @@ def test_where_the_kernel_does_not_copy_whatever_it_says_bytes_are_read_and_writ
     monkeypatch.setattr(files.fcntl, "ioctl", failing(number))
     monkeypatch.setattr(files.os, "copy_file_range", failing(number))
     with open(tmp_path / "copy", "w+b") as copy:
-        assert not files.clone(fd, copy.fileno())
+        assert not files.clone(fd, copy.fileno(), SIZE)
         assert files.copy_content(fd, copy.fileno(), SIZE) == SIZE
     assert (tmp_path / "copy").read_bytes() == pattern(SIZE)
 

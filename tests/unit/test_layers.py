@@ -35,14 +35,8 @@ LAYERS = (
     "watch",
     "cli",
 )
-#: Within a room of alternatives, siblings may only import these.
-SHARED_IN_ROOM = {
-    "stores": {"base", "retry"},
-    "capture": {
-        "base", "content", "copy_speed", "copying", "habits", "lease", "pack", "private", "open_file",
-        "symlinks", "walk",
-    },
-}  # fmt: skip
+#: Within the room of alternatives, siblings may only import these.
+SHARED_BY_STORES = {"base", "retry"}
 #: A store's own helpers are private to it, by their prefix; the factory knows all of its room.
 HEAVY = {"metaflow", "aiobotocore", "botocore", "aiohttp", "boto3", "watchdog"}
 
@@ -99,15 +93,14 @@ def test_a_module_imports_only_from_layers_above_it_in_the_list(path: Path) -> N
     assert not too_high
 
 
-@pytest.mark.parametrize("room", sorted(SHARED_IN_ROOM))
-def test_siblings_in_a_room_share_only_what_is_made_for_sharing(room: str) -> None:
-    siblings = {path.stem for path in (PACKAGE / room).glob("*.py")} - {"__init__"}
-    for path in (PACKAGE / room).glob("*.py"):
+def test_stores_share_only_what_is_made_for_sharing() -> None:
+    siblings = {path.stem for path in (PACKAGE / "stores").glob("*.py")} - {"__init__"}
+    for path in (PACKAGE / "stores").glob("*.py"):
         if path.stem == "__init__":
             continue
-        used = {name.split(".")[1] for name in own_imports(path) if name.startswith(f"{room}.")} & siblings
+        used = {name.split(".")[1] for name in own_imports(path) if name.startswith("stores.")} & siblings
         private = {name for name in used if name.startswith(f"_{path.stem.lstrip('_').split('_')[0]}_")}
-        assert used - private - SHARED_IN_ROOM[room] - {path.stem} == set(), path.name
+        assert used - private - SHARED_BY_STORES - {path.stem} == set(), path.name
 
 
 def test_beside_the_extension_only_what_asks_metaflow_imports_it() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from async_ckpt.agent import remover
 from async_ckpt.agent.remover import Remover
-from async_ckpt.capture.base import remove_snapshot
+from async_ckpt.capture.snapshot import remove_snapshot
 from async_ckpt.spool.spool import Spool
 from harness.agents import TASK, wait_until
 

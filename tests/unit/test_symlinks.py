@@ -77,7 +77,7 @@ def _make(base: Path, files: list[str], links: dict[str, str]) -> None:
 def _capture(path: Path, target: Path) -> Admitted | None:
     """None: it was refused, and rightly so."""
     try:
-        captured = capture.capture(str(path), str(target), "copy", guarded=False, config=Config(), lease_budget=0)
+        captured = capture.capture(str(path), str(target), "copy", Config())
     except SnapshotError as error:
         link = Path(error.where)
         assert link.is_symlink()

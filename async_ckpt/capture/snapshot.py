@@ -1,4 +1,4 @@
-"""What a snapshot is when it has been captured, how a strategy captures one file of it, and how it is removed."""
+"""What a snapshot is when it has been captured, and how it is removed."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ import contextlib
 import os
 from dataclasses import dataclass, field
 
-from ..manifest import FileEntry, Manifest
+from ..manifest import Manifest
 from ..system.files import folders_below, remove_tree
 from .content import pack_path
-from .open_file import OpenFile
-from .pack import Pack
 from .walk import ANNEX_PREFIX
 
 
@@ -55,30 +53,3 @@ def annex_in(path: str) -> str | None:
                 except OSError:
                     return annexes
     return None
-
-
-class FileStrategy:
-    """How one regular file gets into a snapshot. Most keep nothing between files."""
-
-    #: Where small files go; None: this one has no pack.
-    pack: Pack | None = None
-
-    def capture_file(self, file: OpenFile) -> FileEntry:
-        """Make ``file.target`` (or the pack) hold what it holds now. An entry with ``how=LINK`` keeps the descriptor.
-
-        Raises
-        ------
-        OSError, SnapshotError
-            It could not; whatever was made is removed by the caller.
-        """
-        raise NotImplementedError
-
-    def forget(self, path: str) -> None:
-        """The file of this relative path is going to be captured once more, or is gone."""
-
-    def finish(self) -> None:
-        """All files were captured: write out what is still held back."""
-
-    def leases(self) -> dict[str, int]:
-        """Leases taken so far: relative path → descriptor."""
-        return {}
