@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-from importlib import metadata
 from pathlib import Path
 
 from harness.environments import find_or_make
@@ -17,14 +16,11 @@ from harness.servers import ACCESS_KEY, SECRET_KEY, S3Server
 
 #: What Metaflow's bootstrap installs in a pod. Its ``pip install`` finds it there, and needs no network.
 BOOTSTRAPPED = ("boto3", "requests")
-#: Versions that fit each other, as the tests' own environment has them: pip would try every boto3 there ever was.
-_FITTING = tuple(f"{name}=={metadata.version(name)}" for name in ("aiobotocore", "boto3", "botocore"))
 #: Images by name: what pip is told to install, one run after the other.
 IMAGES = {
     "bare": (BOOTSTRAPPED,),
-    "aiobotocore": ((*BOOTSTRAPPED, *_FITTING),),
-    # As an image that had it before the bootstrap upgraded botocore.
-    "misfit": (BOOTSTRAPPED, ("aiobotocore==2.13.0", "--no-deps"), ("aiohttp", "aioitertools", "wrapt")),
+    "aiohttp": ((*BOOTSTRAPPED, "aiohttp"),),
+    "old aiohttp": ((*BOOTSTRAPPED, "aiohttp<3.12"),),
 }
 
 _CLUSTER = Path(__file__).with_name("cluster")

@@ -7,7 +7,7 @@ import pytest
 from harness.ceph import ceph_server
 from harness.servers import S3Server
 
-from .s3_clients import BothClients, Copying, Resuming
+from .s3_suites import BothTransports, Copying, Resuming
 from .store_suite import run
 from .test_s3_store import TestRclone as RcloneSuite
 from .test_s3_transfers import TestResumeOnMoto as MotoResume
@@ -23,7 +23,7 @@ class OnCeph:
         self.server = ceph_server
 
 
-class TestCeph(OnCeph, BothClients, RcloneSuite):
+class TestCeph(OnCeph, BothTransports, RcloneSuite):
     server_breaks_off = False
     server_mixes = False
     races_are_errors = True  # 500 UnknownError
@@ -55,9 +55,9 @@ class TestCeph(OnCeph, BothClients, RcloneSuite):
         run(check)
 
 
-class TestResumeOnCeph(OnCeph, BothClients, Resuming, MotoResume):
+class TestResumeOnCeph(OnCeph, BothTransports, Resuming, MotoResume):
     pass
 
 
-class TestCopyOnCeph(OnCeph, BothClients, Copying):
+class TestCopyOnCeph(OnCeph, BothTransports, Copying):
     pass

@@ -8,7 +8,7 @@ import pytest
 
 from harness.servers import S3Server, rclone_tls_server
 
-from .s3_clients import BothClients, Copying, Resuming
+from .s3_suites import BothTransports, Copying, Resuming
 from .test_s3_store import TestRclone as RcloneSuite
 
 __all__ = ["rclone_tls_server"]
@@ -26,13 +26,13 @@ class OnRcloneOverTls:
         self.server = replace(server, certificate=certificate)
 
 
-class TestRcloneOverTls(OnRcloneOverTls, BothClients, RcloneSuite):
+class TestRcloneOverTls(OnRcloneOverTls, BothTransports, RcloneSuite):
     pass
 
 
-class TestResumeOnRcloneOverTls(OnRcloneOverTls, BothClients, Resuming):
+class TestResumeOnRcloneOverTls(OnRcloneOverTls, BothTransports, Resuming):
     pass
 
 
-class TestCopyOnRcloneOverTls(OnRcloneOverTls, BothClients, Copying):
+class TestCopyOnRcloneOverTls(OnRcloneOverTls, BothTransports, Copying):
     pass

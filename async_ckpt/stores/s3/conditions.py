@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..base import no_progress
-from .answers import NotS3, Refusal, code_of
+from .answers import NotS3, Refusal
 from .body import Bytes
 from .objects import Objects
 
@@ -95,7 +95,7 @@ class Conditions:
             try:
                 return (await self._objects.head(key))[0].headers["etag"]
             except Refusal as error:
-                if code_of(error)[1] != 404:
+                if error.status != 404:
                     raise
         return None
 
@@ -113,10 +113,11 @@ class Conditions:
             try:
                 await self._put(key, data, condition)
             except Refusal as error:
-                code, status = code_of(error)
-                if status in _NOT_AS_EXPECTED and not isinstance(error, NotS3):
+                if isinstance(error, NotS3):
+                    raise
+                if error.status in _NOT_AS_EXPECTED:
                     return False
-                if code not in _NOT_KNOWN or isinstance(error, NotS3):
+                if error.code not in _NOT_KNOWN:
                     raise
                 return None
         return True

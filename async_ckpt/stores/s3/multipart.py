@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import hashlib
 import uuid
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+from xml.sax.saxutils import escape
 
 import anyio
 
@@ -49,7 +50,7 @@ async def put_parts(objects: Objects, key: str, content: Content, progress: Prog
         with contextlib.suppress(StartOver):
             return await _Upload(objects, key, content, known, progress, log).run()
     mark = uuid.uuid4().hex
-    upload = await with_retries(lambda _: begin(objects.engine, key, {_MARK: mark}), config, progress)
+    upload = await with_retries(lambda _: begin(objects.engine, key, mark), config, progress)
     multipart = Multipart(f"{mark}:{upload}", part_size(content.size, config.part_bytes))
     if log is not None:
         log.began(multipart.upload, multipart.part_bytes)
@@ -125,19 +126,18 @@ class _Upload:
     async def _find(self) -> None:
         """``StartOver`` if the upload is gone. Asked first, since stores answer a part for none in many ways."""
         try:
-            await self._engine.call("find the upload of", self._key, "list_parts", UploadId=self._id, MaxParts=1)
+            params = {"max-parts": 1, "uploadId": self._id}
+            await self._engine.call("find the upload of", self._key, "ListParts", "GET", params)
         except NotFound as error:  # Ceph's word for it
             raise StartOver(error.what, where=error.where) from error
 
     async def _complete(self) -> None:
         checksums = (await self._engine.setup()).checksums
-        listed = []
+        parts = []
         for number in sorted(self._parts):
             checksum, _, etag = self._parts[number][0].partition(":")
-            listed.append({"PartNumber": number, "ETag": etag, **({"ChecksumCRC32": checksum} if checksums else {})})
-        await self._engine.call(
-            "write", self._key, "complete_multipart_upload", UploadId=self._id, MultipartUpload={"Parts": listed}
-        )
+            parts.append(Listed(number, etag, checksum if checksums else ""))
+        await complete(self._engine, "write", self._key, self._id, parts)
 
     async def _is_complete(self) -> bool:
         """Whether the object is the one that these parts make: it says from which upload it came, or its ETag does."""
@@ -160,20 +160,49 @@ class _Upload:
         return answer.headers["etag"].strip('"') == f"{whole}-{len(digests)}"
 
 
-async def begin(engine: Engine, key: str, marks: dict[str, str]) -> str:
-    """The id of a new multipart upload; one that the store began while we were cancelled is aborted."""
-    checksums = {"ChecksumAlgorithm": "CRC32"} if (await engine.setup()).checksums else {}
-    request = asyncio.ensure_future(engine.call("write", key, "create_multipart_upload", Metadata=marks, **checksums))
+class Listed(NamedTuple):
+    """A part, as it is listed to complete an upload: without a checksum where none was sent."""
+
+    number: int
+    etag: str
+    checksum: str = ""
+
+    @property
+    def xml(self) -> str:
+        checksum = f"<ChecksumCRC32>{self.checksum}</ChecksumCRC32>" if self.checksum else ""
+        return f"<Part><PartNumber>{self.number}</PartNumber><ETag>{escape(self.etag)}</ETag>{checksum}</Part>"
+
+
+async def complete(engine: Engine, verb: str, key: str, upload: str, parts: Iterable[Listed]) -> None:
+    """Make an object of the parts of an upload."""
+    listed = "".join(part.xml for part in parts)
+    name = "CompleteMultipartUpload"
+    body = f'<{name} xmlns="http://s3.amazonaws.com/doc/2006-03-01/">{listed}</{name}>'
+    await engine.call(verb, key, name, "POST", {"uploadId": upload}, body=body.encode())
+
+
+async def begin(engine: Engine, key: str, mark: str = "") -> str:
+    """The id of a new multipart upload; one that the store began while we were cancelled is aborted.
+
+    Parameters
+    ----------
+    mark : str
+        Metadata of the object that will tell which upload it came from.
+    """
+    headers = {f"x-amz-meta-{_MARK}": mark} if mark else {}
+    if (await engine.setup()).checksums:
+        headers["x-amz-checksum-algorithm"] = "CRC32"
+    call = engine.call("write", key, "CreateMultipartUpload", "POST", {"uploads": ""}, headers=headers)
+    request = asyncio.ensure_future(call)
     try:
-        with engine.mapping("write", key):
-            return str((await asyncio.shield(request))["UploadId"])
+        return (await asyncio.shield(request)).text("UploadId")
     except asyncio.CancelledError:
         with anyio.CancelScope(shield=True):
             await asyncio.wait({request}, timeout=TIDY_UP_S)
         if not request.done():
             request.cancel()
         elif request.exception() is None:
-            await abort(engine, key, request.result()["UploadId"])
+            await abort(engine, key, request.result().text("UploadId"))
         raise
 
 
@@ -183,7 +212,7 @@ async def abort(engine: Engine, key: str, upload: str) -> None:
     """
 
     async def ask(_: Progress) -> None:
-        await engine.call("abort the upload of", key, "abort_multipart_upload", UploadId=upload)
+        await engine.call("abort the upload of", key, "AbortMultipartUpload", "DELETE", {"uploadId": upload})
 
     with anyio.move_on_after(TIDY_UP_S, shield=True), contextlib.suppress(StoreError):
         await with_retries(ask, engine.config)

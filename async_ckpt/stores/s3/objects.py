@@ -6,7 +6,6 @@ import contextlib
 import errno
 from collections.abc import Mapping
 from typing import NamedTuple
-from urllib.parse import quote, urlencode
 
 import anyio
 
@@ -14,8 +13,9 @@ from ...config import PIECE_BYTES
 from ...errors import IntegrityError, StoreError
 from ...system.files import crc32
 from ..base import Content, Progress, too_long
-from .answers import Answer, NotS3, Refusal, code_of
+from .answers import Answer, NotS3, Refusal
 from .body import Body, Digest, LocalFile, base64_crc, digest
+from .endpoint import query
 from .engine import Engine, UnsignedRequest, received
 from .errors import StartOver
 from .limits import Limiter
@@ -39,7 +39,7 @@ class Part(NamedTuple):
 
     @property
     def query(self) -> str:
-        return urlencode({"partNumber": self.number, "uploadId": self.upload}, quote_via=quote)
+        return query({"partNumber": self.number, "uploadId": self.upload})
 
 
 class Objects:
@@ -75,7 +75,7 @@ class Objects:
             As all requests here; to be mapped by whoever calls (``mapping``).
         """
         engine, setup = self.engine, await self.engine.setup()
-        path = f"{engine.path(key)}?{part.query}" if part else engine.path(key)
+        path = engine.path(key) + part.query if part else engine.path(key)
         operation = "UploadPart" if part else "PutObject"
         async with self._limiter(length), self._sharing if length > PIECE_BYTES else contextlib.nullcontext():
             facts = await self._digest(content, offset, length, sha256=setup.signs_content)
@@ -197,19 +197,19 @@ class Objects:
         try:
             answer: Answer = await engine.exchange(request)
         except Refusal as error:
-            if code_of(error)[1] not in (400, 401, 403):
+            if error.status not in (400, 401, 403):
                 raise
             # An answer to HEAD has no words: whoever asks for a byte is told why, or is let in by now.
             first = {**setup.user_headers.headers("GetObject"), "range": "bytes=0-0"}
             try:
                 await engine.exchange(UnsignedRequest("GetObject", "GET", engine.path(key), first), _nothing)
             except Refusal as said:
-                if code_of(said)[1] != 416:  # An empty object has no first byte.
+                if said.status != 416:  # An empty object has no first byte.
                     raise
             answer = await engine.exchange(request)
         length = answer.headers.get("content-length", "")
         if not length.isdecimal():
-            raise NotS3.made("HeadObject", answer, "it does not say how long the object is")
+            raise NotS3(answer, "it does not say how long the object is")
         return answer, int(length)
 
     def _limiter(self, length: int) -> Limiter:
