@@ -169,8 +169,8 @@ class Expected:
 
     def on_commit(self, agent: Agent, ids: Sequence[str]) -> None:
         """The agent orders a commit: it is the turn of these."""
-        jobs = agent._queue.jobs
-        in_a_hurry = agent._queue.is_in_a_hurry
+        jobs = agent.queue.jobs
+        in_a_hurry = agent.queue._preferred is not None
         earlier: list[str] = []
         for identity in ids:
             for other in self.saved.values():

@@ -161,11 +161,11 @@ class World:
         if self.agent is None or self.agent.agent is None:
             return False
         with self.agent.as_itself():
-            return cast(InlineGuard, self.agent.agent._leases._guard).turn()
+            return cast(InlineGuard, self.agent.agent.leases._guard).turn()
 
     def turn_of_remover(self) -> bool:
         agent = self.agent and self.agent.agent
-        return agent is not None and cast(InlineRemover, agent._remover).turn()
+        return agent is not None and cast(InlineRemover, agent.remover).turn()
 
     def turn_of_uploader(self) -> bool:
         """New orders are begun; of what waits for the store, one call is made."""
@@ -335,7 +335,7 @@ class AgentProcess:
         except CheckpointError:  # It ends with a line in its log.
             world.kill_agent()
             return True
-        agent, tell = self.agent, self.agent._uploader.tell
+        agent, tell = self.agent, self.agent.uploader.tell
 
         def told(*messages: Message) -> None:
             for message in messages:
@@ -343,7 +343,7 @@ class AgentProcess:
                     world.on_commit(agent, message["ids"])
             tell(*messages)
 
-        agent._uploader.tell = told  # type: ignore[method-assign]
+        agent.uploader.tell = told  # type: ignore[method-assign]
         return True
 
     def drop(self) -> None:
@@ -356,14 +356,14 @@ class AgentProcess:
                 connection._decoder.close()
                 connection.sock.close()
             parts["_server"].listening.close()
-        if "_house" in parts:
-            parts["_house"].stop()
-        if "_leases" in parts:
-            for held in parts["_leases"]._guard._held.values():
+        if "house" in parts:
+            parts["house"].stop()
+        if "leases" in parts:
+            for held in parts["leases"]._guard._held.values():
                 os.close(held.fd)
-        if "_uploader" in parts and parts["_uploader"]._running is not None:
-            parts["_uploader"]._running.sock.close()
-        for name in ("_journal", "_wake_read", "_wake_write", "_selector"):
+        if "uploader" in parts and parts["uploader"]._running is not None:
+            parts["uploader"]._running.sock.close()
+        for name in ("journal", "_wake_read", "_wake_write", "_selector"):
             if name in parts:
                 parts[name].close()
 

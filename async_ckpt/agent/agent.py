@@ -6,8 +6,8 @@ works for an *owner*, the task's process; when the owner is gone (its connection
 *drains*: it goes on until everything is committed or its deadline has passed, and exits. When all is committed it
 removes the spool.
 
-What it has: ``checkpoints`` (how they come in and end), ``uploads`` (what the uploader is told, and says), ``requests``
-(what clients say, and are answered).
+What it does lies in its parts, and the larger ones reach the others through it: ``checkpoints`` (how they come in and
+end), ``dispatcher`` (what the uploader is told, and says), ``requests`` (what clients say, and are answered).
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ class Agent:
         temporary: bool = False,
         clock: Clock = REAL_CLOCK,
     ) -> None:
-        self._spool, self._config, self._clock = spool, config, clock
-        self._gives_way_at = self._clock.monotonic() + CALM_S if temporary else math.inf
+        self.spool, self.config, self.clock = spool, config, clock
+        self._gives_way_at = clock.monotonic() + CALM_S if temporary else math.inf
         self._shortage = Backoff(0, SHORT_FIRST_S, SHORT_MOST_S)
         self._gone: str | None = None
         self._next_scan = 0.0
@@ -89,43 +89,36 @@ class Agent:
         self._wake_read.setblocking(False)
         self._selector.register(self._wake_read, selectors.EVENT_READ, lambda _: self._on_wake())
         self._server = Server(
-            listening, self._selector, lambda *said: self._requests.on_message(*said),
-            lambda connection: self._requests.on_close(connection),
+            listening, self._selector, lambda *said: self.requests.on_message(*said),
+            lambda connection: self.requests.on_close(connection),
         )  # fmt: skip
-        self._queue = queue = Queue(config.max_uploads)
+        self.queue = Queue(config.max_uploads)
         # First of all: nobody is to look into what does not answer.
-        unreachable = Unreachable(spool, queue, config, clock)
-        self._journal = journal = Journal(
-            spool.path("journal"), spool.task.attempt, set(spool.records.ids()), lambda why: checkpoints.remember(why)
-        )
-        self._house = Housekeeping(spool, config, journal, self._server, os.getpid() if guarded else 0)
-        self._leases = leases = Leases(spool, journal, self._server, self._wake, config, guarded=guarded)
-        self._remover = Remover(spool, self._wake, lambda why: checkpoints.remember(why))
-        self._uploader = Child(
-            self._selector, start_uploader, config, clock, lambda message: self._dispatcher.on_message(message),
-            lambda spoke: self._dispatcher.on_death(spoke), lambda why: self._dispatcher.on_trouble(why),
+        unreachable = Unreachable(spool, self.queue, config, clock)
+        self.journal = Journal(
+            spool.path("journal"), spool.task.attempt, set(spool.records.ids()),
+            lambda why: self.checkpoints.remember(why),
+        )  # fmt: skip
+        self.house = Housekeeping(spool, config, self.journal, self._server, os.getpid() if guarded else 0)
+        self.leases = Leases(spool, self.journal, self._server, self._wake, config, guarded=guarded)
+        self.remover = Remover(spool, self._wake, lambda why: self.checkpoints.remember(why))
+        self.uploader = Child(
+            self._selector, start_uploader, config, clock, lambda message: self.dispatcher.on_message(message),
+            lambda spoke: self.dispatcher.on_death(spoke), lambda why: self.dispatcher.on_trouble(why),
             start_uploader_here,
         )  # fmt: skip
-        self._owners = owners = Owners(config, spool.task, self._on_owner_gone, clock)
-        self._starts = starts = Starts(spool, self._uploader, owners.say, clock)
-        self._socket_saves = SocketSaves(self._selector, start_saver, config, clock)
-        self._deaths = deaths = Deaths(queue, journal, config, spool.path("agent.log"), is_own=guarded)
-        throughput = Throughput(clock)
-        self._last_call = last_call = LastCall(queue, journal, throughput, self._uploader, config, owners.tell, clock)
-        self._checkpoints = checkpoints = Checkpoints(
-            spool, config, unreachable, queue=queue, journal=journal, house=self._house, leases=leases,
-            remover=self._remover, owners=owners, deaths=deaths, last_call=last_call, clock=clock,
-        )  # fmt: skip
-        self._dispatcher = Dispatcher(
-            config, checkpoints, self._uploader, queue=queue, journal=journal, leases=leases, owners=owners,
-            deaths=deaths, starts=starts, last_call=last_call, throughput=throughput, clock=clock,
-        )  # fmt: skip
-        self._requests = Requests(
-            spool, config, checkpoints, self._dispatcher, self._uploader, queue=queue, journal=journal, leases=leases,
-            owners=owners, starts=starts, socket_saves=self._socket_saves, last_call=last_call,
-            throughput=throughput, clock=clock,
-        )  # fmt: skip
-        checkpoints.recover()
+        self.owners = Owners(config, spool.task, self._on_owner_gone, clock)
+        self.starts = Starts(spool, self.uploader, self.owners.say, clock)
+        self.socket_saves = SocketSaves(self._selector, start_saver, config, clock)
+        self.deaths = Deaths(self.queue, self.journal, config, spool.path("agent.log"), is_own=guarded)
+        self.throughput = Throughput(clock)
+        self.last_call = LastCall(
+            self.queue, self.journal, self.throughput, self.uploader, config, self.owners.tell, clock
+        )
+        self.checkpoints = Checkpoints(self, unreachable)
+        self.dispatcher = Dispatcher(self)
+        self.requests = Requests(self)
+        self.checkpoints.recover()
 
     # -- life ------------------------------------------------------------------------------------------------------
 
@@ -152,47 +145,47 @@ class Agent:
             if self._shortage.count >= SHORT_TIMES:
                 raise
             why = f"{type(error).__name__}: {error}"
-            self._owners.say(f"The agent lacks something, and goes on as well as it can: {why}")
-            self._clock.sleep(self._shortage.failed(self._clock.monotonic()))
-            self._uploader.renew()
+            self.owners.say(f"The agent lacks something, and goes on as well as it can: {why}")
+            self.clock.sleep(self._shortage.failed(self.clock.monotonic()))
+            self.uploader.renew()
         return False
 
     def _is_over(self) -> bool:
-        now = self._clock.monotonic()
-        if self._owners.are_expected(now):
+        now = self.clock.monotonic()
+        if self.owners.are_expected(now):
             return False
-        idle = self._remover.idle and not self._socket_saves.count and self._owners.untold_death is None
-        done = not self._queue.pending and idle and not self._checkpoints.has_news()
-        return done or self._owners.have_been_gone_for_long(now)
+        idle = self.remover.idle and not self.socket_saves.count and self.owners.untold_death is None
+        done = not self.queue.pending and idle and not self.checkpoints.has_news()
+        return done or self.owners.have_been_gone_for_long(now)
 
     def _gives_way(self) -> bool:
-        return self._clock.monotonic() >= self._gives_way_at and not self._queue.pending and self._remover.idle
+        return self.clock.monotonic() >= self._gives_way_at and not self.queue.pending and self.remover.idle
 
     def _leave(self) -> bool:
         """Take the spool away if nothing in it is needed any more. False if something was admitted in this moment.
 
         What failed is told at the end of a step: an agent whose task was killed leaves it to the next attempt's.
         """
-        if self._queue.pending or ((self._spool.records.ids() or self._queue.failed()) and not self._owners.over):
+        if self.queue.pending or ((self.spool.records.ids() or self.queue.failed()) and not self.owners.over):
             return True
-        needless = FINAL if self._owners.over else RELEASED
+        needless = FINAL if self.owners.over else RELEASED
         try:
-            self._gone = self._spool.set_aside({job.id for job in self._queue.jobs.values() if job.state in needless})
+            self._gone = self.spool.set_aside({job.id for job in self.queue.jobs.values() if job.state in needless})
         except FileNotFoundError:
             return True  # Somebody removed it; there is nothing to take away.
         return self._gone is not None
 
     def _close(self) -> None:
-        self._socket_saves.stop()
-        self._uploader.stop()
-        for job in self._queue.uploading:
-            self._deaths.put_down(job.id)
-        self._remover.stop()
-        self._leases.stop()
-        self._journal.close()
+        self.socket_saves.stop()
+        self.uploader.stop()
+        for job in self.queue.uploading:
+            self.deaths.put_down(job.id)
+        self.remover.stop()
+        self.leases.stop()
+        self.journal.close()
         if self._gone is not None:
-            self._spool.remove(self._gone)
-        self._house.stop()
+            self.spool.remove(self._gone)
+        self.house.stop()
         self._server.close()
         self._selector.unregister(self._wake_read)
         self._wake_read.close()
@@ -200,38 +193,38 @@ class Agent:
         self._selector.close()
 
     def _tick(self) -> None:
-        now = self._clock.monotonic()
+        now = self.clock.monotonic()
         if now >= self._next_scan:
-            self._next_scan = now + self._config.rescan_s
-            self._checkpoints.scan()
+            self._next_scan = now + self.config.rescan_s
+            self.checkpoints.scan()
             # A node whose gang has lost its first goes on for nothing: it waits for the others no longer.
-            if self._owners.has_lost_leader():
-                self._dispatcher.gather_in(self._config.collective_grace_s)
-                self._starts.give_up("The first node of the gang is gone")
-        self._journal.catch_up()
-        self._queue.resume_due(now, LAST_CALL_PAUSE_S if self._last_call.is_near else math.inf)
-        self._owners.look()
+            if self.owners.has_lost_leader():
+                self.dispatcher.gather_in(self.config.collective_grace_s)
+                self.starts.give_up("The first node of the gang is gone")
+        self.journal.catch_up()
+        self.queue.resume_due(now, LAST_CALL_PAUSE_S if self.last_call.is_near else math.inf)
+        self.owners.look()
         self._server.resume()
-        self._uploader.tick(is_busy=bool(self._queue.uploading))
-        self._socket_saves.tick(now)
-        self._last_call.tick(now)
-        self._dispatcher.end_what_hangs(now)
-        self._starts.tick(now)
-        self._dispatcher.start()
-        if self._owners.untold_death is not None and not self._owners and self._all_is_stored():
-            self._checkpoints.scan()  # The last doorbell may not have been rung.
+        self.uploader.tick(is_busy=bool(self.queue.uploading))
+        self.socket_saves.tick(now)
+        self.last_call.tick(now)
+        self.dispatcher.end_what_hangs(now)
+        self.starts.tick(now)
+        self.dispatcher.start()
+        if self.owners.untold_death is not None and not self.owners and self._all_is_stored():
+            self.checkpoints.scan()  # The last doorbell may not have been rung.
             if self._all_is_stored():
-                self._dispatcher.tell_death()
-        self._requests.questions.tick(now)
+                self.dispatcher.tell_death()
+        self.requests.questions.tick(now)
         self._set_pace()
 
     def _all_is_stored(self) -> bool:
         """Whether nothing is on its way any more but shards that wait for other ranks."""
-        return self._queue.pending == len(self._queue.gathering())
+        return self.queue.pending == len(self.queue.gathering())
 
     def terminate(self) -> None:
         """From a signal handler: everything on this machine is told to end."""
-        self._last_call.terminate()
+        self.last_call.terminate()
         self._wake()
 
     # -- waking up -----------------------------------------------------------------------------------------------------
@@ -244,18 +237,18 @@ class Agent:
     def _on_wake(self) -> None:
         with contextlib.suppress(BlockingIOError):
             self._wake_read.recv(4096)
-        for why in self._leases.notices():
-            self._owners.say(why)
-        self._checkpoints.fail_torn()
+        for why in self.leases.notices():
+            self.owners.say(why)
+        self.checkpoints.fail_torn()
 
     def _on_owner_gone(self) -> None:
-        self._dispatcher.gather_in(self._config.collective_grace_s)
+        self.dispatcher.gather_in(self.config.collective_grace_s)
 
     def _set_pace(self) -> None:
         """While nobody trains (the task waits for a flush, or is gone, or soon will be) the uploader may use the
         machine.
         """
-        questions = self._requests.questions
+        questions = self.requests.questions
         waits = questions.has("flush") or questions.has("claim")
-        trains = len(self._owners) > 0 and not waits and not self._last_call.is_near
-        self._uploader.set_priority(idle=trains)
+        trains = len(self.owners) > 0 and not waits and not self.last_call.is_near
+        self.uploader.set_priority(idle=trains)

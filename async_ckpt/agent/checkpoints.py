@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections import deque
+from typing import TYPE_CHECKING
 
 from .. import layout
 from ..capture.content import pack_path
-from ..config import Config
 from ..errors import IntegrityError, SpoolError
 from ..ipc.protocol import Message
 from ..spool.journal import (
@@ -19,24 +19,18 @@ from ..spool.journal import (
     SUPERSEDED,
     UPLOADED,
     UPLOADING,
-    Journal,
     is_id,
 )
 from ..spool.records import Admitted, torn_file
-from ..spool.spool import Spool
-from ..system.clock import Clock
 from ..system.filesystems import kind_at, times_tell
 from .backlog import is_short_of_disk, why_full
 from .child import end_orphans
-from .deadline import LastCall
-from .deaths import Deaths
-from .housekeeping import Housekeeping
+from .housekeeping import removed
 from .job import Job
-from .leases import Leases
-from .owners import Owners
-from .queue import Queue
-from .remover import Remover
-from .unreachable import Unreachable
+
+if TYPE_CHECKING:
+    from .agent import Agent
+    from .unreachable import Unreachable
 
 #: How many failed checkpoints are named, and how many errors are remembered.
 MAX_ERRORS = 20
@@ -51,14 +45,11 @@ class Checkpoints:
         Made before anything else has looked into the spool.
     """
 
-    def __init__(
-        self, spool: Spool, config: Config, unreachable: Unreachable, *, queue: Queue, journal: Journal,
-        house: Housekeeping, leases: Leases, remover: Remover, owners: Owners, deaths: Deaths, last_call: LastCall,
-        clock: Clock,
-    ) -> None:  # fmt: skip
-        self._clock, self._spool, self._config, self._unreachable = clock, spool, config, unreachable
-        self._queue, self._journal, self._house, self._leases = queue, journal, house, leases
-        self._remover, self._owners, self._deaths, self._last_call = remover, owners, deaths, last_call
+    def __init__(self, agent: Agent, unreachable: Unreachable) -> None:
+        self._spool, self._config, self._clock, self._unreachable = agent.spool, agent.config, agent.clock, unreachable
+        self._queue, self._journal, self._house, self._leases = agent.queue, agent.journal, agent.house, agent.leases
+        self._remover, self._owners, self._deaths = agent.remover, agent.owners, agent.deaths
+        self._last_call = agent.last_call
         #: What went wrong last, for whoever asks for the status.
         self.errors: deque[str] = deque(maxlen=MAX_ERRORS)
 
@@ -199,9 +190,10 @@ class Checkpoints:
         if why := self._house.look([item for _, item in alive]):
             self._owners.say(why)
         self.fail_torn()  # Such files were removed by ourselves.
-        waiting = [(item, self._journal.of(item.id).files) for job, item in alive if job.state in (ADMITTED, UPLOADING)]
-        for item, why in self._house.lost(waiting):
-            self.fail(self._queue.jobs[item.id], why, lost=True)
+        for job, item in alive:
+            is_waiting = job.state in (ADMITTED, UPLOADING) and (self._house.is_damaged or not os.path.isdir(item.data))
+            if is_waiting and (why := removed(item, self._journal.of(job.id).files)):
+                self.fail(job, why, lost=True)
 
     # -- out -----------------------------------------------------------------------------------------------------------
 
@@ -240,8 +232,8 @@ class Checkpoints:
         self._queue.end(job.id, state, why)
         is_written = self._journal.note({"id": job.id, "state": state, **({"why": why} if why else {}), **fields})
         # A loss that nobody could read of later keeps its record, so that the next agent finds and reports it. What is
-        # committed is not lost, and gives the disk the room that the journal lacks.
-        if job.item is None or is_needed or not (is_written or state == COMMITTED):
+        # committed or dropped is not lost, and gives the disk the room that the journal lacks.
+        if job.item is None or is_needed or not (is_written or state in RELEASED):
             return
         self._leases.let_go(job.id)
         self._remover.remove(job.item)

@@ -5,26 +5,21 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from .. import layout
-from ..config import HELD_UP_S, Config
+from ..config import HELD_UP_S
 from ..ipc.protocol import Message
 from ..spool import journal
-from ..spool.journal import UPLOADED, UPLOADING, Journal
+from ..spool.journal import UPLOADED, UPLOADING
 from ..spool.records import Admitted, is_torn, torn_file
 from ..spool.unchanged import fingerprints
-from ..system.clock import Clock
 from ..system.crash import crash_point
-from .checkpoints import Checkpoints
-from .child import Child
-from .deadline import LastCall
-from .deaths import Deaths
 from .housekeeping import removed
 from .job import Job
-from .leases import Leases
-from .owners import Owners
-from .queue import Queue
-from .starts import Starts
-from .throughput import Throughput
+
+if TYPE_CHECKING:
+    from .agent import Agent
 
 #: Newer checkpoints are committed without one that was tried in vain this often, or that has shown nothing new for this
 #: many times as long as an answer of the store may take.
@@ -34,15 +29,11 @@ _MOST_BLOCKED, _MOST_SILENT = 3, 2
 class Dispatcher:
     """See the module's docstring."""
 
-    def __init__(
-        self, config: Config, checkpoints: Checkpoints, uploader: Child, *, queue: Queue, journal: Journal,
-        leases: Leases, owners: Owners, deaths: Deaths, starts: Starts, last_call: LastCall, throughput: Throughput,
-        clock: Clock,
-    ) -> None:  # fmt: skip
-        self._clock = clock
-        self._config, self._checkpoints, self._uploader = config, checkpoints, uploader
-        self._queue, self._journal, self._leases, self._owners = queue, journal, leases, owners
-        self._deaths, self._starts, self._last_call, self._throughput = deaths, starts, last_call, throughput
+    def __init__(self, agent: Agent) -> None:
+        self._config, self._clock, self._uploader = agent.config, agent.clock, agent.uploader
+        self._queue, self._journal, self._leases, self._owners = agent.queue, agent.journal, agent.leases, agent.owners
+        self._deaths, self._starts, self._last_call = agent.deaths, agent.starts, agent.last_call
+        self._checkpoints, self._throughput = agent.checkpoints, agent.throughput
         self.bytes_copied = 0
         #: When the task may be told of the next checkpoint that is held up (monotonic seconds).
         self._tell_again = 0.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable
 
 from ..config import Config
 from ..errors import SpoolError
@@ -31,7 +31,7 @@ class Housekeeping:
         self._spool, self._server, self._pid = spool, server, pid
         self._upkeep = Upkeep(spool, config, journal)
         #: Whether the last look found something missing.
-        self._damaged = False
+        self.is_damaged = False
 
     def look(self, items: Iterable[Admitted]) -> str:
         """Make again what is missing. Returns what people should know of it; nothing, mostly.
@@ -49,9 +49,9 @@ class Housekeeping:
                 self._server.listen_on(open_socket(spool))
                 name_socket(spool, name_of(self._server.listening), self._pid)
         except (OSError, SpoolError) as error:
-            self._damaged = True
+            self.is_damaged = True
             return f"Something removes files from {where}, and they cannot be made again: {error}"
-        self._damaged = bool(missing)
+        self.is_damaged = bool(missing)
         if not missing:
             return ""
         more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
@@ -60,14 +60,6 @@ class Housekeeping:
             f"{', '.join(missing[:_NAMED])}{more}. Keep what cleans temporary directories away from it, or set "
             "METAFLOW_ASYNC_CKPT_SPOOL_DIR to another place"
         )
-
-    def lost(self, waiting: Iterable[tuple[Admitted, Container[str]]]) -> Iterator[tuple[Admitted, str]]:
-        """Of some checkpoints, each with the files that the store has of it already, those whose data was removed, and
-        why they cannot be stored.
-        """
-        for item, stored in waiting:
-            if (self._damaged or not os.path.isdir(item.data)) and (why := removed(item, stored)):
-                yield item, why
 
     def stop(self) -> None:
         """The agent ends."""

@@ -17,8 +17,7 @@ from ..manifest import LINK, FileEntry
 from ..spool.journal import RELEASED, Journal
 from ..spool.records import Admitted
 from ..spool.spool import Spool
-from .guard import Guard
-from .guarded_file import GuardedFile
+from .guard import Guard, GuardedFile
 
 
 class Leases:

@@ -237,11 +237,6 @@ class Queue:
             job.strikes = 0
         self._preferred, self._allowed = None, ()
 
-    @property
-    def is_in_a_hurry(self) -> bool:
-        """Whether time is short: nobody waits for older ones then."""
-        return self._preferred is not None
-
     def give_way(self, identity: str) -> None:
         """What was under way for a checkpoint was stopped; it is to be done again."""
         job = self._open.get(identity)

@@ -4,27 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..config import DEATHS_OF_AGENT, Config
+from ..config import DEATHS_OF_AGENT
 from ..ipc import protocol
 from ..ipc.protocol import Message
 from ..ipc.server import Connection
-from ..spool.journal import FINAL, Journal
-from ..spool.spool import Spool
-from ..system.clock import Clock
+from ..spool.journal import FINAL
 from .backlog import why_full
-from .checkpoints import MAX_ERRORS, Checkpoints
-from .child import Child
-from .deadline import LastCall
-from .dispatcher import Dispatcher
-from .leases import Leases
-from .owners import Owners
+from .checkpoints import MAX_ERRORS
 from .questions import MAX_QUESTIONS, Questions
-from .queue import Queue
-from .socket_saves import SocketSaves
-from .starts import Starts
-from .throughput import Throughput
+
+if TYPE_CHECKING:
+    from .agent import Agent
 
 _YEAR_S = 365 * 24 * 3600
 
@@ -32,17 +24,13 @@ _YEAR_S = 365 * 24 * 3600
 class Requests:
     """See the module's docstring."""
 
-    def __init__(
-        self, spool: Spool, config: Config, checkpoints: Checkpoints, dispatcher: Dispatcher, uploader: Child, *,
-        queue: Queue, journal: Journal, leases: Leases, owners: Owners, starts: Starts, socket_saves: SocketSaves,
-        last_call: LastCall, throughput: Throughput, clock: Clock,
-    ) -> None:  # fmt: skip
-        self._spool, self._config, self._checkpoints, self._dispatcher = spool, config, checkpoints, dispatcher
-        self._uploader, self._queue, self._journal, self._leases = uploader, queue, journal, leases
-        self._owners, self._starts, self._socket_saves = owners, starts, socket_saves
-        self._last_call, self._throughput = last_call, throughput
+    def __init__(self, agent: Agent) -> None:
+        self._spool, self._config, self._queue, self._journal = agent.spool, agent.config, agent.queue, agent.journal
+        self._checkpoints, self._dispatcher, self._uploader = agent.checkpoints, agent.dispatcher, agent.uploader
+        self._leases, self._owners, self._starts = agent.leases, agent.owners, agent.starts
+        self._socket_saves, self._last_call, self._throughput = agent.socket_saves, agent.last_call, agent.throughput
         #: Those that are answered once something has come about.
-        self.questions = Questions(self._answer, clock)
+        self.questions = Questions(self._answer, agent.clock)
 
     def on_message(self, connection: Connection, message: Message, fds: list[int]) -> None:
         """Do what a client asks."""

@@ -11,7 +11,6 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterable
 
 from ..config import REACH_S, Config
 from ..spool.records import Admitted
@@ -20,56 +19,32 @@ from ..system.clock import Clock
 from .queue import Queue
 
 
-class Probe:
-    """Which folders answer.
-
-    Parameters
-    ----------
-    folders : iterable of str
-        All that there are.
-    limit_s : float
-        How long is waited for the slowest, in seconds.
-    """
-
-    def __init__(self, folders: Iterable[str], limit_s: float) -> None:
-        self._threads: dict[str, threading.Thread] = {}
-        for folder in folders:
-            thread = threading.Thread(target=_look_into, args=(folder,), name="async_ckpt-probe", daemon=True)
-            with contextlib.suppress(RuntimeError):  # No more threads: then nobody looks.
-                thread.start()
-                self._threads[folder] = thread
-        deadline = time.monotonic() + limit_s
-        for thread in self._threads.values():
-            thread.join(max(deadline - time.monotonic(), 0.0))
-        self.came_back()
-
-    def came_back(self) -> set[str]:
-        """Folders that answer now, and did not before."""
-        back = {folder for folder, thread in self._threads.items() if not thread.is_alive()}
-        for folder in back:
-            del self._threads[folder]
-        return back
-
-    @property
-    def silent(self) -> frozenset[str]:
-        """Those that have not answered."""
-        return frozenset(self._threads)
-
-
-def _look_into(folder: str) -> None:
-    with contextlib.suppress(OSError):  # Any answer is one.
-        os.listdir(folder)
-
-
 class Unreachable:
     """Checkpoints that lie where nobody answers: they are pending, hold up nobody, and come in when somebody does."""
 
     def __init__(self, spool: Spool, queue: Queue, config: Config, clock: Clock) -> None:
         self._spool, self._queue = spool, queue
-        self._probe = Probe(spool.snapshots.annexes(), min(REACH_S, config.hung_s / 2))
-        spool.snapshots.silent = self._probe.silent
         self._items: dict[str, Admitted] = {}
         self._until = clock.monotonic() + config.outage_s
+        #: Folders that have not answered, each with the thread that looks into it.
+        self._asked: dict[str, threading.Thread] = {}
+        for folder in spool.snapshots.annexes():
+            thread = threading.Thread(target=_look_into, args=(folder,), name="async_ckpt-probe", daemon=True)
+            with contextlib.suppress(RuntimeError):  # No more threads: then nobody looks.
+                thread.start()
+                self._asked[folder] = thread
+        deadline = time.monotonic() + min(REACH_S, config.hung_s / 2)
+        for thread in self._asked.values():
+            thread.join(max(deadline - time.monotonic(), 0.0))
+        self._hear()
+
+    def _hear(self) -> set[str]:
+        """Folders that answer now, and did not before."""
+        answer = {folder for folder, thread in self._asked.items() if not thread.is_alive()}
+        for folder in answer:
+            del self._asked[folder]
+        self._spool.snapshots.silent = frozenset(self._asked)
+        return answer
 
     def has(self, identity: str) -> bool:
         """Whether it is one of these."""
@@ -91,8 +66,7 @@ class Unreachable:
         """Those whose file system answers now, once."""
         if not self._items:
             return []
-        answer = self._probe.came_back()
-        self._spool.snapshots.silent = self._probe.silent
+        answer = self._hear()
         back = [item for item in self._items.values() if os.path.dirname(item.data) in answer]
         for item in back:
             del self._items[item.id]
@@ -105,3 +79,8 @@ class Unreachable:
         lost = list(self._items)
         self._items.clear()
         return lost
+
+
+def _look_into(folder: str) -> None:
+    with contextlib.suppress(OSError):  # Any answer is one.
+        os.listdir(folder)

@@ -211,7 +211,7 @@ class Tracker:
         for identity in saved:
             if identity in released:
                 self.saved.pop(identity, None)
-            elif identity in self.saved:
+            elif identity in self.saved and self.state(identity)[0] != SUPERSEDED:
                 failed.setdefault(identity, VANISHED)
         for identity in self.in_store(failed.keys() & self.saved.keys()):
             del failed[identity]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import tarfile
-from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -218,7 +218,7 @@ class CheckpointWriter:
 
     async def commit(
         self, batch: Sequence[Reference], on_commit: Callable[[Reference], Awaitable[None]] = _nobody_asks
-    ) -> tuple[int, CheckpointError | None]:
+    ) -> None:
         """Make uploaded checkpoints of one task visible, in order, and move ``latest`` on to the newest of them unless
         it is on a newer one, or cannot be moved.
 
@@ -227,48 +227,44 @@ class CheckpointWriter:
         on_commit : callable
             Is awaited with each as soon as it is committed, before the next one is and before ``latest`` moves.
 
-        Returns
-        -------
-        int
-            How many are committed. Others may be visible as well; they are to be committed again.
-        CheckpointError or None
-            Why the next one is not.
+        Raises
+        ------
+        CheckpointError
+            Why the next one is not committed, after those of which ``on_commit`` has heard. Others may be visible as
+            well; they are to be committed again.
         """
         if shards := [reference["key"] for reference in batch if layout.is_shard(reference)]:
             raise ValueError(f"One rank's part is no checkpoint: {shards}")
         async with self._committing:
-            return await self._commit(batch, on_commit)
+            begun = await self._begun(batch)
+            described = {layout.parse_key(reference["key"]).metadata_key: dump(reference) for reference in batch}
+            failed = await self._put_all(begun, described)
+            for key in begun.keys() & failed.keys():
+                raise failed[key]
+            refused: CheckpointError | None = None
+            try:
+                for number, reference in enumerate(batch):
+                    crash_point("uploader:before-commit")
+                    if number:
+                        crash_point("uploader:in-batch")
+                    await self._commit(reference, failed)
+                    await on_commit(reference)
+            except CheckpointError as error:
+                refused = error
+            crash_point("uploader:before-latest")
+            await self._move_latest()
+        if refused is not None:
+            raise refused
 
-    async def _commit(
-        self, batch: Sequence[Reference], on_commit: Callable[[Reference], Awaitable[None]]
-    ) -> tuple[int, CheckpointError | None]:
-        begun = await self._begun(batch)
-        described = {layout.parse_key(reference["key"]).metadata_key: dump(reference) for reference in batch}
-        failed = await self._put_all({**begun, **described}, new=described)
-        for key in begun.keys() & failed.keys():
-            return 0, failed[key]
-        count = 0
-        error: CheckpointError | None = None
-        for reference in batch:
-            crash_point("uploader:before-commit")
-            if count:
-                crash_point("uploader:in-batch")
-            parts = layout.parse_key(reference["key"])
-            error = failed.get(parts.metadata_key)
-            if error is None:
-                # The commit: what lists a task's checkpoints reads this folder, and finds no gap in it.
-                task_key = parts.task_metadata_key(reference["pathspec"])
-                error = (await self._put_all({task_key: dump(reference)}, new=[task_key])).get(task_key)
-            if error is not None:
-                break
-            count += 1
-            self._note_committed(reference)
-            if reference.get("latest"):
-                self._note_newest_everywhere(reference)
-            await on_commit(reference)
-        crash_point("uploader:before-latest")
-        await self._move_latest()
-        return count, error
+    async def _commit(self, reference: Reference, failed: Mapping[str, CheckpointError]) -> None:
+        parts = layout.parse_key(reference["key"])
+        if parts.metadata_key in failed:
+            raise failed[parts.metadata_key]
+        # The commit: what lists a task's checkpoints reads this folder, and finds no gap in it.
+        await self._put_new(parts.task_metadata_key(reference["pathspec"]), dump(reference))
+        self._note_committed(reference)
+        if reference.get("latest"):
+            self._note_newest_everywhere(reference)
 
     async def _begun(self, batch: Sequence[Reference]) -> dict[str, bytes]:
         """What is written before a batch is committed (``layout`` says why), by key: one object for each attempt; none
@@ -307,7 +303,7 @@ class CheckpointWriter:
         if key is not None and (last is None or layout.order(last) < layout.order(reference)):
             self._last_committed[key] = reference
 
-    async def _put_all(self, objects: Mapping[str, bytes], *, new: Container[str]) -> dict[str, CheckpointError]:
+    async def _put_all(self, objects: Mapping[str, bytes], new: Mapping[str, bytes]) -> dict[str, CheckpointError]:
         """Write small objects side by side; the ``new`` ones are metadata, of which none is written over another
         checkpoint's. Returns what could not be written, by key.
         """
@@ -316,13 +312,13 @@ class CheckpointWriter:
         async def put(key: str) -> None:
             try:
                 if key in new:
-                    await self._put_new(key, objects[key])
+                    await self._put_new(key, new[key])
                 else:
                     await self._store.put_bytes(key, objects[key])
             except CheckpointError as error:
                 failed[key] = error
 
-        await for_each(objects, self._config.files_in_flight, put)
+        await for_each([*objects, *new], self._config.files_in_flight, put)
         return failed
 
     async def _put_new(self, key: str, data: bytes) -> None:

@@ -20,7 +20,7 @@ be killed at any time. The two speak the frames of ``ipc.protocol`` over a socke
   "committed", "id"}`` (of a collective checkpoint with its ``reference``, but for the metadata), ``{"op": "failed",
   "id", "why", "transient", "refused"}``
   (refused: by the store, for good; ``decided``: by the ranks), ``{"op": "notice", "id": "", "why"}``: what the user
-  should know of how the store works here, once. In a batch, the first that fails ends it.
+  should know of how the store works here, once. The first that fails ends a batch.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ import signal
 import socket
 import sys
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import anyio
@@ -263,6 +263,7 @@ class _Uploader:
 
     async def commit(self, batch: list[str]) -> None:
         count = 0
+        unread = ""
         error: Exception | None = None
 
         async def note(reference: dict[str, Any]) -> None:
@@ -277,31 +278,17 @@ class _Uploader:
 
         with anyio.CancelScope() as scope:
             self._commits.update(dict.fromkeys(batch, scope))
-            error = await self._commit(batch, note)
+            try:
+                references = [(await self._read(unread := identity)).reference for identity in batch]
+                unread = ""
+                await self._writer.commit(references, note)
+            except Exception as raised:
+                error = raised
         self._commits = {identity: other for identity, other in self._commits.items() if other is not scope}
         if count == len(batch):
             await self._send({"op": "committed", "id": batch[-1]})
         elif error is not None:
-            await self._send(_failed(batch[count], error))
-
-    async def _commit(
-        self, batch: list[str], on_commit: Callable[[dict[str, Any]], Awaitable[None]]
-    ) -> Exception | None:
-        """Why the next one is not committed, after those of which ``on_commit`` has heard."""
-        references: list[dict[str, Any]] = []
-        unread: Exception | None = None
-        for identity in batch:
-            try:
-                item = await self._read(identity)
-            except Exception as error:
-                unread = error  # Those before it can be committed.
-                break
-            references.append(item.reference)
-        try:
-            _, refused = await self._writer.commit(references, on_commit)
-        except Exception as unexpected:
-            return unexpected
-        return refused or unread
+            await self._send(_failed(unread or batch[count], error))
 
     async def _read(self, identity: str) -> Admitted:
         item = await anyio.to_thread.run_sync(self._spool.records.read, identity)

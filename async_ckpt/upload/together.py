@@ -172,7 +172,7 @@ async def finish(store: Store, writer: CheckpointWriter, reference: Reference, c
     ------
     UsageError
         They do not belong together, or it was given up before.
-    StoreError
+    CheckpointError
         The store refuses.
     """
     try:
@@ -186,7 +186,5 @@ async def finish(store: Store, writer: CheckpointWriter, reference: Reference, c
         raise UsageError(outcome.why or "It was given up")
     crash_point("gather:after-outcome")
     await store.put_bytes(layout.parse_key(merged["key"]).manifest_key, dump(manifest.to_json()))
-    _, refused = await writer.commit([merged])
-    if refused is not None:
-        raise refused
+    await writer.commit([merged])
     return merged

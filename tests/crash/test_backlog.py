@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from async_ckpt.errors import BacklogError, StoreError
-from async_ckpt.spool.journal import COMMITTED, SUPERSEDED
+from async_ckpt.errors import BacklogError, SpoolError, StoreError
+from async_ckpt.spool.journal import COMMITTED, SUPERSEDED, Journal
 from harness.agents import Task, agent_pid, content, kill, wait_until
 from harness.filesystems import CannotMount, small_tmpfs
 from harness.scenes import BIG, save
@@ -126,6 +126,28 @@ def test_what_was_dropped_stays_dropped_after_a_crash(task: Task) -> None:
     checkpointer.flush(60)
     assert task.committed_versions() == [0, 2]
     assert references[1].state == SUPERSEDED
+
+
+def test_what_was_dropped_while_the_journal_could_not_be_written_is_not_called_lost(
+    task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = task.gate()
+    gate.hold("weights")
+    task.set(max_pending=1, max_uploads=1, on_backlog="supersede")
+    checkpointer = task.start(uploader="thread")  # So that the agent's journal is in reach.
+
+    def full(*_: object) -> None:
+        raise SpoolError("No space left on device")
+
+    monkeypatch.setattr(Journal, "append", full)
+    references = [save(checkpointer, task, 0)]
+    wait_until(lambda: references[0].state == "UPLOADING", "the first is on its way")
+    references += [save(checkpointer, task, number) for number in (1, 2)]
+    wait_until(lambda: references[1].state == SUPERSEDED, "the second is dropped")
+    wait_until(lambda: references[1].id not in checkpointer.spool.records, "it gives back its place on the disk")
+    gate.open("weights")
+    checkpointer.flush(60)
+    assert task.committed_versions() == [0, 2]
 
 
 def test_a_disk_that_is_nearly_full_makes_saves_wait_while_that_helps(task: Task, tmp_path: Path) -> None:

@@ -9,9 +9,8 @@ from pathlib import Path
 # In a process of its own, which has the signal blocked in every thread.
 _CODE = """
 import os, signal, sys
-from async_ckpt.agent.guard import Guard
+from async_ckpt.agent.guard import Guard, GuardedFile
 from async_ckpt.capture.habits import Habits
-from async_ckpt.agent.guarded_file import GuardedFile
 from async_ckpt.capture.copy_speed import CopySpeed
 from async_ckpt.config import Config
 from async_ckpt.capture import lease
@@ -64,9 +63,8 @@ def test_a_loads_lease_takes_the_place_of_the_savers(tmp_path: Path) -> None:
 _PRELUDE = """
 import os, signal, sys, threading
 from async_ckpt.agent import guard as guards
-from async_ckpt.agent.guard import Guard
+from async_ckpt.agent.guard import Guard, GuardedFile
 from async_ckpt.capture.habits import Habits
-from async_ckpt.agent.guarded_file import GuardedFile
 from async_ckpt.capture.copy_speed import CopySpeed
 from async_ckpt.config import Config
 from async_ckpt.capture import lease, private

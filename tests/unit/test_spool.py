@@ -273,11 +273,11 @@ def test_what_is_given_up_in_the_moment_of_its_commit_is_not_called_lost(spool: 
     item = admit(spool, 0)
     listening = protocol.listen(str(tmp_path / "sock"))
     agent = Agent(spool, listening, lambda: None, lambda: None, Config(), guarded=False)  # type: ignore
-    agent._checkpoints.fail(agent._queue.jobs[item.id], "The store has taken nothing of it")
-    assert len(agent._queue.failed()) == 1
-    agent._dispatcher.on_message({"op": "committed", "id": item.id})  # It was on its way.
-    assert agent._queue.failed() == []
-    assert agent._queue.jobs[item.id].state == "COMMITTED"
+    agent.checkpoints.fail(agent.queue.jobs[item.id], "The store has taken nothing of it")
+    assert len(agent.queue.failed()) == 1
+    agent.dispatcher.on_message({"op": "committed", "id": item.id})  # It was on its way.
+    assert agent.queue.failed() == []
+    assert agent.queue.jobs[item.id].state == "COMMITTED"
     agent._close()
 
 

@@ -191,7 +191,21 @@ def test_parts_that_are_in_the_store_are_not_sent_again(item: Admitted, storage_
 
 
 def commit(store: MemoryStore, batch: list[dict[str, Any]]) -> tuple[int, CheckpointError | None]:
-    return anyio.run(CheckpointWriter(store, Config()).commit, batch)
+    return anyio.run(committed, CheckpointWriter(store, Config()), batch)
+
+
+async def committed(writer: CheckpointWriter, batch: list[dict[str, Any]]) -> tuple[int, CheckpointError | None]:
+    """How many of a batch are committed, and why the next one is not."""
+    heard: list[dict[str, Any]] = []
+
+    async def hear(reference: dict[str, Any]) -> None:
+        heard.append(reference)
+
+    try:
+        await writer.commit(batch, hear)
+    except CheckpointError as error:
+        return len(heard), error
+    return len(heard), None
 
 
 def newest(store: MemoryStore, attempt: int = 1) -> dict[str, Any] | None:
@@ -321,7 +335,7 @@ def committed_and_said(store: MemoryStore, *batches: list[dict[str, Any]]) -> tu
 
     async def check() -> tuple[list[int], str]:
         writer = CheckpointWriter(store, Config(latest_timeout_s=5))
-        return [(await writer.commit(batch))[0] for batch in batches], writer.notice
+        return [(await committed(writer, batch))[0] for batch in batches], writer.notice
 
     return anyio.run(check)
 
@@ -462,7 +476,7 @@ def test_a_newer_one_committed_first_is_not_hidden_by_older_ones_wherever_a_writ
 
 async def _commit_all(store: MemoryStore, history: list[list[dict[str, Any]]]) -> None:
     for batch in history:
-        assert await CheckpointWriter(store, Config()).commit(batch) == (len(batch), None)
+        assert await committed(CheckpointWriter(store, Config()), batch) == (len(batch), None)
 
 
 def _is_death(error: BaseException) -> bool:
