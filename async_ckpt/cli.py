@@ -14,16 +14,14 @@ import logging
 import os
 import signal
 import sys
-import time
 from collections.abc import Sequence
 from typing import Any
 
 from . import __version__, capture, layout
-from .config import ENV_SPOOL, SIGNAL_LOOK_S, Config
+from .config import ENV_SPOOL, Config
 from .errors import CheckpointError, UsageError
 from .layout import newest
 from .spool.spool import Spool
-from .stores.base import StoreSpec
 from .system.printable import dumps
 from .task.checkpointer import Checkpointer
 from .task.listing import check_attempt, list_task
@@ -184,19 +182,13 @@ def _watch(options: argparse.Namespace) -> dict[str, Any]:
         name=options.checkpoint, latest=not options.no_latest, move=options.move, keep=options.keep,
         existing=not options.no_existing, group=options.group or None, storage_format=options.storage_format,
     )  # fmt: skip
-    # A script's background ignores the first; whoever started us may have blocked both.
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
-    ended: list[int] = []  # No event: its lock may be held by the very thread that handles the signal.
-    before = {
-        number: signal.signal(number, lambda number, _: ended.append(number))
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
+    signals = {signal.SIGINT, signal.SIGTERM}
+    # Before the watch starts its threads, which are then blocked as well. One that is ignored is heard all the same.
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     began_ns = checkpointer.spool.attempt_began_ns()
     watch = Watch(checkpointer, options.path, given, checkpointer.config, began_ns=began_ns)
-    while not ended:
-        time.sleep(SIGNAL_LOOK_S)
-    for number, handler in before.items():  # A second one ends it at once.
-        signal.signal(number, handler)
+    signal.sigwait(signals)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)  # A second one ends it at once.
     watch.stop()
     return {"saved": watch.saved}
 
@@ -227,13 +219,9 @@ def _load(options: argparse.Namespace) -> dict[str, Any]:
         return _checkpointer(options).load(options.key, options.path, shard=options.shard, clean=options.clean)
     if options.shard == "own":
         raise UsageError("Outside of a step nobody has a shard of its own", hint="Leave out --shard")
-    return load_from_first([_default_store()], options.key, options.path, Config.from_env(), clean=options.clean)
+    from .stores.metaflow import default_spec  # Late: it imports Metaflow.
 
-
-def _default_store() -> StoreSpec:
-    from .stores.metaflow import default_spec
-
-    return default_spec()
+    return load_from_first([default_spec()], options.key, options.path, Config.from_env(), clean=options.clean)
 
 
 # -- what people read --------------------------------------------------------------------------------------------------

@@ -128,8 +128,6 @@ AGENT_SILENT_S = 2.0
 #: If more connections to agents than this are lost in a row, each within this many seconds of the last, the agent does
 #: not want us.
 MAX_LOST_CONNECTIONS, LOST_CONNECTIONS_S = 5, 10.0
-#: How often a command that waits for a signal looks whether it came.
-SIGNAL_LOOK_S = 0.2
 #: After Ctrl-C Metaflow kills the task within 5 s: for so long what was saved is brought in; the agent goes on later.
 INTERRUPT_FLUSH_S = 2.0
 #: How long an exception that a signal's handler raises waits until the save that it has interrupted has come to an end.

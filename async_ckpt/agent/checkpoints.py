@@ -22,7 +22,7 @@ from ..spool.journal import (
     is_id,
 )
 from ..spool.records import Admitted, torn_file
-from ..system.filesystems import kind_at, times_tell
+from ..system.filesystems import kind_of, times_tell
 from .backlog import is_short_of_disk, why_full
 from .child import end_orphans
 from .housekeeping import removed
@@ -173,7 +173,7 @@ class Checkpoints:
         unguarded = self._leases.take_anew(item, stored)
         if torn := torn_file(item, stored):
             return f"{torn} was written to, or removed, {when}"
-        if unguarded and not times_tell(kind_at(item.data)) and not self._spool.snapshots.saver_may_live(item):
+        if unguarded and not times_tell(kind_of(item.data)) and not self._spool.snapshots.saver_may_live(item):
             return f"{unguarded[0]} may have been written to {when}: somebody has it open for writing"
         return ""
 

@@ -124,7 +124,7 @@ class OpenFile:
                 if not pack.holds(entry, data[: entry.size]):
                     return Change.REWRITTEN
                 return Change.NONE if len(data) == entry.size else Change.GROWN
-            now = os.fstat(fd) if self.is_local else filesystems.facts_of(fd, self.kind)
+            now = os.fstat(fd) if self.is_local else filesystems.facts(fd, self.kind)
             untouched = _is_untouched(now, was)
             if untouched and self.sure and now.st_ctime_ns == was.st_ctime_ns and self._shows_writes():
                 return Change.NONE
@@ -142,7 +142,7 @@ class OpenFile:
 
     def is_untouched(self) -> bool:
         """Whether nothing was written since it was captured, as far as its times tell."""
-        return _is_untouched(filesystems.facts_at(self.item.full, self.kind), self.status)
+        return _is_untouched(filesystems.facts(self.item.full, self.kind), self.status)
 
     def _has_content(self, fd: int, now: os.stat_result | Facts, pack: Pack) -> bool:
         """Whether it begins with what was captured."""

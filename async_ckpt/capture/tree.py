@@ -218,7 +218,7 @@ class _Tree:
             os.symlink(item.text, f"{self._target}/{item.path}")
 
     def _folder(self, item: Item) -> _Folder:
-        kind, looked_ns = filesystems.kind_at(item.full), time.time_ns()
+        kind, looked_ns = filesystems.kind_of(item.full), time.time_ns()
         status = os.lstat(item.full) if item.path else os.stat(item.full)
         return _Folder(
             item, status, filesystems.leases_hold(kind) and filesystems.shows_next_write(kind, status, looked_ns)

@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 from ..errors import SpoolError, os_reason
 from ..system.files import can_clone, remove_tree, try_lock
-from ..system.filesystems import is_local, kind_at, leases_hold
+from ..system.filesystems import is_local, kind_of, leases_hold
 
 #: Errors that come from the moment or from permissions, not from what the file system can do.
 _NOT_ITS_NATURE = frozenset({
@@ -43,7 +43,7 @@ def try_out(root: str) -> list[str]:
     OSError
         It cannot be tried: no space, no permission.
     """
-    kind = kind_at(root)
+    kind = kind_of(root)
     folder = tempfile.mkdtemp(dir=root, prefix=f"abilities-{os.getpid()}-")
     try:
         for ability, attempt in _NEEDED.items():

@@ -24,7 +24,7 @@ from .. import layout
 from ..config import SPOOLS_PREFIX, Config
 from ..errors import NotOurs, SpoolError
 from ..stores.base import StoreSpec
-from ..system.mounts import kind_of
+from ..system.filesystems import kind_of
 from .spool import Spool
 
 log = logging.getLogger(__name__)

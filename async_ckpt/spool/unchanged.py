@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from ..manifest import LINK
-from ..system.filesystems import kind_at, statx, times_tell
+from ..system.filesystems import kind_of, statx, times_tell
 from .records import Admitted
 
 #: Smallest file in bytes for which the store is asked for a copy: below, the request takes as long as the bytes.
@@ -151,7 +151,7 @@ def shows_writes(folder: str) -> bool:
     systems in memory (tmpfs) map pages writable that were only read, and never hear of the writes.
     """
     try:
-        return times_tell(kind_at(folder)) and _shows_writes(os.stat(folder).st_dev, folder)
+        return times_tell(kind_of(folder)) and _shows_writes(os.stat(folder).st_dev, folder)
     except OSError:
         return False
 

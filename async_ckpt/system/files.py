@@ -312,76 +312,65 @@ def remove_tree(path: str) -> None:
 
     What is in a folder of a folder is moved up before: paths stay short, and nothing calls itself.
     """
-    pending, number, name = [path], 0, secrets.token_hex(8)
+    pending = [path]
     while pending:
-        folder = pending[-1]
-        try:
-            fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except FileNotFoundError:
-            pending.pop()
-            continue
-        except PermissionError:
-            if not _make_writable(folder):
-                raise
-            continue
-        try:
-            folders = _remove_files(fd, folder)
-            if folder == path:
-                pending += [os.path.join(path, inner) for inner in folders]
-            else:
-                for inner in folders:
-                    number += 1
-                    above = os.path.join(path, f"{name}-{number}")
-                    with contextlib.suppress(FileNotFoundError):
-                        _make_writable(inner, fd)
-                        os.rename(inner, above, src_dir_fd=fd)
-                        pending.append(above)
-        finally:
-            os.close(fd)
-        if pending[-1] == folder:
-            pending.pop()
-            with contextlib.suppress(FileNotFoundError):
-                os.rmdir(folder)
+        with contextlib.suppress(FileNotFoundError):
+            if folders := _remove_files(pending[-1], path):
+                pending += folders
+                continue
+            os.rmdir(pending[-1])
+        pending.pop()
 
 
-def _remove_files(fd: int, folder: str) -> list[str]:
-    """Remove what is no folder from an open one; returns the names of the folders in it."""
-    folders: list[str] = []
-    with os.scandir(fd) as found:
-        entries = list(found)
-    if entries:
+def _remove_files(folder: str, top: str) -> list[str]:
+    """Remove what is no folder from a folder, and move the folders in it up to ``top``; returns their paths."""
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        fd = os.open(folder, flags)
+    except PermissionError:
         _make_writable(folder)
-    for entry in entries:
-        if entry.is_dir(follow_symlinks=False):
-            folders.append(entry.name)
-        else:
+        fd = os.open(folder, flags)
+    folders = []
+    try:
+        with os.scandir(fd) as found:
+            entries = list(found)
+        if entries:
+            _make_writable(folder)
+        for entry in entries:
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(entry.name, dir_fd=fd)
+                if not entry.is_dir(follow_symlinks=False):
+                    os.unlink(entry.name, dir_fd=fd)
+                elif folder == top:
+                    folders.append(os.path.join(top, entry.name))
+                else:
+                    _make_writable(entry.name, fd)
+                    folders.append(os.path.join(top, secrets.token_hex(8)))
+                    os.rename(entry.name, folders[-1], src_dir_fd=fd)
+    finally:
+        os.close(fd)
     return folders
 
 
-def _make_writable(folder: str, fd: int | None = None) -> bool:
-    """Let its owner do everything with a folder (in the open one ``fd``); False where that changes nothing."""
-    with contextlib.suppress(FileNotFoundError):
-        mode = os.stat(folder, dir_fd=fd, follow_symlinks=False).st_mode
-        if mode & 0o700 != 0o700:
-            os.chmod(folder, 0o700, dir_fd=fd)
-            return True
-    return False
+def _make_writable(folder: str, fd: int | None = None) -> None:
+    """Let its owner do everything with a folder (in the open one ``fd``)."""
+    mode = os.stat(folder, dir_fd=fd, follow_symlinks=False).st_mode
+    if mode & 0o700 != 0o700:
+        os.chmod(folder, 0o700, dir_fd=fd)
 
 
-def write_atomically(path: str, data: bytes, *, mode: int = 0o600) -> None:
+def write_atomically(path: str, data: bytes) -> None:
     """Replace ``path`` with ``data``: readers see the old content or the new one."""
-    directory = os.path.dirname(path)
-    fd, temporary = tempfile.mkstemp(dir=directory, prefix=".tmp-")
+    _write_and_rename(path, data, os.path.join(os.path.dirname(path), f".tmp-{secrets.token_hex(8)}"))
+
+
+def _write_and_rename(path: str, data: bytes, staged: str) -> None:
     try:
-        with os.fdopen(fd, "wb") as file:
-            os.fchmod(file.fileno(), mode)
+        with open(os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
             file.write(data)
-        os.rename(temporary, path)
+        os.rename(staged, path)
     except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+        with contextlib.suppress(OSError):
+            os.unlink(staged)
         raise
 
 
@@ -413,14 +402,7 @@ def write_new(path: str, data: bytes, staged: str) -> None:
     except OSError as error:
         if error.errno not in _NO_TMPFILE:
             raise
-    try:
-        with open(staged, "wb") as file:
-            file.write(data)
-        os.rename(staged, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(staged)
-        raise
+    _write_and_rename(path, data, staged)
 
 
 @contextlib.contextmanager

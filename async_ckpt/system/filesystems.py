@@ -43,28 +43,21 @@ _TICK_NS, _SECONDS_NS = 20_000_000, 2_000_000_000
 #: What FUSE and NFS call a file that was removed while somebody has it open.
 _REMOVED = re.compile(r"\.(fuse_hidden|nfs)[0-9a-fA-F]{16,}")
 
-_AT_EMPTY_PATH, _AT_SYMLINK_NOFOLLOW, _AT_FORCE_SYNC, AT_FDCWD = 0x1000, 0x100, 0x2000, -100
+_AT_EMPTY_PATH, _AT_SYMLINK_NOFOLLOW, _AT_FORCE_SYNC, _AT_FDCWD = 0x1000, 0x100, 0x2000, -100
 #: STATX_BASIC_STATS | STATX_BTIME
-STATX_ALL = 0xFFF
+_STATX_ALL = 0xFFF
 _STATX_BASIC = 0x7FF
 
 
-def kind_of(fd: int) -> str:
-    """The kind of file system an open file is on: ``"ext4"``, or its number where it has no name here."""
-    function = _function("fstatfs")
-    return _kind(function, fd) if function is not None else "unknown"
-
-
-def kind_at(path: str) -> str:
-    """The same for a path; a symbolic link is followed."""
-    function = _function("statfs")
-    return _kind(function, os.fsencode(path)) if function is not None else "unknown"
-
-
-def _kind(function: Any, what: int | bytes) -> str:
+def kind_of(what: int | str) -> str:
+    """The kind of file system that an open file is on, or what stands at a path (a symbolic link is followed):
+    ``"ext4"``, or its number where it has no name here.
+    """
+    file = what if isinstance(what, int) else os.fsencode(what)
+    function = _function("fstatfs" if isinstance(what, int) else "statfs")
     # The struct has about 120 bytes and begins with the type, a long wherever Linux has 64 bits.
     buffer = (ctypes.c_long * 32)()
-    if function(what, buffer):
+    if function is None or function(file, buffer):
         return "unknown"
     number = buffer[0] & 0xFFFFFFFF
     return _NAMES.get(number) or hex(number)
@@ -127,29 +120,22 @@ class Facts(NamedTuple):
     st_ctime_ns: int
 
 
-def facts_at(path: str, kind: str) -> os.stat_result | Facts:
-    """Of what stands at ``path`` now (a link is not followed). Where others may change it the file system is made to
-    ask them, and not to answer from its cache.
+def facts(what: int | str, kind: str) -> os.stat_result | Facts:
+    """Of an open file, or of what stands at a path now (a link is not followed). Where others may change it the file
+    system is made to ask them, and not to answer from its cache.
 
     Raises
     ------
     OSError
     """
-    status = os.lstat(path)
-    return status if kind in _LOCAL else _fresh(AT_FDCWD, os.fsencode(path), _AT_SYMLINK_NOFOLLOW) or status
-
-
-def facts_of(fd: int, kind: str) -> os.stat_result | Facts:
-    """The same for an open file."""
-    status = os.fstat(fd)
-    return status if kind in _LOCAL else _fresh(fd, b"", _AT_EMPTY_PATH) or status
-
-
-def _fresh(fd: int, path: bytes, flags: int) -> Facts | None:
-    found, function = Statx(), _function("statx")
-    if function is None or function(fd, path, flags | _AT_FORCE_SYNC, _STATX_BASIC, ctypes.byref(found)):
-        return None
-    return Facts(found.ino, found.size, found.mtime.ns, found.ctime.ns)
+    status = os.fstat(what) if isinstance(what, int) else os.lstat(what)
+    if kind in _LOCAL:
+        return status
+    if isinstance(what, int):
+        found = _statx(what, b"", _AT_EMPTY_PATH | _AT_FORCE_SYNC, _STATX_BASIC)
+    else:
+        found = _statx(_AT_FDCWD, os.fsencode(what), _AT_SYMLINK_NOFOLLOW | _AT_FORCE_SYNC, _STATX_BASIC)
+    return status if found is None else Facts(found.ino, found.size, found.mtime.ns, found.ctime.ns)
 
 
 @contextlib.contextmanager
@@ -178,7 +164,7 @@ def uncached(fd: int, kind: str) -> Iterator[int]:
 
 def is_removed(name: str, folder: str) -> bool:
     """Whether a file in a folder has been removed, and has this name until nobody has it open any more."""
-    return bool(_REMOVED.fullmatch(name)) and kind_at(folder) not in _LOCAL
+    return bool(_REMOVED.fullmatch(name)) and kind_of(folder) not in _LOCAL
 
 
 class _Timestamp(ctypes.Structure):
@@ -189,7 +175,7 @@ class _Timestamp(ctypes.Structure):
         return int(self.sec) * 10**9 + int(self.nsec)
 
 
-class Statx(ctypes.Structure):
+class _Statx(ctypes.Structure):
     """``struct statx`` of linux/stat.h."""
 
     _fields_ = (
@@ -211,9 +197,14 @@ class Statx(ctypes.Structure):
     )
 
 
-def statx(path: str) -> Statx | None:
+def statx(path: str) -> _Statx | None:
     """All facts of what stands at ``path`` (no link is followed), its birth included; None: not all are known."""
-    function, found = _function("statx"), Statx()
-    if function is None or function(AT_FDCWD, os.fsencode(path), _AT_SYMLINK_NOFOLLOW, STATX_ALL, ctypes.byref(found)):
+    found = _statx(_AT_FDCWD, os.fsencode(path), _AT_SYMLINK_NOFOLLOW, _STATX_ALL)
+    return found if found is not None and found.mask & _STATX_ALL == _STATX_ALL else None
+
+
+def _statx(fd: int, path: bytes, flags: int, mask: int) -> _Statx | None:
+    function, found = _function("statx"), _Statx()
+    if function is None or function(fd, path, flags, mask, ctypes.byref(found)):
         return None
-    return found if found.mask & STATX_ALL == STATX_ALL else None
+    return found

@@ -21,15 +21,9 @@ def down_from_mount(path: str) -> list[str]:
     return folders[::-1]
 
 
-def kind_of(path: str) -> str:
-    """The type of the file system that ``path`` is on; empty where nobody tells."""
-    path = os.path.realpath(path)
-    return _mounts().get(_mount_point(path), "")
-
-
 def mounts_below(path: str) -> list[str]:
     """The mount points in a directory (real and absolute), itself not among them."""
-    return sorted(point for point in _mounts() if point != path and point.startswith(f"{path.rstrip('/')}/"))
+    return sorted(point for point in set(_mounts()) if point != path and point.startswith(f"{path.rstrip('/')}/"))
 
 
 def _mount_point(path: str) -> str:
@@ -37,14 +31,13 @@ def _mount_point(path: str) -> str:
     return max((point for point in points if f"{path}/".startswith(f"{point.rstrip('/')}/")), key=len, default=path)
 
 
-def _mounts() -> dict[str, str]:
-    """Mount points, and the type of the file system that was mounted there last."""
+def _mounts() -> list[str]:
+    """All mount points; none where nobody tells."""
     try:
         with open(_MOUNTS, "rb") as file:
-            fields = [line.split(b" ") for line in file]
+            return [os.fsdecode(_unescaped(line.split(b" ")[4])) for line in file]
     except OSError:
-        return {}
-    return {os.fsdecode(_unescaped(line[4])): os.fsdecode(line[line.index(b"-") + 1]) for line in fields}
+        return []
 
 
 def _unescaped(field: bytes) -> bytes:

@@ -14,7 +14,7 @@ from async_ckpt.errors import NotOurs, SpoolError
 from async_ckpt.spool import place
 from async_ckpt.spool.spool import Spool
 from async_ckpt.stores.base import StoreSpec
-from async_ckpt.system import mounts
+from async_ckpt.system.filesystems import kind_of
 from harness.agents import TASK
 from harness.filesystems import CannotMount, small_tmpfs
 from harness.log_lines import collected
@@ -65,12 +65,14 @@ def test_the_home_directory_may_be_written_as_shells_do(monkeypatch: pytest.Monk
 
 
 def test_the_type_of_a_file_system_is_known(tmp_path: Path) -> None:
-    assert mounts.kind_of("/proc") == "proc"
-    assert mounts.kind_of(str(tmp_path))
+    assert kind_of("/proc") == "0x9fa0", "one without a name here"
+    assert kind_of(str(tmp_path / "not there")) == "unknown"
     try:
         with small_tmpfs(tmp_path, 1 << 20) as folder:
             (folder / "deep").mkdir()
-            assert mounts.kind_of(str(folder / "deep")) == "tmpfs"
+            assert kind_of(str(folder / "deep")) == "tmpfs"
+            with open(folder / "deep/file", "wb") as file:
+                assert kind_of(file.fileno()) == "tmpfs"
     except CannotMount as error:
         pytest.skip(str(error))
 
