@@ -66,10 +66,8 @@ def _parser() -> argparse.ArgumentParser:
 
     save = _command(commands, "save", _save, _text_save, "save a file or directory as a checkpoint of this task")
     save.add_argument("path")
-    save.add_argument("--name", dest="checkpoint", default=layout.DEFAULT_NAME)
+    _add_options_of_saves(save)
     save.add_argument("--metadata", default="{}", help="a JSON object; what is no JSON is kept as text")
-    save.add_argument("--no-latest", action="store_true", help="a retry does not load it by itself")
-    save.add_argument("--storage-format", default=SaveOptions.storage_format, choices=layout.STORAGE_FORMATS)
     save.add_argument("--snapshot", default=SaveOptions.snapshot, help=f"one of {', '.join(capture.STRATEGIES)}")
     save.add_argument("--collective", action="store_true", help="all ranks save one checkpoint, each its part")
     save.add_argument(
@@ -106,9 +104,7 @@ def _parser() -> argparse.ArgumentParser:
         default="auto",
         help="what the names of one checkpoint's files have in common (default: known shapes; '': each is by itself)",
     )
-    watch.add_argument("--name", dest="checkpoint", default=layout.DEFAULT_NAME)
-    watch.add_argument("--no-latest", action="store_true", help="a retry does not load them by itself")
-    watch.add_argument("--storage-format", default=SaveOptions.storage_format, choices=layout.STORAGE_FORMATS)
+    _add_options_of_saves(watch)
 
     _command(commands, "status", _status, _text_status, "how far the store is behind")
 
@@ -135,6 +131,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_options_of_saves(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--name", dest="checkpoint", default=layout.DEFAULT_NAME)
+    parser.add_argument("--no-latest", action="store_true", help="a retry does not load it by itself")
+    parser.add_argument("--storage-format", default=SaveOptions.storage_format, choices=layout.STORAGE_FORMATS)
+
+
 def _command(commands: Any, name: str, run: Any, text: Any, help_text: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(name, help=help_text, description=help_text)
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -147,10 +149,6 @@ def _checkpointer(options: argparse.Namespace) -> Checkpointer:
     if options.spool:
         return Checkpointer(Spool.open(options.spool), Config.from_env())
     return Checkpointer.from_environment()
-
-
-def _inside(options: argparse.Namespace) -> bool:
-    return bool(options.spool or os.environ.get(ENV_SPOOL))
 
 
 # -- commands ----------------------------------------------------------------------------------------------------------
@@ -215,7 +213,7 @@ def _list(options: argparse.Namespace) -> list[CheckpointInfo]:
 
 
 def _load(options: argparse.Namespace) -> dict[str, Any]:
-    if _inside(options):
+    if options.spool or os.environ.get(ENV_SPOOL):
         return _checkpointer(options).load(options.key, options.path, shard=options.shard, clean=options.clean)
     if options.shard == "own":
         raise UsageError("Outside of a step nobody has a shard of its own", hint="Leave out --shard")

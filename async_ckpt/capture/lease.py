@@ -96,14 +96,9 @@ def is_same(fd: int, other: int) -> bool:
 
 def is_of(fd: int, path: str) -> bool:
     """Whether a descriptor that somebody sent can be of a lease on the snapshot's file at ``path``."""
-    return os.fstat(fd).st_ino == _inode(path)
-
-
-def _inode(path: str) -> int:
-    try:
-        return os.stat(path, follow_symlinks=False).st_ino
-    except FileNotFoundError:
-        return -1
+    with contextlib.suppress(FileNotFoundError):
+        return os.fstat(fd).st_ino == os.lstat(path).st_ino
+    return False
 
 
 def _forget_in_child() -> None:

@@ -139,8 +139,6 @@ def make_private(path: str, fd: int, size: int, mtime_ns: int) -> bool:
     copy = PrivateCopy(path, fd, size)
     try:
         copy.advance(size)
-        while copy.left:
-            copy.advance(copy.left)
         status = os.fstat(fd)
         if (status.st_size, status.st_mtime_ns) != (size, mtime_ns):
             raise rewritten(path)

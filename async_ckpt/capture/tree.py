@@ -68,21 +68,19 @@ def capture_tree(path: str, target: str, strategy: Strategy, config: Config) -> 
         Something cannot be captured, or does not stand still; ``target`` is removed.
     """
     tree = _Tree(path, target, strategy, config)
-    captured = Snapshot(Manifest())
+    captured = Snapshot(Manifest(), strategy.leases)
     try:
         os.mkdir(target, 0o700)
         tree.capture()
         strategy.pack.close()
         captured.manifest, captured.followed = tree.manifest(), tree.followed()
-        captured.leases = strategy.leases
         return captured
     except BaseException as error:
         with contextlib.suppress(OSError):  # What it would write out is removed.
             strategy.pack.close()
-        captured.leases = strategy.leases
         captured.drop(target)
         if isinstance(error, OSError) and not isinstance(error, SnapshotError):
-            raise failure(tree.at, error) from error
+            raise failure(tree.at.shown, error) from error
         raise
     finally:
         tree.close()
@@ -98,17 +96,12 @@ class _Tree:
         #: Kinds of file systems by device, and whether they are local.
         self._kinds: dict[int, tuple[str, bool]] = {}
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        self._may_open = _MAX_OPEN if soft == resource.RLIM_INFINITY else min(_MAX_OPEN, soft // 3)
+        self._most_open = _MAX_OPEN if soft == resource.RLIM_INFINITY else min(_MAX_OPEN, soft // 3)
         #: Whether something was written to, or came, while it was captured. Where files only vanish, somebody may be
         #: removing all of it: then half of it would be taken for the whole.
         self._alive = False
         #: What is captured or looked at right now, for an error.
-        self._at: Item | str = path
-
-    @property
-    def at(self) -> str:
-        """What was captured or looked at last, for an error."""
-        return self._at if isinstance(self._at, str) else self._at.shown
+        self.at = Item("", path, stat.S_IFDIR)
 
     # -- the result ------------------------------------------------------------------------------------------------
 
@@ -157,13 +150,13 @@ class _Tree:
                     moved = self._look_again()
             except (OSError, SnapshotError) as error:
                 if _is_out_of_descriptors(error) and self._spare_descriptors():
-                    moved, complete = [self.at], False
+                    moved, complete = [self.at.shown], False
                     continue
                 if not _has_gone(error) or not os.path.exists(self._path):
                     raise
                 # Something was taken away while it was captured, or replaced: look again what there is.
-                vanished = error if isinstance(error, SnapshotError) else failure(self.at, error)
-                moved, complete = [self.at], False
+                vanished = error if isinstance(error, SnapshotError) else failure(self.at.shown, error)
+                moved, complete = [self.at.shown], False
                 continue
             if not moved:
                 break
@@ -182,7 +175,7 @@ class _Tree:
             for item in walk(self._path, self._config):
                 if not len(items) % _BETWEEN:
                     go_on()
-                self._at = item
+                self.at = item
                 known = before.get(item.path) if again else None
                 if known is not None and known != item:
                     inside = f"{item.path}/"  # Of a folder that is none any more, or another one.
@@ -245,11 +238,7 @@ class _Tree:
                 os.unlink(file.target)
             raise
         self._files[item.path] = file
-        if file.entry.how == LINK:
-            return
-        if self._may_open > 0:
-            self._may_open -= 1
-        else:
+        if file.entry.how != LINK and len(self._files) > self._most_open:
             file.close()
 
     def _spare_descriptors(self) -> bool:
@@ -257,7 +246,7 @@ class _Tree:
         kept = [file for file in self._files.values() if file.fd >= 0 and file.entry.how != LINK]
         for file in kept:
             file.close()
-        self._may_open = 0
+        self._most_open = 0
         return bool(kept)
 
     def _remove(self, items: Iterable[Item]) -> None:
@@ -278,8 +267,6 @@ class _Tree:
         if file is None:  # It vanished when it was to be captured again.
             return
         self._strategy.forget(path)
-        if file.fd >= 0 and file.entry.how != LINK:
-            self._may_open += 1
         file.close()
         if file.entry.how != PACKED:
             os.unlink(file.target)
@@ -290,7 +277,7 @@ class _Tree:
         """Look at everything again, and capture again what has changed. Returns what is not of one moment yet."""
         moving = self._moved(self._files.values())
         if moving is None or self._names_moved():
-            return [self.at]
+            return [self.at.shown]
         for _ in range(_TURNS):
             if not moving:
                 return []
@@ -304,7 +291,7 @@ class _Tree:
             paths = {file.item.path for file in moving}
             more = self._moved(file for path, file in self._files.items() if path not in paths)
             if more is None or self._names_moved():
-                return [self.at]
+                return [self.at.shown]
             if more:
                 moving += more
                 continue
@@ -323,12 +310,12 @@ class _Tree:
             except OSError as error:
                 if not _has_gone(error):
                     raise
-                self._at = file.item
+                self.at = file.item
                 return None
         return moved
 
     def _capture_again(self, file: OpenFile) -> None:
-        self._at = file.item
+        self.at = file.item
         if file.entry.how in (LINK, PACKED) or not file.extend():
             self._forget(file.item.path)
             self._capture_file(file.item)
@@ -337,7 +324,7 @@ class _Tree:
         """Whether a name came or went, or is another file's now."""
         sure = True
         for folder in self._folders.values():
-            self._at = folder.item
+            self.at = folder.item
             if folder.moved():
                 return True
             sure = sure and folder.sure
@@ -357,7 +344,7 @@ class _Tree:
 
 def _has_gone(error: OSError | SnapshotError) -> bool:
     """Whether something is not what it was when it was listed: gone, a link now, or a file where a folder was."""
-    return isinstance(error, FileNotFoundError) or _number_of(error) in _GONE
+    return _number_of(error) in _GONE
 
 
 def _is_out_of_descriptors(error: OSError | SnapshotError) -> bool:

@@ -92,32 +92,26 @@ def run(work: Callable[[], T]) -> T:
     """
     if threading.get_ident() != threading.main_thread().ident:
         return work()
-    with handlers.Allowed():
-        return _run_in_thread(work)
-
-
-def _run_in_thread(work: Callable[[], T]) -> T:
     call = _Call()
-    try:
-        if not _begin(call, work):
-            return handlers.put_off(work)()
-        result: T = call.result()
-        return result
-    except BaseException:
-        if call.begun and not call.ended:
-            call.abandon()
-        raise
+    with handlers.Allowed():
+        try:
+            _begin(call, work)
+            if not call.begun:
+                return handlers.put_off(work)()
+            result: T = call.result()
+            return result
+        except BaseException:
+            if call.begun and not call.ended:
+                call.abandon()
+            raise
 
 
 @handlers.put_off
-def _begin(call: _Call, work: Callable[[], Any]) -> bool:
-    try:
+def _begin(call: _Call, work: Callable[[], Any]) -> None:
+    with contextlib.suppress(RuntimeError):  # There can be no more threads, or the interpreter is about to end.
         # As light as can be: what is asked is answered within a millisecond.
         _thread.start_new_thread(contextvars.copy_context().run, (call.work, work))
         call.begun = True
-    except RuntimeError:  # There can be no more threads, or the interpreter is about to end.
-        call.begun = False
-    return call.begun
 
 
 def undisturbed(function: Callable[P, T]) -> Callable[P, T]:
