@@ -21,7 +21,7 @@ _THEIRS = ("metaflow_extensions/obcheckpoint",)
 
 def find_or_make_both() -> str:
     """The interpreter of an environment with both."""
-    directory = find_or_make(".venv-both", (*REQUIREMENTS, "tqdm"), ("--editable", str(REPOSITORY)))
+    directory = find_or_make(".venv-both", (*REQUIREMENTS, "tqdm", "--editable", str(REPOSITORY)))
     return str(directory / "bin" / "python")
 
 

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 
 from harness.metaflow_env import REPOSITORY
@@ -39,14 +40,23 @@ def find_or_make(name: str, *installs: Sequence[str], lender: Path | None = None
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not done.exists():
             shutil.rmtree(directory, ignore_errors=True)
-            subprocess.run([sys.executable, "-m", "venv", str(directory)], check=True)
+            subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(directory)], check=True)
+            _copy_pip(_site_packages(directory))
             for arguments in installs:
-                pip = [str(directory / "bin" / "python"), "-m", "pip", "install", "--quiet", *arguments]
-                subprocess.run(pip, check=True)
+                # What is imported is compiled then; that is a fraction.
+                pip = [str(directory / "bin" / "python"), "-m", "pip", "install", "--quiet", "--no-compile"]
+                subprocess.run([*pip, *arguments], check=True)
             if lender:
                 _site_packages(directory).joinpath("lent.pth").write_text(f"{_site_packages(lender)}\n")
             done.write_text(wanted)
     return directory
+
+
+def _copy_pip(target: Path) -> None:
+    """This Python's pip, compiled: venv would unpack and compile one, which takes as long as what is installed then."""
+    ours = metadata.distribution("pip")
+    for name in {file.parts[0] for file in ours.files or () if file.parts[0].startswith("pip")}:
+        shutil.copytree(str(ours.locate_file(name)), target / name)
 
 
 def _site_packages(environment: Path) -> Path:

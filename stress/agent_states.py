@@ -77,8 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
         f"but named {sums['named']}. The slowest save took {slowest_s:.1f} s, all {time.monotonic() - begun:.0f} s.",
     ]
     print(json.dumps(rows), notes[0], sep="\n")
-    arguments_said = f"--sequences {options.sequences} --seed {options.seed} --lanes {options.lanes}"
-    results.record("agent_states", f"{COMMAND} {arguments_said}", rows, notes)
+    results.record("agent_states", results.command(COMMAND, options.seed), rows, notes)
     return int(bad > 0)
 
 

@@ -58,7 +58,7 @@ def main() -> int:
         {"phase": phase, "all stored": ends[phase]["stored"], "lost, and named": ends[phase]["named"]}
         for phase in PHASES
     ]
-    results.record("cleaners", f"{COMMAND} --rounds {options.rounds}", rows, caveats(quick=False))
+    results.record("cleaners", results.command(COMMAND), rows, caveats(quick=False))
     return 0
 
 

@@ -125,8 +125,7 @@ def main(arguments: list[str] | None = None) -> int:
         "a matter of torch.",
     ]
     print("\n".join(notes))
-    given = "".join(f" --{name} {getattr(options, name)}" for name in ("steps", "every", "kills", "rounds", "seed"))
-    results.record("ddp", COMMAND + given + (" --server" if options.server else ""), rows, notes)
+    results.record("ddp", results.command(COMMAND, options.seed), rows, notes)
     return bool(bad)
 
 

@@ -248,7 +248,7 @@ def main() -> int:
         *caveats(quick=options.quick),
         f"A save every {plan.step_s:g} s of {WEIGHTS >> 10} KiB and {STEP} bytes, one of them of {LARGE >> 20} MiB. The"
         f" outage began {plan.outage_at_s:g} s after the first and lasted {plan.outage_s:g} s. Server, proxies, agents"
-        f" and trainer share the machine. Seed {options.seed}.",
+        " and trainer share the machine.",
     ]
     for scenario in SCENARIOS:
         outcome = run(scenario, plan, options.seed)
@@ -259,7 +259,7 @@ def main() -> int:
         bad += len(outcome.wrong)
     by_kind = ", ".join(f"{count} {kind}" for kind, count in sorted(outcome.requests.items()) if kind != PASSED)
     notes.append(f"What failed in the last line: {by_kind}.")
-    results.record("faults", COMMAND + (" --quick" if options.quick else ""), rows, notes)
+    results.record("faults", results.command(COMMAND, options.seed), rows, notes)
     return bool(bad)
 
 

@@ -25,6 +25,8 @@ from harness.filesystems import CannotMount, twice, why_not
 from harness.matrix import KINDS, Tally, cells, run
 from stress.bench import results
 
+COMMAND = "python -m stress.filesystems"
+
 #: Names for the table.
 _SHOWN = {
     "disk": "the temporary directory's (ext4)",
@@ -67,7 +69,7 @@ def main() -> int:
     new = {(row["kernel"], row["file system"]) for row in rows}
     recorded = (results.read("filesystems") or {"rows": []})["rows"]
     kept = [row for row in recorded if (row["kernel"], row["file system"]) not in new]
-    results.record("filesystems", f"python -m stress.filesystems --rounds {options.rounds}", [*kept, *rows])
+    results.record("filesystems", results.command(COMMAND, options.seed), [*kept, *rows])
     return bool(total.wrong or total.failed)
 
 

@@ -71,12 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
         "Writers, agent and uploader share the machine's cores; where all save without a pause, many processes"
         " could run on each core.",
     ]
-    given = "".join(
-        f" --{name} {getattr(options, name):g}"
-        for name in ("writers", "saves", "every")
-        if getattr(options, name) != parser.get_default(name)
-    )
-    results.record("fleet", COMMAND + given, rows, notes)
+    results.record("fleet", results.command(COMMAND), rows, notes)
     return bool(bad)
 
 

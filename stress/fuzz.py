@@ -56,9 +56,9 @@ def main() -> int:
     for violation in violations:
         print(f"VIOLATION {violation}")
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    command = f"{COMMAND} --frames {options.frames} --loads {options.loads} --seed {options.seed}"
     table = [{name: row.get(name, "") for name in columns} for row in rows]
-    results.record("fuzz", command, table, [*_NOTES, *(f"Violation: {violation}" for violation in violations)])
+    notes = [*_NOTES, *(f"Violation: {violation}" for violation in violations)]
+    results.record("fuzz", results.command(COMMAND, options.seed), table, notes)
     return bool(violations)
 
 

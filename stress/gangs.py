@@ -44,8 +44,8 @@ def main() -> int:
         print(f"{time.monotonic() - began:6.0f} s: {dict(figures)}, wrong {len(wrong)}", flush=True)
     rows = [{"what happened": what, "times": count} for what, count in sorted(figures.items())]
     rows += [{"what happened": "partial checkpoints, mixtures, attempts that did not end well", "times": len(wrong)}]
-    notes = [*caveats(quick=False), f"{options.nodes} ranks, {options.saves} saves each. Seed {options.seed}."]
-    results.record("gangs", f"{COMMAND} --rounds {options.rounds}", rows, [*notes, *wrong[:5]])
+    notes = [*caveats(quick=False), f"{options.nodes} ranks, {options.saves} saves each."]
+    results.record("gangs", results.command(COMMAND, options.seed), rows, [*notes, *wrong[:5]])
     return bool(wrong)
 
 

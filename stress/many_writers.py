@@ -12,15 +12,19 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from harness.agents import Task
 from harness.saving import Forked, Subprocess, Thread, as_stored, save_some
+from stress.bench import results
+
+COMMAND = "python -m stress.many_writers"
 
 
-def run_round(base: Path, options: argparse.Namespace) -> int:
-    """One round; returns how many saves went wrong."""
+def run_round(base: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """One round, a line of the table."""
     with pytest.MonkeyPatch.context() as patch:
         task = Task(base, patch)
         checkpointer = task.start()
@@ -45,32 +49,32 @@ def run_round(base: Path, options: argparse.Namespace) -> int:
         checkpointer.flush(300)
         versions = [reference["version_id"] for reference in saved]
         committed = task.committed_versions()
-        lost = len(set(versions) - set(committed))
-        twice = len(versions) - len(set(versions))
-        wrong = sum(not as_stored(task.store.root, reference) for reference in saved)
-        print(
-            f"savers {1 + options.processes + options.forks + options.threads}, saves {len(saved)} in {took:.2f} s, "
-            f"committed {len(committed)}, lost {lost}, same version {twice}, other content {wrong}",
-            flush=True,
-        )
+        row = {
+            "savers": 1 + options.processes + options.forks + options.threads, "saves": len(saved), "s": took,
+            "committed": len(committed), "missing": len(set(versions) - set(committed)),
+            "same version": len(versions) - len(set(versions)),
+            "other content": sum(not as_stored(task.store.root, reference) for reference in saved),
+        }  # fmt: skip
+        print(row, flush=True)
         if left := task.close():
             print(f"left behind: {left}")
-        return lost + twice + wrong
+        return row
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--processes", type=int, default=4)
     parser.add_argument("--forks", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--saves", type=int, default=20, help="of each saver")
     options = parser.parse_args()
-    bad = 0
+    rows = []
     for _ in range(options.rounds):
         with tempfile.TemporaryDirectory(prefix="async-ckpt-writers-") as base:
-            bad += run_round(Path(base), options)
-    return bool(bad)
+            rows.append(run_round(Path(base), options))
+    results.record("many_writers", results.command(COMMAND), rows)
+    return any(row["missing"] or row["same version"] or row["other content"] for row in rows)
 
 
 if __name__ == "__main__":

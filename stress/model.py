@@ -57,8 +57,8 @@ def main() -> int:
     if good:
         rows = [{"what happened": what, "times": count} for what, count in sorted(Model.figures.items())]
         rows.append({"what happened": "violations", "times": 0})
-        lives = f"Lives of {options.life} steps, {time.monotonic() - began:.0f} s. Seed {options.seed}."
-        results.record("model", f"{COMMAND} --steps {options.steps}", rows, [*caveats(quick=False), lives])
+        lives = f"Lives of {options.life} steps, {time.monotonic() - began:.0f} s."
+        results.record("model", results.command(COMMAND, options.seed), rows, [*caveats(quick=False), lives])
     return not good
 
 

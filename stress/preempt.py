@@ -130,7 +130,7 @@ def main(arguments: list[str] | None = None) -> int:
     for row in rows:
         print(row)
     print("\n".join(notes))
-    results.record("preempt", COMMAND, rows, notes)
+    results.record("preempt", results.command(COMMAND), rows, notes)
     return bad
 
 

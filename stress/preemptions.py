@@ -75,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
         f"may cost, come to at most {MUST_SHARE:.0%} of the time.",
     ]
     print(rows[0])
-    results.record("preemptions", f"{COMMAND} --count {options.count} --seed {options.seed}", rows, notes)
+    results.record("preemptions", results.command(COMMAND, options.seed), rows, notes)
     return int(bad > 0)
 
 

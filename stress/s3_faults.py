@@ -13,17 +13,20 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from harness.fault_calls import CALLS
 from harness.fault_cells import ENGINE, FALLBACK, TCP, TLS, Cell, Certificates, Result, run_cells, short_pauses
 from harness.fault_table import CELLS
+from stress.bench import results
 
+COMMAND = "python -m stress.s3_faults"
 #: So much of an error is shown.
 _SHOWN = 160
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__.splitlines()[0])
     parser.add_argument("--fault", default="", help="only rows whose name has this in it")
     parser.add_argument("--call", choices=sorted(CALLS), help="only this call")
     parser.add_argument("--over", choices=(TCP, TLS), help="only over this")
@@ -46,19 +49,35 @@ def main() -> int:
 
 def _run(cells: Sequence[Cell], *, only_problems: bool) -> int:
     print("| fault | call | over | client | outcome | requests | s |\n|---|---|---|---|---|---|---|")
-    started, results = time.monotonic(), []
+    started, found = time.monotonic(), list[Result]()
     with tempfile.TemporaryDirectory(prefix="async-ckpt-faults-") as folder, short_pauses():
         certificates = Certificates(Path(folder))
         for noisy in (False, True):
             for result in run_cells([cell for cell in cells if cell.fault.noisy == noisy], certificates):
-                results.append(result)
+                found.append(result)
                 if result.problem or not only_problems:
                     print(_line(result), flush=True)
-    wrong = [result for result in results if result.problem]
-    slowest = max(results, key=lambda result: result.seconds, default=None)
-    print(f"\n{len(results):,} cells in {time.monotonic() - started:.0f} s, {len(wrong)} not as they should be", end="")
+    wrong = [result for result in found if result.problem]
+    slowest = max(found, key=lambda result: result.seconds, default=None)
+    print(f"\n{len(found):,} cells in {time.monotonic() - started:.0f} s, {len(wrong)} not as they should be", end="")
     print(f"; the slowest took {slowest.seconds:.1f} s ({slowest.cell.name})" if slowest else "")
+    results.record("s3_faults", results.command(COMMAND), [_row(*way, found) for way in _ways(found)])
     return 1 if wrong else 0
+
+
+def _ways(found: Sequence[Result]) -> list[tuple[str, str]]:
+    """What was between client and server, and which client."""
+    return list(dict.fromkeys((result.cell.over, result.cell.client) for result in found))
+
+
+def _row(over: str, client: str, found: Sequence[Result]) -> dict[str, Any]:
+    """Its line of the page's table."""
+    mine = [result for result in found if (result.cell.over, result.cell.client) == (over, client)]
+    return {
+        "over": over, "client": client, "faults": len({result.cell.fault.name for result in mine}), "cells": len(mine),
+        "not as they should be": sum(bool(result.problem) for result in mine),
+        "slowest, s": max(result.seconds for result in mine),
+    }  # fmt: skip
 
 
 def _line(result: Result) -> str:

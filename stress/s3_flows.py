@@ -108,7 +108,7 @@ def main() -> int:
             for name in options.case or cases(pace):
                 theatre.play(name, client)
     if not options.case:
-        results.record("s3_flows", COMMAND + (" --quick" if options.quick else ""), theatre.rows, notes)
+        results.record("s3_flows", results.command(COMMAND), theatre.rows, notes)
     return bool(theatre.bad)
 
 

@@ -35,9 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
     problems = rounds(signals, options.seed, figures)
     print("\n".join(problems), f"{time.monotonic() - began:.0f} s: {dict(figures)}", sep="\n")
     rows = [{**figures, "wrong": len(problems)}]
-    command = f"{COMMAND} --signals {signals} --seed {options.seed}"
     if not problems:
-        results.record("signals", command, rows, caveats(quick=options.quick))
+        results.record("signals", results.command(COMMAND, options.seed), rows, caveats(quick=options.quick))
     return int(bool(problems))
 
 

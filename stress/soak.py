@@ -190,8 +190,7 @@ def main(arguments: list[str] | None = None) -> int:
         "The journal has a line of some hundred bytes for each save of the running attempt.",
     ]
     print("\n".join(notes))
-    given = f" --minutes {options.minutes:g}" + (" --server" if options.server else "")
-    results.record("soak", COMMAND + given, rows, notes, samples=samples)
+    results.record("soak", results.command(COMMAND), rows, notes, samples=samples)
     return bool(bad or grown)
 
 

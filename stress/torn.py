@@ -10,11 +10,13 @@ on disk when its ``save()`` was called. Exit status 1 if one differs or did not 
 from __future__ import annotations
 
 import argparse
+import itertools
 import random
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,13 +24,16 @@ from harness.agents import Task
 from harness.filesystems import FILESYSTEMS, CannotMount, provided, why_not
 from harness.rewriting import MODES, Rewriting, Tally, random_sizes
 from harness.writers import WAYS
+from stress.bench import results
+
+COMMAND = "python -m stress.torn"
 
 #: A launcher takes so many restarts within its window for a crash loop; a new task every so many rounds starts over.
 _ROUNDS_PER_TASK = 5
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--largest-mib", type=int, default=64)
     parser.add_argument("--filesystems", nargs="+", default=FILESYSTEMS, choices=FILESYSTEMS)
@@ -37,7 +42,7 @@ def main() -> int:
     options = parser.parse_args()
     print(f"seed {options.seed}; sizes 1 to {options.largest_mib} MiB")
     print(f"{'file system':12} {'agent':8} {'writer':6} {'way':10} saves commit torn failed  longest save, write (s)")
-    bad = 0
+    rows: list[dict[str, Any]] = []
     for kind in options.filesystems:
         if reason := why_not(kind):
             print(f"{kind:12} left out: {reason}")
@@ -45,16 +50,20 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix="async-ckpt-torn-") as base:
             try:
                 with provided(kind, Path(base), size=8 << 30) as place:
-                    for mode in options.modes:
-                        for remote in (False, True):
-                            bad += _run(kind, place, Path(base), mode, remote, options)
+                    rows.extend(
+                        _run(kind, place, Path(base), mode, remote, options)
+                        for mode, remote in itertools.product(options.modes, (False, True))
+                    )
             except CannotMount as error:
                 print(f"{kind:12} left out: {error}")
+    bad = sum(row["torn"] + row["failed"] for row in rows)
     print("0 torn, 0 failed" if not bad else f"{bad} torn or failed")
+    results.record("torn", results.command(COMMAND, options.seed), rows)
     return bool(bad)
 
 
-def _run(kind: str, place: Path, base: Path, mode: str, remote: bool, options: argparse.Namespace) -> int:
+def _run(kind: str, place: Path, base: Path, mode: str, remote: bool, options: argparse.Namespace) -> dict[str, Any]:
+    """One line of the table: all ways of rewriting."""
     random_ = random.Random(options.seed)
     size = random_sizes(options.seed, 1 << 20, options.largest_mib << 20)
     total = {way: Tally() for way in WAYS}
@@ -84,9 +93,14 @@ def _run(kind: str, place: Path, base: Path, mode: str, remote: bool, options: a
         )
         for line in tally.torn + tally.failed:
             print(f"    {line}", flush=True)
-    if mode == "killed":
-        print(f"{kind:12} {mode:8} agents killed: {kills}", flush=True)
-    return sum(len(tally.torn) + len(tally.failed) for tally in total.values())
+    tallies = total.values()
+    return {
+        "file system": kind, "agent": mode, "agents killed": kills, "written by": "another" if remote else "the task",
+        "saves": sum(tally.saves for tally in tallies), "committed": sum(tally.committed for tally in tallies),
+        "torn": sum(len(tally.torn) for tally in tallies), "failed": sum(len(tally.failed) for tally in tallies),
+        "longest save, s": max(tally.longest_save_s for tally in tallies),
+        "longest write, s": max(tally.longest_write_s for tally in tallies),
+    }  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -343,8 +343,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = [_row(name, counts) for name, counts in figures.items() if counts]
     for row in rows:
         print(row, flush=True)
-    command = f"{COMMAND} --rounds {options.rounds} --flows {options.flows} --seed {options.seed}"
-    results.record("twice", command, rows, [f"Rounds with anything wrong: {bad}."])
+    results.record("twice", results.command(COMMAND, options.seed), rows, [f"Rounds with anything wrong: {bad}."])
     return int(bad > 0)
 
 

@@ -123,9 +123,7 @@ def main(arguments: list[str] | None = None) -> int:
         "Checkpoints follow one another without a pause, so while one must be quiet, others wait on the disk as well.",
     ]
     print("\n".join(notes))
-    given = f" --count {options.count} --settle {options.settle:g} --stall {options.stall:g} --seed {options.seed}"
-    section, where = ("watch_s3", " --server") if options.server else ("watch", "")
-    results.record(section, COMMAND + given + where, rows, notes)
+    results.record("watch_s3" if options.server else "watch", results.command(COMMAND, options.seed), rows, notes)
     return any(row["missing"] or row["twice"] or row["partial"] for row in rows)
 
 

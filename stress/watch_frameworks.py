@@ -50,11 +50,9 @@ def main(arguments: list[str] | None = None) -> int:
     if options.kill:
         notes.append("Each run's trainer was killed at a random moment; a second attempt went on. What the killed one "
                      "wrote last may be half, and is left out unless it is known to be whole.")  # fmt: skip
-    given = f" --runs {options.runs} --count {options.count} --seed {options.seed}"
-    given += " --kill" if options.kill else ""
     if options.only == ",".join(KINDS):
         section = "watch_frameworks_killed" if options.kill else "watch_frameworks"
-        results.record(section, COMMAND + given, rows, notes)
+        results.record(section, results.command(COMMAND, options.seed), rows, notes)
     return any(row["twice"] or row["half"] or (row["missing"] and not options.kill) for row in rows)
 
 

@@ -89,8 +89,7 @@ def main(arguments: list[str] | None = None) -> None:
         "The server shares the machine's cores with the task and its agent. On the local store ours waits for the disk "
         "(fsync), the incumbent does not.",
     ]
-    given = (" --quick" if options.quick else "") + (f" --rounds {options.rounds}" if options.rounds else "")
-    results.record("backlog", COMMAND + given, rows, notes)
+    results.record("backlog", results.command(COMMAND), rows, notes)
 
 
 if __name__ == "__main__":

@@ -132,7 +132,7 @@ def main(arguments: list[str] | None = None) -> None:
         for row in rows[-2:]:
             print({key: round(value, 2) if isinstance(value, float) else value for key, value in row.items()})
     notes += ["On the local store MB are new blocks on the disk; hard links count once."]
-    results.record("dedup", COMMAND + (" --quick" if options.quick else ""), rows, notes)
+    results.record("dedup", results.command(COMMAND), rows, notes)
 
 
 if __name__ == "__main__":

@@ -108,7 +108,7 @@ def main(arguments: list[str] | None = None) -> None:
     notes.append(
         "*elsewhere*: the hook before the step loads the newest checkpoint; *here*: it is the task's first attempt."
     )
-    results.record("history", COMMAND + (" --quick" if options.quick else ""), rows, notes)
+    results.record("history", results.command(COMMAND), rows, notes)
 
 
 if __name__ == "__main__":

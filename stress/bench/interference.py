@@ -119,8 +119,7 @@ def main(arguments: list[str] | None = None) -> None:
         f"A save is {load.bytes / _MIB:.0f} MiB; the incumbent saves every {load.every} steps.",
         "*upload MB/s* is over the whole loop. The server takes its share of the same cores.",
     ]
-    given = (" --quick" if options.quick else "") + (f" --rounds {options.rounds}" if options.rounds else "")
-    results.record("interference", COMMAND + given, rows, notes)
+    results.record("interference", results.command(COMMAND), rows, notes)
 
 
 if __name__ == "__main__":

@@ -144,11 +144,7 @@ def main(arguments: list[str] | None = None) -> None:
         "uploaders together, and of the agent that has the leases and the queue. The uploaders run at idle priority "
         "and share the machine's cores with the server.",
     ]
-    if options.size:
-        print("Not recorded: the report shows whole runs.")
-        return
-    command = COMMAND + (" --quick" if options.quick else "") + (" --tls" if options.tls else "")
-    results.record("memory_tls" if options.tls else "memory", command, rows, notes)
+    results.record("memory_tls" if options.tls else "memory", results.command(COMMAND), rows, notes)
 
 
 if __name__ == "__main__":

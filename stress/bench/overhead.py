@@ -89,7 +89,7 @@ def main(arguments: list[str] | None = None) -> None:
                 medians = {f"{key}_ms": results.median([run[key] for run in runs]) * 1000 for key in runs[0]}
                 rows.append({"store": name, "task": label, "n": len(runs), **medians})
                 print(name, label, {key: round(value, 1) for key, value in medians.items()}, flush=True)
-    results.record("overhead", COMMAND + (" --quick" if options.quick else ""), rows, notes)
+    results.record("overhead", results.command(COMMAND), rows, notes)
 
 
 if __name__ == "__main__":

@@ -122,6 +122,11 @@ KILLS = """SIGKILL to the task, the agent, its uploader or all of them, at every
 *unheard*: in the store although the task was killed before `save()` had returned; *failed+reported*: rewritten in
 place while nobody was there to guard it."""
 FAULTS = "Saves through a proxy before a real S3 server: what `save()` takes, and what is in the store at the end."
+S3_FAULTS = """Everything that may be wrong with an answer, for every kind of request. A cell is as it should be if the
+call ends as the table of faults says, within its limit, and what is stored or loaded is right."""
+S3_FLOWS = """Real flows save over TLS through a front that misbehaves. Each has to end well at its first attempt and in
+time, and another process has to load all that was saved."""
+CLEANERS = "Files of every kind vanish from a spool, in every phase. What was saved is stored, or named as lost."
 PREEMPT = "Ten saves wait, 30 s are left, and the bandwidth takes three in that time."
 TWICE = """The same attempt number on two to four machines (processes with spools of their own), one after the other
 and at once, killed at random, and a retry after them. After each step everything committed was read back.
@@ -148,7 +153,7 @@ DDP = """`torchrun` trains a real model on two ranks (DistributedDataParallel, g
 In each attempt a rank is killed, at a random step and moment (in the forward pass, before its save, after it), and the
 retry goes on from what all had saved. Every loss is compared with that of a training that was left alone, float for
 float."""
-WRITERS = "Four subprocesses and the task save at the same time."
+WRITERS = "A task, its threads, its forks and its subprocesses save at the same time; every checkpoint is read back."
 FLEET = "Subprocesses of one task save at the same time through its one socket; every checkpoint is read back."
 
 ENGINES_TABLE = data_plane.engines_table
@@ -191,6 +196,9 @@ SECTIONS: tuple[tuple[str, str, str, Render, Judge | None], ...] = (
     ("fleet", "A fleet of subprocesses", FLEET, table, None),
     ("kills", "Kills", KILLS, table, None),
     ("faults", "A store that fails", FAULTS, table, None),
+    ("s3_faults", "Answers of S3 that are wrong", S3_FAULTS, table, None),
+    ("s3_flows", "Flows in bad weather", S3_FLOWS, table, None),
+    ("cleaners", "Files that vanish from the spool", CLEANERS, table, None),
     ("preempt", "A machine that is taken away", PREEMPT, table, None),
     ("preemptions", "Many machines that are taken away", PREEMPTIONS, table, None),
     ("twice", "The same attempt number twice", TWICE, table, None),
@@ -236,11 +244,12 @@ def sections_of(path: str) -> dict[str, str]:
 
 #: Columns that count what must never happen, and columns that must say yes, in whatever section they are.
 _NEVER = (
-    "wrong", "missing", "partial", "damaged", "out of order", "other", "other content", "same version", "violations",
-    "with anything wrong", "twice", "half", "hung", "overwritten", "gone", "not from the newest",
+    "wrong", "torn", "missing", "partial", "damaged", "out of order", "other", "other content", "same version",
+    "violations", "with anything wrong", "twice", "half", "hung", "not as they should be", "overwritten", "gone",
+    "not from the newest",
     "saved twice under one key", "partial checkpoints, mixtures, attempts that did not end well",
 )  # fmt: skip
-_ALWAYS = ("flat", "curves equal", "same model")
+_ALWAYS = ("flat", "as it should be", "curves equal", "same model")
 _VERDICT = re.compile(r"^- (.+?): ((?:met|\*\*missed\*\*)[ (].*)$")
 
 

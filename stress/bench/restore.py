@@ -84,7 +84,7 @@ def main(arguments: list[str] | None = None) -> None:
         with work_directory() as work, target(name, work) as store:
             rows += measure(store, work, QUICK if options.quick else CASES, 1 if options.quick else 7)
     notes += ["Ours checks every byte against the manifest; the incumbent checks nothing."]
-    results.record("restore", COMMAND + (" --quick" if options.quick else ""), rows, notes)
+    results.record("restore", results.command(COMMAND), rows, notes)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,6 +35,14 @@ def record(section: str, command: str, rows: list[dict[str, Any]], notes: Sequen
     with open(f"{path}.new", "w") as file:
         json.dump({**more, "section": section, "command": command, "rows": rows, "notes": list(notes)}, file, indent=1)
     os.rename(f"{path}.new", path)
+
+
+def command(program: str, seed: int | None = None) -> str:
+    """What was typed, for the report, which so says what was left out of a run; with the seed if it was drawn."""
+    given = sys.argv[1:]
+    if seed is not None and "--seed" not in given:
+        given += ["--seed", str(seed)]
+    return shlex.join([*program.split(), *given])
 
 
 def read(section: str) -> dict[str, Any] | None:

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
-import sys
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -177,7 +175,7 @@ def main(arguments: list[str] | None = None) -> None:
     if (options.store or options.case) and not options.record:
         print("Not recorded: the report shows whole runs, unless --record is given.")
         return
-    command = shlex.join([*COMMAND.split(), *(sys.argv[1:] if arguments is None else arguments)])
+    command = results.command(COMMAND)
     if options.before:
         results.record("save_before", command, saves, notes)
         return

@@ -85,7 +85,7 @@ def main(arguments: list[str] | None = None) -> None:
         rows.append(measure(size, 5 if options.quick else 30))
         print({key: round(value, 2) for key, value in rows[-1].items()}, flush=True)
     notes += [f"The default of `pack_below_bytes` is {Config().pack_below_bytes >> 10} KiB."]
-    results.record("threshold", COMMAND + (" --quick" if options.quick else ""), rows, notes)
+    results.record("threshold", results.command(COMMAND), rows, notes)
 
 
 if __name__ == "__main__":

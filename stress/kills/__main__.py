@@ -172,13 +172,12 @@ def main() -> int:
             lane.join()
     rows = [figures.row(*case) for case, figures in sorted(matrix.figures.items())]
     print(*lines(rows), sep="\n")
-    notes = [f"{matrix.kills} processes killed in {(time.monotonic() - began) / 60:.0f} min; seed {options.seed}."]
+    notes = [f"{matrix.kills} processes killed in {(time.monotonic() - began) / 60:.0f} min."]
     for store, counts in matrix.by_moment().items():
         notes.append(f"Kills, {store}: " + "; ".join(f"{what}: {count}" for what, count in sorted(counts.items())))
     print(*notes, sep="\n")
     if not options.no_record:
-        given = "".join(f" {argument}" for argument in sys.argv[1:])
-        results.record("kills", COMMAND + given, rows, notes)
+        results.record("kills", results.command(COMMAND, options.seed), rows, notes)
     wrong = sum(len(figures.wrong) for figures in matrix.figures.values())
     if not wrong and not matrix.failures:
         shutil.rmtree(base)

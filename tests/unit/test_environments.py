@@ -26,6 +26,7 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
     monkeypatch.setattr(environments, "REPOSITORY", tmp_path)
     monkeypatch.setattr(environments.subprocess, "run", run)
+    monkeypatch.setattr(environments, "_copy_pip", lambda target: None)
     for name in ("ASYNC_CKPT_PEER_VENV", "ASYNC_CKPT_FRAMEWORKS_VENV"):
         monkeypatch.delenv(name, raising=False)
     return told

@@ -145,6 +145,7 @@ class Commands:
         """The store's own rate in this process: new files put side by side, without spool, agent and metadata."""
         from async_ckpt.capture.content import CapturedFile
         from async_ckpt.system.concurrency import for_each
+        from async_ckpt.task.stores import run_with_store
 
         mine = current.checkpoint._checkpointer
         files = [os.path.join(self.directory, f"raw-{number}") for number in range(count)]
@@ -161,7 +162,7 @@ class Commands:
             await for_each(files, mine.config.max_uploads, put)
             return time.perf_counter() - before
 
-        return {"seconds": mine.run(put_all)}
+        return {"seconds": run_with_store(mine.spool.store, mine.config, put_all)}
 
 
 def dict_of(reference):
