@@ -186,8 +186,7 @@ class Expected:
         """What a reader of the store sees, and whether everything saved is somewhere."""
         self.look()
         folder = self._store / TASK.task_folder
-        names = [name for name in os.listdir(folder) if layout.is_metadata(name)] if folder.exists() else []
-        visible = {name.removesuffix(".metadata") for name in names}
+        visible = {path.stem for path in folder.glob("*.metadata")}
         assert visible <= self.saved.keys(), "there is something in the store that was never admitted"
         new = [self.saved[identity] for identity in visible if not self.saved[identity].visible]
         for saved in new:

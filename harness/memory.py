@@ -72,12 +72,9 @@ class MemoryStore(Store):
             if key.startswith(f"{prefix}/{beginning}"):
                 yield Entry(key, len(data))
 
-    async def get_bytes(self, key: str) -> bytes:
-        self._ask("get", key)
-        return self._object(key)
-
     async def get_tagged(self, key: str) -> tuple[bytes, str]:
-        data = await self.get_bytes(key)
+        self._ask("get", key)
+        data = self._object(key)
         return data, data.hex()
 
     async def put_if(self, key: str, data: bytes, tag: str | None) -> bool:

@@ -42,7 +42,6 @@ from .keys import claim_parts as claim_parts
 from .keys import damaged_folder as damaged_folder
 from .keys import damaged_key as damaged_key
 from .keys import decision_key as decision_key
-from .keys import is_metadata as is_metadata
 from .keys import metadata_folder as metadata_folder
 from .keys import metadata_name_parts as metadata_name_parts
 from .keys import name_text as name_text

@@ -177,11 +177,6 @@ def parse_key(key: str) -> KeyParts:
     )  # fmt: skip
 
 
-def is_metadata(name: str) -> bool:
-    """Whether an object's name, without its folder, is that of a checkpoint's metadata."""
-    return name.endswith(_SUFFIX) and name.count(".") >= 3
-
-
 def metadata_name_parts(folder: str, name: str) -> tuple[int, str, int] | None:
     """(attempt, name, version) of the checkpoint whose metadata is the object ``name`` in ``folder``, a task's or a
     step's; None for any other object.

@@ -8,7 +8,8 @@ theirs may be taken for up to 26 hours older than it is, and never holds up one 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timedelta, timezone
 from typing import Any, TypeVar
 
@@ -26,13 +27,9 @@ _SKEW = timedelta(minutes=1)
 
 def moment(reference: Mapping[str, Any]) -> datetime:
     """When it was saved, in UTC; the earliest that it can have been where that is not known."""
-    for field in ("created_at", "created_on"):
-        at = _parsed(reference.get(field))
-        try:
-            if at is not None:
-                return at.astimezone(timezone.utc) if at.tzinfo else at.replace(tzinfo=timezone.utc) - _FARTHEST_AHEAD
-        except OverflowError:  # At one of the ends of time.
-            continue
+    for at in _times(reference):
+        with contextlib.suppress(OverflowError):  # At one of the ends of time.
+            return at.astimezone(timezone.utc) if at.tzinfo else at.replace(tzinfo=timezone.utc) - _FARTHEST_AHEAD
     return _UNKNOWN
 
 
@@ -71,20 +68,15 @@ def shown(reference: Mapping[str, Any]) -> str:
     """When it was saved, for people: in the zone of this machine, with its offset; as it stands, without one, where the
     zone is not known.
     """
-    for field in ("created_at", "created_on"):
-        at = _parsed(reference.get(field))
-        if at is None:
-            continue
-        try:
+    for at in _times(reference):
+        with contextlib.suppress(OverflowError, OSError, ValueError):
             return (at.astimezone() if at.tzinfo else at).isoformat(sep=" ", timespec="seconds")
-        except (OverflowError, OSError, ValueError):
-            continue
     return str(reference.get("created_on") or "-")[:19]
 
 
-def _parsed(text: Any) -> datetime | None:
-    try:
-        # Python 3.10 does not know the Z.
-        return datetime.fromisoformat(text[:-1] + "+00:00" if text.endswith("Z") else text)
-    except (ValueError, AttributeError, TypeError):
-        return None
+def _times(reference: Mapping[str, Any]) -> Iterator[datetime]:
+    for field in ("created_at", "created_on"):
+        text: Any = reference.get(field)
+        with contextlib.suppress(ValueError, AttributeError, TypeError):
+            # Python 3.10 does not know the Z.
+            yield datetime.fromisoformat(text[:-1] + "+00:00" if text.endswith("Z") else text)

@@ -22,6 +22,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
+from ..config import CHUNK_BYTES
 from ..errors import IntegrityError, StoreError, UsageError
 
 T = TypeVar("T")
@@ -242,19 +243,19 @@ class Store(abc.ABC):
     async def put_bytes(self, key: str, data: bytes) -> None:
         """Write a small object (metadata, manifest)."""
 
-    @abc.abstractmethod
     async def get_bytes(self, key: str) -> bytes:
-        """Read a small object whole.
+        """Read a small object whole; raises as ``get_tagged``."""
+        return (await self.get_tagged(key))[0]
+
+    @abc.abstractmethod
+    async def get_tagged(self, key: str) -> tuple[bytes, str]:
+        """A small object, and the tag of this content for ``put_if``; any text where the store has no such thing.
 
         Raises
         ------
         TooLong
             It has more than ``MAX_BYTES``.
         """
-
-    async def get_tagged(self, key: str) -> tuple[bytes, str]:
-        """A small object, and the tag of this content for ``put_if``."""
-        return await self.get_bytes(key), ""
 
     async def put_if(self, key: str, data: bytes, tag: str | None) -> bool:
         """Write a small object where it is still what ``get_tagged`` read (None: where there is none).
@@ -366,9 +367,6 @@ class Wrapper(Store):
     async def put_bytes(self, key: str, data: bytes) -> None:
         await self._around("put_bytes", lambda _: self._store.put_bytes(key, data))
 
-    async def get_bytes(self, key: str) -> bytes:
-        return await self._around("get_bytes", lambda _: self._store.get_bytes(key))
-
     async def get_tagged(self, key: str) -> tuple[bytes, str]:
         return await self._around("get_tagged", lambda _: self._store.get_tagged(key))
 
@@ -392,6 +390,20 @@ class Wrapper(Store):
 
     async def aclose(self) -> None:
         await self._store.aclose()
+
+
+def check_size(key: str, where: str, found: int, size: int | None, crc32: Sequence[int] | None) -> None:
+    """Compare the size of an object with what ``get_file`` was told.
+
+    Raises
+    ------
+    IntegrityError
+        It is another one, or the digest is of another number of chunks.
+    """
+    if size is not None and found != size:
+        raise IntegrityError(f"{key} has {found} bytes instead of {size}", where=where)
+    if crc32 is not None and len(crc32) != -(-found // CHUNK_BYTES):
+        raise IntegrityError(f"{key} has {found} bytes, which are not those of its digest", where=where)
 
 
 def check_key(key: str) -> str:

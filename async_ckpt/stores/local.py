@@ -40,6 +40,7 @@ from .base import (
     StoreSpec,
     TooLong,
     check_key,
+    check_size,
     no_progress,
     too_long,
 )
@@ -141,9 +142,6 @@ class LocalStore(Store):
         with _mapped("write", path):
             return await _abandonable(write)
 
-    async def get_bytes(self, key: str) -> bytes:
-        return (await self.get_tagged(key))[0]
-
     async def get_file(
         self,
         key: str,
@@ -158,10 +156,7 @@ class LocalStore(Store):
             source_fd = await to_thread.run_sync(_open_object, path)
         try:
             found = os.fstat(source_fd).st_size
-            if size is not None and found != size:
-                raise IntegrityError(f"{key} has {found} bytes instead of {size}", where=path)
-            if crc32 is not None and len(crc32) != -(-found // CHUNK_BYTES):
-                raise IntegrityError(f"{key} has {found} bytes, which are not those of its digest", where=path)
+            check_size(key, path, found, size, crc32)
             with _mapped("write", destination):
                 await self._job(
                     lambda tell: _read(key, path, source_fd, destination, found, crc32, tell), found, progress
@@ -263,10 +258,7 @@ class LocalStore(Store):
         with _mapped("read", source):
             source_fd = _open_object(source)
         try:
-            if os.fstat(source_fd).st_size != size:
-                raise IntegrityError(
-                    f"{source_key} has {os.fstat(source_fd).st_size} bytes instead of {size}", where=source
-                )
+            check_size(source_key, source, os.fstat(source_fd).st_size, size, None)
             if source == path:
                 return
             with self._new_file() as (fd, temporary):

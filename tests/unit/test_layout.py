@@ -36,7 +36,6 @@ def test_a_key_comes_apart_into_what_it_was_made_of(name: str, version: int, att
     assert (parts.pathspec_hash, parts.scope, parts.identifier) == (TASK.pathspec_hash, TASK.scope, TASK.identifier)
     for metadata in (parts.metadata_key, parts.task_metadata_key(TASK.pathspec)):
         folder, _, file = metadata.rpartition("/")
-        assert layout.is_metadata(file)
         assert layout.metadata_name_parts(folder, file) == (attempt, name, version)
 
 

@@ -40,7 +40,7 @@ def test_what_may_pass_is_tried_until_it_does(pauses: list[float]) -> None:
         assert await store.get_bytes("a/b") == b"x"
 
     anyio.run(check)
-    assert faulty.calls == ["put_bytes"] * 4 + ["get_bytes"]
+    assert faulty.calls == ["put_bytes"] * 4 + ["get_tagged"]
     assert len(pauses) == 3
 
 

@@ -81,7 +81,10 @@ def test_what_may_pass_is_transient(error: BaseException) -> None:
             exceptions.SSLError(endpoint_url="https://x", error="CERTIFICATE_VERIFY_FAILED Hostname mismatch"),
             "name that its certificate is for",
         ),
-        (exceptions.SSLError(endpoint_url="https://x", error="CERTIFICATE_VERIFY_FAILED: has expired"), "clock"),
+        (
+            exceptions.SSLError(endpoint_url="https://x", error="CERTIFICATE_VERIFY_FAILED: certificate has expired"),
+            "clock",
+        ),
         (refused("KMS.DisabledException", 400), ""),
         (refused("PermanentRedirect", 301), "region"),
         (refused("InvalidRequest", 400), "when_supported"),

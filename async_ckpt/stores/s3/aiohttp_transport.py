@@ -7,13 +7,12 @@ import contextlib
 import re
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
 import anyio
-from aiohttp.abc import AbstractResolver
 from anyio import to_thread
 from yarl import URL
 
@@ -27,55 +26,15 @@ VERSION = tuple(int(number) for number in re.findall(r"\d+", aiohttp.__version__
 _READ_AHEAD_BYTES = 2 << 20
 #: Connections after which it is looked which are closed.
 _MOST_MADE = 512
-#: Addresses that worked which are remembered.
-_MAX_GOOD = 64
 #: Headers that aiohttp would add by itself.
 _NOT_ADDED = ("Accept", "Content-Type", "User-Agent")
 
 
-class _Addresses(AbstractResolver):  # type: ignore[misc]  # aiohttp's types are not followed
-    """Looks names up, those addresses first that a connection was made to most recently: of several, one may be dead,
-    and each connection would try it first again.
-    """
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._resolver = aiohttp.ThreadedResolver()
-        self._known: dict[tuple[str, int, int], tuple[float, list[Any]]] = {}
-        self._lock = asyncio.Lock()
-        self._good: dict[str, None] = {}
-
-    async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET) -> list[Any]:
-        key = (host, port, family)
-        async with self._lock:
-            until, found = self._known.get(key, (0.0, []))
-            if self._clock() >= until:
-                found = await self._resolver.resolve(host, port, family)
-                self._known[key] = self._clock() + LOOK_UP_S, found
-        order = {address: number for number, address in enumerate(reversed(self._good))}
-        return sorted(found, key=lambda result: order.get(result["host"], len(order)))
-
-    def worked(self, address: str) -> None:
-        """A connection to it was made."""
-        self._good.pop(address, None)
-        self._good[address] = None
-        if len(self._good) > _MAX_GOOD:
-            del self._good[next(iter(self._good))]
-
-    def forget(self) -> None:
-        """Look names up again."""
-        self._known.clear()
-
-    async def close(self) -> None:
-        await self._resolver.close()
-
-
 class _Connector(aiohttp.TCPConnector):  # type: ignore[misc]
-    """Remembers the addresses that it reached, and the connections, so that none outlives it."""
+    """Remembers its connections, so that none outlives it."""
 
-    def __init__(self, addresses: _Addresses, **options: Any) -> None:
-        super().__init__(resolver=addresses, use_dns_cache=False, **options)
-        self._addresses = addresses
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
         self._made: dict[asyncio.WriteTransport, Any] = {}  # and their sockets
 
     async def connect(self, *arguments: Any, **options: Any) -> Any:
@@ -85,8 +44,6 @@ class _Connector(aiohttp.TCPConnector):  # type: ignore[misc]
             if len(self._made) >= _MOST_MADE:
                 self._made = {made: sock for made, sock in self._made.items() if not made.is_closing()}
             self._made[transport] = transport.get_extra_info("socket")
-            if peer := transport.get_extra_info("peername"):
-                self._addresses.worked(peer[0])
         return connection
 
     def abort(self) -> None:
@@ -152,7 +109,6 @@ class AioTransport:
     def __init__(self, network: Network, timeouts: Timeouts, config: Config) -> None:
         self._network, self._idle_s = network, config.idle_connection_s
         self._timeout = aiohttp.ClientTimeout(total=None, connect=timeouts.connect_s)
-        self._addresses: _Addresses | None = None
         self._opening = asyncio.Lock()
         self._tls: ssl.SSLContext | None = None
         self._pool: _Pool | None = None
@@ -184,10 +140,11 @@ class AioTransport:
                 if self._tls is None:
                     self._tls = await to_thread.run_sync(self._network.certificates.context)
                     self.drop_connections()  # What is there knows nothing of our certificates.
-        if self._addresses is None:
-            self._addresses = _Addresses(asyncio.get_running_loop().time)
         if self._pool is None:
-            connector = _Connector(self._addresses, ssl=self._tls or True, limit=0, keepalive_timeout=self._idle_s)
+            connector = _Connector(
+                ssl=self._tls or True, limit=0, keepalive_timeout=self._idle_s, ttl_dns_cache=LOOK_UP_S,
+                resolver=aiohttp.ThreadedResolver(),
+            )  # fmt: skip
             session = aiohttp.ClientSession(
                 connector=connector, timeout=self._timeout, auto_decompress=False, trust_env=False,
                 skip_auto_headers=_NOT_ADDED, read_bufsize=_READ_AHEAD_BYTES, cookie_jar=aiohttp.DummyCookieJar(),
@@ -197,8 +154,6 @@ class AioTransport:
 
     def drop_connections(self) -> None:
         pool, self._pool = self._pool, None
-        if self._addresses is not None:
-            self._addresses.forget()
         if pool is not None and pool.give_up():
             closing = asyncio.ensure_future(pool.close())
             self._closing.add(closing)
@@ -209,6 +164,3 @@ class AioTransport:
         if self._closing:
             await asyncio.wait(set(self._closing))
         await asyncio.sleep(0)  # Aborted connections end in the next turn of the loop.
-        if self._addresses is not None:
-            await self._addresses.close()
-            self._addresses = None

@@ -78,7 +78,7 @@ class Bytes:
 
 
 class Body:
-    """A range of content as the body of a request; see ``Stream``.
+    """A range of content as the body of a request, sent piece by piece; every pass begins at its first byte.
 
     Parameters
     ----------
@@ -107,6 +107,7 @@ class Body:
         self._told = self._pass = 0
 
     async def pieces(self, timer: PhaseTimer) -> AsyncIterator[bytes]:
+        """One pass over it, in which ``timer`` is told what goes out."""
         done, size, self.passed = 0, self._throttle.piece_bytes, False
         self._pass += 1
         this = self._pass

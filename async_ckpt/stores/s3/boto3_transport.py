@@ -24,7 +24,8 @@ from urllib3.exceptions import ReadTimeoutError as StreamTimeoutError
 
 from ...config import LEFT_BEHIND_S, Config
 from ...system.concurrency import in_thread
-from .transport import Dropped, Incoming, Network, PhaseTimer, SignedRequest, Stream, Timeouts
+from .body import Body
+from .transport import Dropped, Incoming, Network, PhaseTimer, SignedRequest, Timeouts
 
 T = TypeVar("T")
 
@@ -37,8 +38,8 @@ _SEND_BYTES = 16 << 10
 class _Pieces:
     """A body as a thread reads it: piece by piece, made in the loop."""
 
-    def __init__(self, stream: Stream, timer: PhaseTimer) -> None:
-        self._pieces = stream.pieces(timer)
+    def __init__(self, content: Body, timer: PhaseTimer) -> None:
+        self._pieces = content.pieces(timer)
         self._loop = asyncio.get_running_loop()
         self.stopped = self.begun = False
         self._rest = memoryview(b"")

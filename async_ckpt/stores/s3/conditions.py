@@ -7,11 +7,7 @@ No object is made only for the test. In a bucket that keeps every version, or fo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from ..base import no_progress
 from .answers import NotS3, Refusal
-from .body import Bytes
 from .objects import Objects
 
 #: Answers if the condition does not hold: nothing is there, somebody is writing, something else is there.
@@ -102,7 +98,7 @@ class Conditions:
     async def _plainly(self, key: str, data: bytes) -> bool:
         """Write in any case."""
         with self._engine.mapping("write", key):
-            await self._put(key, data, {})
+            await self._objects.put_bytes(key, data)
         return True
 
     async def _try(self, key: str, data: bytes, tag: str | None, *, quoted: bool = True) -> bool | None:
@@ -111,7 +107,7 @@ class Conditions:
         condition = {"if-none-match": "*"} if value is None else {"if-match": value}
         with self._engine.mapping("write", key):
             try:
-                await self._put(key, data, condition)
+                await self._objects.put_bytes(key, data, condition)
             except Refusal as error:
                 if isinstance(error, NotS3):
                     raise
@@ -121,6 +117,3 @@ class Conditions:
                     raise
                 return None
         return True
-
-    async def _put(self, key: str, data: bytes, condition: Mapping[str, str]) -> None:
-        await self._objects.put(key, Bytes(key, data), 0, len(data), no_progress, condition=condition, small=True)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from urllib.parse import quote
 
-from ...errors import IntegrityError, NotFound, StoreError, TransientStoreError
+from ...errors import NotFound, StoreError, TransientStoreError
 from ...system.concurrency import for_each
+from ..base import check_size
 from ..retry import with_retries
 from .engine import Engine
 from .multipart import Listed, abort, begin, complete
@@ -24,10 +25,7 @@ async def copy_object(objects: Objects, source_key: str, key: str, size: int) ->
     engine = objects.engine
     with engine.mapping("read", source_key):
         answer, found = await objects.head(source_key)
-    if found != size:
-        raise IntegrityError(
-            f"{source_key} has {found} bytes instead of {size}", where=f"{engine.root}/{source_key}"
-        )  # fmt: skip
+    check_size(source_key, f"{engine.root}/{source_key}", found, size, None)
     if source_key == key:
         return
     # What somebody replaces meanwhile is not copied.

@@ -394,13 +394,14 @@ class Engine:
                     for _ in range(_MOST_MOVES):
                         endpoint = await self._next_endpoint(endpoint, said, path)
                         answer = await self._probe(setup, endpoint)
-                        if answer is None or answer.remedy != "move":
-                            if answer is None or answer.is_s3 or not answer.is_page:
-                                self._endpoint = endpoint
-                                return
-                            why = f"{endpoint.base} is no S3: {answer.message}"
-                            break
-                        said, path = answer, f"/{PROBE}"
+                        if answer is not None and answer.remedy == "move":
+                            said, path = answer, f"/{PROBE}"
+                            continue
+                        if answer is None or answer.is_s3 or not answer.is_page:
+                            self._endpoint = endpoint
+                            return
+                        why = f"{endpoint.base} is no S3: {answer.message}"
+                        break
             except LookupError:
                 why = "it does not say where"
             raise kind(

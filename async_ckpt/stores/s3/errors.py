@@ -43,8 +43,6 @@ class StartOver(StoreError):
     """This request is of no use any more, but the whole call, begun anew, may succeed."""
 
 
-# Of botocore's own errors, those that speak of the network; all others speak of settings and arguments.
-_BROKEN = (BotoConnectionError, HTTPClientError, ResponseStreamingError, IncompleteReadError)
 #: Characters of an error that are shown.
 _SHOWN = 1000
 
@@ -55,7 +53,7 @@ _ALLOW = (
     " for the role the task runs with"
 )
 _ENDPOINT = "Check METAFLOW_S3_ENDPOINT_URL: is it an S3 endpoint?"
-_PROXY = "Check HTTPS_PROXY and NO_PROXY"
+_NETWORK = "Check METAFLOW_S3_ENDPOINT_URL and the network if this goes on"
 _HINTS = {
     "AccessDenied": _ALLOW,
     "AccountProblem": "Ask the owner of the account",
@@ -86,25 +84,33 @@ _START_OVER = {
 
 _USER_INFO = re.compile(r"://[^/@\s]*@")
 
-#: Words of libraries for what somebody else than an S3 server says, and the way out. Where nothing has ever come from
-#: there that was S3's, another try is of no use.
+_NO_HTTP1 = "It does not speak HTTP/1.1: put something before it that does"
+#: Words for what somebody else than an S3 server says, and the way out. Where nothing has ever come from there that was
+#: S3's, another try is of no use.
 _STRANGERS = (
-    (
-        ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG"),
-        "Its port speaks no TLS: use http:// in its URL",
-    ),
-    (("NO_APPLICATION_PROTOCOL",), "It does not speak HTTP/1.1: put something before it that does"),
+    (("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG"),
+     "Its port speaks no TLS: use http:// in its URL"),
+    (("NO_APPLICATION_PROTOCOL",), _NO_HTTP1),
     (("\\x15\\x03", "HTTPS port", "HTTPS server", "SSL-enabled"), "Its port speaks TLS: use https:// in its URL"),
-    (("\\x00\\x00", "\\x04\\x00"), "It does not speak HTTP/1.1: put something before it that does"),
-    (
-        ("Bad status line", "BadStatusLine", "BadHttpMessage", "Expected HTTP/", "Invalid constant string", "Bad HTTP"),
-        "What answers does not speak HTTP: check METAFLOW_S3_ENDPOINT_URL",
-    ),
+    (("\\x00\\x00", "\\x04\\x00"), _NO_HTTP1),
+    (("Bad status line", "BadStatusLine", "BadHttpMessage", "Expected HTTP/", "Invalid constant string", "Bad HTTP"),
+     "What answers does not speak HTTP: check METAFLOW_S3_ENDPOINT_URL"),
+    (("Hostname mismatch", "IP address mismatch", "' doesn't match"), "Use the name that its certificate is for"),
+    (("certificate has expired", "certificate is not yet valid"), "Renew its certificate, or set this machine's clock"),
+    (("CERTIFICATE_VERIFY_FAILED",),
+     "Set METAFLOW_S3_VERIFY_CERTIFICATE or AWS_CA_BUNDLE to the certificate authority's file"),
 )  # fmt: skip
-_CERTIFICATES = (
-    (("Hostname mismatch", "IP address mismatch", "doesn't match"), "Use the name that its certificate is for"),
-    (("has expired", "not yet valid"), "Renew its certificate, or set this machine's clock"),
-    (("",), "Set METAFLOW_S3_VERIFY_CERTIFICATE or AWS_CA_BUNDLE to the certificate authority's file"),
+_CREDENTIALS = (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError)
+#: Errors of libraries, whether they may pass, and the way out; all others are the network's. Of botocore's own, those
+#: that are not named speak of settings and arguments.
+_LIBRARIES: tuple[tuple[tuple[type[BaseException], ...], bool, str], ...] = (
+    ((CredentialRetrievalError,), True, _KEYS),
+    (_CREDENTIALS, False, _KEYS),
+    ((NoRegionError,), False, _REGION),
+    ((SSLError, ssl.SSLError), True, "Check that the endpoint speaks TLS, or use http:// in its URL"),
+    ((ProxyConnectionError, AioProxyError, AioProxyAnswer), True, "Check HTTPS_PROXY and NO_PROXY"),
+    ((BotoConnectionError, HTTPClientError, ResponseStreamingError, IncompleteReadError), True, _NETWORK),
+    ((BotoCoreError,), False, ""),
 )
 
 
@@ -135,36 +141,20 @@ def mapped(what: str, where: str, *, proven: Callable[[], bool] = lambda: False)
 
 
 def _map_error(error: BaseException, what: str, where: str, *, proven: bool) -> StoreError:
-    kind: type[StoreError] = StoreError
-    hint = ""
     text = _words(error)
-    stranger = _way_out(_STRANGERS, text)
-    if isinstance(error, (NoCredentialsError, PartialCredentialsError)):
-        hint = _KEYS
-    elif isinstance(error, NoRegionError):
-        hint = _REGION
-    elif isinstance(error, CredentialRetrievalError):
-        kind, hint = TransientStoreError, _KEYS
-    elif "CERTIFICATE_VERIFY_FAILED" in text or "doesn't match" in text:
-        kind, hint = (TransientStoreError if proven else StoreError), _way_out(_CERTIFICATES, text)
-    elif stranger:
-        kind, hint = (TransientStoreError if proven else StoreError), stranger
-    elif isinstance(error, (SSLError, ssl.SSLError)):
-        kind, hint = TransientStoreError, "Check that the endpoint speaks TLS, or use http:// in its URL"
-    elif isinstance(error, (ProxyConnectionError, AioProxyError, AioProxyAnswer)):
-        kind, hint = TransientStoreError, _PROXY
-    elif isinstance(error, _BROKEN) or not isinstance(error, BotoCoreError):
-        kind, hint = TransientStoreError, "Check METAFLOW_S3_ENDPOINT_URL and the network if this goes on"
-    return kind(f"{what}: {text}", where=where, hint=hint)
+    rows = ((passes, hint) for types, passes, hint in _LIBRARIES if isinstance(error, types))
+    passes, hint = next(rows, (True, _NETWORK))
+    # A source of credentials speaks of another server.
+    if (way_out := _way_out(text)) and not isinstance(error, _CREDENTIALS):
+        passes, hint = proven, way_out
+    return _error(passes, f"{what}: {text}", where, hint)
 
 
 def _map_refusal(error: Refusal, what: str, where: str, *, proven: bool) -> StoreError:
     code, status = error.code, str(error.status)
     if isinstance(error, NotS3):
         passes = proven if error.may_pass is None else error.may_pass
-        kind: type[StoreError] = TransientStoreError if passes else StoreError
-        hint = _way_out(_STRANGERS, error.message) or _ENDPOINT
-        return kind(f"{what}: {_clean(error.message)}", where=where, hint=hint)
+        return _error(passes, f"{what}: {_clean(error.message)}", where, _way_out(error.message) or _ENDPOINT)
     if error.is_missing:
         return NotFound(f"There is no object {where}", where=where)
     reason = f"{what}: {code}" + (f" (HTTP {status})" if status != code else "")
@@ -173,15 +163,19 @@ def _map_refusal(error: Refusal, what: str, where: str, *, proven: bool) -> Stor
     if code in _START_OVER:
         return StartOver(reason, where=where, hint=_START_OVER[code])
     hint = _HINTS.get("ExpiredToken" if error.is_expired else code, _ALLOW if error.status in (401, 403) else "")
-    if not error.passes:
-        return StoreError(reason, where=where, hint=hint)
-    passing = TransientStoreError(reason, where=where, hint=hint)
-    passing.pause_s = error.pause_s
-    return passing
+    mapped = _error(error.passes, reason, where, hint)
+    if isinstance(mapped, TransientStoreError):
+        mapped.pause_s = error.pause_s
+    return mapped
 
 
-def _way_out(known: tuple[tuple[tuple[str, ...], str], ...], text: str) -> str:
-    return next((hint for words, hint in known if any(word in text for word in words)), "")
+def _error(passes: bool, what: str, where: str, hint: str) -> StoreError:
+    return (TransientStoreError if passes else StoreError)(what, where=where, hint=hint)
+
+
+def _way_out(text: str) -> str:
+    """What to do about what somebody else than an S3 server says; empty: it is none of their words."""
+    return next((hint for words, hint in _STRANGERS if any(word in text for word in words)), "")
 
 
 def _words(error: BaseException) -> str:

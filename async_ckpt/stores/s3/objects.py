@@ -12,9 +12,9 @@ import anyio
 from ...config import PIECE_BYTES
 from ...errors import IntegrityError, StoreError
 from ...system.files import crc32
-from ..base import Content, Progress, too_long
+from ..base import Content, Progress, no_progress, too_long
 from .answers import Answer, NotS3, Refusal
-from .body import Body, Digest, LocalFile, base64_crc, digest
+from .body import Body, Bytes, Digest, LocalFile, base64_crc, digest
 from .endpoint import query
 from .engine import Engine, UnsignedRequest, received
 from .errors import StartOver
@@ -100,6 +100,10 @@ class Objects:
         if setup.checksums and stored and "-" not in stored and stored != checksum:
             raise ConnectionError(f"the CRC-32 of what was stored is {stored}, and that of what was sent {checksum}")
         return Sent(answer.headers["etag"], checksum, facts.crcs)
+
+    async def put_bytes(self, key: str, data: bytes, condition: Mapping[str, str] | None = None) -> None:
+        """Write a small object; as ``put``."""
+        await self.put(key, Bytes(key, data), 0, len(data), no_progress, condition=condition, small=True)
 
     async def get(self, key: str, file: LocalFile, offset: int, count: int, moved: Progress, tag: str | None) -> int:
         """Read ``count`` bytes of an object to the same place in a file, and return their CRC-32.

@@ -16,10 +16,10 @@ from urllib.parse import unquote_plus
 from ...config import CHUNK_BYTES, Config
 from ...errors import IntegrityError, NotFound, StoreError, TransientStoreError
 from ...system.concurrency import for_each
-from ..base import MAX_BYTES, Capabilities, Content, Entry, PartsLog, Progress, Store, no_progress
+from ..base import MAX_BYTES, Capabilities, Content, Entry, PartsLog, Progress, Store, check_size, no_progress
 from ..retry import with_retries
 from . import S3Settings
-from .body import Bytes, LocalFile
+from .body import LocalFile
 from .conditions import Conditions
 from .copy_object import copy_object
 from .engine import Engine
@@ -89,10 +89,7 @@ class S3Store(Store):
 
     async def put_bytes(self, key: str, data: bytes) -> None:
         with self._engine.mapping("write", key):
-            await self._objects.put(key, Bytes(key, data), 0, len(data), no_progress, small=True)
-
-    async def get_bytes(self, key: str) -> bytes:
-        return (await self.get_tagged(key))[0]
+            await self._objects.put_bytes(key, data)
 
     async def get_tagged(self, key: str) -> tuple[bytes, str]:
         with self._engine.mapping("read", key):
@@ -114,7 +111,7 @@ class S3Store(Store):
         if total is None or not 0 < total <= CHUNK_BYTES:
             # One request more, before all others can start side by side and be told apart from those of a successor.
             total, tag = await self._head(key)
-        self._check_size(key, total, size, crc32)
+        check_size(key, self.url(key), total, size, crc32)
         file, whole = LocalFile(destination, total), False
 
         async def fetch(offset: int, counted: Progress) -> None:
@@ -189,9 +186,3 @@ class S3Store(Store):
         with self._engine.mapping("read", key):
             answer, size = await self._objects.head(key)
         return size, answer.headers["etag"]
-
-    def _check_size(self, key: str, found: int, size: int | None, crc32: Sequence[int] | None) -> None:
-        if size is not None and found != size:
-            raise IntegrityError(f"{key} has {found} bytes instead of {size}", where=self.url(key))
-        if crc32 is not None and len(crc32) != -(-found // CHUNK_BYTES):
-            raise IntegrityError(f"{key} has {found} bytes, which are not those of its digest", where=self.url(key))

@@ -8,9 +8,9 @@ from __future__ import annotations
 import functools
 import os
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 import anyio
@@ -21,19 +21,11 @@ from botocore.utils import get_environ_proxies
 from ...config import Config
 from ...errors import StoreError, os_reason
 
+if TYPE_CHECKING:
+    from .body import Body
+
 #: Fewer bytes than this within ``stall_s`` are a stall: one byte a minute keeps no connection alive for ever.
 _LEAST_BYTES = 1 << 10
-
-
-class Stream(Protocol):
-    """A body that is sent piece by piece; every pass begins at its first byte."""
-
-    @property
-    def length(self) -> int:
-        """Its size in bytes."""
-
-    def pieces(self, timer: PhaseTimer) -> AsyncIterator[bytes]:
-        """One pass over it, in which ``timer`` is told what goes out."""
 
 
 class SignedRequest(NamedTuple):
@@ -43,14 +35,14 @@ class SignedRequest(NamedTuple):
     ----------
     url : str
         Percent-encoded; it is not encoded again.
-    body : bytes, Stream or None
+    body : bytes, Body or None
         Its length stands in the headers.
     """
 
     method: str
     url: str
     headers: Mapping[str, str]
-    body: bytes | Stream | None
+    body: bytes | Body | None
 
 
 class Incoming(Protocol):
