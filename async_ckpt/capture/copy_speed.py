@@ -7,6 +7,7 @@ import json
 import os
 import threading
 
+from ..system.files import write_atomically
 from .lease import BREAK_TIME_S
 
 #: How fast a disk is taken to be before anything was copied on it, in bytes per second: slow.
@@ -52,9 +53,7 @@ class CopySpeed:
             if self._path:
                 # A hint: on a full disk it is learned again.
                 with contextlib.suppress(OSError):
-                    with open(f"{self._path}.{os.getpid()}", "w", encoding="ascii") as file:
-                        json.dump([self._rate, self._largest], file)
-                    os.replace(file.name, self._path)
+                    write_atomically(self._path, json.dumps([self._rate, self._largest]).encode())
 
     def _look(self) -> None:
         # Not there yet, as a rule; and whatever else is wrong with it, all is learned anew.

@@ -19,9 +19,7 @@ compare the content. If such a file was written anew with the same content, this
 from __future__ import annotations
 
 import enum
-import fcntl
 import os
-import signal
 import stat
 import time
 
@@ -30,10 +28,8 @@ from ..system import filesystems
 from ..system.files import copy_range, same_content
 from ..system.filesystems import Facts
 from . import lease
+from .item import Item
 from .pack import Pack
-from .walk import Item
-
-_F_SETSIG = 10
 
 #: How many seconds a lease surely stands: half of the time after which the kernel breaks it by force.
 _SURELY_LEASED_S = lease.BREAK_TIME_S / 2
@@ -190,13 +186,7 @@ def _is_untouched(now: os.stat_result | Facts, was: os.stat_result) -> bool:
 
 def is_quiet(file: OpenFile) -> bool:
     """Whether nobody has a file open for writing or mapped, so that each later write changes its time."""
-    if not filesystems.times_tell(file.on()):
-        return False
-    try:
-        # For the moment between the two calls in which somebody may break it: a signal that nobody takes notice of.
-        fcntl.fcntl(file.fd, _F_SETSIG, signal.SIGURG)
-        fcntl.fcntl(file.fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-    except OSError:
+    if not filesystems.times_tell(file.on()) or not lease.take(file.fd):
         return False
     lease.release(file.fd)
     return True

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from ..errors import MissingPathError, SnapshotError, os_hint, os_reason
+from ..errors import os_hint, os_reason
+from .item import Item, refused, refused_link
 
 
 @dataclass(frozen=True)
@@ -46,25 +47,8 @@ class Root:
         return self.path + real[len(above) :] if real.startswith(above) else None
 
 
-@dataclass(frozen=True)
-class Target:
-    """What becomes of one link.
-
-    Parameters
-    ----------
-    text : str or None
-        What the link says in the snapshot; None: it becomes what stands at ``real``.
-    real, kind : str and int
-        Where that stands, and whether it is a file or a folder (``stat.S_IFREG``, ``S_IFDIR``).
-    """
-
-    text: str | None
-    real: str = ""
-    kind: int = 0
-
-
-def target_of(link: str, path: str, roots: Sequence[Root], *, keep_dangling: bool) -> Target:
-    """Decide about one link.
+def item_of_link(link: str, path: str, roots: Sequence[Root], *, keep_dangling: bool) -> Item:
+    """What becomes of one link: a link, or the file or the folder that it leads to.
 
     Parameters
     ----------
@@ -97,11 +81,11 @@ def target_of(link: str, path: str, roots: Sequence[Root], *, keep_dangling: boo
         real = os.path.realpath(os.path.join(folder, text), strict=True)
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
-            raise _refused(link, text, os_reason(error), os_hint(error)) from error
+            raise refused_link(link, text, os_reason(error), os_hint(error)) from error
         if keep_dangling:
-            return Target(text)
+            return Item(path, link, stat.S_IFLNK, text)
         where = "round in a circle" if error.errno == errno.ELOOP else "nowhere"
-        raise _refused(
+        raise refused_link(
             link, text, f"it leads {where}",
             "Remove the link, or keep it as it is with @checkpoint(dangling_links='keep')",
         ) from None  # fmt: skip
@@ -111,18 +95,18 @@ def target_of(link: str, path: str, roots: Sequence[Root], *, keep_dangling: boo
     if inside is not None:
         depth = path.count("/") - roots[-1].path.count("/")
         relative = text if _stays_inside(text, depth) else os.path.relpath(inside or ".", os.path.dirname(path) or ".")
-        return Target(relative)
+        return Item(path, link, stat.S_IFLNK, relative)
     if stat.S_ISREG(mode):
-        return Target(None, real, stat.S_IFREG)
+        return Item(path, real, stat.S_IFREG, link=link)
     if not stat.S_ISDIR(mode):
         raise refused(link, mode, text)
     for root in roots:
         if root.real.startswith(real.rstrip("/") + "/"):
-            raise _refused(
+            raise refused_link(
                 link, text, "it leads up to a folder that holds what is saved",
                 "Remove the link, or point it to what is to be saved with it",
             )  # fmt: skip
-    return Target(None, real, stat.S_IFDIR)
+    return Item(path, real, stat.S_IFDIR, link=link)
 
 
 def _one_hop(folder: str, text: str) -> str:
@@ -145,32 +129,3 @@ def _stays_inside(text: str, depth: int) -> bool:
     parts = [part for part in text.split("/") if part not in ("", ".")]
     up = next((index for index, part in enumerate(parts) if part != ".."), len(parts))
     return up <= depth and ".." not in parts[up:]
-
-
-def failure(path: str, error: OSError) -> SnapshotError:
-    """An OSError during a capture, in the user's words."""
-    if isinstance(error, FileNotFoundError):
-        return MissingPathError(
-            f"Cannot capture {path}: it vanished while it was captured",
-            where=path, hint="Save only what is complete; let nothing delete files there during save()",
-        )  # fmt: skip
-    return SnapshotError(f"Cannot capture {path}: {os_reason(error)}", where=path, hint=os_hint(error))
-
-
-def refused(path: str, mode: int, text: str = "") -> SnapshotError:
-    """The error for what is neither file nor directory nor link; ``text`` is that of a link that leads there."""
-    kinds = {
-        stat.S_IFIFO: "a FIFO",
-        stat.S_IFSOCK: "a socket",
-        stat.S_IFBLK: "a block device",
-        stat.S_IFCHR: "a device",
-    }
-    kind = kinds.get(stat.S_IFMT(mode), "no regular file")
-    hint = "Keep it outside of the directory you save"
-    if text:
-        return _refused(path, text, f"that is {kind}", hint)
-    return SnapshotError(f"Cannot capture {path}: it is {kind}", where=path, hint=hint)
-
-
-def _refused(link: str, text: str, why: str, hint: str) -> SnapshotError:
-    return SnapshotError(f"Cannot capture the symbolic link {link} -> {text}: {why}", where=link, hint=hint)

@@ -27,11 +27,11 @@ from ..errors import SnapshotError
 from ..manifest import LINK, PACKED, Directory, Manifest, Symlink
 from ..system import filesystems
 from ..system.undisturbed import go_on
+from .item import Item, failure, refused
 from .open_file import OPEN, Change, OpenFile
 from .snapshot import Snapshot
 from .strategy import Strategy
-from .symlinks import failure, refused
-from .walk import Item, walk
+from .walk import walk
 
 #: Errors for a name that is gone, or is no longer the file or the folder that it was.
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)

@@ -9,55 +9,16 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import NamedTuple
 
 from ..config import Config, is_spools_name
 from ..errors import MissingPathError, SnapshotError
 from ..manifest import MAX_DEPTH
 from ..system.filesystems import is_removed
-from .symlinks import Root, failure, refused, target_of
+from .item import Item, failure, refused
+from .symlinks import Root, item_of_link
 
 #: Our own folders beside what is saved on another file system than the spool; never part of a checkpoint.
 ANNEX_PREFIX = ".async_ckpt-"
-
-
-class Item(NamedTuple):
-    """One entry of the walk.
-
-    Parameters
-    ----------
-    path : str
-        Its path in the snapshot.
-    full : str
-        Where it stands.
-    kind : int
-        One of ``stat.S_IFREG``, ``S_IFDIR``, ``S_IFLNK``.
-    text : str
-        What a symbolic link says in the snapshot.
-    link : str
-        The symbolic link that led here, out of what is saved; empty for most.
-    """
-
-    path: str
-    full: str
-    kind: int
-    text: str = ""
-    link: str = ""
-
-    @property
-    def shown(self) -> str:
-        """Where it stands, for people."""
-        return f"{self.link} -> {self.full}" if self.link else self.full
-
-
-@dataclass(frozen=True)
-class _Folder:
-    """A folder that is still to be listed; ``path`` ends with a ``/`` unless it is empty."""
-
-    path: str
-    full: str
-    roots: tuple[Root, ...]
 
 
 def walk(path: str, config: Config) -> Iterator[Item]:
@@ -91,10 +52,12 @@ def walk(path: str, config: Config) -> Iterator[Item]:
 
 
 def _walk_folder(path: str, config: Config) -> Iterator[Item]:
-    pending = [_Folder("", path, (Root(path, ""),))]
-    linked = 0
+    #: Folders that are still to be listed: its path in the snapshot, which ends with a / or is empty, and where it
+    #: stands; and those that the snapshot holds and that lead there.
+    pending: list[tuple[str, str, tuple[Root, ...]]] = [("", path, (Root(path, ""),))]
+    linked, keep_dangling = 0, config.dangling_links == "keep"
     while pending:
-        relative, folder, roots = (last := pending.pop()).path, last.full, last.roots
+        relative, folder, roots = pending.pop()
         if relative.count("/") >= MAX_DEPTH:
             raise SnapshotError(
                 f"Cannot capture {path}: there are more than {MAX_DEPTH} folders inside each other in it", where=folder,
@@ -110,27 +73,20 @@ def _walk_folder(path: str, config: Config) -> Iterator[Item]:
                             continue
                         yield Item(relative + name, full, stat.S_IFREG)
                     elif entry.is_symlink():
-                        item = _behind_link(relative + name, full, roots, config)
+                        item = item_of_link(full, relative + name, roots, keep_dangling=keep_dangling)
                         if item.kind == stat.S_IFDIR:
                             linked += 1
                             _check_linked(linked, path, item.link, config)
                             inner = Root(item.full, f"{item.path}/")
-                            pending.append(_Folder(inner.path, item.full, (*roots, inner)))
+                            pending.append((inner.path, item.full, (*roots, inner)))
                         yield item
                     elif not entry.is_dir(follow_symlinks=False):
                         raise refused(full, entry.stat(follow_symlinks=False).st_mode)
                     elif not name.startswith(ANNEX_PREFIX) and not is_spools_name(name):
-                        pending.append(_Folder(f"{relative}{name}/", full, roots))
+                        pending.append((f"{relative}{name}/", full, roots))
                         yield Item(relative + name, full, stat.S_IFDIR)
         except OSError as error:
             raise failure(error.filename or folder, error) from error
-
-
-def _behind_link(path: str, full: str, roots: tuple[Root, ...], config: Config) -> Item:
-    target = target_of(full, path, roots, keep_dangling=config.dangling_links == "keep")
-    if target.text is not None:
-        return Item(path, full, stat.S_IFLNK, target.text)
-    return Item(path, target.real, target.kind, link=full)
 
 
 def _check_linked(count: int, path: str, link: str, config: Config) -> None:

@@ -7,10 +7,7 @@ import contextlib
 import errno
 import threading
 from collections.abc import Awaitable, Callable, Iterable
-from typing import TYPE_CHECKING, TypeVar, cast
-
-if TYPE_CHECKING:
-    import anyio.abc
+from typing import TypeVar, cast
 
 T = TypeVar("T")
 
@@ -25,16 +22,12 @@ async def for_each(items: Iterable[T], limit: int, function: Callable[[T], Await
     """
     import anyio  # Late: every Metaflow process imports this module, few of them wait for a store.
 
-    iterator = iter(items)
+    items = list(items)
+    left = iter(items)
     errors: list[Exception] = []
-    running = 0
 
-    async def work(group: anyio.abc.TaskGroup) -> None:
-        nonlocal running
-        for item in iterator:
-            if running < limit:  # The next one, if there is still something to do for it.
-                running += 1
-                group.start_soon(work, group)
+    async def work() -> None:
+        for item in left:
             try:
                 await function(item)
             except Exception as error:
@@ -43,8 +36,8 @@ async def for_each(items: Iterable[T], limit: int, function: Callable[[T], Await
                 return
 
     async with anyio.create_task_group() as group:
-        running = 1
-        group.start_soon(work, group)
+        for _ in range(min(limit, len(items))):
+            group.start_soon(work)
     if errors:
         raise errors[0]
 

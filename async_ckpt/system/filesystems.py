@@ -144,22 +144,15 @@ def uncached(fd: int, kind: str) -> Iterator[int]:
 
     Where that cannot be had, what is cached is given up before. That need not help: what is mapped or in use stays.
     """
-    direct = -1
-    if kind not in _LOCAL:
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        with contextlib.suppress(OSError):
-            direct = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
-    try:
-        if direct >= 0:
-            try:
-                os.pread(direct, 1, 0)
-            except OSError:  # It reads whole blocks only.
-                os.close(direct)
-                direct = -1
-        yield direct if direct >= 0 else fd
-    finally:
-        if direct >= 0:
-            os.close(direct)
+    with contextlib.ExitStack() as stack:
+        if kind not in _LOCAL:
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            with contextlib.suppress(OSError):
+                direct = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+                stack.callback(os.close, direct)
+                os.pread(direct, 1, 0)  # An error where whole blocks have to be read.
+                fd = direct
+        yield fd
 
 
 def is_removed(name: str, folder: str) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from async_ckpt.capture.symlinks import Root, target_of
+from async_ckpt.capture.symlinks import Root, item_of_link
 from async_ckpt.config import Config
 from harness.agents import Task, content
 
@@ -202,7 +202,7 @@ def test_links_that_multiply_folders_without_end_are_refused(place: Place) -> No
 def test_a_link_in_whose_place_something_else_is_by_now_has_vanished(tmp_path: Path) -> None:
     (tmp_path / "was-a-link").write_text("a file")
     with pytest.raises(FileNotFoundError, match="is no symbolic link any more"):
-        target_of(str(tmp_path / "was-a-link"), "was-a-link", [Root(str(tmp_path), "")], keep_dangling=False)
+        item_of_link(str(tmp_path / "was-a-link"), "was-a-link", [Root(str(tmp_path), "")], keep_dangling=False)
 
 
 def test_a_path_that_leads_round_in_a_circle_is_an_error_with_a_way_out(place: Place) -> None:
