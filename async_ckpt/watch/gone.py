@@ -16,6 +16,7 @@ As long as there is no other one to compare with, it waits for one.
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -23,6 +24,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from .entry import Captured, Tree
+from .names import is_temporary
 
 #: Names of files that nobody has chosen: a UUID; or eight characters or more in which letters and digits take turns,
 #: such as the digests by which Orbax names its files.
@@ -113,8 +115,10 @@ def kind_of_file(path: str) -> str:
 
 
 def shape_of(tree: Tree) -> Counter[str]:
-    """Names of what is in it, without what differs from one checkpoint to the next."""
-    return Counter(kind_of_file(path) for path in tree)
+    """Names of what is in it, without what differs from one checkpoint to the next, and without what will have another
+    name when it is finished.
+    """
+    return Counter(kind_of_file(path) for path in tree if not is_temporary(os.path.basename(path)))
 
 
 def lacking(tree: Tree, other: Tree) -> str:

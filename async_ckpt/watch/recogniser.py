@@ -9,13 +9,14 @@ An entry counts as finished when
 - it was renamed into place, and nobody has a file of it open for writing;
 - it was quiet for ``quiet_s`` seconds: nothing in it changed, and nobody had a file of it open for writing.
 
-The last one is a guess, so care is taken. The quiet time grows to twice the longest pause that a writer was seen to
-make. A directory must be quiet ten times as long if it lacks files which the one before it had, if it has files with
-names of unfinished ones, or if it is the first of its kind and the next one is not begun: more files may come. An entry
-that only lost files since it was saved is being removed, and is not saved again. And what an earlier attempt was
-writing when it was killed stays quiet for ever: it counts when it is written to again, or has a marker that is as new.
+The last one is a guess, so care is taken. A directory must be quiet ten times as long if it lacks files which the one
+before it had, or if it is the first of its kind and the next one is not begun: more files may come. Once an entry grew
+again after it was saved, all must be quiet for so long. An entry that only lost files since it was saved is being
+removed, and is not saved again. And what an earlier attempt was writing when it was killed stays quiet for ever: it
+counts when it is written to again, or has a marker that is as new.
 
-What does not stay for that long is captured early (``to_capture``), and judged when it is gone (``gone``).
+Waiting loses nothing: what stands still is captured early (``to_capture``). If it goes before it counts as finished, it
+is judged by that (``gone``).
 """
 
 from __future__ import annotations
@@ -29,12 +30,11 @@ from typing import NamedTuple
 
 from ..config import WATCH_STILL_S
 from .entry import Captured, Entry, Look, Tree, natural
-from .gone import Gone, Other, Verdict, judge, kind_of, kind_of_file, lacking, shape_of
-from .names import is_temporary
+from .gone import Gone, Other, Verdict, judge, kind_of, lacking, shape_of
 
 log = logging.getLogger(__package__)
 
-#: An entry that may be unfinished must be quiet this many times ``settle``. ``quiet_s`` grows to that at most.
+#: An entry that may be unfinished must be quiet this many times ``settle``.
 UNSURE_FACTOR = 10
 
 #: With how many others an entry that is gone is compared at most.
@@ -69,16 +69,12 @@ class Recogniser:
         self.entries: dict[str, Entry] = {}
         #: What is gone, and may have been a checkpoint.
         self.gone: list[Gone] = []
+        #: How long an entry must be quiet, in seconds.
+        self.quiet_s = settle_s
         self._last_order = 0
-        self._longest_pause_s = 0.0
         self._newest_saved = -1
         #: By kind: how the last one looked that was saved.
         self._last_saved: dict[str, Tree] = {}
-
-    @property
-    def quiet_s(self) -> float:
-        """How long an entry must be quiet now, in seconds."""
-        return min(max(self._settle_s, 2 * self._longest_pause_s), UNSURE_FACTOR * self._settle_s)
 
     # -- taking in what was seen -----------------------------------------------------------------------------------
 
@@ -87,50 +83,49 @@ class Recogniser:
 
         ``old``: paths of entries that nobody has written to since the watch began.
         """
-        gone = {path: entry for path, entry in self.entries.items() if path not in looks} | self._rotated(looks)
-        for path in gone:
-            del self.entries[path]
+        moved = self._moved(looks)
+        gone = {
+            path: entry
+            for path, entry in self.entries.items()
+            if path not in looks or path in moved or path in moved.values()
+        }
+        self.entries = {path: entry for path, entry in self.entries.items() if path not in gone}
         new = [path for path in looks if path not in self.entries]
-        renamed = {entry.tree.fingerprint: entry for entry in gone.values() if entry.tree.has_files}
         # Of entries that come together, the one that was written first was begun first. One that is still empty has
         # just been begun.
         for path in sorted(new, key=lambda path: (not (tree := looks[path].tree), tree.newest_ns, natural(path))):
-            look, now = looks[path], self._clock()
-            entry = Entry(path, look.tree, now, self._next_order(), is_old=path in old, unchanged_since=now)
-            entry.renamed = look.renamed
-            before = renamed.get(look.tree.fingerprint)
-            if before is not None and before.path in gone:  # The same one under another name.
-                del gone[before.path]
-                entry.saved, entry.captured, before.captured = before.saved, before.captured, None
-                entry.order, entry.changed_at, entry.is_old = before.order, before.changed_at, before.is_old
+            now = self._clock()
+            entry = gone.pop(moved.get(path, ""), None) or Entry(
+                path, looks[path].tree, now, self._next_order(), is_old=path in old, unchanged_since=now
+            )
+            entry.path, entry.renamed = path, looks[path].renamed
             self.entries[path] = entry
         # In the order of their times: of two that are written anew, nothing else tells which is the newer one.
         for path, look in sorted(looks.items(), key=lambda item: item[1].tree.newest_ns):
             self._update(self.entries[path], look, is_old=path in old)
         grouped = {os.path.join(os.path.dirname(path), name) for path in new for name in looks[path].members}
-        for entry in list(gone.values()):
-            # What is found now as a part of another one is not gone.
-            if entry.path in grouped or any(_has_part_of(looks[path].tree, entry.tree) for path in new):
-                del gone[entry.path]
-            elif entry.captured is not None and entry.captured.tree != entry.saved:
-                self._note_gone(entry, rewritten=entry.path in looks, together=gone.values())
-        return list(gone.values())
+        # What is found now as a part of another one is not gone.
+        vanished = [entry for path, entry in gone.items() if path not in grouped]
+        for entry in vanished:
+            if entry.captured is not None and entry.captured.tree != entry.saved:
+                self._note_gone(entry, rewritten=entry.path in looks, together=vanished)
+        return vanished
 
-    def _rotated(self, looks: Mapping[str, Look]) -> dict[str, Entry]:
-        """Entries that were renamed to a name that was there already, as from ``latest`` to ``previous``, or whose name
-        was taken by such a one.
+    def _moved(self, looks: Mapping[str, Look]) -> dict[str, str]:
+        """New path → old path of entries that have another name now. It may have been there already, as when ``latest``
+        becomes ``previous``.
         """
         changed = {
             entry.tree.fingerprint: path
             for path, entry in self.entries.items()
             if entry.tree.has_files and (path not in looks or looks[path].tree != entry.tree)
         }
-        names = set[str]()
-        for path, look in looks.items() if changed else ():
-            if path not in self.entries or self.entries[path].tree != look.tree:
-                before = changed.get(look.tree.fingerprint)
-                names |= {path, before} if before is not None else set()
-        return {path: self.entries[path] for path in names if path in self.entries and path in looks}
+        return {
+            path: changed[fingerprint]
+            for path, look in looks.items()
+            if changed and (path not in self.entries or self.entries[path].tree != look.tree)
+            if (fingerprint := look.tree.fingerprint) in changed
+        }
 
     def _note_gone(self, entry: Entry, *, rewritten: bool, together: Collection[Entry] = ()) -> None:
         """All that is left of an entry is what was captured. ``together``: those that vanished with it."""
@@ -152,8 +147,6 @@ class Recogniser:
 
     def _note_change(self, entry: Entry, tree: Tree) -> None:
         now = self._clock()
-        pause_s = now - entry.changed_at
-        begun_anew = entry.saved is None and _is_begun_anew(entry.tree, tree, stood_still=entry.captured is not None)
         if entry.captured is not None and not _only_lost(entry.captured.tree, tree):
             rewritten = entry.captured.is_copy and not entry.captured.is_continued()
             if rewritten or entry.captured.tree.inodes.isdisjoint(tree.inodes):
@@ -162,20 +155,15 @@ class Recogniser:
             else:
                 self.note_captured_too_early(entry)
         entry.is_being_removed = entry.saved is not None and _only_lost(entry.saved, tree)
-        if begun_anew:
-            entry.order = self._next_order()
-        elif entry.saved is None:
-            if entry.tree.has_files and not entry.is_old:
-                self._longest_pause_s = max(self._longest_pause_s, pause_s)
-        elif not entry.is_being_removed and entry.tree == entry.saved:
-            if _only_gained(entry.saved, tree):
-                self._longest_pause_s = max(self._longest_pause_s, pause_s)
-                log.warning(
-                    f"{entry.path} grew again {pause_s:.0f} s after it was finished, as it seemed; it is saved anew "
-                    f"when it has been quiet for {self.quiet_s:.0f} s. A marker (done=) or a longer settle= avoids that"
-                )
-            else:
-                entry.order = self._next_order()  # Written anew, as a last.ckpt is.
+        if not _only_gained(entry.tree, tree) and not _only_lost(entry.tree, tree):
+            entry.order = self._next_order()  # Written anew, as a last.ckpt is.
+        elif entry.tree == entry.saved and not entry.is_being_removed:
+            self.quiet_s = UNSURE_FACTOR * self._settle_s
+            log.warning(
+                f"{entry.path} grew again {now - entry.changed_at:.0f} s after it was finished, as it seemed; it is "
+                f"saved anew when it has been quiet for {self.quiet_s:.0f} s. A marker (done=) or a longer settle= "
+                "avoids that"
+            )
         entry.tree, entry.changed_at, entry.renamed, entry.unchanged_since = tree, now, False, now
 
     def note_open(self, paths: Collection[str]) -> None:
@@ -226,7 +214,7 @@ class Recogniser:
         if entry.renamed:
             return "renamed into place"
         missing = "" if last else self.lacking(entry)
-        unsure = missing or (not last and (self._may_grow(entry) or self._has_unfinished_files(entry)))
+        unsure = missing or (not last and self._may_grow(entry))
         if quiet >= (UNSURE_FACTOR * self._settle_s if unsure else self.quiet_s):
             return f"quiet for {quiet:.0f} s" + (f", although it lacks {missing}" if missing else "")
         return ""
@@ -244,11 +232,6 @@ class Recogniser:
         """
         before = self._last_saved.get(kind_of(entry.path))
         return lacking(entry.tree, before) if before is not None else ""
-
-    def _has_unfinished_files(self, entry: Entry) -> bool:
-        """Whether it has files with names of unfinished ones, which the last saved one of its kind had not."""
-        names = {kind_of_file(path) for path in entry.tree if is_temporary(os.path.basename(path))}
-        return bool(names - set(map(kind_of_file, self._last_saved.get(kind_of(entry.path), {}))))
 
     def _may_finish(self, entry: Entry) -> bool:
         """Whether it can count as finished without a marker yet to come or another write."""
@@ -288,7 +271,7 @@ class Recogniser:
     def _should_be_captured(self, entry: Entry) -> bool:
         is_wanted = entry.captured is None and entry.is_unsaved and not self._needs_marker
         is_begun = not entry.is_open and bool(entry.tree.size)
-        return is_wanted and is_begun and self._may_finish(entry) and not self._has_unfinished_files(entry)
+        return is_wanted and is_begun and self._may_finish(entry)
 
     def next_capture_s(self) -> float:
         """After how many seconds there may be something to capture; infinite if there is nothing."""
@@ -352,23 +335,6 @@ class Recogniser:
         """This package has removed it."""
         if self.entries.get(entry.path) is entry:
             del self.entries[entry.path]
-
-
-def _has_part_of(after: Tree, before: Tree) -> bool:
-    """Whether a file of ``before`` is there just as it was; its number alone may be another file's by now."""
-    return not set(before.files.values()).isdisjoint(after.files.values())
-
-
-def _is_begun_anew(before: Tree, after: Tree, *, stood_still: bool) -> bool:
-    """Whether all of it is written once more: nothing is as it was, and a file is another one, or is shorter.
-
-    ``stood_still``: it was complete, as far as can be told. Then a file that is no longer than it was counts as well;
-    otherwise it may have been allocated first, to be filled later.
-    """
-    if _has_part_of(after, before):
-        return False
-    pairs = [(fact, after[path]) for path, fact in before.files.items() if path in after]
-    return any(now.inode != fact.inode or now.size < fact.size + stood_still for fact, now in pairs)
 
 
 def _only_lost(before: Tree, after: Tree) -> bool:

@@ -135,6 +135,16 @@ def test_names_of_files_that_nobody_has_chosen_are_no_files_that_others_lack(nam
     assert scene.verdict() == (True, "removed after the next one was begun")
 
 
+def test_a_file_with_the_name_of_something_unfinished_is_none_that_others_lack() -> None:
+    scene = Scene()
+    for number in (1, 2, 3):
+        scene.write(f"checkpoint-{number}", **({"model": 5, "model.tmp": 2} if number == 2 else {"model": 5}))
+        scene.stand()
+    del scene.there["checkpoint-1"]
+    scene.look()
+    assert scene.verdict() == (True, "removed after the next one was begun")
+
+
 def test_one_that_goes_bit_by_bit_is_captured_as_it_was() -> None:
     scene = Scene()
     scene.write("checkpoint-1", a=5, b=3)
