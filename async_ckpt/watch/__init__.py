@@ -4,7 +4,7 @@
 - ``scan`` looks, and ``events`` wake it up. ``names`` and ``group`` say what an entry of the directory is, ``entry``
   what is known of one.
 - ``recogniser`` decides which entries are finished, and ``gone`` which ones were before they went. Both are pure.
-- ``early_capture`` captures before that is known, ``saver`` saves, ``already_saved`` knows what was saved before,
+- ``early_capture`` captures before that is known, ``entry_saver`` saves, ``already_saved`` knows what was saved before,
   ``metadata_file`` reads a trainer's JSON, ``retention`` gives back the disk.
 - ``explanation`` says why nothing was saved.
 """

@@ -9,12 +9,11 @@ Neither becomes the newest: what the trainer writes from here on is that.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta, timezone
-from typing import Any, Protocol
 
 from ..layout import newest
 from ..spool.journal import COMMITTED, FAILED, FINAL, SUPERSEDED
+from ..task.checkpointer import Checkpointer
 from .entry import Entry, Tree
 from .gone import Gone
 
@@ -26,13 +25,6 @@ _MAX_REMEMBERED = 100_000
 
 _DIGITS = 16
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
-
-
-class Listing(Protocol):
-    """What is needed of a ``Checkpointer`` here."""
-
-    def list(self) -> Sequence[Mapping[str, Any]]: ...
-    def state(self, identity: str) -> tuple[str, str]: ...
 
 
 class AlreadySaved:
@@ -50,7 +42,7 @@ class AlreadySaved:
         When this attempt began (wall clock): it may have loaded what was saved before that. 0: it is the first one.
     """
 
-    def __init__(self, checkpointer: Listing, root: str, name: str, began_ns: int) -> None:
+    def __init__(self, checkpointer: Checkpointer, root: str, name: str, began_ns: int) -> None:
         self._checkpointer, self._root, self._name = checkpointer, root, name
         self._began = _EPOCH + timedelta(microseconds=began_ns // 1000)
         #: By path: the id under which what is there was saved; empty: it is in the store, without asking.

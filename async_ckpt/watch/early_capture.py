@@ -25,25 +25,23 @@ from dataclasses import dataclass
 from ..agent.backlog import is_short_of_disk
 from ..config import Config
 from ..errors import CheckpointError, os_reason
-from ..system.files import copy_content, remove_tree, set_mtime
+from ..system.files import NO_LINK, copy_content, remove_tree, set_mtime
 from ..system.writers import open_for_writing
-from .entry import Captured, Entry, Fact, Tree, fact_of, read_tree
+from .entry import Entry, Fact, Tree, fact_of, read_tree
 
 log = logging.getLogger(__package__)
 
 #: How much of each end of a file is compared, in bytes.
 _END_BYTES = 64 << 10
 
-#: What ``link`` says where the file system, or the file's owner, forbids it.
-_NO_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES)
-
 
 @dataclass(frozen=True, eq=False)
 class EarlyCapture:
-    """An entry as it was at one moment (see ``entry.Captured``)."""
+    """An entry as it was at one moment, before it counted as finished."""
 
     #: The directory in the spool; ``path`` is in it.
     folder: str
+    #: What can be saved in the entry's stead.
     path: str
     #: The path to which those in ``tree`` are relative.
     base: str
@@ -53,19 +51,22 @@ class EarlyCapture:
     made: Tree
     #: Bytes of it that are copies.
     copied: int
+    #: Whether it shares no file with the original, and stays as it is whatever is written there.
     is_copy: bool
     #: Small files that name the entry, by name.
     trackers: Mapping[str, bytes]
 
     def is_continued(self) -> bool:
-        """Whether the original still begins with what was captured. Of large files only both ends are compared."""
+        """Whether the original still begins with what was captured: its writer goes on, and has not begun anew. Of
+        large files only both ends are compared.
+        """
         try:
             return all(_begins_with(_at(self.base, path), _at(self.path, path)) for path in self.made.files)
         except OSError:
             return False
 
     def add_trackers(self) -> None:
-        """Put the small files that name it into it."""
+        """Put the small files that name it, such as TensorFlow's ``checkpoint``, into it."""
         for name, content in self.trackers.items():
             with open(os.path.join(self.path, name), "wb") as file:
                 file.write(content)
@@ -131,7 +132,7 @@ class EarlyCaptures:
             log.warning(f"{entry.path} cannot be captured{until}: {why}{lost}")
         return None
 
-    def drop_all_but(self, needed: Collection[Captured]) -> None:
+    def drop_all_but(self, needed: Collection[EarlyCapture]) -> None:
         """Drop the others: they are saved, or of no use."""
         for captured in self._captures:
             if captured not in needed:
@@ -210,7 +211,7 @@ def _link(source: str, made: str) -> bool:
     try:
         os.link(source, made, follow_symlinks=False)
     except OSError as error:
-        if error.errno in _NO_LINK:
+        if error.errno in NO_LINK:
             return False
         raise
     return True

@@ -9,10 +9,13 @@ import re
 import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..config import WATCH_STILL_S
 from .names import is_ours
+
+if TYPE_CHECKING:
+    from .early_capture import EarlyCapture
 
 
 class Fact(NamedTuple):
@@ -129,31 +132,6 @@ def natural(text: str) -> list[tuple[int, str]]:
     return [(int(piece), "") if piece.isdecimal() else (-1, piece) for piece in re.split(r"(\d+)", text)]
 
 
-class Captured(Protocol):
-    """What was captured early of an entry (``early_capture.EarlyCapture``)."""
-
-    @property
-    def tree(self) -> Tree:
-        """How the entry looked."""
-
-    @property
-    def path(self) -> str:
-        """What can be saved in its stead."""
-
-    @property
-    def is_copy(self) -> bool:
-        """Whether it shares no file with the original, and stays as it is whatever is written there."""
-
-    def is_continued(self) -> bool:
-        """Whether the original still begins with what was captured: its writer goes on, and does not begin anew."""
-
-    def add_trackers(self) -> None:
-        """Put the small files that name it, such as TensorFlow's ``checkpoint``, into it."""
-
-    def is_intact(self) -> bool:
-        """Whether it is what was captured, and nobody is about to write to it."""
-
-
 class Look(NamedTuple):
     """One entry as it was just seen."""
 
@@ -201,7 +179,7 @@ class Entry:
     trackers: dict[str, bytes] = field(default_factory=dict)
     lacks: str = ""
     #: What was captured of it, before it counted as finished, when it had stood still for ``still_s`` seconds.
-    captured: Captured | None = None
+    captured: EarlyCapture | None = None
     still_s: float = WATCH_STILL_S
 
     @property

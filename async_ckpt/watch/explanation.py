@@ -82,7 +82,7 @@ def why_nothing(root: str, text: str) -> str:
     """Why nothing in a directory fits a pattern, in words, and what would have to be changed."""
     pattern, names = Pattern(text), sorted(_names(root))
     why = _links(root, pattern, names) or _excluded(pattern, names) or _elsewhere(pattern, names) or _others(names)
-    return f"nothing in {root} fits pattern={text!r}: {why or _empty(root, pattern)}"
+    return f"nothing in {root} fits pattern={text!r}: {why}"
 
 
 def has_names(root: str) -> bool:
@@ -177,30 +177,12 @@ def _elsewhere(pattern: Pattern, names: list[_Name]) -> str:
 
 
 def _others(names: list[_Name]) -> str:
-    """What is there instead; empty if nothing is."""
+    """What is there instead."""
     # A folder in which there is something is told by what is in it.
     inside = {name.relative.rpartition("/")[0] for name in names}
     found = [name.relative + "/"[: name.is_folder] for name in names if name.relative not in inside]
     top = sorted({relative.partition("/")[0] + "/"[: "/" in relative] for relative in found})
-    return f"there is {_some(top)}" if top else ""
-
-
-def _empty(root: str, pattern: Pattern) -> str:
-    """It is empty; perhaps another directory beside it was meant."""
-    parent = os.path.dirname(root)
-    try:
-        beside = [item.path for item in os.scandir(parent) if item.is_dir(follow_symlinks=False)]
-    except OSError:
-        beside = []
-    for folder in sorted(beside)[:100]:
-        if folder != root and not is_ours(os.path.basename(folder)):
-            try:
-                found = next(iter(pattern.find(folder)), None)
-            except OSError:
-                continue
-            if found:
-                return f"it is empty, but {os.path.join(folder, found)} would. Is that the directory to watch?"
-    return "it is empty"
+    return f"there is {_some(top)}" if top else "it is empty"
 
 
 def _some(names: list[str]) -> str:

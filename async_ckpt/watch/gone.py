@@ -21,10 +21,13 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from .entry import Captured, Tree
+from .entry import Tree
 from .names import is_temporary
+
+if TYPE_CHECKING:
+    from .early_capture import EarlyCapture
 
 #: Names of files that nobody has chosen: a UUID; or eight characters or more in which letters and digits take turns,
 #: such as the digests by which Orbax names its files.
@@ -44,7 +47,7 @@ class Gone:
     """An entry that was removed, or whose name another one has taken, as it was captured before."""
 
     path: str
-    captured: Captured
+    captured: EarlyCapture
     #: The trainer began entries in this order.
     order: int
     #: Another entry was begun before this one went.

@@ -20,7 +20,7 @@ import contextlib
 import os
 import re
 import stat
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from ..errors import UsageError
@@ -103,43 +103,40 @@ class Grouping:
 def _known(folder: str, key: str, names: list[str]) -> Group | None:
     """A group of a shape that is known; None: the names only look like it."""
     if parts := [found for name in names if (found := _TENSORFLOW.fullmatch(name))]:
-        shards = {int(found["part"]) for found in parts if found["part"]}
-        if not shards:
-            return None  # Another program's index.
-        count = max(int(found["parts"]) for found in parts if found["parts"])
-        lacks = [f"{key}.data-{n:05d}-of-{count:05d}" for n in range(count) if n not in shards]
-        lacks += [f"{key}.index"] if f"{key}.index" not in names else []
-        members = tuple(found.string for found in parts)
-        return Group(members, next(iter(lacks), ""), _trackers(folder, "checkpoint", _names_tensorflow(key)))
+        return _tensorflow(folder, key, parts)
     if found := _TRACKED.fullmatch(key):
-        if not os.path.isdir(os.path.join(folder, key)):
-            return None
-        if key.startswith("iter_"):
-            number = int(found["number"])
-            trackers = _trackers(folder, "latest_checkpointed_iteration.txt", lambda text: _is_number(text, number))
-        else:
-            trackers = _trackers(folder, "latest", lambda text: text.strip() == key)
-        return Group((key,), "", trackers)
+        return _tracked(folder, key, int(found["number"]))
     return Group(tuple(names)) if len(names) > 1 and any(name.endswith(".json") for name in names) else None
 
 
-def _names_tensorflow(key: str) -> Callable[[str], bool]:
-    line = re.compile(rf'^model_checkpoint_path: "([^"]*/)?{re.escape(key)}"', re.MULTILINE)
-    return lambda text: line.search(text) is not None
+def _tensorflow(folder: str, key: str, parts: list[re.Match[str]]) -> Group | None:
+    shards = {int(found["part"]) for found in parts if found["part"]}
+    if not shards:
+        return None  # Another program's index.
+    names = tuple(found.string for found in parts)
+    count = max(int(found["parts"]) for found in parts if found["parts"])
+    wanted = [*(f"{key}.data-{n:05d}-of-{count:05d}" for n in range(count) if n not in shards), f"{key}.index"]
+    lacks = next((name for name in wanted if name not in names), "")
+    names_it = rf'^model_checkpoint_path: "([^"]*/)?{re.escape(key)}"'
+    return Group(names, lacks, _trackers(folder, "checkpoint", names_it))
 
 
-def _is_number(text: str, number: int) -> bool:
-    return text.strip().isdecimal() and int(text) == number
+def _tracked(folder: str, key: str, number: int) -> Group | None:
+    if not os.path.isdir(os.path.join(folder, key)):
+        return None
+    if key.startswith("iter_"):
+        return Group((key,), "", _trackers(folder, "latest_checkpointed_iteration.txt", rf"\A\s*0*{number}\s*\Z"))
+    return Group((key,), "", _trackers(folder, "latest", rf"\A\s*{key}\s*\Z"))
 
 
-def _trackers(folder: str, name: str, names_it: Callable[[str], bool]) -> dict[str, bytes]:
-    """A tracker and its content, if it names this checkpoint."""
+def _trackers(folder: str, name: str, names_it: str) -> dict[str, bytes]:
+    """A tracker and its content, if that names this checkpoint: the regular expression fits."""
     with contextlib.suppress(OSError):
         path = os.path.join(folder, name)
         if stat.S_ISREG(os.lstat(path).st_mode):
             with open(path, "rb") as file:
                 content = file.read(_MAX_TRACKER_BYTES)
-            if names_it(content.decode("utf-8", "replace")):
+            if re.search(names_it, content.decode("utf-8", "replace"), re.MULTILINE):
                 return {name: content}
     return {}
 

@@ -29,7 +29,8 @@ from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 from ..config import WATCH_STILL_S
-from .entry import Captured, Entry, Look, Tree, natural
+from .early_capture import EarlyCapture
+from .entry import Entry, Look, Tree, natural
 from .gone import Gone, Other, Verdict, judge, kind_of, lacking, shape_of
 
 log = logging.getLogger(__package__)
@@ -281,7 +282,7 @@ class Recogniser:
         ]
         return min((max(e.still_s + e.changed_at - now, 0) or WATCH_STILL_S for e in waiting), default=math.inf)
 
-    def captures(self) -> list[Captured]:
+    def captures(self) -> list[EarlyCapture]:
         """All that was captured early and is still needed."""
         captured = [entry.captured for entry in self.entries.values() if entry.captured is not None]
         return captured + [gone.captured for gone in self.gone]

@@ -19,16 +19,17 @@ from ..config import (
 )
 from ..errors import CheckpointError, WatchError, os_reason
 from ..system.files import given_path
+from ..task.checkpointer import Checkpointer
 from . import retention
 from .already_saved import AlreadySaved
 from .early_capture import EarlyCaptures
 from .entry import Entry, Tree
+from .entry_saver import EntrySaver
 from .events import Events
 from .explanation import Explanation
 from .gone import Gone
 from .options import WatchOptions
 from .recogniser import UNSURE_FACTOR, Recogniser
-from .saver import Checkpointer, Saver
 from .scan import CpuBudget, Scanner
 
 log = logging.getLogger(__package__)
@@ -75,7 +76,7 @@ class Watch:
         self._settle_s = config.watch_settle_s if options.settle is None else options.settle
         self._recogniser = Recogniser(self._settle_s, needs_marker=options.done is not None, clock=clock)
         self._already_saved = AlreadySaved(checkpointer, self.path, options.name, began_ns)
-        self._saver = Saver(checkpointer, self.path, options, config, self._already_saved, clock=clock)
+        self._saver = EntrySaver(checkpointer, self.path, options, config, self._already_saved, clock=clock)
         self._captures = EarlyCaptures(self.path, checkpointer.new_early_directory, config)
         self._explanation = Explanation(self.path, options, clock)
         self._wake, self._ending = threading.Event(), threading.Event()

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from async_ckpt.errors import WatchError
-from async_ckpt.watch import saver
+from async_ckpt.watch import entry_saver
 from async_ckpt.watch.entry import Tree, read_tree
 from async_ckpt.watch.events import Events
 from harness import trainer
@@ -283,7 +283,7 @@ def test_one_that_is_opened_in_the_moment_it_is_moved_stays_until_its_writer_is_
             opened.append(os.open(Path(now, "log"), os.O_WRONLY | os.O_APPEND))
         return read_tree(now)
 
-    monkeypatch.setattr(saver, "read_tree", look_again)
+    monkeypatch.setattr(entry_saver, "read_tree", look_again)
     checkpointer = task.start()
     watching.write("checkpoint-1", model="m", log="one\n")
     watch = watching.start(checkpointer, move=True)

@@ -24,7 +24,6 @@ from async_ckpt.watch.explanation import why_nothing
         ("checkpoint-*", ["Checkpoint-1/f"], "Checkpoint-1 would, were it not for capital letters"),
         ("checkpoint-*", ["step_1/model", "log.txt", "events/e/f"], "there is events/, log.txt, step_1/"),
         ("checkpoint-*", [], "it is empty"),
-        ("checkpoint-*", ["../../beside/checkpoint-1/f"], "it is empty, but"),
     ],
 )  # fmt: skip
 def test_it_names_what_is_there_and_what_would_have_to_change(
@@ -33,9 +32,8 @@ def test_it_names_what_is_there_and_what_would_have_to_change(
     root = tmp_path / "out"
     root.mkdir()
     for path in there:
-        full = tmp_path / path.removeprefix("../../") if path.startswith("../../") else root / path
-        full.parent.mkdir(parents=True, exist_ok=True)
-        full.write_text("x")
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text("x")
     assert why_nothing(str(root), pattern).startswith(f"nothing in {root} fits pattern={pattern!r}: {said}")
 
 

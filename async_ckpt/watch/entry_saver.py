@@ -4,29 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from ..config import WATCH_RETRY_FIRST_S, WATCH_RETRY_MOST_S, WATCH_ROOM_MOST_S, Config
 from ..errors import BacklogError, CheckpointError, SnapshotError, StoreError, os_reason
 from ..metadata import SIZE, NoteLog, plain
+from ..task.checkpointer import Checkpointer
 from . import metadata_file
-from .already_saved import WATCHED, AlreadySaved, Listing
-from .entry import Captured, Entry, Tree, read_tree
+from .already_saved import WATCHED, AlreadySaved
+from .early_capture import EarlyCapture
+from .entry import Entry, Tree, read_tree
 from .options import WatchOptions
 
 log = logging.getLogger(__package__)
-
-
-class Checkpointer(Listing, Protocol):
-    """What a watch needs of a ``Checkpointer``."""
-
-    def save(
-        self, path: str, *, name: str, metadata: Mapping[str, Any], latest: bool, storage_format: str, snapshot: str,
-        check: Callable[[], None], saved_path: str, wait: bool,
-    ) -> Any: ...  # fmt: skip
-    def new_early_directory(self, path: str) -> str: ...
 
 
 class _Changed(Exception):
@@ -45,7 +37,7 @@ class Failure:
     needs_room: bool = False
 
 
-class Saver:
+class EntrySaver:
     """Saves entries.
 
     Parameters
@@ -101,7 +93,7 @@ class Saver:
         except _Changed:
             return False
 
-    def save_captured(self, relative: str, captured: Captured, why: str, *, latest: bool) -> bool | None:
+    def save_captured(self, relative: str, captured: EarlyCapture, why: str, *, latest: bool) -> bool | None:
         """Save what was captured of an entry. None: not now; False: it is not what was captured any more."""
         if not os.path.lexists(captured.path):
             return False  # Something has cleaned the spool.
