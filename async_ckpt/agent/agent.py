@@ -107,7 +107,7 @@ class Agent:
             lambda spoke: self.dispatcher.on_death(spoke), lambda why: self.dispatcher.on_trouble(why),
             start_uploader_here,
         )  # fmt: skip
-        self.owners = Owners(config, spool.task, self._on_owner_gone, clock)
+        self.owners = Owners(config, spool.task, lambda: self.dispatcher.gather_in(config.collective_grace_s), clock)
         self.starts = Starts(spool, self.uploader, self.owners.say, clock)
         self.socket_saves = SocketSaves(self._selector, start_saver, config, clock)
         self.deaths = Deaths(self.queue, self.journal, config, spool.path("agent.log"), is_own=guarded)
@@ -240,9 +240,6 @@ class Agent:
         for why in self.leases.notices():
             self.owners.say(why)
         self.checkpoints.fail_torn()
-
-    def _on_owner_gone(self) -> None:
-        self.dispatcher.gather_in(self.config.collective_grace_s)
 
     def _set_pace(self) -> None:
         """While nobody trains (the task waits for a flush, or is gone, or soon will be) the uploader may use the

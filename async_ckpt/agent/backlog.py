@@ -11,32 +11,23 @@ from ..config import Config
 _SHARE = 20
 
 
-def is_short_of_disk(folder: str, config: Config) -> bool:
-    """Whether too little is left where ``folder`` lies; microseconds."""
-    return bool(_what_is_short(folder, config))
+def is_short_of_disk(folder: str, config: Config, wanted: int = 0) -> bool:
+    """Whether too little is left where ``folder`` lies, or would be with ``wanted`` bytes more; microseconds."""
+    return bool(_what_is_short(folder, config, wanted))
 
 
-def _what_is_short(folder: str, config: Config) -> str:
+def _what_is_short(folder: str, config: Config, wanted: int = 0) -> str:
     """The limit that the file system of ``folder`` is below; empty: none."""
     # Gone, a file system that does not tell, or no path at all: nothing is known against it.
     with contextlib.suppress(OSError, ValueError):
         facts = os.statvfs(folder)
         total, free = facts.f_blocks * facts.f_frsize, facts.f_bavail * facts.f_frsize
-        if free < min(config.min_free_bytes, total // _SHARE):
+        if free - wanted < min(config.min_free_bytes, total // _SHARE):
             return f"min_free_bytes={config.min_free_bytes}"
         # Without a number of inodes (btrfs) there are as many as there is room for.
         if facts.f_favail < min(config.min_free_inodes, facts.f_files // _SHARE):
             return f"min_free_inodes={config.min_free_inodes}"
     return ""
-
-
-def has_room_for(count: int, folder: str, config: Config) -> bool:
-    """Whether so many bytes more would still leave enough where ``folder`` lies."""
-    with contextlib.suppress(OSError):
-        facts = os.statvfs(folder)
-        total, free = facts.f_blocks * facts.f_frsize, facts.f_bavail * facts.f_frsize
-        return free - count >= min(config.min_free_bytes, total // _SHARE)
-    return False
 
 
 def why_full(pending: int, pending_bytes: int, folder: str, config: Config) -> str:

@@ -24,7 +24,6 @@ from ..spool.journal import (
 from ..spool.records import Admitted, torn_file
 from ..system.filesystems import kind_of, times_tell
 from .backlog import is_short_of_disk, why_full
-from .child import end_orphans
 from .housekeeping import removed
 from .job import Job
 
@@ -57,8 +56,6 @@ class Checkpoints:
 
     def recover(self) -> None:
         """Take up what earlier agents and savers left on this disk."""
-        if self._journal.checkpoints:
-            end_orphans(self._spool.directory)
         # Listed before the records are read: a saver that ends in between has admitted what it captured.
         leftovers = self._spool.snapshots.leftovers()
         for item in self._spool.records.pending():
@@ -71,9 +68,9 @@ class Checkpoints:
                 self._owners.say(why)
                 continue
             job = self._take_in(item, uploaded=known.uploaded)
-            if not known.uploaded and (why := self._why_torn(item, "while nobody guarded the snapshot")):
-                self.fail(job, why, lost=True)
-            elif why := self._deaths.recovered(item.id):
+            if not known.uploaded:
+                self._fail_if_torn(item, "while nobody guarded the snapshot")
+            if why := self._deaths.recovered(item.id):
                 self.fail(job, why)
         for why in self._spool.snapshots.sweep(leftovers):
             self._owners.say(why)
@@ -91,8 +88,7 @@ class Checkpoints:
         for item in self._unreachable.came_back():
             job = self._queue.jobs[item.id]
             job.item, job.why = item, ""
-            if why := self._why_torn(item, "while nobody could look at it"):
-                self.fail(job, why, lost=True)
+            self._fail_if_torn(item, "while nobody could look at it")
             self._queue.resume(item.id)
         for identity in self._unreachable.given_up(self._clock.monotonic()):
             self.fail(self._queue.jobs[identity], self._queue.jobs[identity].why)
@@ -100,11 +96,9 @@ class Checkpoints:
         for identity in self._spool.records.ids():
             if identity not in self._queue.jobs:
                 found = self.admit(identity)
-                if found is None or self._spool.snapshots.saver_may_live(found):
-                    continue
-                # It did not come to hand over its leases.
-                if why := self._why_torn(found, "while nobody guarded the snapshot"):
-                    self.fail(self._queue.jobs[identity], why, lost=True)
+                if found is not None and not self._spool.snapshots.saver_may_live(found):
+                    # It did not come to hand over its leases.
+                    self._fail_if_torn(found, "while nobody guarded the snapshot")
 
     def has_news(self) -> bool:
         """Whether something was admitted that ``scan`` has not found yet."""
@@ -167,15 +161,15 @@ class Checkpoints:
 
     # -- whether it is still what was captured -------------------------------------------------------------------------
 
-    def _why_torn(self, item: Admitted, when: str) -> str:
-        """Guard again what nobody may guard any more. Returns why it is not what was captured; empty: it is."""
+    def _fail_if_torn(self, item: Admitted, when: str) -> None:
+        """Guard again what nobody may guard any more, and give it up if it is not what was captured."""
         stored = self._journal.of(item.id).files
         unguarded = self._leases.take_anew(item, stored)
         if torn := torn_file(item, stored):
-            return f"{torn} was written to, or removed, {when}"
-        if unguarded and not times_tell(kind_of(item.data)) and not self._spool.snapshots.saver_may_live(item):
-            return f"{unguarded[0]} may have been written to {when}: somebody has it open for writing"
-        return ""
+            self.fail(self._queue.jobs[item.id], f"{torn} was written to, or removed, {when}", lost=True)
+        elif unguarded and not times_tell(kind_of(item.data)) and not self._spool.snapshots.saver_may_live(item):
+            why = f"{unguarded[0]} may have been written to {when}: somebody has it open for writing"
+            self.fail(self._queue.jobs[item.id], why, lost=True)
 
     def fail_torn(self) -> None:
         """Give up what was written to before it could be copied away."""

@@ -24,7 +24,7 @@ from ..spool.spool import Spool
 from ..system.backoff import Backoff
 from ..system.clock import Clock
 from ..system.files import occupy_standard_streams
-from ..system.processes import Stillness, end, find
+from ..system.processes import Stillness
 
 _PACKAGE_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -330,11 +330,3 @@ def writable_log(spool: Spool) -> str:
     except OSError:
         return os.devnull
     return path
-
-
-def end_orphans(directory: str) -> None:
-    """End uploaders of earlier agents of a spool. The kernel ends them with their agent, but for one that was stopped
-    before it could ask for that.
-    """
-    for pid in [pid for pid in find("uploader", directory) if pid != os.getpid()]:
-        end(pid, "uploader", directory, 0.0)

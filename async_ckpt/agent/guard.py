@@ -29,7 +29,7 @@ from ..config import COPIERS_STOP_S, LAST_COPIES_S, Config
 from ..errors import SnapshotError
 from ..spool.journal import order
 from ..system.priority import set_disk_priority
-from .backlog import has_room_for
+from .backlog import is_short_of_disk
 
 #: How many files are copied at a time for writers that wait.
 _COPIERS = 4
@@ -75,6 +75,11 @@ class GuardedFile:
         kernel would have let the writer in.
         """
         return time.monotonic() < self.stood + lease.BREAK_TIME_S / 2 or not lease.is_breaking(self.fd)
+
+    def drop(self) -> None:
+        """Let whoever waits for it go on."""
+        lease.release(self.fd)
+        os.close(self.fd)
 
 
 class Guard:
@@ -129,12 +134,10 @@ class Guard:
                 # A load has linked the file and took a lease of its own. One is enough, as a writer waits for all of
                 # them. The new one is kept, because its process lives, unless the file is being copied already.
                 if previous.busy:
-                    lease.release(held.fd)
-                    os.close(held.fd)
+                    held.drop()
                     return
                 held.stood = previous.stood
-                lease.release(previous.fd)
-                os.close(previous.fd)
+                previous.drop()
             self._held[identity, path] = held
             self._habits.saw(held.original, held.inode)
             lease.answer_for(held.fd)
@@ -163,8 +166,7 @@ class Guard:
                     held.needless = True
                 elif held is not None:
                     del self._held[key]
-                    lease.release(held.fd)
-                    os.close(held.fd)
+                    held.drop()
                     released.append(key[1])
         return released
 
@@ -319,8 +321,7 @@ class Guard:
             with self._lock:
                 del self._held[key]
                 self._copy_ended.notify_all()
-            lease.release(held.fd)
-            os.close(held.fd)
+            held.drop()
             self._on_private(*key, why)
         return True
 
@@ -357,7 +358,7 @@ class Guard:
                     self._habits.learn(held.original)
                 elif ahead:
                     held.stood = time.monotonic()
-                    if not has_room_for(copy.left, os.path.dirname(held.path), self._config):
+                    if is_short_of_disk(os.path.dirname(held.path), self._config, copy.left):
                         if held.size > self.copy_speed.possible(self._limit_s):
                             self._say_once("room", _no_room(held))
                         return False

@@ -35,7 +35,8 @@ import signal
 import socket
 import sys
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from typing import Any
 
 import anyio
@@ -71,21 +72,18 @@ _PR_SET_PDEATHSIG = 1
 _working: set[str] = set()
 
 
-async def serve(
-    sock: socket.socket, spool: Spool, config: Config, on_priority: Callable[[bool], None] | None = None,
-    on_notice: Callable[[str], None] = lambda why: None,
-) -> None:  # fmt: skip
+async def serve(sock: socket.socket, spool: Spool, config: Config, *, alone: bool = False) -> None:
     """Work until the agent closes its end; then drop what is under way (the store cleans up after itself).
 
-    ``on_priority`` is called with whether this process should be idle; None in a thread of the task. ``on_notice`` gets
-    what the user should know of the store, as the agent does.
+    ``alone``: in a process of its own. That takes the priority it is told, and prints to the agent's log what the user
+    should know of the store.
     """
     sock.setblocking(False)
     # An uploader whose agent was killed may live a moment longer: two at once could put a file's later content over the
     # good one.
     with _only_one(spool.path("uploader.lock")):
-        uploader = _Uploader(sock, spool, config, on_notice)
-        await uploader.say_hello()
+        uploader = _Uploader(sock, spool, config, alone=alone)
+        await uploader.send({"op": "ready", "id": ""})  # Nothing has failed at the start.
         known = Known()
         unchanged: defaultdict[str, dict[str, StoredFile]] = defaultdict(dict)
         try:
@@ -94,8 +92,8 @@ async def serve(
                     if "op" not in message:
                         known.apply(message)
                     elif message["op"] == "priority":
-                        if on_priority is not None:
-                            on_priority(message["idle"])
+                        if alone:
+                            set_priority(idle=message["idle"])
                     elif message["op"] == "commit":
                         group.start_soon(uploader.commit, message["ids"])
                     elif message["op"] == "gather":
@@ -182,8 +180,8 @@ async def _messages(sock: socket.socket) -> AsyncIterator[Message]:
 
 
 class _Uploader:
-    def __init__(self, sock: socket.socket, spool: Spool, config: Config, on_notice: Callable[[str], None]) -> None:
-        self._sock, self._spool, self._on_notice = sock, spool, on_notice
+    def __init__(self, sock: socket.socket, spool: Spool, config: Config, *, alone: bool) -> None:
+        self._sock, self._spool, self._alone = sock, spool, alone
         self._told: set[str] = set()
         self.store = open_store(spool.store, config)
         self._writer = CheckpointWriter(self.store, config)
@@ -193,10 +191,6 @@ class _Uploader:
         self._commits: dict[str, anyio.CancelScope] = {}
         self._collective = CollectiveCommit(self.store, self._writer, config)
         self._gathering: dict[str, Patience] = {}
-
-    async def say_hello(self) -> None:
-        """Say the first word: nothing has failed at the start."""
-        await self._send({"op": "ready", "id": ""})
 
     async def upload(self, identity: str, known: CheckpointState, unchanged: dict[str, StoredFile]) -> None:
         with anyio.CancelScope() as scope:
@@ -211,7 +205,7 @@ class _Uploader:
         if self._uploads.get(identity) is scope:
             del self._uploads[identity]
         if not scope.cancelled_caught:
-            await self._send(answer)
+            await self.send(answer)
 
     async def gather(self, identity: str, timeout_s: float, decides: bool) -> None:
         if identity in self._gathering:
@@ -224,7 +218,7 @@ class _Uploader:
             nonlocal said
             if why != said:
                 said = why
-                await self._send({"op": "waiting", "id": identity, "why": why})
+                await self.send({"op": "waiting", "id": identity, "why": why})
 
         try:
             item = await self._read(identity)
@@ -236,7 +230,7 @@ class _Uploader:
             # What the ranks have decided is never tried again.
             answer = {**_failed(identity, error), "decided": isinstance(error, errors.UsageError)}
         del self._gathering[identity]
-        await self._send(answer)
+        await self.send(answer)
 
     async def claim(self, order: Message) -> None:
         task = dataclasses.replace(self._spool.task, attempt=order["attempt"])
@@ -248,13 +242,13 @@ class _Uploader:
             answer: Message = {"start": claim.start, "first": claim.first, "why": claim.why[:_MAX_WHY]}
         except Exception as error:
             answer = _failed("", error)
-        await self._send({**answer, "op": "claimed", "id": "", "attempt": order["attempt"]})
+        await self.send({**answer, "op": "claimed", "id": "", "attempt": order["attempt"]})
 
     async def gone(self, attempt: int) -> None:
         task = self._spool.task
         with contextlib.suppress(errors.CheckpointError):  # The others wait, as long as they would without it.
             await agreement.put_gone(self.store, task.pathspec, attempt, task.node, self._spool.versions.ranks(attempt))
-        await self._send({"op": "gone", "id": ""})
+        await self.send({"op": "gone", "id": ""})
 
     def pause(self, identity: str) -> None:
         for scopes in (self._uploads, self._commits):
@@ -274,7 +268,7 @@ class _Uploader:
             count += 1
             if count < len(batch):
                 with anyio.CancelScope(shield=True):
-                    await self._send({"op": "committed", "id": batch[count - 1]})
+                    await self.send({"op": "committed", "id": batch[count - 1]})
 
         with anyio.CancelScope() as scope:
             self._commits.update(dict.fromkeys(batch, scope))
@@ -286,9 +280,9 @@ class _Uploader:
                 error = raised
         self._commits = {identity: other for identity, other in self._commits.items() if other is not scope}
         if count == len(batch):
-            await self._send({"op": "committed", "id": batch[-1]})
+            await self.send({"op": "committed", "id": batch[-1]})
         elif error is not None:
-            await self._send(_failed(unread or batch[count], error))
+            await self.send(_failed(unread or batch[count], error))
 
     async def _read(self, identity: str) -> Admitted:
         item = await anyio.to_thread.run_sync(self._spool.records.read, identity)
@@ -299,7 +293,7 @@ class _Uploader:
             )
         return item
 
-    async def _send(self, message: Message) -> None:
+    async def send(self, message: Message) -> None:
         try:
             data = protocol.encode(message)
         except errors.ProtocolError as error:
@@ -307,7 +301,8 @@ class _Uploader:
         for notice in (self._writer.notice, self.store.notice):
             if notice and notice not in self._told:  # Known since the first request: told before its outcome.
                 self._told.add(notice)
-                self._on_notice(notice)
+                if self._alone:
+                    print(notice, file=sys.stderr, flush=True)
                 data = protocol.encode({"op": "notice", "id": "", "why": notice[:_MAX_WHY]}) + data
         async with self._sending:
             while data:
@@ -378,9 +373,9 @@ class _Reporter:
         messages, self._out = self._out, []
         with anyio.CancelScope(shield=True):
             for message in messages:
-                await self._uploader._send(message)
+                await self._uploader.send(message)
             if count:
-                await self._uploader._send({"op": "progress", "id": self._identity, "bytes": count})
+                await self._uploader.send({"op": "progress", "id": self._identity, "bytes": count})
 
 
 def main(arguments: list[str]) -> None:
@@ -393,10 +388,7 @@ def main(arguments: list[str]) -> None:
     set_priority(idle=True)
     with socket.socket(fileno=fd) as sock:
         try:
-            anyio.run(
-                serve, sock, Spool.open(directory), Config.from_env(), lambda idle: set_priority(idle=idle),
-                lambda why: print(why, file=sys.stderr, flush=True),
-            )  # fmt: skip
+            anyio.run(partial(serve, sock, Spool.open(directory), Config.from_env(), alone=True))
         except errors.CheckpointError as error:
             sys.exit(f"async_ckpt uploader: {error}")
 

@@ -287,7 +287,7 @@ def test_without_room_for_copies_it_is_said_and_the_link_stays_until_somebody_co
     run(
         tmp_path,
         """
-guards.has_room_for = lambda count, folder, config: False
+guards.is_short_of_disk = lambda folder, config, wanted: True
 guard = make(copy_away_s=0.0)
 trainer, path, held = capture("w", MIB)
 guard.add("0.x.0", "w", held)
