@@ -25,8 +25,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from queue import SimpleQueue
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 import anyio
 import pytest
@@ -117,6 +116,7 @@ class World:
         # Leases are looked at in each turn: no process is signalled, and an agent's number is that of none.
         patch.setattr(lease, "answer_for", lambda fd: None)
         patch.setattr(agent_module, "Remover", InlineRemover)
+        patch.setattr(agent_module, "ChildProcess", lambda spool, role: InlineUploader(self, spool))
         patch.setattr(owners, "process_exists", lambda pid: self.client is not None)
         patch.setattr(undisturbed, "_run_in_thread", lambda work: work())
         patch.setattr(anyio.to_thread, "run_sync", _call_at_once)
@@ -326,8 +326,6 @@ class AgentProcess:
             self.agent.__init__(  # type: ignore[misc]
                 spool,
                 self._listening,
-                lambda: InlineUploader(world, spool),
-                _no_saver,
                 world.config,
                 guarded=True,
                 clock=world.clock,
@@ -366,10 +364,6 @@ class AgentProcess:
         for name in ("journal", "_wake_read", "_wake_write", "_selector"):
             if name in parts:
                 parts[name].close()
-
-
-def _no_saver() -> NoReturn:
-    raise AssertionError("nobody saves over the socket")
 
 
 class InlineLauncher(Launcher):
@@ -490,14 +484,10 @@ class InlineRemover(Remover):
 
     def turn(self) -> bool:
         """Remove one snapshot; False if there is none to remove."""
-        if self._todo.empty():
-            return False
-        rest, self._todo = self._todo, SimpleQueue()
-        self._todo.put(rest.get())
-        self._todo.put(None)
-        super()._run()
-        self._todo = rest
-        return True
+        todo = None if self._todo.empty() else self._todo.get()
+        if todo is not None:
+            self._remove(*todo)
+        return todo is not None
 
 
 class InlineUploader:

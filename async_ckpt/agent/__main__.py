@@ -7,12 +7,6 @@ import os
 import signal
 import socket
 import sys
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from ..config import Config
-    from ..spool.spool import Spool
-    from .child import Running
 
 
 def main(arguments: list[str]) -> None:
@@ -29,8 +23,6 @@ def main(arguments: list[str]) -> None:
     from ..system.processes import ignore_terminal_signals, raise_descriptor_limit
     from . import naming
     from .agent import Agent
-    from .child import ChildProcess
-    from .socket_saves import SaverProcess
 
     ignore_terminal_signals()
     raise_descriptor_limit()
@@ -39,24 +31,13 @@ def main(arguments: list[str]) -> None:
         listener = socket.socket(fileno=listening)
         with contextlib.suppress(OSError):  # The disk may be full; it is tried again by each look after the spool.
             naming.name_socket(spool, naming.name_of(listener), os.getpid())
-        agent = Agent(
-            spool, listener, lambda: ChildProcess(spool, "uploader"), lambda: SaverProcess(spool, "saver"), config,
-            guarded=True, start_uploader_here=lambda: _uploader_here(spool, config),
-        )  # fmt: skip
+        agent = Agent(spool, listener, config, guarded=True)
         signal.signal(signal.SIGTERM, lambda *_: agent.terminate())
         # A saver's doorbell must not take the saver's CPU away at once. This thread only: the guard's started before.
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         agent.run()
     except CheckpointError as error:
         sys.exit(f"async_ckpt agent: {error}")
-
-
-def _uploader_here(spool: Spool, config: Config) -> Running:
-    """An uploader in a thread of the agent's process, with the packages that an uploader's process would have."""
-    from .child import ChildThread
-
-    sys.path += [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path not in sys.path]
-    return ChildThread(spool, config)
 
 
 def _close_all_but(keep: set[int]) -> None:

@@ -17,7 +17,7 @@ import math
 import os
 import selectors
 import socket
-from collections.abc import Callable
+import sys
 
 from ..config import AGENT_TICK_S, CALM_S, LAST_CALL_PAUSE_S, SHORT_FIRST_S, SHORT_MOST_S, SHORT_TIMES, Config
 from ..ipc.server import Server
@@ -26,7 +26,7 @@ from ..spool.spool import Spool
 from ..system.backoff import Backoff
 from ..system.clock import REAL_CLOCK, Clock
 from .checkpoints import Checkpoints
-from .child import Child, Running
+from .child import Child, ChildProcess, ChildThread, Running
 from .deadline import LastCall
 from .deaths import Deaths
 from .dispatcher import Dispatcher
@@ -51,14 +51,8 @@ class Agent:
         Whose lock the caller holds.
     listening : socket.socket
         Bound and listening at ``agent.sock``.
-    start_uploader : callable
-        Starts an uploader; called when there is work and there is none.
-    start_saver : callable
-        Starts a saver; called when a client asks for a save and there is none.
-    start_uploader_here : callable or None
-        Starts an uploader in a thread of this process, for where no process can be started.
     guarded : bool
-        Whether leases are held here (a process of its own) or not (a thread).
+        Whether this is a process of its own, which holds leases and has children that upload; else all is in threads.
     clock : Clock
         The world's, but in a simulation.
     temporary : bool
@@ -70,16 +64,13 @@ class Agent:
         self,
         spool: Spool,
         listening: socket.socket,
-        start_uploader: Callable[[], Running],
-        start_saver: Callable[[], Running],
         config: Config,
         *,
         guarded: bool,
-        start_uploader_here: Callable[[], Running] | None = None,
         temporary: bool = False,
         clock: Clock = REAL_CLOCK,
     ) -> None:
-        self.spool, self.config, self.clock = spool, config, clock
+        self.spool, self.config, self.clock, self._guarded = spool, config, clock, guarded
         self._gives_way_at = clock.monotonic() + CALM_S if temporary else math.inf
         self._shortage = Backoff(0, SHORT_FIRST_S, SHORT_MOST_S)
         self._gone: str | None = None
@@ -103,13 +94,13 @@ class Agent:
         self.leases = Leases(spool, self.journal, self._server, self._wake, config, guarded=guarded)
         self.remover = Remover(spool, self._wake, lambda why: self.checkpoints.remember(why))
         self.uploader = Child(
-            self._selector, start_uploader, config, clock, lambda message: self.dispatcher.on_message(message),
-            lambda spoke: self.dispatcher.on_death(spoke), lambda why: self.dispatcher.on_trouble(why),
-            start_uploader_here,
+            self._selector, (lambda: ChildProcess(spool, "uploader")) if guarded else self._start_uploader_here, config,
+            clock, lambda message: self.dispatcher.on_message(message), lambda spoke: self.dispatcher.on_death(spoke),
+            lambda why: self.dispatcher.on_trouble(why), self._start_uploader_here,
         )  # fmt: skip
         self.owners = Owners(config, spool.task, lambda: self.dispatcher.gather_in(config.collective_grace_s), clock)
         self.starts = Starts(spool, self.uploader, self.owners.say, clock)
-        self.socket_saves = SocketSaves(self._selector, start_saver, config, clock)
+        self.socket_saves = SocketSaves(self._selector, spool, config, clock)
         self.deaths = Deaths(self.queue, self.journal, config, spool.path("agent.log"), is_own=guarded)
         self.throughput = Throughput(clock)
         self.last_call = LastCall(
@@ -119,6 +110,13 @@ class Agent:
         self.dispatcher = Dispatcher(self)
         self.requests = Requests(self)
         self.checkpoints.recover()
+
+    def _start_uploader_here(self) -> Running:
+        """One in a thread of this process, with the packages that an uploader's process would have."""
+        if self._guarded:  # The task's process has them.
+            environment = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+            sys.path += [path for path in environment if path and path not in sys.path]
+        return ChildThread(self.spool, self.config)
 
     # -- life ------------------------------------------------------------------------------------------------------
 

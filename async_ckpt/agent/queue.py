@@ -16,7 +16,6 @@ outside.
 from __future__ import annotations
 
 import bisect
-import heapq
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -51,13 +50,10 @@ class Queue:
         self.jobs: dict[str, Job] = {}
         self._open: dict[str, Job] = {}
         self._failed: dict[str, Job] = {}
-        # A step costs the same however long the queue is.
         self._line: list[Place] = []  # Of the open ones, in order.
-        self._startable: list[Place] = []  # A heap of those that may be started; what changed since is skipped.
         self._uploading: dict[str, Job] = {}
         self._gatherable: dict[str, Job] = {}
         self._batch: list[Job] = []
-        self._suspects: set[str] = set()
         self._paused: dict[str, Job] = {}
         #: When time is short: what is committed, in this order, and what may be uploaded.
         self._preferred: Sequence[str] | None = None
@@ -84,7 +80,6 @@ class Queue:
             self._gatherable[job.id] = job
             return
         bisect.insort(self._line, job.place)
-        heapq.heappush(self._startable, job.place)
 
     def _leave_line(self, job: Job) -> None:
         at = bisect.bisect_left(self._line, job.place)
@@ -118,8 +113,8 @@ class Queue:
         return Action("upload", (job.id,))
 
     def _next_suspect(self) -> list[Action]:
-        jobs = [self._open[identity] for identity in self._suspects if not self._open[identity].is_paused]
-        able = [job for job in jobs if job.state == ADMITTED or (job.is_ready and not job.shard)]
+        suspects = (job for job in self.in_line() if job.is_suspect and not job.is_paused)
+        able = (job for job in suspects if job.state in (ADMITTED, UPLOADED))
         job = min(able, key=lambda job: (job.deaths, job.place), default=None)
         if job is None:
             return []
@@ -131,26 +126,12 @@ class Queue:
 
     def blame(self, identity: str, deaths: int) -> None:
         """Note how often in a row agents or uploaders have died with a checkpoint in hand."""
-        job = self._open.get(identity)
-        if job is None:
-            return
-        was_suspect, job.deaths = job.is_suspect, deaths
-        if job.is_suspect:
-            self._suspects.add(identity)
-        elif was_suspect:
-            self._acquit(job)
-
-    def _acquit(self, job: Job) -> None:
-        job.deaths = 0
-        if job.id in self._suspects:
-            self._suspects.discard(job.id)
-            if job.state == ADMITTED:
-                heapq.heappush(self._startable, job.place)
+        if job := self._open.get(identity):
+            job.deaths = deaths
 
     def _next_batch(self) -> list[Job]:
         if self._preferred is None:
-            in_line = (self._open[identity] for _, identity in self._line)
-            waited_for = (job for job in in_line if not job.is_suspect and (job.is_ready or not job.passed))
+            waited_for = (job for job in self.in_line() if not job.is_suspect and (job.is_ready or not job.passed))
             return list(itertools.islice(itertools.takewhile(lambda job: job.is_ready, waited_for), MAX_BATCH))
         # (A shard that is uploaded is not among them: alone it is no checkpoint.)
         ready = [job for identity in self._preferred if (job := self._open.get(identity)) and job.is_ready]
@@ -160,20 +141,16 @@ class Queue:
     def _next_upload(self) -> Job | None:
         if self._preferred is not None:
             jobs = (job for identity in self._allowed if (job := self._open.get(identity)))
-            return next((job for job in jobs if job.state == ADMITTED and not job.is_paused), None)
-        while self._startable:
-            job = self._open.get(heapq.heappop(self._startable)[1])
-            if job is not None and job.state == ADMITTED and not job.is_paused and not job.is_suspect:
-                return job
-        return None
+        else:
+            jobs = (job for job in self.in_line() if not job.is_suspect)
+        return next((job for job in jobs if job.state == ADMITTED and not job.is_paused), None)
 
     def uploaded(self, identity: str) -> None:
         """All objects of a checkpoint are in the store."""
         job = self._open.get(identity)
         if job is None:
             return
-        job.state, job.stored, job.passed = UPLOADED, True, False
-        self._acquit(job)
+        job.state, job.stored, job.passed, job.deaths = UPLOADED, True, False, 0
         self._uploading.pop(identity, None)
         if job.shard:
             self._leave_line(job)
@@ -186,7 +163,6 @@ class Queue:
         if job is None:
             return
         self.open_bytes -= job.size
-        self._suspects.discard(identity)
         self._leave_line(job)
         for containers in (self._uploading, self._gatherable, self._paused):
             containers.pop(identity, None)
@@ -255,7 +231,7 @@ class Queue:
         """The oldest checkpoint that may be dropped: it is not on its way to the store, is not the newest of its name,
         and has no parts of other ranks. None: there is none.
         """
-        jobs = [self._open[identity] for _, identity in self._line]
+        jobs = list(self.in_line())
         newest = {job.name: job for job in jobs}
         return next(
             (job.id for job in jobs if job.state == ADMITTED and not job.shard and newest[job.name] is not job), None
@@ -282,7 +258,6 @@ class Queue:
 
     def _start_over(self, job: Job) -> None:
         job.state, job.sent = ADMITTED, 0
-        heapq.heappush(self._startable, job.place)
 
     def pause(self, identity: str, until: float = math.inf) -> None:
         """What was under way for a checkpoint came to nothing; it is to be done again, but not before ``until``
@@ -302,10 +277,7 @@ class Queue:
         job = self._paused.pop(identity, None)
         if job is not None:
             job.not_before = 0.0
-            if job.shard and job.state == UPLOADED:
-                self._gatherable[identity] = job
-            else:
-                heapq.heappush(self._startable, job.place)
+            self.gather_again(identity)
 
     def resume_due(self, now: float, most_s: float = math.inf) -> None:
         """End the pauses that are over (``now``: monotonic seconds). Those that have an end last no longer than another

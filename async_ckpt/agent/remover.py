@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from queue import SimpleQueue
+from queue import Queue
 
 from ..capture.snapshot import remove_snapshot
 from ..errors import os_reason
@@ -32,19 +32,15 @@ class Remover:
 
     def __init__(self, spool: Spool, on_idle: Callable[[], None], on_error: Callable[[str], None]) -> None:
         self._spool, self._on_idle, self._on_error = spool, on_idle, on_error
-        self._todo: SimpleQueue[tuple[str, str] | None] = SimpleQueue()
-        self._lock = threading.Lock()
-        self._left = 0
+        self._todo: Queue[tuple[str, str] | None] = Queue()
         threading.Thread(target=self._run, name="async_ckpt-remover", daemon=True).start()
 
     @property
     def idle(self) -> bool:
-        return not self._left
+        return not self._todo.unfinished_tasks
 
     def remove(self, item: Admitted) -> None:
         """Remove a checkpoint's snapshot, and then its record: a crash in between leaves nothing without an owner."""
-        with self._lock:
-            self._left += 1
         self._todo.put((item.id, item.data))
 
     def stop(self) -> None:
@@ -53,13 +49,14 @@ class Remover:
 
     def _run(self) -> None:
         while (todo := self._todo.get()) is not None:
-            identity, data = todo
-            try:
-                remove_snapshot(data)
-                self._spool.records.drop(identity)
-            except OSError as error:
-                self._on_error(f"The snapshot of {identity}, {data}, cannot be removed: {os_reason(error)}")
-            with self._lock:
-                self._left -= 1
-            if self.idle:
-                self._on_idle()
+            self._remove(*todo)
+
+    def _remove(self, identity: str, data: str) -> None:
+        try:
+            remove_snapshot(data)
+            self._spool.records.drop(identity)
+        except OSError as error:
+            self._on_error(f"The snapshot of {identity}, {data}, cannot be removed: {os_reason(error)}")
+        self._todo.task_done()
+        if self.idle:
+            self._on_idle()

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import selectors
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +22,9 @@ from ..errors import ProtocolError
 from ..ipc import protocol
 from ..ipc.protocol import Message
 from ..ipc.server import Connection
+from ..spool.spool import Spool
 from ..system.clock import Clock
-from .child import Child, ChildProcess, Running
+from .child import Child, ChildProcess
 
 #: Most saves that were asked for and not answered.
 MAX_WAITING = 256
@@ -59,15 +59,13 @@ class SocketSaves:
     ----------
     selector : selectors.BaseSelector
         The agent's.
-    start : callable
-        Makes a saver.
     """
 
-    def __init__(
-        self, selector: selectors.BaseSelector, start: Callable[[], Running], config: Config, clock: Clock
-    ) -> None:
+    def __init__(self, selector: selectors.BaseSelector, spool: Spool, config: Config, clock: Clock) -> None:
         self._clock = clock
-        self._saver = Child(selector, start, config, clock, self._on_answer, self._on_death)
+        self._saver = Child(
+            selector, lambda: _SaverProcess(spool, "saver"), config, clock, self._on_answer, self._on_death
+        )
         self._patience_s, self._deaths = config.agent_patience_s, 0
         self._waiting: deque[_Request] = deque()
         self._under_way: _Request | None = None
@@ -149,7 +147,7 @@ class SocketSaves:
         self._waiting.clear()
 
 
-class SaverProcess(ChildProcess):
+class _SaverProcess(ChildProcess):
     """A saver."""
 
     def stop(self) -> None:

@@ -247,16 +247,11 @@ class Launcher:
 
     def _start_thread(self, lock: int, listening: socket.socket) -> int:
         from ..agent.agent import Agent
-        from ..agent.child import ChildThread
-        from ..agent.socket_saves import SaverProcess
 
         def run() -> None:
             try:
-                Agent(
-                    self._spool, listening, lambda: ChildThread(self._spool, self._config),
-                    lambda: SaverProcess(self._spool, "saver"), self._config, guarded=False,
-                    temporary=self._uploader != "thread",
-                ).run()  # fmt: skip
+                is_temporary = self._uploader != "thread"
+                Agent(self._spool, listening, self._config, guarded=False, temporary=is_temporary).run()
             except (OSError, RuntimeError, CheckpointError) as error:  # Whoever asks it something starts another one.
                 self._why = f"{type(error).__name__}: {error}"
             finally:

@@ -260,7 +260,7 @@ def test_a_saver_that_admits_and_ends_while_leftovers_are_looked_for_loses_nothi
 
     monkeypatch.setattr(Records, "pending", pending_then_save)
     listening = protocol.listen(str(tmp_path / "sock"))
-    agent = Agent(spool, listening, lambda: None, lambda: None, Config(), guarded=False)  # type: ignore
+    agent = Agent(spool, listening, Config(), guarded=False)
     agent._close()
     (item,) = pending(spool.records)
     assert Path(item.file("file")).read_bytes() == b"abc"
@@ -272,7 +272,7 @@ def test_what_is_given_up_in_the_moment_of_its_commit_is_not_called_lost(spool: 
 
     item = admit(spool, 0)
     listening = protocol.listen(str(tmp_path / "sock"))
-    agent = Agent(spool, listening, lambda: None, lambda: None, Config(), guarded=False)  # type: ignore
+    agent = Agent(spool, listening, Config(), guarded=False)
     agent.checkpoints.fail(agent.queue.jobs[item.id], "The store has taken nothing of it")
     assert len(agent.queue.failed()) == 1
     agent.dispatcher.on_message({"op": "committed", "id": item.id})  # It was on its way.
