@@ -13,7 +13,7 @@ from harness.metaflow_env import REPOSITORY
 
 _CLASSES = {name for name, _ in inspect.getmembers(errors, inspect.isclass)} | {"CheckpointException"}
 #: Functions that make an error of a text and of the system's reason. (An ``Outcome`` has a text that is raised later.)
-_WITH_REASON = {"spool_error"}
+_WITH_REASON = {"spool_errors"}
 #: Stands for what is filled in: a path, a number, the words of the system.
 FILLED = "…"
 

@@ -1,10 +1,11 @@
-"""Makes directories that nobody but this user can enter, and explains why one cannot be made."""
+"""Makes directories that nobody but this user can enter, and makes errors of what the disk refuses."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import stat
+from collections.abc import Iterator
 
 from ..errors import NotOurs, SpoolError, os_hint, os_reason
 
@@ -42,6 +43,10 @@ def not_ours(path: str) -> NotOurs:
     )  # fmt: skip
 
 
-def spool_error(what: str, where: str, error: OSError) -> SpoolError:
-    """The error for something that the file system of the spool has refused."""
-    return SpoolError(f"{what}: {os_reason(error)}", where=where, hint=os_hint(error))
+@contextlib.contextmanager
+def spool_errors(what: str, where: str) -> Iterator[None]:
+    """Make an error of what the file system of the spool refuses in the block."""
+    try:
+        yield
+    except OSError as error:
+        raise SpoolError(f"{what}: {os_reason(error)}", where=where, hint=os_hint(error)) from error

@@ -21,11 +21,11 @@ import tempfile
 from collections.abc import Sequence
 
 from .. import layout
-from ..config import SPOOLS_PREFIX, Config
-from ..errors import NotOurs, SpoolError
+from ..config import ENV_ATTEMPT, ENV_SPOOL, SPOOLS_PREFIX, Config
+from ..errors import NotOurs, SpoolError, UsageError
 from ..stores.base import StoreSpec
 from ..system.filesystems import kind_of
-from .spool import Spool
+from .spool import Spool, comes_back
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +34,8 @@ _IN_MEMORY = ("tmpfs", "ramfs")
 
 #: So many names are tried where others have taken the first ones.
 _NAMES = 8
+
+_WAY_OUT = "Start the process from the step, so that it inherits what the step has"
 
 
 def bases(temp_dir_root: str | None, config: Config) -> list[str]:
@@ -94,3 +96,40 @@ def make(places: Sequence[Sequence[str]], task: layout.TaskInfo, store: StoreSpe
         f"The spool can be made nowhere: {'; '.join(f'{error.what} ({error.where})' for error in failed)}",
         hint="Set METAFLOW_ASYNC_CKPT_SPOOL_DIR to a directory of your own, on a disk with free space",
     ) from failed[0]
+
+
+def inherited(directory: str, attempt: str | None) -> Spool:
+    """The spool of a task, from what its subprocesses inherit in their environment.
+
+    Parameters
+    ----------
+    directory, attempt : str
+        The values of ``ENV_SPOOL`` and ``ENV_ATTEMPT``; without the latter, the attempt that runs.
+
+    Raises
+    ------
+    UsageError
+        One of them is not as a task sets it.
+    SpoolError
+        The task, or this attempt of it, has ended.
+    """
+    if not os.path.isabs(directory) or "\0" in directory:
+        raise UsageError(f"{ENV_SPOOL}={directory!r} is not an absolute path", hint=_WAY_OUT)
+    if attempt is not None and not (attempt.isascii() and attempt.isdecimal() and len(attempt) < 10):
+        raise UsageError(f"{ENV_ATTEMPT}={attempt!r} is not the number of an attempt", hint=_WAY_OUT)
+    path = os.path.join(directory, "spool.json")
+    try:
+        if not os.path.exists(path):
+            comes_back(path)  # If not, the next line says so.
+        spool = Spool.open(directory, attempt=None if attempt is None else int(attempt))
+    except SpoolError as error:
+        if not isinstance(error.__cause__, (FileNotFoundError, NotADirectoryError)):
+            raise
+        raise SpoolError(
+            f"The task that this process belongs to has ended: the spool that {ENV_SPOOL} names is gone",
+            where=directory,
+            hint="Nothing can be saved in its name any more: let the step wait for its subprocesses. What it saved is "
+            f"shown by Checkpoint().list(task='flow/run/step/task'); unset {ENV_SPOOL} to load it",
+        ) from error
+    spool.check_attempt()
+    return spool

@@ -11,17 +11,19 @@ import functools
 import json
 import os
 import secrets
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import layout
 from ..capture.content import pack_path
 from ..errors import IntegrityError, SpoolError, os_reason
 from ..manifest import LINK, PACKED, FileEntry, Manifest, dump
 from ..system.files import write_new
-from .directories import spool_error
-from .saver_names import SaverNames
+from .directories import spool_errors
+
+if TYPE_CHECKING:
+    from .spool import Spool
 
 
 @dataclass(frozen=True)
@@ -88,24 +90,13 @@ class Admitted:
 
 
 class Records:
-    """The records of one spool.
+    """The records of one spool."""
 
-    Parameters
-    ----------
-    directory : str
-        The spool's.
-    names : SaverNames
-        Of this process, for what it makes there.
-    mend : callable
-        Makes the spool's directories again where something has removed them.
-    """
-
-    def __init__(self, directory: str, names: SaverNames, mend: Callable[[], None]) -> None:
-        self._ready, self._staging = os.path.join(directory, "ready"), os.path.join(directory, "staging")
-        self._names, self._mend = names, mend
+    def __init__(self, spool: Spool) -> None:
+        self._spool = spool
 
     def _path(self, identity: str) -> str:
-        return os.path.join(self._ready, f"{identity}.json")
+        return self._spool.path("ready", f"{identity}.json")
 
     def admit(
         self, reference: Mapping[str, Any], manifest: Manifest, data: str, saved_path: str, captured_ns: int = 0
@@ -121,19 +112,17 @@ class Records:
         """
         identity = layout.identity(reference)
         admitted = Admitted(identity, dict(reference), manifest, data, os.path.abspath(saved_path), captured_ns)
-        try:
+        with spool_errors("The checkpoint cannot be admitted", self._spool.path("ready")):
             try:
                 self.write(admitted)
             except FileNotFoundError:
-                self._mend()
+                self._spool.mend()
                 self.write(admitted)
-        except OSError as error:
-            raise spool_error("The checkpoint cannot be admitted", self._ready, error) from error
         return admitted
 
     def write(self, admitted: Admitted) -> None:
         """Give a record its name. ``OSError`` if that cannot be done."""
-        staged = os.path.join(self._staging, f"{self._names.own()}-{secrets.token_hex(8)}.json")
+        staged = self._spool.path("staging", f"{self._spool.saver_names.own()}-{secrets.token_hex(8)}.json")
         write_new(self._path(admitted.id), dump(admitted.to_json()), staged)
 
     def drop(self, identity: str) -> None:
@@ -144,7 +133,7 @@ class Records:
     def ids(self) -> list[str]:
         """Ids of what is admitted and not yet released, in no particular order."""
         try:
-            names = os.listdir(self._ready)
+            names = os.listdir(self._spool.path("ready"))
         except FileNotFoundError:
             return []
         return [name[: -len(".json")] for name in names if name.endswith(".json")]
@@ -164,21 +153,20 @@ class Records:
             It cannot be read now.
         """
         path, what = self._path(identity), f"The spool's record of checkpoint {identity} cannot be read"
-        try:
-            with open(path, "rb") as file:
-                return Admitted.from_json(identity, json.load(file), where=path)
-        except FileNotFoundError:
-            return None
-        except PermissionError as error:  # Another user has written it.
-            raise IntegrityError(
-                f"{what}: {os_reason(error)}", where=path, hint="Let whoever saves be the task's user"
-            ) from error
-        except OSError as error:
-            raise spool_error(what, path, error) from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise IntegrityError(
-                f"{what}: {error}", where=path, hint="It is left where it is; the checkpoint cannot be uploaded"
-            ) from error
+        with spool_errors(what, path):
+            try:
+                with open(path, "rb") as file:
+                    return Admitted.from_json(identity, json.load(file), where=path)
+            except FileNotFoundError:
+                return None
+            except PermissionError as error:  # Another user has written it.
+                raise IntegrityError(
+                    f"{what}: {os_reason(error)}", where=path, hint="Let whoever saves be the task's user"
+                ) from error
+            except (ValueError, KeyError, TypeError) as error:
+                raise IntegrityError(
+                    f"{what}: {error}", where=path, hint="It is left where it is; the checkpoint cannot be uploaded"
+                ) from error
 
     def pending(self) -> list[Admitted]:
         """All readable records, oldest first."""

@@ -15,7 +15,7 @@ import functools
 import json
 import os
 import secrets
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from ..capture.snapshot import remove_snapshot
 from ..capture.walk import ANNEX_PREFIX
@@ -23,8 +23,10 @@ from ..errors import SpoolError
 from ..system.files import remove_tree
 from ..system.mounts import down_from_mount
 from .directories import private_directory
-from .records import Admitted, Records
-from .saver_names import SaverNames
+from .records import Admitted
+
+if TYPE_CHECKING:
+    from .spool import Spool
 
 #: The ending of a directory for what a watch captures early, and what may become a checkpoint.
 _EARLY = ".early"
@@ -34,22 +36,10 @@ _MAX_PARENTS = 1000
 
 
 class Snapshots:
-    """The data of one spool, and its annexes.
+    """The data of one spool, and its annexes."""
 
-    Parameters
-    ----------
-    directory : str
-        The spool's.
-    names : SaverNames
-        Of this process, for what it makes there.
-    records : Records
-        The spool's: what they name is needed.
-    mend : callable
-        Makes the spool's directories again where something has removed them.
-    """
-
-    def __init__(self, directory: str, names: SaverNames, records: Records, mend: Callable[[], None]) -> None:
-        self._directory, self._names, self._records, self._mend = directory, names, records, mend
+    def __init__(self, spool: Spool) -> None:
+        self._spool = spool
         #: By parent of what is saved.
         self._annex_for: dict[str, str] = {}
         #: Annexes whose file system does not answer: nobody looks into them.
@@ -66,16 +56,16 @@ class Snapshots:
             This is root, and the task is another user's: its agent could read nothing of what is saved here.
         """
         self._check_user()
-        name = f"{self._names.own()}-{secrets.token_hex(8)}"
+        name = f"{self._spool.saver_names.own()}-{secrets.token_hex(8)}"
         # Where no annex can be made, files are copied into the spool instead.
         with contextlib.suppress(OSError, SpoolError):
             device = os.stat(path).st_dev
             parent = os.path.dirname(os.path.realpath(path)) if device != self._device else ""
             if parent and (annex := self._annex(parent, device)):
                 return os.path.join(annex, name)
-        if not os.path.isdir(os.path.join(self._directory, "data")):
-            self._mend()
-        return os.path.join(self._directory, "data", name)
+        if not os.path.isdir(self._spool.path("data")):
+            self._spool.mend()
+        return self._spool.path("data", name)
 
     def new_early_directory(self, path: str) -> str:
         """The same for what a watch captures early. It is removed after this process has ended."""
@@ -83,17 +73,17 @@ class Snapshots:
 
     def _check_user(self) -> None:
         with contextlib.suppress(FileNotFoundError):
-            owner = os.stat(self._directory).st_uid
+            owner = os.stat(self._spool.directory).st_uid
             if owner != os.getuid():
                 raise SpoolError(
                     f"The task belongs to user {owner}, and this process to user {os.getuid()}: the task's agent could "
                     "not read what is saved here",
-                    where=self._directory, hint=f"Save as its user: sudo --user='#{owner}'",
+                    where=self._spool.directory, hint=f"Save as its user: sudo --user='#{owner}'",
                 )  # fmt: skip
 
     @functools.cached_property
     def _device(self) -> int:
-        return os.stat(self._directory).st_dev
+        return os.stat(self._spool.directory).st_dev
 
     def _annex(self, parent: str, device: int) -> str | None:
         """The annex for what lies in ``parent``; None: there can be none."""
@@ -113,18 +103,20 @@ class Snapshots:
     def _make_annex(self, folder: str) -> str:
         annexes = os.path.join(folder, f"{ANNEX_PREFIX}{os.getuid()}")
         # One of an earlier spool of the task has another name.
-        annex = os.path.join(annexes, f"{os.path.basename(self._directory)}-{os.stat(self._directory).st_ino}")
+        annex = os.path.join(
+            annexes, f"{os.path.basename(self._spool.directory)}-{os.stat(self._spool.directory).st_ino}"
+        )
         private_directory(annexes)
         private_directory(annex)
         if annex not in self._annex_for.values():
-            with open(os.path.join(self._directory, "annexes"), "ab") as file:
+            with open(self._spool.path("annexes"), "ab") as file:
                 file.write(json.dumps(annex).encode() + b"\n")
         return annex
 
     def annexes(self, directory: str = "") -> list[str]:
         """All that savers have made, as the spool says that is in ``directory`` now (default: where it always is)."""
         try:
-            with open(os.path.join(directory or self._directory, "annexes"), "rb") as file:
+            with open(os.path.join(directory or self._spool.directory, "annexes"), "rb") as file:
                 return [annex for annex in dict.fromkeys(json.loads(line) for line in file) if annex not in self.silent]
         except (FileNotFoundError, ValueError):
             return []
@@ -133,20 +125,19 @@ class Snapshots:
 
     def saver_may_live(self, item: Admitted) -> bool:
         """Whether the process may live that captured a checkpoint, and with it the leases that it took."""
-        return self._names.may_live(os.path.basename(item.data).partition("-")[0])
+        return self._spool.saver_names.may_live(os.path.basename(item.data).partition("-")[0])
 
     def leftovers(self) -> set[str]:
         """What savers that died in mid-save left: data directories and staged records. Those of processes that live
         stay.
         """
         found: set[str] = set()
-        own = (os.path.join(self._directory, name) for name in ("data", "staging"))
-        for folder in (*own, *self.annexes()):
+        for folder in (self._spool.path("data"), self._spool.path("staging"), *self.annexes()):
             with contextlib.suppress(FileNotFoundError):
                 found.update(
                     os.path.join(folder, name)
                     for name in os.listdir(folder)
-                    if not self._names.may_live(name.partition("-")[0])
+                    if not self._spool.saver_names.may_live(name.partition("-")[0])
                 )
         return found
 
@@ -154,7 +145,7 @@ class Snapshots:
         """Remove leftovers; nothing if some record cannot be read, as it may need one of them. Returns what people
         should know.
         """
-        if len(self._records.pending()) < len(self._records.ids()):
+        if len(self._spool.records.pending()) < len(self._spool.records.ids()):
             return []
         told = []
         for path in leftovers:

@@ -44,7 +44,7 @@ from ..stores.base import StoreSpec
 from ..system.files import remove_tree, wait_for, write_atomically, write_new
 from . import starts
 from .abilities import try_out
-from .directories import not_ours, private_directory, private_subdirectory, spool_error
+from .directories import not_ours, private_directory, private_subdirectory, spool_errors
 from .records import Records
 from .saver_names import SaverNames, note_namespace
 from .snapshots import Snapshots
@@ -74,10 +74,8 @@ class Spool:
         self._start: Start | None = None
         #: Whether a process of this machine has begun this attempt before.
         self._begun_before = False
-        names = SaverNames(directory)
-        self.records = Records(directory, names, self.mend)
-        self.versions = Versions(directory, task, self.records, lambda: self.start, self.mend)
-        self.snapshots = Snapshots(directory, names, self.records, self.mend)
+        self.saver_names = SaverNames(directory)
+        self.records, self.versions, self.snapshots = Records(self), Versions(self), Snapshots(self)
 
     # -- making and finding one ------------------------------------------------------------------------------------
 
@@ -93,15 +91,13 @@ class Spool:
         directory = cls.place(root, task, store)
         spool = cls(directory, task, store)
         spool.may_make = True
-        try:
+        with spool_errors("The spool cannot be made", directory):
             private_directory(root)
             spool.notes = try_out(root)
             private_subdirectory(directory)
             spool._make_folders()
             note_namespace(directory)
             write_atomically(spool.path("spool.json"), spool._identity_json())
-        except OSError as error:
-            raise spool_error("The spool cannot be made", directory, error) from error
         return spool
 
     @classmethod
@@ -140,7 +136,7 @@ class Spool:
         SpoolError
             They cannot be made.
         """
-        try:
+        with spool_errors("The spool cannot be mended", self.directory):
             if self.may_make and not os.path.isdir(self.directory):
                 private_directory(os.path.dirname(self.directory))
                 private_subdirectory(self.directory)
@@ -151,8 +147,6 @@ class Spool:
             if self.may_make and not os.path.exists(path):
                 with contextlib.suppress(FileExistsError):
                     write_new(path, self._identity_json(), f"{path}.{os.getpid()}")
-        except OSError as error:
-            raise spool_error("The spool cannot be mended", self.directory, error) from error
 
     @classmethod
     def open(cls, directory: str, *, attempt: int | None = None) -> Spool:
@@ -164,26 +158,24 @@ class Spool:
             There is none, it is somebody else's, or of another version.
         """
         path = os.path.join(directory, "spool.json")
-        try:
-            if os.getuid() not in (os.stat(directory).st_uid, 0):
-                raise not_ours(directory)
-            with open(path, "rb") as file:
-                data = json.load(file)
-            if data["format"] != FORMAT:
-                raise ValueError(f"format {data['format']}")
-            task = layout.TaskInfo(**data["task"])
-            store = StoreSpec.from_json(data["store"])
-        except (FileNotFoundError, NotADirectoryError) as error:
-            hint = "The task that owned it has ended; its checkpoints are in the store"
-            raise SpoolError(f"There is no spool: {os_reason(error)}", where=path, hint=hint) from error
-        except OSError as error:
-            raise spool_error("The spool cannot be read", path, error) from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise SpoolError(
-                f"Not a spool of this version of async_ckpt: {error}",
-                where=path,
-                hint="Remove the directory, or upgrade",
-            ) from error
+        with spool_errors("The spool cannot be read", path):
+            try:
+                if os.getuid() not in (os.stat(directory).st_uid, 0):
+                    raise not_ours(directory)
+                with open(path, "rb") as file:
+                    data = json.load(file)
+                if data["format"] != FORMAT:
+                    raise ValueError(f"format {data['format']}")
+                task = layout.TaskInfo(**data["task"])
+                store = StoreSpec.from_json(data["store"])
+            except (FileNotFoundError, NotADirectoryError) as error:
+                hint = "The task that owned it has ended; its checkpoints are in the store"
+                raise SpoolError(f"There is no spool: {os_reason(error)}", where=path, hint=hint) from error
+            except (ValueError, KeyError, TypeError) as error:
+                hint = "Remove the directory, or upgrade"
+                raise SpoolError(
+                    f"Not a spool of this version of async_ckpt: {error}", where=path, hint=hint
+                ) from error
         if attempt is not None:
             task = layout.TaskInfo(**{**asdict(task), "attempt": attempt})
         return cls(directory, task, store)
@@ -210,27 +202,26 @@ class Spool:
         SpoolError
             The attempt has ended: the spool is gone, or it is a later attempt's.
         """
-        path, attempt = self.path("spool.json"), self.task.attempt
-        why = ""
-        try:
-            self._gone = not (os.path.exists(path) or (not self._gone and comes_back(path)))
-            status = os.stat(path)
-            if (status.st_ino, status.st_mtime_ns) != self._identity:
-                with open(path, "rb") as file:
-                    self._running = int(json.load(file)["task"]["attempt"])
-                self._identity = status.st_ino, status.st_mtime_ns
-            if self._running != attempt:
-                why = f"attempt {self._running} runs now"
-        except (FileNotFoundError, NotADirectoryError):
-            why = "its spool is gone"
-        except OSError as error:
-            raise spool_error("The spool cannot be read", path, error) from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise SpoolError(f"The spool is damaged: {error}", where=path, hint="Let the step be retried") from error
+        path, why = self.path("spool.json"), ""
+        with spool_errors("The spool cannot be read", path):
+            try:
+                self._gone = not (os.path.exists(path) or (not self._gone and comes_back(path)))
+                status = os.stat(path)
+                if (status.st_ino, status.st_mtime_ns) != self._identity:
+                    with open(path, "rb") as file:
+                        self._running = int(json.load(file)["task"]["attempt"])
+                    self._identity = status.st_ino, status.st_mtime_ns
+                if self._running != self.task.attempt:
+                    why = f"attempt {self._running} runs now"
+            except (FileNotFoundError, NotADirectoryError):
+                why = "its spool is gone"
+            except (ValueError, KeyError, TypeError) as error:
+                hint = "Let the step be retried"
+                raise SpoolError(f"The spool is damaged: {error}", where=path, hint=hint) from error
         if why:
             pathspec = self.task.pathspec
             raise SpoolError(
-                f"Attempt {attempt} of the task {pathspec} has ended: {why}", where=self.directory,
+                f"Attempt {self.task.attempt} of the task {pathspec} has ended: {why}", where=self.directory,
                 hint="Nothing can be saved in its name any more: let the step wait for its subprocesses. "
                 f"What it saved is shown by Checkpoint().list(task={pathspec!r})",
             )  # fmt: skip
@@ -240,21 +231,17 @@ class Spool:
     def new_work_directory(self) -> str:
         """An empty directory for the task to write its checkpoints in; those of earlier attempts are removed."""
         folder = self.path("work")
-        try:
+        with spool_errors("The checkpoint directory cannot be made", folder):
             os.makedirs(folder, mode=0o700, exist_ok=True)
             for name in os.listdir(folder):
                 if not name.startswith(f"{self.task.attempt}-"):
                     remove_tree(os.path.join(folder, name))
             return tempfile.mkdtemp(dir=folder, prefix=f"{self.task.attempt}-")
-        except OSError as error:
-            raise spool_error("The checkpoint directory cannot be made", folder, error) from error
 
     def remove_work_directory(self, directory: str) -> None:
         """Remove what ``new_work_directory`` made; one that is gone is no error."""
-        try:
+        with spool_errors("The checkpoint directory cannot be removed", directory):
             remove_tree(directory)
-        except OSError as error:
-            raise spool_error("The checkpoint directory cannot be removed", directory, error) from error
 
     def attempt_began_ns(self) -> int:
         """When this attempt began, or a little later (wall clock, nanoseconds); 0 in the task's first attempt."""

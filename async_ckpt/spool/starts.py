@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..config import SPOOL_LOCK_TIMEOUT_S
-from ..errors import SpoolError, os_hint, os_reason
 from ..layout import TaskInfo
 from ..manifest import dump
 from ..system.files import locked
+from .directories import spool_errors
 
 
 @dataclass(frozen=True)
@@ -59,15 +59,12 @@ def read(path: str) -> Start | None:
     SpoolError
         It cannot be read.
     """
-    try:
-        with open(path, "rb") as file:
-            return _start(json.loads(file.read() or b"{}"))
-    except FileNotFoundError:
-        return None
-    except ValueError:  # It is written to in this moment.
-        return None
-    except OSError as error:
-        raise _error(path, error) from error
+    with _errors(path):
+        try:
+            with open(path, "rb") as file:
+                return _start(json.loads(file.read() or b"{}"))
+        except (FileNotFoundError, ValueError):  # Not yet there, or it is written to in this moment.
+            return None
 
 
 def token(path: str, known: str | None) -> str:
@@ -111,23 +108,22 @@ def _start(content: Any) -> Start | None:
 @contextlib.contextmanager
 def _content(path: str) -> Iterator[dict[str, Any]]:
     """What the file says, to be changed."""
-    try:
-        with locked(path, timeout_s=SPOOL_LOCK_TIMEOUT_S) as fd, open(fd, "r+b", closefd=False) as file:
-            try:
-                content = json.loads(file.read() or b"{}")
-            except ValueError:
-                content = {}
-            before = dump(content)
-            yield content
-            if (after := dump(content)) != before:
-                file.seek(0)
-                file.write(after)
-                file.truncate()
-    except OSError as error:
-        raise _error(path, error) from error
+    with (
+        _errors(path),
+        locked(path, timeout_s=SPOOL_LOCK_TIMEOUT_S) as fd,
+        open(fd, "r+b", closefd=False) as file,
+    ):
+        try:
+            content = json.loads(file.read() or b"{}")
+        except ValueError:
+            content = {}
+        before = dump(content)
+        yield content
+        if (after := dump(content)) != before:
+            file.seek(0)
+            file.write(after)
+            file.truncate()
 
 
-def _error(path: str, error: OSError) -> SpoolError:
-    return SpoolError(
-        f"Which start of the attempt this is cannot be told: {os_reason(error)}", where=path, hint=os_hint(error)
-    )
+def _errors(path: str) -> contextlib.AbstractContextManager[None]:
+    return spool_errors("Which start of the attempt this is cannot be told", path)

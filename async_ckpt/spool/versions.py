@@ -4,45 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from .. import layout
 from ..config import SPOOL_LOCK_TIMEOUT_S
 from ..errors import SpoolError
 from ..system.files import locked
 from . import journal
-from .directories import spool_error
-from .records import Records
-from .starts import Start
+from .directories import spool_errors
+
+if TYPE_CHECKING:
+    from .spool import Spool
 
 
 class Versions:
-    """The counters of one spool. They never go back, also where something has removed their files.
+    """The counters of one spool. They never go back, also where something has removed their files."""
 
-    Parameters
-    ----------
-    directory : str
-        The spool's.
-    task : TaskInfo
-        The attempt whose versions are counted.
-    records : Records
-        The spool's: what has a version already.
-    start : callable
-        Tells which start of the attempt this is; None: that is not known.
-    mend : callable
-        Makes the spool's directories again where something has removed them.
-    """
-
-    def __init__(
-        self, directory: str, task: layout.TaskInfo, records: Records, start: Callable[[], Start | None],
-        mend: Callable[[], None],
-    ) -> None:  # fmt: skip
-        self._directory, self._task, self._records, self._start, self._mend = directory, task, records, start, mend
+    def __init__(self, spool: Spool) -> None:
+        self._spool, self._task = spool, spool.task
         #: What was counted last by this object, by counter: a file that is made again must not fall behind it.
         self._counted: dict[str, int] = {}
-
-    def _path(self, name: str) -> str:
-        return os.path.join(self._directory, name)
 
     def next(self) -> int:
         """The next version number of this attempt."""
@@ -74,7 +56,7 @@ class Versions:
         SpoolError
             It cannot be counted; or this rank has been started again since.
         """
-        count = self._path(f"collective.{self._task.attempt}.{rank}")
+        count = self._spool.path(f"collective.{self._task.attempt}.{rank}")
         with self._locked() as fd, locked(count, timeout_s=SPOOL_LOCK_TIMEOUT_S) as count_fd:
             launches, counter = self._launches_before(launch), max(_read(count_fd), self._counted.get(count, 0))
             generation = self._start_number * layout.GENERATIONS + launches
@@ -93,7 +75,7 @@ class Versions:
 
     def _launches_before(self, launch: str) -> int:
         """How many others there were before this launch in this attempt. The counter of versions is locked."""
-        with open(self._path(f"launches.{self._task.attempt}"), "a+b") as file:
+        with open(self._spool.path(f"launches.{self._task.attempt}"), "a+b") as file:
             file.seek(0)
             line, known = f"{launch}\n".encode(), file.readlines()
             if line not in known:
@@ -104,29 +86,27 @@ class Versions:
     def ranks(self, attempt: int) -> list[int]:
         """As which ranks processes on this machine have saved together with others in an attempt."""
         prefix = f"collective.{attempt}."
-        ranks = (name[len(prefix) :] for name in os.listdir(self._directory) if name.startswith(prefix))
+        ranks = (name[len(prefix) :] for name in os.listdir(self._spool.directory) if name.startswith(prefix))
         return sorted(int(rank) for rank in ranks if rank.isdecimal())
 
     def count_from(self, name: str, least: int) -> None:
         """See that a counter, by its file's name, is not below what was seen of it."""
-        with locked(self._path(name), timeout_s=SPOOL_LOCK_TIMEOUT_S) as fd:
+        with locked(self._spool.path(name), timeout_s=SPOOL_LOCK_TIMEOUT_S) as fd:
             if _read(fd) < least:
                 os.pwrite(fd, b"%d" % least, 0)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[int]:
         """The file of the counter of versions, locked."""
-        try:
-            if not os.path.isdir(self._directory):
-                self._mend()
-            with locked(self._path(f"versions.{self._task.attempt}"), timeout_s=SPOOL_LOCK_TIMEOUT_S) as fd:
+        with spool_errors("No version number can be taken", self._spool.directory):
+            if not os.path.isdir(self._spool.directory):
+                self._spool.mend()
+            with locked(self._spool.path(f"versions.{self._task.attempt}"), timeout_s=SPOOL_LOCK_TIMEOUT_S) as fd:
                 yield fd
-        except OSError as error:
-            raise spool_error("No version number can be taken", self._directory, error) from error
 
     @property
     def _start_number(self) -> int:
-        start = self._start()
+        start = self._spool.start
         return start.number if start is not None else 0
 
     def _count(self, fd: int) -> int:
@@ -134,7 +114,7 @@ class Versions:
         task = self._task
         counter = max(_read(fd), self._counted.get("versions", 0), self._start_number * layout.START_STEP)
         if not os.fstat(fd).st_size:
-            used = map(journal.order, [*self._records.ids(), *journal.read(self._path("journal"))])
+            used = map(journal.order, [*self._spool.records.ids(), *journal.read(self._spool.path("journal"))])
             counter = max([counter, *(task.counter(version) for attempt, version in used if attempt == task.attempt)])
         return counter
 

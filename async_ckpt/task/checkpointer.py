@@ -12,7 +12,6 @@ from ..config import ENV_ATTEMPT, ENV_SPOOL, NO_AGENT_LOOK_S, NO_AGENT_START_S, 
 from ..errors import AgentError, NoAgent, SpoolError, UsageError, WaitTimeout
 from ..ipc.client import AgentClient
 from ..spool import place
-from ..spool.environment import spool_of
 from ..spool.spool import Spool
 from ..stores.base import StoreSpec
 from ..system.files import occupy_standard_streams
@@ -179,7 +178,7 @@ class Checkpointer:
             )
         found = _of_this_process.get((os.getpid(), directory, attempt))
         if found is None:
-            spool = spool_of(directory, attempt)
+            spool = place.inherited(directory, attempt)
             # It is kept, because each has a thread and a connection, and people make a Checkpoint() for every save.
             _of_this_process.clear()
             found = _of_this_process[os.getpid(), directory, attempt] = cls(spool, Config.from_env())
