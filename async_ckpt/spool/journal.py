@@ -31,7 +31,7 @@ a file in ``ready/``, every step after it may be repeated, and the journal only 
 Compaction. A new agent writes the file anew, without what is void, and without the commits of earlier attempts but the
 newest.
 
-A file with another first line is not ours to change: it is set aside under ``journal.foreign-<n>``, and a warning
+A file with another first line is not ours to change: it is set aside under ``journal.foreign-<random>``, and a warning
 says so.
 """
 
@@ -42,6 +42,7 @@ import errno
 import json
 import os
 import re
+import secrets
 import zlib
 from collections import deque
 from collections.abc import Callable, Container, Iterator
@@ -49,9 +50,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .. import layout
-from ..errors import SpoolError, os_hint, os_reason
+from ..errors import SpoolError
+from ..manifest import dump
 from ..stores.base import Multipart
 from ..system.files import write_atomically
+from .directories import spool_errors
 from .unchanged import Fingerprint, StoredFile, StoredFiles
 
 HEADER = b"async_ckpt journal 1\n"
@@ -154,7 +157,7 @@ class Known:
         if "stored" in line:
             self.stored.add(Fingerprint(*line["inode"]), StoredFile(line["stored"], line["crc32"]))
             return
-        item = self._item(line["id"])
+        item = self.checkpoints.setdefault(line["id"], CheckpointState())
         item.tries = line.get("tries", 0)
         if "file" in line:
             path = line["file"]
@@ -168,21 +171,9 @@ class Known:
         elif "part" in line and line["of"] in item.parts:
             item.parts[line["of"]].parts[line["part"]] = line["etag"], line["crc32"]
         elif isinstance(line.get("state"), str):
-            reference = line.get("reference")
-            item.commit = json.dumps(reference, separators=(",", ":")).encode() if reference else item.commit
+            if reference := line.get("reference"):
+                item.commit = reference if isinstance(reference, bytes) else dump(reference)
             self._enter(item, line["state"], str(line.get("why") or ""))
-
-    def apply_commit(self, identity: str, reference: bytes) -> None:
-        """The same for the line of a commit, whose reference is JSON that was not parsed."""
-        item = self._item(identity)
-        item.commit = reference
-        self._enter(item, COMMITTED, "")
-
-    def _item(self, identity: str) -> CheckpointState:
-        item = self.checkpoints.get(identity)
-        if item is None:
-            item = self.checkpoints[identity] = CheckpointState()
-        return item
 
     def _enter(self, item: CheckpointState, state: str, why: str) -> None:
         item.state, item.why = state, why
@@ -225,25 +216,13 @@ class Journal:
         self._unwritten: deque[Line] = deque()
         self.warnings: list[str] = []
         self._fd = -1
-        try:
+        with spool_errors("The journal cannot be opened", path):
             self._known = self._open(attempt, keep)
-        except OSError as error:
-            raise SpoolError(
-                f"The journal cannot be opened: {os_reason(error)}", where=path, hint=os_hint(error)
-            ) from error
-
-    @property
-    def checkpoints(self) -> dict[str, CheckpointState]:
-        return self._known.checkpoints
+        self.checkpoints, self.stored = self._known.checkpoints, self._known.stored
 
     def of(self, identity: str) -> CheckpointState:
         """What is known of one checkpoint."""
-        return self._known.checkpoints.get(identity) or CheckpointState()
-
-    @property
-    def stored(self) -> StoredFiles:
-        """Files of committed checkpoints that may be saved again."""
-        return self._known.stored
+        return self.checkpoints.get(identity) or CheckpointState()
 
     def _open(self, attempt: int, keep: Container[str]) -> Known:
         try:
@@ -252,7 +231,8 @@ class Journal:
         except FileNotFoundError:
             data = b""
         if data and not data.startswith(HEADER) and not HEADER.startswith(data):
-            aside = _set_aside(self.path)
+            aside = f"{self.path}.foreign-{secrets.token_hex(4)}"
+            os.rename(self.path, aside)
             self.warnings.append(
                 f"The journal {self.path} was not written by this version of async_ckpt; it was set aside "
                 f"as {aside}, and what is in the spool is uploaded again"
@@ -302,18 +282,17 @@ class Journal:
             The disk is full or broken; the file ends where it ended before.
         """
         data = encode(line)
-        end = os.fstat(self._fd).st_size
-        try:
-            if os.write(self._fd, data) != len(data):
-                raise OSError(28, "No space left on device")
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                os.ftruncate(self._fd, end)
-            raise SpoolError(
-                f"The journal cannot be written: {os_reason(error)}", where=self.path, hint=os_hint(error)
-            ) from error
+        with spool_errors("The journal cannot be written", self.path):
+            end = os.fstat(self._fd).st_size
+            try:
+                if os.write(self._fd, data) != len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(self._fd, end)
+                raise
         self._known.apply(line)
-        self._known.checkpoints[line["id"]].commit = None
+        self.checkpoints[line["id"]].commit = None
 
     def restore(self) -> bool:
         """Write the file anew if something has removed it; it can still be read here. Returns whether it was missing.
@@ -363,22 +342,19 @@ class Reader:
         SpoolError
             It cannot be read.
         """
-        try:
-            with open(self._path, "rb") as file:
-                inode = os.fstat(file.fileno()).st_ino
-                # An agent that was started since has written it anew.
-                file.seek(self._end - len(self._last))
-                if inode != self._inode or file.read(len(self._last)) != self._last:
-                    self._start_anew()
-                    self._inode = inode
-                file.seek(self._end)
-                data = file.read()
-        except FileNotFoundError:  # Removed with its spool, or its agent is about to write it anew.
-            return self._known.checkpoints
-        except OSError as error:
-            raise SpoolError(
-                f"The journal cannot be read: {os_reason(error)}", where=self._path, hint=os_hint(error)
-            ) from error
+        with spool_errors("The journal cannot be read", self._path):
+            try:
+                with open(self._path, "rb") as file:
+                    inode = os.fstat(file.fileno()).st_ino
+                    # An agent that was started since has written it anew.
+                    file.seek(self._end - len(self._last))
+                    if inode != self._inode or file.read(len(self._last)) != self._last:
+                        self._start_anew()
+                        self._inode = inode
+                    file.seek(self._end)
+                    data = file.read()
+            except FileNotFoundError:  # Removed with its spool, or its agent is about to write it anew.
+                return self._known.checkpoints
         good = replay(data, self._known, begun=self._end > 0)
         if good:
             self._end += good
@@ -393,7 +369,7 @@ def read(path: str) -> dict[str, CheckpointState]:
 
 def encode(line: Line) -> bytes:
     """A line as it stands in the file."""
-    return _with_crc(json.dumps(line, separators=(",", ":")).encode())
+    return _with_crc(dump(line))
 
 
 def _with_crc(text: bytes) -> bytes:
@@ -414,11 +390,7 @@ def replay(data: bytes, known: Known, *, begun: bool = False) -> int:
         if data[start : start + 9] != b"%08x " % zlib.crc32(text):
             break
         try:
-            commit = _COMMIT.fullmatch(text)
-            if commit is not None:
-                known.apply_commit(commit[1].decode(), commit[2])
-            else:
-                known.apply(_parse(text))
+            known.apply(_parse(text))
         except (ValueError, KeyError, TypeError):
             break
         start = good = end + 1
@@ -426,6 +398,8 @@ def replay(data: bytes, known: Known, *, begun: bool = False) -> int:
 
 
 def _parse(text: bytes) -> Line:
+    if commit := _COMMIT.fullmatch(text):
+        return {"id": commit[1].decode(), "state": COMMITTED, "reference": commit[2]}
     line = json.loads(text)
     if not isinstance(line, dict) or not isinstance(line.get("id"), str):
         raise ValueError("no line of a journal")
@@ -481,11 +455,3 @@ def _drop_commits_before(attempt: int, checkpoints: dict[str, CheckpointState], 
 def _is_latest(item: CheckpointState) -> bool:
     reference = item.reference
     return reference is not None and layout.is_latest(reference)
-
-
-def _set_aside(path: str) -> str:
-    number = 0
-    while os.path.exists(aside := f"{path}.foreign-{number}"):
-        number += 1
-    os.rename(path, aside)
-    return aside

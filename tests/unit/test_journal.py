@@ -206,9 +206,10 @@ def test_a_foreign_file_is_set_aside_unchanged_with_a_warning(tmp_path: Path, fo
     made = Journal(str(path))
     made.append(LINES[6])
     made.close()
-    assert (tmp_path / "journal.foreign-0").read_bytes() == foreign
+    (aside,) = tmp_path.glob("journal.foreign-*")
+    assert aside.read_bytes() == foreign
     assert len(made.warnings) == 1
-    assert "journal.foreign-0" in made.warnings[0]
+    assert aside.name in made.warnings[0]
     assert states(path) == {"0.a.1": FAILED}
 
 
@@ -217,10 +218,7 @@ def test_a_second_foreign_file_does_not_replace_the_first(tmp_path: Path) -> Non
     for content in (b"one", b"two"):
         path.write_bytes(content)
         Journal(str(path)).close()
-    assert {p.name: p.read_bytes() for p in tmp_path.glob("*.foreign-*")} == {
-        "journal.foreign-0": b"one",
-        "journal.foreign-1": b"two",
-    }
+    assert {path.read_bytes() for path in tmp_path.glob("*.foreign-*")} == {b"one", b"two"}
 
 
 def test_opening_again_keeps_what_is_known_and_does_not_grow(tmp_path: Path) -> None:
