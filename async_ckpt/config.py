@@ -42,6 +42,9 @@ CHUNK_BYTES = 16 << 20
 
 #: How often the agent looks for the file with the notice of the machine's end.
 NOTICE_LOOK_S = 1.0
+#: A notice of an end further away than the first only changes the order: the newest checkpoint goes first. One further
+#: away than the second is ignored: it is a wrong clock, or a file of somebody else.
+NOTICE_NEAR_S, NOTICE_IGNORED_S = 600.0, 86400.0
 #: The machine is about to go: the longest pause before something that failed is tried again.
 LAST_CALL_PAUSE_S = 1.0
 #: The machine is about to go: an upload that stores nothing new for this long gives way to another one. It is a
@@ -82,8 +85,8 @@ SUSPECT_FIRST_S = 2.0
 #: An agent that lacks descriptors, memory or disk pauses and goes on: its first and longest pause, and how often in a
 #: row it does that before it gives up.
 SHORT_FIRST_S, SHORT_MOST_S, SHORT_TIMES = 0.1, 2.0, 20
-#: How often a process that has no agent looks for one.
-NO_AGENT_LOOK_S = 0.25
+#: How often something is looked at of which no event tells: whether there is an agent again, whether a signal has come.
+LOOK_S = 0.25
 #: How long a new attempt waits for an agent before it fails.
 NO_AGENT_START_S = 180.0
 #: An agent that has said nothing for this long is asked whether it is there.
@@ -99,9 +102,10 @@ CHILD_STOP_S = 5.0
 UPLOADER_LOCK_S = 30.0
 #: The uploader tells the agent this often how many bytes it has sent.
 REPORT_S = 0.1
-#: An agent that ends copies leased files away: how long it waits for copies that others have begun, and then for the
-#: end of the threads that copy.
-LAST_COPIES_S, COPIERS_STOP_S = 60.0, 5.0
+#: An agent that ends copies leased files away: how long it waits for copies that others have begun.
+LAST_COPIES_S = 60.0
+#: How long whoever ends waits for the end of its threads.
+THREADS_END_S = 5.0
 #: Whoever looks whether a process hangs may be stopped between two looks: a longer time between them counts as this
 #: long.
 HUNG_STEP_S = 2.0
@@ -110,17 +114,16 @@ HUNG_STEP_S = 2.0
 MOVE_LATEST_PAUSE_S = 0.05
 #: How long a process that was killed may take to be gone, and how long a file system may take to show a folder.
 KILLED_S = REACH_S = 5.0
-#: Ranks that wait for each other look into the store again after pauses that grow, from the first to the second.
+#: Ranks and nodes that wait for each other look into the store again after pauses that grow, from the first to the
+#: second.
 GATHER_FIRST_S, GATHER_LAST_S = 0.1, 5.0
-#: How many times as long as the one before each such pause is.
-GATHER_GROWTH = 1.5
 #: Once the pauses are longer than this, ranks also look whether rank 0 has died.
 GATHER_SUSPICION_S = 0.5
 #: The first line of progress comes after ``Config.progress_s``. Each further pause is PROGRESS_GROWTH times as long as
 #: the one before it, until it is PROGRESS_MOST times ``Config.progress_s``.
 PROGRESS_GROWTH, PROGRESS_MOST = 1.5, 12
-#: For how long the agent is asked at a time about one checkpoint that somebody waits for.
-WAIT_SLICE_S = 5.0
+#: Whoever waits for a checkpoint, or for room for one more, asks the agent for this long at a time.
+ASK_SLICE_S = 5.0
 #: How long a save waits for an agent that ran already to say that it serves this process; without it, files are copied.
 AGENT_CONFIRM_S = 1.0
 #: An agent that leaves a question of a saver unanswered for so long hangs: the saver lets go of leases itself.
@@ -132,25 +135,17 @@ MAX_LOST_CONNECTIONS, LOST_CONNECTIONS_S = 5, 10.0
 INTERRUPT_FLUSH_S = 2.0
 #: How long an exception that a signal's handler raises waits until the save that it has interrupted has come to an end.
 INTERRUPTED_END_S = 10.0
-#: A signal that comes in the instant before the main thread begins to wait does not wake it: it wakes up by itself so
-#: often.
-MAIN_THREAD_LOOK_S = 0.25
-#: The same for the nodes of a gang that wait for what node 0 has loaded: the first and the longest pause.
-GANG_FIRST_S, GANG_LAST_S = 0.1, 2.0
-#: How long the agent is asked at a time for the number of this start, and the pause where there is no agent to ask.
-CLAIM_SLICE_S, CLAIM_PAUSE_S = 1.0, 0.1
-#: How long the agent is asked at a time whether there is room for one more checkpoint.
-ROOM_SLICE_S = 5.0
+#: How long the agent is asked at a time for the number of this start.
+CLAIM_SLICE_S = 1.0
 #: How long a process that needs a version waits for somebody to ask the store for the number of this start.
 CLAIM_START_S = 60.0
+#: How long the source of the credentials may take to answer.
+CREDENTIALS_TIMEOUT_S = 60.0
 #: How long credentials are used before their source is asked again. (botocore renews them ten minutes or more before
 #: they expire.)
 CREDENTIALS_LIFE_S = 60.0
 #: How often, at most, a new session is made after an answer that may be about the credentials, or about something else.
 CREDENTIALS_AMBIGUOUS_S = 3.0
-#: After a failure the source of the credentials is left alone for this long: each question may start a process, or be
-#: counted and limited.
-CREDENTIALS_PEACE_S = 2.0
 #: A request to the store that failed is sent again after a random pause of at most this much, which doubles with every
 #: failure up to the second; a store that asks for a longer pause gets it, up to the third.
 STORE_FIRST_PAUSE_S, STORE_LONGEST_PAUSE_S = 0.5, 20.0
@@ -168,15 +163,17 @@ CLIMB_WINDOW_S = 1.0
 THROTTLE_PIECE_S, THROTTLE_TURN_S, THROTTLE_BURST_S = 0.25, 2.0, 0.2
 #: How long the addresses of an endpoint's name are used before it is looked up again.
 LOOK_UP_S = 10.0
-#: Where all requests wait for the same thing, such as the address of the bucket, its failure counts for all of them for
-#: this long.
+#: Where all requests wait for the same thing, such as the credentials or the address of the bucket, its failure counts
+#: for all of them for this long.
 FAILURE_SHARED_S = 2.0
 #: A request over a connection that may be dead sends its head, and listens this long before it sends the content.
 LISTEN_S = 1.0
 #: How long an upload that was cancelled, or has failed, may take to tidy up.
 TIDY_UP_S = 10.0
-#: How long closing waits for threads whose result nobody waits for any more.
-LEFT_BEHIND_S = 2.0
+#: The most elements in the value of one key of the metadata, and the most levels of nesting in metadata.
+METADATA_ELEMENTS, METADATA_DEPTH = 100_000, 64
+#: From so many bytes on, the log says once that this metadata belongs into a file.
+METADATA_NOTICE_BYTES = 64 << 10
 
 #: A watched directory. What has stood still for so long is captured, in case its trainer removes it before it counts as
 #: finished. Each time that this was too early, it must stand still for twice as long.
@@ -196,8 +193,6 @@ WATCH_CLOCKS_S = 2.0
 WATCH_LAST_WRITES_S = 60.0
 #: How much longer than its limit the end of a watch may take; and how much longer if it is in the middle of a save.
 WATCH_END_S, WATCH_END_SAVING_S = 10.0, 1.0
-#: How long ending the events of a watched directory may take.
-WATCH_EVENTS_END_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -277,8 +272,6 @@ class Config:
     stall_timeout_s: float = 60.0
     #: A connection that was idle for longer is not used again.
     idle_connection_s: float = 12.0
-    #: How long the source of the credentials may take to answer.
-    credentials_timeout_s: float = 60.0
     #: Encrypt objects with this key of KMS. Metaflow's own METAFLOW_S3_SERVER_SIDE_ENCRYPTION counts as well.
     s3_kms_key_id: str = ""
     #: Use the bucket's key between the key of KMS and the objects.
@@ -326,10 +319,6 @@ class Config:
     termination_grace_s: float = 30.0
     #: The file in which a notice says when the machine will be taken away.
     spot_notice_file: str = "/tmp/spot_termination_notice"
-    #: A notice of an end further away than this only changes the order: the newest checkpoint goes first.
-    notice_near_s: float = 600.0
-    #: A notice of an end further away than this is ignored: it is a wrong clock, or a file of somebody else.
-    notice_ignored_s: float = 86400.0
 
     # -- The start of an attempt --
 
@@ -363,12 +352,6 @@ class Config:
 
     #: The most bytes of a checkpoint's metadata, as JSON. What is beyond is replaced by a text that says so.
     metadata_bytes: int = 1 << 20
-    #: The most elements in the value of one key of the metadata.
-    metadata_elements: int = 100_000
-    #: The most levels of nesting in metadata. More than 200 are never possible.
-    metadata_depth: int = 64
-    #: From so many bytes on, the log says once that this metadata belongs into a file.
-    metadata_notice_bytes: int = 64 << 10
     #: The most bytes that are read of a JSON file from which a watch takes metadata.
     metadata_file_bytes: int = 64 << 20
     #: The most bytes of metadata that a watch takes from such a file.
@@ -468,10 +451,7 @@ _POSITIVE = (
     "answer_timeout_s",
     "complete_timeout_s",
     "stall_timeout_s",
-    "credentials_timeout_s",
     "metadata_bytes",
-    "metadata_elements",
-    "metadata_depth",
     "reply_timeout_s",
     "hung_s",
     "rescan_s",

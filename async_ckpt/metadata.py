@@ -32,7 +32,7 @@ from collections import Counter
 from collections.abc import Callable, ItemsView, Iterable, KeysView, Mapping, Sequence, Set, ValuesView
 from typing import Any, NamedTuple
 
-from .config import Config
+from .config import METADATA_DEPTH, METADATA_ELEMENTS, METADATA_NOTICE_BYTES, Config
 from .errors import shorten
 
 #: Characters of a ``repr``, and of a key's text, that are kept.
@@ -43,8 +43,6 @@ _SHOWN = 80
 _MAX_NOTES, _MAX_SAID = 10, 50
 #: So many times the elements of one value are read in all, so that nobody waits for long for what is not kept.
 _PATIENCE = 10
-#: Whatever the setting says, since readers of JSON have limits of their own.
-_MAX_DEPTH = 200
 #: Python reads and writes no longer integers as decimal text (``sys.int_info.default_max_str_digits``).
 _MAX_BITS = 14_000
 #: Upper bounds in bytes of JSON: a float, a bool or None; what stands between two values.
@@ -77,7 +75,7 @@ def plain(metadata: Any, config: Config) -> tuple[Any, list[MetadataNote]]:
     metadata : Any
         A dict as a rule, None for an empty one. Whatever else there is, a list or a number, is kept as it is.
     config : Config
-        ``metadata_bytes``, ``metadata_elements``, ``metadata_depth`` and ``metadata_notice_bytes`` count.
+        ``metadata_bytes`` counts.
 
     Returns
     -------
@@ -86,7 +84,7 @@ def plain(metadata: Any, config: Config) -> tuple[Any, list[MetadataNote]]:
     """
     if metadata is None:
         return {}, []
-    if min(config.metadata_bytes // _SMALL_BYTES, config.metadata_elements, config.metadata_depth) >= _FEW:
+    if config.metadata_bytes // _SMALL_BYTES >= _FEW:
         with contextlib.suppress(_NotSimple):
             return _copy(metadata, [_FEW]), []
     return _Conversion(config).convert(metadata)
@@ -128,22 +126,21 @@ class _Conversion:
     """Converts one metadata."""
 
     def __init__(self, config: Config) -> None:
-        self._max_bytes, self._max_elements = config.metadata_bytes, config.metadata_elements
-        self._max_depth, self._notice_bytes = min(config.metadata_depth, _MAX_DEPTH), config.metadata_notice_bytes
+        self._max_bytes = config.metadata_bytes
         self._notes: dict[str, str] = {}
         self._unnamed = 0
         self._path: list[str] = []
         #: What is being read, by id: what is met again contains itself.
         self._open: set[int] = set()
         #: Elements and bytes that the entry which is being read may still have, and elements that are read in all.
-        self._elements, self._bytes = self._max_elements, self._max_bytes
-        self._patience = _PATIENCE * self._max_elements
+        self._elements, self._bytes = METADATA_ELEMENTS, self._max_bytes
+        self._patience = _PATIENCE * METADATA_ELEMENTS
 
     def convert(self, metadata: Any) -> tuple[Any, list[MetadataNote]]:
         value, size = self._entry(metadata)
         if isinstance(metadata, Mapping) and not isinstance(value, dict):
             value = {"not kept": value}  # Who reads it expects a dict.
-        if size > self._notice_bytes:
+        if size > METADATA_NOTICE_BYTES:
             self._notes[SIZE] = (
                 f"The metadata has {_kib(size)}. It is stored several times with every checkpoint, and read by every "
                 "list(): save what is large as a file of the checkpoint"
@@ -157,7 +154,7 @@ class _Conversion:
 
     def _entry(self, value: Any) -> tuple[Any, int]:
         """The value of a key above which there are only dicts: it has the limits for itself."""
-        elements = self._elements = max(min(self._max_elements, self._patience), 0)
+        elements = self._elements = max(min(METADATA_ELEMENTS, self._patience), 0)
         self._bytes = self._max_bytes
         depth = len(self._path)
         try:
@@ -189,8 +186,8 @@ class _Conversion:
             return value, self._count(value.bit_length() // 3 + 2)
         if id(value) in self._open:
             return self._not_kept("part of itself")
-        if len(self._open) >= self._max_depth:
-            return self._not_kept(f"nested more than {self._max_depth} deep")
+        if len(self._open) >= METADATA_DEPTH:
+            return self._not_kept(f"nested more than {METADATA_DEPTH} deep")
         self._open.add(id(value))
         depth = len(self._path)
         try:
@@ -234,7 +231,7 @@ class _Conversion:
         if shape is None and dtype is None:
             raise TypeError("It is no array")
         if shape is not None and math.prod(map(int, shape)) > self._elements:
-            raise _NotKept(f"larger than {self._max_elements} elements")
+            raise _NotKept(f"larger than {METADATA_ELEMENTS} elements")
         if getattr(dtype, "kind", "") == "M":
             value = value.astype(str)  # Of nanoseconds tolist() would make bare numbers.
         name = next(name for name in ("tolist", "item", "numpy") if callable(getattr(value, name, None)))
@@ -252,7 +249,7 @@ class _Conversion:
 
     def _take(self, count: int) -> None:
         if count > self._elements:
-            raise _NotKept(f"larger than {self._max_elements} elements")
+            raise _NotKept(f"larger than {METADATA_ELEMENTS} elements")
         self._elements -= count
 
     def _list(self, value: Any) -> tuple[list[Any], int]:

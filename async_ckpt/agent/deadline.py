@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from ..config import LAST_CALL_LEAST_S, LAST_CALL_MOST_S, PIECE_BYTES, Config
+from ..config import LAST_CALL_LEAST_S, LAST_CALL_MOST_S, NOTICE_IGNORED_S, NOTICE_NEAR_S, PIECE_BYTES, Config
 from ..ipc.protocol import Message
 from ..spool.journal import ADMITTED, UPLOADED, UPLOADING, Journal, order
 from ..system.clock import Clock
@@ -157,7 +157,7 @@ class LastCall:
 
     def hear(self, seconds: float, source: str) -> None:
         """So many seconds are left. The earliest end counts; one that is too far for any machine is none."""
-        if seconds > self._config.notice_ignored_s:
+        if seconds > NOTICE_IGNORED_S:
             days = seconds / 86400
             why = f"{source}: {days:,.0f} days are left, which is no end of a machine; nothing is done about it"
             self._tell({"push": "notice", "why": why})
@@ -180,7 +180,7 @@ class LastCall:
     @property
     def is_near(self) -> bool:
         """Whether an end is known that has not passed, and is not far."""
-        return self._until is not None and self._until - self._clock.monotonic() <= self._config.notice_near_s
+        return self._until is not None and self._until - self._clock.monotonic() <= NOTICE_NEAR_S
 
     def stumbled(self, identities: Sequence[str], why: str) -> None:
         """Something failed, and may pass: others go before it."""

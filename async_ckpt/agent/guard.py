@@ -25,7 +25,7 @@ from ..capture import lease
 from ..capture.copy_speed import CopySpeed
 from ..capture.habits import Habits
 from ..capture.private import PrivateCopy, link_private, lost, rewritten
-from ..config import COPIERS_STOP_S, LAST_COPIES_S, Config
+from ..config import LAST_COPIES_S, THREADS_END_S, Config
 from ..errors import SnapshotError
 from ..spool.journal import order
 from ..system.priority import set_disk_priority
@@ -194,7 +194,7 @@ class Guard:
         for _ in range(_COPIERS):
             self._waited_for.put(None)
         self._wake()
-        deadline = time.monotonic() + COPIERS_STOP_S
+        deadline = time.monotonic() + THREADS_END_S
         for thread in self._threads:
             thread.join(timeout=max(deadline - time.monotonic(), 0))
 

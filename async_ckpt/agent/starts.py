@@ -12,7 +12,7 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from ..config import GATHER_FIRST_S, GATHER_GROWTH, GATHER_LAST_S
+from ..config import GATHER_FIRST_S, GATHER_LAST_S
 from ..errors import SpoolError
 from ..ipc.protocol import Message
 from ..spool import starts
@@ -40,7 +40,7 @@ class Starts:
         self._ordered = False
         #: The store was asked, and could not say: those who wait have waited for the store since then.
         self._has_failed = False
-        self._retries = Backoff(0, GATHER_FIRST_S, GATHER_LAST_S, growth=GATHER_GROWTH)
+        self._retries = Backoff(0, GATHER_FIRST_S, GATHER_LAST_S)
         #: Why the store will not be asked; empty: it will.
         self._why = ""
 

@@ -24,9 +24,9 @@ from ..capture.private import make_private
 from ..config import (
     AGENT_CONFIRM_S,
     AGENT_SILENT_S,
+    LOOK_S,
     LOST_CONNECTIONS_S,
     MAX_LOST_CONNECTIONS,
-    NO_AGENT_LOOK_S,
     PING_S,
     Config,
 )  # fmt: skip
@@ -131,7 +131,7 @@ class AgentClient:
         #: The keeper's own question: its number, and when it was asked; and when one was asked last.
         self._asked: tuple[int, float] | None = None
         self._pinged = self.clock.monotonic()
-        self._losses = Backoff(MAX_LOST_CONNECTIONS, NO_AGENT_LOOK_S, self._config.agent_pause_s, LOST_CONNECTIONS_S)
+        self._losses = Backoff(MAX_LOST_CONNECTIONS, LOOK_S, self._config.agent_pause_s, LOST_CONNECTIONS_S)
 
     # -- for savers ------------------------------------------------------------------------------------------------
 
@@ -442,7 +442,7 @@ class AgentClient:
         self._let_go_of_all()
         # The task may save nothing for hours, and what it has saved is to be stored meanwhile.
         while self._owner:
-            self.clock.sleep(max(NO_AGENT_LOOK_S, self._losses.left_s(self.clock.monotonic())))
+            self.clock.sleep(max(LOOK_S, self._losses.left_s(self.clock.monotonic())))
             with self._lock:
                 if self._closed or self._connection is not None or self._try_to_connect():
                     return

@@ -6,7 +6,7 @@ import random
 
 
 class Backoff:
-    """Pauses: none at first, then one that grows each time, up to a limit.
+    """Pauses: none at first, then one that is twice as long each time, up to a limit.
 
     Parameters
     ----------
@@ -16,18 +16,16 @@ class Backoff:
         The first pause, and the longest one, in seconds.
     calm_s : float
         After so many seconds without a failure the earlier ones are forgotten.
-    growth : float
-        So many times as long as the last pause is the next one.
     jitter : bool
         Each pause is a random part of that, so that those who failed together do not come back together.
     """
 
     def __init__(
-        self, free: int, first_s: float, most_s: float, calm_s: float = float("inf"), growth: float = 2.0, *,
+        self, free: int, first_s: float, most_s: float, calm_s: float = float("inf"), *,
         jitter: bool = False,
     ) -> None:  # fmt: skip
         self._free, self._first_s, self._most_s, self._calm_s = free, first_s, most_s, calm_s
-        self._growth, self._jitter = growth, jitter
+        self._jitter = jitter
         #: Failures in a row.
         self.count = 0
         self._last = self._pause = 0.0
@@ -39,7 +37,7 @@ class Backoff:
         self.count += 1
         self._last = now
         earlier = self.count - self._free - 1
-        self._pause = min(self._first_s * self._growth ** min(earlier, 30), self._most_s) if earlier >= 0 else 0.0
+        self._pause = min(self._first_s * 2 ** min(earlier, 30), self._most_s) if earlier >= 0 else 0.0
         if self._jitter:
             self._pause *= random.random()
         return self._pause

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from queue import Empty, SimpleQueue
 from typing import Any, ParamSpec, TypeVar
 
-from ..config import INTERRUPTED_END_S, MAIN_THREAD_LOOK_S
+from ..config import INTERRUPTED_END_S, LOOK_S
 from ..errors import CheckpointError
 from . import handlers
 
@@ -55,7 +55,7 @@ class _Call:
         """Wait for it, and say meanwhile what it has to say."""
         while True:
             try:
-                write, item = self.said.get(timeout=MAIN_THREAD_LOOK_S)
+                write, item = self.said.get(timeout=LOOK_S)
             except Empty:
                 continue
             if write is None:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 
 from .. import layout
-from ..config import ENV_ATTEMPT, ENV_SPOOL, NO_AGENT_LOOK_S, NO_AGENT_START_S, Config
+from ..config import ENV_ATTEMPT, ENV_SPOOL, LOOK_S, NO_AGENT_START_S, Config
 from ..errors import AgentError, NoAgent, SpoolError, UsageError, WaitTimeout
 from ..ipc.client import AgentClient
 from ..spool import place
@@ -157,7 +157,7 @@ class Checkpointer:
                 if not said:
                     said = True
                     log.warning(f"{error}. It is tried again for up to {NO_AGENT_START_S:g} s")
-                self._client.clock.sleep(NO_AGENT_LOOK_S)
+                self._client.clock.sleep(LOOK_S)
 
     @classmethod
     def from_environment(cls) -> Checkpointer:

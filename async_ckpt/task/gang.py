@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 from .. import layout
-from ..config import GANG_FIRST_S, GANG_LAST_S, GATHER_GROWTH
+from ..config import GATHER_FIRST_S, GATHER_LAST_S
 from ..errors import IntegrityError, NotFound, UsageError, WaitTimeout
 from ..manifest import dump
 from ..ranks import agreement
@@ -145,4 +145,4 @@ async def _decision(store: Store, task: layout.TaskInfo, start: int, limit_s: fl
 
 def _pauses() -> Backoff:
     """Between two looks into the store."""
-    return Backoff(0, GANG_FIRST_S, GANG_LAST_S, growth=GATHER_GROWTH)
+    return Backoff(0, GATHER_FIRST_S, GATHER_LAST_S)

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..config import NO_AGENT_LOOK_S, Config
+from ..config import LOOK_S, Config
 from ..errors import NoAgent, WaitTimeout
 from ..ipc.client import AgentClient
 from ..ipc.protocol import Message
@@ -47,7 +47,7 @@ class RetryingClient:
                 raise
             self.trouble = error.what
             if isinstance(error, NoAgent):
-                self._client.clock.sleep(min(NO_AGENT_LOOK_S, left))
+                self._client.clock.sleep(min(LOOK_S, left))
             return None
         self.trouble = ""
         return answer

@@ -7,7 +7,7 @@ import errno
 import functools
 
 from ..agent.backlog import is_short_of_disk
-from ..config import ROOM_SLICE_S, Config
+from ..config import ASK_SLICE_S, Config
 from ..errors import AgentError, BacklogError, WaitTimeout
 from ..ipc.client import AgentClient
 from ..spool.journal import FAILED, RELEASED, order
@@ -44,7 +44,7 @@ def _await_room(client: AgentClient, config: Config, folder: str, limit: float) 
     deadline = client.clock.monotonic() + limit
     while True:
         go_on()
-        piece = max(min(deadline - client.clock.monotonic(), ROOM_SLICE_S), 0.0)
+        piece = max(min(deadline - client.clock.monotonic(), ASK_SLICE_S), 0.0)
         try:
             answer = client.request("room", piece + config.reply_timeout_s, folder=folder, timeout_s=piece)
         except (AgentError, WaitTimeout):
@@ -87,7 +87,7 @@ def _await_release(client: AgentClient, spool: Spool, config: Config) -> bool:
         state = ""
         while state != FAILED and (left := deadline - client.clock.monotonic()) > 0:
             go_on()
-            piece = min(left, ROOM_SLICE_S)
+            piece = min(left, ASK_SLICE_S)
             try:
                 answer = client.request("wait", piece + config.reply_timeout_s, id=identity, timeout_s=piece)
             except (AgentError, WaitTimeout):
@@ -95,7 +95,7 @@ def _await_release(client: AgentClient, spool: Spool, config: Config) -> bool:
             state = answer["state"]
             if not state or state in RELEASED:
                 with contextlib.suppress(TimeoutError):  # To remove much takes a while.
-                    wait_for(lambda: identity not in spool.records, ROOM_SLICE_S, identity)  # noqa: B023
+                    wait_for(lambda: identity not in spool.records, ASK_SLICE_S, identity)  # noqa: B023
                 return True
     return False
 

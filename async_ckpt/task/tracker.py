@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator,
 from typing import Any, TypeVar
 
 from .. import layout
-from ..config import CLAIM_PAUSE_S, CLAIM_SLICE_S, CLAIM_START_S, WAIT_SLICE_S, Config
+from ..config import ASK_SLICE_S, CLAIM_SLICE_S, CLAIM_START_S, LOOK_S, Config
 from ..errors import AgentError, CheckpointError, StoreError, WaitTimeout
 from ..ipc.client import AgentClient
 from ..ranks import agreement
@@ -112,7 +112,7 @@ class Tracker:
                 if not answer.get("asked", True):
                     deadline = min(now() + limit, last)
             except (AgentError, WaitTimeout):  # Another one may be there in a moment.
-                self.client.clock.sleep(min(left, CLAIM_PAUSE_S))
+                self.client.clock.sleep(min(left, LOOK_S))
         if start is not None:
             return start
         start = self.spool.go_alone()
@@ -273,7 +273,7 @@ class Tracker:
                 state, why = self.state(identity)
             else:
                 with self.while_it_runs():
-                    answer = agent.ask("wait", min(left, WAIT_SLICE_S, progress.due_in_s), id=identity)
+                    answer = agent.ask("wait", min(left, ASK_SLICE_S, progress.due_in_s), id=identity)
                 if answer is None:
                     progress.say(functools.partial(flush_line, None, agent.trouble))
                     continue

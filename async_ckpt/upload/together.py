@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 import anyio
 
 from .. import layout
-from ..config import GATHER_FIRST_S, GATHER_GROWTH, GATHER_LAST_S, GATHER_SUSPICION_S, Config
+from ..config import GATHER_FIRST_S, GATHER_LAST_S, GATHER_SUSPICION_S, Config
 from ..errors import StoreError, UsageError, WaitTimeout
 from ..manifest import dump
 from ..ranks import agreement
@@ -110,7 +110,7 @@ class CollectiveCommit:
                 await agreement.remove_leftovers(self._store, reference["pathspec"], now, self._config)
 
     async def _commit(self, reference: Reference, patience: Patience, tell: Tell) -> Reference:
-        pauses = Backoff(0, GATHER_FIRST_S, GATHER_LAST_S, growth=GATHER_GROWTH)
+        pauses = Backoff(0, GATHER_FIRST_S, GATHER_LAST_S)
         while missing := await agreement.missing_ranks(self._store, reference):
             gone = (await agreement.gone_ranks(self._store, reference)).intersection(missing)
             # What a task saved is in the store before it is said to be gone: one more look.
@@ -137,7 +137,7 @@ class CollectiveCommit:
 
     async def _follow(self, reference: Reference, patience: Patience, tell: Tell) -> Reference:
         first_s = max(GATHER_FIRST_S, reference["world"] / _LOOKS_A_SECOND)
-        pauses = Backoff(0, first_s, max(GATHER_LAST_S, first_s), growth=GATHER_GROWTH)
+        pauses = Backoff(0, first_s, max(GATHER_LAST_S, first_s))
         pause = 0.0
         while True:
             if pause > GATHER_SUSPICION_S:

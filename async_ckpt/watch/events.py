@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ..config import WATCH_EVENTS_END_S
+from ..config import THREADS_END_S
 from ..errors import os_reason
 
 if TYPE_CHECKING:
@@ -122,4 +122,4 @@ class Events:
         self._followed.clear()
         if observer is not None:
             observer.stop()
-            observer.join(WATCH_EVENTS_END_S)
+            observer.join(THREADS_END_S)

@@ -100,7 +100,7 @@ def test_an_ambiguous_refusal_asks_a_new_session_only_now_and_then() -> None:
 
 @pytest.fixture
 def _no_peace(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(credentials_module, "CREDENTIALS_PEACE_S", 0.0)
+    monkeypatch.setattr(credentials_module, "FAILURE_SHARED_S", 0.0)
 
 
 def test_a_source_that_has_just_failed_is_left_in_peace() -> None:

@@ -22,7 +22,7 @@ from botocore.httpsession import URLLib3Session
 from urllib3.exceptions import HTTPError
 from urllib3.exceptions import ReadTimeoutError as StreamTimeoutError
 
-from ...config import LEFT_BEHIND_S, Config
+from ...config import THREADS_END_S, Config
 from ...system.concurrency import in_thread
 from .body import Body
 from .transport import Dropped, Incoming, Network, PhaseTimer, SignedRequest, Timeouts
@@ -183,9 +183,9 @@ class ThreadTransport:
     async def aclose(self) -> None:
         self.drop_connections()
         # A thread that was left behind may give its connection back to a pool that is being closed.
-        with anyio.move_on_after(LEFT_BEHIND_S, shield=True):
+        with anyio.move_on_after(THREADS_END_S, shield=True):
             while self._under_way:
-                await anyio.sleep(LEFT_BEHIND_S / 100)
+                await anyio.sleep(THREADS_END_S / 100)
         self.drop_connections()
         self._sessions.clear()
 

@@ -17,7 +17,7 @@ from botocore.credentials import Credentials as Static
 from botocore.exceptions import CredentialRetrievalError
 from botocore.session import get_session
 
-from ...config import CREDENTIALS_AMBIGUOUS_S, CREDENTIALS_LIFE_S, CREDENTIALS_PEACE_S
+from ...config import CREDENTIALS_AMBIGUOUS_S, CREDENTIALS_LIFE_S, FAILURE_SHARED_S
 from ...errors import CheckpointError
 from ...system.concurrency import in_thread
 from . import OpenCredentials
@@ -63,7 +63,7 @@ class Credentials:
             return self._last
         async with self._lock:  # One thread asks, however many requests wait.
             if time.monotonic() >= self._until:
-                if self._failure is not None and time.monotonic() < self._asked + CREDENTIALS_PEACE_S:
+                if self._failure is not None and time.monotonic() < self._asked + FAILURE_SHARED_S:
                     raise self._failure
                 try:
                     self._last, self._failure = await self._fetch(), None

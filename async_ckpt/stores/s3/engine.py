@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
-from ...config import FAILURE_SHARED_S, Config
+from ...config import CREDENTIALS_TIMEOUT_S, FAILURE_SHARED_S, Config
 from ...errors import CheckpointError, StoreError, TransientStoreError, UsageError
 from ...system.concurrency import in_thread
 from ..base import check_key
@@ -190,7 +190,7 @@ class Engine:
         return self._setup
 
     async def _ask_settings(self) -> S3Settings:
-        return await asked(self._settings, self.config.credentials_timeout_s, "Metaflow's S3 client")
+        return await asked(self._settings, CREDENTIALS_TIMEOUT_S, "Metaflow's S3 client")
 
     async def _look_up(self, settings: S3Settings) -> Found:
         return await in_thread(lambda: look_up(settings, self.config, self.bucket))
@@ -214,7 +214,7 @@ class Engine:
             slower.append(f"requests go through the proxy {proxy.rpartition('@')[2]}")
         self.notice = "; ".join(slower)
         return Setup(
-            transport, found.timeouts, Credentials(source, config.credentials_timeout_s), user_headers,
+            transport, found.timeouts, Credentials(source, CREDENTIALS_TIMEOUT_S), user_headers,
             sends_checksums(given, config), validates(given), found.signs_content,
         )  # fmt: skip
 
