@@ -32,7 +32,7 @@ from ..config import Config
 from ..errors import IntegrityError, NotFound, UsageError, shorten
 from ..manifest import Directory, FileEntry, Manifest, Symlink, dump
 from ..stores.base import Store
-from ..stores.catalog import read_json, read_reference
+from ..stores.catalog import read_fields, read_json, read_reference
 from ..system.concurrency import for_each
 
 OUTCOME = "outcome"
@@ -75,12 +75,11 @@ async def put_shard(store: Store, reference: Mapping[str, Any], manifest: Manife
     shard = dump({"world": reference["world"], "reference": dict(reference), "manifest": manifest.to_json()})
     if await store.put_if(key, shard, None):
         return
-    with contextlib.suppress(NotFound, IntegrityError, KeyError, TypeError):
-        other = (await read_json(store, key))["reference"]
-        if other.get("node") != reference.get("node"):
-            why = same_rank(other, reference)
-            await decide(store, reference, Outcome(FAILED, why))
-            raise UsageError(why)
+    other = (await read_fields(store, key)).get("reference")
+    if isinstance(other, dict) and other.get("node") != reference.get("node"):
+        why = same_rank(other, reference)
+        await decide(store, reference, Outcome(FAILED, why))
+        raise UsageError(why)
     await store.put_bytes(key, shard)  # It was this node, in an earlier try.
 
 
@@ -112,8 +111,8 @@ async def gone_ranks(store: Store, reference: Mapping[str, Any]) -> set[int]:
     found: set[int] = set()
     for key in [entry.key async for entry in store.list(folder)]:
         node = key[len(folder) + 1 :]
-        with contextlib.suppress(NotFound, IntegrityError, KeyError, TypeError, ValueError):
-            ranks = (await read_json(store, key))["ranks"]
+        with contextlib.suppress(KeyError, TypeError, ValueError):
+            ranks = (await read_fields(store, key))["ranks"]
             found.update(map(int, ranks or ([node] if nodes_are_ranks else [])))
     return found
 
@@ -127,9 +126,9 @@ async def read_damaged(store: Store, pathspec: str) -> dict[str, str]:
     """Checkpoints that some node could not load, by key, and why."""
     found: dict[str, str] = {}
     for key in [entry.key async for entry in store.list(layout.damaged_folder(pathspec))]:
-        with contextlib.suppress(NotFound, IntegrityError, KeyError, TypeError):
-            data = await read_json(store, key)
-            found[str(data["key"])] = str(data["why"])
+        with contextlib.suppress(KeyError):
+            said = await read_fields(store, key)
+            found[str(said["key"])] = str(said["why"])
     return found
 
 
@@ -203,19 +202,23 @@ def merge(shards: Sequence[Shard]) -> tuple[Reference, Manifest]:
                     hint="Every rank calls save(collective=True) equally often, with the same metadata",
                 )
     files: list[FileEntry] = []
-    dirs: dict[str, Directory] = {}
-    owners: dict[str, int] = {}
     links: list[Symlink] = []
+    dirs: dict[str, Directory] = {}
+    #: Which rank has written a file or a link, and which one was the first to have a folder, by path.
+    writers: dict[str, int] = {}
+    folders: dict[str, int] = {}
     for shard in shards:
         files += [entry._replace(rank=shard.rank) for entry in shard.manifest.files]
         links += [link._replace(rank=shard.rank) for link in shard.manifest.links]
         for folder in shard.manifest.dirs:
             dirs.setdefault(folder.path, folder)
+            folders.setdefault(folder.path, shard.rank)
         for path in shard.manifest.paths:
-            _claim(path, shard.rank, owners)
-    for path in sorted(owners.keys() & dirs.keys()):
-        rank = next(shard.rank for shard in shards if path in {folder.path for folder in shard.manifest.dirs})
-        raise _same_name(path, owners[path], rank)
+            if path in writers:
+                raise _same_name(path, writers[path], shard.rank)
+            writers[path] = shard.rank
+    for path in sorted(writers.keys() & folders.keys()):
+        raise _same_name(path, writers[path], folders[path])
     reference = layout.whole(first.reference)
     reference["size"] = sum(shard.reference["size"] for shard in shards)
     return reference, replace(first.manifest, files=files, dirs=sorted(dirs.values()), links=links)
@@ -224,12 +227,6 @@ def merge(shards: Sequence[Shard]) -> tuple[Reference, Manifest]:
 def _same(mine: Any, theirs: Any) -> bool:
     """Whether two JSON values are equal; NaN is equal to NaN here."""
     return bool(mine == theirs) or json.dumps(mine, sort_keys=True) == json.dumps(theirs, sort_keys=True)
-
-
-def _claim(path: str, rank: int, owners: dict[str, int]) -> None:
-    if path in owners:
-        raise _same_name(path, owners[path], rank)
-    owners[path] = rank
 
 
 def _same_name(path: str, rank: int, other: int) -> UsageError:
@@ -270,11 +267,9 @@ async def left_by(store: Store, pathspec: str, now: tuple[int, int]) -> list[Ref
             shards[stem] = entry.key
     found: list[Reference] = []
     for key in shards.values():
-        with contextlib.suppress(NotFound, IntegrityError):  # Its rank 0 has just committed it; or it is nobody's.
-            data = await read_json(store, key)
-            reference: Any = data.get("reference") if isinstance(data, dict) else None
-            if layout.is_reference(reference) and layout.life(reference) < now:
-                found.append(reference)
+        reference: Any = (await read_fields(store, key)).get("reference")  # Gone, if rank 0 has just committed it.
+        if layout.is_reference(reference) and layout.life(reference) < now:
+            found.append(reference)
     return sorted(found, key=layout.order, reverse=True)
 
 

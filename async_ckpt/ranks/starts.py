@@ -24,10 +24,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .. import layout
-from ..errors import IntegrityError, NotFound, StoreError, TransientStoreError, UsageError
+from ..errors import IntegrityError, StoreError, TransientStoreError, UsageError
 from ..manifest import dump
 from ..stores.base import Store
-from ..stores.catalog import read_json
+from ..stores.catalog import read_fields
 from ..system.crash import crash_point
 
 #: So many numbers are tried, one after the other, where others take them in the same moment.
@@ -62,12 +62,13 @@ class Claim:
 @dataclass
 class _Known:
     """What the store has of an attempt: the starts that have checkpoints, the claims (start → marks), and which nodes
-    of a gang have joined a start.
+    of a gang have joined a start; and what people should know where it does not say.
     """
 
     saved: set[int] = field(default_factory=set)
     claims: dict[int, set[str]] = field(default_factory=dict)
     joined: set[tuple[int, int]] = field(default_factory=set)
+    why: str = ""
 
     @property
     def next(self) -> int:
@@ -85,12 +86,12 @@ async def claim(store: Store, task: layout.TaskInfo, who: Claimant) -> Claim:
     TransientStoreError
         The store is out of reach; or this is a node of a gang, and the first one has not claimed yet.
     """
-    known, why = await _known(store, task)
+    known = await _known(store, task)
     if task.node:
         return await _join(store, task, who, known)
     newest = known.next - 1
     if newest in known.claims and await _is_mine(store, task, newest, known.claims[newest], who):
-        return Claim(newest, first=not newest and not known.saved, why=why)
+        return Claim(newest, first=not newest and not known.saved, why=known.why)
     start = known.next
     for attempt in range(_TRIES):
         if start >= task.most_starts:
@@ -102,7 +103,7 @@ async def claim(store: Store, task: layout.TaskInfo, who: Claimant) -> Claim:
         if await _take(store, task, start, who):
             crash_point("claims:after-claim")
             first = not start
-            return Claim(start, first, why=why if first else await _others(store, task, start, start - 1))
+            return Claim(start, first, why=known.why if first else await _others(store, task, start, start - 1))
         start += 1 + secrets.randbelow(1 << min(attempt, 8))
     raise TransientStoreError(f"Others begin attempt {task.attempt} all the time", where=store.url(task.task_folder))
 
@@ -111,7 +112,7 @@ async def note(store: Store, task: layout.TaskInfo, start: int, who: Claimant) -
     """Claim a number that was chosen without asking the store, so that later starts count on from it. The claim says
     what the store had.
     """
-    known, _ = await _known(store, task)
+    known = await _known(store, task)
     await store.put_if(layout.claim_key(task.pathspec, task.attempt, start), dump(dict(who)), None)
     others = known.saved - {start}
     for other in known.claims.keys() - {start}:
@@ -121,11 +122,8 @@ async def note(store: Store, task: layout.TaskInfo, start: int, who: Claimant) -
     return Claim(start, first=not others, why=await _others(store, task, start, max(others)) if others else "")
 
 
-async def _known(store: Store, task: layout.TaskInfo) -> tuple[_Known, str]:
-    """What the store has, and what people should know where it does not say.
-
-    Who may write and not list can still claim; other clients' checkpoints are not seen then.
-    """
+async def _known(store: Store, task: layout.TaskInfo) -> _Known:
+    """What the store has. Who may write and not list can still claim; other clients' checkpoints are not seen then."""
     known, folder = _Known(), task.task_folder
     try:
         async for entry in store.list(folder, f"{task.attempt}."):
@@ -141,11 +139,12 @@ async def _known(store: Store, task: layout.TaskInfo) -> tuple[_Known, str]:
     except TransientStoreError:
         raise
     except StoreError as error:
-        return _Known(), (
+        why = (
             f"What the store has of attempt {task.attempt} already cannot be listed, so what an earlier start of it "
             f"left is not seen unless it was this package's: {error}"
         )
-    return known, ""
+        return _Known(why=why)
+    return known
 
 
 async def _take(store: Store, task: layout.TaskInfo, start: int, who: Claimant) -> bool:
@@ -153,30 +152,25 @@ async def _take(store: Store, task: layout.TaskInfo, start: int, who: Claimant) 
 
     Where the store refuses to write the claim, it will refuse checkpoints as well: the number is used without one.
     """
+    key = layout.claim_key(task.pathspec, task.attempt, start)
     try:
-        return await _make(store, task, start, who)
+        if not await store.put_if(key, dump(dict(who)), None):
+            # Perhaps by an earlier try of ours, whose answer was lost.
+            return bool((await read_fields(store, key)).get("token") == who["token"])
+        if store.capabilities.create_only:
+            return True
+        await store.put_bytes(layout.claim_key(task.pathspec, task.attempt, start, who["token"]), dump(dict(who)))
+        return (await _known(store, task)).claims.get(start, set()) <= {"", who["token"]}
     except (TransientStoreError, IntegrityError):
         raise
     except StoreError:
         return True
 
 
-async def _make(store: Store, task: layout.TaskInfo, start: int, who: Claimant) -> bool:
-    key = layout.claim_key(task.pathspec, task.attempt, start)
-    if not await store.put_if(key, dump(dict(who)), None):
-        # Perhaps by an earlier try of ours, whose answer was lost.
-        return bool((await _read(store, key)).get("token") == who["token"])
-    if store.capabilities.create_only:
-        return True
-    await store.put_bytes(layout.claim_key(task.pathspec, task.attempt, start, who["token"]), dump(dict(who)))
-    known, _ = await _known(store, task)
-    return known.claims.get(start, set()) <= {"", who["token"]}
-
-
 async def _is_mine(store: Store, task: layout.TaskInfo, start: int, marks: set[str], who: Claimant) -> bool:
     if marks - {""}:
         return marks - {""} == {who["token"]}
-    claimed = await _read(store, layout.claim_key(task.pathspec, task.attempt, start))
+    claimed = await read_fields(store, layout.claim_key(task.pathspec, task.attempt, start))
     return bool(claimed.get("token") == who["token"])
 
 
@@ -187,12 +181,12 @@ async def _join(store: Store, task: layout.TaskInfo, who: Claimant, known: _Know
     start = max(known.claims, default=0 if not known.saved else -1)
     if start >= 0:
         key = functools.partial(layout.claim_key, task.pathspec, task.attempt, start)
-        joined, claimant = key(f"{_NODE}{task.node}"), await _read(store, key())
+        joined, claimant = key(f"{_NODE}{task.node}"), await read_fields(store, key())
         # A node that joins the first start begins with nothing, whatever the other nodes have saved by now. A node that
         # has begun this start before has something to resume from.
         first = not start
         if (start, task.node) in known.joined:
-            before = await _read(store, joined)
+            before = await read_fields(store, joined)
             mine = before.get("token") == who["token"]
             first = first and (not known.saved or before.get("pid") == who["pid"])
         else:
@@ -211,7 +205,7 @@ async def _join(store: Store, task: layout.TaskInfo, who: Claimant, known: _Know
 
 async def _others(store: Store, task: layout.TaskInfo, start: int, other: int) -> str:
     """Who has begun the attempt before, for people: the one with the number ``other``."""
-    found = await _read(store, layout.claim_key(task.pathspec, task.attempt, other))
+    found = await read_fields(store, layout.claim_key(task.pathspec, task.attempt, other))
     by = ""
     if all(name in found for name in ("host", "pid", "at")):
         by = f", on {found['host']} (process {found['pid']}) at {found['at']}"
@@ -219,12 +213,3 @@ async def _others(store: Store, task: layout.TaskInfo, start: int, other: int) -
         f"Attempt {task.attempt} of {task.pathspec} was begun before{by}. This start keeps its own checkpoints: their "
         f"versions count from {start * layout.START_STEP * task.nodes} on, and nothing of the other is overwritten"
     )
-
-
-async def _read(store: Store, key: str) -> dict[str, Any]:
-    """A claim; empty where there is none, or none that makes sense."""
-    with contextlib.suppress(NotFound, IntegrityError):
-        found = await read_json(store, key)
-        if isinstance(found, dict):
-            return found
-    return {}

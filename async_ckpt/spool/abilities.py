@@ -82,11 +82,13 @@ def _notes(root: str, folder: str, kind: str) -> list[str]:
     return notes
 
 
-def _keep_content(folder: str) -> bool:
-    with open(os.path.join(folder, "file"), "wb") as file:
-        file.write(_CONTENT)
-    with open(os.path.join(folder, "file"), "rb") as file:
-        return file.read() == _CONTENT
+def _append(folder: str) -> bool:
+    path = os.path.join(folder, "file")
+    for _ in range(2):
+        with open(path, "ab") as file:
+            file.write(_CONTENT)
+    with open(path, "rb") as file:
+        return file.read() == 2 * _CONTENT
 
 
 def _replace(folder: str) -> bool:
@@ -136,18 +138,9 @@ def _listen(folder: str) -> bool:
         os.close(fd)
 
 
-def _append(folder: str) -> bool:
-    path = os.path.join(folder, "journal")
-    for _ in range(2):
-        with open(path, "ab") as file:
-            file.write(_CONTENT)
-    return os.stat(path).st_size == 2 * len(_CONTENT)
-
-
 #: What cannot be done without, in words that continue "its file system cannot …".
 _NEEDED: dict[str, Callable[[str], bool]] = {
-    "keep what is written to a file": _keep_content,
-    "append to files": _append,
+    "keep what is appended to a file": _append,
     "replace files by renaming": _replace,
     "rename directories": _rename_folder,
     "make symbolic links": _link,

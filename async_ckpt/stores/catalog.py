@@ -25,6 +25,15 @@ async def read_json(store: Store, key: str) -> Any:
     return load(await store.get_bytes(key), where=key)
 
 
+async def read_fields(store: Store, key: str) -> dict[str, Any]:
+    """The fields of a stored JSON object; none where it is missing or makes no sense."""
+    try:
+        found = await read_json(store, key)
+    except (NotFound, IntegrityError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 async def read_reference(store: Store, folder: str, name: str) -> dict[str, Any] | None:
     """One metadata object; None where it is missing (a listing may be stale) or is not a checkpoint's."""
     return (await read_tagged(store, folder, name))[0]
@@ -131,11 +140,11 @@ async def newest_of_step(store: Store, folder: str, config: Config) -> dict[str,
 async def read_begun(store: Store, key: str) -> list[str] | None:
     """Keys of what an attempt was last about to commit; None where it did not say, or cannot be understood."""
     try:
-        keys = (await read_json(store, key))["keys"]
+        keys = (await read_fields(store, key))["keys"]
         for item in keys:
             layout.parse_key(item)
         return list(keys)
-    except (NotFound, IntegrityError, UsageError, KeyError, TypeError):
+    except (UsageError, KeyError, TypeError):
         return None
 
 
