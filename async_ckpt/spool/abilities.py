@@ -1,8 +1,8 @@
 """What a spool needs of the mount it is made on, tried there before anything depends on it.
 
 A file system that lacks something (vfat has no sockets, an NFS whose lock service is down no locks) would fail in the
-middle of a training. So all is tried at the start of the task. A place that lacks something is passed over, and the
-error names the way out. Where saves only take longer, the log says so.
+middle of a training. So what some lack is tried at the start of the task. A place that lacks something is passed over,
+and the error names the way out. Where saves only take longer, the log says so.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import contextlib
 import errno
 import os
 import socket
-import stat
 import tempfile
 from collections.abc import Callable
 
@@ -29,7 +28,7 @@ _CONTENT = b"async-ckpt"
 
 
 def try_out(root: str) -> list[str]:
-    """Try all that a spool needs in the directory that is to hold it; about half a millisecond.
+    """Try what a spool needs and some file systems lack, in the directory that is to hold it; about half a millisecond.
 
     Returns
     -------
@@ -82,15 +81,6 @@ def _notes(root: str, folder: str, kind: str) -> list[str]:
     return notes
 
 
-def _append(folder: str) -> bool:
-    path = os.path.join(folder, "file")
-    for _ in range(2):
-        with open(path, "ab") as file:
-            file.write(_CONTENT)
-    with open(path, "rb") as file:
-        return file.read() == 2 * _CONTENT
-
-
 def _replace(folder: str) -> bool:
     old, new = os.path.join(folder, "old"), os.path.join(folder, "new")
     for path, content in ((old, b""), (new, _CONTENT)):
@@ -100,16 +90,10 @@ def _replace(folder: str) -> bool:
     return os.stat(old).st_size == len(_CONTENT) and not os.path.exists(new)
 
 
-def _rename_folder(folder: str) -> bool:
-    os.mkdir(os.path.join(folder, "folder"))
-    os.rename(os.path.join(folder, "folder"), os.path.join(folder, "renamed"))
-    return os.path.isdir(os.path.join(folder, "renamed"))
-
-
 def _link(folder: str) -> bool:
     path = os.path.join(folder, "symlink")
-    os.symlink("file", path)
-    return os.readlink(path) == "file" and stat.S_ISREG(os.stat(path).st_mode)
+    os.symlink(os.curdir, path)
+    return os.readlink(path) == os.curdir and os.path.samefile(path, folder)
 
 
 def _lock(folder: str) -> bool:
@@ -140,9 +124,7 @@ def _listen(folder: str) -> bool:
 
 #: What cannot be done without, in words that continue "its file system cannot …".
 _NEEDED: dict[str, Callable[[str], bool]] = {
-    "keep what is appended to a file": _append,
     "replace files by renaming": _replace,
-    "rename directories": _rename_folder,
     "make symbolic links": _link,
     "lock files (flock)": _lock,
     "have Unix sockets": _listen,

@@ -83,8 +83,6 @@ def make(places: Sequence[Sequence[str]], task: layout.TaskInfo, store: StoreSpe
                 if isinstance(error, NotOurs):
                     continue
                 break
-            for note in spool.notes:
-                log.info(note)
             if failed:
                 log.info(
                     f"The spool is in {root}, as it cannot be where it should be: {failed[0].what} ({failed[0].where})"

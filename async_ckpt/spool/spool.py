@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import stat
 import tempfile
@@ -51,6 +52,8 @@ from .snapshots import Snapshots
 from .starts import Start
 from .versions import Versions
 
+log = logging.getLogger(__name__)
+
 FORMAT = 1
 
 
@@ -68,8 +71,6 @@ class Spool:
         self._running = task.attempt
         #: Whether this process knows that the task runs, and may make the spool again where it is removed.
         self.may_make = False
-        #: What people should know of the place it is in.
-        self.notes: list[str] = []
         self._gone = False
         self._start: Start | None = None
         #: Whether a process of this machine has begun this attempt before.
@@ -93,7 +94,8 @@ class Spool:
         spool.may_make = True
         with spool_errors("The spool cannot be made", directory):
             private_directory(root)
-            spool.notes = try_out(root)
+            for note in try_out(root):
+                log.info(note)
             private_subdirectory(directory)
             spool._make_folders()
             note_namespace(directory)

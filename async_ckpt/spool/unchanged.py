@@ -10,18 +10,15 @@ gave it a new mtime. What could fool that is left out:
 - A program may set the mtime back to what it was, always to the same time as a rule (reproducible archives): a time
   before the file's own birth, or one without nanoseconds, is one that somebody set.
 - A number of an inode is given to another file later: the time of birth tells.
-- File systems in memory do not see each write to a mapping: there nothing is taken for unchanged.
+- Where a write to a mapping may leave the mtime as it is (file systems in memory, and all that were not tried), nothing
+  is taken for unchanged.
 
 Copies, clones and packed files are inodes of the snapshot's own, and say nothing about the trainer's.
 """
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import mmap
 import os
-import secrets
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -37,9 +34,6 @@ RACY_NS = 100_000_000
 
 #: So many files are remembered, the last ones: a few MiB of memory.
 MAX_STORED = 10_000
-
-#: A time in nanoseconds that is surely not now.
-_OLD_NS = 10**18
 
 
 class Fingerprint(NamedTuple):
@@ -133,7 +127,7 @@ def fingerprints(item: Admitted) -> dict[str, Fingerprint]:
     if item.reference["storage_format"] != "files":
         return {}
     entries = [entry for entry in item.manifest.files if entry.how == LINK and entry.size >= MIN_BYTES]
-    if not entries or not shows_writes(os.path.dirname(item.data)):
+    if not entries or not times_tell(kind_of(os.path.dirname(item.data))):
         return {}
     found = {}
     for entry in entries:
@@ -142,33 +136,3 @@ def fingerprints(item: Admitted) -> dict[str, Fingerprint]:
         if now is not None and (now.ino, now.size, now.mtime_ns) == captured and not now.was_set:
             found[entry.path] = now
     return found
-
-
-def shows_writes(folder: str) -> bool:
-    """Whether each write through a new shared mapping changes a file's mtime on the file system of ``folder``.
-
-    Only where it is known that every write is one of this kernel's; and it is tried, as no interface tells. File
-    systems in memory (tmpfs) map pages writable that were only read, and never hear of the writes.
-    """
-    try:
-        return times_tell(kind_of(folder)) and _shows_writes(os.stat(folder).st_dev, folder)
-    except OSError:
-        return False
-
-
-@functools.lru_cache(maxsize=64)
-def _shows_writes(device: int, folder: str) -> bool:
-    # Named like a snapshot, so that what a killed process leaves is swept away.
-    path = os.path.join(folder, f"{os.getpid()}-{secrets.token_hex(8)}")
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        os.write(fd, b"0")
-        os.utime(fd, ns=(_OLD_NS, _OLD_NS))
-        with mmap.mmap(fd, 1) as mapped:
-            first = mapped[0]
-            mapped[0] = first + 1
-        return os.fstat(fd).st_mtime_ns != _OLD_NS
-    finally:
-        os.close(fd)
-        with contextlib.suppress(OSError):
-            os.unlink(path)

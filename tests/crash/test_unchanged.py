@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from async_ckpt.errors import SnapshotError
-from async_ckpt.spool.unchanged import Fingerprint, shows_writes
+from async_ckpt.spool.unchanged import Fingerprint
+from async_ckpt.system.filesystems import kind_of, times_tell
 from async_ckpt.task.checkpointer import Checkpointer
 from async_ckpt.task.reference import Reference
 from harness.agents import Task, agent_pid, close_and_kill, content, is_alive, kill, wait_until
@@ -23,7 +24,7 @@ FROZEN = 2 << 20
 
 @pytest.fixture(autouse=True)
 def _needs_times_of_birth(tmp_path: Path) -> None:
-    if Fingerprint.of(str(tmp_path)) is None or not shows_writes(str(tmp_path)):
+    if Fingerprint.of(str(tmp_path)) is None or not times_tell(kind_of(str(tmp_path))):
         pytest.skip("this file system does not tell unchanged files")
 
 
