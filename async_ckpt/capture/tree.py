@@ -92,7 +92,6 @@ class _Tree:
         self._items: list[Item] = []
         self._files: dict[str, OpenFile] = {}
         self._folders: dict[str, _Folder] = {}
-        self._links: dict[str, str] = {}
         #: Kinds of file systems by device, and whether they are local.
         self._kinds: dict[int, tuple[str, bool]] = {}
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -141,7 +140,6 @@ class _Tree:
                 pause = min(pause * 2, CAPTURE_LONGEST_PAUSE_S)
             try:
                 if not complete or self._names_moved():
-                    complete = False
                     vanished = self._list() or vanished
                     complete = True
                 moved = self._look_again()
@@ -149,15 +147,13 @@ class _Tree:
                     time.sleep(self._config.capture_vanished_s)
                     moved = self._look_again()
             except (OSError, SnapshotError) as error:
+                moved, complete = [self.at.shown], False
                 if _is_out_of_descriptors(error) and self._spare_descriptors():
-                    moved, complete = [self.at.shown], False
                     continue
                 if not _has_gone(error) or not os.path.exists(self._path):
                     raise
                 # Something was taken away while it was captured, or replaced: look again what there is.
                 vanished = error if isinstance(error, SnapshotError) else failure(self.at.shown, error)
-                moved, complete = [self.at.shown], False
-                continue
             if not moved:
                 break
         if vanished is not None and (moved or not self._files):
@@ -176,15 +172,14 @@ class _Tree:
                 if not len(items) % _BETWEEN:
                     go_on()
                 self.at = item
-                known = before.get(item.path) if again else None
+                known = before.get(item.path)
                 if known is not None and known != item:
                     inside = f"{item.path}/"  # Of a folder that is none any more, or another one.
                     old = [path for path in before if path == item.path or path.startswith(inside)]
                     self._remove([before.pop(path) for path in old])
                 self._take(item, new=known != item)
-                if again:
-                    self._alive |= known is None
-                    before.pop(item.path, None)
+                self._alive |= again and known is None
+                before.pop(item.path, None)
                 items.append(item)
         finally:
             # Where it ends early, what was captured and is not in the new list yet stays in it.
@@ -322,19 +317,17 @@ class _Tree:
 
     def _names_moved(self) -> bool:
         """Whether a name came or went, or is another file's now."""
-        sure = True
         for folder in self._folders.values():
             self.at = folder.item
             if folder.moved():
                 return True
-            sure = sure and folder.sure
         for item in self._items:
             if item.link and os.path.realpath(item.link) != item.full:
                 return True
-        return not sure and self._names() != [(item, self._inode(item)) for item in self._items]
-
-    def _names(self) -> list[tuple[Item, int]]:
-        return [(item, os.lstat(item.full).st_ino) for item in walk(self._path, self._config)]
+        if all(folder.sure for folder in self._folders.values()):
+            return False
+        found = [(item, os.lstat(item.full).st_ino) for item in walk(self._path, self._config)]
+        return found != [(item, self._inode(item)) for item in self._items]
 
     def _inode(self, item: Item) -> int:
         if item.kind == stat.S_IFREG:

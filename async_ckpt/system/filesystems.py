@@ -86,11 +86,7 @@ def is_local(kind: str) -> bool:
 
 @functools.cache
 def _fine_times() -> bool:
-    release = os.uname().release.split(".")
-    try:
-        return (int(release[0]), int(release[1])) >= _FINE_TIMES_SINCE
-    except (ValueError, IndexError):
-        return False
+    return tuple(map(int, re.findall(r"\d+", os.uname().release)[:2])) >= _FINE_TIMES_SINCE
 
 
 def shows_next_write(kind: str, status: os.stat_result, looked_ns: int) -> bool:

@@ -41,11 +41,8 @@ class Lines(logging.Handler):
         self.lock = None
 
     def handle(self, record: logging.LogRecord) -> bool:
-        self.emit(record)  # Since Python 3.13 the inherited method wants a lock.
+        say(self._write, record.getMessage())  # Since Python 3.13 the inherited method wants a lock.
         return True
-
-    def emit(self, record: logging.LogRecord) -> None:
-        say(self._write, record.getMessage())
 
     def _write(self, line: str) -> None:
         with contextlib.suppress(OSError, ValueError):  # Nobody reads it, or it is closed: no reason to lose a save.

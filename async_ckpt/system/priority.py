@@ -14,10 +14,13 @@ _IOPRIO_WHO_PROCESS = 1
 _IDLE, _BEST_EFFORT = 3 << 13, 2 << 13 | 4
 
 
-def set_disk_priority(*, idle: bool) -> None:
-    """Let this thread have only the disk time that nobody else wants, or its normal share. Any user may, both ways."""
+def set_disk_priority(*, idle: bool, thread: int = 0) -> None:
+    """Let a thread (0: this one) have only the disk time that nobody else wants, or its normal share.
+
+    Any user may, both ways; a refusal changes nothing that matters.
+    """
     if _IOPRIO_SET is not None:
-        ctypes.CDLL(None).syscall(_IOPRIO_SET, _IOPRIO_WHO_PROCESS, 0, _IDLE if idle else _BEST_EFFORT)
+        ctypes.CDLL(None).syscall(_IOPRIO_SET, _IOPRIO_WHO_PROCESS, thread, _IDLE if idle else _BEST_EFFORT)
 
 
 def set_priority(*, idle: bool) -> None:
@@ -26,10 +29,8 @@ def set_priority(*, idle: bool) -> None:
     Each thread has priorities of its own, so all are set.
     """
     policy = os.SCHED_IDLE if idle else os.SCHED_OTHER
-    libc = ctypes.CDLL(None)
     for thread in map(int, os.listdir("/proc/self/task")):
         # Ordinary users may not leave SCHED_IDLE again; nobody else wants the CPU then anyway.
         with contextlib.suppress(PermissionError, ProcessLookupError):
             os.sched_setscheduler(thread, policy, os.sched_param(0))
-        if _IOPRIO_SET is not None:  # Its refusal changes nothing that matters.
-            libc.syscall(_IOPRIO_SET, _IOPRIO_WHO_PROCESS, thread, _IDLE if idle else _BEST_EFFORT)
+        set_disk_priority(idle=idle, thread=thread)

@@ -8,7 +8,7 @@ import contextlib
 import os
 import resource
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..config import HUNG_ON_DISK, HUNG_STEP_S
@@ -131,13 +131,9 @@ def is_ours(pid: int, role: str, directory: str) -> bool:
     # In a PID namespace of its own, with another one's /proc (``unshare --pid``), a number means two processes.
     if os.readlink("/proc/self") != str(os.getpid()):
         return False
-    words = command_of(pid)
-    return words[-1:] == [directory] and _role(words) == role
-
-
-def _role(words: Sequence[str]) -> str:
-    """What stands before the numbers of descriptors, and the spool."""
-    return next((word for word in reversed(words[:-1]) if not word.isdecimal()), "")
+    *words, spool = command_of(pid) or [""]
+    # Its role stands before the numbers of descriptors, and the spool.
+    return spool == directory and next((word for word in reversed(words) if not word.isdecimal()), "") == role
 
 
 def end(pid: int, role: str, directory: str, timeout_s: float) -> bool:
