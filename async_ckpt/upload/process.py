@@ -89,26 +89,26 @@ async def serve(sock: socket.socket, spool: Spool, config: Config, *, alone: boo
         try:
             async with anyio.create_task_group() as group:
                 async for message in _messages(sock):
-                    if "op" not in message:
+                    op = message.get("op")
+                    if op is None:
                         known.apply(message)
-                    elif message["op"] == "priority":
-                        if alone:
-                            set_priority(idle=message["idle"])
-                    elif message["op"] == "commit":
+                    elif op == "priority" and alone:
+                        set_priority(idle=message["idle"])
+                    elif op == "commit":
                         group.start_soon(uploader.commit, message["ids"])
-                    elif message["op"] == "gather":
+                    elif op == "gather":
                         group.start_soon(uploader.gather, message["id"], message["timeout_s"], message["decides"])
-                    elif message["op"] == "claim":
+                    elif op == "claim":
                         group.start_soon(uploader.claim, message)
-                    elif message["op"] == "gone":
+                    elif op == "gone":
                         group.start_soon(uploader.gone, message["attempt"])
-                    elif message["op"] == "pause":
+                    elif op == "pause":
                         uploader.pause(message["id"])
-                    elif message["op"] == "upload":
+                    elif op == "upload":
                         identity = message["id"]
                         stored = known.checkpoints.pop(identity, CheckpointState())
                         group.start_soon(uploader.upload, identity, stored, unchanged.pop(identity, {}))
-                    elif message["op"] == "unchanged":
+                    elif op == "unchanged":
                         unchanged[message["id"]][message["path"]] = StoredFile(message["key"], message["crc32"])
                 group.cancel_scope.cancel()
         finally:

@@ -20,7 +20,7 @@ from async_ckpt.spool.journal import TAR, CheckpointState, Known, Line, is_step,
 from async_ckpt.spool.records import Admitted
 from async_ckpt.spool.unchanged import StoredFile
 from async_ckpt.stores import catalog
-from async_ckpt.upload import checkpoint as uploader_module
+from async_ckpt.upload import checkpoint as writer_module
 from async_ckpt.upload.checkpoint import CheckpointWriter
 from harness.agents import TASK
 from harness.content import crcs_of, pattern
@@ -341,7 +341,7 @@ def committed_and_said(store: MemoryStore, *batches: list[dict[str, Any]]) -> tu
 
 
 def test_a_latest_that_others_move_all_the_time_holds_up_no_commit_and_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uploader_module, "MOVE_LATEST_PAUSE_S", 0.0)
+    monkeypatch.setattr(writer_module, "MOVE_LATEST_PAUSE_S", 0.0)
     store, key = MemoryStore(), f"{FOLDER}/latest"
     commit(store, [reference(0)])
     moved = 0
@@ -354,7 +354,7 @@ def test_a_latest_that_others_move_all_the_time_holds_up_no_commit_and_is_said(m
 
     store.before = others
     assert committed_and_said(store, [reference(7)])[0] == [1]
-    assert moved == uploader_module._MOVES
+    assert moved == writer_module._MOVES
     assert newest(store) == listed(store) == reference(7)
 
 
