@@ -20,7 +20,7 @@ BOOTSTRAPPED = ("boto3", "requests")
 IMAGES = {
     "bare": (BOOTSTRAPPED,),
     "aiohttp": ((*BOOTSTRAPPED, "aiohttp"),),
-    "old aiohttp": ((*BOOTSTRAPPED, "aiohttp<3.12"),),
+    "old-aiohttp": ((*BOOTSTRAPPED, "aiohttp<3.12"),),
 }
 
 _CLUSTER = Path(__file__).with_name("cluster")

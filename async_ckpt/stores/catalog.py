@@ -97,27 +97,27 @@ async def newest_of_task(store: Store, task: layout.TaskInfo, config: Config) ->
     (``layout`` says why); the folder is listed only where that does not help, as for checkpoints of other clients.
     """
     folder = task.task_folder
-    hint: list[dict[str, Any] | None] = []
+    hint: dict[str, Any] | None = None
     begun: list[list[str]] = []
 
     async def ask(key: str | None) -> None:
+        nonlocal hint
         if key is None:
-            hint.append(await read_reference(store, folder, layout.LATEST))
+            hint = await read_reference(store, folder, layout.LATEST)
         elif (keys := await read_begun(store, key)) is not None:
             begun.append(keys)
 
     await for_each([None, *await _begun_until(store, task)], config.files_in_flight, ask)
-    known = layout.order(hint[0]) if hint[0] else (-1, -1)
-    parts = [layout.parse_key(key) for keys in begun for key in keys]
-    newer = [part for part in parts if (part.attempt, part.version) > known]
+    known = layout.order(hint) if hint else (-1, -1)
+    newer = [part for keys in begun for part in map(layout.parse_key, keys) if part.order > known]
     if begun and not newer:
-        return hint[0]
+        return hint
     last = max((part.attempt for part in newer), default=-1)
     names = [part.task_metadata_key(task.pathspec)[len(folder) + 1 :] for part in newer if part.attempt == last]
     found = await _read_all(store, folder, names, config)
     if found:
         return max(found, key=layout.order)
-    return await _newest_listed(store, folder, known) or hint[0]
+    return await _newest_listed(store, folder, known) or hint
 
 
 async def _begun_until(store: Store, task: layout.TaskInfo) -> list[str]:

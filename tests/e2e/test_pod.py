@@ -115,7 +115,7 @@ def about_the_store(pods: Pods, pathspec: str) -> list[str]:
 @pytest.mark.long
 def test_a_pod_whose_machine_is_taken_away_brings_in_what_it_saved(pods: Pods, store: Store) -> None:
     """Here with an aiohttp that is too old."""
-    flow = pods.start_flow("pod_flow", image("old aiohttp"))
+    flow = pods.start_flow("pod_flow", image("old-aiohttp"))
     try:
         wait_until(lambda: flow.process.poll() is not None or store.committed(0), "a checkpoint is committed")
         pods.terminate(0)

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from async_ckpt.errors import UsageError
-from async_ckpt.stores._metaflow_access import ENV_ARTIFACT_STORE, access_of, artifact_store
 from async_ckpt.stores.base import Access, StoreSpec
+from async_ckpt.stores.metaflow import ENV_ARTIFACT_STORE, access_of, artifact_store
 
 SECRET = "not-to-be-shown"
 PARAMS = {"aws_access_key_id": "id", "aws_secret_access_key": SECRET}
