@@ -50,7 +50,8 @@ LAST_CALL_PAUSE_S = 1.0
 #: The machine is about to go: an upload that stores nothing new for this long gives way to another one. It is a
 #: share of the time that is left, but not less than the first, and not more than the second.
 LAST_CALL_LEAST_S, LAST_CALL_MOST_S = 0.5, 5.0
-#: The first and the longest pause before a checkpoint that the store did not take is tried again.
+#: The first and the longest pause before a checkpoint that the store did not take is tried again. (The first one also
+#: for a suspect, since what an uploader died of may pass, such as a lack of memory.)
 OUTAGE_FIRST_S, OUTAGE_PAUSE_S = 2.0, 60.0
 #: The task is told at most this often that a checkpoint is held up.
 HELD_UP_S = 60.0
@@ -58,30 +59,22 @@ HELD_UP_S = 60.0
 AGENT_TICK_S = 0.2
 #: How long a new uploader may need until it says something.
 UPLOADER_START_S = 3.0
-#: After a SIGTERM the agent is asked again and again how far it is. One question takes at most this long,
-HURRY_SLICE_S = 3.0
-#: of which this much is left for the answer.
-HURRY_ANSWER_S = 0.5
+#: After a SIGTERM the agent is asked again and again how far it is: how long one question takes at most, and how much
+#: of that is left for the answer.
+HURRY_SLICE_S, HURRY_ANSWER_S = 3.0, 0.5
 #: How much of the time after a SIGTERM is left for the process to end in.
 TERMINATION_MARGIN_S = 1.0
-#: The rate at which the store takes bytes is measured over this much time.
-RATE_WINDOW_S = 5.0
-#: A rate that was measured over less time than this says nothing.
-RATE_LEAST_S = 0.2
-#: From this much time on, plans may depend on the rate.
-RATE_KNOWN_S = 1.0
-#: How often an agent (or uploader) that died is started again at once;
-RESTARTS_AT_ONCE = 3
-#: after that there are pauses that grow. This is the first one.
-FIRST_PAUSE_S = 0.25
+#: The rate at which the store takes bytes is measured over the first of these times. What was measured over less than
+#: the second says nothing, and plans may depend on what was measured over the third.
+RATE_WINDOW_S, RATE_LEAST_S, RATE_KNOWN_S = 5.0, 0.2, 1.0
+#: How often an agent (or uploader) that died is started again at once, and the first of the growing pauses after that.
+RESTARTS_AT_ONCE, FIRST_PAUSE_S = 3, 0.25
 #: After this long without a death of an agent (or uploader) the earlier ones no longer count.
 CALM_S = 60.0
 #: How many deaths in a row with the same checkpoint in hand make it a suspect, which is tried alone, after all others.
 #: Then how many deaths of the uploader, and how many of the agent, make it fail. (An agent may have died of something
 #: else, so it takes more of them.)
 DEATHS_TO_SUSPECT, DEATHS_OF_UPLOADER, DEATHS_OF_AGENT = 5, 8, 12
-#: The first pause before a suspect is tried again: what an uploader died of may pass (memory that others had).
-SUSPECT_FIRST_S = 2.0
 #: An agent that lacks descriptors, memory or disk pauses and goes on: its first and longest pause, and how often in a
 #: row it does that before it gives up.
 SHORT_FIRST_S, SHORT_MOST_S, SHORT_TIMES = 0.1, 2.0, 20

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from ..config import DEATHS_OF_AGENT, DEATHS_OF_UPLOADER, DEATHS_TO_SUSPECT, SUSPECT_FIRST_S, Config
+from ..config import DEATHS_OF_AGENT, DEATHS_OF_UPLOADER, DEATHS_TO_SUSPECT, OUTAGE_FIRST_S, Config
 from ..spool.journal import Journal
 from .queue import Queue
 
@@ -63,4 +63,4 @@ class Deaths:
                 yield identity, f"{why}; see {self._log}"
             elif job.is_suspect:
                 longer = 2 ** (job.deaths - DEATHS_TO_SUSPECT)
-                self._queue.pause(identity, now + min(SUSPECT_FIRST_S * longer, self._config.agent_pause_s))
+                self._queue.pause(identity, now + min(OUTAGE_FIRST_S * longer, self._config.agent_pause_s))

@@ -71,8 +71,7 @@ def find(
 
 def _check_torchrun(task: TaskInfo, environment: Mapping[str, str]) -> None:
     """Refuse to run where parts of different saves would be put together: each node counts its restarts by itself."""
-    nodes = _number(environment, _NODES) if environment.get(_NODES) else 0
-    restarts = _number(environment, _MAX_RESTARTS) if environment.get(_MAX_RESTARTS) else 0
+    nodes, restarts = _number(environment, _NODES), _number(environment, _MAX_RESTARTS)
     if nodes > 1 and restarts:
         raise UsageError(
             f"torchrun on {nodes} nodes may start its ranks again ({restarts} times), and each node counts that by "
@@ -108,8 +107,9 @@ def _has_variable(pid: int, name: str) -> bool:
 
 
 def _number(environment: Mapping[str, str], name: str) -> int:
+    """What a variable says; 0 where it is not set."""
     try:
-        return int(environment[name])
+        return int(environment.get(name) or 0)
     except ValueError:
         raise UsageError(f"{name}={environment[name]!r} is not a number", hint=f"Unset {name} or correct it") from None
 
