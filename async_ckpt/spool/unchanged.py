@@ -87,24 +87,21 @@ class StoredFiles:
 
     def __init__(self, limit: int = MAX_STORED) -> None:
         self._limit = limit
-        self._files: dict[Fingerprint, StoredFile] = {}
-        #: What an inode number was last known as: a file that was written to, or another one, replaces it.
-        self._last: dict[tuple[int, int], Fingerprint] = {}
+        #: By device and number of the inode: a file that was written to, or another one of that number, replaces it.
+        self._files: dict[tuple[int, int], tuple[Fingerprint, StoredFile]] = {}
 
     def add(self, fingerprint: Fingerprint, file: StoredFile) -> None:
         """Remember a file; what was known of its inode number is forgotten."""
         number = (fingerprint.dev, fingerprint.ino)
-        previous = self._last.pop(number, None)
-        if previous is not None:
-            del self._files[previous]
-        self._files[fingerprint], self._last[number] = file, fingerprint
+        self._files.pop(number, None)  # It comes last from now on.
+        self._files[number] = fingerprint, file
         if len(self._files) > self._limit:
-            oldest = next(iter(self._files))
-            del self._files[oldest], self._last[oldest.dev, oldest.ino]
+            del self._files[next(iter(self._files))]
 
     def find(self, fingerprint: Fingerprint) -> StoredFile | None:
         """Where the store has the content of this very file, unchanged since."""
-        return self._files.get(fingerprint)
+        known, file = self._files.get((fingerprint.dev, fingerprint.ino), (None, None))
+        return file if known == fingerprint else None
 
     def among(self, fingerprints: dict[str, Fingerprint]) -> dict[str, StoredFile]:
         """Those of some files that the store has, with the place, by path."""
@@ -113,7 +110,7 @@ class StoredFiles:
 
     def __iter__(self) -> Iterator[tuple[Fingerprint, StoredFile]]:
         """Oldest first."""
-        return iter(self._files.items())
+        return iter(self._files.values())
 
     def __len__(self) -> int:
         return len(self._files)
