@@ -10,8 +10,13 @@ import base64
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Annotated, TypeVar
 
 from .errors import UsageError
+
+Number = TypeVar("Number", int, float)
+#: The type of a setting for which zero would mean that nothing is ever done.
+Positive = Annotated[Number, "not zero"]
 
 ENV_PREFIX = "METAFLOW_ASYNC_CKPT_"
 
@@ -221,26 +226,26 @@ class Config:
     #: know no links, such as metaflow-checkpoint, need that.
     max_files_behind_links: int = 10_000
     #: How often the times of the spool's files are set anew, for programs that remove files by their age.
-    touch_s: float = 3600.0
+    touch_s: Positive[float] = 3600.0
 
     # -- Uploads --
 
     #: How many checkpoints one agent uploads side by side.
-    max_uploads: int = 2
+    max_uploads: Positive[int] = 2
     #: How many parts of large files are on their way at first.
-    parts_in_flight: int = 8
+    parts_in_flight: Positive[int] = 8
     #: How many parts may be on their way, as long as more of them are faster.
-    max_parts_in_flight: int = 64
+    max_parts_in_flight: Positive[int] = 64
     #: How many files of one checkpoint, and small objects, are on their way side by side.
-    files_in_flight: int = 32
+    files_in_flight: Positive[int] = 32
     #: Bytes a second that one agent's uploads to S3 may take. 0: no limit.
     max_bandwidth_bytes_s: int = 0
     #: Size of the smallest part of a multipart upload. Parts of large files are larger, so that 10,000 of them suffice.
-    part_bytes: int = CHUNK_BYTES
+    part_bytes: Positive[int] = CHUNK_BYTES
     #: An object of the local datastore counts as stored when it is on the disk. Off: as soon as the kernel has it.
     local_fsync: bool = True
     #: How often one request to the store is tried, the first time included.
-    store_attempts: int = 8
+    store_attempts: Positive[int] = 8
     #: For how long one request to the store is tried in all.
     store_deadline_s: float = 600.0
     #: How long a checkpoint is tried again while the store is out of reach. After that it has failed.
@@ -256,13 +261,13 @@ class Config:
     #: content is never signed.
     unsigned_payload: bool = False
     #: Limit for name look-up, connection and TLS handshake together.
-    connect_timeout_s: float = 10.0
+    connect_timeout_s: Positive[float] = 10.0
     #: Limit from the end of a request to S3 to its answer.
-    answer_timeout_s: float = 60.0
+    answer_timeout_s: Positive[float] = 60.0
     #: Limit for that answer where the store puts an object together, from parts or from another object.
-    complete_timeout_s: float = 600.0
+    complete_timeout_s: Positive[float] = 600.0
     #: Limit for content that stands still: less than a KiB is sent or received in this time.
-    stall_timeout_s: float = 60.0
+    stall_timeout_s: Positive[float] = 60.0
     #: A connection that was idle for longer is not used again.
     idle_connection_s: float = 12.0
     #: Encrypt objects with this key of KMS. Metaflow's own METAFLOW_S3_SERVER_SIDE_ENCRYPTION counts as well.
@@ -304,7 +309,7 @@ class Config:
     exception_flush_timeout_s: float = 300.0
     # PROGRESS_GROWTH and PROGRESS_MOST say how the later pauses grow.
     #: When a flush writes its first line about its progress. The pauses between lines grow, to a minute by default.
-    progress_s: float = 5.0
+    progress_s: Positive[float] = 5.0
     #: How long an agent whose task is gone goes on uploading.
     drain_timeout_s: float = 3600.0
     #: How long a task lives on after a SIGTERM to bring in what it can. 0: not at all. A handler of your own is left
@@ -344,7 +349,7 @@ class Config:
     # -- Metadata --
 
     #: The most bytes of a checkpoint's metadata, as JSON. What is beyond is replaced by a text that says so.
-    metadata_bytes: int = 1 << 20
+    metadata_bytes: Positive[int] = 1 << 20
     #: The most bytes that are read of a JSON file from which a watch takes metadata.
     metadata_file_bytes: int = 64 << 20
     #: The most bytes of metadata that a watch takes from such a file.
@@ -355,15 +360,15 @@ class Config:
     #: From which level on lines are written to the task's log: ``DEBUG``, ``INFO``, ``WARNING`` or ``ERROR``.
     log_level: str = "INFO"
     #: Limit for one answer of the agent to a question that does not wait for uploads.
-    reply_timeout_s: float = 10.0
+    reply_timeout_s: Positive[float] = 10.0
     #: How long no agent, or no uploader, can be started before whoever needs it does the work itself.
     agent_patience_s: float = 30.0
     #: The longest pause before an agent that has died again and again is started once more.
     agent_pause_s: float = 15.0
     #: An agent that lives, does not answer, and does nothing for this long is ended, and another one started.
-    hung_s: float = 15.0
+    hung_s: Positive[float] = 15.0
     #: How often the agent looks into the spool for checkpoints of which it was not told.
-    rescan_s: float = 1.0
+    rescan_s: Positive[float] = 1.0
 
     @classmethod
     def from_env(cls, environment: Mapping[str, str] = os.environ) -> Config:
@@ -383,7 +388,7 @@ class Config:
             kind = type(item.default)
             try:
                 values[item.name] = value = _parse(kind, text)
-                if value == 0 and item.name in _POSITIVE:
+                if value == 0 and "Positive" in str(item.type):
                     raise ValueError(text)
             except ValueError:
                 raise UsageError(
@@ -431,26 +436,6 @@ CHOICES = {
         "EXPRESS_ONEZONE", "OUTPOSTS",
     ),
 }  # fmt: skip
-
-#: Settings for which zero would mean that nothing is ever done.
-_POSITIVE = (
-    "max_uploads",
-    "parts_in_flight",
-    "max_parts_in_flight",
-    "files_in_flight",
-    "part_bytes",
-    "store_attempts",
-    "connect_timeout_s",
-    "answer_timeout_s",
-    "complete_timeout_s",
-    "stall_timeout_s",
-    "metadata_bytes",
-    "reply_timeout_s",
-    "hung_s",
-    "rescan_s",
-    "touch_s",
-    "progress_s",
-)
 
 
 def _parse(kind: type, text: str) -> object:

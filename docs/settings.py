@@ -24,7 +24,7 @@ Some settings are also options of `@checkpoint`. The option counts where both ar
 This page is made from the comments in [`async_ckpt/config.py`](../async_ckpt/config.py) by `python -m docs.settings`.
 """
 
-_FIELD = re.compile(r"((?:    #: .*\n)+)    (\w+): \w+ = ")
+_FIELD = re.compile(r"((?:    #: .*\n)+)    (\w+): [\w\[\]]+ = ")
 _HEADING = re.compile(r"^    # -- (.*) --$", re.M)
 #: Seconds in units that are easier to read.
 _UNITS = ((86400, "d"), (3600, "h"), (60, "min"))
