@@ -118,7 +118,7 @@ class World:
         patch.setattr(agent_module, "Remover", InlineRemover)
         patch.setattr(agent_module, "ChildProcess", lambda spool, role: InlineUploader(self, spool))
         patch.setattr(owners, "process_exists", lambda pid: self.client is not None)
-        patch.setattr(undisturbed, "_run_in_thread", lambda work: work())
+        patch.setattr(undisturbed, "_begin", lambda call, work: None)  # So it is done in this thread.
         patch.setattr(anyio.to_thread, "run_sync", _call_at_once)
         patch.setattr(anyio.from_thread, "check_cancelled", lambda: None)
         patch.setattr(stores, "open_store", functools.partial(self._open, None))
