@@ -29,9 +29,6 @@ from .child import Child, ChildProcess
 #: Most saves that were asked for and not answered.
 MAX_WAITING = 256
 
-#: So many savers may die one after the other without having done anything until all who wait are told.
-_MAX_DEATHS = 5
-
 #: Takes as much of a frame as any save's number.
 _LONGEST = 1 << 62
 
@@ -66,7 +63,7 @@ class SocketSaves:
         self._saver = Child(
             selector, lambda: _SaverProcess(spool, "saver"), config, clock, self._on_answer, self._on_death
         )
-        self._patience_s, self._deaths = config.agent_patience_s, 0
+        self._patience_s = config.agent_patience_s
         self._waiting: deque[_Request] = deque()
         self._under_way: _Request | None = None
         self._number = 0
@@ -123,19 +120,12 @@ class SocketSaves:
             return
         request, self._under_way = self._under_way, None
         self._saver.is_well()
-        self._deaths = 0
         request.answer(message)
         self._go_on()
 
     def _on_death(self, spoke: bool) -> None:
-        self._deaths += 1
-        dead = [self._under_way] if self._under_way is not None else []
-        self._under_way = None
-        if self._deaths >= _MAX_DEATHS:
-            self._deaths = 0
-            dead += self._waiting
-            self._waiting.clear()
-        for request in dead:
+        request, self._under_way = self._under_way, None
+        if request is not None:
             why = "The saver died; agent.log says more. Save again, unless 'list' shows that it was saved"
             request.answer(_error("AgentError", why))
 
