@@ -23,7 +23,7 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -43,9 +43,10 @@ from async_ckpt.capture import lease
 from async_ckpt.config import Config
 from async_ckpt.errors import AgentError, CheckpointError, ProtocolError, StoreError
 from async_ckpt.ipc import protocol
-from async_ckpt.ipc.client import AgentClient, AgentConnection, LeasedFile
+from async_ckpt.ipc.client import AgentClient, AgentConnection
 from async_ckpt.ipc.protocol import Message
 from async_ckpt.spool import unchanged
+from async_ckpt.spool.records import Admitted
 from async_ckpt.spool.spool import Spool
 from async_ckpt.stores import open_store
 from async_ckpt.stores.base import Store, StoreSpec
@@ -444,15 +445,16 @@ class InlineClient(AgentClient):
 class _Alone:
     """The client of a saver that cannot reach the agent, but knows of it."""
 
-    leases_held = 0
-
     def __init__(self, clock: Clock, *, guarded: bool) -> None:
         self.clock, self._guarded = clock, guarded
 
     def is_guarded(self) -> bool:
         return self._guarded
 
-    def admit(self, identity: str, leases: dict[str, LeasedFile]) -> None:
+    def lease_budget(self) -> int:
+        return 1000
+
+    def admit(self, item: Admitted, leases: Mapping[str, int]) -> None:
         """The doorbell does not ring."""
 
     def request(self, op: str, limit_s: float, **fields: Any) -> Message:

@@ -10,12 +10,15 @@ lock while it waits for a lease, and the keeper could not run then.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import resource
 import select
 import socket
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,11 +34,18 @@ from ..config import (
     Config,
 )  # fmt: skip
 from ..errors import AgentError, CheckpointError, NoAgent, ProtocolError, SnapshotError, WaitTimeout
+from ..spool.records import Admitted
 from ..system.backoff import Backoff
 from ..system.clock import REAL_CLOCK, Clock
 from ..system.undisturbed import ended_by, go_on, run
 from . import protocol
 from .protocol import Message
+
+#: A process that may have this many descriptors surely has some left. They are not counted then: that takes long.
+_MANY_DESCRIPTORS = 1 << 14
+
+#: The number of the keeper's own question; those of others count from 1.
+_KEEPERS = 0
 
 
 @dataclass
@@ -78,14 +88,8 @@ class AgentClient:
         Finds the agent, or starts one, and returns a connected ``AgentConnection``; raises ``AgentError``.
     owner : bool
         Whether the agent works for this process: it is restarted if it dies, and exits some time after this process.
-    attempt : int
-        The attempt that the owner runs.
-    gang_leader_pid : int
-        The process on this machine that started the owner as a node of its gang: when it dies, the gang is over. 0:
-        there is none.
-    access : str
-        How the store is opened, where the spool only names the environment variable that says it: the variable's value.
-        An agent of an earlier attempt uses this one from now on.
+    hello : mapping
+        What the first frame says of this process beside its pid; see ``protocol``.
     on_message : callable
         Gets what the agent tells without being asked, except about leases. The keeper's thread calls it.
     clock : Clock
@@ -103,9 +107,7 @@ class AgentClient:
         *,
         owner: bool,
         config: Config,
-        attempt: int = 0,
-        gang_leader_pid: int = 0,
-        access: str = "",
+        hello: Mapping[str, Any],
         on_message: Callable[[Message], None] = lambda push: None,
         on_answer: Callable[[AgentConnection], None] = lambda connection: None,
         on_silence: Callable[[AgentConnection], bool] = lambda connection: False,
@@ -113,8 +115,7 @@ class AgentClient:
     ) -> None:
         self.clock = clock
         self._connect, self._owner, self._config, self._on_message = connect, owner, config, on_message
-        self._on_answer, self._on_silence = on_answer, on_silence
-        self._attempt, self._gang_leader_pid, self._access = attempt, gang_leader_pid, access
+        self._on_answer, self._on_silence, self._hello = on_answer, on_silence, hello
         self._reset()
 
     def _reset(self) -> None:
@@ -127,9 +128,8 @@ class AgentClient:
         self._changed = threading.Condition(self._lock)
         self._out: deque[tuple[bytes, list[int]]] = deque()
         self._leases: dict[str, dict[str, LeasedFile]] = {}
-        self._generation = 0
-        #: The keeper's own question: its number, and when it was asked; and when one was asked last.
-        self._asked: tuple[int, float] | None = None
+        #: When the keeper asked the question that it has no answer to yet, and when it asked last.
+        self._asked: float | None = None
         self._pinged = self.clock.monotonic()
         self._losses = Backoff(MAX_LOST_CONNECTIONS, LOOK_S, self._config.agent_pause_s, LOST_CONNECTIONS_S)
 
@@ -182,22 +182,37 @@ class AgentClient:
         """
         self._answering(self._config.reply_timeout_s)
 
-    def admit(self, identity: str, leases: dict[str, LeasedFile]) -> None:
-        """Ring the doorbell for an admitted checkpoint and hand over its leases. This never waits and never fails: the
-        agent also finds by itself what was admitted, and leases that it did not get stay with this process.
+    def lease_budget(self) -> int:
+        """How many more leases may be taken. They are descriptors of the trainer: at most a quarter of those it may
+        have, and half of what is left.
+        """
+        most, (soft, _) = self._config.max_leases, resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft != resource.RLIM_INFINITY:
+            most = min(most, soft // 4)
+        budget = most - self.leases_held
+        if 0 <= soft < _MANY_DESCRIPTORS:
+            with contextlib.suppress(FileNotFoundError):  # Without /proc nobody tells.
+                budget = min(budget, (soft - _open_descriptors(soft)) // 2)
+        return max(budget, 0)
 
-        ``leases`` maps paths in the checkpoint. Where a file has one already, the new one is let go.
+    def admit(self, item: Admitted, leases: Mapping[str, int]) -> None:
+        """Ring the doorbell for an admitted checkpoint and hand over the leases of its files (path → descriptor). This
+        never waits and never fails: the agent also finds by itself what was admitted, and leases that it did not get
+        stay with this process. Where a file has one already, the new one is let go.
         """
         self._check_fork()
+        entries = item.entries if leases else {}
         with self._lock:
-            held = self._leases.get(identity, {})
-            for item in (item for path, item in leases.items() if path in held):
-                os.close(item.fd)
-            leases = {path: item for path, item in leases.items() if path not in held}
-            if leases:
-                self._leases[identity] = held | leases
+            held, new = self._leases.get(item.id, {}), {}
+            for path, fd in leases.items():
+                if path in held:
+                    os.close(fd)
+                else:
+                    new[path] = LeasedFile(fd, item.file(path), entries[path].size, entries[path].mtime_ns)
+            if new:
+                self._leases[item.id] = held | new
             if self._connection is not None:
-                self._send_admit(self._connection, identity, leases)
+                self._send_admit(self._connection, item.id, new)
 
     def _send_admit(self, connection: AgentConnection, identity: str, leases: dict[str, LeasedFile]) -> None:
         batch: list[str] = []
@@ -229,13 +244,12 @@ class AgentClient:
         with self._lock:
             while True:
                 connection = self._ensure()
-                generation = self._generation
                 self._sequence += 1
                 sequence = self._sequence
                 self._answers[sequence] = None
                 try:
                     self._send(connection, {"op": op, "seq": sequence, **fields}, [])
-                    while self._answers[sequence] is None and self._generation == generation:
+                    while self._answers[sequence] is None and self._connection is connection:
                         left = deadline - self.clock.monotonic()
                         if left <= 0:
                             raise WaitTimeout(
@@ -306,28 +320,29 @@ class AgentClient:
                 connection.sock.close()
                 raise NoAgent(f"Nobody can keep a connection to the agent: {error}") from error
             self._sequence += 1
-            hello = {"op": "hello", "v": protocol.VERSION, "pid": os.getpid(), "owner": self._owner}
-            hello |= {"attempt": self._attempt, "gang_leader_pid": self._gang_leader_pid}
-            if self._owner and self._access:
-                hello["access"] = self._access
-            self._send(connection, {**hello, "seq": self._sequence}, [])
+            hello = {"op": "hello", "v": protocol.VERSION, "seq": self._sequence, "pid": os.getpid()}
+            self._send(connection, {**hello, "owner": self._owner, **self._hello}, [])
             for identity, leases in self._leases.items():
                 self._send_admit(connection, identity, leases)
         return self._connection
 
     def _send(self, connection: AgentConnection, message: Message, fds: list[int]) -> None:
-        data = protocol.encode(message)
-        if not self._out:
+        self._out.append((protocol.encode(message), fds))
+        with contextlib.suppress(ConnectionError):  # The keeper sees the same and acts on it.
+            self._send_what_waits(connection)
+
+    def _send_what_waits(self, connection: AgentConnection) -> None:
+        while self._out:
+            data, fds = self._out[0]
             try:
                 sent = protocol.send(connection.sock, data, fds, socket.MSG_DONTWAIT)
             except ConnectionError:
-                return  # The keeper sees the same and acts on it.
+                raise
             except OSError:
-                sent = 0  # No room, or too many descriptors on their way: the keeper sends it as soon as it can.
-            if sent == len(data):
-                return
-            data, fds = data[sent:], [] if sent else fds
-        self._out.append((data, fds))
+                return  # No room, or too many descriptors on their way: the keeper sends it as soon as it can.
+            self._out.popleft()
+            if sent < len(data):
+                self._out.appendleft((data[sent:], []))
 
     # -- the keeper ------------------------------------------------------------------------------------------------
 
@@ -352,23 +367,13 @@ class AgentClient:
 
     def _pump(self, connection: AgentConnection, decoder: protocol.Decoder) -> bool:
         with self._lock:
-            while self._out:
-                data, fds = self._out[0]
-                try:
-                    sent = protocol.send(connection.sock, data, fds, socket.MSG_DONTWAIT)
-                except ConnectionError:
-                    raise
-                except OSError:
-                    break
-                self._out.popleft()
-                if sent < len(data):
-                    self._out.appendleft((data[sent:], []))
+            self._send_what_waits(connection)
         try:
             data, fds = protocol.receive(connection.sock)
         except BlockingIOError:
             return True
         if data:
-            if not connection.heard or self._asked:
+            if not connection.heard or self._asked is not None:
                 self._on_answer(connection)
             connection.heard = self.clock.monotonic()
         for message, taken in decoder.feed(data, fds):
@@ -388,6 +393,8 @@ class AgentClient:
                 needless = [leases.pop(path) for path in message.get("paths", []) if path in leases]
                 if not leases:
                     self._leases.pop(str(message.get("id")), None)
+            elif message.get("seq") == _KEEPERS:
+                self._asked = None
             elif message.get("seq") in self._answers:
                 self._answers[message["seq"]] = message
                 self._changed.notify_all()
@@ -408,16 +415,11 @@ class AgentClient:
                 for path, item in leases.items()
                 if lease.is_breaking(item.fd)
             ]
-            if self._asked and self._answers.get(self._asked[0]) is not None:
-                del self._answers[self._asked[0]]
-                self._asked = None
             is_due = self._owner and now - max(connection.heard, self._pinged) >= PING_S
             if self._asked is None and (waited_for or self._answers or is_due):
-                self._sequence += 1
-                self._asked, self._pinged = (self._sequence, now), now
-                self._answers[self._sequence] = None
-                self._send(connection, {"op": "state", "seq": self._sequence, "id": ""}, [])
-            if self._asked is None or now - self._asked[1] < AGENT_SILENT_S:
+                self._asked = self._pinged = now
+                self._send(connection, {"op": "state", "seq": _KEEPERS, "id": ""}, [])
+            if self._asked is None or now - self._asked < AGENT_SILENT_S:
                 return True
             overdue = [self._leases[identity].pop(path) for identity, path in waited_for]
         for item in overdue:
@@ -430,10 +432,6 @@ class AgentClient:
             if self._connection is not connection:
                 return
             self._connection = None
-            self._generation += 1
-            if self._asked:
-                self._answers.pop(self._asked[0], None)
-                self._asked = None
             self._changed.notify_all()
             if self._closed or not (self._owner or self._leases):
                 return
@@ -471,3 +469,13 @@ def _make_private_and_let_go(item: LeasedFile) -> None:
     finally:
         lease.release(item.fd)
         os.close(item.fd)
+
+
+def _open_descriptors(most: int) -> int:
+    """How many this process has of those it may have."""
+    try:
+        return len(os.listdir("/proc/self/fd"))
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
+        return most

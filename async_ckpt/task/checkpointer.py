@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Sequence
+from typing import Any
 
 from .. import layout
 from ..config import ENV_ATTEMPT, ENV_SPOOL, LOOK_S, NO_AGENT_START_S, Config
@@ -44,7 +45,8 @@ class Checkpointer:
     owner : bool
         True in the task's own process: the agent is started now and exits some time after this process.
     gang_leader_pid : int
-        See ``AgentClient``.
+        The process on this machine that started this one as a node of its gang: when it dies, the gang is over. 0:
+        there is none.
     """
 
     def __init__(
@@ -61,10 +63,12 @@ class Checkpointer:
         self.spool, self.config, self.task = spool, config, spool.task
         messages = AgentMessages(self.task, config)
         self._launcher = Launcher(spool, config, uploader)
+        hello: dict[str, Any] = {"attempt": self.task.attempt, "gang_leader_pid": gang_leader_pid}
+        if owner and (access := os.environ.get(str(spool.store.options.get("access_from")))):
+            hello["access"] = access
         self._client = AgentClient(
-            self._launcher.connect, owner=owner, config=config, attempt=self.task.attempt,
-            gang_leader_pid=gang_leader_pid, access=os.environ.get(str(spool.store.options.get("access_from")), ""),
-            on_message=messages.receive, on_answer=self._launcher.on_answer, on_silence=self._launcher.on_silence,
+            self._launcher.connect, owner=owner, config=config, hello=hello, on_message=messages.receive,
+            on_answer=self._launcher.on_answer, on_silence=self._launcher.on_silence,
         )  # fmt: skip
         self.tracker = Tracker(spool, config, self._client, owner=owner)
         self.saver, self.loader = Saver(self.tracker, messages), Loader(self.tracker)

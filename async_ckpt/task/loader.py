@@ -20,7 +20,6 @@ from ..stores.base import Store, StoreSpec
 from ..system.undisturbed import undisturbed
 from . import restore, stores
 from .landing import Arrival
-from .leases import hand_over, lease_budget
 from .reference import CheckpointInfo
 from .tracker import Tracker
 
@@ -124,11 +123,11 @@ class Loader:
 
     def _load_admitted(self, item: Admitted, path: str, clean: bool = False) -> None:
         """Load a checkpoint that is on its way, from the disk; or from the store, as far as it has come there."""
-        links = LinkBack(lease_budget(self._client, self._config)) if self._client.is_guarded() else None
+        links = LinkBack(self._client.lease_budget()) if self._client.is_guarded() else None
         arrival = _arrival(clean, self._spool.store, self._spool.directory)
         try:
             restore.load_from_spool(
-                item, path, self._config, links, functools.partial(hand_over, self._client, item), arrival
+                item, path, self._config, links, functools.partial(self._client.admit, item), arrival
             )
             return
         except FileNotFoundError:

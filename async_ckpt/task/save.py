@@ -22,7 +22,6 @@ from ..system.files import given_path, occupy_standard_streams
 from ..system.handlers import put_off
 from ..system.undisturbed import go_on, run, undisturbed
 from .agent_messages import AgentMessages
-from .leases import hand_over, lease_budget
 from .options import SaveOptions
 from .reference import Reference
 from .room import await_release, await_room
@@ -170,7 +169,7 @@ class Saver:
         capture.check_strategy(snapshot, leases=guarded)
         data, captured_ns = self._spool.snapshots.new_directory(path), self._tracker.client.clock.time_ns()
         limit = SafeLinks(self._habits, self._copy_speed, path, os.path.dirname(data), savers)
-        budget = lease_budget(self._tracker.client, self._config) if guarded else 0
+        budget = self._tracker.client.lease_budget() if guarded else 0
         captured = capture.capture(path, data, snapshot, self._config, lease_budget=budget, limit=limit)
         try:
             if check is not None:
@@ -183,7 +182,7 @@ class Saver:
         except BaseException:
             captured.drop(data)
             raise
-        hand_over(self._tracker.client, admitted, captured.leases)
+        self._tracker.client.admit(admitted, captured.leases)
         if limit.copied and not self._has_said_why_copied:
             self._has_said_why_copied = True
             log.info(limit.report())

@@ -86,9 +86,9 @@ def test_what_is_open_for_writing_while_nobody_guards_it_is_not_stored_where_tim
 
 _SAVE_AND_DIE_BEFORE_THE_DOORBELL = """
 import os, signal, sys
-from async_ckpt.task import save
+from async_ckpt.ipc.client import AgentClient
 from async_ckpt.task.checkpointer import Checkpointer
-save.hand_over = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+AgentClient.admit = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 Checkpointer.from_environment().save(sys.argv[1])
 """
 
