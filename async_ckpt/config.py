@@ -168,8 +168,8 @@ FAILURE_SHARED_S = 2.0
 LISTEN_S = 1.0
 #: How long an upload that was cancelled, or has failed, may take to tidy up.
 TIDY_UP_S = 10.0
-#: The most elements in the value of one key of the metadata, and the most levels of nesting in metadata.
-METADATA_ELEMENTS, METADATA_DEPTH = 100_000, 64
+#: The most levels of nesting in metadata: readers of JSON have limits of their own.
+METADATA_DEPTH = 64
 #: From so many bytes on, the log says once that this metadata belongs into a file.
 METADATA_NOTICE_BYTES = 64 << 10
 

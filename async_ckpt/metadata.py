@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import array
 import collections
-import contextlib
 import dataclasses
 import datetime
 import decimal
@@ -32,7 +31,7 @@ from collections import Counter
 from collections.abc import Callable, ItemsView, Iterable, KeysView, Mapping, Sequence, Set, ValuesView
 from typing import Any, NamedTuple
 
-from .config import METADATA_DEPTH, METADATA_ELEMENTS, METADATA_NOTICE_BYTES, Config
+from .config import METADATA_DEPTH, METADATA_NOTICE_BYTES, Config
 from .errors import shorten
 
 #: Characters of a ``repr``, and of a key's text, that are kept.
@@ -41,16 +40,14 @@ _MAX_TEXT = 1000
 _SHOWN = 80
 #: Notes about one metadata, and about all of a task.
 _MAX_NOTES, _MAX_SAID = 10, 50
-#: So many times the elements of one value are read in all, so that nobody waits for long for what is not kept.
-_PATIENCE = 10
+#: So many values are read in all, so that nobody waits for long for what is not kept.
+_PATIENCE = 1_000_000
 #: Python reads and writes no longer integers as decimal text (``sys.int_info.default_max_str_digits``).
 _MAX_BITS = 14_000
-#: Upper bounds in bytes of JSON: a float, a bool or None; what stands between two values.
-_SMALL, _BETWEEN = 24, 2
-#: Limits of ordinary metadata, which needs no conversion: entries in all, characters of a text, and bytes of an
-#: entry as JSON.
-_FEW, _SHORT, _SMALL_BYTES = 32, 100, 2 << 10
-_LONG = 1 << 63
+#: Upper bounds in bytes of JSON: a float, a bool or None; what stands between two values; and a lower one: an element.
+_SMALL, _BETWEEN, _ELEMENT = 24, 2, 3
+#: A text in place of a value has no fewer bytes.
+_REPLACED = 64
 
 _encode = json.encoder.encode_basestring_ascii
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
@@ -84,38 +81,7 @@ def plain(metadata: Any, config: Config) -> tuple[Any, list[MetadataNote]]:
     """
     if metadata is None:
         return {}, []
-    if config.metadata_bytes // _SMALL_BYTES >= _FEW:
-        with contextlib.suppress(_NotSimple):
-            return _copy(metadata, [_FEW]), []
     return _Conversion(config).convert(metadata)
-
-
-class _NotSimple(Exception):
-    """Not JSON, or not small, at first sight."""
-
-
-def _copy(value: Any, left: list[int]) -> Any:
-    """The short way for ordinary metadata: a copy of what is JSON already; ``left``: so many entries it may have."""
-    kind = type(value)
-    if (
-        kind is float or value is None or kind is bool
-        or (kind is int and -_LONG < value < _LONG)
-        or (kind is str and len(value) <= _SHORT)
-    ):  # fmt: skip
-        return value
-    if kind is not dict and kind is not list:
-        raise _NotSimple
-    left[0] -= len(value)
-    if left[0] < 0:
-        raise _NotSimple
-    if kind is list:
-        return [_copy(item, left) for item in value]
-    copied = {}
-    for key, item in value.copy().items():  # Of a copy: another thread may change the original.
-        if type(key) is not str or len(key) > _SHORT:
-            raise _NotSimple
-        copied[key] = _copy(item, left)
-    return copied
 
 
 #: The key of the note about the size of all; no dotted path has it.
@@ -132,9 +98,8 @@ class _Conversion:
         self._path: list[str] = []
         #: What is being read, by id: what is met again contains itself.
         self._open: set[int] = set()
-        #: Elements and bytes that the entry which is being read may still have, and elements that are read in all.
-        self._elements, self._bytes = METADATA_ELEMENTS, self._max_bytes
-        self._patience = _PATIENCE * METADATA_ELEMENTS
+        #: Bytes of JSON that the entry which is being read may still have, and values that may still be read in all.
+        self._left, self._patience = self._max_bytes, _PATIENCE
 
     def convert(self, metadata: Any) -> tuple[Any, list[MetadataNote]]:
         value, size = self._entry(metadata)
@@ -153,23 +118,20 @@ class _Conversion:
         return value, notes
 
     def _entry(self, value: Any) -> tuple[Any, int]:
-        """The value of a key above which there are only dicts: it has the limits for itself."""
-        elements = self._elements = max(min(METADATA_ELEMENTS, self._patience), 0)
-        self._bytes = self._max_bytes
-        depth = len(self._path)
+        """The value of a key above which there are only dicts, and an upper bound of its size in bytes. It has the
+        limit for itself.
+        """
+        self._left, depth = self._max_bytes, len(self._path)
         try:
-            return self._value(value, outer=True)
-        except _NotKept as error:
+            value = self._value(value, outer=True)
+        except (_NotKept, RecursionError) as error:
             del self._path[depth:]
-            return self._not_kept(str(error))
-        except RecursionError:
-            del self._path[depth:]
-            return self._not_kept("nested too deep")
-        finally:
-            self._patience -= elements - self._elements
+            self._left = self._max_bytes
+            value = self._not_kept(str(error) if isinstance(error, _NotKept) else "nested too deep")
+        return value, self._max_bytes - self._left
 
-    def _value(self, value: Any, *, outer: bool = False) -> tuple[Any, int]:
-        """``value`` as JSON, and an upper bound of its size in bytes; ``outer``: there are only dicts above it.
+    def _value(self, value: Any, *, outer: bool = False) -> Any:
+        """``value`` as JSON; ``outer``: there are only dicts above it.
 
         Raises
         ------
@@ -178,39 +140,44 @@ class _Conversion:
         """
         kind = type(value)
         if kind is str:
-            size = len(_encode(value)) if len(value) < self._max_bytes else len(value)
-            return value, self._count(size)
-        if kind is float or kind is bool or value is None:
-            return value, self._count(_SMALL)
-        if kind is int and value.bit_length() <= _MAX_BITS:
-            return value, self._count(value.bit_length() // 3 + 2)
-        if id(value) in self._open:
+            self._count(len(_encode(value)) if len(value) < self._max_bytes else len(value))
+        elif kind is float or kind is bool or value is None:
+            self._count(_SMALL)
+        elif kind is int and value.bit_length() <= _MAX_BITS:
+            self._count(value.bit_length() // 3 + 2)
+        elif id(value) in self._open:
             return self._not_kept("part of itself")
-        if len(self._open) >= METADATA_DEPTH:
+        elif len(self._open) >= METADATA_DEPTH:
             return self._not_kept(f"nested more than {METADATA_DEPTH} deep")
+        else:
+            return self._read(value, outer)
+        return value
+
+    def _read(self, value: Any, outer: bool) -> Any:
+        """Ask an object of the user's, which may do anything; the checkpoint is worth more."""
         self._open.add(id(value))
         depth = len(self._path)
         try:
-            if kind is dict:
-                return self._mapping(value.copy(), outer)  # At once: another thread may change the original.
-            if kind is list or kind is tuple:
-                return self._list(value)
             return self._object(value, outer)
         except (_NotKept, RecursionError):
             raise
-        except Exception:  # The user's objects may do anything; the checkpoint is worth more.
+        except Exception:
             del self._path[depth:]
             text = _repr(value)
             kept = repr(shorten(text, _SHOWN))
             self._note(f"is kept as text, since JSON has no value for its type, {type(value).__name__}: {kept}")
-            return text, self._count(len(_encode(text)))
+            return self._value(text)
         finally:
             self._open.discard(id(value))
 
-    def _object(self, value: Any, outer: bool) -> tuple[Any, int]:
-        """What is none of JSON's own types; whatever else is raised means that there is no value for it."""
-        if isinstance(value, (bytes, bytearray, memoryview)) and len(value) > self._max_bytes:
-            self._count(len(value))
+    def _object(self, value: Any, outer: bool) -> Any:
+        """Whatever is raised but ``_NotKept`` means that there is no value for it."""
+        if type(value) is dict:
+            return self._mapping(value.copy(), outer)  # At once: another thread may change the original.
+        if type(value) is list:
+            return self._list(value)
+        if isinstance(value, (bytes, bytearray, memoryview)):
+            self._expect(len(value) // _ELEMENT)
         for kinds, convert in _CONVERSIONS:
             if isinstance(value, kinds):
                 return self._value(convert(value), outer=outer)
@@ -230,8 +197,8 @@ class _Conversion:
         shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
         if shape is None and dtype is None:
             raise TypeError("It is no array")
-        if shape is not None and math.prod(map(int, shape)) > self._elements:
-            raise _NotKept(f"larger than {METADATA_ELEMENTS} elements")
+        if shape is not None:
+            self._expect(math.prod(map(int, shape)))
         if getattr(dtype, "kind", "") == "M":
             value = value.astype(str)  # Of nanoseconds tolist() would make bare numbers.
         name = next(name for name in ("tolist", "item", "numpy") if callable(getattr(value, name, None)))
@@ -240,66 +207,72 @@ class _Conversion:
             raise TypeError("It stands for itself alone")
         return found
 
-    def _count(self, size: int) -> int:
-        size += _BETWEEN
-        self._bytes -= size
-        if self._bytes < 0:
+    def _count(self, size: int) -> None:
+        self._left -= size + _BETWEEN
+        self._patience -= 1
+        if self._left < 0:
             raise _NotKept(f"larger than {_kib(self._max_bytes)}")
-        return size
+        if self._patience < 0:
+            raise _NotKept(f"beyond the first {_PATIENCE} values")
 
-    def _take(self, count: int) -> None:
-        if count > self._elements:
-            raise _NotKept(f"larger than {METADATA_ELEMENTS} elements")
-        self._elements -= count
+    def _expect(self, count: int) -> None:
+        """See that there may be room for so many elements, before any is read."""
+        if count * _ELEMENT > self._left:
+            raise _NotKept(f"larger than {_kib(self._max_bytes)}")
 
-    def _list(self, value: Any) -> tuple[list[Any], int]:
+    def _list(self, value: Any) -> list[Any]:
         count = len(value)
-        self._take(count)
+        self._expect(count)
         # No more than it says it has: it may be of a class of the user's, or grow meanwhile.
-        pairs = [self._value(item) for item in list(itertools.islice(value, count))]
-        found, size = [item for item, _ in pairs], self._count(2) + sum(size for _, size in pairs)
+        found = [self._value(item) for item in list(itertools.islice(value, count))]
+        self._count(2)
         is_set = isinstance(value, Set) and not isinstance(value, _VIEWS)
-        return (_sorted(found) if is_set else found), size
+        return _sorted(found) if is_set else found
 
-    def _mapping(self, value: Mapping[Any, Any], outer: bool) -> tuple[dict[str, Any], int]:
+    def _mapping(self, value: Mapping[Any, Any], outer: bool) -> dict[str, Any]:
         count = len(value)
-        self._take(count)
+        self._expect(count)
         found: dict[str, Any] = {}
         sizes: dict[str, int] = {}
         again: Counter[str] = Counter()
         for key, item in list(itertools.islice(value.items(), count)):
             if outer:
-                self._bytes = self._max_bytes
-            text = self._key(key)
-            name = text
+                self._left = self._max_bytes
+            text = name = self._key(key)
             while name in found:
                 again[text] += 1
                 name = f"{text} ({again[text] + 1})"
             self._path.append(name)
             if again[text]:
                 self._note(f"has its number because two keys are {shorten(text, _SHOWN)!r} as text")
-            length = self._count(len(_encode(name))) if not outer else len(_encode(name)) + _BETWEEN
-            found[name], size = self._entry(item) if outer else self._value(item)
+            if outer:
+                found[name], sizes[name] = self._entry(item)
+            else:
+                self._count(len(_encode(name)))
+                found[name] = self._value(item)
             self._path.pop()
-            sizes[name] = size + length
-        if not outer:
-            return found, self._count(2) + sum(sizes.values())
-        total = 2 + _BETWEEN + sum(sizes.values())
+        if outer:
+            self._left = self._max_bytes - sum(size + len(_encode(name)) + _BETWEEN for name, size in sizes.items())
+            self._drop_the_largest(found, sizes)
+        self._count(2)
+        return found
+
+    def _drop_the_largest(self, found: dict[str, Any], sizes: Mapping[str, int]) -> None:
+        """Until all together is small enough, or what is left is so small that dropping it would make no room."""
         for name in sorted(sizes, key=sizes.__getitem__, reverse=True):
-            if total <= self._max_bytes:
+            if self._left >= 2 + _BETWEEN or sizes[name] <= _REPLACED:
                 break
+            self._left += sizes[name]
             self._path.append(name)
-            found[name], size = self._not_kept(f"the largest part of more than {_kib(self._max_bytes)}")
+            found[name] = self._not_kept(f"the largest part of more than {_kib(self._max_bytes)}")
             self._path.pop()
-            total -= sizes[name] - size
-        return found, total
 
     def _key(self, key: Any) -> str:
         """The text of a key: of numbers, booleans and None that which ``json.dumps`` writes."""
         if type(key) is str:
             return shorten(key, _MAX_TEXT)
         try:
-            value, _ = self._value(key)
+            value = self._value(key)
         except _NotKept:
             value = _repr(key)
         if isinstance(key, tuple) and isinstance(value, list):
@@ -310,10 +283,11 @@ class _Conversion:
 
     # -- for people --------------------------------------------------------------------------------------------------
 
-    def _not_kept(self, why: str) -> tuple[str, int]:
+    def _not_kept(self, why: str) -> str:
         self._note(f"is not kept: it is {why}. Save it as a file of the checkpoint")
         text = f"<not kept: {why}>"
-        return text, len(text) + 2 + _BETWEEN
+        self._left -= len(text) + 2 + _BETWEEN
+        return text
 
     def _note(self, what: str) -> None:
         path = ".".join(self._path)

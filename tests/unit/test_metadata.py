@@ -355,7 +355,7 @@ def test_many_mentions_of_few_things_take_no_time() -> None:
     for _ in range(60):
         value = [value] * 10
     converted, _ = plain({"value": value, "epoch": 1}, CONFIG)
-    assert converted == {"value": "<not kept: larger than 100000 elements>", "epoch": 1}
+    assert converted == {"value": "<not kept: larger than 1 MiB>", "epoch": 1}
 
 
 def test_metadata_that_is_large_is_told_to_belong_in_a_file() -> None:
@@ -380,7 +380,7 @@ def test_metadata_that_is_no_mapping_is_kept_as_other_clients_keep_it(given: Any
 
 def test_metadata_that_is_too_large_as_a_whole_is_still_a_dict() -> None:
     converted, notes = plain({str(number): number for number in range(200_000)}, CONFIG)
-    assert converted == {"not kept": "<not kept: larger than 100000 elements>"}
+    assert converted == {"not kept": "<not kept: larger than 1 MiB>"}
     assert len(notes) == 1
 
 
