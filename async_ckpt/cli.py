@@ -24,7 +24,7 @@ from .layout import newest
 from .spool.spool import Spool
 from .system.printable import dumps
 from .task.checkpointer import Checkpointer
-from .task.listing import check_attempt, list_task
+from .task.listing import list_task
 from .task.loader import SHARDS, load_from_first
 from .task.options import SaveOptions
 from .task.progress import format_bytes
@@ -201,15 +201,13 @@ def _flush(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _list(options: argparse.Namespace) -> list[CheckpointInfo]:
-    attempt = check_attempt(options.attempt)
     if options.task is None:
         return _checkpointer(options).list(
-            name=options.checkpoint, attempt=attempt if isinstance(attempt, int) else None,
-            within_task=not options.full_namespace,
-        )  # fmt: skip
+            name=options.checkpoint, attempt=options.attempt, within_task=not options.full_namespace
+        )
     if options.full_namespace:
         raise UsageError("--task and --full-namespace exclude each other")
-    return list_task(options.task, name=options.checkpoint, attempt=attempt, spool=options.spool)
+    return list_task(options.task, name=options.checkpoint, attempt=options.attempt, spool=options.spool)
 
 
 def _load(options: argparse.Namespace) -> dict[str, Any]:

@@ -52,7 +52,7 @@ from async_ckpt.stores import open_store
 from async_ckpt.stores.base import Store, StoreSpec
 from async_ckpt.system import undisturbed
 from async_ckpt.task import checkpointer as checkpointer_module
-from async_ckpt.task import stores
+from async_ckpt.task import lookup
 from async_ckpt.task.checkpointer import Checkpointer
 from async_ckpt.task.launch import Launcher
 from async_ckpt.upload import process
@@ -122,7 +122,7 @@ class World:
         patch.setattr(undisturbed, "_begin", lambda call, work: None)  # So it is done in this thread.
         patch.setattr(anyio.to_thread, "run_sync", _call_at_once)
         patch.setattr(anyio.from_thread, "check_cancelled", lambda: None)
-        patch.setattr(stores, "open_store", functools.partial(self._open, None))
+        patch.setattr(lookup, "open_store", functools.partial(self._open, None))
         patch.setattr(process, "open_store", functools.partial(self._open, self.gate))
         # Small files are recognized as unchanged as well.
         patch.setattr(unchanged, "MIN_BYTES", self.config.pack_below_bytes)

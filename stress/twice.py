@@ -37,7 +37,7 @@ from async_ckpt.errors import CheckpointError, FlushError
 from async_ckpt.stores.base import Store, StoreSpec
 from async_ckpt.system.log import write_lines_with
 from async_ckpt.task.checkpointer import Checkpointer
-from async_ckpt.task.stores import run_with_store
+from async_ckpt.task.lookup import run_with_store
 from harness.again import Started, first_run
 from harness.agents import TASK, content
 from harness.environments import with_our_modules

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from .. import layout
@@ -53,18 +54,18 @@ def _decide(checkpointer: Checkpointer, start: int, policy: str, path: str, shar
     pending = checkpointer.spool.records.pending()
     checkpointer.tracker.wait_for_all(reversed(pending), checkpointer.config.settle_timeout_s)
     damaged = checkpointer.tracker.run(lambda store: _take_over(store, checkpointer, start))
-    loaded = None
-    for candidate in checkpointer.loader.candidates(policy):
-        if isinstance(candidate, Admitted):
-            continue  # It is not in the store yet, so the other nodes cannot load it.
-        if candidate["key"] in damaged:
-            log.warning(f"A checkpoint is passed over, as another node could not load it: {damaged[candidate['key']]}")
-            continue
-        try:
-            loaded = checkpointer.load(candidate, path, shard=shard)
-            break
-        except (IntegrityError, NotFound) as error:
-            log.warning(f"A checkpoint cannot be loaded, and the next older one is tried: {error}")
+
+    def loadable() -> Iterator[dict[str, Any]]:
+        for candidate in checkpointer.loader.candidates(policy):
+            if isinstance(candidate, Admitted):
+                continue  # It is not in the store yet, so the other nodes cannot load it.
+            if candidate["key"] not in damaged:
+                yield candidate
+            else:
+                why = damaged[candidate["key"]]
+                log.warning(f"A checkpoint is passed over, as another node could not load it: {why}")
+
+    loaded = checkpointer.loader.load_first(loadable(), path, shard)
     # Only now, after it was loaded here: the other nodes must not all try one that is damaged.
     decision = dump({"reference": loaded})
     task = checkpointer.task

@@ -10,19 +10,20 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from .. import layout
 from ..config import ENV_SPOOL, Config
 from ..errors import CheckpointError, NotFound, SpoolError, StoreError, UsageError
+from ..layout import newest
 from ..spool import journal, place
+from ..spool.journal import ADMITTED, COMMITTED
 from ..spool.spool import Spool
 from ..stores import catalog
 from ..stores.base import StoreSpec
-from .loader import with_states
+from .lookup import first_answer, with_default
 from .reference import CheckpointInfo
-from .stores import list_from_first, with_default
 
 #: Stands for every attempt.
 ALL = "all"
@@ -70,29 +71,58 @@ def list_task(
         The store, or Metaflow's metadata, cannot be read.
     """
     pathspec, chosen = _pathspec(task)
-    number = check_attempt(attempt)
+    number, is_last = check_attempt(attempt), attempt is None
     with _metadata_errors():
         found = _find(pathspec)
-        if number is None and found is not None and found.pathspec == pathspec:
-            number = chosen
-        listed = _list(found, pathspec, name, number, spool, first)
+        if is_last and chosen is not None and found is not None and found.pathspec == pathspec:
+            number, is_last = chosen, False
+        listed = _list(found, pathspec, name, number, is_last, spool, first)
         if listed or found is None:
             return listed
         recorded = _recorded(found)
         # Nodes of a gang have theirs with the first node's task, and a step that saves nothing inherits them.
         owner = next((data.pathspec for data in recorded if data.pathspec != found.pathspec), None)
         if owner is not None:
-            return _list(_find(owner), owner, name, number, spool, first)
+            return _list(_find(owner), owner, name, number, is_last, spool, first)
         # What is not in this store any more was removed; but it may never have been there.
         roots = tuple(store.root.rstrip("/") + "/" for store in stores_of_task(found, first))
         elsewhere = [data for data in recorded if not str(data.url).startswith(roots)]
-        return with_states(elsewhere, (), {}, name=name, attempt=number if isinstance(number, int) else None)
+        return choose(elsewhere, (), name=name, attempt=number)
 
 
-def check_attempt(attempt: int | str | None) -> int | str | None:
-    """Return the number of an attempt, ``ALL`` or None; ``UsageError`` for anything else."""
+def on_disk(spools: Iterable[Spool]) -> list[CheckpointInfo]:
+    """What is on its way to the store from some spools. To be asked before the store is: what is committed meanwhile is
+    seen twice then, and not missed.
+    """
+    found = []
+    for spool in spools:
+        if pending := spool.records.pending():
+            known = journal.Reader(spool.path("journal")).look()
+            states = ((item, known[item.id].state if item.id in known else ADMITTED) for item in pending)
+            found += [CheckpointInfo(item.reference, state=state) for item, state in states]
+    return found
+
+
+def choose(
+    stored: Iterable[Mapping[str, Any]], pending: Iterable[CheckpointInfo], *, name: str | None, attempt: int | None
+) -> list[CheckpointInfo]:
+    """What is in the store and what is on its way there, each once and with its ``state``, newest first: all, or those
+    of a name and an attempt.
+    """
+    found = {data["key"]: CheckpointInfo(data, state=COMMITTED) for data in stored}
+    for data in pending:
+        found.setdefault(data["key"], data)
+    return newest.newest_first(
+        data
+        for data in found.values()
+        if name in (None, data.name) and (attempt is None or layout.order(data)[0] == attempt)
+    )
+
+
+def check_attempt(attempt: int | str | None) -> int | None:
+    """Return the number of an attempt; None for None and ``ALL``; ``UsageError`` for anything else."""
     if attempt is None or attempt == ALL:
-        return attempt
+        return None
     if not (str(attempt).isascii() and str(attempt).isdecimal()):
         raise UsageError(
             f"attempt={attempt!r} is not a number", hint=f"They count from 0; {ALL!r} stands for every one"
@@ -150,39 +180,40 @@ def _list(
     task: Any,
     pathspec: str,
     name: str | None,
-    attempt: int | str | None,
+    attempt: int | None,
+    is_last: bool,
     spool: str | None,
     first: StoreSpec | None,
 ) -> list[CheckpointInfo]:
-    """What the stores and the spools have of a task, which may be None: then ``NotFound`` if it is nothing."""
+    """What the stores and the spools have of a task, which may be None: then ``NotFound`` if it is nothing.
+
+    ``is_last``: of its last attempt. Otherwise of that with the number, or of all.
+    """
     stores, config = stores_of_task(task, first), Config.from_env()
     pathspec = task.pathspec if task is not None else pathspec
-    spools = [found for found in _spools(config, spool) if _is_of(found, pathspec, stores)]
-    # Before the store: what is committed meanwhile is seen twice, not missed.
-    on_disk = [item for found in spools for item in found.records.pending()]
-    known = {key: value for found in spools for key, value in journal.Reader(found.path("journal")).look().items()}
+    roots = {store.root for store in stores}
+    spools = [s for s in _spools(config, spool) if s.task.pathspec == pathspec and s.store.root in roots]
+    pending = on_disk(spools)
     last = max([task.current_attempt, *(found.task.attempt for found in spools)]) if task is not None else None
-    if attempt is None:
+    if is_last:
         attempt = last
-    number = attempt if isinstance(attempt, int) else None
     folder, named = layout.metadata_folder(pathspec), name if task is not None else None
-    stored = list_from_first(
-        stores, lambda s: catalog.list_references(s, folder, config, name=named, attempt=number), config
+    found, failed = first_answer(
+        stores, config, lambda s: catalog.list_references(s, folder, config, name=named, attempt=attempt)
     )
-    if task is None and not stored and not on_disk:
+    stored = found or []
+    if failed and not stored:
+        raise failed[0]
+    if task is None and not stored and not pending:
         raise _not_found(pathspec, stores)
-    if last is not None and number is not None and number > last and not stored:
+    if last is not None and attempt is not None and attempt > last and not stored:
         raise NotFound(
-            f"The task {pathspec!r} has no attempt {number}",
+            f"The task {pathspec!r} has no attempt {attempt}",
             hint=f"Its attempts are 0 to {last}" if last else "Its only attempt is 0",
         )
-    if attempt is None:
-        number = max(layout.order(data)[0] for data in [*stored, *(item.reference for item in on_disk)])
-    return with_states(stored, on_disk, known, name=name, attempt=number)
-
-
-def _is_of(spool: Spool, pathspec: str, stores: list[StoreSpec]) -> bool:
-    return spool.task.pathspec == pathspec and spool.store.root in {store.root for store in stores}
+    if is_last and attempt is None:
+        attempt = max(layout.order(data)[0] for data in [*stored, *pending])
+    return choose(stored, pending, name=name, attempt=attempt)
 
 
 def _spools(config: Config, given: str | None) -> Iterator[Spool]:

@@ -10,15 +10,14 @@ from typing import Any
 from .. import layout
 from ..capture.link_back import LinkBack
 from ..config import Config
-from ..errors import IntegrityError, NotFound, StoreError, TransientStoreError, UsageError
-from ..layout import newest
+from ..errors import IntegrityError, NotFound, StoreError, UsageError
 from ..ranks import agreement, who
-from ..spool.journal import ADMITTED, COMMITTED, CheckpointState
+from ..spool.journal import COMMITTED
 from ..spool.records import Admitted, torn_file
-from ..stores import KINDS, catalog
+from ..stores import catalog
 from ..stores.base import Store, StoreSpec
 from ..system.undisturbed import undisturbed
-from . import restore, stores
+from . import listing, lookup, restore
 from .landing import Arrival
 from .reference import CheckpointInfo
 from .tracker import Tracker
@@ -38,11 +37,9 @@ class Loader:
 
     @undisturbed
     def list(
-        self, *, name: str | None = None, attempt: int | None = None, within_task: bool = True
+        self, *, name: str | None = None, attempt: int | str | None = None, within_task: bool = True
     ) -> list[CheckpointInfo]:
-        """Checkpoints of this task (all attempts), or of its step in the namespace, newest first.
-
-        Each is its metadata and a ``state``: ``COMMITTED``, or how far one that is still on this machine has come.
+        """Checkpoints of this task (all attempts), or of its step in the namespace; see ``listing.choose``.
 
         Raises
         ------
@@ -53,12 +50,12 @@ class Loader:
         """
         self._tracker.check_attempt()
         folder = self._task.task_folder if within_task else self._task.scope_folder
-        on_disk = self._spool.records.pending()
-        known = self._tracker.look() if on_disk else {}
+        number = listing.check_attempt(attempt)
+        on_disk = listing.on_disk([self._spool])
         stored = self._tracker.run(
-            lambda s: catalog.list_references(s, folder, self._config, name=name, attempt=attempt)
+            lambda s: catalog.list_references(s, folder, self._config, name=name, attempt=number)
         )
-        return with_states(stored, on_disk, known, name=name, attempt=attempt)
+        return listing.choose(stored, on_disk, name=name, attempt=number)
 
     @undisturbed
     def load(
@@ -102,7 +99,7 @@ class Loader:
             self._load_admitted(item, path, clean)
             return self._note_loaded(item.reference)
         own = self._own_rank if shard == "own" else None
-        places = stores.distinct(first, self._spool.store, stores.of_reference(reference))
+        places = lookup.distinct(first, self._spool.store, lookup.of_reference(reference))
         loaded = load_from_first(places, reference, path, self._config, own, clean=clean, needed=self._spool.directory)
         return self._note_loaded(loaded)
 
@@ -124,7 +121,8 @@ class Loader:
     def _load_admitted(self, item: Admitted, path: str, clean: bool = False) -> None:
         """Load a checkpoint that is on its way, from the disk; or from the store, as far as it has come there."""
         links = LinkBack(self._client.lease_budget()) if self._client.is_guarded() else None
-        arrival = _arrival(clean, self._spool.store, self._spool.directory)
+        store = self._spool.store
+        arrival = Arrival(clean, (self._spool.directory, *([store.root] if store.kind == "local" else [])))
         try:
             restore.load_from_spool(
                 item, path, self._config, links, functools.partial(self._client.admit, item), arrival
@@ -162,7 +160,13 @@ class Loader:
         # Ranks' parts on this disk may complete a collective checkpoint once they are in the store.
         shards = [item for item in self._spool.records.pending() if layout.is_shard(item.reference)]
         self._tracker.wait_for_all(reversed(shards), self._config.settle_timeout_s)
-        for candidate in self.candidates(policy):
+        return self.load_first(self.candidates(policy), path, shard)
+
+    def load_first(
+        self, candidates: Iterable[Admitted | dict[str, Any]], path: str, shard: str
+    ) -> dict[str, Any] | None:
+        """Load the first of some that is there and intact. Returns its metadata; None where that is none of them."""
+        for candidate in candidates:
             try:
                 if isinstance(candidate, Admitted):
                     self._load_admitted(candidate, path)
@@ -235,25 +239,6 @@ class Loader:
         return await catalog.newest_of_step(store, folder, self._config)
 
 
-def with_states(
-    stored: Iterable[Mapping[str, Any]], on_disk: Iterable[Admitted], known: Mapping[str, CheckpointState], *,
-    name: str | None, attempt: int | None,
-) -> list[CheckpointInfo]:  # fmt: skip
-    """What is in the store and what is on its way there, each once and with its ``state``, newest first.
-
-    ``known`` is what the journal says of those on the disk; ``name`` and ``attempt`` choose, if they are not None.
-    """
-    found = {data["key"]: CheckpointInfo(data, state=COMMITTED) for data in stored}
-    for item in on_disk:
-        state = known[item.id].state if item.id in known else ADMITTED
-        found.setdefault(item.reference["key"], CheckpointInfo(item.reference, state=state))
-    return newest.newest_first(
-        data
-        for data in found.values()
-        if name in (None, data.name) and (attempt is None or layout.order(data)[0] == attempt)
-    )
-
-
 def check_shard(shard: str) -> str:
     """Return what of a collective checkpoint is to be loaded if it is one of ``SHARDS``; ``UsageError`` if not."""
     if shard not in SHARDS:
@@ -277,30 +262,20 @@ def load_from_first(
     ------
     NotFound, StoreError
         None of them has it, or lets it be read; names all of them with their reasons.
-    TransientStoreError
-        One of them is out of reach at this time: it may have what the next ones have not, so those are not asked.
-    UsageError, IntegrityError
-        The reference is none, or the checkpoint is damaged.
+    TransientStoreError, UsageError, IntegrityError
+        See ``lookup.first_answer``.
     """
-    failed: list[StoreError] = []
-    for spec in places:
-        try:
-            if spec.kind in KINDS:
-                load = functools.partial(
-                    restore.find_and_load, reference=reference, destination=path, config=config, own=own,
-                    arrival=_arrival(clean, spec, needed),
-                )  # fmt: skip
-                return stores.run_with_store(spec, config, load)
-            failed.append(StoreError(f"Stores of the kind {spec.kind!r} cannot be read", where=spec.root))
-        except (IntegrityError, TransientStoreError):
-            raise
-        except StoreError as error:
-            failed.append(error)
+    local = (spec.root for spec in places if spec.kind == "local")
+    load = functools.partial(
+        restore.find_and_load, reference=reference, destination=path, config=config, own=own,
+        arrival=Arrival(clean, tuple(filter(None, [needed, *local]))),
+    )  # fmt: skip
+    loaded, failed = lookup.first_answer(places, config, load)
+    if loaded is not None:
+        return loaded
     if len(failed) == 1:
         raise failed[0]
-    raise stores.in_none_of(places, failed)
-
-
-def _arrival(clean: bool, store: StoreSpec, needed: str) -> Arrival:
-    local = [store.root] if store.kind == "local" else []
-    return Arrival(clean, tuple(filter(None, [needed, *local])))
+    kind = NotFound if any(isinstance(error, NotFound) for error in failed) else StoreError
+    looked = "; ".join(f"{spec.root}: {error.what}" for spec, error in zip(places, failed, strict=True))
+    hints = dict.fromkeys(error.hint for error in failed if error.hint)
+    raise kind(f"The checkpoint is in none of the places where it may be. {looked}", hint=". ".join(hints))

@@ -24,9 +24,9 @@ from ..spool.starts import Start
 from ..stores.base import Store
 from ..system.concurrency import for_each
 from ..system.undisturbed import go_on, undisturbed
+from .lookup import run_with_store
 from .progress import ProgressLines, flush_line
 from .retrying_client import RetryingClient
-from .stores import run_with_store
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import pytest
 from async_ckpt.config import Config
 from async_ckpt.errors import IntegrityError, NotFound, StoreError, TransientStoreError, UsageError
 from async_ckpt.stores.base import StoreSpec
-from async_ckpt.task import loader, stores
+from async_ckpt.task import listing, loader, lookup
 from harness.agents import TASK
 
 KEY = TASK.key("model", 3)
@@ -31,7 +31,7 @@ DATASTORE = StoreSpec("metaflow-s3", "s3://own/root")
     ],
 )
 def test_the_address_of_a_reference_tells_the_store_it_was_saved_in(root: str, kind: str, found: str) -> None:
-    assert stores.of_reference({"url": f"{root}/{KEY}", "key": KEY}) == StoreSpec(kind, found)
+    assert lookup.of_reference({"url": f"{root}/{KEY}", "key": KEY}) == StoreSpec(kind, found)
 
 
 @pytest.mark.parametrize(
@@ -44,12 +44,12 @@ def test_the_address_of_a_reference_tells_the_store_it_was_saved_in(root: str, k
     ids=str,
 )  # fmt: skip
 def test_a_reference_without_an_address_that_fits_its_key_tells_nothing(reference: Any) -> None:
-    assert stores.of_reference(reference) is None
+    assert lookup.of_reference(reference) is None
 
 
 def test_each_root_is_asked_once_by_the_first_that_names_it() -> None:
     again = StoreSpec("metaflow-s3", "s3://own/root/", {"access_from": "X"})
-    assert stores.distinct(None, DATASTORE, again, StoreSpec("local", "/x")) == [DATASTORE, StoreSpec("local", "/x")]
+    assert lookup.distinct(None, DATASTORE, again, StoreSpec("local", "/x")) == [DATASTORE, StoreSpec("local", "/x")]
 
 
 class Asked:
@@ -58,7 +58,7 @@ class Asked:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **outcomes: Any) -> None:
         self.asked: list[str] = []
         self._outcomes = outcomes
-        monkeypatch.setattr(stores, "run_with_store", self._answer)
+        monkeypatch.setattr(lookup, "run_with_store", self._answer)
 
     def _answer(self, spec: StoreSpec, config: Config, function: Any) -> Any:
         self.asked.append(spec.root)
@@ -113,20 +113,22 @@ def test_a_single_places_own_error_is_the_error(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_listing_is_the_first_that_is_not_empty(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = Asked(monkeypatch, first=StoreError("denied"), second=[], third=[{"key": KEY}], fourth=[{}])
-    found = stores.list_from_first(local("first", "second", "third", "fourth"), lambda store: store, Config())  # type: ignore[arg-type, return-value]
-    assert found == [{"key": KEY}]
+    found, failed = lookup.first_answer(local("first", "second", "third", "fourth"), Config(), lambda store: store)  # type: ignore[arg-type, return-value]
+    assert (found, list(map(str, failed))) == ([{"key": KEY}], ["denied"])
     assert asked.asked == ["first", "second", "third"]
 
 
 def test_an_empty_listing_does_not_hide_that_a_place_could_not_be_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     Asked(monkeypatch, first=StoreError("denied"), second=[])
+    monkeypatch.setattr(listing, "stores_of_task", lambda task, first: local("first", "second"))
+    monkeypatch.setattr(listing, "_spools", lambda config, given: [])
     with pytest.raises(StoreError, match="denied"):
-        stores.list_from_first(local("first", "second"), lambda store: store, Config())  # type: ignore[arg-type, return-value]
+        listing._list(None, TASK.pathspec, None, None, False, None, None)
 
 
 def test_looking_for_a_checkpoint_makes_nothing(tmp_path: Path) -> None:
     reference = {"url": f"{tmp_path}/somebody/else/{KEY}", "key": KEY}
-    spec = stores.of_reference(reference)
+    spec = lookup.of_reference(reference)
     assert spec is not None
     with pytest.raises(NotFound):
         loader.load_from_first([spec], reference, str(tmp_path / "into"), Config())

@@ -15,7 +15,7 @@ from typing import Any
 from metaflow.metadata_provider import MetaDatum
 
 from async_ckpt.stores.base import StoreSpec
-from async_ckpt.task import stores
+from async_ckpt.task import lookup
 from async_ckpt.task.listing import NOTED_ROOT, NOTED_TYPE
 
 _ROOM = "metaflow_extensions.obcheckpoint.plugins.machine_learning_utilities.datastore"
@@ -84,4 +84,4 @@ def stores_of_reference(reference: Mapping[str, Any] | str) -> list[StoreSpec]:
     UsageError
         There is no such place.
     """
-    return stores.with_default(store_in_context(), stores.of_reference(reference))
+    return lookup.with_default(store_in_context(), lookup.of_reference(reference))

@@ -16,7 +16,7 @@ from async_ckpt.config import ENV_SPOOL, Config
 from async_ckpt.errors import UsageError, WatchError
 from async_ckpt.system.log import LOGGER
 from async_ckpt.task.checkpointer import Checkpointer
-from async_ckpt.task.listing import check_attempt, list_task
+from async_ckpt.task.listing import list_task
 from async_ckpt.task.loader import check_shard, load_from_first
 from async_ckpt.task.reference import CheckpointInfo, LoadedInfo, Reference
 from async_ckpt.watch import MetadataFrom, Watch, WatchOptions
@@ -111,19 +111,19 @@ class _Checkpoints:
         if within_task is not None and within_task == full_namespace and (within_task or full_namespace):
             raise UsageError(f"within_task={within_task} and full_namespace={full_namespace} contradict each other")
         within = not full_namespace if within_task is None else within_task
-        number, name = check_attempt(attempt), layout.name_text(name)
+        name = layout.name_text(name)
         if task is not None:
             if not within:
                 raise UsageError(
                     "The namespace of another task cannot be listed", hint="Leave out task or full_namespace"
                 )
-            return list_task(task, name=name, attempt=number, first=store_in_context())
+            return list_task(task, name=name, attempt=attempt, first=store_in_context())
         if self._checkpointer is None and ENV_SPOOL not in os.environ:
             raise UsageError(
                 "Outside of a step with @checkpoint, list() needs a task",
                 hint="Checkpoint().list(task='Flow/run/step/task')",
             )
-        return self._writer().list(name=name, attempt=number if isinstance(number, int) else None, within_task=within)
+        return self._writer().list(name=name, attempt=attempt, within_task=within)
 
     def generate_key(self, name: str | None, version_id: int | None = None) -> str:
         """The key of a checkpoint of this task and attempt.

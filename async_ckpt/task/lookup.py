@@ -11,8 +11,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from ..config import Config
-from ..errors import NotFound, StoreError, TransientStoreError, UsageError
-from ..stores import open_store
+from ..errors import IntegrityError, StoreError, TransientStoreError, UsageError
+from ..stores import KINDS, open_store
 from ..stores.base import Store, StoreSpec
 from ..system.undisturbed import ended_by, go_on
 
@@ -69,38 +69,31 @@ def with_default(*stores: StoreSpec | None) -> list[StoreSpec]:
         return found
 
 
-def in_none_of(stores: Sequence[StoreSpec], failed: Sequence[StoreError]) -> StoreError:
-    """The error that names all stores that were looked in, with the reason of each."""
-    kind = NotFound if any(isinstance(error, NotFound) for error in failed) else StoreError
-    looked = "; ".join(f"{spec.root}: {error.what}" for spec, error in zip(stores, failed, strict=True))
-    hints = dict.fromkeys(error.hint for error in failed if error.hint)
-    return kind(f"The checkpoint is in none of the places where it may be. {looked}", hint=". ".join(hints))
-
-
-def list_from_first(
-    stores: Sequence[StoreSpec], listing: Callable[[Store], Awaitable[list[dict[str, Any]]]], config: Config
-) -> list[dict[str, Any]]:
-    """The first listing of some stores that is not empty; an empty one where none has anything.
+def first_answer(
+    places: Sequence[StoreSpec], config: Config, function: Callable[[Store], Awaitable[T]]
+) -> tuple[T | None, list[StoreError]]:
+    """What a function finds in the first of some stores in which it finds anything; None where that is none of them.
+    Also why those before it could not be asked, or have nothing.
 
     Raises
     ------
-    StoreError
-        One of them cannot be listed, and the others have nothing; or it is out of reach at this time.
+    TransientStoreError
+        One of them is out of reach at this time: it may have what the next ones have not, so those are not asked.
+    UsageError, IntegrityError
+        What is asked for makes no sense, or is damaged.
     """
     failed: list[StoreError] = []
-    for spec in stores:
+    for spec in places:
         try:
-            found = run_with_store(spec, config, listing)
-        except TransientStoreError:
+            if spec.kind not in KINDS:
+                raise StoreError(f"Stores of the kind {spec.kind!r} cannot be read", where=spec.root)
+            if found := run_with_store(spec, config, function):
+                return found, failed
+        except (IntegrityError, TransientStoreError):
             raise
         except StoreError as error:
             failed.append(error)
-            continue
-        if found:
-            return found
-    if failed:
-        raise failed[0]
-    return []
+    return None, failed
 
 
 def run_with_store(spec: StoreSpec, config: Config, function: Callable[[Store], Awaitable[T]]) -> T:
