@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import functools
+from typing import ClassVar
 
 
 class CheckpointError(Exception):
@@ -24,14 +25,16 @@ class CheckpointError(Exception):
         The way out, as an instruction; empty where none is known.
     """
 
+    #: The name by which other programs know it.
+    kind: ClassVar[str] = "CheckpointError"
+
+    def __init_subclass__(cls) -> None:
+        if "kind" not in vars(cls):
+            cls.kind = cls.__name__
+
     def __init__(self, what: str, *, where: str = "", hint: str = "") -> None:
         self.what, self.where, self.hint = what, where, hint
         super().__init__(what, where, hint)
-
-    @property
-    def kind(self) -> str:
-        """The name by which other programs know it."""
-        return type(self).__name__
 
     def __reduce__(self) -> tuple[object, ...]:
         """Other processes get errors pickled, and so does an artifact of ``@catch``."""
@@ -55,9 +58,7 @@ class SnapshotError(CheckpointError):
 class MissingPathError(SnapshotError, FileNotFoundError):
     """What was to be saved, or a part of it, is not there; callers of ``open`` catch it as they are used to."""
 
-    @property
-    def kind(self) -> str:
-        return "SnapshotError"
+    kind = "SnapshotError"
 
 
 class SpoolError(CheckpointError):
@@ -67,9 +68,7 @@ class SpoolError(CheckpointError):
 class NotOurs(SpoolError):
     """Somebody else has made the directory in which the spool should be."""
 
-    @property
-    def kind(self) -> str:
-        return "SpoolError"
+    kind = "SpoolError"
 
 
 class AgentError(CheckpointError):
@@ -79,9 +78,7 @@ class AgentError(CheckpointError):
 class NoAgent(AgentError):
     """There is no agent now; there may be one in a moment."""
 
-    @property
-    def kind(self) -> str:
-        return "AgentError"
+    kind = "AgentError"
 
 
 class ProtocolError(CheckpointError):

@@ -122,14 +122,11 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
         try:
             # Only here: a task whose step has the decorator by --with is started with text again, and comes here too.
             self.attributes = convert(self.attributes)
-            self._check()
+            check_strategy(self.attributes["snapshot"], leases=self.attributes["uploader"] == "process")
+            Config.from_env({**os.environ, **self._settings()})
             store_of_flow(flow, flow_datastore)
         except CheckpointError as error:
             raise CheckpointException(f"Step *{step_name}*: {error}") from error
-
-    def _check(self) -> None:
-        check_strategy(self.attributes["snapshot"], leases=self.attributes["uploader"] == "process")
-        Config.from_env({**os.environ, **self._settings()})
 
     def _settings(self) -> dict[str, str]:
         given = {name: self.attributes[name] for name in SETTINGS}
@@ -226,36 +223,23 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
             return layout.scope_of(tags[0].split(":")[1])
         return layout.scope_of(get_namespace() or "")
 
-    def task_decorate(
-        self,
-        step_func: Callable[[], Any],
-        flow: Any,
-        graph: Any,
-        retry_count: int,
-        max_user_code_retries: int,
-        ubf_context: Any,
-    ) -> Callable[[], Any]:
+    def task_decorate(self, step_func: Callable[[], Any], *_: Any) -> Callable[[], Any]:
         @functools.wraps(step_func)
         def wrapped(*args: Any, **kwargs: Any) -> Any:
             try:
                 return step_func(*args, **kwargs)
             except Exception:
                 raise  # task_exception sees it.
-            except BaseException as error:
-                # No hook sees SystemExit and KeyboardInterrupt.
-                limit = (
-                    INTERRUPT_FLUSH_S
-                    if isinstance(error, KeyboardInterrupt)
-                    else self._config.exception_flush_timeout_s
-                )
-                self._flush_best_effort(limit)
+            except KeyboardInterrupt:  # No hook sees this one, nor SystemExit.
+                self._flush_best_effort(INTERRUPT_FLUSH_S)
+                raise
+            except BaseException:
+                self._flush_best_effort(self._config.exception_flush_timeout_s)
                 raise
 
         return wrapped if self._checkpointer is not None else step_func
 
-    def task_post_step(
-        self, step_name: str, flow: Any, graph: Any, retry_count: int, max_user_code_retries: int
-    ) -> None:
+    def task_post_step(self, step_name: str, flow: Any, *_: Any) -> None:
         if self._checkpointer is None:
             return
         failed: list[CheckpointError] = []
@@ -275,15 +259,7 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
             log.warning(f"{problem}{self._about_store}")
         self._record(flow)
 
-    def task_exception(
-        self,
-        exception: BaseException,
-        step_name: str,
-        flow: Any,
-        graph: Any,
-        retry_count: int,
-        max_user_code_retries: int,
-    ) -> bool:
+    def task_exception(self, exception: BaseException, step_name: str, flow: Any, *_: Any) -> bool:
         if self._checkpointer is not None:
             if threading.current_thread() is threading.main_thread():
                 signal.alarm(0)  # @timeout would hit our flush; it has its own limit.
@@ -296,9 +272,7 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
                 log.warning(f"After the step's own error: {error}")
         return False
 
-    def task_finished(
-        self, step_name: str, flow: Any, graph: Any, is_task_ok: bool, retry_count: int, max_user_code_retries: int
-    ) -> None:
+    def task_finished(self, step_name: str, flow: Any, graph: Any, is_task_ok: bool, *_: Any) -> None:
         if self._checkpointer is not None:
             self._termination.uninstall()
             self._checkpointer.close(clean=is_task_ok)

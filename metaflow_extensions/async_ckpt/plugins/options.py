@@ -7,9 +7,8 @@ the same option is in Python. None, and the text "None", stand for the default, 
 
 from __future__ import annotations
 
+import decimal
 import math
-import numbers
-import operator
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -35,7 +34,7 @@ class Option:
     default : Any
         What stands for None.
     read : callable
-        Makes a value of what was given; ``ValueError`` or ``TypeError`` if it is none.
+        Makes a value of what was given; ``ValueError``, ``TypeError`` or ``ArithmeticError`` if it is none.
     allowed : str
         What people may give.
     """
@@ -64,64 +63,45 @@ def _convert(name: str, option: Option, value: Any) -> Any:
         return option.read(text)
     except UsageError:
         raise
-    except (ValueError, TypeError, OverflowError):
+    except (ValueError, TypeError, ArithmeticError):
         raise UsageError(f"{name}={value!r} is not valid", hint=f"It is {option.allowed}") from None
 
 
 def _choice(default: str | None, values: tuple[str, ...]) -> Option:
-    def read(value: Any) -> str:
-        if not isinstance(value, str) or value not in values:
+    def read(value: Any) -> Any:
+        if value not in values:
             raise ValueError(value)
         return value
 
     return Option(default, read, f"one of {', '.join(values)}")
 
 
-def _flag(default: bool) -> Option:
-    def read(value: Any) -> bool:
-        found = {"true": True, "1": True, "false": False, "0": False}.get(str(value).lower())
-        if found is None:
-            raise ValueError(value)
-        return found
-
-    return Option(default, read, "True or False")
+# Through text, numbers of numpy are read as those of Python are, and True is none.
 
 
-def _count(what: str) -> Option:
-    def read(value: Any) -> int:
-        if isinstance(value, bool):
-            raise TypeError(value)
-        if isinstance(value, str):
-            value = float(value) if not value.lstrip("+-").isdigit() else int(value)
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        found = int(operator.index(value))
-        if found < 0:
-            raise ValueError(value)
-        return found
-
-    return Option(None, read, f"a number of {what}, 0 for any number")
+def _flag(value: Any) -> bool:
+    found = {"true": True, "1": True, "false": False, "0": False}.get(str(value).lower())
+    if found is None:
+        raise ValueError(value)
+    return found
 
 
-def _seconds() -> Option:
-    def read(value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, (str, numbers.Real)):
-            raise TypeError(value)
-        found = float(value)
-        if not 0 <= found < math.inf:  # Also refuses nan.
-            raise ValueError(value)
-        return found
-
-    return Option(None, read, "a number of seconds, 0 or more")
+def _count(value: Any) -> int:
+    found = decimal.Decimal(str(value))
+    if found < 0 or found != int(found):
+        raise ValueError(value)
+    return int(found)
 
 
-def _folder() -> Option:
-    def read(value: Any) -> str:
-        if isinstance(value, bool) or not isinstance(value, (str, os.PathLike, int)):
-            raise TypeError(value)
-        return str(value) if isinstance(value, int) else os.fsdecode(value)  # As text, 2024 became a number.
+def _seconds(value: Any) -> float:
+    found = float(str(value))
+    if not 0 <= found < math.inf:  # Also refuses nan.
+        raise ValueError(value)
+    return found
 
-    return Option(None, read, "the path of a directory")
+
+def _folder(value: Any) -> str:
+    return str(value) if type(value) is int else os.fsdecode(value)  # As text, 2024 became a number.
 
 
 #: Options that are settings as well: handed on through the environment, to the agent and to subprocesses. None: what
@@ -129,8 +109,8 @@ def _folder() -> Option:
 SETTINGS: dict[str, Option] = {
     "on_failure": _choice(None, CHOICES["on_failure"]),
     "on_backlog": _choice(None, CHOICES["on_backlog"]),
-    "max_pending": _count("checkpoints"),
-    "max_pending_bytes": _count("bytes"),
+    "max_pending": Option(None, _count, "a number of checkpoints, 0 for any number"),
+    "max_pending_bytes": Option(None, _count, "a number of bytes, 0 for any number"),
     "dangling_links": _choice(None, CHOICES["dangling_links"]),
 }
 
@@ -138,11 +118,11 @@ SETTINGS: dict[str, Option] = {
 OPTIONS: dict[str, Option] = {
     "load_policy": _choice("fresh", LOAD_POLICIES),
     "load_shard": _choice("all", SHARDS),
-    "temp_dir_root": _folder(),
-    "show_card": _flag(True),
+    "temp_dir_root": Option(None, _folder, "the path of a directory"),
+    "show_card": Option(True, _flag, "True or False"),
     "uploader": _choice("process", UPLOADERS),
     "storage_format": _choice(SaveOptions.storage_format, layout.STORAGE_FORMATS),
     "snapshot": Option(SaveOptions.snapshot, check_strategy, f"one of {', '.join(STRATEGIES)}"),
-    "flush_timeout": _seconds(),
+    "flush_timeout": Option(None, _seconds, "a number of seconds, 0 or more"),
     **SETTINGS,
 }
