@@ -5,19 +5,12 @@ from __future__ import annotations
 import functools
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 from .. import layout
 from ..spool import journal
 from ..spool.journal import FAILED, SUPERSEDED
-
-
-class Follower(Protocol):
-    """Knows how far the checkpoints of a task have come; a ``Tracker``."""
-
-    def state(self, identity: str) -> tuple[str, str]: ...
-    def wait(self, identity: str, timeout_s: float | None = None) -> None: ...
-
+from .tracker import Tracker
 
 #: Always there as attributes; None where the metadata does not say.
 ATTRIBUTES = (
@@ -107,9 +100,9 @@ class LoadedInfo(CheckpointInfo):
 class Reference(CheckpointInfo):
     """A saved checkpoint: its metadata, and how far it has come."""
 
-    _tracker: Follower
+    _tracker: Tracker
 
-    def __init__(self, data: Mapping[str, Any], tracker: Follower) -> None:
+    def __init__(self, data: Mapping[str, Any], tracker: Tracker) -> None:
         super().__init__(data)
         self._tracker = tracker
 

@@ -105,18 +105,15 @@ class Saver:
         path = given_path(path)
         options = options.checked()
         self._notes.say(notes)
-
-        def describe(size: int) -> dict[str, Any]:
-            return layout.reference(
-                self._task, name=options.name, version=self._spool.versions.next() if version is None else version,
-                url=self._spool.store.root, size=size, metadata=options.metadata, storage_format=options.storage_format,
-                latest=bool(options.latest), shard=shard[:2] if shard else None,
-            )  # fmt: skip
-
         with self._tracker.while_it_runs():
-            admitted = self._capture_as_soon_as_there_is_room(
-                path, options.snapshot, describe, check, saved_path or path, ranks_here() if shard else 1, wait
-            )
+            while True:
+                try:
+                    admitted = self._capture_and_admit(path, options, shard, version, check, saved_path or path, wait)
+                    break
+                except (SnapshotError, SpoolError) as error:
+                    # The disk may have looked as if there were room, and turned out to be full, or its quota used up.
+                    if not await_release(self._tracker.client, self._spool, self._config, error):
+                        raise
         self._tracker.saved[admitted.id] = admitted.reference
         if refused := self._messages.take_refused():
             self._say_what_was_refused(refused)
@@ -143,46 +140,36 @@ class Saver:
             raise UsageError(f"version_id={version!r} is not the number of a version", hint="They count from 0")
         return self._task.key(text, int(version))
 
-    def _capture_as_soon_as_there_is_room(self, *arguments: Any) -> Admitted:
-        """The disk may have looked as if there were, and turned out to be full, or its quota used up."""
-        while True:
-            try:
-                return self._capture_and_admit(*arguments)
-            except (SnapshotError, SpoolError) as error:
-                if not await_release(self._tracker.client, self._spool, self._config, error):
-                    raise
-
     def _capture_and_admit(
-        self,
-        path: str,
-        snapshot: str,
-        describe: Callable[[int], dict[str, Any]],
-        check: Callable[[], None] | None,
-        saved_path: str,
-        savers: int,
-        wait: bool,
-    ) -> Admitted:
-        """``describe`` makes the reference, given the size in bytes; ``savers``: see ``SafeLinks``."""
+        self, path: str, options: SaveOptions, shard: Ranks | None, version: int | None,
+        check: Callable[[], None] | None, saved_path: str, wait: bool,
+    ) -> Admitted:  # fmt: skip
         occupy_standard_streams()
-        await_room(self._tracker.client, self._spool, self._config, os.path.dirname(path), wait=wait)
-        guarded = self._tracker.client.is_guarded()
-        capture.check_strategy(snapshot, leases=guarded)
-        data, captured_ns = self._spool.snapshots.new_directory(path), self._tracker.client.clock.time_ns()
+        client, folder = self._tracker.client, os.path.dirname(path)
+        await_room(client, self._spool, self._config, folder, wait=wait)
+        guarded = client.is_guarded()
+        capture.check_strategy(options.snapshot, leases=guarded)
+        data, captured_ns = self._spool.snapshots.new_directory(path), client.clock.time_ns()
+        savers = ranks_here() if shard else 1
         limit = SafeLinks(self._habits, self._copy_speed, path, os.path.dirname(data), savers)
-        budget = self._tracker.client.lease_budget() if guarded else 0
-        captured = capture.capture(path, data, snapshot, self._config, lease_budget=budget, limit=limit)
+        budget = client.lease_budget() if guarded else 0
+        captured = capture.capture(path, data, options.snapshot, self._config, lease_budget=budget, limit=limit)
         try:
             if check is not None:
                 check()
-            reference = describe(captured.manifest.size)
-            if reference["storage_format"] == "files" and self._spool.store.kind != "local":
+            reference = layout.reference(
+                self._task, name=options.name, version=self._spool.versions.next() if version is None else version,
+                url=self._spool.store.root, size=captured.manifest.size, metadata=options.metadata,
+                storage_format=options.storage_format, latest=bool(options.latest), shard=shard[:2] if shard else None,
+            )  # fmt: skip
+            if options.storage_format == "files" and self._spool.store.kind != "local":
                 _check_object_names(reference["url"], captured.manifest, path)
             go_on()
             admitted = self._spool.records.admit(reference, captured.manifest, data, saved_path, captured_ns)
         except BaseException:
             captured.drop(data)
             raise
-        self._tracker.client.admit(admitted, captured.leases)
+        client.admit(admitted, captured.leases)
         if limit.copied and not self._has_said_why_copied:
             self._has_said_why_copied = True
             log.info(limit.report())
