@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 
 from .. import layout
 from ..config import ASK_SLICE_S, CLAIM_SLICE_S, CLAIM_START_S, LOOK_S, Config
-from ..errors import AgentError, CheckpointError, StoreError, WaitTimeout
+from ..errors import AgentError, CheckpointError, NoAgent, StoreError, WaitTimeout
 from ..ipc.client import AgentClient
+from ..ipc.protocol import Message
 from ..ranks import agreement
 from ..spool import journal
 from ..spool.journal import ADMITTED, COMMITTED, FAILED, RELEASED, SUPERSEDED
@@ -26,7 +27,6 @@ from ..system.concurrency import for_each
 from ..system.undisturbed import go_on, undisturbed
 from .lookup import run_with_store
 from .progress import ProgressLines, flush_line
-from .retrying_client import RetryingClient
 
 log = logging.getLogger(__name__)
 
@@ -316,4 +316,40 @@ class Tracker:
 
     def agent_until(self, deadline: float) -> RetryingClient:
         """The agent, for whoever has until ``deadline`` (monotonic seconds)."""
-        return RetryingClient(self.client, self.config, deadline, self.check_attempt)
+        return RetryingClient(self, deadline)
+
+
+class RetryingClient:
+    """Asks the agent again and again until a deadline. It may be busy, be started again, hang and be ended, or not be
+    there at all. What was saved lies on the disk meanwhile, so nothing is lost by waiting.
+    """
+
+    def __init__(self, tracker: Tracker, deadline: float) -> None:
+        self._tracker, self._client, self._deadline = tracker, tracker.client, deadline
+        #: Why there was no answer the last time; empty: there was one.
+        self.trouble = ""
+
+    def ask(self, op: str, timeout_s: float, **fields: Any) -> Message | None:
+        """What the agent says within ``timeout_s`` seconds; None: nothing yet.
+
+        Raises
+        ------
+        AgentError, WaitTimeout
+            There is none, or it has said nothing, and the deadline is over; or it refuses.
+        SpoolError
+            This process has outlived its task: there never will be an answer.
+        """
+        limit = timeout_s + self._tracker.config.reply_timeout_s
+        try:
+            answer = self._client.request(op, limit, timeout_s=timeout_s, **fields)
+        except (NoAgent, WaitTimeout) as error:
+            self._tracker.check_attempt()
+            left = self._deadline - self._client.clock.monotonic()
+            if left <= 0:
+                raise
+            self.trouble = error.what
+            if isinstance(error, NoAgent):
+                self._client.clock.sleep(min(LOOK_S, left))
+            return None
+        self.trouble = ""
+        return answer

@@ -20,8 +20,8 @@ def who_serves() -> dict[str, Any]:
     -------
     dict
         ``@checkpoint`` and ``Checkpoint``: each with the ``package``, its ``version`` and the ``file``; None where
-        nobody serves it. ``metaflow-checkpoint``: its ``version``, its ``file``, and what it ``adds``; None where
-        Metaflow does not load it.
+        nobody serves it. ``metaflow-checkpoint``: its ``version`` and its ``file``; None where Metaflow does not load
+        it.
 
     Raises
     ------
@@ -30,7 +30,7 @@ def who_serves() -> dict[str, Any]:
     """
     try:
         import metaflow
-        from metaflow.plugins import DATASTORES, FLOW_DECORATORS, STEP_DECORATORS
+        from metaflow.plugins import STEP_DECORATORS
     except Exception as error:  # Any extension may have broken it, in any way.
         raise UsageError(
             f"Metaflow cannot be imported: {type(error).__name__}: {error}", hint="See that 'import metaflow' works"
@@ -44,18 +44,12 @@ def who_serves() -> dict[str, Any]:
         package, file = _package(served.__module__), getattr(sys.modules[served.__module__], "__file__", None)
         return {"package": package, "version": versions.get(package, ""), "file": file}
 
-    decorators = {found.name: found for found in STEP_DECORATORS}
-    answer = {
-        "@checkpoint": origin(decorators.get("checkpoint")),
+    peer = loaded.get(_PEER)
+    return {
+        "@checkpoint": origin(next((found for found in STEP_DECORATORS if found.name == "checkpoint"), None)),
         "Checkpoint": origin(getattr(metaflow, "Checkpoint", None)),
+        _PEER: {"version": versions[_PEER], "file": peer.__file__} if peer is not None else None,
     }
-    if _PEER not in loaded:
-        return {**answer, _PEER: None}
-    plugins = {**decorators, **{f.name: f for f in FLOW_DECORATORS}, **{d.TYPE: d for d in DATASTORES}}
-    found = {f"@{n}" if hasattr(p, "name") else f"datastore {n}": p for n, p in plugins.items()}
-    found |= {name: value for name, value in vars(loaded[_PEER]).items() if callable(value)}
-    adds = sorted(name for name, value in found.items() if _is_theirs(value))
-    return {**answer, _PEER: {"version": versions[_PEER], "file": loaded[_PEER].__file__, "adds": adds}}
 
 
 def _package(module: str) -> str:
@@ -64,22 +58,13 @@ def _package(module: str) -> str:
     return _PACKAGES.get(extension, extension) if module.startswith(_EXTENSIONS) else module.partition(".")[0]
 
 
-def _is_theirs(value: Any) -> bool:
-    """Whether a plugin or function is metaflow-checkpoint's, or made from one of theirs."""
-    return any(_package(str(kind.__module__)) == _PEER for kind in getattr(value, "__mro__", (value,)))
-
-
 def text_of(answer: dict[str, Any]) -> str:
     """The same for people."""
     lines = []
-    for name in ("@checkpoint", "Checkpoint"):
-        served = answer[name]
-        who = f"{served['package']} {served['version']} ({served['file']})" if served else "nobody"
+    for name, served in answer.items():
+        if served is None:
+            who = "is not here" if name == _PEER else "nobody"
+        else:
+            who = f"{served.get('package', '')} {served['version']} ({served['file']})".lstrip()
         lines.append(f"{name:<20}{who}")
-    peer = answer[_PEER]
-    if peer is None:
-        lines.append(f"{_PEER:<20}is not here")
-    else:
-        lines.append(f"{_PEER:<20}{peer['version']} ({peer['file']})")
-        lines.append(f"{'':<20}adds {', '.join(peer['adds'])}")
     return "\n".join(lines)
