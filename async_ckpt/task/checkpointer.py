@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 from collections.abc import Sequence
@@ -29,8 +30,6 @@ log = logging.getLogger(__name__)
 
 #: So often a spool is made that is gone again in the same moment.
 _MAX_STARTS = 3
-
-_of_this_process: dict[tuple[int, str, str | None], Checkpointer] = {}
 
 
 class Checkpointer:
@@ -114,19 +113,16 @@ class Checkpointer:
                     continue  # As below.
                 raise
             checkpointer = cls(spool, config, uploader=uploader, owner=True, gang_leader_pid=gang_leader_pid)
-            is_there = False
             try:
                 spool.begin()
                 left = spool.records.ids()
-                is_there = checkpointer._attach()
+                checkpointer._attach()
             except (AgentError, SpoolError, WaitTimeout):
+                checkpointer._client.close()
                 if os.path.exists(spool.path("spool.json")):
-                    checkpointer._client.close()
                     raise
-            if not is_there:
                 # An agent that had drained an earlier attempt may have removed the spool in this moment; then there
                 # is nothing left to take up, and a new one is made.
-                checkpointer._client.close()
                 continue
             if left:
                 # Perhaps nobody guards it until the agent does, so the trainer must not write to it before.
@@ -139,24 +135,23 @@ class Checkpointer:
             hint="See whether something cleans that directory",
         )
 
-    def _attach(self) -> bool:
+    def _attach(self) -> None:
         """Connect to an agent, or start one. Waits where that of the last attempt hangs, or where none can be had for a
-        while. Returns False where the spool is gone, so that a new one is needed first.
+        while.
 
         Raises
         ------
         AgentError, WaitTimeout
-            None can be had.
+            None can be had, or the spool is gone.
         """
         deadline, said = self._client.clock.monotonic() + NO_AGENT_START_S, False
         while True:
             try:
                 self._client.attach()
-                return True
+                return
             except (NoAgent, WaitTimeout) as error:
-                if not os.path.exists(self.spool.path("spool.json")):
-                    return False
-                if self._client.clock.monotonic() >= deadline:
+                is_late = self._client.clock.monotonic() >= deadline
+                if is_late or not os.path.exists(self.spool.path("spool.json")):
                     raise
                 if not said:
                     said = True
@@ -180,13 +175,7 @@ class Checkpointer:
                 f"This process does not belong to a step with @checkpoint ({ENV_SPOOL} is not set)",
                 hint="Save inside such a step or in a subprocess that inherits its environment; to read, name a task",
             )
-        found = _of_this_process.get((os.getpid(), directory, attempt))
-        if found is None:
-            spool = place.inherited(directory, attempt)
-            # It is kept, because each has a thread and a connection, and people make a Checkpoint() for every save.
-            _of_this_process.clear()
-            found = _of_this_process[os.getpid(), directory, attempt] = cls(spool, Config.from_env())
-        return found
+        return _of_process(os.getpid(), directory, attempt)
 
     # -- the end -------------------------------------------------------------------------------------------------------
 
@@ -221,3 +210,9 @@ class Checkpointer:
         self._client.say_goodbye(over=clean)
         self._client.close()
         self._launcher.join(self.config.reply_timeout_s)
+
+
+@functools.lru_cache(maxsize=1)
+def _of_process(pid: int, directory: str, attempt: str | None) -> Checkpointer:
+    """Kept, because each has a thread and a connection, and people make a ``Checkpoint()`` for every save."""
+    return Checkpointer(place.inherited(directory, attempt), Config.from_env())

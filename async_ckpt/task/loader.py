@@ -192,18 +192,17 @@ class Loader:
                 f"loaded, the newest on this one: {why}"
             )
             yield from spooled
-        folders = [(self._task.task_folder, False)] + ([(self._task.scope_folder, True)] if policy == "eager" else [])
-        for folder, by_age in folders:
-            stored = self._tracker.run(functools.partial(self._newest, folder))
-            if not by_age:
-                for item in spooled:
-                    if stored is None or item.order > layout.order(stored):
-                        yield item
+        task, scope, config = self._task, self._task.scope_folder, self._config
+        searches = [(task.task_folder, functools.partial(catalog.newest_of_task, task=task, config=config))]
+        if policy == "eager":
+            searches.append((scope, functools.partial(catalog.newest_of_step, folder=scope, config=config)))
+        for folder, newest in searches:
+            stored = self._tracker.run(newest)
+            yield from (item for item in spooled if stored is None or item.order > layout.order(stored))
+            spooled = []  # Those are of this task.
             if stored is not None:
                 yield stored
-                older = self._tracker.run(
-                    functools.partial(catalog.list_references, folder=folder, config=self._config)
-                )
+                older = self._tracker.run(functools.partial(catalog.list_references, folder=folder, config=config))
                 yield from (data for data in older if layout.is_latest(data) and data["key"] != stored["key"])
 
     def _newest_committed(self) -> tuple[int, int]:
@@ -232,11 +231,6 @@ class Loader:
         """Whether there may be something to resume from in a first attempt."""
         start = self._tracker.wait_for_start()
         return not start.first and (not start.alone or bool(self._spool.records.ids()))
-
-    async def _newest(self, folder: str, store: Store) -> dict[str, Any] | None:
-        if folder == self._task.task_folder:
-            return await catalog.newest_of_task(store, self._task, self._config)
-        return await catalog.newest_of_step(store, folder, self._config)
 
 
 def check_shard(shard: str) -> str:

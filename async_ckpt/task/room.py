@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 
 from ..agent.backlog import is_short_of_disk
 from ..config import ASK_SLICE_S, Config
@@ -13,7 +12,7 @@ from ..ipc.client import AgentClient
 from ..spool.journal import FAILED, RELEASED, order
 from ..spool.spool import Spool
 from ..system.files import wait_for
-from ..system.undisturbed import go_on, run
+from ..system.undisturbed import go_on, undisturbed
 
 #: Errors that end when others remove something.
 _FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -37,9 +36,10 @@ def await_room(client: AgentClient, spool: Spool, config: Config, folder: str, *
     if config.on_backlog == "supersede" or not _may_be_full(spool, config, folder):
         return
     limit = config.backlog_timeout_s if config.on_backlog == "wait" and wait else 0.0
-    run(functools.partial(_await_room, client, config, folder, limit))
+    _await_room(client, config, folder, limit)
 
 
+@undisturbed
 def _await_room(client: AgentClient, config: Config, folder: str, limit: float) -> None:
     deadline = client.clock.monotonic() + limit
     while True:
@@ -78,9 +78,10 @@ def await_release(client: AgentClient, spool: Spool, config: Config, error: Exce
         return False
     if config.on_backlog != "wait" or not config.min_free_bytes:
         return False
-    return run(functools.partial(_await_release, client, spool, config))
+    return _await_release(client, spool, config)
 
 
+@undisturbed
 def _await_release(client: AgentClient, spool: Spool, config: Config) -> bool:
     deadline = client.clock.monotonic() + config.backlog_timeout_s
     for identity in sorted(spool.records.ids(), key=order):

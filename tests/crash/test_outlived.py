@@ -90,7 +90,7 @@ def test_a_new_process_whose_variables_are_stale_is_told_so(
 
 
 def test_a_subprocess_of_an_attempt_that_has_ended_saves_nothing_over_its_checkpoints(
-    task: Task, inherited: Callable[[Checkpointer], Checkpointer], monkeypatch: pytest.MonkeyPatch
+    task: Task, inherited: Callable[[Checkpointer], Checkpointer]
 ) -> None:
     """The retry has a spool of its own, whose counter begins anew: the same version would be taken again."""
     owner = task.start()
@@ -100,7 +100,7 @@ def test_a_subprocess_of_an_attempt_that_has_ended_saves_nothing_over_its_checkp
     retry = task.start(attempt=1)
     for name, said in refusals(subprocess, task, first).items():
         assert "Attempt 0 of the task Flow/1/train/2 has ended: attempt 1 runs now" in said, name
-    monkeypatch.setattr(checkpointer, "_of_this_process", {})
+    checkpointer._of_process.cache_clear()
     with pytest.raises(SpoolError, match="attempt 1 runs now"):
         Checkpointer.from_environment()
     retry.flush(60)
