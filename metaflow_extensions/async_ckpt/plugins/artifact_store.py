@@ -12,8 +12,6 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from metaflow.metadata_provider import MetaDatum
-
 from async_ckpt.stores.base import StoreSpec
 from async_ckpt.task import lookup
 from async_ckpt.task.listing import NOTED_ROOT, NOTED_TYPE
@@ -49,14 +47,6 @@ def _has_artifact_store(flow: Any) -> bool:
     module = sys.modules.get(f"{_ROOM}.decorator")
     decorators = [decorator for group in flow._flow_decorators.values() for decorator in group]
     return module is not None and any(isinstance(found, module.ArtifactStoreFlowDecorator) for found in decorators)
-
-
-def noted(pairs: list[tuple[str, str]], attempt: int) -> list[Any]:
-    """What ``store_of_flow`` says is to be noted, as Metaflow registers it with a task."""
-    return [
-        MetaDatum(field=field, value=value, type="mf-checkpoint-artifact-store", tags=[f"attempt_id:{attempt}"])
-        for field, value in pairs
-    ]
 
 
 def store_in_context() -> StoreSpec | None:

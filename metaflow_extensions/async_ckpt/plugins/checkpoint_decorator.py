@@ -33,7 +33,7 @@ from async_ckpt.task.listing import TASK_CHECKPOINTS
 from async_ckpt.task.reference import CheckpointInfo
 from async_ckpt.task.termination import Termination
 
-from .artifact_store import noted, store_of_flow
+from .artifact_store import store_of_flow
 from .checkpoint import TASK_LATEST_CHECKPOINT, CurrentCheckpoint, JsonList
 from .options import OPTIONS, SETTINGS, convert
 
@@ -171,6 +171,12 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
             node=stack[-1][0] if gang else 0,
             nodes=flow._parallel_ubf_iter.num_parallel if gang else 1,
         )  # fmt: skip
+
+        def register(kind: str, fields: list[tuple[str, Any]]) -> None:
+            tags = [f"attempt_id:{retry_count}"]
+            data = [MetaDatum(field=field, value=value, type=kind, tags=tags) for field, value in fields]
+            metadata.register_metadata(run_id, step_name, task_id, data)
+
         try:
             _check_installed()
             os.environ.update(self._settings())
@@ -181,7 +187,7 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
                     f". This flow's checkpoints go to the artifact store {store.root}: look for its root, endpoint and "
                     "credentials in the config of @with_artifact_store"
                 )
-                metadata.register_metadata(run_id, step_name, task_id, noted(notes, retry_count))
+                register("mf-checkpoint-artifact-store", notes)
             self._checkpointer = Checkpointer.start(
                 places(self.attributes["temp_dir_root"], config),
                 task,
@@ -202,7 +208,8 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
                     f"\n\t[pathspec] {loaded.pathspec}\n\t[key] {loaded.key}"
                     f"\n\t[created on] {loaded.get('created_at') or loaded.created_on}\n\t[url] {loaded.url}"
                 )
-                metadata.register_metadata(run_id, step_name, task_id, _load_metadata(loaded, retry_count))
+                fields = ("key", "pathspec", "attempt", "name")
+                register("checkpoint", [(f"checkpoint-load-{field}", getattr(loaded, field)) for field in fields])
 
             checkpoint.begin(self.attributes["load_policy"], self.attributes["load_shard"], on_loaded)
         except StoreError as error:
@@ -328,11 +335,3 @@ def _check_installed() -> None:
         return
     if tuple(map(int, re.findall(r"\d+", version)[:2])) < _ANYIO:
         raise UsageError(f"@checkpoint needs anyio {wanted} or later where the task runs, not {version}", hint=hint)
-
-
-def _load_metadata(loaded: CheckpointInfo, attempt: int) -> list[Any]:
-    fields = {"key": loaded.key, "pathspec": loaded.pathspec, "attempt": loaded.attempt, "name": loaded.name}
-    return [
-        MetaDatum(field=f"checkpoint-load-{field}", value=value, type="checkpoint", tags=[f"attempt_id:{attempt}"])
-        for field, value in fields.items()
-    ]
