@@ -154,13 +154,18 @@ class AgentClient:
         if connection is not None and connection.fresh:
             return connection.pid != 0
         try:
-            return run(lambda: self._answering(AGENT_CONFIRM_S)).pid != 0
+            return run(lambda: self.attach(AGENT_CONFIRM_S)).pid != 0
         except CheckpointError:
             return False
 
-    def _answering(self, limit_s: float) -> AgentConnection:
-        """The agent, once it has answered. One that ran already may be about to exit, or may have too many clients, and
-        then would not guard leases.
+    def attach(self, limit_s: float) -> AgentConnection:
+        """Connect to the agent, if that was not done yet, and have it answer within ``limit_s`` seconds. One that ran
+        already may be about to exit, or may have too many clients, and then would not guard leases.
+
+        Raises
+        ------
+        AgentError, WaitTimeout
+            None can be had.
         """
         self._check_fork()
         with self._lock:
@@ -171,16 +176,6 @@ class AgentClient:
                 connection = self._ensure()
                 connection.fresh = True
         return connection
-
-    def attach(self) -> None:
-        """Connect now. An agent that ran already is waited for: it may have been about to exit.
-
-        Raises
-        ------
-        AgentError, WaitTimeout
-            None can be had.
-        """
-        self._answering(self._config.reply_timeout_s)
 
     def lease_budget(self) -> int:
         """How many more leases may be taken. They are descriptors of the trainer: at most a quarter of those it may

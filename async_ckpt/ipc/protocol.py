@@ -47,6 +47,7 @@ import json
 import os
 import socket
 import struct
+from collections.abc import Iterator
 from typing import Any
 
 from ..errors import ProtocolError
@@ -161,52 +162,44 @@ def receive(sock: socket.socket) -> tuple[bytes, list[int]]:
 
 
 def connect(path: str, timeout_s: float) -> socket.socket:
-    """Connect to a Unix socket whatever the length of its path (sun_path holds 107 bytes).
+    """Connect to a Unix socket, whatever the length of its path.
 
     Raises
     ------
     OSError
         Nobody listens.
     """
-    sock = keep_socket_from_children(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
-    try:
+    with _new_socket(path) as (sock, name):
         sock.settimeout(timeout_s)
-        with _ShortName(path) as short:
-            sock.connect(short)
-        return sock
-    except BaseException:
-        sock.close()
-        raise
+        sock.connect(name)
+    return sock
 
 
 def listen(path: str) -> socket.socket:
     """Listen on a new socket at ``path``, mode 0600, replacing what is there."""
-    sock = keep_socket_from_children(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
-    try:
+    with _new_socket(path) as (sock, name):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
-        with _ShortName(path) as short:
-            sock.bind(short)
+        sock.bind(name)
         os.chmod(path, 0o600)
         sock.listen(128)
-        return sock
+    return sock
+
+
+@contextlib.contextmanager
+def _new_socket(path: str) -> Iterator[tuple[socket.socket, str]]:
+    """A socket, which is closed if something fails, and a name for its path. A name may have 107 bytes: that of a
+    longer path leads through a descriptor of its directory.
+    """
+    sock = keep_socket_from_children(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+    folder = -1
+    try:
+        if len(os.fsencode(path)) >= 100:
+            folder = os.open(os.path.dirname(path), os.O_PATH | os.O_CLOEXEC)
+        yield sock, path if folder < 0 else f"/proc/self/fd/{folder}/{os.path.basename(path)}"
     except BaseException:
         sock.close()
         raise
-
-
-class _ShortName:
-    """A name for a socket that is short enough: through a descriptor of its directory."""
-
-    def __init__(self, path: str) -> None:
-        self._path, self._fd = path, -1
-
-    def __enter__(self) -> str:
-        if len(os.fsencode(self._path)) < 100:
-            return self._path
-        self._fd = os.open(os.path.dirname(self._path), os.O_PATH | os.O_CLOEXEC)
-        return f"/proc/self/fd/{self._fd}/{os.path.basename(self._path)}"
-
-    def __exit__(self, *_: object) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
+    finally:
+        if folder >= 0:
+            os.close(folder)

@@ -147,7 +147,7 @@ class Checkpointer:
         deadline, said = self._client.clock.monotonic() + NO_AGENT_START_S, False
         while True:
             try:
-                self._client.attach()
+                self._client.attach(self.config.reply_timeout_s)
                 return
             except (NoAgent, WaitTimeout) as error:
                 is_late = self._client.clock.monotonic() >= deadline

@@ -262,7 +262,6 @@ class _Exchange:
         self._folder, self._aside = folder, os.path.join(folder, _REPLACED)
         #: (where it was, where it is): noted before each is made, so that none is missing here.
         self._done: list[tuple[str, str]] = []
-        self._count = 0
 
     def __enter__(self) -> _Exchange:
         os.mkdir(self._aside, 0o700)
@@ -279,13 +278,11 @@ class _Exchange:
 
     def take_away(self, path: str) -> None:
         """Make room."""
-        self._count += 1
-        self.move(path, os.path.join(self._aside, str(self._count)))
+        self.move(path, os.path.join(self._aside, str(len(self._done))))
 
     def keep(self, path: str) -> None:
         """Let a file be replaced: by one rename, so that there always is one, where it can have a second name."""
-        self._count += 1
-        kept = os.path.join(self._aside, str(self._count))
+        kept = os.path.join(self._aside, str(len(self._done)))
         try:
             os.link(path, kept, follow_symlinks=False)
         except OSError:

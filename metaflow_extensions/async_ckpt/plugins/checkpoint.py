@@ -108,8 +108,8 @@ class _Checkpoints:
         StoreError
             The store, or Metaflow's metadata, cannot be read.
         """
-        if within_task is not None and within_task == full_namespace and (within_task or full_namespace):
-            raise UsageError(f"within_task={within_task} and full_namespace={full_namespace} contradict each other")
+        if within_task and full_namespace:
+            raise UsageError("within_task=True and full_namespace=True contradict each other")
         within = not full_namespace if within_task is None else within_task
         name = layout.name_text(name)
         if task is not None:
