@@ -5,6 +5,7 @@ It saves as any subprocess of the task does, one save after the other, in the or
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import socket
@@ -66,23 +67,14 @@ class SocketSaver:
     def serve(self, sock: socket.socket) -> None:
         """Answer until the agent says that it ends, or dies."""
         decoder = protocol.Decoder()
-        while True:
-            try:
-                data, _ = protocol.receive(sock)
-            except ConnectionError:
-                data = b""
-            for message, _ in decoder.feed(data, []):
-                if message["op"] == "stop":
-                    self._close()
-                    return
-                if message["op"] == "save":
-                    answer = protocol.encode({"n": message.pop("n"), **self._answer(message)})
-                    try:
-                        sock.sendall(answer)
-                    except ConnectionError:
-                        data = b""
-            if not data:
-                break
+        with contextlib.suppress(ConnectionError):
+            while data := protocol.receive(sock)[0]:
+                for message, _ in decoder.feed(data, []):
+                    if message["op"] == "stop":
+                        self._close()
+                        return
+                    if message["op"] == "save":
+                        sock.sendall(protocol.encode({"n": message.pop("n"), **self._answer(message)}))
         if self._checkpointer is not None:
             try:
                 self._checkpointer.hand_over()
