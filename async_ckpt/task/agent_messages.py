@@ -24,8 +24,9 @@ class AgentMessages:
     def receive(self, push: Mapping[str, Any]) -> None:
         """Take in one message; from the thread that listens to the agent."""
         identity, why = str(push.get("id")), str(push.get("why"))
-        if push["push"] == "notice":
-            self.say_once(why)
+        if push["push"] == "notice" and why not in self._said:  # Each agent that is started tells it.
+            self._said.add(why)
+            log.warning(why)
         elif push["push"] == "superseded":
             log.info(f"Checkpoint {identity} was {why}")
         elif push["push"] == "given up":
@@ -41,12 +42,6 @@ class AgentMessages:
                 self._refused[identity] = why
             end = ", and the step will fail at its end" if mine and self._config.on_failure == "raise" else ""
             log.warning(f"Checkpoint {identity} is not in the store{end}: {why}")
-
-    def say_once(self, why: str) -> None:
-        """Once a task, however often the agent is started again."""
-        if why not in self._said:
-            self._said.add(why)
-            log.warning(why)
 
     def take_refused(self) -> dict[str, str]:
         """What the store refused since this was asked last: id → why."""

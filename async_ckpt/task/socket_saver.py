@@ -109,7 +109,8 @@ class SocketSaver:
         if self._checkpointer is None:
             self._checkpointer = Checkpointer(spool, self._config)
         reference = self._checkpointer.save(fields.pop("path"), **fields)
-        self._checkpointer.tracker.disown(reference.id)
+        # Others flush: nothing is kept of it here.
+        self._checkpointer.tracker.saved.pop(reference.id, None)
         return reference
 
 

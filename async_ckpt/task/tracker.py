@@ -218,12 +218,6 @@ class Tracker:
             self._unjournaled.append(self.saved.pop(identity))
         return failed
 
-    def disown(self, identity: str) -> None:
-        """Leave it to others to see that a checkpoint of this process gets into the store: ``flush`` does not vouch for
-        it, and nothing is kept of it here.
-        """
-        self.saved.pop(identity, None)
-
     @undisturbed
     def committed(self) -> list[bytes]:
         """References of what this attempt has committed, newest first, each as JSON.
