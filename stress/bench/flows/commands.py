@@ -145,7 +145,7 @@ class Commands:
         """The store's own rate in this process: new files put side by side, without spool, agent and metadata."""
         from async_ckpt.capture.content import CapturedFile
         from async_ckpt.system.concurrency import for_each
-        from async_ckpt.task.stores import run_with_store
+        from async_ckpt.task.lookup import run_with_store
 
         mine = current.checkpoint._checkpointer
         files = [os.path.join(self.directory, f"raw-{number}") for number in range(count)]
