@@ -75,7 +75,7 @@ class Flush:
                 break
             if answer is not None and self._client.clock.monotonic() >= deadline:
                 raise self._error(f"the limit of {limit_s:g} s is over")
-            progress.say(functools.partial(flush_line, answer, agent.trouble))
+            progress.say(flush_line(answer, agent.trouble))
         failed = self._tracker.not_in_store(saved, told)
         mine = {identity: why for identity, why in failed.items() if identity.startswith(f"{self._task.attempt}.")}
         if not mine and (needed := self._needed_by_the_next_attempt(failed)):

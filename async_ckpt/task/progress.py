@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ..config import PROGRESS_GROWTH, PROGRESS_MOST, Config
@@ -27,12 +27,12 @@ class ProgressLines:
         """Seconds until the next line is due; 0 if it is due now. Whoever waits in pieces waits no longer than that."""
         return max(self._next - self._clock.monotonic(), 0.0)
 
-    def say(self, line: Callable[[], str]) -> None:
+    def say(self, line: str) -> None:
         """Say how it stands, if it is time to."""
         if self._clock.monotonic() >= self._next:
             self._pause_s = min(PROGRESS_GROWTH * self._pause_s, self._most_s)
             self._next = self._clock.monotonic() + self._pause_s
-            log.info(line())
+            log.info(line)
 
 
 def flush_line(answer: Mapping[str, Any] | None, trouble: str = "") -> str:

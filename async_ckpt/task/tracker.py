@@ -269,7 +269,7 @@ class Tracker:
                 with self.while_it_runs():
                     answer = agent.ask("wait", min(left, ASK_SLICE_S, progress.due_in_s), id=identity)
                 if answer is None:
-                    progress.say(functools.partial(flush_line, None, agent.trouble))
+                    progress.say(flush_line(None, agent.trouble))
                     continue
                 # None: the agent, which began after that, does not know it.
                 state, why = (answer["state"], answer["why"]) if answer["state"] else self.state(identity)
@@ -283,8 +283,7 @@ class Tracker:
                 )
             if left <= 0:
                 raise WaitTimeout(f"Checkpoint {identity} is not in the store after {limit:g} s (it is {state})")
-            said = f"waiting for checkpoint {identity}, which is {state}{f': {why}' if why else ''}"
-            progress.say(functools.partial(str, said))
+            progress.say(f"waiting for checkpoint {identity}, which is {state}{f': {why}' if why else ''}")
 
     def wait_for_all(self, items: Iterable[Admitted], limit_s: float) -> None:
         """Wait until these have been committed or have failed, ``limit_s`` seconds at most for all of them."""

@@ -17,7 +17,7 @@ def _times_of_lines(piece_s: float, until_s: float) -> list[float]:
     with log_lines.collected() as lines:
         while clock.now - began < until_s:
             clock.sleep(min(piece_s, progress.due_in_s))
-            progress.say(lambda: "how it stands")
+            progress.say("how it stands")
             if len(lines) > len(times):
                 times.append(clock.now - began)
     return times
@@ -39,6 +39,6 @@ def test_a_line_that_is_late_is_due_now_and_not_before() -> None:
     clock.sleep(9.0)
     assert progress.due_in_s == 0.0
     with log_lines.collected() as lines:
-        progress.say(lambda: "first")
-        progress.say(lambda: "too early")
+        progress.say("first")
+        progress.say("too early")
     assert (lines, progress.due_in_s) == (["first"], 7.5)

@@ -212,10 +212,9 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
                 register("checkpoint", [(f"checkpoint-load-{field}", getattr(loaded, field)) for field in fields])
 
             checkpoint.begin(self.attributes["load_policy"], self.attributes["load_shard"], on_loaded)
-        except StoreError as error:
-            raise CheckpointException(f"{error}{self._about_store}") from error
         except CheckpointError as error:
-            raise CheckpointException(str(error)) from error
+            about = self._about_store if isinstance(error, StoreError) else ""
+            raise CheckpointException(f"{error}{about}") from error
         os.environ[ENV_SPOOL], os.environ[ENV_ATTEMPT] = self._checkpointer.spool.directory, str(retry_count)
         # What existing flows hand on to their subprocesses.
         os.environ[_ENV_UID] = f"{task.pathspec}/{task.identifier}/{task.scope}/{retry_count}"
