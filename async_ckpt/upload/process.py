@@ -29,7 +29,6 @@ import contextlib
 import ctypes
 import dataclasses
 import errno
-import fcntl
 import os
 import signal
 import socket
@@ -52,7 +51,7 @@ from ..spool.spool import Spool
 from ..spool.unchanged import StoredFile
 from ..stores import open_store
 from ..system import processes
-from ..system.files import wait_for
+from ..system.files import locked
 from ..system.priority import set_priority
 from .checkpoint import CheckpointWriter
 from .together import CollectiveCommit, Patience
@@ -67,9 +66,6 @@ _MAX_WHY = 10_000
 _SHORTAGES = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 
 _PR_SET_PDEATHSIG = 1
-
-#: Locks held by uploaders of this process.
-_working: set[str] = set()
 
 
 async def serve(sock: socket.socket, spool: Spool, config: Config, *, alone: bool = False) -> None:
@@ -118,38 +114,17 @@ async def serve(sock: socket.socket, spool: Spool, config: Config, *, alone: boo
 
 @contextlib.contextmanager
 def _only_one(path: str) -> Iterator[None]:
-    """Hold the uploader's lock. It is a POSIX lock, as children that the task forks do not inherit those. Such a lock
-    does not keep two threads of one process apart; ``_working`` does.
-    """
-
-    def free() -> bool:
-        if path in _working:
-            return False
+    """Hold the uploader's lock; an earlier uploader that does not let go of it is ended."""
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
-
-    try:
-        wait_for(lambda: path not in _working, UPLOADER_LOCK_S, "an earlier uploader")
-        for limit_s in (KILLED_S, UPLOADER_LOCK_S):
-            with open(path, "ab") as file:
-                try:
-                    wait_for(free, limit_s, "an earlier uploader")
-                except TimeoutError:
-                    if limit_s == UPLOADER_LOCK_S:
-                        raise
-                    _end_others(path)
-                    continue
-                _working.add(path)
-                try:
-                    yield
-                    return
-                finally:
-                    _working.discard(path)
-    except TimeoutError as error:
-        raise errors.SpoolError(f"Another uploader does not end: {error}", where=path) from error
+            try:
+                stack.enter_context(locked(path, timeout_s=KILLED_S))
+            except TimeoutError:
+                _end_others(path)
+                stack.enter_context(locked(path, timeout_s=UPLOADER_LOCK_S))
+        except TimeoutError as error:
+            raise errors.SpoolError(f"Another uploader does not end: {error}", where=path) from error
+        yield
 
 
 def _end_others(path: str) -> None:
