@@ -79,17 +79,18 @@ class Strategy:
 
     def _can_lease(self, file: OpenFile) -> bool:
         kind = file.on()
-        return leases_hold(kind) or self._no_link(
-            file, f"its file system ({kind}) may let somebody write to it without a word"
-        )
+        if not leases_hold(kind):
+            self._check_that_it_may_be_copied(file, f"its file system ({kind}) may let somebody write to it unnoticed")
+            return False
+        return True
 
-    def _no_link(self, file: OpenFile, reason: str) -> bool:
+    def _check_that_it_may_be_copied(self, file: OpenFile, reason: str) -> None:
+        """``reason``: why no link can be made of it at all."""
         if self._name == "hardlink":
             raise SnapshotError(
                 f"Cannot capture {file.full} as a hard link: {reason}", where=file.full,
                 hint="Use snapshot='auto', or put it and the spool on one ext4, xfs, btrfs or tmpfs",
             )  # fmt: skip
-        return False
 
     def _link(self, file: OpenFile) -> FileEntry | None:
         """Link and lease a file; None where that cannot be now."""
@@ -99,7 +100,7 @@ class Strategy:
         except OSError as error:
             if error.errno not in NO_LINK:
                 raise
-            self._no_link(file, os_reason(error))
+            self._check_that_it_may_be_copied(file, os_reason(error))
             return None
         file.leased_s = time.monotonic()
         if not lease.take(file.fd):

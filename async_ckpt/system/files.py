@@ -46,15 +46,15 @@ _fallocate = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)
 
 #: ``mode`` of fallocate(2).
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2
-#: Fewer zeros than these stay what they are, in bytes.
+#: Only so many zeros or more become a hole, in bytes.
 _LEAST_HOLE = 16 << 10
 
 _BUFFER = 1 << 20
 
-#: So much is copied in one call: less than a second's work, after which it may be ended.
+#: How much is copied in one call, in bytes: less than a second's work. In between a copy may be ended.
 _COPIED_BYTES = 64 << 20
 
-#: Of a read that is only digested: it stays in the processor's cache.
+#: How much is read at a time to be digested, in bytes: little enough to stay in the processor's cache.
 _DIGEST_BUFFER = 256 << 10
 
 

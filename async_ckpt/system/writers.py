@@ -18,7 +18,7 @@ Inode = tuple[int, int]
 _SHARED = re.compile(
     rb"^[0-9a-f]+-[0-9a-f]+ rw.s [0-9a-f]+ ([0-9a-f]+):([0-9a-f]+) ([1-9][0-9]*)\s*(.*)$", re.MULTILINE
 )
-#: Where no checkpoints lie, although it can be mapped.
+#: What can be mapped and is no file that anybody saves.
 _NO_FILES = (b"/dev/nvidia", b"/dev/dri", b"/memfd:", b"/SYSV", b"socket:", b"anon_inode:")
 
 
