@@ -3,7 +3,7 @@
     python -m stress.agent_states [--sequences 1000] [--lanes 3] [--seed N] [--one SEED]
 
 Each sequence is a task of one to three attempts in a process of its own, whose troubles are drawn anew
-(``harness/agent_states.py``), while it starts, saves, flushes, drains. In the end every save is in the store,
+(``harness/kills/agent_states.py``), while it starts, saves, flushes, drains. In the end every save is in the store,
 with the content that was saved, or was named with a reason; each flush has ended within its limit. Exit status 1 if
 not.
 """
@@ -24,7 +24,7 @@ from typing import Any
 
 import pytest
 
-from harness.agent_states import PHASES, STATES, run
+from harness.kills.agent_states import PHASES, STATES, run
 from stress.alone import run_alone
 from stress.bench import results
 

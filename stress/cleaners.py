@@ -2,7 +2,7 @@
 
     python -m stress.cleaners [--rounds 1]
 
-Each cell of the table in ``harness/cleaners.py`` is a real task with a real agent: what is saved must be stored,
+Each cell of the table in ``harness/kills/cleaners.py`` is a real task with a real agent: what is saved must be stored,
 whole, or be named as lost; nothing may hang. Prints how the cells ended; the first that is not as it must be ends it
 with exit status 1.
 """
@@ -19,8 +19,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.agents import Task
-from harness.cleaners import KINDS, PHASES, run
+from harness.kills.cleaners import KINDS, PHASES, run
+from harness.tasks.task import Task
 from stress.bench import results
 from stress.bench.environment import caveats
 

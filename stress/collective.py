@@ -20,10 +20,10 @@ from typing import Any
 import pytest
 
 from async_ckpt.spool.journal import COMMITTED
-from harness.agents import Task
-from harness.gangs import Gang
-from harness.proxy import PASSED, Proxy
-from harness.writers import content
+from harness.files.writers import content
+from harness.s3.proxy import PASSED, Proxy
+from harness.tasks.gangs import Gang
+from harness.tasks.task import Task
 from stress.bench import results
 from stress.bench.environment import caveats
 from stress.s3_target import s3_target

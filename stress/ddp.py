@@ -20,10 +20,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from harness import ddp
-from harness.ddp import Kill, Training
-from harness.gated_s3 import GatedS3
-from harness.metaflow_env import Workspace
+from harness.flow_runs import ddp
+from harness.flow_runs.ddp import Kill, Training
+from harness.flow_runs.metaflow_env import Workspace
+from harness.s3.gated_s3 import GatedS3
 from stress.bench import results
 from stress.bench.environment import caveats, work_directory
 

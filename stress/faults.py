@@ -26,8 +26,8 @@ import pytest
 
 from async_ckpt.errors import CheckpointError
 from async_ckpt.stores.base import StoreSpec
-from harness.agents import Task, content
-from harness.proxy import PASSED, Proxy
+from harness.s3.proxy import PASSED, Proxy
+from harness.tasks.task import Task, content
 from stress.bench import results
 from stress.bench.environment import caveats, memory_directory, work_directory
 from stress.bench.servers import KEY, SECRET, rclone

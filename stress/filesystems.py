@@ -20,9 +20,9 @@ from typing import Any
 
 import pytest
 
-from harness.agents import Task
-from harness.filesystems import CannotMount, twice, why_not
-from harness.matrix import KINDS, Tally, cells, run
+from harness.files.filesystem_matrix import KINDS, Tally, cells, run
+from harness.files.filesystems import CannotMount, twice, why_not
+from harness.tasks.task import Task
 from stress.bench import results
 
 COMMAND = "python -m stress.filesystems"

@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 
 from async_ckpt.stores.base import StoreSpec
-from harness.agents import Task
-from harness.fleet import Outcome, run
-from harness.saving import BIG, SMALL
+from harness.tasks.fleet import Outcome, run
+from harness.tasks.many_savers import BIG, SMALL
+from harness.tasks.task import Task
 from stress.bench import results
 from stress.bench.environment import caveats, memory_directory, work_directory
 

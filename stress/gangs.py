@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from harness.gang_kills import play
+from harness.kills.gang_kills import play
 from stress.bench import results
 from stress.bench.environment import caveats
 

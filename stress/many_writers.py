@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from harness.agents import Task
-from harness.saving import Forked, Subprocess, Thread, as_stored, save_some
+from harness.tasks.many_savers import Forked, Subprocess, Thread, as_stored, save_some
+from harness.tasks.task import Task
 from stress.bench import results
 
 COMMAND = "python -m stress.many_writers"

@@ -3,7 +3,7 @@
     python -m stress.model [--steps 10000] [--seed N] [--life 100]
 
 Needs what the tests need. The steps, what is real in them and what must be true after each stand in
-``harness/model.py``. At the first life that shows something else Hypothesis shrinks it, prints the shortest one
+``harness/tasks/model.py``. At the first life that shows something else Hypothesis shrinks it, prints the shortest one
 that still does, and the exit status is 1; with the same seed it is found again.
 """
 
@@ -17,7 +17,7 @@ import traceback
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from harness.model import Model
+from harness.tasks.model import Model
 from stress.bench import results
 from stress.bench.environment import caveats
 

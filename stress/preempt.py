@@ -24,8 +24,8 @@ from typing import Any
 
 import pytest
 
-from harness.agents import Task, kill
-from harness.writers import content
+from harness.files.writers import content
+from harness.tasks.task import Task, kill
 from stress.bench import results
 from stress.s3_target import s3_target
 
@@ -39,8 +39,8 @@ from async_ckpt.config import Config
 from async_ckpt.stores.base import StoreSpec
 from async_ckpt.system.log import write_lines_with
 from async_ckpt.task.termination import Termination
-from harness.agents import TASK
-from harness.writers import content
+from harness.tasks.task import TASK
+from harness.files.writers import content
 root, spec, work, count, size = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
 def say(line): print(f"{time.time():.2f} {line}", flush=True)
 config = Config.from_env()

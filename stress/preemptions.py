@@ -4,7 +4,7 @@
 
 What waits is drawn anew each time: how many, how large, which of them the store refuses, fails, never answers, takes
 slowly, or whose files are torn or gone; the bandwidth, the seconds that are left, how the end is told, and the store
-(on disk, or S3). Whatever fitted has to be durable by the end (``harness/preemption.py`` says what that means),
+(on disk, or S3). Whatever fitted has to be durable by the end (``harness/kills/preemption.py`` says what that means),
 the newest first, and whatever is not has to be named. Exit status 1 if not.
 """
 
@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 
-from harness.preemption import COMMIT_S, MUST_SHARE, draw, run
+from harness.kills.preemption import COMMIT_S, MUST_SHARE, draw, run
 from stress.alone import run_alone
 from stress.bench import results
 

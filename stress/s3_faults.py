@@ -1,6 +1,6 @@
 """Every cell of the table of faults against the S3 store, with what came of it and how long it took.
 
-``python -m stress.s3_faults`` prints a table in Markdown: the rows of ``harness/fault_table.py``, each with every
+``python -m stress.s3_faults`` prints a table in Markdown: the rows of ``harness/s3/fault_table.py``, each with every
 call it is tried with, over TCP and TLS, through the engine and through its fallback. It ends with 1 if a cell is not as
 it should be.
 """
@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.fault_calls import CALLS
-from harness.fault_cells import ENGINE, FALLBACK, TCP, TLS, Cell, Certificates, Result, run_cells, short_pauses
-from harness.fault_table import CELLS
+from harness.s3.fault_calls import CALLS
+from harness.s3.fault_cells import ENGINE, FALLBACK, TCP, TLS, Cell, Certificates, Result, run_cells, short_pauses
+from harness.s3.fault_table import CELLS
 from stress.bench import results
 
 COMMAND = "python -m stress.s3_faults"

@@ -2,7 +2,7 @@
 
     python -m stress.s3_flows [--quick] [--case NAME ...] [--client engine fallback] [--logs DIRECTORY]
 
-Needs what the tests need. A real flow saves through a front before a real server (see ``harness/s3_weather.py``
+Needs what the tests need. A real flow saves through a front before a real server (see ``harness/flow_runs/over_s3.py``
 for the cases). It must end green, at its first attempt, no later than it does in fair weather plus twice the sum of the
 limits that strike, and another process must load all of it straight from the server. Exit status 1 if not.
 """
@@ -17,8 +17,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from harness import servers
-from harness.s3_weather import FULL, QUICK, Outcome, Pace, cases, play
+from harness.flow_runs.over_s3 import FULL, QUICK, Outcome, Pace, cases, play
+from harness.s3 import servers
 from stress.bench import results
 from stress.bench.environment import caveats, memory_directory, work_directory
 

@@ -2,7 +2,7 @@
 
     python -m stress.signals [--signals 5000] [--seed N] [--quick]
 
-Handlers save, flush, load, raise, and end the process (``harness/interrupted.py``). Nothing may hang, every
+Handlers save, flush, load, raise, and end the process (``harness/kills/interrupted.py``). Nothing may hang, every
 checkpoint that a save returned must be in the store at the end, as it was saved, and no handler may be another one
 afterwards. Exit status 1 if not.
 """
@@ -15,7 +15,7 @@ import sys
 import time
 from collections import Counter
 
-from harness.interruptions import rounds
+from harness.kills.interruptions import rounds
 from stress.bench import results
 from stress.bench.environment import caveats
 

@@ -26,8 +26,8 @@ import pytest
 
 from async_ckpt.errors import CheckpointError
 from async_ckpt.task.checkpointer import Checkpointer
-from harness.agents import Task, agent_pid
-from harness.writers import content
+from harness.files.writers import content
+from harness.tasks.task import Task, agent_pid
 from stress.bench import results
 from stress.s3_target import s3_target
 

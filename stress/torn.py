@@ -20,10 +20,10 @@ from typing import Any
 
 import pytest
 
-from harness.agents import Task
-from harness.filesystems import FILESYSTEMS, CannotMount, provided, why_not
-from harness.rewriting import MODES, Rewriting, Tally, random_sizes
-from harness.writers import WAYS
+from harness.files.filesystems import FILESYSTEMS, CannotMount, provided, why_not
+from harness.files.rewriting import MODES, Rewriting, Tally, random_sizes
+from harness.files.writers import WAYS
+from harness.tasks.task import Task
 from stress.bench import results
 
 COMMAND = "python -m stress.torn"

@@ -3,7 +3,7 @@
     python -m stress.twice [--rounds 200] [--flows 20] [--seed N]
 
 A machine is a process with a spool of its own; a round is one task on 2 to 4 of them, and a retry at its end. Three
-stores: a local one, S3 whose conditions are kept (``harness/fault_server.py``), and S3 whose conditions are
+stores: a local one, S3 whose conditions are kept (``harness/s3/fault_server.py``), and S3 whose conditions are
 ignored (rclone). After each step what is committed is read back: whether it is still what it was (*overwritten*), is
 what that save wrote (*damaged*), is there at all (*gone*). Each start must resume from the newest that was committed
 before it began. ``--flows``: the same with Metaflow's own tasks. Exit status 1 if anything is wrong.
@@ -38,13 +38,13 @@ from async_ckpt.stores.base import Store, StoreSpec
 from async_ckpt.system.log import write_lines_with
 from async_ckpt.task.checkpointer import Checkpointer
 from async_ckpt.task.lookup import run_with_store
-from harness.again import Started, first_run
-from harness.agents import TASK, content
-from harness.environments import with_our_modules
-from harness.fault_server import FaultServer
-from harness.memory_s3 import MemoryS3
-from harness.metaflow_env import Workspace
-from harness.servers import BUCKET, S3Server
+from harness.flow_runs.environments import with_our_modules
+from harness.flow_runs.metaflow_env import Workspace
+from harness.flow_runs.same_number import Started, first_run
+from harness.s3.fault_server import FaultServer
+from harness.s3.memory_s3 import MemoryS3
+from harness.s3.servers import BUCKET, S3Server
+from harness.tasks.task import TASK, content
 from stress.bench import results
 
 from .s3_target import s3_target

@@ -25,8 +25,9 @@ import pytest
 from async_ckpt.config import Config
 from async_ckpt.task.checkpointer import Checkpointer
 from async_ckpt.watch import Watch, WatchOptions
-from harness import log_lines, trainer
-from harness.agents import Task
+from harness.common import log_lines
+from harness.tasks.task import Task
+from harness.watches import trainer
 from stress.bench import results
 from stress.s3_target import s3_target
 

@@ -18,9 +18,9 @@ import random
 import sys
 import time
 
-from harness import frameworks
-from harness.framework_trainers import KINDS
-from harness.watched_frameworks import all_runs
+from harness.flow_runs import frameworks
+from harness.watches.framework_trainers import KINDS
+from harness.watches.watched_frameworks import all_runs
 from stress.bench import results
 
 COMMAND = "python -m stress.watch_frameworks"

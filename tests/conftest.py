@@ -13,14 +13,16 @@ from pathlib import Path
 import pytest
 
 from async_ckpt.system import log
-from harness import agents, filesystems, signals
+from harness.files import filesystems
+from harness.kills import inherited_signals
+from harness.tasks.task import Task
 from tests.allowed_skips import pytest_sessionfinish, pytest_terminal_summary
 
 __all__ = ["pytest_sessionfinish", "pytest_terminal_summary"]
 
 # What runs in the background of a shell, or under nohup, ignores signals, and so would the flows that get them here.
 # The workers of xdist inherit what is set now.
-signals.reset()
+inherited_signals.reset()
 
 # The tests start hundreds of Pythons. Each would compile this package anew if none may leave what it has compiled.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -82,15 +84,13 @@ def filesystem(request: pytest.FixtureRequest, on_filesystem: Callable[[str], Pa
 
 
 @pytest.fixture
-def task(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_filesystem: Callable[[str], Path]
-) -> Iterator[agents.Task]:
+def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_filesystem: Callable[[str], Path]) -> Iterator[Task]:
     """A task to save in, with a local store. Whatever processes it started must be gone soon after the test.
 
     It ends before the file systems do that it may have been moved to.
     """
     del on_filesystem
-    made = agents.Task(tmp_path, monkeypatch)
+    made = Task(tmp_path, monkeypatch)
     yield made
     left = made.close()
     assert not left, f"processes were left behind: {left}"

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from harness.hostile_client import Intruder, NoAnswer
-from harness.hostile_frames import Descriptors, Frames
+from harness.hostile.client import Intruder, NoAnswer
+from harness.hostile.frames import Descriptors, Frames
 
 _FILES = ("weights", "step")
 #: Ids of checkpoints under way are looked up anew after so many visits.

@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from harness.hostile_loads import Harmed, Hostile, Place
+from harness.hostile.loads import Harmed, Hostile, Place
 
 #: Bytes a loader may have of memory, and write to one file: an attack must not take the machine with it.
 _MEMORY, _FILE = 4 << 30, 64 << 20

@@ -13,9 +13,9 @@ import pytest
 
 from async_ckpt.errors import CheckpointError
 from async_ckpt.task.checkpointer import Checkpointer
-from harness.agents import Task, agent_pid, is_alive, journal_lines
-from harness.hostile_client import descriptors_of, memory_of
-from harness.saving import as_stored, save_some
+from harness.hostile.client import descriptors_of, memory_of
+from harness.tasks.many_savers import as_stored, save_some
+from harness.tasks.task import Task, agent_pid, is_alive, journal_lines
 from stress.fuzzing.attack import Attack, Came
 from stress.fuzzing.trainer import Trainer
 

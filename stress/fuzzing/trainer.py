@@ -9,8 +9,8 @@ from pathlib import Path
 
 from async_ckpt.errors import CheckpointError
 from async_ckpt.task.checkpointer import Checkpointer
-from harness.saving import BIG, SMALL
-from harness.writers import content
+from harness.files.writers import content
+from harness.tasks.many_savers import BIG, SMALL
 
 #: Seconds between two saves.
 _STEP_S = 0.25

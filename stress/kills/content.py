@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from harness.writers import content
+from harness.files.writers import content
 
 #: Kinds and how often each is saved, in shares. The last goes to S3 in parts, and others overtake it on their way.
 KINDS = {"small": 30, "linked": 40, "many": 40, "tar": 20, "frozen": 20, "large": 4}

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from async_ckpt.system import crash
-from harness.agents import is_alive
+from harness.tasks.task import is_alive
 
 TASK, AGENT, UPLOADER = "task", "agent", "uploader"
 

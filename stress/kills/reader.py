@@ -11,7 +11,7 @@ from typing import Any
 
 from async_ckpt import layout
 from async_ckpt.spool import journal
-from harness.agents import TASK
+from harness.tasks.task import TASK
 from stress.kills.content import fault_in_store
 from stress.kills.ledger import Ledger
 

@@ -14,8 +14,8 @@ from typing import Any
 from async_ckpt import layout
 from async_ckpt.config import ENV_PREFIX
 from async_ckpt.stores.base import StoreSpec
-from harness import agents
-from harness.agents import kill
+from harness.tasks import task
+from harness.tasks.task import kill
 from stress.kills.attempt import Attempt
 from stress.kills.content import fault_in_store
 from stress.kills.figures import Figures
@@ -66,7 +66,7 @@ class Round:
         self._random = random.Random(seed)
         self._in_place = self._random.random() < 0.5
         self.figures, self._ledger = Figures(rounds=1), Ledger()
-        digest = layout.short_hash([agents.TASK.pathspec, place.store.root], 16)
+        digest = layout.short_hash([task.TASK.pathspec, place.store.root], 16)
         self._spool = place.base / "spools" / digest
         self._reader = Reader(place.objects, self._spool, self._ledger)
         self._marker = place.base / "crashed"
@@ -115,7 +115,7 @@ class Round:
         self._look_at_log()
         if self._random.random() < 0.3:  # An agent that drains may be at its end, or past it.
             pause = time.monotonic() + self._random.random() * 0.5
-            agents.wait_until(lambda: time.monotonic() >= pause or not agent_of(self._spool), "the pause is over")
+            task.wait_until(lambda: time.monotonic() >= pause or not agent_of(self._spool), "the pause is over")
 
     def _last_attempt(self, number: int) -> None:
         for last in range(number, number + _LAST_TRIES):
@@ -170,7 +170,7 @@ class Round:
         else:
             moment = RANDOM  # It did not come: killed all the same, so that there is an end.
         pids = {role: self._pid(role, attempt) for role in victims}
-        killed = [role for role, pid in pids.items() if pid is not None and agents.is_alive(pid) and kill(pid)]
+        killed = [role for role, pid in pids.items() if pid is not None and task.is_alive(pid) and kill(pid)]
         for role in killed:
             self._count(role, moment, attempt)
         if TASK in killed:
@@ -272,7 +272,7 @@ class Round:
         for what in self._reader.backwards:
             self.figures.violation("out_of_order", what)
         newest = max(committed.values(), key=layout.order, default={"key": None})["key"]
-        for folder in (agents.TASK.task_folder, agents.TASK.scope_folder):
+        for folder in (task.TASK.task_folder, task.TASK.scope_folder):
             found = self._reader.latest(folder)
             if found != newest:
                 self.figures.violation("out_of_order", f"latest in {folder} is {found} instead of {newest}")
@@ -283,7 +283,7 @@ class Round:
         def gone() -> bool:
             return not (self._spool.exists() or marked(self._place.base.name)) or time.monotonic() >= deadline
 
-        agents.wait_until(gone, "the agent has gone with its spool", 2 * _EVENT_S)
+        task.wait_until(gone, "the agent has gone with its spool", 2 * _EVENT_S)
         if self._spool.exists():
             self.figures.violation("other", "the spool is still there after a step that ended well")
         if left := marked(self._place.base.name):

@@ -34,7 +34,7 @@ from async_ckpt.spool.journal import COMMITTED
 from async_ckpt.stores.base import StoreSpec
 from async_ckpt.system.log import write_lines_with
 from async_ckpt.task.checkpointer import Checkpointer
-from harness.agents import TASK
+from harness.tasks.task import TASK
 from stress.kills.content import KINDS, TAR, fault_of, write
 
 #: Orders: end as a step that failed; end as one that is done, first with a flush, then for good.

@@ -10,7 +10,7 @@ import pytest
 
 from async_ckpt import capture
 from async_ckpt.system.files import can_clone
-from harness.filesystems import CLONING, FILESYSTEMS
+from harness.files.filesystems import CLONING, FILESYSTEMS
 
 from .snapshot_suite import OnFilesystem, Place
 

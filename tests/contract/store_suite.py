@@ -16,7 +16,7 @@ from async_ckpt.config import CHUNK_BYTES, Config
 from async_ckpt.errors import IntegrityError, NotFound, StoreError, TransientStoreError, UsageError
 from async_ckpt.stores.base import Content, Entry, Store
 from async_ckpt.stores.retry import RetryStore
-from harness.content import BytesContent, crcs_of, pattern
+from harness.stores.content import BytesContent, crcs_of, pattern
 
 T = TypeVar("T")
 

@@ -24,8 +24,8 @@ from async_ckpt.stores import local, open_store
 from async_ckpt.stores.base import Entry, Store, StoreSpec
 from async_ckpt.stores.local import LocalStore
 from async_ckpt.stores.retry import RetryStore
-from harness.content import BytesContent, crcs_of, pattern
-from harness.filesystems import CLONING
+from harness.files.filesystems import CLONING
+from harness.stores.content import BytesContent, crcs_of, pattern
 
 from .store_suite import StoreSuite, run
 

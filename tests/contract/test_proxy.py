@@ -14,7 +14,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, HTTPClientError
 from botocore.session import get_session
 
-from harness.proxy import (
+from harness.s3.proxy import (
     CUT_ANSWER,
     CUT_OFF,
     CUT_REQUEST,
@@ -28,7 +28,7 @@ from harness.proxy import (
     TOO_MANY,
     Proxy,
 )
-from harness.servers import BUCKET, S3Server, rclone_server
+from harness.s3.servers import BUCKET, S3Server, rclone_server
 
 __all__ = ["rclone_server"]
 

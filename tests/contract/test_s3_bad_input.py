@@ -18,8 +18,8 @@ from async_ckpt.stores.s3.aiohttp_transport import AioTransport
 from async_ckpt.stores.s3.boto3_transport import ThreadTransport
 from async_ckpt.stores.s3.store import S3Store
 from async_ckpt.stores.s3.transport import OpenTransport
-from harness.content import BytesContent, pattern
-from harness.servers import BUCKET, S3Server, moto_server, moto_tls_server
+from harness.s3.servers import BUCKET, S3Server, moto_server, moto_tls_server
+from harness.stores.content import BytesContent, pattern
 
 from .store_suite import LARGE, run
 from .test_s3_store import Misbehaving, answer, plain_client

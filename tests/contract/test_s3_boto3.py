@@ -13,8 +13,8 @@ from async_ckpt.stores.s3 import S3Settings
 from async_ckpt.stores.s3.boto3_transport import ThreadTransport
 from async_ckpt.stores.s3.store import S3Store
 from async_ckpt.stores.s3.transport import OpenTransport
-from harness.content import BytesContent, crcs_of, pattern
-from harness.servers import S3Server, moto_server, rclone_server
+from harness.s3.servers import S3Server, moto_server, rclone_server
+from harness.stores.content import BytesContent, crcs_of, pattern
 
 from .store_suite import LARGE, run
 from .test_s3_store import TestMoto as MotoSuite

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from harness.ceph import ceph_server
-from harness.servers import S3Server
+from harness.s3.ceph import ceph_server
+from harness.s3.servers import S3Server
 
 from .s3_suites import BothTransports, Copying, Resuming
 from .store_suite import run

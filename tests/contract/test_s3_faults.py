@@ -12,10 +12,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from harness import faults
-from harness.fault_calls import CALLS
-from harness.fault_cells import ENGINE, FALLBACK, TCP, TLS, Cell, Certificates, cells_of, run_cells, short_pauses
-from harness.fault_table import CELLS, FAULTS
+from harness.s3 import faults
+from harness.s3.fault_calls import CALLS
+from harness.s3.fault_cells import ENGINE, FALLBACK, TCP, TLS, Cell, Certificates, cells_of, run_cells, short_pauses
+from harness.s3.fault_table import CELLS, FAULTS
 
 # Connections that were left open are counted in each cell, which names itself; the collector's warnings come anywhere.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -27,8 +27,8 @@ from async_ckpt.stores.s3.answers import Answer, Refusal
 from async_ckpt.stores.s3.multipart import MAX_PARTS, part_size
 from async_ckpt.stores.s3.store import S3Store
 from async_ckpt.stores.s3.transport import OpenTransport
-from harness.content import BytesContent, crcs_of, pattern
-from harness.servers import ACCESS_KEY, BUCKET, SECRET_KEY, S3Server, moto_server, rclone_server
+from harness.s3.servers import ACCESS_KEY, BUCKET, SECRET_KEY, S3Server, moto_server, rclone_server
+from harness.stores.content import BytesContent, crcs_of, pattern
 
 from .store_suite import LARGE, StoreSuite, run
 

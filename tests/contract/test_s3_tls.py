@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from harness.servers import S3Server, rclone_tls_server
+from harness.s3.servers import S3Server, rclone_tls_server
 
 from .s3_suites import BothTransports, Copying, Resuming
 from .test_s3_store import TestRclone as RcloneSuite

@@ -20,8 +20,8 @@ from async_ckpt.errors import IntegrityError, NotFound, StoreError, TransientSto
 from async_ckpt.stores.base import Multipart
 from async_ckpt.stores.s3 import S3Settings, copy_object, limits
 from async_ckpt.stores.s3.store import S3Store
-from harness.content import BytesContent, crcs_of, pattern
-from harness.servers import BUCKET, S3Server, moto_server, moto_tls_server, rclone_server
+from harness.s3.servers import BUCKET, S3Server, moto_server, moto_tls_server, rclone_server
+from harness.stores.content import BytesContent, crcs_of, pattern
 
 from .store_suite import LARGE, run
 from .test_s3_store import OK, Misbehaving, answer, open_uploads, plain_client

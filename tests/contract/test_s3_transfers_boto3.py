@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.servers import moto_server, rclone_server
+from harness.s3.servers import moto_server, rclone_server
 
 from .s3_suites import Copying, Resuming
 from .test_s3_boto3 import THREADS

@@ -10,7 +10,7 @@ from async_ckpt.capture import lease
 from async_ckpt.capture.private import make_private
 from async_ckpt.manifest import LINK
 from async_ckpt.spool.records import Admitted, torn_file
-from harness.agents import content
+from harness.tasks.task import content
 
 from .snapshot_suite import BIG, Place, captured_tree, read, tree
 

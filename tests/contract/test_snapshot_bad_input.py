@@ -14,7 +14,7 @@ import pytest
 from async_ckpt import capture
 from async_ckpt.config import Config
 from async_ckpt.errors import SnapshotError, UsageError
-from harness.agents import content
+from harness.tasks.task import content
 
 from .snapshot_suite import BIG, OnFilesystem, Place, tree
 

@@ -11,7 +11,7 @@ import pytest
 
 from async_ckpt.capture.symlinks import Root, item_of_link
 from async_ckpt.config import Config
-from harness.agents import Task, content
+from harness.tasks.task import Task, content
 
 from .snapshot_suite import BIG, Place, captured_tree, read
 

@@ -22,8 +22,8 @@ from async_ckpt.capture.strategy import Strategy
 from async_ckpt.config import Config
 from async_ckpt.errors import MissingPathError, SnapshotError
 from async_ckpt.manifest import LINK, FileEntry
-from harness.filesystems import LAYERED, SECONDS, CannotMount, twice, why_not
-from harness.generations import Mapping
+from harness.files.filesystems import LAYERED, SECONDS, CannotMount, twice, why_not
+from harness.files.generations import Mapping
 
 from .snapshot_suite import BIG, OnFilesystem, captured_tree, read
 

@@ -19,8 +19,8 @@ from async_ckpt.spool.journal import COMMITTED, FAILED
 from async_ckpt.spool.spool import Spool
 from async_ckpt.task import launch
 from async_ckpt.task.checkpointer import Checkpointer
-from harness.agents import TASK, Task, agent_pid, content, kill, uploader_pid, wait_until
-from harness.scenes import BIG, save
+from harness.tasks.repeated_saves import BIG, save
+from harness.tasks.task import TASK, Task, agent_pid, content, kill, uploader_pid, wait_until
 
 
 @pytest.mark.parametrize("killed", [False, True], ids=["the agent goes on", "another agent"])

@@ -13,8 +13,8 @@ from async_ckpt.manifest import FileEntry, Manifest
 from async_ckpt.spool import journal
 from async_ckpt.spool.journal import COMMITTED
 from async_ckpt.spool.spool import Spool
-from harness.agents import TASK, Task, agent_pid, content, is_alive, journal_lines, kill, uploader_pid, wait_until
-from harness.scenes import BIG, assert_all_in_order, assert_prefix, save, save_and_die
+from harness.tasks.repeated_saves import BIG, assert_all_in_order, assert_prefix, save, save_and_die
+from harness.tasks.task import TASK, Task, agent_pid, content, is_alive, journal_lines, kill, uploader_pid, wait_until
 from tests.spread import first_of
 
 from . import test_collective, test_same_attempt

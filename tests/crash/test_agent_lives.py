@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.agent_states import run
+from harness.kills.agent_states import run
 
 
 @pytest.mark.parametrize("seed", [4, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(100, 120))])

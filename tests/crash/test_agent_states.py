@@ -16,8 +16,8 @@ import pytest
 
 from async_ckpt.errors import FlushError, SpoolError
 from async_ckpt.task.checkpointer import Checkpointer
-from harness.agents import Task, agent_pid, close_and_kill, content, is_alive, kill, wait_until
-from harness.scenes import BIG, assert_all_in_order, save
+from harness.tasks.repeated_saves import BIG, assert_all_in_order, save
+from harness.tasks.task import Task, agent_pid, close_and_kill, content, is_alive, kill, wait_until
 
 #: Short, but long enough for a busy machine to let an agent's thread run once.
 HUNG_S = 2

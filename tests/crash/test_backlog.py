@@ -10,9 +10,9 @@ import pytest
 
 from async_ckpt.errors import BacklogError, SpoolError, StoreError
 from async_ckpt.spool.journal import COMMITTED, SUPERSEDED, Journal
-from harness.agents import Task, agent_pid, content, kill, wait_until
-from harness.filesystems import CannotMount, small_tmpfs
-from harness.scenes import BIG, save
+from harness.files.filesystems import CannotMount, small_tmpfs
+from harness.tasks.repeated_saves import BIG, save
+from harness.tasks.task import Task, agent_pid, content, kill, wait_until
 
 
 def states(references: list[object]) -> list[str]:

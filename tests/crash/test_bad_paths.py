@@ -10,7 +10,7 @@ import pytest
 
 from async_ckpt.errors import UsageError
 from async_ckpt.watch import Watch, WatchOptions
-from harness.agents import Task
+from harness.tasks.task import Task
 
 
 @pytest.fixture

@@ -18,10 +18,10 @@ from async_ckpt.errors import FlushError, StoreError
 from async_ckpt.spool import journal
 from async_ckpt.spool.upkeep import is_held
 from async_ckpt.task.checkpointer import Checkpointer
-from harness import cleaners
-from harness.agents import Task, agent_pid, kill, wait_until
-from harness.cleaners import KINDS, PHASES, remove
-from harness.scenes import assert_all_in_order, save
+from harness.kills import cleaners
+from harness.kills.cleaners import KINDS, PHASES, remove
+from harness.tasks.repeated_saves import assert_all_in_order, save
+from harness.tasks.task import Task, agent_pid, kill, wait_until
 
 #: Each kind in one phase, here; the rest when there is time.
 CASES = [

@@ -20,9 +20,9 @@ from async_ckpt.spool.journal import COMMITTED, FAILED
 from async_ckpt.task import gang
 from async_ckpt.task.checkpointer import Checkpointer
 from async_ckpt.task.reference import Reference
-from harness.agents import TASK, Task, agent_pid, kill, wait_until
-from harness.environments import with_our_modules
-from harness.gangs import Gang
+from harness.flow_runs.environments import with_our_modules
+from harness.tasks.gangs import Gang
+from harness.tasks.task import TASK, Task, agent_pid, kill, wait_until
 from tests.spread import spread
 
 #: Those that only collective saves come by.
@@ -345,7 +345,7 @@ def test_a_gang_of_one_saves_together(task: Task, monkeypatch: pytest.MonkeyPatc
 def test_ranks_whose_wrappers_differ_were_started_together(task: Task) -> None:
     """A shell of each rank is not what started it."""
     checkpointer = task.start()
-    code = "from async_ckpt.ranks.who import find; from harness.agents import TASK; print(find(TASK).launch)"
+    code = "from async_ckpt.ranks.who import find; from harness.tasks.task import TASK; print(find(TASK).launch)"
     environment = task.environment(checkpointer)
     launches = []
     for rank in range(2):
@@ -525,7 +525,7 @@ from dataclasses import replace
 from async_ckpt.task.checkpointer import Checkpointer
 from async_ckpt.config import Config
 from async_ckpt.stores.base import StoreSpec
-from harness.agents import TASK
+from harness.tasks.task import TASK
 root, store, work, node = sys.argv[1:]
 task = replace(TASK, node=int(node), nodes=2)
 checkpointer = Checkpointer.start(root, task, StoreSpec("local", store), Config.from_env(), uploader="process")
@@ -560,7 +560,7 @@ from async_ckpt.task.checkpointer import Checkpointer
 from async_ckpt.config import Config
 from async_ckpt.errors import FlushError
 from async_ckpt.stores.base import StoreSpec
-from harness.agents import TASK
+from harness.tasks.task import TASK
 root, store, work, said = sys.argv[1:]
 lead = os.getpid()
 if os.fork():

@@ -13,8 +13,8 @@ import pytest
 
 from async_ckpt.spool.journal import COMMITTED, UPLOADED
 from async_ckpt.task.checkpointer import Checkpointer
-from harness.agents import Gate, Task, agent_pid, content, journal_lines, kill, wait_until
-from harness.scenes import BIG, save
+from harness.tasks.repeated_saves import BIG, save
+from harness.tasks.task import Gate, Task, agent_pid, content, journal_lines, kill, wait_until
 
 SAVES = 6
 

@@ -10,7 +10,7 @@ import pytest
 from async_ckpt.errors import SnapshotError
 from async_ckpt.manifest import MAX_DEPTH
 from async_ckpt.system.files import remove_tree
-from harness.agents import Task
+from harness.tasks.task import Task
 
 
 def make(folder: Path, depth: int) -> None:

@@ -14,9 +14,9 @@ from async_ckpt import capture
 from async_ckpt.errors import CheckpointError, SnapshotError, SpoolError, StoreError
 from async_ckpt.spool.journal import COMMITTED, FAILED
 from async_ckpt.stores.base import StoreSpec
-from harness.agents import Task, agent_pid, content, kill, wait_until
-from harness.filesystems import CannotMount, small_tmpfs
-from harness.scenes import BIG, save
+from harness.files.filesystems import CannotMount, small_tmpfs
+from harness.tasks.repeated_saves import BIG, save
+from harness.tasks.task import Task, agent_pid, content, kill, wait_until
 
 SIZE = 8 << 20
 

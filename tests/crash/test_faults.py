@@ -20,12 +20,12 @@ from async_ckpt.stores import catalog, open_store, retry
 from async_ckpt.stores.base import StoreSpec
 from async_ckpt.stores.local import LocalStore
 from async_ckpt.task import restore
-from harness.agents import TASK, Task, content, wait_until
-from harness.fault_server import FaultServer, Turn
-from harness.memory_s3 import MemoryS3
-from harness.proxy import CUT_OFF, KINDS, LOST, REFUSED, Proxy
-from harness.scenes import BIG, save
-from harness.servers import BUCKET, S3Server, rclone_server
+from harness.s3.fault_server import FaultServer, Turn
+from harness.s3.memory_s3 import MemoryS3
+from harness.s3.proxy import CUT_OFF, KINDS, LOST, REFUSED, Proxy
+from harness.s3.servers import BUCKET, S3Server, rclone_server
+from harness.tasks.repeated_saves import BIG, save
+from harness.tasks.task import TASK, Task, content, wait_until
 from tests.spread import first_of
 
 __all__ = ["rclone_server"]

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from async_ckpt.errors import CheckpointError
-from harness.agents import Task, wait_until
-from harness.filesystems import CannotMount, twice, why_not
-from harness.generations import NAMES, WAYS, judge
-from harness.matrix import KINDS, WRITERS, Cell, Tally, cells, run
+from harness.files.filesystem_matrix import KINDS, WRITERS, Cell, Tally, cells, run
+from harness.files.filesystems import CannotMount, twice, why_not
+from harness.files.generations import NAMES, WAYS, judge
+from harness.tasks.task import Task, wait_until
 
 MIB = 1 << 20
 _SIZES = {"weights-b": 160 << 10, "weights-a": 96 << 10, "step": 8 << 10}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from harness import fleet
-from harness.agents import Task
+from harness.tasks import fleet
+from harness.tasks.task import Task
 from tests.spread import first_of
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.gang_kills import play
+from harness.kills.gang_kills import play
 
 
 #: Of these, one kills rank 0 a tenth of a second after it began, the other one rank 1.

@@ -15,8 +15,8 @@ import pytest
 
 from async_ckpt.system.log import write_lines_with
 from async_ckpt.task.checkpointer import Checkpointer
-from harness.agents import Gate, Task, agent_pid, content, kill, wait_until
-from harness.scenes import BIG, save_and_die
+from harness.tasks.repeated_saves import BIG, save_and_die
+from harness.tasks.task import Gate, Task, agent_pid, content, kill, wait_until
 from tests.spread import spread
 
 

@@ -14,11 +14,11 @@ from async_ckpt.agent.questions import MAX_QUESTIONS
 from async_ckpt.ipc import protocol
 from async_ckpt.spool.records import Admitted, Records
 from async_ckpt.task.checkpointer import Checkpointer
-from harness.agents import Task, agent_pid, is_alive, journal_lines, uploader_pid, wait_until
-from harness.hostile_client import descriptors_of
-from harness.hostile_frames import frame
-from harness.scenes import save
-from harness.talking import Talker
+from harness.hostile.client import descriptors_of
+from harness.hostile.frames import frame
+from harness.tasks.protocol_client import Talker
+from harness.tasks.repeated_saves import save
+from harness.tasks.task import Task, agent_pid, is_alive, journal_lines, uploader_pid, wait_until
 
 HELLO = protocol.encode({"op": "hello", "v": protocol.VERSION, "seq": 1})
 LAST = protocol.encode({"op": "state", "id": "", "seq": 987_654_321})

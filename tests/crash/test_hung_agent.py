@@ -13,8 +13,8 @@ import pytest
 from async_ckpt.errors import WaitTimeout
 from async_ckpt.ipc import client
 from async_ckpt.system import undisturbed
-from harness.agents import Task, agent_pid, content, kill, wait_until
-from harness.scenes import BIG, assert_all_in_order, save
+from harness.tasks.repeated_saves import BIG, assert_all_in_order, save
+from harness.tasks.task import Task, agent_pid, content, kill, wait_until
 
 
 def test_a_trainer_that_rewrites_in_place_is_let_go_by_its_own_keeper_while_the_agent_hangs(task: Task) -> None:

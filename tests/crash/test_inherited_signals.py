@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from async_ckpt.task.termination import Termination
-from harness import log_lines
-from harness.agents import Task, wait_until
-from harness.environments import with_our_modules
+from harness.common import log_lines
+from harness.flow_runs.environments import with_our_modules
+from harness.tasks.task import Task, wait_until
 from tests.spread import spread
 
 #: Runs a command with everything ignored or blocked that can be.
@@ -46,8 +46,8 @@ def bits(*numbers: int) -> int:
 def test_what_the_tests_start_gets_its_signals(how: str) -> None:
     code = """
         import subprocess, sys
-        from harness import signals
-        signals.reset()
+        from harness.kills import inherited_signals
+        inherited_signals.reset()
         sys.exit(subprocess.run(["grep", "-E", "Sig(Ign|Blk)", "/proc/self/status"]).returncode)
     """
     done = subprocess.run(
@@ -62,7 +62,7 @@ import sys
 from async_ckpt.task.checkpointer import Checkpointer
 from async_ckpt.config import Config
 from async_ckpt.stores.base import StoreSpec
-from harness.agents import TASK, agent_pid
+from harness.tasks.task import TASK, agent_pid
 root, store, work = sys.argv[1:]
 checkpointer = Checkpointer.start(root, TASK, StoreSpec("local", store), Config.from_env(), uploader="process")
 checkpointer.save(work)

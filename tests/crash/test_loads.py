@@ -12,8 +12,8 @@ import pytest
 from async_ckpt.errors import UsageError
 from async_ckpt.task.checkpointer import Checkpointer
 from async_ckpt.task.reference import Reference
-from harness.agents import Gate, Task, agent_pid, content, kill, wait_until
-from harness.writers import WAYS, LocalWriters, RemoteWriters
+from harness.files.writers import WAYS, LocalWriters, RemoteWriters
+from harness.tasks.task import Gate, Task, agent_pid, content, kill, wait_until
 from tests.spread import spread
 
 SIZE = (1 << 20) + 77

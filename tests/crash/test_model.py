@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from harness.model import Model
+from harness.tasks.model import Model
 
 
 @pytest.mark.parametrize("steps", [15, pytest.param(60, marks=pytest.mark.long)])

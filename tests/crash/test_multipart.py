@@ -10,8 +10,8 @@ import pytest
 
 from async_ckpt.config import CHUNK_BYTES
 from async_ckpt.stores.base import StoreSpec
-from harness.agents import Task, agent_pid, content, is_alive, journal_lines, kill, uploader_pid, wait_until
-from harness.gated_s3 import GatedS3
+from harness.s3.gated_s3 import GatedS3
+from harness.tasks.task import Task, agent_pid, content, is_alive, journal_lines, kill, uploader_pid, wait_until
 from tests.spread import spread
 
 PART = CHUNK_BYTES

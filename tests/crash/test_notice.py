@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from async_ckpt.stores.base import StoreSpec
-from harness.agents import Task, agent_pid, kill, uploader_pid, wait_until
-from harness.scenes import save
-from harness.servers import BUCKET, S3Server, moto_server
+from harness.s3.servers import BUCKET, S3Server, moto_server
+from harness.tasks.repeated_saves import save
+from harness.tasks.task import Task, agent_pid, kill, uploader_pid, wait_until
 
 __all__ = ["moto_server"]
 

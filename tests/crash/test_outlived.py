@@ -15,8 +15,8 @@ from async_ckpt.spool.spool import Spool
 from async_ckpt.task import checkpointer
 from async_ckpt.task.checkpointer import Checkpointer
 from async_ckpt.task.reference import Reference
-from harness.agents import Task, agent_pid, content, is_alive, kill, wait_until
-from harness.scenes import BIG, save
+from harness.tasks.repeated_saves import BIG, save
+from harness.tasks.task import Task, agent_pid, content, is_alive, kill, wait_until
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ import pytest
 from async_ckpt.errors import FlushError
 from async_ckpt.spool.journal import FAILED
 from async_ckpt.system.log import write_lines_with
-from harness.agents import Task, close_and_kill, journal_lines, wait_until
-from harness.preemption import COMMIT_HANGS, FAILS, NO_COMMIT, REFUSED, Preemption, on_disk
-from harness.scenes import save
+from harness.kills.preemption import COMMIT_HANGS, FAILS, NO_COMMIT, REFUSED, Preemption, on_disk
+from harness.tasks.repeated_saves import save
+from harness.tasks.task import Task, close_and_kill, journal_lines, wait_until
 
 _SIZE = 300 << 10
 

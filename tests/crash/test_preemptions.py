@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.preemption import (
+from harness.kills.preemption import (
     COMMIT_HANGS,
     FAILS,
     GONE,

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from harness.agents import Task, content, wait_until
-from harness.filesystems import FILESYSTEMS
-from harness.rewriting import MODES, Rewriting
-from harness.writers import WAYS
+from harness.files.filesystems import FILESYSTEMS
+from harness.files.rewriting import MODES, Rewriting
+from harness.files.writers import WAYS
+from harness.tasks.task import Task, content, wait_until
 from tests.spread import spread
 
 MIB = 1 << 20

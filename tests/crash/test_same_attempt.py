@@ -18,8 +18,8 @@ from async_ckpt.spool.records import Admitted
 from async_ckpt.spool.spool import Spool
 from async_ckpt.task.checkpointer import Checkpointer
 from async_ckpt.task.reference import Reference
-from harness.agents import TASK, Gate, Task, agent_pid, kill, wait_until
-from harness.writers import content
+from harness.files.writers import content
+from harness.tasks.task import TASK, Gate, Task, agent_pid, kill, wait_until
 
 SIZE = 200 << 10
 

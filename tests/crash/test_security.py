@@ -15,10 +15,10 @@ import pytest
 from async_ckpt.errors import CheckpointError
 from async_ckpt.ipc import protocol
 from async_ckpt.stores.base import StoreSpec
-from harness.agents import Task, agent_pid, uploader_pid, wait_until
-from harness.gated_s3 import GatedS3
-from harness.scenes import save
-from harness.servers import free_port
+from harness.s3.gated_s3 import GatedS3
+from harness.s3.servers import free_port
+from harness.tasks.repeated_saves import save
+from harness.tasks.task import Task, agent_pid, uploader_pid, wait_until
 
 _SECRET, _TOKEN, _PASSWORD = "marker-Of-The-Secret-Key", "marker-Of-The-Session-Token", "marker-Of-A-Password"
 MARKERS = (_SECRET, _TOKEN, _PASSWORD)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from harness.interruptions import run
+from harness.kills.interruptions import run
 
 
 def test_a_task_that_is_interrupted_all_the_time_hangs_nowhere_and_has_nothing_wrong(tmp_path: Path) -> None:

@@ -15,10 +15,10 @@ from async_ckpt.agent import socket_saves
 from async_ckpt.ipc import protocol
 from async_ckpt.task import socket_saver
 from async_ckpt.task.checkpointer import Checkpointer
-from harness.agents import Task, agent_pid, command_line, content, is_alive, kill, wait_until
-from harness.scenes import BIG
-from harness.scenes import save as save_in_task
-from harness.talking import Talker
+from harness.tasks.protocol_client import Talker
+from harness.tasks.repeated_saves import BIG
+from harness.tasks.repeated_saves import save as save_in_task
+from harness.tasks.task import Task, agent_pid, command_line, content, is_alive, kill, wait_until
 
 
 @pytest.fixture

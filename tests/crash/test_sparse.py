@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from async_ckpt.stores.s3.body import LocalFile
-from harness.agents import TASK, Task, close_and_kill
+from harness.tasks.task import TASK, Task, close_and_kill
 
 #: Nobody would wait for so much to be read or written.
 SIZE = 60 << 30

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from harness.agents import Task, agent_pid, content, kill, wait_until
-from harness.environments import with_our_modules
-from harness.pods import why_no_pods
-from harness.scenes import BIG
+from harness.flow_runs.environments import with_our_modules
+from harness.flow_runs.pods import why_no_pods
+from harness.tasks.repeated_saves import BIG
+from harness.tasks.task import Task, agent_pid, content, kill, wait_until
 
 _TASK = """
 import os, signal, sys
@@ -25,7 +25,7 @@ from pathlib import Path
 from async_ckpt.task.checkpointer import Checkpointer
 from async_ckpt.config import Config
 from async_ckpt.stores.base import StoreSpec
-from harness.agents import TASK, agent_pid, uploader_pid
+from harness.tasks.task import TASK, agent_pid, uploader_pid
 
 root, store, work, out = sys.argv[1:5]
 checkpointer = Checkpointer.start(root, TASK, StoreSpec("local", store), Config.from_env(), uploader="process")

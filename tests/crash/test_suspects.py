@@ -14,8 +14,8 @@ import pytest
 from async_ckpt.config import DEATHS_OF_AGENT
 from async_ckpt.errors import FlushError
 from async_ckpt.spool.journal import FAILED
-from harness.agents import Task, agent_pid, content, journal_lines, kill, wait_until
-from harness.scenes import BIG, assert_all_in_order, save
+from harness.tasks.repeated_saves import BIG, assert_all_in_order, save
+from harness.tasks.task import Task, agent_pid, content, journal_lines, kill, wait_until
 from tests.spread import first_of
 
 #: What happens in an uploader that is about to store a file: ``{deed}`` with its ``path``.

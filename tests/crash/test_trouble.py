@@ -15,8 +15,8 @@ from async_ckpt.spool.journal import FAILED
 from async_ckpt.system.files import locked
 from async_ckpt.system.log import write_lines_with
 from async_ckpt.task import checkpointer as checkpointer_module
-from harness.agents import Task, agent_pid, close_and_kill, content, is_alive, kill, uploader_pid, wait_until
-from harness.scenes import BIG, assert_all_in_order, save, save_and_die
+from harness.tasks.repeated_saves import BIG, assert_all_in_order, save, save_and_die
+from harness.tasks.task import Task, agent_pid, close_and_kill, content, is_alive, kill, uploader_pid, wait_until
 
 
 def test_a_spool_whose_lock_somebody_else_holds_is_a_clear_error(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from async_ckpt.spool.unchanged import Fingerprint
 from async_ckpt.system.filesystems import kind_of, times_tell
 from async_ckpt.task.checkpointer import Checkpointer
 from async_ckpt.task.reference import Reference
-from harness.agents import Task, agent_pid, close_and_kill, content, is_alive, kill, wait_until
+from harness.tasks.task import Task, agent_pid, close_and_kill, content, is_alive, kill, wait_until
 
 #: Large enough to be worth a copy in the store.
 FROZEN = 2 << 20

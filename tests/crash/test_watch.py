@@ -16,10 +16,10 @@ from async_ckpt.errors import WatchError
 from async_ckpt.watch import entry_saver
 from async_ckpt.watch.entry import Tree, read_tree
 from async_ckpt.watch.events import Events
-from harness import trainer
-from harness.agents import Task, wait_until
-from harness.metaflow_env import REPOSITORY
-from harness.watching import QUICK_S, Watching, stored, watching
+from harness.flow_runs.metaflow_env import REPOSITORY
+from harness.tasks.task import Task, wait_until
+from harness.watches import trainer
+from harness.watches.watching import QUICK_S, Watching, stored, watching
 from tests.spread import first_of
 
 __all__ = ["watching"]

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.agents import Task, close_and_kill, wait_until
-from harness.watching import Watching, is_captured, stored, watching
+from harness.tasks.task import Task, close_and_kill, wait_until
+from harness.watches.watching import Watching, is_captured, stored, watching
 
 __all__ = ["watching"]
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from harness import frameworks, watched_frameworks
-from harness.watched_frameworks import Finished, Run
+from harness.flow_runs import frameworks
+from harness.watches import watched_frameworks
+from harness.watches.watched_frameworks import Finished, Run
 
 
 def options(**given: object) -> argparse.Namespace:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.agents import Task, wait_until
-from harness.watching import Watching, is_captured, stored, watching
+from harness.tasks.task import Task, wait_until
+from harness.watches.watching import Watching, is_captured, stored, watching
 
 __all__ = ["watching"]
 

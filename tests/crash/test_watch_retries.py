@@ -12,8 +12,8 @@ import pytest
 
 from async_ckpt.config import WATCH_CLOCKS_S, WATCH_EXPLAIN_S
 from async_ckpt.task.checkpointer import Checkpointer
-from harness.agents import Task, wait_until
-from harness.watching import Watching, stored, watching
+from harness.tasks.task import Task, wait_until
+from harness.watches.watching import Watching, stored, watching
 
 __all__ = ["watching"]
 

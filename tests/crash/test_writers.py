@@ -19,9 +19,9 @@ from async_ckpt.config import Config
 from async_ckpt.ipc.server import MAX_CONNECTIONS
 from async_ckpt.system.files import locked
 from async_ckpt.task.checkpointer import Checkpointer
-from harness.agents import Task, agent_pid, close_and_kill, content, is_alive, kill, wait_until
-from harness.environments import with_our_modules
-from harness.saving import BIG, Forked, Subprocess, Thread, as_stored, save_some
+from harness.flow_runs.environments import with_our_modules
+from harness.tasks.many_savers import BIG, Forked, Subprocess, Thread, as_stored, save_some
+from harness.tasks.task import Task, agent_pid, close_and_kill, content, is_alive, kill, wait_until
 
 COUNT = 6
 
@@ -262,7 +262,7 @@ import os, sys
 from async_ckpt.task.checkpointer import Checkpointer
 from async_ckpt.config import Config
 from async_ckpt.stores.base import StoreSpec
-from harness.agents import TASK
+from harness.tasks.task import TASK
 root, store, work = sys.argv[1:]
 checkpointer = Checkpointer.start(root, TASK, StoreSpec("local", store), Config.from_env(), uploader="process")
 with open(work + "/x", "wb") as file:

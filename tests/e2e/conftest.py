@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from harness.both import find_or_make_both
-from harness.gated_s3 import GatedS3
-from harness.idiom_runs import Sides
-from harness.metaflow_env import Workspace
-from harness.peer import find_or_make_peer
+from harness.flow_runs.idiom_runs import Sides
+from harness.flow_runs.metaflow_env import Workspace
+from harness.flow_runs.peer import find_or_make_peer
+from harness.flow_runs.with_peer import find_or_make_both
+from harness.s3.gated_s3 import GatedS3
 
 
 @pytest.fixture

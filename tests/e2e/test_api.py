@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness.metaflow_env import Workspace
+from harness.flow_runs.metaflow_env import Workspace
 
 
 def test_the_whole_interface_in_a_step_while_the_store_is_closed_and_after_it_opened(s3: Workspace) -> None:

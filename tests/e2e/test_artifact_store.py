@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from harness.metaflow_env import FlowRun, Workspace
-from harness.servers import BUCKET, SECRET_KEY, S3Server, rclone_server
+from harness.flow_runs.metaflow_env import FlowRun, Workspace
+from harness.s3.servers import BUCKET, SECRET_KEY, S3Server, rclone_server
 
 __all__ = ["rclone_server"]
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from harness.metaflow_env import Workspace
+from harness.flow_runs.metaflow_env import Workspace
 
 
 @pytest.mark.parametrize(

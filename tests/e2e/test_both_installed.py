@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.both import Site, peer_folder
-from harness.metaflow_env import FLOWS, REPOSITORY, Workspace
+from harness.flow_runs.metaflow_env import FLOWS, REPOSITORY, Workspace
+from harness.flow_runs.with_peer import Site, peer_folder
 from tests.spread import spread
 
 #: The first of them may make the environments.
@@ -211,7 +211,7 @@ def test_the_command_line_tells_who_serves(local: Workspace, both_python: str, p
 def test_what_the_peers_huggingface_hub_keeps_is_loaded_by_reference_and_by_key(
     local: Workspace, both_python: str, scope: str
 ) -> None:
-    hub = str(REPOSITORY / "harness" / "hub")
+    hub = str(REPOSITORY / "harness" / "fake_hub")
     run = local.run_flow("hub_flow", python=both_python, env={"PYTHONPATH": hub, "CACHE_SCOPE": scope})
     kept = run.tasks()["start"][0].artifacts["kept"]
     assert kept["key"].startswith("mf.huggingface_hub/checkpoints/artifacts/")

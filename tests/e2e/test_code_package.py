@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from async_ckpt import pod_anyio
-from harness.metaflow_env import FLOWS, REPOSITORY, Workspace
+from harness.flow_runs.metaflow_env import FLOWS, REPOSITORY, Workspace
 
 _SAVE = """
 import runpy, sys

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from async_ckpt.config import ENV_SPOOL
-from harness.metaflow_env import Workspace
+from harness.flow_runs.metaflow_env import Workspace
 
 
 def test_a_shell_script_in_a_step_saves_lists_loads_and_flushes_and_a_shell_outside_reads(local: Workspace) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from harness.metaflow_env import Workspace
+from harness.flow_runs.metaflow_env import Workspace
 
 #: The first of them may make the peer's environment.
 pytestmark = pytest.mark.timeout(400)

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from harness.metaflow_env import REPOSITORY, Workspace
+from harness.flow_runs.metaflow_env import REPOSITORY, Workspace
 
 COUNTER = REPOSITORY / "examples" / "counter_flow.py"
 

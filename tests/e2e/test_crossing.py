@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from harness.idiom_runs import Seen, Side, Sides
+from harness.flow_runs.idiom_runs import Seen, Side, Sides
+from harness.flow_runs.metaflow_env import Workspace
 from harness.idioms.cases import CASES, METADATA, content
-from harness.metaflow_env import Workspace
 
 #: The first of them may make the peer's environment; and it is slow on S3.
 pytestmark = pytest.mark.timeout(600)

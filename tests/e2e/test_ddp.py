@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from harness import ddp
-from harness.metaflow_env import Workspace
+from harness.flow_runs import ddp
+from harness.flow_runs.metaflow_env import Workspace
 
 STEPS, EVERY = 14, 2
 

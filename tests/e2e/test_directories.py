@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from harness import shapes
-from harness.gated_s3 import GatedS3
-from harness.metaflow_env import Workspace
-from harness.once import once
+from harness.common.made_once import once
+from harness.files import training_directories
+from harness.flow_runs.metaflow_env import Workspace
+from harness.s3.gated_s3 import GatedS3
 
 #: The first of them may make the peer's environment.
 pytestmark = pytest.mark.timeout(400)
@@ -50,9 +50,9 @@ def moved(
 
 
 def _move(base: Path, workspace: Workspace, peer_python: str) -> Moved:
-    made = shapes.make(base / "originals")
-    content = {name: shapes.content(path) for name, path in made.items()}
-    details = {name: shapes.modes_and_times(path) for name, path in made.items()}
+    made = training_directories.make(base / "originals")
+    content = {name: training_directories.content(path) for name, path in made.items()}
+    details = {name: training_directories.modes_and_times(path) for name, path in made.items()}
     paths = json.dumps({name: str(path) for name, path in made.items()})
     try:
         (start,) = workspace.run_flow("shapes_flow", env={"SHAPES": paths}).tasks()["start"]
@@ -67,38 +67,40 @@ def _move(base: Path, workspace: Workspace, peer_python: str) -> Moved:
     return Moved(content, details, loaded)
 
 
-@pytest.mark.parametrize("shape", shapes.SHAPES)
+@pytest.mark.parametrize("shape", training_directories.SHAPES)
 @pytest.mark.parametrize("storage_format", ["files", "tar"])
 @pytest.mark.parametrize("reader", ["ours", "incumbent"])
 def test_every_file_is_there_whoever_loads_it(moved: Moved, shape: str, storage_format: str, reader: str) -> None:
-    assert shapes.content(moved.loaded[reader] / f"{shape}.{storage_format}") == moved.content[shape]
+    assert training_directories.content(moved.loaded[reader] / f"{shape}.{storage_format}") == moved.content[shape]
 
 
-@pytest.mark.parametrize("shape", shapes.SHAPES)
+@pytest.mark.parametrize("shape", training_directories.SHAPES)
 @pytest.mark.parametrize("storage_format", ["files", "tar"])
 def test_links_within_are_links_again_and_those_that_led_elsewhere_are_what_they_led_to(
     moved: Moved, shape: str, storage_format: str
 ) -> None:
-    _, expected = shapes.SHAPES[shape]
-    assert shapes.links(moved.loaded["ours"] / f"{shape}.{storage_format}") == expected
+    _, expected = training_directories.SHAPES[shape]
+    assert training_directories.links(moved.loaded["ours"] / f"{shape}.{storage_format}") == expected
 
 
-@pytest.mark.parametrize("shape", shapes.SHAPES)
+@pytest.mark.parametrize("shape", training_directories.SHAPES)
 @pytest.mark.parametrize("storage_format", ["files", "tar"])
 def test_modes_and_times_are_what_they_were(moved: Moved, shape: str, storage_format: str) -> None:
-    found = shapes.modes_and_times(moved.loaded["ours"] / f"{shape}.{storage_format}")
+    found = training_directories.modes_and_times(moved.loaded["ours"] / f"{shape}.{storage_format}")
     assert found == moved.modes_and_times[shape]
 
 
 def test_the_tables_of_shapes_say_what_they_are_for(tmp_path: Path) -> None:
     """What the snapshot and the adapter link to lies elsewhere, and what was made is old."""
-    made = shapes.make(tmp_path)
-    assert {name: sorted(shapes.links(path)) for name, path in made.items() if name in ("hf-snapshot", "lora")} == {
+    made = training_directories.make(tmp_path)
+    assert {
+        name: sorted(training_directories.links(path)) for name, path in made.items() if name in ("hf-snapshot", "lora")
+    } == {
         "hf-snapshot": ["config.json", "model.safetensors", "onnx/model.onnx"],
         "lora": ["again", "base", "tokenizer.json", "vocabulary.txt"],
     }
-    assert all(shapes.content(path) for path in made.values())
-    times = [moment for path in made.values() for _, moment in shapes.modes_and_times(path).values()]
+    assert all(training_directories.content(path) for path in made.values())
+    times = [moment for path in made.values() for _, moment in training_directories.modes_and_times(path).values()]
     assert max(times) < 1_700_000_000
 
 
@@ -106,7 +108,7 @@ def test_the_tables_of_shapes_say_what_they_are_for(tmp_path: Path) -> None:
 def test_a_link_that_leads_nowhere_is_refused_by_name_unless_it_is_to_be_kept(
     local: Workspace, tmp_path: Path, kept: bool
 ) -> None:
-    made = shapes.lightning(tmp_path)
+    made = training_directories.lightning(tmp_path)
     (made / "gone.ckpt").symlink_to("/nowhere/at all")
     options = json.dumps({"dangling_links": "keep"} if kept else {})
     run = local.run_flow("shapes_flow", succeeds=kept, env={"SHAPES": json.dumps({"x": str(made)}), "OPTIONS": options})
@@ -122,6 +124,6 @@ def test_a_link_that_leads_nowhere_is_refused_by_name_unless_it_is_to_be_kept(
         env = {"METAFLOW_ASYNC_CKPT_DANGLING_LINKS": "keep" if keep else "refuse"}
         local.run_python(_LOAD, str(loaded), json.dumps(start.artifacts["saved"]), env=env)
         for name in ("x.files", "x.tar"):
-            assert shapes.links(loaded / name) == links
+            assert training_directories.links(loaded / name) == links
         # It leads out of what is loaded: whoever writes through it must have wanted that.
         links.pop("gone.ckpt", None)

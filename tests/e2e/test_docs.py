@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from harness import ddp
-from harness.both import find_or_make_both
-from harness.metaflow_env import REPOSITORY, Workspace
-from harness.pages import Block, all_blocks, blocks_of, pages
-from harness.servers import rclone
+from harness.common.pages import Block, all_blocks, blocks_of, pages
+from harness.flow_runs import ddp
+from harness.flow_runs.metaflow_env import REPOSITORY, Workspace
+from harness.flow_runs.with_peer import find_or_make_both
+from harness.s3.servers import rclone
 
 #: A page, and what one of its blocks contains. No code: nothing to run.
 NOT_CODE = {("README.md", "1 to 2 ms"), ("docs/architecture.md", "task (or a subprocess)")}

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from harness.metaflow_env import REPOSITORY, Workspace
+from harness.flow_runs.metaflow_env import REPOSITORY, Workspace
 
 EXAMPLES = REPOSITORY / "examples"
 

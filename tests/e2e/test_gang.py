@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.metaflow_env import REPOSITORY, Workspace
+from harness.flow_runs.metaflow_env import REPOSITORY, Workspace
 
 GANG = REPOSITORY / "examples" / "gang_flow.py"
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from harness.gated_s3 import GatedS3
-from harness.idiom_runs import Sides, assert_same_but
-from harness.metaflow_env import Workspace
+from harness.flow_runs.idiom_runs import Sides, assert_same_but
+from harness.flow_runs.metaflow_env import Workspace
+from harness.s3.gated_s3 import GatedS3
 
 #: The first of them may make the peer's environment.
 pytestmark = pytest.mark.timeout(400)

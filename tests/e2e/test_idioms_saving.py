@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from harness.idiom_runs import ABSENT, Sides, assert_same_but
+from harness.flow_runs.idiom_runs import ABSENT, Sides, assert_same_but
 
 #: The first of them may make the peer's environment.
 pytestmark = pytest.mark.timeout(400)

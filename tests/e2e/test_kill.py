@@ -7,8 +7,8 @@ import re
 
 import pytest
 
-from harness.gated_s3 import GatedS3
-from harness.metaflow_env import Workspace, wait_until
+from harness.flow_runs.metaflow_env import Workspace, wait_until
+from harness.s3.gated_s3 import GatedS3
 
 _LIST = """
 import json, sys

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from harness.metaflow_env import REPOSITORY, Workspace, wait_until
+from harness.flow_runs.metaflow_env import REPOSITORY, Workspace, wait_until
 
 COUNTER = REPOSITORY / "examples" / "counter_flow.py"
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from harness.metaflow_env import FlowRun, Workspace
+from harness.flow_runs.metaflow_env import FlowRun, Workspace
 
 
 def loaded_by(run: FlowRun) -> dict[str, str | None]:

@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from harness.metaflow_env import Workspace
+from harness.flow_runs.metaflow_env import Workspace
 
 
 def test_a_training_loop_saves_whatever_it_has_at_hand(local: Workspace) -> None:

@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 import boto3
 import pytest
 
-from harness.gated_s3 import GatedS3
-from harness.metaflow_env import FlowRun, Workspace
+from harness.flow_runs.metaflow_env import FlowRun, Workspace
+from harness.s3.gated_s3 import GatedS3
 
 pytestmark = pytest.mark.timeout(400)
 

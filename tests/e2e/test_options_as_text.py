@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from harness.metaflow_env import FlowRun, Workspace
+from harness.flow_runs.metaflow_env import FlowRun, Workspace
 
 
 def seen(run: FlowRun) -> dict[str, dict[str, Any]]:

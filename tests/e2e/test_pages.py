@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from harness.metaflow_env import REPOSITORY, Workspace
-from harness.pages import pages
+from harness.common.pages import pages
+from harness.flow_runs.metaflow_env import REPOSITORY, Workspace
 
 README = (REPOSITORY / "README.md").read_text()
 SAVING = (REPOSITORY / "docs" / "saving.md").read_text()

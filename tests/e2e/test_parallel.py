@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.metaflow_env import Workspace
+from harness.flow_runs.metaflow_env import Workspace
 
 _LOAD = """
 import json, os, sys

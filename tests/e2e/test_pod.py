@@ -11,9 +11,9 @@ from pathlib import Path
 import boto3
 import pytest
 
-from harness.metaflow_env import wait_until
-from harness.pods import Pods, image, why_no_pods
-from harness.servers import BUCKET, S3Server, moto_server
+from harness.flow_runs.metaflow_env import wait_until
+from harness.flow_runs.pods import Pods, image, why_no_pods
+from harness.s3.servers import BUCKET, S3Server, moto_server
 
 __all__ = ["moto_server"]
 

@@ -22,10 +22,10 @@ from async_ckpt.agent.requests import Requests
 from async_ckpt.ipc import protocol, server
 from async_ckpt.task import socket_saver
 from async_ckpt.task.checkpointer import Checkpointer
-from harness.agents import Task, content, wait_until
-from harness.metaflow_env import REPOSITORY
-from harness.scenes import BIG
-from harness.talking import Talker
+from harness.flow_runs.metaflow_env import REPOSITORY
+from harness.tasks.protocol_client import Talker
+from harness.tasks.repeated_saves import BIG
+from harness.tasks.task import Task, content, wait_until
 
 PAGE = (REPOSITORY / "docs" / "protocol.md").read_text()
 CLIENT = REPOSITORY / "examples" / "client.c"

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from harness.frameworks import find_or_make_both, find_or_make_incumbent
-from harness.gated_s3 import GatedS3
-from harness.metaflow_env import FLOWS, RunningFlow, Workspace, wait_until
+from harness.flow_runs.frameworks import find_or_make_both, find_or_make_incumbent
+from harness.flow_runs.metaflow_env import FLOWS, RunningFlow, Workspace, wait_until
+from harness.s3.gated_s3 import GatedS3
 
 #: The first of them may make the environments.
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1500)]

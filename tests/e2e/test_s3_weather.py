@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.s3_weather import QUICK, cases, play
-from harness.servers import moto_server, rclone_server
+from harness.flow_runs.over_s3 import QUICK, cases, play
+from harness.s3.servers import moto_server, rclone_server
 
 __all__ = ["moto_server", "rclone_server"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from async_ckpt.layout import START_STEP
-from harness.again import Started, first_run
-from harness.metaflow_env import Workspace
+from harness.flow_runs.metaflow_env import Workspace
+from harness.flow_runs.same_number import Started, first_run
 
 _LIST = """
 import json, sys

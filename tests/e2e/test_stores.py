@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from harness.ceph import ceph_server
-from harness.metaflow_env import FLOWS, Workspace
-from harness.servers import (
+from harness.flow_runs.metaflow_env import FLOWS, Workspace
+from harness.s3.ceph import ceph_server
+from harness.s3.servers import (
     ACCESS_KEY,
     BUCKET,
     SECRET_KEY,

@@ -6,9 +6,9 @@ import re
 
 import pytest
 
-from harness.agents import wait_until
-from harness.gated_s3 import GatedS3
-from harness.metaflow_env import Workspace
+from harness.flow_runs.metaflow_env import Workspace
+from harness.s3.gated_s3 import GatedS3
+from harness.tasks.task import wait_until
 
 _NAMED = re.compile(r"1 checkpoint is not in the store: \d\.model\.\d \((?P<why>.*)\)")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from harness.metaflow_env import FlowRun, TaskResult, Workspace, wait_until
+from harness.flow_runs.metaflow_env import FlowRun, TaskResult, Workspace, wait_until
 
 _READ_ALL = """
 import json, os, sys

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from harness.gated_s3 import GatedS3
-from harness.metaflow_env import TaskResult, Workspace, wait_until
+from harness.flow_runs.metaflow_env import TaskResult, Workspace, wait_until
+from harness.s3.gated_s3 import GatedS3
 
 #: Newest first, of all attempts: list(task=...) alone lists the last one's.
 _LISTING = """

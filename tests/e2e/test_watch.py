@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from harness.metaflow_env import REPOSITORY, Workspace
+from harness.flow_runs.metaflow_env import REPOSITORY, Workspace
 
 _RUN = """
 import json, sys

@@ -16,9 +16,9 @@ import pytest
 from async_ckpt.errors import SpoolError
 from async_ckpt.spool import abilities, place
 from async_ckpt.stores.base import StoreSpec
-from harness.agents import TASK
-from harness.filesystems import CannotMount, provided, why_not
-from harness.log_lines import collected
+from harness.common.log_lines import collected
+from harness.files.filesystems import CannotMount, provided, why_not
+from harness.tasks.task import TASK
 
 STORE = StoreSpec("local", "/store")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.environments import with_our_modules
+from harness.flow_runs.environments import with_our_modules
 from tests.spread import first_of
 
 _TESTS = """

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from harness.metaflow_env import REPOSITORY
-from harness.pages import pages
+from harness.common.pages import pages
+from harness.flow_runs.metaflow_env import REPOSITORY
 from tests.unit.test_layers import LAYERS
 
 PAGE = (REPOSITORY / "docs" / "architecture.md").read_text()

@@ -22,9 +22,9 @@ from async_ckpt.spool.unchanged import StoredFile
 from async_ckpt.stores import catalog
 from async_ckpt.upload import checkpoint as writer_module
 from async_ckpt.upload.checkpoint import CheckpointWriter
-from harness.agents import TASK
-from harness.content import crcs_of, pattern
-from harness.memory import MemoryStore
+from harness.stores.content import crcs_of, pattern
+from harness.stores.memory import MemoryStore
+from harness.tasks.task import TASK
 
 FOLDER = TASK.task_folder
 SIZE = 3 << 20

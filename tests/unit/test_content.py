@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from async_ckpt.capture.content import CapturedFile, TarContent, TarMember
 from async_ckpt.errors import IntegrityError
 from async_ckpt.system import files
-from harness.writers import content
+from harness.files.writers import content
 
 SIZE = 100_003
 

@@ -20,7 +20,7 @@ from async_ckpt.agent.throughput import Throughput
 from async_ckpt.config import LAST_CALL_MOST_S, PIECE_BYTES, Config
 from async_ckpt.spool.journal import COMMITTED, FAILED, UPLOADED, UPLOADING, CheckpointState
 from async_ckpt.system.clock import REAL_CLOCK
-from harness.clock import StillClock
+from harness.common.clock import StillClock
 
 MIB = 1 << 20
 

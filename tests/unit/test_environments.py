@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from harness import both, environments, frameworks, peer, pods
+from harness.flow_runs import environments, frameworks, peer, pods, with_peer
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
 def test_all_that_the_suite_makes_have_directories_of_their_own_and_stay(tmp_path: Path, made: list[list[str]]) -> None:
     def all_of_them() -> list[Path]:
-        pythons = [peer.find_or_make_peer(), both.find_or_make_both()]
+        pythons = [peer.find_or_make_peer(), with_peer.find_or_make_both()]
         pythons += [frameworks.find_or_make_frameworks(), frameworks.find_or_make_incumbent()]
         pythons += [frameworks.find_or_make_both()]
         return [*(Path(python).parents[1] for python in pythons), *map(pods.image, pods.IMAGES)]

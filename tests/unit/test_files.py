@@ -18,7 +18,7 @@ import pytest
 from async_ckpt.config import CHUNK_BYTES
 from async_ckpt.system import files
 from async_ckpt.system.files import chunk_crc, crc32
-from harness.content import pattern
+from harness.stores.content import pattern
 
 SIZE = CHUNK_BYTES + 1_000_003
 

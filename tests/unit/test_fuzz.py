@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from harness.agents import Task, agent_pid, is_alive, journal_lines, wait_until
-from harness.hostile_client import KINDS, Intruder, descriptors_of
-from harness.hostile_frames import Descriptors, Frames
-from harness.hostile_loads import Hostile, Place
-from harness.saving import as_stored, save_some
+from harness.hostile.client import KINDS, Intruder, descriptors_of
+from harness.hostile.frames import Descriptors, Frames
+from harness.hostile.loads import Hostile, Place
+from harness.tasks.many_savers import as_stored, save_some
+from harness.tasks.task import Task, agent_pid, is_alive, journal_lines, wait_until
 from tests.spread import first_of
 
 FRAMES = 12_000

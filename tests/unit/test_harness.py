@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.metaflow_env import REPOSITORY
-from harness.once import once
+from harness.common.made_once import once
+from harness.flow_runs.metaflow_env import REPOSITORY
 
 FORBIDDEN = {"harness": ("tests", "stress"), "tests": ("stress",), "stress": ("tests",)}
 
@@ -21,6 +21,16 @@ def test_neither_tests_nor_stress_nor_what_they_share_imports_the_others(room: s
     files = sorted(Path(REPOSITORY, room).rglob("*.py"))
     assert files
     assert [str(path) for path in files if importing.search(path.read_text())] == []
+
+
+def test_the_harness_page_has_a_line_for_each_module_and_no_other() -> None:
+    harness = Path(REPOSITORY, "harness")
+    page = (harness / "README.md").read_text()
+    rooms_told = re.findall(r"^## `(\w+)/`(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)
+    told = [f"{room}/{name}" for room, rows in rooms_told for name in re.findall(r"^\| `(\w+)` \|", rows, re.MULTILINE)]
+    rooms = [path.parent for path in harness.glob("*/__init__.py")]
+    there = [f"{room.name}/{path.stem}" for room in rooms for path in room.glob("*.py") if path.stem != "__init__"]
+    assert sorted(told) == sorted(there)
 
 
 def test_what_one_makes_for_all_is_made_once_and_again_where_it_failed(

@@ -17,9 +17,9 @@ from async_ckpt import layout, manifest
 from async_ckpt.config import Config
 from async_ckpt.stores import catalog
 from async_ckpt.task import restore
-from harness.agents import TASK
-from harness.hostile_loads import KEY, MANIFEST_KEY, METADATA_KEY, Load, Place
-from harness.hostile_tars import header, padded, pax_record
+from harness.hostile.loads import KEY, MANIFEST_KEY, METADATA_KEY, Load, Place
+from harness.hostile.tars import header, padded, pax_record
+from harness.tasks.task import TASK
 
 CONFIG = Config()
 DIGITS = "9" * 5000

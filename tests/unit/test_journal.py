@@ -15,7 +15,7 @@ from async_ckpt.spool import journal
 from async_ckpt.spool.journal import ADMITTED, COMMITTED, FAILED, HEADER, UPLOADED, Journal, Known, Reader
 from async_ckpt.spool.unchanged import Fingerprint, StoredFile
 from async_ckpt.stores.base import Multipart
-from harness.filesystems import CannotMount, small_tmpfs
+from harness.files.filesystems import CannotMount, small_tmpfs
 
 FINGERPRINT = Fingerprint(1, 2, 3, 4, 5)
 LINES: list[dict[str, Any]] = [

@@ -18,8 +18,8 @@ from async_ckpt.config import Config
 from async_ckpt.errors import SnapshotError, UsageError
 from async_ckpt.task import landing, restore
 from async_ckpt.task.landing import Arrival, Landing, check_clean, make_links
-from harness.filesystems import CannotMount, small_tmpfs
-from harness.log_lines import collected
+from harness.common.log_lines import collected
+from harness.files.filesystems import CannotMount, small_tmpfs
 
 KEEP = Config(dangling_links="keep")
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from async_ckpt import layout
 from async_ckpt.errors import UsageError
-from harness.agents import TASK
+from harness.tasks.task import TASK
 
 GOOD_NAMES = st.text(min_size=1, max_size=40).filter(
     lambda text: text.isprintable() and "/" not in text and len(text.encode()) <= 200

@@ -13,8 +13,8 @@ from async_ckpt.config import Config
 from async_ckpt.errors import UsageError
 from async_ckpt.system import log
 from async_ckpt.system.undisturbed import run
-from harness import log_lines
-from harness.environments import with_our_modules
+from harness.common import log_lines
+from harness.flow_runs.environments import with_our_modules
 
 _logger = logging.getLogger(f"{log.LOGGER}.task.somewhere")
 

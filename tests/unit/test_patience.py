@@ -18,7 +18,7 @@ from async_ckpt.system.backoff import Backoff
 from async_ckpt.system.log import to_stderr, write_lines_with
 from async_ckpt.task import watchdog
 from async_ckpt.task.watchdog import Watchdog
-from harness.agents import is_alive, wait_until
+from harness.tasks.task import is_alive, wait_until
 
 _LIMIT_S = Config().hung_s
 

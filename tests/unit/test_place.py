@@ -15,9 +15,9 @@ from async_ckpt.spool import place
 from async_ckpt.spool.spool import Spool
 from async_ckpt.stores.base import StoreSpec
 from async_ckpt.system.filesystems import kind_of
-from harness.agents import TASK
-from harness.filesystems import CannotMount, small_tmpfs
-from harness.log_lines import collected
+from harness.common.log_lines import collected
+from harness.files.filesystems import CannotMount, small_tmpfs
+from harness.tasks.task import TASK
 
 STORE = StoreSpec("local", "/store")
 NAME = f"async-ckpt-{os.getuid()}"

@@ -12,7 +12,7 @@ from async_ckpt.config import Config
 from async_ckpt.errors import IntegrityError, NotFound, StoreError, TransientStoreError, UsageError
 from async_ckpt.stores.base import StoreSpec
 from async_ckpt.task import listing, loader, lookup
-from harness.agents import TASK
+from harness.tasks.task import TASK
 
 KEY = TASK.key("model", 3)
 DATASTORE = StoreSpec("metaflow-s3", "s3://own/root")

@@ -6,8 +6,8 @@ import pytest
 
 from async_ckpt.config import PROGRESS_MOST, Config
 from async_ckpt.task.progress import ProgressLines
-from harness import log_lines
-from harness.clock import StillClock
+from harness.common import log_lines
+from harness.common.clock import StillClock
 
 
 def _times_of_lines(piece_s: float, until_s: float) -> list[float]:

@@ -13,7 +13,7 @@ from async_ckpt.agent import remover
 from async_ckpt.agent.remover import Remover
 from async_ckpt.capture.snapshot import remove_snapshot
 from async_ckpt.spool.spool import Spool
-from harness.agents import TASK, wait_until
+from harness.tasks.task import TASK, wait_until
 
 from .test_spool import STORE, admit
 

@@ -23,7 +23,7 @@ from async_ckpt.manifest import COPY, LINK, PACKED, Directory, FileEntry, Manife
 from async_ckpt.spool.records import Admitted
 from async_ckpt.stores.local import LocalStore
 from async_ckpt.task import restore
-from harness.agents import TASK
+from harness.tasks.task import TASK
 
 KEY = TASK.key("mfchckpt", 0)
 MANIFEST_KEY = layout.parse_key(KEY).manifest_key

@@ -13,8 +13,8 @@ from async_ckpt.stores import retry
 from async_ckpt.stores.base import Entry
 from async_ckpt.stores.retry import RetryStore
 from async_ckpt.system.backoff import Backoff
-from harness.content import BytesContent, crcs_of
-from harness.memory import FaultyStore
+from harness.stores.content import BytesContent, crcs_of
+from harness.stores.memory import FaultyStore
 
 BUSY = TransientStoreError("Cannot write x: SlowDown", where="x", hint="Wait")
 

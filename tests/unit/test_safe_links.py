@@ -14,7 +14,7 @@ from async_ckpt.capture.copy_speed import CopySpeed
 from async_ckpt.capture.habits import Habits
 from async_ckpt.capture.safe_links import SafeLinks
 from async_ckpt.manifest import COPY, LINK
-from harness.agents import Task
+from harness.tasks.task import Task
 
 KIB = 1 << 10
 SIZE = 100 * KIB

@@ -15,7 +15,7 @@ from async_ckpt.capture import STRATEGIES
 from async_ckpt.errors import UsageError
 from async_ckpt.task.options import SaveOptions
 from async_ckpt.task.socket_saver import check_fields
-from harness.agents import TASK
+from harness.tasks.task import TASK
 
 ROOT = Path(__file__).parents[2]
 OPTIONS = {field.name for field in dataclasses.fields(SaveOptions)}

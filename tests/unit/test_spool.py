@@ -26,9 +26,9 @@ from async_ckpt.spool.spool import Spool
 from async_ckpt.stores.base import StoreSpec
 from async_ckpt.system import mounts
 from async_ckpt.system.mounts import down_from_mount
-from harness.agents import TASK
-from harness.environments import with_our_modules
-from harness.filesystems import CannotMount, small_tmpfs
+from harness.files.filesystems import CannotMount, small_tmpfs
+from harness.flow_runs.environments import with_our_modules
+from harness.tasks.task import TASK
 
 STORE = StoreSpec("local", "/nowhere")
 

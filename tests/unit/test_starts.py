@@ -22,8 +22,8 @@ from async_ckpt.ranks.starts import Claim
 from async_ckpt.spool.spool import Spool
 from async_ckpt.stores.base import Capabilities, Store, StoreSpec
 from async_ckpt.system.clock import REAL_CLOCK
-from harness.agents import TASK
-from harness.memory import MemoryStore
+from harness.stores.memory import MemoryStore
+from harness.tasks.task import TASK
 
 T = TypeVar("T")
 

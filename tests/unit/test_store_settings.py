@@ -19,7 +19,7 @@ from async_ckpt.errors import UsageError
 from async_ckpt.stores.s3 import S3Settings, transport
 from async_ckpt.stores.s3.engine import Engine
 from async_ckpt.stores.s3.settings import UserHeaders, is_loopback, look_up, merged_config, sends_checksums, validates
-from harness.servers import S3Server, moto_server
+from harness.s3.servers import S3Server, moto_server
 
 __all__ = ["moto_server"]
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from harness.environments import with_our_modules
+from harness.flow_runs.environments import with_our_modules
 
 _SCRIPT = """
 import os, signal, sys, threading

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from async_ckpt.agent.throughput import Throughput
-from harness.clock import StillClock
+from harness.common.clock import StillClock
 
 
 def test_the_rate_is_of_the_last_seconds() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from harness.error_texts import error_texts
-from harness.metaflow_env import REPOSITORY
+from harness.common.error_texts import error_texts
+from harness.flow_runs.metaflow_env import REPOSITORY
 
 PAGE = (REPOSITORY / "docs" / "troubleshooting.md").read_text()
 

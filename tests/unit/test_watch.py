@@ -20,8 +20,8 @@ from async_ckpt.errors import BacklogError, SnapshotError, StoreError, WatchErro
 from async_ckpt.watch import Watch, WatchOptions, retention, scan
 from async_ckpt.watch.entry import read_tree
 from async_ckpt.watch.events import Events
-from harness import log_lines
-from harness.agents import wait_until
+from harness.common import log_lines
+from harness.tasks.task import wait_until
 
 
 @dataclass

@@ -12,7 +12,7 @@ import pytest
 from async_ckpt.config import Config
 from async_ckpt.watch.early_capture import EarlyCaptures
 from async_ckpt.watch.entry import Entry, read_tree
-from harness import log_lines
+from harness.common import log_lines
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 
 from async_ckpt.cli import main
 from async_ckpt.watch import WatchOptions
-from harness.metaflow_env import REPOSITORY
+from harness.flow_runs.metaflow_env import REPOSITORY
 
 PAGE = (REPOSITORY / "docs" / "watch.md").read_text()
 OPTIONS = PAGE.partition("\n## Options\n")[2].partition("\n## ")[0]

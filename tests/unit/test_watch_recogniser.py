@@ -9,7 +9,7 @@ import pytest
 
 from async_ckpt.watch.entry import Entry, Fact, Look, Tree
 from async_ckpt.watch.recogniser import UNSURE_FACTOR, Recogniser
-from harness import log_lines
+from harness.common import log_lines
 
 SETTLE_S = 10.0
 MARKER = Fact(stat.S_IFREG, 1, 77, 0, 1)

@@ -15,7 +15,7 @@ from async_ckpt.system.writers import open_for_writing
 from async_ckpt.watch.entry import read_tree
 from async_ckpt.watch.names import Pattern
 from async_ckpt.watch.options import WatchOptions
-from harness import filesystems
+from harness.files import filesystems
 
 PLACES = (
     "checkpoint-1/checkpoint-2/f", "checkpoint-10/f", "tmp-checkpoint-3/f", "checkpoint-4.tmp/f", "other/f",

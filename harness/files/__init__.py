@@ -1,0 +1,1 @@
+"""File systems, directories, and trainers that write over files."""

@@ -1,0 +1,1 @@
+"""Real flows, and the environments and pods that they run in."""

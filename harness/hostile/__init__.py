@@ -1,0 +1,1 @@
+"""What somebody with evil intent sends or stores, made from a seed."""

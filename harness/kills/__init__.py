@@ -1,0 +1,1 @@
+"""What kills, stops, interrupts or robs a task and its agent."""

@@ -1,0 +1,1 @@
+"""S3 servers, what stands in front of them, and the table of faults."""

@@ -1,0 +1,1 @@
+"""Tasks without Metaflow: one, many, and a model of one."""

@@ -1,0 +1,1 @@
+"""Watched directories, and what trainers write into them."""
