@@ -26,7 +26,6 @@ import time
 from ..manifest import LINK, PACKED, FileEntry
 from ..system import filesystems
 from ..system.files import copy_range, same_content
-from ..system.filesystems import Facts
 from . import lease
 from .item import Item
 from .pack import Pack
@@ -120,7 +119,7 @@ class OpenFile:
                 if not pack.holds(entry, data[: entry.size]):
                     return Change.REWRITTEN
                 return Change.NONE if len(data) == entry.size else Change.GROWN
-            now = os.fstat(fd) if self.is_local else filesystems.facts(fd, self.kind)
+            now = os.fstat(fd) if self.is_local else filesystems.status_of(fd, self.kind)
             untouched = _is_untouched(now, was)
             if untouched and self.sure and now.st_ctime_ns == was.st_ctime_ns and self._shows_writes():
                 return Change.NONE
@@ -138,9 +137,9 @@ class OpenFile:
 
     def is_untouched(self) -> bool:
         """Whether nothing was written since it was captured, as far as its times tell."""
-        return _is_untouched(filesystems.facts(self.item.full, self.kind), self.status)
+        return _is_untouched(filesystems.status_of(self.item.full, self.kind), self.status)
 
-    def _has_content(self, fd: int, now: os.stat_result | Facts, pack: Pack) -> bool:
+    def _has_content(self, fd: int, now: os.stat_result, pack: Pack) -> bool:
         """Whether it begins with what was captured."""
         entry = self.entry
         if now.st_ino != self.status.st_ino or now.st_size < entry.size:
@@ -180,7 +179,7 @@ class OpenFile:
             self.fd = -1
 
 
-def _is_untouched(now: os.stat_result | Facts, was: os.stat_result) -> bool:
+def _is_untouched(now: os.stat_result, was: os.stat_result) -> bool:
     return now.st_mtime_ns == was.st_mtime_ns and now.st_size == was.st_size and now.st_ino == was.st_ino
 
 

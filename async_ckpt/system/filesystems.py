@@ -13,7 +13,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 #: ``f_type`` of statfs(2), as far as somebody may want to read its name in an error.
 _NAMES = {
@@ -107,31 +107,21 @@ def shows_next_write(kind: str, status: os.stat_result, looked_ns: int) -> bool:
     return (kind in _LEASES_HOLD and _fine_times()) or status.st_mtime_ns < looked_ns - _TICK_NS
 
 
-class Facts(NamedTuple):
-    """What tells a file, and that it was written to, named as in ``os.stat_result``."""
-
-    st_ino: int
-    st_size: int
-    st_mtime_ns: int
-    st_ctime_ns: int
-
-
-def facts(what: int | str, kind: str) -> os.stat_result | Facts:
-    """Of an open file, or of what stands at a path now (a link is not followed). Where others may change it the file
-    system is made to ask them, and not to answer from its cache.
+def status_of(what: int | str, kind: str) -> os.stat_result:
+    """Of an open file, or of what stands at a path now (a link is not followed).
 
     Raises
     ------
     OSError
     """
-    status = os.fstat(what) if isinstance(what, int) else os.lstat(what)
-    if kind in _LOCAL:
-        return status
+    # Where others may change it the file system is made to ask them, and has it in its cache then.
     if isinstance(what, int):
-        found = _statx(what, b"", _AT_EMPTY_PATH | _AT_FORCE_SYNC, _STATX_BASIC)
-    else:
-        found = _statx(_AT_FDCWD, os.fsencode(what), _AT_SYMLINK_NOFOLLOW | _AT_FORCE_SYNC, _STATX_BASIC)
-    return status if found is None else Facts(found.ino, found.size, found.mtime.ns, found.ctime.ns)
+        if kind not in _LOCAL:
+            _statx(what, "", _AT_EMPTY_PATH | _AT_FORCE_SYNC, _STATX_BASIC)
+        return os.fstat(what)
+    if kind not in _LOCAL:
+        _statx(_AT_FDCWD, what, _AT_SYMLINK_NOFOLLOW | _AT_FORCE_SYNC, _STATX_BASIC)
+    return os.lstat(what)
 
 
 @contextlib.contextmanager
@@ -188,12 +178,12 @@ class _Statx(ctypes.Structure):
 
 def statx(path: str) -> _Statx | None:
     """All facts of what stands at ``path`` (no link is followed), its birth included; None: not all are known."""
-    found = _statx(_AT_FDCWD, os.fsencode(path), _AT_SYMLINK_NOFOLLOW, _STATX_ALL)
+    found = _statx(_AT_FDCWD, path, _AT_SYMLINK_NOFOLLOW, _STATX_ALL)
     return found if found is not None and found.mask & _STATX_ALL == _STATX_ALL else None
 
 
-def _statx(fd: int, path: bytes, flags: int, mask: int) -> _Statx | None:
+def _statx(fd: int, path: str, flags: int, mask: int) -> _Statx | None:
     function, found = _function("statx"), _Statx()
-    if function is None or function(fd, path, flags, mask, ctypes.byref(found)):
+    if function is None or function(fd, os.fsencode(path), flags, mask, ctypes.byref(found)):
         return None
     return found
