@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import re
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ _WITH_REASON = {"spool_errors"}
 FILLED = "…"
 
 
+@functools.cache
 def error_texts() -> dict[str, str]:
     """Each text, with ``FILLED`` for what is filled in, and its place. Texts that are all filled in are left out."""
     found: dict[str, str] = {}

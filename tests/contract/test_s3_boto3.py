@@ -17,7 +17,7 @@ from harness.s3.servers import S3Server, moto_server, rclone_server
 from harness.stores.content import BytesContent, crcs_of, pattern
 
 from .store_suite import LARGE, run
-from .test_s3_store import TestMoto as MotoSuite
+from .test_s3_store import MotoSuite
 from .test_s3_store import TestRclone as RcloneSuite
 
 __all__ = ["moto_server", "rclone_server"]

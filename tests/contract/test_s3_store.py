@@ -184,7 +184,9 @@ class S3Suite(StoreSuite):
         run(check)
 
 
-class TestMoto(S3Suite):
+class MotoSuite(S3Suite):
+    """On a server that answers as S3 does."""
+
     conditions_are_atomic = False
 
     @pytest.fixture(autouse=True)
@@ -225,6 +227,11 @@ class TestMoto(S3Suite):
                 await store.aclose()
 
         run(check)
+
+
+@pytest.mark.long
+class TestMoto(MotoSuite):
+    """The same with the engine; what is always tried is the engine on rclone's server, and the fallback here."""
 
 
 class TestRclone(S3Suite):

@@ -22,7 +22,7 @@ from async_ckpt.stores.local import LocalStore
 from async_ckpt.task import restore
 from harness.s3.fault_server import FaultServer, Turn
 from harness.s3.memory_s3 import MemoryS3
-from harness.s3.proxy import CUT_OFF, KINDS, LOST, REFUSED, Proxy
+from harness.s3.proxy import CUT_OFF, KINDS, LOST, REFUSED, RESET, Proxy
 from harness.s3.servers import BUCKET, S3Server, rclone_server
 from harness.tasks.repeated_saves import BIG, save
 from harness.tasks.task import TASK, Task, content, wait_until
@@ -81,7 +81,7 @@ def assert_stored(store: StoreSpec, folder: Path, sizes: Mapping[int, int]) -> N
 
 
 @pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=[] if number % 3 == 0 else pytest.mark.long) for number, kind in enumerate(KINDS)]
+    "kind", [pytest.param(kind, marks=[] if kind in (RESET, LOST) else pytest.mark.long) for kind in KINDS]
 )
 def test_saves_arrive_and_are_loaded_whatever_fails(
     on_s3: Task, proxy: Proxy, rclone_server: S3Server, monkeypatch: pytest.MonkeyPatch, kind: str

@@ -40,10 +40,10 @@ def test_a_task_hears_once_that_uploads_go_another_way(task: Task, moto_server: 
     assert checkpointer.status()["warnings"] == [line]
     assert Path(checkpointer.spool.path("agent.log")).read_text().count(REASON) == 1
 
-    for victim in (uploader_pid, agent_pid):
-        kill(victim(checkpointer))
-        save(checkpointer, task, 1)
-        checkpointer.flush(60)
+    for victim in (uploader_pid(checkpointer), agent_pid(checkpointer)):
+        kill(victim)
+    save(checkpointer, task, 1)
+    checkpointer.flush(60)
     assert line in wait_until(lambda: checkpointer.status()["warnings"], "the new agent knows it as well")
     assert lines.count(line) == 1
 

@@ -17,6 +17,7 @@ from harness.flow_runs.environments import with_our_modules
 from harness.flow_runs.pods import why_no_pods
 from harness.tasks.repeated_saves import BIG
 from harness.tasks.task import Task, agent_pid, content, kill, wait_until
+from tests.spread import first_of
 
 _TASK = """
 import os, signal, sys
@@ -44,7 +45,7 @@ def start(task: Task, code: str, *, before: str = "", out: Path | None = None) -
 # -- closed descriptors ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("closed", first_of(["<&- >&- 2>&-", "<&-", ">&-", "2>&-"]))
 def test_nothing_of_ours_has_the_number_of_a_closed_standard_stream(closed: str, task: Task, tmp_path: Path) -> None:
     out = tmp_path / "out"
     code = """
@@ -114,7 +115,7 @@ checkpointer.close(clean=True)
 """
 
 
-@pytest.mark.parametrize("size", [2_000, 40_000], ids=["small", "linked"])
+@pytest.mark.parametrize("size", first_of([40_000, 2_000]), ids=["linked", "small"])
 def test_a_trainer_that_has_used_up_its_descriptors_saves_as_many_files_as_any(task: Task, size: int) -> None:
     for number in range(400):
         (task.work / f"part-{number}").write_bytes(content(number, size))

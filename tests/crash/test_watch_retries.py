@@ -14,6 +14,7 @@ from async_ckpt.config import WATCH_CLOCKS_S, WATCH_EXPLAIN_S
 from async_ckpt.task.checkpointer import Checkpointer
 from harness.tasks.task import Task, wait_until
 from harness.watches.watching import Watching, stored, watching
+from tests.spread import spread
 
 __all__ = ["watching"]
 
@@ -44,8 +45,7 @@ def load(checkpointer: Checkpointer, number: int, target: Path) -> None:
     checkpointer.load(found, str(target))
 
 
-@pytest.mark.parametrize("when", ["before", "while"])
-@pytest.mark.parametrize("storage_format", ["files", "tar"])
+@pytest.mark.parametrize(("when", "storage_format"), spread(["before", "while"], ["files", "tar"]))
 def test_what_a_retry_loads_back_under_its_name_is_not_saved_again(
     task: Task, watching: Watching, when: str, storage_format: str
 ) -> None:

@@ -22,6 +22,7 @@ from async_ckpt.task.checkpointer import Checkpointer
 from harness.flow_runs.environments import with_our_modules
 from harness.tasks.many_savers import BIG, Forked, Subprocess, Thread, as_stored, save_some
 from harness.tasks.task import Task, agent_pid, close_and_kill, content, is_alive, kill, wait_until
+from tests.spread import first_of
 
 COUNT = 6
 
@@ -201,7 +202,7 @@ def zombies() -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("uploader", ["process", "thread"])
+@pytest.mark.parametrize("uploader", first_of(["process", "thread"]))
 def test_two_hundred_saves_leave_no_descriptor_thread_or_file_behind(task: Task, uploader: str) -> None:
     checkpointer = task.start(uploader=uploader)
     save_some(checkpointer, task.work / "own", 0, 2)

@@ -12,13 +12,10 @@ from harness.s3.servers import moto_server, rclone_server
 __all__ = ["moto_server", "rclone_server"]
 
 CASES = cases(QUICK)
-#: It has the most in it: a time limit, a further try, and another uploader's answer that is still to come.
-_ALWAYS = "a PUT is never answered"
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name == _ALWAYS else pytest.mark.long) for name in CASES]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("name", CASES)
 def test_a_flow_ends_green_at_its_first_attempt_and_all_its_checkpoints_can_be_loaded(
     name: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

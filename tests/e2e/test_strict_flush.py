@@ -13,6 +13,7 @@ from harness.tasks.task import wait_until
 _NAMED = re.compile(r"1 checkpoint is not in the store: \d\.model\.\d \((?P<why>.*)\)")
 
 
+@pytest.mark.long
 def test_a_refused_upload_fails_the_attempt_and_names_the_checkpoint_and_the_reason(
     s3: Workspace, gate: GatedS3
 ) -> None:
