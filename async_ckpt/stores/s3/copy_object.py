@@ -10,7 +10,7 @@ from ..base import check_size
 from ..retry import with_retries
 from .engine import Engine
 from .multipart import Listed, abort, begin, complete
-from .objects import Objects
+from .objects import Objects, Part
 
 #: Above this a copy is made of parts, side by side: the store copies each at the speed of a disk, and a request for
 #: gigabytes would outlast its time limit. (S3 itself demands it above 5 GiB.)
@@ -58,7 +58,7 @@ async def _copy_parts(engine: Engine, origin: dict[str, str], key: str, size: in
 
         async def once(_: object) -> None:
             async with engine.small:
-                params = {"partNumber": number, "uploadId": upload}
+                params = Part(upload, number).params
                 answer = await engine.call("copy to", key, "UploadPartCopy", "PUT", params, headers=headers)
             parts.append(Listed(number, answer.text("ETag")))
 

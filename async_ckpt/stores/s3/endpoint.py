@@ -66,11 +66,6 @@ class Endpoint:
         """The ``Host`` header."""
         return urlsplit(self.base).netloc
 
-    @staticmethod
-    def path(name: str) -> str:
-        """What follows the base in an object's URL, from its name in the bucket."""
-        return f"/{quote(name, safe='/-_.~')}"
-
     def url(self, path: str) -> str:
         """The URL of what is there: ``path`` of an object, or of the bucket a query alone."""
         slash = "/" if path.startswith("?") and not urlsplit(self.base).path else ""

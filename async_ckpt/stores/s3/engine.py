@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
+from urllib.parse import quote
 
 from ...config import CREDENTIALS_TIMEOUT_S, FAILURE_SHARED_S, Config
 from ...errors import CheckpointError, StoreError, TransientStoreError, UsageError
@@ -164,7 +165,7 @@ class Engine:
 
     def path(self, key: str) -> str:
         """What follows the endpoint's ``base`` in the URL of a key's object."""
-        return Endpoint.path(self.name(key))
+        return f"/{quote(self.name(key), safe='/-_.~')}"
 
     def key(self, name: str) -> str:
         """The key of an object, from its name in the bucket."""

@@ -6,8 +6,8 @@ import asyncio
 import contextlib
 import hashlib
 import uuid
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import NamedTuple
 from xml.sax.saxutils import escape
 
 import anyio
@@ -81,11 +81,11 @@ class _Upload:
             self._counted(min(part_bytes, size - (number - 1) * part_bytes))
         try:
             if self._parts:
-                await self._retried(self._find)
+                await with_retries(self._find, self._config)
             numbers = (number for number in range(1, -(-size // part_bytes) + 1) if number not in self._parts)
             await for_each(numbers, self._config.max_parts_in_flight, self._send)
             try:
-                await self._retried(self._complete)
+                await with_retries(self._complete, self._config)
             except StoreError:
                 # The object may be there all the same: the answer was lost, or late, or has no ETag (Ceph's first).
                 if not await self._is_complete():
@@ -107,9 +107,6 @@ class _Upload:
     def _crcs(self) -> Crcs:
         return [crc for number in sorted(self._parts) for crc in self._parts[number][1]]
 
-    async def _retried(self, call: Callable[[], Any]) -> None:
-        await with_retries(lambda _: call(), self._config)
-
     async def _send(self, number: int) -> None:
         offset = (number - 1) * self._part_bytes
         length, part = min(self._part_bytes, self._content.size - offset), Part(self._id, number)
@@ -123,7 +120,7 @@ class _Upload:
         if self._log is not None:
             self._log.sent(number, *self._parts[number])
 
-    async def _find(self) -> None:
+    async def _find(self, _: Progress) -> None:
         """``StartOver`` if the upload is gone. Asked first, since stores answer a part for none in many ways."""
         try:
             params = {"max-parts": 1, "uploadId": self._id}
@@ -131,7 +128,7 @@ class _Upload:
         except NotFound as error:  # Ceph's word for it
             raise StartOver(error.what, where=error.where) from error
 
-    async def _complete(self) -> None:
+    async def _complete(self, progress: Progress) -> None:
         checksums = (await self._engine.setup()).checksums
         parts = []
         for number in sorted(self._parts):
