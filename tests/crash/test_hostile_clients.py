@@ -124,7 +124,7 @@ def test_another_name_of_a_checkpoint_is_not_another_checkpoint(task: Task) -> N
 def test_descriptors_of_a_good_frame_before_a_bad_one_are_closed(task: Task) -> None:
     checkpointer = task.start()
     agent = agent_pid(checkpointer)
-    checkpointer.status()
+    uploader_pid(checkpointer)  # The agent has a socket for it as well.
     before, fd = descriptors_of(agent), os.open("/", os.O_RDONLY)
     taken = plain(op="admit", id="?", guard=["a"] * 50, fds=50)
     for bad in (frame(b"!"), frame(b"[]"), b"\xff\xff\xff\xff", plain(op="admit", fds=9)):
