@@ -116,25 +116,21 @@ class Server:
         on_message: Callable[[Connection, Message, list[int]], None],
         on_close: Callable[[Connection], None],
     ) -> None:
-        self._listening, self._selector = listening, selector
+        self.listening, self._selector = listening, selector
         self._on_message, self._on_close = on_message, on_close
         self.connections: set[Connection] = set()
         self._paused = True
         listening.setblocking(False)
         self.resume()
 
-    @property
-    def listening(self) -> socket.socket:
-        return self._listening
-
     def listen_on(self, listening: socket.socket) -> None:
         """Take another socket, as the name of the one before was removed. Who knocked there already is let in."""
-        while not self._paused and select.select([self._listening], [], [], 0)[0]:
+        while not self._paused and select.select([self.listening], [], [], 0)[0]:
             self._accept()
         if not self._paused:
-            self._selector.unregister(self._listening)
-        self._listening.close()
-        self._listening, self._paused = listening, True
+            self._selector.unregister(self.listening)
+        self.listening.close()
+        self.listening, self._paused = listening, True
         listening.setblocking(False)
         self.resume()
 
@@ -142,15 +138,15 @@ class Server:
         """Accept connections (again)."""
         if self._paused:
             self._paused = False
-            self._selector.register(self._listening, selectors.EVENT_READ, lambda _: self._accept())
+            self._selector.register(self.listening, selectors.EVENT_READ, lambda _: self._accept())
 
     def _accept(self) -> None:
         try:
-            sock, _ = self._listening.accept()
+            sock, _ = self.listening.accept()
         except OSError as error:
             # No descriptor is free: the listener is left alone until the agent's next round, or the loop would spin.
             if error.errno in (errno.EMFILE, errno.ENFILE):
-                self._selector.unregister(self._listening)
+                self._selector.unregister(self.listening)
                 self._paused = True
             return
         credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
@@ -197,5 +193,5 @@ class Server:
         for connection in list(self.connections):
             connection.close()
         if not self._paused:
-            self._selector.unregister(self._listening)
-        self._listening.close()
+            self._selector.unregister(self.listening)
+        self.listening.close()

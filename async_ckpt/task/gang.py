@@ -75,14 +75,8 @@ def _decide(checkpointer: Checkpointer, start: int, policy: str, path: str, shar
 
 
 async def _take_over(store: Store, checkpointer: Checkpointer, start: int) -> dict[str, str]:
-    """Finish what earlier attempts left. Returns what some node could not load, by key with the reason."""
-    await _finish_newest(store, checkpointer, start)
-    return await agreement.read_damaged(store, checkpointer.task.pathspec)
-
-
-async def _finish_newest(store: Store, checkpointer: Checkpointer, start: int) -> None:
     """Commit the newest collective checkpoint of earlier attempts if all its shards are there and rank 0 died before it
-    did.
+    did. Returns what some node could not load, by key with the reason.
     """
     task, config = checkpointer.task, checkpointer.config
     now = task.attempt, start * layout.GENERATIONS
@@ -98,6 +92,7 @@ async def _finish_newest(store: Store, checkpointer: Checkpointer, start: int) -
             break
         except (UsageError, IntegrityError, NotFound) as error:
             log.warning(f"The collective checkpoint {reference['key']} was not committed: {error}")
+    return await agreement.read_damaged(store, task.pathspec)
 
 
 async def _is_complete(store: Store, reference: dict[str, Any], deadline: float) -> bool:
