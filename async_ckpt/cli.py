@@ -25,7 +25,7 @@ from .spool.spool import Spool
 from .system.printable import dumps
 from .task.checkpointer import Checkpointer
 from .task.listing import list_task
-from .task.loader import SHARDS, load_from_first
+from .task.loader import SHARDS, load_outside
 from .task.options import SaveOptions
 from .task.progress import format_bytes
 from .task.reference import CheckpointInfo
@@ -213,11 +213,9 @@ def _list(options: argparse.Namespace) -> list[CheckpointInfo]:
 def _load(options: argparse.Namespace) -> dict[str, Any]:
     if options.spool or os.environ.get(ENV_SPOOL):
         return _checkpointer(options).load(options.key, options.path, shard=options.shard, clean=options.clean)
-    if options.shard == "own":
-        raise UsageError("Outside of a step nobody has a shard of its own", hint="Leave out --shard")
     from .stores.metaflow import default_spec  # Late: it imports Metaflow.
 
-    return load_from_first([default_spec()], options.key, options.path, Config.from_env(), clean=options.clean)
+    return load_outside([default_spec()], options.key, options.path, shard=options.shard, clean=options.clean)
 
 
 # -- what people read --------------------------------------------------------------------------------------------------

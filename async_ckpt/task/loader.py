@@ -84,7 +84,7 @@ class Loader:
         UsageError, NotFound, IntegrityError, StoreError, SnapshotError
             See ``restore``; ``path`` is as it was.
         """
-        check_shard(shard)
+        _checked(shard)
         if clean and shard == "own":
             raise UsageError(
                 "Each rank would take away what the others have loaded there: shard='own' has no clean load",
@@ -233,7 +233,16 @@ class Loader:
         return not start.first and (not start.alone or bool(self._spool.records.ids()))
 
 
-def check_shard(shard: str) -> str:
+def load_outside(
+    places: Sequence[StoreSpec], reference: Mapping[str, Any] | str, path: str, *, shard: str, clean: bool
+) -> dict[str, Any]:
+    """``load_from_first`` outside of a step, where nobody knows of ranks."""
+    if _checked(shard) == "own":
+        raise UsageError("Outside of a step with @checkpoint nobody has a shard of its own", hint="Load shard='all'")
+    return load_from_first(places, reference, path, Config.from_env(), clean=clean)
+
+
+def _checked(shard: str) -> str:
     """Return what of a collective checkpoint is to be loaded if it is one of ``SHARDS``; ``UsageError`` if not."""
     if shard not in SHARDS:
         raise UsageError(f"shard={shard!r} is unknown", hint=f"Use one of {', '.join(SHARDS)}")

@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from async_ckpt import layout
-from async_ckpt.config import ENV_SPOOL, Config
+from async_ckpt.config import ENV_SPOOL
 from async_ckpt.errors import UsageError, WatchError
 from async_ckpt.system.log import LOGGER
 from async_ckpt.task.checkpointer import Checkpointer
 from async_ckpt.task.listing import list_task
-from async_ckpt.task.loader import check_shard, load_from_first
+from async_ckpt.task.loader import load_outside
 from async_ckpt.task.reference import CheckpointInfo, LoadedInfo, Reference
 from async_ckpt.watch import MetadataFrom, Watch, WatchOptions
 
@@ -118,11 +118,6 @@ class _Checkpoints:
                     "The namespace of another task cannot be listed", hint="Leave out task or full_namespace"
                 )
             return list_task(task, name=name, attempt=attempt, first=store_in_context())
-        if self._checkpointer is None and ENV_SPOOL not in os.environ:
-            raise UsageError(
-                "Outside of a step with @checkpoint, list() needs a task",
-                hint="Checkpoint().list(task='Flow/run/step/task')",
-            )
         return self._writer().list(name=name, attempt=attempt, within_task=within)
 
     def generate_key(self, name: str | None, version_id: int | None = None) -> str:
@@ -151,12 +146,7 @@ class _Checkpoints:
         if self._checkpointer is not None or ENV_SPOOL in os.environ:
             self._writer().load(reference, target, shard=shard, clean=clean, first=store_in_context())
             return target
-        if check_shard(shard) == "own":
-            raise UsageError(
-                "Outside of a step with @checkpoint nobody has a shard of its own", hint="Load shard='all'"
-            )
-        config = Config.from_env()
-        load_from_first(stores_of_reference(reference), reference, target, config, clean=clean)
+        load_outside(stores_of_reference(reference), reference, target, shard=shard, clean=clean)
         return target
 
     def flush(self, timeout: float | None = None) -> None:
