@@ -100,7 +100,7 @@ def main() -> int:
         f" {pace.rotation_s:g} s; the provider of credentials is down for {pace.sealed_s:g} s; idle connections die"
         f" after {pace.idle_s:g} s. A flow may take what it takes in fair weather, its pauses, and twice all limits"
         " together, with the time for which the provider is down.",
-        "fallback: aiohttp is not installed. Server, front, agent and flow share the machine.",
+        "fallback: aiobotocore and aiohttp are not installed. Server, front, agent and flow share the machine.",
     ]
     with work_directory() as work, both_servers() as found:
         theatre = Theatre(Path(work).resolve(), pace, found, options.logs)

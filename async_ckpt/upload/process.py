@@ -1,6 +1,6 @@
 """The uploader: a process (or, with ``uploader="thread"``, a thread) that the agent hands uploads and commits to.
 
-It imports what the agent must not (aiohttp, Metaflow), runs at idle priority, holds no state that matters, and may
+It imports what the agent must not (aiobotocore, Metaflow), runs at idle priority, holds no state that matters, and may
 be killed at any time. The two speak the frames of ``ipc.protocol`` over a socket pair:
 
 - agent → uploader: ``{"op": "upload", "id"}``, before it what is known of the checkpoint: the journal's lines of what

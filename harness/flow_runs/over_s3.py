@@ -123,7 +123,7 @@ class Scene:
         self.configure()
         self.hand_out(ACCESS_KEY)
         if fallback:
-            self.workspace.take_away("aiohttp")
+            self.workspace.take_away("aiobotocore", "aiohttp")
 
     # -- credentials -----------------------------------------------------------------------------------------------
 
@@ -383,7 +383,7 @@ def play(
     root : Path
         A new directory for all of it.
     fallback : bool
-        Whether there is no aiohttp.
+        Whether there is no aiobotocore.
     usual_s : float
         What the flow takes in fair weather. It is ended when it takes much longer than that and all limits together.
     """
@@ -398,7 +398,7 @@ def play(
             counts = front.counts() + Counter({SEALED: scene.refusals()})
             outcome = Outcome(case, seconds, longer_s, pace.saves, 0, counts, run.output if run else ended)
             if is_fallback(outcome.output) is not fallback:
-                outcome.wrong.append(f"uploads went {'with' if fallback else 'without'} aiohttp")
+                outcome.wrong.append(f"uploads went {'with' if fallback else 'without'} aiobotocore")
             if run is None:
                 outcome.wrong.append("the flow did not end")
             else:
@@ -453,5 +453,5 @@ def _examine(scene: Scene, run: FlowRun, outcome: Outcome) -> None:
 
 
 def is_fallback(output: str) -> bool:
-    """Whether a flow's output says that its uploads went without aiohttp."""
+    """Whether a flow's output says that its uploads went without aiobotocore."""
     return "Uploads go over boto3" in output

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 from harness.flow_runs.environments import find_or_make
@@ -16,11 +17,14 @@ from harness.s3.servers import ACCESS_KEY, SECRET_KEY, S3Server
 
 #: What Metaflow's bootstrap installs in a pod. Its ``pip install`` finds it there, and needs no network.
 BOOTSTRAPPED = ("boto3", "requests")
+#: Versions that fit each other, as the tests' own environment has them: pip would try every boto3 there ever was.
+_FITTING = tuple(f"{name}=={metadata.version(name)}" for name in ("aiobotocore", "boto3", "botocore"))
 #: Images by name: what pip is told to install, one run after the other.
 IMAGES = {
     "bare": (BOOTSTRAPPED,),
-    "aiohttp": ((*BOOTSTRAPPED, "aiohttp"),),
-    "old-aiohttp": ((*BOOTSTRAPPED, "aiohttp<3.12"),),
+    "aiobotocore": ((*BOOTSTRAPPED, *_FITTING),),
+    # As an image that had it before the bootstrap upgraded botocore.
+    "misfit": (BOOTSTRAPPED, ("aiobotocore==2.13.0", "--no-deps"), ("aiohttp", "aioitertools", "wrapt")),
 }
 
 _CLUSTER = Path(__file__).parents[1] / "cluster"

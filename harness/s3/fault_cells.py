@@ -29,8 +29,7 @@ from async_ckpt.config import Config
 from async_ckpt.errors import StoreError, TransientStoreError
 from async_ckpt.stores import retry
 from async_ckpt.stores.retry import RetryStore
-from async_ckpt.stores.s3 import S3Settings
-from async_ckpt.stores.s3.boto3_transport import ThreadTransport
+from async_ckpt.stores.s3 import S3Settings, boto3_transport
 from async_ckpt.stores.s3.store import S3Store
 from harness.s3.fault_calls import CALLS, PREFIX, Call, Scene, furnish
 from harness.s3.fault_server import FaultServer, Turn
@@ -332,7 +331,7 @@ def _open(cell: Cell, world: World, certificate: str) -> RetryStore:
     params: dict[str, Any] = dict(S3Server(world.server.url.replace("127.0.0.1", fault.host), 0).client_params)
     if cell.over == TLS and fault.trusted:
         params["verify"] = certificate
-    how = (ThreadTransport,) if cell.client == FALLBACK else ()
+    how = (boto3_transport.open_client,) if cell.client == FALLBACK else ()
     return RetryStore(S3Store(f"s3://{BUCKET}/{PREFIX}", S3Settings(params), config, *how), config)
 
 

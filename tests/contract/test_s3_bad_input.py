@@ -13,11 +13,9 @@ import pytest
 
 from async_ckpt.config import Config
 from async_ckpt.errors import StoreError, TransientStoreError, UsageError
-from async_ckpt.stores.s3 import S3Settings
-from async_ckpt.stores.s3.aiohttp_transport import AioTransport
-from async_ckpt.stores.s3.boto3_transport import ThreadTransport
+from async_ckpt.stores.s3 import S3Settings, aiohttp_transport, boto3_transport
+from async_ckpt.stores.s3.settings import OpenClient
 from async_ckpt.stores.s3.store import S3Store
-from async_ckpt.stores.s3.transport import OpenTransport
 from harness.s3.servers import BUCKET, S3Server, moto_server, moto_tls_server
 from harness.stores.content import BytesContent, pattern
 
@@ -27,17 +25,17 @@ from .test_s3_store import Misbehaving, answer, plain_client
 __all__ = ["moto_server", "moto_tls_server"]
 
 QUICK = Config(store_attempts=1, connect_timeout_s=3, answer_timeout_s=3, stall_timeout_s=3)
-TRANSPORTS = {"aiohttp": AioTransport, "boto3": ThreadTransport}
+CLIENTS = {"aiobotocore": aiohttp_transport.open_client, "boto3": boto3_transport.open_client}
 
 
 @pytest.fixture(
     params=[
-        pytest.param(kind, id=name, marks=[pytest.mark.long] * (name == "boto3")) for name, kind in TRANSPORTS.items()
+        pytest.param(client, id=name, marks=[pytest.mark.long] * (name == "boto3")) for name, client in CLIENTS.items()
     ]
 )
-def transport(request: pytest.FixtureRequest) -> OpenTransport:
-    kind: OpenTransport = request.param
-    return kind
+def open_client(request: pytest.FixtureRequest) -> OpenClient:
+    client: OpenClient = request.param
+    return client
 
 
 def refused(store: S3Store, call: Callable[[S3Store], Awaitable[Any]] | None = None) -> StoreError:
@@ -56,13 +54,11 @@ def refused(store: S3Store, call: Callable[[S3Store], Awaitable[Any]] | None = N
     return found[0]
 
 
-def test_a_certificate_for_another_name_says_so(
-    moto_tls_server: tuple[S3Server, str], transport: OpenTransport
-) -> None:
+def test_a_certificate_for_another_name_says_so(moto_tls_server: tuple[S3Server, str], open_client: OpenClient) -> None:
     server, certificate = moto_tls_server
     url = server.url.replace("127.0.0.1", "localhost")
     settings = S3Settings(server.client_params | {"endpoint_url": url, "verify": certificate})
-    error = refused(S3Store("s3://bucket/x", settings, QUICK, transport))
+    error = refused(S3Store("s3://bucket/x", settings, QUICK, open_client))
     assert not isinstance(error, TransientStoreError)
     assert "name that its certificate is for" in error.hint
 
@@ -70,7 +66,7 @@ def test_a_certificate_for_another_name_says_so(
 @pytest.mark.parametrize("spelling", ["AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "ca_bundle in ~/.aws/config", "verify"])
 @pytest.mark.parametrize("content", [None, "no certificate"], ids=["missing", "garbage"])
 def test_a_file_of_certificates_that_cannot_be_read_is_named_with_who_named_it(
-    spelling: str, content: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, transport: OpenTransport
+    spelling: str, content: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, open_client: OpenClient
 ) -> None:
     bundle, params = tmp_path / "bundle.pem", {}
     if content is not None:
@@ -86,24 +82,21 @@ def test_a_file_of_certificates_that_cannot_be_read_is_named_with_who_named_it(
         config.write_text(f"[default]\nca_bundle = {bundle}\n")
         monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
     settings = S3Settings(S3Server("https://127.0.0.1:1", 0).client_params | params)
-    error = refused(S3Store("s3://bucket/x", settings, QUICK, transport))
+    error = refused(S3Store("s3://bucket/x", settings, QUICK, open_client))
     assert not isinstance(error, TransientStoreError)
     assert str(bundle) in str(error)
     assert ("METAFLOW_S3_VERIFY_CERTIFICATE" if spelling == "verify" else spelling) in str(error)
 
 
 def test_a_certificate_authority_is_found_in_every_spelling(
-    moto_tls_server: tuple[S3Server, str],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    transport: OpenTransport,
+    moto_tls_server: tuple[S3Server, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, open_client: OpenClient
 ) -> None:
     server, certificate = moto_tls_server
     config = tmp_path / "config"
     config.write_text(f"[default]\nca_bundle = {certificate}\n")
 
     async def check() -> None:
-        store = S3Store("s3://bucket/spelled", S3Settings(server.client_params), QUICK, transport)
+        store = S3Store("s3://bucket/spelled", S3Settings(server.client_params), QUICK, open_client)
         try:
             await store.put_bytes("a/key", b"x")
         finally:
@@ -118,7 +111,7 @@ def test_a_certificate_authority_is_found_in_every_spelling(
             run(check)
 
 
-def test_a_web_page_is_no_store(transport: OpenTransport) -> None:
+def test_a_web_page_is_no_store(open_client: OpenClient) -> None:
     page = answer("404 Not Found", b"<html><head><title>x</title></head><body><h1>Welcome to nginx</h1></body></html>")
     server = Misbehaving(page)
     calls: list[Callable[[S3Store], Awaitable[Any]]] = [
@@ -129,7 +122,7 @@ def test_a_web_page_is_no_store(transport: OpenTransport) -> None:
 
     async def check() -> None:
         for call in calls:
-            async with server.store(QUICK, transport) as store:
+            async with server.store(QUICK, open_client) as store:
                 with pytest.raises(StoreError, match="Welcome to nginx") as caught:
                     await call(store)  # type: ignore[arg-type]
                 assert type(caught.value) is StoreError
@@ -140,12 +133,12 @@ def test_a_web_page_is_no_store(transport: OpenTransport) -> None:
 
 @pytest.mark.parametrize("length", [1024, 1025])
 def test_a_name_that_is_too_long_for_s3_is_refused_before_anything_is_sent(
-    length: int, moto_server: S3Server, transport: OpenTransport
+    length: int, moto_server: S3Server, open_client: OpenClient
 ) -> None:
     root = f"s3://{BUCKET}/long-{os.getpid()}"
     prefix = len(f"long-{os.getpid()}/")
     key = "ü" * ((length - prefix) // 2) + "x" * ((length - prefix) % 2)
-    store = S3Store(root, S3Settings(moto_server.client_params), QUICK, transport)
+    store = S3Store(root, S3Settings(moto_server.client_params), QUICK, open_client)
     if length > 1024:
         error = refused(store, lambda store: store.put_bytes(key, b"x"))
         assert "1,025" in str(error)
@@ -161,20 +154,20 @@ def test_a_name_that_is_too_long_for_s3_is_refused_before_anything_is_sent(
     run(check)
 
 
-def test_nobody_answers_and_that_is_known_within_the_limit(transport: OpenTransport) -> None:
+def test_nobody_answers_and_that_is_known_within_the_limit(open_client: OpenClient) -> None:
     with socket.socket() as deaf:
         deaf.bind(("127.0.0.1", 0))
         deaf.listen(0)
         url = f"https://127.0.0.1:{deaf.getsockname()[1]}"
         settings = S3Settings(S3Server(url, 0).client_params)
         limits = Config(store_attempts=1, connect_timeout_s=0.5, answer_timeout_s=0.5, stall_timeout_s=0.5)
-        store = S3Store("s3://bucket/x", settings, limits, transport)
+        store = S3Store("s3://bucket/x", settings, limits, open_client)
         assert isinstance(refused(store), TransientStoreError)
 
 
-def test_what_the_user_wants_of_the_store_arrives(moto_server: S3Server, transport: OpenTransport) -> None:
+def test_what_the_user_wants_of_the_store_arrives(moto_server: S3Server, open_client: OpenClient) -> None:
     config = Config(s3_kms_key_id="a-key", s3_bucket_key=True, s3_storage_class="STANDARD_IA", s3_requester_pays=True)
-    store = S3Store(f"s3://{BUCKET}/wanted", S3Settings(moto_server.client_params), config, transport)
+    store = S3Store(f"s3://{BUCKET}/wanted", S3Settings(moto_server.client_params), config, open_client)
 
     async def check() -> None:
         try:
@@ -215,13 +208,13 @@ class Impatient(Misbehaving):
 
 
 @pytest.mark.long
-def test_a_low_bandwidth_leaves_no_connection_silent(transport: OpenTransport) -> None:
+def test_a_low_bandwidth_leaves_no_connection_silent(open_client: OpenClient) -> None:
     server = Impatient(silence_s=4)
     data = pattern(800_000)
     limits = Config(max_bandwidth_bytes_s=400_000, store_attempts=1)
 
     async def check() -> None:
-        async with server.store(limits, transport) as store, anyio.create_task_group() as group:
+        async with server.store(limits, open_client) as store, anyio.create_task_group() as group:
             for number in range(4):
                 group.start_soon(store.put_content, f"key-{number}", BytesContent(data))
 

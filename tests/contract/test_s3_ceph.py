@@ -7,7 +7,7 @@ import pytest
 from harness.s3.ceph import ceph_server
 from harness.s3.servers import S3Server
 
-from .s3_suites import BothTransports, Copying, Resuming
+from .s3_clients import BothClients, Copying, Resuming
 from .store_suite import run
 from .test_s3_store import TestRclone as RcloneSuite
 from .test_s3_transfers import TestResumeOnMoto as MotoResume
@@ -23,7 +23,7 @@ class OnCeph:
         self.server = ceph_server
 
 
-class TestCeph(OnCeph, BothTransports, RcloneSuite):
+class TestCeph(OnCeph, BothClients, RcloneSuite):
     server_breaks_off = False
     server_mixes = False
     races_are_errors = True  # 500 UnknownError
@@ -55,9 +55,9 @@ class TestCeph(OnCeph, BothTransports, RcloneSuite):
         run(check)
 
 
-class TestResumeOnCeph(OnCeph, BothTransports, Resuming, MotoResume):
+class TestResumeOnCeph(OnCeph, BothClients, Resuming, MotoResume):
     pass
 
 
-class TestCopyOnCeph(OnCeph, BothTransports, Copying):
+class TestCopyOnCeph(OnCeph, BothClients, Copying):
     pass

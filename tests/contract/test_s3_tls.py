@@ -8,7 +8,7 @@ import pytest
 
 from harness.s3.servers import S3Server, rclone_tls_server
 
-from .s3_suites import BothTransports, Copying, Resuming
+from .s3_clients import BothClients, Copying, Resuming
 from .test_s3_store import TestRclone as RcloneSuite
 
 __all__ = ["rclone_tls_server"]
@@ -26,13 +26,13 @@ class OnRcloneOverTls:
         self.server = replace(server, certificate=certificate)
 
 
-class TestRcloneOverTls(OnRcloneOverTls, BothTransports, RcloneSuite):
+class TestRcloneOverTls(OnRcloneOverTls, BothClients, RcloneSuite):
     pass
 
 
-class TestResumeOnRcloneOverTls(OnRcloneOverTls, BothTransports, Resuming):
+class TestResumeOnRcloneOverTls(OnRcloneOverTls, BothClients, Resuming):
     pass
 
 
-class TestCopyOnRcloneOverTls(OnRcloneOverTls, BothTransports, Copying):
+class TestCopyOnRcloneOverTls(OnRcloneOverTls, BothClients, Copying):
     pass

@@ -6,7 +6,7 @@ import pytest
 
 from harness.s3.servers import moto_server, rclone_server
 
-from .s3_suites import Copying, Resuming
+from .s3_clients import Copying, Resuming
 from .test_s3_boto3 import THREADS
 from .test_s3_transfers import TestCopyOnMoto as MotoCopy
 from .test_s3_transfers import TestCopyOnRclone as RcloneCopy
@@ -17,18 +17,18 @@ __all__ = ["moto_server", "rclone_server"]
 
 
 class TestResumeOnMotoOverThreads(Resuming, MotoResume):
-    transport = THREADS
+    open_client = THREADS
 
 
 @pytest.mark.long
 class TestResumeOnRcloneOverThreads(Resuming, RcloneResume):
-    transport = THREADS
+    open_client = THREADS
 
 
 class TestCopyOnMotoOverThreads(Copying, MotoCopy):
-    transport = THREADS
+    open_client = THREADS
 
 
 @pytest.mark.long
 class TestCopyOnRcloneOverThreads(Copying, RcloneCopy):
-    transport = THREADS
+    open_client = THREADS

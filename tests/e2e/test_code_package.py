@@ -85,9 +85,9 @@ print(json.dumps([get_pinned_conda_libs("3.11", kind) for kind in ("s3", "local"
 
 def test_conda_and_pypi_environments_get_what_the_agent_works_best_with(local: Workspace) -> None:
     on_s3, on_disk = local.query(_PINS)
-    assert on_s3["aiohttp"] == ">=3.12"
+    assert on_s3["aiobotocore"] == ">=3.0"
     assert "boto3" in on_s3, "Metaflow's own are still there"
-    assert "aiohttp" not in on_disk
+    assert "aiobotocore" not in on_disk
     for pins in (on_s3, on_disk):
         assert pins["anyio"] == ">=4.7"
         assert pins["watchdog"] == ">=4"
@@ -96,7 +96,7 @@ def test_conda_and_pypi_environments_get_what_the_agent_works_best_with(local: W
 def test_the_pins_are_those_of_this_package(local: Workspace) -> None:
     on_s3, _ = local.query(_PINS)
     required = metadata.requires("metaflow-async-ckpt") or []
-    for name in ("anyio", "aiohttp", "watchdog"):
+    for name in ("anyio", "aiobotocore", "watchdog"):
         assert f"{name}{on_s3[name]}" in required
 
 
@@ -119,12 +119,12 @@ except UsageError as error:
     ("world", "said"),
     [
         ("", r"$"),
-        ("sys.modules['aiohttp'] = None", r"$"),
+        ("sys.modules['aiobotocore'] = None", r"$"),
         ("metadata.version = {'anyio': '4.7.0'}.get", r"$"),
         ("metadata.version = {'anyio': '4.6.2.post1'}.get", r".*anyio 4\.7 or later .* not 4\.6\.2\.post1.*@pypi"),
         ("importlib.util.find_spec = lambda name: None", r".*anyio .* not installed there.*@pypi"),
     ],
-    ids=["all there", "no aiohttp", "oldest anyio", "too old an anyio", "no anyio"],
+    ids=["all there", "no aiobotocore", "oldest anyio", "too old an anyio", "no anyio"],
 )
 def test_an_attempt_is_refused_at_its_start_only_where_nothing_could_be_uploaded(
     local: Workspace, world: str, said: str

@@ -72,12 +72,12 @@ def stored(tmp_path: Path, server: S3Server) -> Iterator[Workspace]:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("client", ["aiohttp", pytest.param("boto3", marks=pytest.mark.long)])
+@pytest.mark.parametrize("client", ["aiobotocore", pytest.param("boto3", marks=pytest.mark.long)])
 def test_a_flow_that_fails_goes_on_from_its_last_checkpoint_and_all_of_them_can_be_loaded(
     stored: Workspace, client: str
 ) -> None:
     if client == "boto3":
-        stored.take_away("aiohttp")
+        stored.take_away("aiobotocore", "aiohttp")
     run = stored.run_flow("stores_flow")
     (start,), (end,) = run.tasks()["start"], run.tasks()["end"]
     assert start.attempt == 1

@@ -38,7 +38,7 @@ LAYERS = (
 #: Within the room of alternatives, siblings may only import these.
 SHARED_BY_STORES = {"base", "retry"}
 #: A store's own helpers are private to it, by their prefix; the factory knows all of its room.
-HEAVY = {"metaflow", "botocore", "aiohttp", "boto3", "watchdog"}
+HEAVY = {"metaflow", "aiobotocore", "botocore", "aiohttp", "boto3", "watchdog"}
 
 
 def modules(root: Path) -> list[Path]:
@@ -109,7 +109,7 @@ def test_beside_the_extension_only_what_asks_metaflow_imports_it() -> None:
 
 
 def test_only_the_s3_store_imports_aws_libraries() -> None:
-    importing = {path for path in modules(PACKAGE) if roots(path) & {"botocore", "aiohttp", "boto3"}}
+    importing = {path for path in modules(PACKAGE) if roots(path) & {"aiobotocore", "botocore", "aiohttp", "boto3"}}
     assert importing
     assert {path.parent for path in importing} == {PACKAGE / "stores" / "s3"}
 

@@ -8,16 +8,18 @@ import socket
 import aiohttp
 import pytest
 from botocore import exceptions
+from botocore.parsers import ResponseParserError
 
 from async_ckpt.errors import IntegrityError, NotFound, StoreError, TransientStoreError
-from async_ckpt.stores.s3.answers import Answer, NotS3, Refusal
-from async_ckpt.stores.s3.errors import StartOver, mapped
+from async_ckpt.stores.s3.answers import NotS3, Refusal
+from async_ckpt.stores.s3.errors import StartOver, asks_to_slow_down, mapped
 
 WHERE = "s3://bucket/key"
 
 
-def refused(code: str, status: int = 0, message: str = "") -> Refusal:
-    return Refusal(Answer(status, {}), code, message)
+def refused(code: str, status: int = 0, message: str = "") -> exceptions.ClientError:
+    answer = {"Error": {"Code": code, "Message": message}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    return exceptions.ClientError(answer, "PutObject")
 
 
 def verdict(error: BaseException) -> StoreError:
@@ -52,6 +54,7 @@ def verdict(error: BaseException) -> StoreError:
         exceptions.ResponseStreamingError(error="cut"),
         exceptions.IncompleteReadError(actual_bytes=1, expected_bytes=2),
         exceptions.CredentialRetrievalError(provider="role", error_msg="no answer"),
+        ResponseParserError("not XML"),
         aiohttp.ClientPayloadError("cut"),
         aiohttp.ServerDisconnectedError(),
         asyncio.TimeoutError(),
@@ -94,6 +97,7 @@ def test_what_may_pass_is_transient(error: BaseException) -> None:
         (exceptions.SSLError(endpoint_url="https://x", error="CERTIFICATE_VERIFY_FAILED"), "AWS_CA_BUNDLE"),
         (exceptions.ParamValidationError(report="no"), ""),
         (ValueError("Invalid endpoint: nonsense"), "METAFLOW_S3_ENDPOINT_URL"),
+        (KeyError("UploadId"), "METAFLOW_S3_ENDPOINT_URL"),
     ],
     ids=repr,
 )
@@ -134,7 +138,7 @@ def test_what_sounds_like_something_else_may_pass_where_s3_has_answered_before()
     error = exceptions.SSLError(endpoint_url="https://x", error="[SSL: WRONG_VERSION_NUMBER] wrong version number")
     with pytest.raises(TransientStoreError, match="use http://"), mapped("Cannot write", WHERE, proven=lambda: True):
         raise error
-    page = NotS3(Answer(200, {}), "it has no ETag")
+    page = NotS3({"Error": {"Code": "NotS3", "Message": "HTTP 200, but it has no ETag"}}, "PutObject")
     with pytest.raises(TransientStoreError, match="has no ETag"), mapped("Cannot write", WHERE, proven=lambda: True):
         raise page
     with pytest.raises(StoreError, match="has no ETag") as caught, mapped("Cannot write", WHERE):
@@ -147,11 +151,16 @@ def test_what_sounds_like_something_else_may_pass_where_s3_has_answered_before()
     [("SlowDown", 503), ("ThrottlingException", 400), ("KMS.ThrottlingException", 400), ("502", 429)],
 )
 def test_a_store_that_has_too_many_requests_is_heard(code: str, status: int) -> None:
-    assert refused(code, status).asks_to_slow_down
-    assert not refused("AccessDenied", 403).asks_to_slow_down
+    assert asks_to_slow_down(refused(code, status))
+    assert not asks_to_slow_down(refused("AccessDenied", 403))
+    assert not asks_to_slow_down(None)
 
 
 def test_a_pause_that_the_store_asks_for_is_kept() -> None:
+    answer = {
+        "Error": {"Code": "SlowDown"},
+        "ResponseMetadata": {"HTTPStatusCode": 503, "HTTPHeaders": {"retry-after": "17"}},
+    }
     with pytest.raises(TransientStoreError) as caught, mapped("Cannot write", WHERE):
-        raise Refusal(Answer(503, {"retry-after": "17"}), "SlowDown", "")
+        raise Refusal(answer, "PutObject")
     assert caught.value.pause_s == 17

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ from botocore.config import Config as BotoConfig
 
 from async_ckpt.config import Config
 from async_ckpt.errors import UsageError
-from async_ckpt.stores.s3 import S3Settings, transport
+from async_ckpt.stores.s3 import S3Settings, settings
+from async_ckpt.stores.s3.aiohttp_transport import open_client
+from async_ckpt.stores.s3.answers import Answer
 from async_ckpt.stores.s3.engine import Engine
-from async_ckpt.stores.s3.settings import UserHeaders, is_loopback, look_up, merged_config, sends_checksums, validates
+from async_ckpt.stores.s3.settings import UserHeaders, is_loopback, merged_config, sends_checksums, validates
 from harness.s3.servers import S3Server, moto_server
 
 __all__ = ["moto_server"]
@@ -26,9 +29,14 @@ __all__ = ["moto_server"]
 KEYS = {"aws_access_key_id": "a", "aws_secret_access_key": "b", "region_name": "eu-north-1"}
 
 
+async def nobody(operation: str, request: Any) -> Answer:
+    """Where no request is sent."""
+    raise AssertionError(operation)
+
+
 def test_the_users_config_counts_and_the_rest_is_ours() -> None:
     given = BotoConfig(read_timeout=7, s3={"addressing_style": "path"}, retries={"total_max_attempts": 9})
-    merged = merged_config(given, Config(connect_timeout_s=3))
+    merged = merged_config(BotoConfig, given, Config(connect_timeout_s=3))
     assert (merged.read_timeout, merged.connect_timeout, merged.s3["addressing_style"]) == (7, 3, "path")
     assert merged.retries["total_max_attempts"] == 1
 
@@ -102,7 +110,11 @@ def test_client_params_are_not_changed() -> None:
     params: dict[str, Any] = {**KEYS, "config": {"s3": {"addressing_style": "path"}}}
     before = json.dumps(params)
 
-    look_up(S3Settings(params), Config(), "bucket")
+    async def check() -> None:
+        async with AsyncExitStack() as stack:
+            await open_client(stack, S3Settings(params), Config(), nobody)
+
+    anyio.run(check)
     assert json.dumps(params) == before
 
 
@@ -150,7 +162,7 @@ def test_proxies_are_found_as_botocore_finds_them_and_named(
         monkeypatch.delenv(name.lower(), raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    transport._environment_proxy.cache_clear()
+    settings._environment_proxy.cache_clear()
 
     async def check() -> None:
         settings = S3Settings({**KEYS, "endpoint_url": "https://store.example"})
@@ -162,12 +174,16 @@ def test_proxies_are_found_as_botocore_finds_them_and_named(
             await engine.aclose()
 
     anyio.run(check)
-    transport._environment_proxy.cache_clear()
+    settings._environment_proxy.cache_clear()
 
 
 def test_a_setting_that_no_client_takes_is_refused_by_name() -> None:
-    with pytest.raises(UsageError, match="colour"):
-        look_up(S3Settings({**KEYS, "colour": "red"}), Config(), "bucket")
+    async def check() -> None:
+        async with AsyncExitStack() as stack:
+            with pytest.raises(UsageError, match="colour"):
+                await open_client(stack, S3Settings({**KEYS, "colour": "red"}), Config(), nobody)
+
+    anyio.run(check)
 
 
 def test_loopback_is_this_machine_only() -> None:

@@ -1,26 +1,30 @@
-"""Requests over aiohttp."""
+"""Requests over aiohttp, and aiobotocore's client for those whose cost does not matter.
+
+The client prepares its requests and understands the answers; they travel like all others (``exchange``).
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import socket
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import aiohttp
 import anyio
+from aiobotocore.awsrequest import AioAWSResponse
+from aiobotocore.config import AioConfig
+from aiobotocore.session import get_session
 from anyio import to_thread
 from yarl import URL
 
 from ...config import LOOK_UP_S, Config
-from .transport import Dropped, Incoming, Network, PhaseTimer, SignedRequest, Timeouts
-
-#: Of aiohttp.
-VERSION = tuple(int(number) for number in re.findall(r"\d+", aiohttp.__version__)[:2])
+from . import S3Settings
+from .settings import Exchange, Network, OpenedClient, client_params, made, merged_config
+from .transport import Dropped, Incoming, PhaseTimer, SignedRequest, Timeouts
 
 #: What is read ahead of a connection: enough for one turn of the loop at a gigabyte a second.
 _READ_AHEAD_BYTES = 2 << 20
@@ -100,14 +104,12 @@ class AioTransport:
         Certificates and proxies.
     timeouts : Timeouts
         ``connect_s`` is for name look-up, connection and handshake together.
-    config : Config
-        ``idle_connection_s``.
+    idle_s : float
+        The greatest age of an idle connection, in seconds.
     """
 
-    notice = ""
-
-    def __init__(self, network: Network, timeouts: Timeouts, config: Config) -> None:
-        self._network, self._idle_s = network, config.idle_connection_s
+    def __init__(self, network: Network, timeouts: Timeouts, idle_s: float) -> None:
+        self._network, self._idle_s = network, idle_s
         self._timeout = aiohttp.ClientTimeout(total=None, connect=timeouts.connect_s)
         self._opening = asyncio.Lock()
         self._tls: ssl.SSLContext | None = None
@@ -164,3 +166,35 @@ class AioTransport:
         if self._closing:
             await asyncio.wait(set(self._closing))
         await asyncio.sleep(0)  # Aborted connections end in the next turn of the loop.
+
+
+class _Body:
+    """An answer's body that is there already, as aiobotocore reads it."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    async def read(self) -> bytes:
+        return self._data
+
+
+async def open_client(stack: AsyncExitStack, settings: S3Settings, config: Config, exchange: Exchange) -> OpenedClient:
+    """Make a client in the running loop; ``stack`` closes it. See ``OpenClient``."""
+    params = client_params(settings)
+    params["config"] = merged_config(AioConfig, params.get("config"), config)
+    session = get_session()
+    with made():
+        client = await stack.enter_async_context(session.create_client("s3", **params))
+
+    async def send(request: Any, event_name: str, **_: Any) -> AioAWSResponse:
+        answer = await exchange(event_name.rpartition(".")[2], request)
+        return AioAWSResponse(request.url, answer.status, dict(answer.headers), _Body(answer.body))
+
+    client.meta.events.register_first("before-send.s3", send)
+    network = Network.of(client.meta.config, params, session)
+    if network.proxies_config:
+        raise NotImplementedError("proxies_config has settings that only botocore's own connections know")
+    timeouts = Timeouts(client.meta.config.connect_timeout, client.meta.config.read_timeout, config.stall_timeout_s)
+    transport = AioTransport(network, timeouts, config.idle_connection_s)
+    stack.push_async_callback(transport.aclose)
+    return OpenedClient(client, transport, network, timeouts)

@@ -1,31 +1,39 @@
-"""Requests over botocore's own HTTP session, each in a thread: for pods without aiohttp.
+"""Requests over boto3's botocore alone, each in a thread: where aiobotocore is missing or does not fit.
 
+Like ``aiohttp_transport.py``: a client for the requests whose cost does not matter, and botocore's own HTTP session for
+all the others.
 Whoever is cancelled leaves a thread behind, which ends with its socket's time-out.
 """
 
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import socket
 import struct
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, TypeVar
 
 import anyio
-from botocore.awsrequest import AWSPreparedRequest
+from botocore.awsrequest import AWSPreparedRequest, AWSResponse
+from botocore.config import Config as BotoConfig
 from botocore.exceptions import ConnectionClosedError, HTTPClientError, ReadTimeoutError, SSLError
 from botocore.httpsession import URLLib3Session
+from botocore.session import get_session
 from urllib3.exceptions import HTTPError
 from urllib3.exceptions import ReadTimeoutError as StreamTimeoutError
 
 from ...config import THREADS_END_S, Config
 from ...system.concurrency import in_thread
+from . import S3Settings
+from .answers import Answer
 from .body import Body
-from .transport import Dropped, Incoming, Network, PhaseTimer, SignedRequest, Timeouts
+from .settings import Exchange, Network, OpenedClient, client_params, made, merged_config
+from .transport import Dropped, Incoming, PhaseTimer, SignedRequest, Timeouts
 
 T = TypeVar("T")
 
@@ -108,16 +116,14 @@ class ThreadTransport:
         Certificates and proxies.
     timeouts : Timeouts
         Of the phases of a request; the answer's may be longer for some.
-    config : Config
-        ``idle_connection_s``: how long connections may all be idle before none of them is used again. As many are kept
-        as there can be requests.
+    idle_s : float
+        How long connections may all be idle before none of them is used again.
+    most : int
+        Connections that are kept.
     """
 
-    notice = ""
-
-    def __init__(self, network: Network, timeouts: Timeouts, config: Config) -> None:
-        self._network, self._timeouts, self._idle_s = network, timeouts, config.idle_connection_s
-        self._most = config.max_parts_in_flight + config.files_in_flight
+    def __init__(self, network: Network, timeouts: Timeouts, idle_s: float, most: int) -> None:
+        self._network, self._timeouts, self._idle_s, self._most = network, timeouts, idle_s, most
         self._sessions: dict[tuple[float, str | None], URLLib3Session] = {}
         self._checked = False
         self._under_way: set[object] = set()
@@ -216,3 +222,95 @@ def _close(response: Any) -> None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             socket.socket.shutdown(sock, socket.SHUT_RDWR)
     threading.Thread(target=raw.close, name="async_ckpt-close", daemon=True).start()
+
+
+class _Call:
+    """A call of a client's method in a thread, and the request that it waits for in the loop."""
+
+    def __init__(self) -> None:
+        self._asked: concurrent.futures.Future[Answer] | None = None
+        self._cancelled = False
+
+    def ask(self, exchange: Coroutine[Any, Any, Answer], loop: asyncio.AbstractEventLoop) -> Answer:
+        """In the thread: have a request sent, and wait for its answer."""
+        self._asked = asyncio.run_coroutine_threadsafe(exchange, loop)
+        if self._cancelled:
+            self._asked.cancel()
+        return self._asked.result()
+
+    def cancel(self) -> None:
+        self._cancelled = True
+        if self._asked is not None:
+            self._asked.cancel()
+
+
+_local = threading.local()
+
+
+class ThreadClient:
+    """A client of botocore with the methods of one of aiobotocore, as far as they are used here.
+
+    Parameters
+    ----------
+    client : object
+        Botocore's.
+    """
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self.meta = client.meta
+
+    def __getattr__(self, operation: str) -> Any:
+        method = getattr(self._client, operation)
+
+        async def call(**params: Any) -> Any:
+            this = _Call()
+
+            def run() -> Any:
+                _local.call = this
+                return method(**params)
+
+            try:
+                return await in_thread(run)
+            except asyncio.CancelledError:
+                this.cancel()
+                raise
+
+        return call
+
+
+class _Read:
+    """An answer's body that is there already, as botocore reads it."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def stream(self, *_: Any, **__: Any) -> list[bytes]:
+        return [self._data]
+
+
+async def open_client(stack: AsyncExitStack, settings: S3Settings, config: Config, exchange: Exchange) -> OpenedClient:
+    """Make a client for the running loop; ``stack`` closes it. See ``OpenClient``."""
+    params = client_params(settings)
+    params["config"] = merged_config(BotoConfig, params.get("config"), config)
+    session, loop = get_session(), asyncio.get_running_loop()
+
+    def make() -> Any:
+        with made():
+            return session.create_client("s3", **params)
+
+    client = await in_thread(make)
+
+    def send(request: Any, event_name: str, **_: Any) -> AWSResponse:
+        call: _Call = _local.call
+        answer = call.ask(exchange(event_name.rpartition(".")[2], request), loop)
+        return AWSResponse(request.url, answer.status, dict(answer.headers), _Read(answer.body))
+
+    client.meta.events.register_first("before-send.s3", send)
+    stack.callback(client.close)
+    network = Network.of(client.meta.config, params, session)
+    timeouts = Timeouts(client.meta.config.connect_timeout, client.meta.config.read_timeout, config.stall_timeout_s)
+    most = config.max_parts_in_flight + config.files_in_flight
+    transport = ThreadTransport(network, timeouts, config.idle_connection_s, most)
+    stack.push_async_callback(transport.aclose)
+    return OpenedClient(ThreadClient(client), transport, network, timeouts)

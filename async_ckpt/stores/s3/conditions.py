@@ -7,7 +7,7 @@ No object is made only for the test. In a bucket that keeps every version, or fo
 
 from __future__ import annotations
 
-from .answers import NotS3, Refusal
+from .answers import NotS3, Refusal, code_of
 from .objects import Objects
 
 #: Answers if the condition does not hold: nothing is there, somebody is writing, something else is there.
@@ -91,7 +91,7 @@ class Conditions:
             try:
                 return (await self._objects.head(key))[0].headers["etag"]
             except Refusal as error:
-                if error.status != 404:
+                if code_of(error)[1] != 404:
                     raise
         return None
 
@@ -109,11 +109,10 @@ class Conditions:
             try:
                 await self._objects.put_bytes(key, data, condition)
             except Refusal as error:
-                if isinstance(error, NotS3):
-                    raise
-                if error.status in _NOT_AS_EXPECTED:
+                code, status = code_of(error)
+                if status in _NOT_AS_EXPECTED and not isinstance(error, NotS3):
                     return False
-                if error.code not in _NOT_KNOWN:
+                if code not in _NOT_KNOWN or isinstance(error, NotS3):
                     raise
                 return None
         return True

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from urllib.parse import quote
+from typing import Any
 
 from ...errors import NotFound, StoreError, TransientStoreError
 from ...system.concurrency import for_each
 from ..base import check_size
 from ..retry import with_retries
 from .engine import Engine
-from .multipart import Listed, abort, begin, complete
-from .objects import Objects, Part
+from .multipart import abort, begin
+from .objects import Objects
 
 #: Above this a copy is made of parts, side by side: the store copies each at the speed of a disk, and a request for
 #: gigabytes would outlast its time limit. (S3 itself demands it above 5 GiB.)
@@ -29,10 +29,9 @@ async def copy_object(objects: Objects, source_key: str, key: str, size: int) ->
     if source_key == key:
         return
     # What somebody replaces meanwhile is not copied.
-    folder = f"{engine.bucket}/object" if engine.bucket.startswith("arn:") else engine.bucket
     origin = {
-        "x-amz-copy-source": quote(f"{folder}/{engine.name(source_key)}", safe="/-_.~"),
-        "x-amz-copy-source-if-match": answer.headers["etag"],
+        "CopySource": {"Bucket": engine.bucket, "Key": engine.name(source_key)},
+        "CopySourceIfMatch": answer.headers["etag"],
     }
     if size > ONE_REQUEST_BYTES:
         try:
@@ -45,28 +44,34 @@ async def copy_object(objects: Objects, source_key: str, key: str, size: int) ->
                 raise
             # Some stores cannot copy parts.
     async with engine.small:
-        await engine.call("copy to", key, "CopyObject", "PUT", headers=origin)
+        await engine.call("copy to", key, "copy_object", **origin)
 
 
-async def _copy_parts(engine: Engine, origin: dict[str, str], key: str, size: int) -> None:
-    upload = await begin(engine, key)
-    parts: list[Listed] = []
+async def _copy_parts(engine: Engine, origin: dict[str, Any], key: str, size: int) -> None:
+    upload = await begin(engine, key, {})
+    tags: dict[int, str] = {}
 
     async def copy(number: int) -> None:
         first = (number - 1) * PART_BYTES
-        headers = {**origin, "x-amz-copy-source-range": f"bytes={first}-{min(first + PART_BYTES, size) - 1}"}
+        span = f"bytes={first}-{min(first + PART_BYTES, size) - 1}"
 
         async def once(_: object) -> None:
             async with engine.small:
-                params = Part(upload, number).params
-                answer = await engine.call("copy to", key, "UploadPartCopy", "PUT", params, headers=headers)
-            parts.append(Listed(number, answer.text("ETag")))
+                with engine.mapping("copy to", key):
+                    answer = await engine.call(
+                        "copy to", key, "upload_part_copy", **origin, CopySourceRange=span, PartNumber=number,
+                        UploadId=upload,
+                    )  # fmt: skip
+                    tags[number] = answer["CopyPartResult"]["ETag"]
 
         await with_retries(once, engine.config)
 
     try:
         await for_each(range(1, -(-size // PART_BYTES) + 1), engine.config.files_in_flight, copy)
-        await complete(engine, "copy to", key, upload, sorted(parts))
+        parts = [{"PartNumber": number, "ETag": tags[number]} for number in sorted(tags)]
+        await engine.call(
+            "copy to", key, "complete_multipart_upload", UploadId=upload, MultipartUpload={"Parts": parts}
+        )
     except BaseException:
         await abort(engine, key, upload)
         raise

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+import re
 from dataclasses import dataclass, replace
 from typing import Any
-from urllib.parse import SplitResult, quote, urlencode, urlsplit
+from urllib.parse import SplitResult, quote, urlsplit
 
 from botocore import UNSIGNED
 
 from ...errors import StoreError, UsageError
+from .answers import Refusal, code_of, error_field, header
 from .signing import Signing
 
 #: The name of an object that is asked for, and need not be there.
 PROBE = "async-ckpt-probe"
+
+_REDIRECTS = (301, 302, 303, 307, 308)
+#: The bucket is in another region, said without a redirect.
+_ELSEWHERE = frozenset({
+    "AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "PermanentRedirect", "TemporaryRedirect",
+    "Redirect",
+})  # fmt: skip
+#: What a server says of a request that was signed for another region, where it names that in its message only.
+_EXPECTING = re.compile(r"expecting '([a-z0-9-]+)'")
 
 
 @dataclass(frozen=True)
@@ -66,10 +76,10 @@ class Endpoint:
         """The ``Host`` header."""
         return urlsplit(self.base).netloc
 
-    def url(self, path: str) -> str:
-        """The URL of what is there: ``path`` of an object, or of the bucket a query alone."""
-        slash = "/" if path.startswith("?") and not urlsplit(self.base).path else ""
-        return self.base + slash + path
+    @staticmethod
+    def path(name: str) -> str:
+        """What follows the base in an object's URL, from its name in the bucket."""
+        return f"/{quote(name, safe='/-_.~')}"
 
     @functools.cached_property
     def signing(self) -> Signing:
@@ -112,9 +122,23 @@ def _base(url: SplitResult) -> str:
     return f"{url.scheme}://{host}{port}{url.path}"
 
 
-def query(values: Mapping[str, object]) -> str:
-    """A query as S3 has it, with its question mark. A name whose value is empty stands alone."""
-    return f"?{urlencode(values, quote_via=quote).removesuffix('=')}"
+def is_elsewhere(error: Refusal) -> bool:
+    """Whether an answer says that the bucket is not where the request went."""
+    code, status = code_of(error)
+    named = bool(header(error, "x-amz-bucket-region")) and code in ("400", "BadRequest")
+    return status in _REDIRECTS or code in _ELSEWHERE or named
+
+
+def region_in(error: Refusal) -> str:
+    """The region that an answer names; empty where it names none."""
+    said = header(error, "x-amz-bucket-region") or error_field(error, "Region")
+    match = _EXPECTING.search(error_field(error, "Message"))
+    return said or (match[1] if match else "")
+
+
+def endpoint_in(error: Refusal) -> str:
+    """The host that an answer names as the bucket's; empty where it names none."""
+    return error_field(error, "Endpoint")
 
 
 def _text(value: Any) -> str:

@@ -1,7 +1,7 @@
 """Requests to S3. Each is signed, sent, and ended if it takes too long; its answer may say how to send it again.
 
-Everything goes through ``Engine.exchange``: content, which ``objects.py`` prepares, and requests that carry none
-(``Engine.call``).
+Everything goes through ``Engine.exchange``: content, which ``objects.py`` prepares, and the requests that botocore's
+client prepares (``Engine.call``).
 """
 
 from __future__ import annotations
@@ -10,24 +10,25 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
-from urllib.parse import quote
+from urllib.parse import urlsplit
 
 from ...config import CREDENTIALS_TIMEOUT_S, FAILURE_SHARED_S, Config
 from ...errors import CheckpointError, StoreError, TransientStoreError, UsageError
-from ...system.concurrency import in_thread
 from ..base import check_key
 from . import S3Settings
-from .answers import MAX_ERROR_BYTES, Answer, NotS3, Refusal, check
+from .answers import MAX_ERROR_BYTES, Answer, NotS3, Refusal, check, clock_offset_s, code_of, header, is_page, is_s3
 from .body import Body
+from .choice import open_client as open_best
 from .credentials import Credentials, asked, botocore_chain
-from .endpoint import PROBE, Endpoint, query
-from .errors import TIME_OUTS, mapped
+from .endpoint import PROBE, Endpoint, endpoint_in, is_elsewhere, region_in
+from .errors import CREDENTIAL_CODES, TIME_OUTS, asks_to_slow_down, mapped
 from .limits import AdaptiveLimiter, Limiter, Throttle
-from .settings import Found, UserHeaders, is_loopback, look_up, sends_checksums, validates
+from .settings import OpenClient, OpenedClient, UserHeaders, is_loopback, sends_checksums, signs_content, validates
 from .signing import NO_CONTENT, Headers, sha256
-from .transport import Dropped, Incoming, OpenTransport, PhaseTimer, SignedRequest, Timeouts, Transport, best_transport
+from .transport import Dropped, Incoming, PhaseTimer, SignedRequest
 
 T = TypeVar("T")
 
@@ -37,6 +38,11 @@ _MAX_NAME_BYTES = 1024
 _MAX_LISTING_BYTES = 8 << 20
 #: How often one request is sent on to another endpoint, and how many redirects are followed to find the bucket.
 _MOST_MOVES = 4
+#: Headers of a request that a client prepared which are not kept: they are made anew.
+_MADE_ANEW = frozenset({
+    "accept-encoding", "amz-sdk-invocation-id", "amz-sdk-request", "authorization", "connection", "content-length",
+    "expect", "host", "user-agent", "x-amz-content-sha256", "x-amz-date", "x-amz-security-token",
+})  # fmt: skip
 _COMPRESSED = ("gzip", "x-gzip", "deflate", "br", "zstd")
 _CUT = "the answer broke off in its head"
 #: Operations in which the store puts an object together. They may take minutes.
@@ -66,6 +72,13 @@ class UnsignedRequest(NamedTuple):
 Reader = Callable[[Incoming, PhaseTimer], Awaitable[T]] | None
 
 
+class _Prepared(Exception):
+    """Not an error: it is raised so that a request which the client has prepared is not sent."""
+
+    def __init__(self, request: Any) -> None:
+        self.request = request
+
+
 class Setup(NamedTuple):
     """What requests are made with. It is made when the store is first used.
 
@@ -79,8 +92,7 @@ class Setup(NamedTuple):
         Whether signatures cover content.
     """
 
-    transport: Transport
-    timeouts: Timeouts
+    opened: OpenedClient
     credentials: Credentials
     user_headers: UserHeaders
     checksums: bool
@@ -99,8 +111,8 @@ class Engine:
         Returns what the client is made with; called in a thread, at first use and after a failure.
     config : Config
         Limits.
-    open_transport : callable
-        Makes what carries requests.
+    open_client : callable
+        Makes the client.
 
     Raises
     ------
@@ -109,9 +121,8 @@ class Engine:
     """
 
     def __init__(
-        self, root: str, settings: Callable[[], S3Settings], config: Config,
-        open_transport: OpenTransport = best_transport,
-    ) -> None:  # fmt: skip
+        self, root: str, settings: Callable[[], S3Settings], config: Config, open_client: OpenClient = open_best
+    ) -> None:
         bucket, _, prefix = root.removeprefix("s3://").rstrip("/").partition("/")
         if not root.startswith("s3://") or not bucket:
             raise UsageError(
@@ -119,7 +130,7 @@ class Engine:
             )
         self.root = root.rstrip("/")
         self.bucket, self._prefix = bucket, f"{prefix}/" if prefix else ""
-        self._settings, self.config, self._open = settings, config, open_transport
+        self._settings, self.config, self._open = settings, config, open_client
         #: What the user should know of how requests travel; usually nothing.
         self.notice = ""
         self.throttle = Throttle(config.max_bandwidth_bytes_s)
@@ -131,8 +142,10 @@ class Engine:
         self.most = config.files_in_flight + config.max_parts_in_flight
         self._opening = asyncio.Lock()
         self._moving = asyncio.Lock()
+        self._stack: AsyncExitStack | None = None
         self._setup: Setup | None = None
         self._endpoint: Endpoint | None = None
+        self._client_base = ""  # The base of what the client prepares; ``_endpoint`` may be elsewhere by now.
         self._first_endpoint: Endpoint | None = None
         self._failures: dict[str, tuple[float, Exception]] = {}
         self._offset_s = 0.0
@@ -165,7 +178,7 @@ class Engine:
 
     def path(self, key: str) -> str:
         """What follows the endpoint's ``base`` in the URL of a key's object."""
-        return f"/{quote(self.name(key), safe='/-_.~')}"
+        return Endpoint.path(self.name(key))
 
     def key(self, name: str) -> str:
         """The key of an object, from its name in the bucket."""
@@ -181,23 +194,25 @@ class Engine:
         StoreError
             The client cannot be made: a wrong endpoint, no region, settings that cannot be had.
         """
-        if self._setup is None:
-            async with self._opening:
-                if self._setup is None:
+        if self._setup is not None:
+            return self._setup
+        async with self._opening:
+            if self._setup is None:
+                async with AsyncExitStack() as stack:
                     with self._sharing_failure("open"), mapped(f"Cannot make a client for {self.root}", self.root):
                         settings = await self._ask_settings()
-                        found = await self._look_up(settings)
-                    self._setup = self._made(settings, found)
-        return self._setup
+                        opened = await self._open(stack, settings, self.config, self._send_prepared)
+                        endpoint = await self._learn(opened.client)
+                    self._adopt(settings, opened, endpoint)
+                    self._stack = stack.pop_all()
+            assert self._setup is not None, "adopted"
+            return self._setup
 
     async def _ask_settings(self) -> S3Settings:
         return await asked(self._settings, CREDENTIALS_TIMEOUT_S, "Metaflow's S3 client")
 
-    async def _look_up(self, settings: S3Settings) -> Found:
-        return await in_thread(lambda: look_up(settings, self.config, self.bucket))
-
-    def _made(self, settings: S3Settings, found: Found) -> Setup:
-        config, endpoint = self.config, found.endpoint
+    def _adopt(self, settings: S3Settings, opened: OpenedClient, endpoint: Endpoint) -> None:
+        config, options = self.config, opened.client.meta.config
         user_headers = UserHeaders(settings, config)
         if user_headers.needs_tls and not endpoint.base.startswith("https:") and not is_loopback(endpoint.base):
             raise UsageError(
@@ -206,24 +221,31 @@ class Engine:
             )
         source = settings.credentials or botocore_chain(settings.client_params)
         given = settings.client_params.get("config")
-        transport = self._open(found.network, found.timeouts, config)
+        self._setup = Setup(
+            opened, Credentials(source, CREDENTIALS_TIMEOUT_S), user_headers, sends_checksums(given, config),
+            validates(given), signs_content(options.s3 or {}, endpoint.base, config),
+        )  # fmt: skip
         self._endpoint = self._first_endpoint = endpoint
-        slower = [transport.notice] if transport.notice else []
-        if found.signs_content:
+        self._client_base = endpoint.base
+        slower = [opened.notice] if opened.notice else []
+        if self._setup.signs_content:
             slower.append("content is read twice, because it is signed: it travels over plain HTTP, or was asked for")
-        if proxy := found.network.proxy(endpoint.base):
+        if proxy := opened.network.proxy(endpoint.base):
             slower.append(f"requests go through the proxy {proxy.rpartition('@')[2]}")
         self.notice = "; ".join(slower)
-        return Setup(
-            transport, found.timeouts, Credentials(source, CREDENTIALS_TIMEOUT_S), user_headers,
-            sends_checksums(given, config), validates(given), found.signs_content,
-        )  # fmt: skip
+
+    async def _learn(self, client: Any) -> Endpoint:
+        try:
+            await client.head_object(Bucket=self.bucket, Key=PROBE)
+        except _Prepared as prepared:
+            return Endpoint.learn(prepared.request, self.bucket, client.meta.config.signature_version)
+        raise AssertionError("the request for the probe was sent")
 
     async def aclose(self) -> None:
-        """Close all connections; the next call would make others."""
-        setup, self._setup = self._setup, None
-        if setup is not None:
-            await setup.transport.aclose()
+        """Close the client; the next call would make another."""
+        stack, self._stack, self._setup = self._stack, None, None
+        if stack is not None:
+            await stack.aclose()
 
     # -- requests ------------------------------------------------------------------------------------------------------
 
@@ -241,32 +263,35 @@ class Engine:
             with mapped(f"Cannot {verb} {where}", where, proven=lambda: self._s3_answered):
                 yield
         except StoreError as error:
-            if isinstance(error.__cause__, Refusal) and error.__cause__.asks_to_slow_down:
+            if asks_to_slow_down(error.__cause__):
                 self.large.slow_down()
             raise
 
-    async def call(
-        self, verb: str, key: str, operation: str, method: str, params: Mapping[str, object] | None = None, *,
-        headers: Mapping[str, str] | None = None, body: bytes | None = None,
-    ) -> Answer:  # fmt: skip
-        """Send a request that carries no content, and return its answer; errors are mapped (``mapping``).
-
-        Parameters
-        ----------
-        key : str
-            Key of the object that it is about; of a listing, the folder.
-        params : mapping
-            Of the query.
-        """
-        setup = await self.setup()
+    async def call(self, verb: str, key: str, method: str, **params: Any) -> Any:
+        """Call a method of the client about a key's object, and return its answer; errors are mapped (``mapping``)."""
+        client = (await self.setup()).opened.client
         with self.mapping(verb, key):
-            path = "" if operation == "ListObjectsV2" else self.path(key)
-            request = UnsignedRequest(
-                operation, method, path + (query(params) if params else ""),
-                {**setup.user_headers.headers(operation), **(headers or {})}, body, sha256(body or b""),
-            )  # fmt: skip
-            answer: Answer = await self.exchange(request)
-            return answer
+            named = {} if "Prefix" in params else {"Key": self.name(key)}  # A listing is of many keys.
+            return await getattr(client, method)(Bucket=self.bucket, **named, **params)
+
+    async def _send_prepared(self, operation: str, prepared: Any) -> Answer:
+        """See ``Exchange``."""
+        if operation == "HeadObject":
+            raise _Prepared(prepared)  # The only one that is asked through a client: for ``_learn``.
+        setup = await self.setup()
+        body = prepared.body or b""
+        data = body if isinstance(body, bytes) else body.encode() if isinstance(body, str) else body.read()
+        headers = {
+            name.lower(): value.decode("latin-1") if isinstance(value, bytes) else str(value)
+            for name, value in prepared.headers.items()
+            if name.lower() not in _MADE_ANEW
+        }
+        url = urlsplit(prepared.url)
+        path = url.path.removeprefix(urlsplit(self._client_base).path) + (f"?{url.query}" if url.query else "")
+        headers |= setup.user_headers.headers(operation)
+        request = UnsignedRequest(operation, prepared.method, path, headers, data or None, sha256(data))
+        answer: Answer = await self.exchange(request)
+        return answer
 
     async def exchange(self, request: UnsignedRequest, reader: Reader[Any] = None) -> Any:
         """Send a request, and send it again if the bucket turns out to be elsewhere, this machine's clock is wrong, the
@@ -278,7 +303,7 @@ class Engine:
             Reads the content of an answer, and returns what this method returns. None: the answer is returned.
         """
         setup = await self.setup()
-        done: list[str] = []
+        done: set[str] = set()
         while True:
             endpoint = self._endpoint
             assert endpoint is not None, "known since the client was opened"
@@ -290,8 +315,8 @@ class Engine:
                 if "dropped" in done:
                     self._forget_redirect()
                     raise error.__cause__ or error from None
-                done.append("dropped")
-                setup.transport.drop_connections()
+                done.add("dropped")
+                setup.opened.transport.drop_connections()
                 if isinstance(request.body, Body):
                     request.body.cautious = True
             except Refusal as error:
@@ -308,34 +333,38 @@ class Engine:
                 return result
 
     async def _heed(
-        self, error: Refusal, request: UnsignedRequest, setup: Setup, endpoint: Endpoint, keys: Any, done: list[str]
+        self, error: Refusal, request: UnsignedRequest, setup: Setup, endpoint: Endpoint, keys: Any, done: set[str]
     ) -> None:  # fmt: skip
         """Prepare what a refusal asks for, so that the request can be sent again; raise it if there is nothing to do.
 
         Parameters
         ----------
-        done : list of str
+        done : set of str
             What was done before for this request: nothing is done twice, but for a few moves.
         """
         if isinstance(error, NotS3):
             if error.may_pass is None:
                 error.may_pass = self._s3_answered
             self._forget_redirect()
-        self._s3_answered = self._s3_answered or error.is_s3
-        remedy = error.remedy
-        if not remedy or done.count(remedy) >= (_MOST_MOVES if remedy == "move" else 1):
-            raise error
-        done.append(remedy)
-        if remedy == "move":
+        self._s3_answered = self._s3_answered or is_s3(error)
+        code, _ = code_of(error)
+        move = next((f"move {n}" for n in range(_MOST_MOVES) if f"move {n}" not in done), None)
+        if is_elsewhere(error) and move is not None:
+            done.add(move)
             await self._move(setup, endpoint, request, error)
-        elif remedy == "clock":
-            self._offset_s = error.clock_offset_s or 0.0
-        elif keys is None or not await self._renew(setup.credentials, keys, error):
+        elif code == "RequestTimeTooSkewed" and code not in done and (offset_s := clock_offset_s(error)):
+            done.add(code)
+            self._offset_s = offset_s
+        elif code in CREDENTIAL_CODES and keys is not None and "renewed" not in done:
+            done.add("renewed")
+            if not await self._renew(setup.credentials, keys, error):
+                raise error
+        else:
             raise error
 
     async def _renew(self, credentials: Credentials, used: Any, error: Refusal) -> bool:
         """Whether there are other credentials than those that were refused."""
-        ambiguous = error.code == "AccessDenied"
+        ambiguous = code_of(error)[0] == "AccessDenied"
         if not credentials.refuse(used, ambiguous=ambiguous):
             return False
         if await credentials.get() != used:
@@ -348,22 +377,23 @@ class Engine:
         self, request: UnsignedRequest, setup: Setup, endpoint: Endpoint, keys: Any, reader: Reader[Any] = None
     ) -> Any:
         """Send a request once."""
-        body, timeouts = request.body, setup.timeouts
+        body, opened = request.body, setup.opened
         headers = Headers(request.headers)
         headers["host"] = endpoint.host
         if body is not None or request.method in ("PUT", "POST"):
             headers["content-length"] = str(body.length if isinstance(body, Body) else len(body or b""))
-        url = endpoint.url(request.path)
+        url = endpoint.base + request.path
         if keys is not None:
             endpoint.signing.sign(request.method, url, headers, request.digest, keys, self._offset_s)
         headers["Accept-Encoding"] = "identity"
+        timeouts = opened.timeouts
         if request.operation in _LONG:
             # It may send a head at once, and then a space now and then until it is done.
             longest = max(timeouts.answer_s, self.config.complete_timeout_s)
             timeouts = timeouts._replace(answer_s=longest, stall_s=max(timeouts.stall_s, longest))
         try:
             with PhaseTimer(timeouts) as timer:
-                async with setup.transport.send(SignedRequest(request.method, url, headers, body), timer) as incoming:
+                async with opened.transport.send(SignedRequest(request.method, url, headers, body), timer) as incoming:
                     return await _understand(request, incoming, timer, reader)
         except Exception as error:
             if isinstance(body, Body):
@@ -371,7 +401,7 @@ class Engine:
                 if body.error is not None:
                     raise body.error from None
             if isinstance(error, TIME_OUTS):
-                setup.transport.drop_connections()
+                opened.transport.drop_connections()
             raise
 
     # -- where the bucket is -------------------------------------------------------------------------------------------
@@ -395,14 +425,13 @@ class Engine:
                     for _ in range(_MOST_MOVES):
                         endpoint = await self._next_endpoint(endpoint, said, path)
                         answer = await self._probe(setup, endpoint)
-                        if answer is not None and answer.remedy == "move":
-                            said, path = answer, f"/{PROBE}"
-                            continue
-                        if answer is None or answer.is_s3 or not answer.is_page:
-                            self._endpoint = endpoint
-                            return
-                        why = f"{endpoint.base} is no S3: {answer.message}"
-                        break
+                        if not isinstance(answer, Refusal) or not is_elsewhere(answer):
+                            if not isinstance(answer, Refusal) or is_s3(answer) or not is_page(answer):
+                                self._endpoint = endpoint
+                                return
+                            why = f"{endpoint.base} is no S3: {answer}"
+                            break
+                        said, path = answer, f"/{PROBE}"
             except LookupError:
                 why = "it does not say where"
             raise kind(
@@ -410,25 +439,24 @@ class Engine:
                 hint="Set METAFLOW_S3_ENDPOINT_URL, and AWS_DEFAULT_REGION, to where the bucket is",
             ) from said  # fmt: skip
 
-    async def _probe(self, setup: Setup, endpoint: Endpoint) -> Refusal | None:
-        """What an endpoint has against a request for an object that need not be there; None: nothing."""
+    async def _probe(self, setup: Setup, endpoint: Endpoint) -> Answer | Refusal:
+        """What an endpoint says to a request for an object that need not be there."""
         keys = await setup.credentials.get() if endpoint.signing.signs else None
         try:
-            await self._send(UnsignedRequest("HeadObject", "HEAD", f"/{PROBE}", {}), setup, endpoint, keys)
+            request = UnsignedRequest("HeadObject", "HEAD", f"/{PROBE}", {})
+            answer: Answer = await self._send(request, setup, endpoint, keys)
         except Refusal as refusal:
             return refusal
-        return None
+        return answer
 
     async def _next_endpoint(self, endpoint: Endpoint, said: Refusal, path: str) -> Endpoint:
         """The endpoint that an answer names; ``LookupError``: it names none."""
-        region = said.region or endpoint.region
-        found = endpoint.at(said.header("location"), path)
+        region = region_in(said) or endpoint.region
+        found = endpoint.at(header(said, "location"), path)
         if found is None and region != endpoint.region:
-            settings = await self._ask_settings()
-            params = {**settings.client_params, "region_name": region}
-            found = (await self._look_up(replace(settings, client_params=params))).endpoint
+            found = await self._endpoint_in(region)
         if found is None or found == endpoint:
-            found = endpoint.at(said.endpoint, path) or endpoint
+            found = endpoint.at(endpoint_in(said), path) or endpoint
         found = replace(found, region=region)
         if found == endpoint:
             raise LookupError
@@ -452,6 +480,13 @@ class Engine:
             self._failures[what] = time.monotonic() + FAILURE_SHARED_S, raised
             raise
         self._failures.pop(what, None)
+
+    async def _endpoint_in(self, region: str) -> Endpoint:
+        """Where botocore looks for the bucket in a region."""
+        settings = await self._ask_settings()
+        settings = replace(settings, client_params={**settings.client_params, "region_name": region})
+        async with AsyncExitStack() as stack:
+            return await self._learn((await self._open(stack, settings, self.config, self._send_prepared)).client)
 
 
 async def _understand(request: UnsignedRequest, incoming: Incoming, timer: PhaseTimer, reader: Reader[Any]) -> Any:
@@ -485,7 +520,7 @@ async def _understand(request: UnsignedRequest, incoming: Incoming, timer: Phase
         # A store that refuses a body may reset the connection under it: what was heard counts.
     answer = Answer(incoming.status, incoming.headers, b"".join(pieces))
     try:
-        answer = check(request.operation, answer)
+        check(request.operation, answer)
     except NotS3 as error:
         if answer.status == 200 and not answer.body and not _is_framed(incoming.headers):
             raise ConnectionError(_CUT) from error

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 from botocore.exceptions import (
     BotoCoreError,
+    ClientError,
     ConnectTimeoutError,
     CredentialRetrievalError,
     HTTPClientError,
@@ -23,16 +24,17 @@ from botocore.exceptions import (
     SSLError,
 )
 from botocore.exceptions import ConnectionError as BotoConnectionError
+from botocore.parsers import ResponseParserError
 
 from ...errors import CheckpointError, NotFound, StoreError, TransientStoreError
-from .answers import NotS3, Refusal, first_words
+from .answers import NotS3, Refusal, code_of, first_words, retry_after_s
 
 try:
     from aiohttp import ClientError as AioClientError
     from aiohttp import ClientHttpProxyError as AioProxyAnswer
     from aiohttp import ClientProxyConnectionError as AioProxyError
-except Exception:  # Where it cannot be imported, botocore's errors are all there are; ``best_transport`` says why.
-    AioClientError, AioProxyAnswer, AioProxyError = HTTPClientError, ProxyConnectionError, ProxyConnectionError
+except ImportError:  # Without aiobotocore, botocore has errors of its own for all of them.
+    AioClientError = AioProxyAnswer = AioProxyError = ClientError
 
 
 #: A limit was reached, by whoever watched it.
@@ -43,8 +45,27 @@ class StartOver(StoreError):
     """This request is of no use any more, but the whole call, begun anew, may succeed."""
 
 
+_TRANSIENT_CODES = frozenset({
+    "BadDigest", "BandwidthLimitExceeded", "ConditionalRequestConflict", "ConnectionError",
+    "DependencyTimeoutException", "ExpiredToken", "ExpiredTokenException", "IncompleteBody", "InternalError",
+    "InternalFailure", "KMSInternalException", "KeyUnavailableException", "LimitExceededException", "OperationAborted",
+    "PriorRequestNotComplete", "ProvisionedThroughputExceededException", "RequestExpired", "RequestLimitExceeded",
+    "RequestThrottled", "RequestThrottledException", "RequestTimeTooSkewed", "RequestTimeout",
+    "RequestTimeoutException", "ServerBusy", "ServiceUnavailable", "SlowDown", "SlowDownRead", "SlowDownWrite",
+    "ThrottledException", "Throttling", "ThrottlingException", "TokenRefreshRequired", "TooManyRequests",
+    "TooManyRequestsException", "TransactionInProgressException", "XAmzContentSHA256Mismatch",
+})  # fmt: skip
+#: What other credentials may change; the last is what some stores say to any key that they do not know.
+CREDENTIAL_CODES = frozenset({
+    "ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "InvalidToken", "InvalidAccessKeyId",
+    "InvalidClientTokenId", "InvalidSecurity", "NotSignedUp", "SignatureDoesNotMatch", "UnrecognizedClientException",
+    "401", "AuthFailure", "AccessDenied",
+})  # fmt: skip
+_EXPIRED_CODES = frozenset({"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired"})
+_MISSING_CODES = frozenset({"NoSuchKey", "NotFound", "404"})
 #: Characters of an error that are shown.
 _SHOWN = 1000
+_SLOW = re.compile("SlowDown|Throttl|TooManyRequests|RequestLimitExceeded|ServerBusy|BandwidthLimitExceeded")
 
 _REGION = "Set AWS_DEFAULT_REGION, or region_name in METAFLOW_DATATOOLS_CLIENT_PARAMS, to the bucket's region"
 _KEYS = "Check the access key: environment, ~/.aws/credentials, or the role the task runs with"
@@ -109,7 +130,11 @@ _LIBRARIES: tuple[tuple[tuple[type[BaseException], ...], bool, str], ...] = (
     ((NoRegionError,), False, _REGION),
     ((SSLError, ssl.SSLError), True, "Check that the endpoint speaks TLS, or use http:// in its URL"),
     ((ProxyConnectionError, AioProxyError, AioProxyAnswer), True, "Check HTTPS_PROXY and NO_PROXY"),
-    ((BotoConnectionError, HTTPClientError, ResponseStreamingError, IncompleteReadError), True, _NETWORK),
+    (
+        (BotoConnectionError, HTTPClientError, ResponseStreamingError, IncompleteReadError, ResponseParserError),
+        True,
+        _NETWORK,
+    ),
     ((BotoCoreError,), False, ""),
 )
 
@@ -132,15 +157,27 @@ def mapped(what: str, where: str, *, proven: Callable[[], bool] = lambda: False)
         yield
     except CheckpointError:
         raise
-    except Refusal as error:
-        raise _map_refusal(error, what, where, proven=proven()) from error
-    except (BotoCoreError, AioClientError, OSError, EOFError, asyncio.TimeoutError) as error:
+    except (ClientError, BotoCoreError, ResponseParserError, AioClientError, OSError, EOFError) as error:
         raise _map_error(error, what, where, proven=proven()) from error
+    except asyncio.TimeoutError as error:  # not an OSError before Python 3.11
+        raise _map_error(error, what, where, proven=proven()) from error
+    except KeyError as error:
+        raise StoreError(f"{what}: the answer has no {error}", where=where, hint=_ENDPOINT) from error
     except ValueError as error:  # botocore's for an endpoint that is no URL, aiohttp's for headers it will not send
         raise StoreError(f"{what}: {_clean(error)}", where=where, hint=_ENDPOINT) from error
 
 
+def asks_to_slow_down(error: BaseException | None) -> bool:
+    """Whether the store has more requests than it likes."""
+    if not isinstance(error, ClientError):
+        return False
+    code, status = code_of(error)
+    return bool(_SLOW.search(code)) or status in (429, 503)
+
+
 def _map_error(error: BaseException, what: str, where: str, *, proven: bool) -> StoreError:
+    if isinstance(error, ClientError):
+        return _map_answer(error, what, where, proven=proven)
     text = _words(error)
     rows = ((passes, hint) for types, passes, hint in _LIBRARIES if isinstance(error, types))
     passes, hint = next(rows, (True, _NETWORK))
@@ -150,23 +187,29 @@ def _map_error(error: BaseException, what: str, where: str, *, proven: bool) -> 
     return _error(passes, f"{what}: {text}", where, hint)
 
 
-def _map_refusal(error: Refusal, what: str, where: str, *, proven: bool) -> StoreError:
-    code, status = error.code, str(error.status)
+def _map_answer(error: ClientError, what: str, where: str, *, proven: bool) -> StoreError:
+    code, status = code_of(error)
+    message = str(error.response.get("Error", {}).get("Message") or "")
     if isinstance(error, NotS3):
         passes = proven if error.may_pass is None else error.may_pass
-        return _error(passes, f"{what}: {_clean(error.message)}", where, _way_out(error.message) or _ENDPOINT)
-    if error.is_missing:
+        said = message if code == "NotS3" else f"HTTP {status}" + (f": {message}" if message else "")
+        return _error(passes, f"{what}: {_clean(said)}", where, _way_out(message) or _ENDPOINT)
+    if code in _MISSING_CODES:
         return NotFound(f"There is no object {where}", where=where)
-    reason = f"{what}: {code}" + (f" (HTTP {status})" if status != code else "")
-    if error.message not in ("", code):
-        reason += f": {_clean(error.message)}"
+    reason = f"{what}: {code}" + (f" (HTTP {status})" if status and str(status) != code else "")
+    if message not in ("", code):
+        reason += f": {_clean(message)}"
     if code in _START_OVER:
         return StartOver(reason, where=where, hint=_START_OVER[code])
-    hint = _HINTS.get("ExpiredToken" if error.is_expired else code, _ALLOW if error.status in (401, 403) else "")
-    mapped = _error(error.passes, reason, where, hint)
-    if isinstance(mapped, TransientStoreError):
-        mapped.pause_s = error.pause_s
-    return mapped
+    plain = code.rpartition(".")[2]  # KMS.ThrottlingException
+    passes = plain in _TRANSIENT_CODES or status in (408, 425, 429) or (status >= 500 and status != 501)
+    if isinstance(error, Refusal) and error.may_pass is not None:
+        passes = error.may_pass
+    hint = _HINTS.get("ExpiredToken" if code in _EXPIRED_CODES else code, _ALLOW if status in (401, 403) else "")
+    found = _error(passes, reason, where, hint)
+    if isinstance(found, TransientStoreError) and isinstance(error, Refusal):
+        found.pause_s = retry_after_s(error)
+    return found
 
 
 def _error(passes: bool, what: str, where: str, hint: str) -> StoreError:
@@ -182,7 +225,7 @@ def _words(error: BaseException) -> str:
     """What an error says, with what its causes say that it does not."""
     text = _clean(error)
     cause = error.__cause__ or error.__context__
-    if isinstance(error, (AioClientError, BotoCoreError)) and cause is not None:
+    if isinstance(error, (AioClientError, BotoCoreError)) and cause is not None and not isinstance(cause, ClientError):
         more = _clean(cause)
         if more not in text:
             text += f" ({more})"

@@ -6,9 +6,8 @@ import asyncio
 import contextlib
 import hashlib
 import uuid
-from collections.abc import Iterable
-from typing import NamedTuple
-from xml.sax.saxutils import escape
+from collections.abc import Callable
+from typing import Any
 
 import anyio
 
@@ -50,7 +49,7 @@ async def put_parts(objects: Objects, key: str, content: Content, progress: Prog
         with contextlib.suppress(StartOver):
             return await _Upload(objects, key, content, known, progress, log).run()
     mark = uuid.uuid4().hex
-    upload = await with_retries(lambda _: begin(objects.engine, key, mark), config, progress)
+    upload = await with_retries(lambda _: begin(objects.engine, key, {_MARK: mark}), config, progress)
     multipart = Multipart(f"{mark}:{upload}", part_size(content.size, config.part_bytes))
     if log is not None:
         log.began(multipart.upload, multipart.part_bytes)
@@ -81,11 +80,11 @@ class _Upload:
             self._counted(min(part_bytes, size - (number - 1) * part_bytes))
         try:
             if self._parts:
-                await with_retries(self._find, self._config)
+                await self._retried(self._find)
             numbers = (number for number in range(1, -(-size // part_bytes) + 1) if number not in self._parts)
             await for_each(numbers, self._config.max_parts_in_flight, self._send)
             try:
-                await with_retries(self._complete, self._config)
+                await self._retried(self._complete)
             except StoreError:
                 # The object may be there all the same: the answer was lost, or late, or has no ETag (Ceph's first).
                 if not await self._is_complete():
@@ -107,6 +106,9 @@ class _Upload:
     def _crcs(self) -> Crcs:
         return [crc for number in sorted(self._parts) for crc in self._parts[number][1]]
 
+    async def _retried(self, call: Callable[[], Any]) -> None:
+        await with_retries(lambda _: call(), self._config)
+
     async def _send(self, number: int) -> None:
         offset = (number - 1) * self._part_bytes
         length, part = min(self._part_bytes, self._content.size - offset), Part(self._id, number)
@@ -120,21 +122,22 @@ class _Upload:
         if self._log is not None:
             self._log.sent(number, *self._parts[number])
 
-    async def _find(self, _: Progress) -> None:
+    async def _find(self) -> None:
         """``StartOver`` if the upload is gone. Asked first, since stores answer a part for none in many ways."""
         try:
-            params = {"max-parts": 1, "uploadId": self._id}
-            await self._engine.call("find the upload of", self._key, "ListParts", "GET", params)
+            await self._engine.call("find the upload of", self._key, "list_parts", UploadId=self._id, MaxParts=1)
         except NotFound as error:  # Ceph's word for it
             raise StartOver(error.what, where=error.where) from error
 
-    async def _complete(self, progress: Progress) -> None:
+    async def _complete(self) -> None:
         checksums = (await self._engine.setup()).checksums
-        parts = []
+        listed = []
         for number in sorted(self._parts):
             checksum, _, etag = self._parts[number][0].partition(":")
-            parts.append(Listed(number, etag, checksum if checksums else ""))
-        await complete(self._engine, "write", self._key, self._id, parts)
+            listed.append({"PartNumber": number, "ETag": etag, **({"ChecksumCRC32": checksum} if checksums else {})})
+        await self._engine.call(
+            "write", self._key, "complete_multipart_upload", UploadId=self._id, MultipartUpload={"Parts": listed}
+        )
 
     async def _is_complete(self) -> bool:
         """Whether the object is the one that these parts make: it says from which upload it came, or its ETag does."""
@@ -157,49 +160,20 @@ class _Upload:
         return answer.headers["etag"].strip('"') == f"{whole}-{len(digests)}"
 
 
-class Listed(NamedTuple):
-    """A part, as it is listed to complete an upload: without a checksum where none was sent."""
-
-    number: int
-    etag: str
-    checksum: str = ""
-
-    @property
-    def xml(self) -> str:
-        checksum = f"<ChecksumCRC32>{self.checksum}</ChecksumCRC32>" if self.checksum else ""
-        return f"<Part><PartNumber>{self.number}</PartNumber><ETag>{escape(self.etag)}</ETag>{checksum}</Part>"
-
-
-async def complete(engine: Engine, verb: str, key: str, upload: str, parts: Iterable[Listed]) -> None:
-    """Make an object of the parts of an upload."""
-    listed = "".join(part.xml for part in parts)
-    name = "CompleteMultipartUpload"
-    body = f'<{name} xmlns="http://s3.amazonaws.com/doc/2006-03-01/">{listed}</{name}>'
-    await engine.call(verb, key, name, "POST", {"uploadId": upload}, body=body.encode())
-
-
-async def begin(engine: Engine, key: str, mark: str = "") -> str:
-    """The id of a new multipart upload; one that the store began while we were cancelled is aborted.
-
-    Parameters
-    ----------
-    mark : str
-        Metadata of the object that will tell which upload it came from.
-    """
-    headers = {f"x-amz-meta-{_MARK}": mark} if mark else {}
-    if (await engine.setup()).checksums:
-        headers["x-amz-checksum-algorithm"] = "CRC32"
-    call = engine.call("write", key, "CreateMultipartUpload", "POST", {"uploads": ""}, headers=headers)
-    request = asyncio.ensure_future(call)
+async def begin(engine: Engine, key: str, marks: dict[str, str]) -> str:
+    """The id of a new multipart upload; one that the store began while we were cancelled is aborted."""
+    checksums = {"ChecksumAlgorithm": "CRC32"} if (await engine.setup()).checksums else {}
+    request = asyncio.ensure_future(engine.call("write", key, "create_multipart_upload", Metadata=marks, **checksums))
     try:
-        return (await asyncio.shield(request)).text("UploadId")
+        with engine.mapping("write", key):
+            return str((await asyncio.shield(request))["UploadId"])
     except asyncio.CancelledError:
         with anyio.CancelScope(shield=True):
             await asyncio.wait({request}, timeout=TIDY_UP_S)
         if not request.done():
             request.cancel()
         elif request.exception() is None:
-            await abort(engine, key, request.result().text("UploadId"))
+            await abort(engine, key, request.result()["UploadId"])
         raise
 
 
@@ -209,7 +183,7 @@ async def abort(engine: Engine, key: str, upload: str) -> None:
     """
 
     async def ask(_: Progress) -> None:
-        await engine.call("abort the upload of", key, "AbortMultipartUpload", "DELETE", {"uploadId": upload})
+        await engine.call("abort the upload of", key, "abort_multipart_upload", UploadId=upload)
 
     with anyio.move_on_after(TIDY_UP_S, shield=True), contextlib.suppress(StoreError):
         await with_retries(ask, engine.config)

@@ -6,6 +6,7 @@ import contextlib
 import errno
 from collections.abc import Mapping
 from typing import NamedTuple
+from urllib.parse import quote, urlencode
 
 import anyio
 
@@ -13,9 +14,8 @@ from ...config import PIECE_BYTES
 from ...errors import IntegrityError, StoreError
 from ...system.files import crc32
 from ..base import Content, Progress, no_progress, too_long
-from .answers import Answer, NotS3, Refusal
+from .answers import Answer, NotS3, Refusal, code_of
 from .body import Body, Bytes, Digest, LocalFile, base64_crc, digest
-from .endpoint import query
 from .engine import Engine, UnsignedRequest, received
 from .errors import StartOver
 from .limits import Limiter
@@ -38,8 +38,8 @@ class Part(NamedTuple):
     number: int
 
     @property
-    def params(self) -> dict[str, object]:
-        return {"partNumber": self.number, "uploadId": self.upload}
+    def query(self) -> str:
+        return urlencode({"partNumber": self.number, "uploadId": self.upload}, quote_via=quote)
 
 
 class Objects:
@@ -75,7 +75,7 @@ class Objects:
             As all requests here; to be mapped by whoever calls (``mapping``).
         """
         engine, setup = self.engine, await self.engine.setup()
-        path = engine.path(key) + (query(part.params) if part else "")
+        path = f"{engine.path(key)}?{part.query}" if part else engine.path(key)
         operation = "UploadPart" if part else "PutObject"
         async with self._limiter(length), self._sharing if length > PIECE_BYTES else contextlib.nullcontext():
             facts = await self._digest(content, offset, length, sha256=setup.signs_content)
@@ -122,8 +122,13 @@ class Objects:
         Refusal, OSError, or an error of a library underneath
             As ``put``.
         """
-        where = f"{self.engine.root}/{key}"
-        ranged, span = count < file.size, f"{offset}-{offset + count - 1}"
+        setup, where = await self.engine.setup(), f"{self.engine.root}/{key}"
+        ranged, last = count < file.size, offset + count - 1
+        headers = setup.user_headers.headers("GetObject")
+        if ranged:
+            headers["range"] = f"bytes={offset}-{last}"
+        elif setup.validates:
+            headers["x-amz-checksum-mode"] = "ENABLED"
         count_moved = self._counting(count, moved)
 
         async def reader(incoming: Incoming, timer: PhaseTimer) -> int:
@@ -131,10 +136,10 @@ class Objects:
                 raise StartOver(f"{where} was replaced while it was read", where=where)
             announced = incoming.headers.get("content-length")
             if ranged:
-                answered = incoming.headers.get("content-range", "")
-                if not answered.startswith(f"bytes {span}/"):  # Some say so with 200.
-                    got = answered or "the whole object"
-                    raise StoreError(f"The store answers bytes {span} of {where} with {got}", where=where)
+                span = incoming.headers.get("content-range", "")
+                if not span.startswith(f"bytes {offset}-{last}/"):  # Some say so with 200.
+                    got = span or "the whole object"
+                    raise StoreError(f"The store answers bytes {offset}-{last} of {where} with {got}", where=where)
             elif announced is not None and announced != str(file.size):
                 raise IntegrityError(f"{key} has {announced} bytes instead of {file.size}", where=where)
             crc = done = 0
@@ -152,13 +157,17 @@ class Objects:
             return crc
 
         async with self._limiter(count):
-            request = await self._reading("GetObject", key, span if ranged else "")
-            crc: int = await self.engine.exchange(request, reader)
+            crc: int = await self.engine.exchange(
+                UnsignedRequest("GetObject", "GET", self.engine.path(key), headers), reader
+            )
         return crc
 
     async def get_bytes(self, key: str, limit: int) -> tuple[bytes, str]:
         """A small object, whole, and its ETag; raises as ``get``, also for one of more than ``limit`` bytes."""
-        where = f"{self.engine.root}/{key}"
+        setup, where = await self.engine.setup(), f"{self.engine.root}/{key}"
+        headers = setup.user_headers.headers("GetObject")
+        if setup.validates:
+            headers["x-amz-checksum-mode"] = "ENABLED"
 
         async def reader(incoming: Incoming, timer: PhaseTimer) -> tuple[bytes, str]:
             announced = incoming.headers.get("content-length")
@@ -178,39 +187,34 @@ class Objects:
             return b"".join(pieces), incoming.headers["etag"]
 
         async with self.engine.small:
-            found: tuple[bytes, str] = await self.engine.exchange(await self._reading("GetObject", key), reader)
+            request = UnsignedRequest("GetObject", "GET", self.engine.path(key), headers)
+            found: tuple[bytes, str] = await self.engine.exchange(request, reader)
         return found
 
     async def head(self, key: str) -> tuple[Answer, int]:
         """An object's headers, and its size in bytes; raises as ``get``."""
-        engine, request = self.engine, await self._reading("HeadObject", key)
+        engine, setup = self.engine, await self.engine.setup()
+        headers = setup.user_headers.headers("HeadObject")
+        if setup.validates:
+            headers["x-amz-checksum-mode"] = "ENABLED"
+        request = UnsignedRequest("HeadObject", "HEAD", engine.path(key), headers)
         try:
             answer: Answer = await engine.exchange(request)
         except Refusal as error:
-            if error.status not in (400, 401, 403):
+            if code_of(error)[1] not in (400, 401, 403):
                 raise
             # An answer to HEAD has no words: whoever asks for a byte is told why, or is let in by now.
+            first = {**setup.user_headers.headers("GetObject"), "range": "bytes=0-0"}
             try:
-                await engine.exchange(await self._reading("GetObject", key, "0-0"), _nothing)
+                await engine.exchange(UnsignedRequest("GetObject", "GET", engine.path(key), first), _nothing)
             except Refusal as said:
-                if said.status != 416:  # An empty object has no first byte.
+                if code_of(said)[1] != 416:  # An empty object has no first byte.
                     raise
             answer = await engine.exchange(request)
         length = answer.headers.get("content-length", "")
         if not length.isdecimal():
-            raise NotS3(answer, "it does not say how long the object is")
+            raise NotS3.made("HeadObject", answer, "it does not say how long the object is")
         return answer, int(length)
-
-    async def _reading(self, operation: str, key: str, span: str = "") -> UnsignedRequest:
-        """A request for an object, or for a span of its bytes."""
-        setup = await self.engine.setup()
-        headers = setup.user_headers.headers(operation)
-        if span:
-            headers["range"] = f"bytes={span}"
-        elif setup.validates:
-            headers["x-amz-checksum-mode"] = "ENABLED"
-        method = "HEAD" if operation == "HeadObject" else "GET"
-        return UnsignedRequest(operation, method, self.engine.path(key), headers)
 
     def _limiter(self, length: int) -> Limiter:
         return self.engine.small if length <= PIECE_BYTES else self.engine.large

@@ -1,97 +1,166 @@
-"""What requests are made with: the settings of the user, as botocore reads them, then what we need."""
+"""What both kinds of S3 clients are made with: the settings of the user, then what makes them fast and predictable."""
 
 from __future__ import annotations
 
 import base64
 import contextlib
 import copy
+import functools
 import hashlib
 import ipaddress
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+import os
+import ssl
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from contextlib import AsyncExitStack
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from botocore.config import Config as BotoConfig
+from botocore.httpsession import create_urllib3_context, get_cert_path
 from botocore.session import get_session
+from botocore.utils import get_environ_proxies
 
 from ...config import Config
-from ...errors import UsageError
+from ...errors import StoreError, UsageError, os_reason
 from . import S3Settings
-from .endpoint import PROBE, Endpoint
-from .transport import Network, Timeouts
+from .answers import Answer
+from .transport import Timeouts, Transport
 
-#: What a client signs with: whatever is sent is signed by ``signing.py``.
-_PLACEHOLDER = {"aws_access_key_id": "placeholder", "aws_secret_access_key": "placeholder"}
+C = TypeVar("C", bound=BotoConfig)
+
+#: What a client signs with; whatever it prepares is signed again before it is sent.
+PLACEHOLDER = {"aws_access_key_id": "placeholder", "aws_secret_access_key": "placeholder"}
 
 _CREDENTIAL_PARAMS = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token", "aws_account_id")
 
+#: Sends a request that a client has prepared for an operation, and returns an answer that means success.
+Exchange = Callable[[str, Any], Coroutine[Any, Any, Answer]]
 
-class Found(NamedTuple):
-    """What botocore makes of the settings.
+
+class Certificates(NamedTuple):
+    """How a server shows who it is, and how we do.
 
     Parameters
     ----------
-    endpoint : Endpoint
-        Where the bucket is.
+    verify : bool or str
+        Whether its certificate is checked, or the file of those to trust.
+    said_by : str
+        Where the user said so.
+    client : str, tuple or None
+        Our own certificate: a file, or one of it and one of its key.
+    """
+
+    verify: Any
+    said_by: str
+    client: Any
+
+    def context(self) -> ssl.SSLContext:
+        """As botocore makes it; reads files.
+
+        Raises
+        ------
+        StoreError
+            A file is missing or is none of certificates.
+        """
+        context: ssl.SSLContext = create_urllib3_context()
+        try:
+            if self.verify is False:
+                context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+            else:
+                context.check_hostname = True
+                context.load_verify_locations(get_cert_path(self.verify))
+            if self.client:
+                context.load_cert_chain(*([self.client] if isinstance(self.client, str) else self.client))
+        except OSError as error:  # ssl's errors are of the same kind
+            files = [str(self.client)] if self.client else []
+            if self.verify is not False:
+                files.insert(0, str(get_cert_path(self.verify)))
+            raise StoreError(
+                f"Cannot read the certificates in {' and '.join(files)}, set by {self.said_by}: {os_reason(error)}",
+                hint=f"Correct {self.said_by}, or unset it",
+            ) from error
+        return context
+
+
+class Network(NamedTuple):
+    """How the store is reached: certificates and proxies, as botocore finds them."""
+
+    certificates: Certificates
+    proxies: Mapping[str, str] | None
+    proxies_config: Mapping[str, Any] | None
+
+    @classmethod
+    def of(cls, config: BotoConfig, params: Mapping[str, Any], session: Any) -> Network:
+        """What a client was made with."""
+        bundle = session.get_config_variable("ca_bundle")
+        spellings = (
+            ("METAFLOW_S3_VERIFY_CERTIFICATE or METAFLOW_DATATOOLS_CLIENT_PARAMS", params.get("verify")),
+            ("AWS_CA_BUNDLE" if os.environ.get("AWS_CA_BUNDLE") else "ca_bundle in ~/.aws/config", bundle),
+            ("REQUESTS_CA_BUNDLE", os.environ.get("REQUESTS_CA_BUNDLE")),
+            ("the installation of botocore", True),
+        )
+        said_by, verify = next((name, value) for name, value in spellings if value is not None)
+        return cls(Certificates(verify, said_by, config.client_cert), config.proxies, config.proxies_config)
+
+    def proxy(self, url: str) -> str | None:
+        """The proxy for a URL."""
+        parts = urlsplit(url)
+        if self.proxies is not None:
+            return _with_scheme(self.proxies.get(parts.scheme))
+        return _environment_proxy(parts.scheme, parts.netloc)
+
+
+@functools.lru_cache(maxsize=64)
+def _environment_proxy(scheme: str, netloc: str) -> str | None:
+    return _with_scheme(get_environ_proxies(f"{scheme}://{netloc}").get(scheme))
+
+
+def _with_scheme(proxy: str | None) -> str | None:
+    return f"http://{proxy.removeprefix('//')}" if proxy and "://" not in proxy else proxy or None
+
+
+class OpenedClient(NamedTuple):
+    """A client and what carries its requests.
+
+    Parameters
+    ----------
+    client : object
+        Of aiobotocore, or one that does as it does: its methods are awaited.
+    transport : Transport
+        Sends what was signed.
     network : Network
-        How it is reached.
+        How the store is reached.
     timeouts : Timeouts
         Of the phases of a request.
-    signs_content : bool
-        Whether signatures cover content, which is read twice then.
+    notice : str
+        What the user should know of it; usually nothing.
     """
 
-    endpoint: Endpoint
+    client: Any
+    transport: Transport
     network: Network
     timeouts: Timeouts
-    signs_content: bool
+    notice: str = ""
 
 
-class _Prepared(Exception):
-    """Not an error: it is raised so that a request which a client has prepared is not sent."""
+#: Makes a client in the running loop; the stack closes it. Raises ``UsageError`` where settings are not a client's.
+OpenClient = Callable[[AsyncExitStack, S3Settings, Config, Exchange], Awaitable[OpenedClient]]
 
 
-def look_up(settings: S3Settings, config: Config, bucket: str) -> Found:
-    """Have botocore read the settings, and prepare a request that shows where the bucket is. Reads files.
+def merged_config(kind: type[C], given: Any, config: Config) -> C:
+    """The user's botocore ``Config`` (or a mapping of options, or None), with only what it leaves open filled in.
 
-    Raises
-    ------
-    UsageError
-        The settings hold something that a client does not take.
+    Parameters
+    ----------
+    kind : type
+        Botocore's ``Config`` or a class made from it.
     """
-    params = client_params(settings)
-    params["config"] = merged_config(params.get("config"), config)
-    session, prepared = get_session(), []
-
-    def hold(request: Any, **_: Any) -> None:
-        prepared.append(request)
-        raise _Prepared
-
-    try:
-        client = session.create_client("s3", **params)
-    except TypeError as error:
-        raise UsageError(
-            f"An S3 client cannot be made from these settings: {error}", hint="Check METAFLOW_DATATOOLS_CLIENT_PARAMS"
-        ) from error
-    client.meta.events.register_first("before-send.s3", hold)
-    with contextlib.closing(client), contextlib.suppress(_Prepared):
-        client.head_object(Bucket=bucket, Key=PROBE)
-    options = client.meta.config
-    endpoint = Endpoint.learn(prepared[0], bucket, options.signature_version)
-    return Found(
-        endpoint, Network.of(options, params, session),
-        Timeouts(options.connect_timeout, options.read_timeout, config.stall_timeout_s),
-        signs_content(options.s3 or {}, endpoint.base, config),
-    )  # fmt: skip
-
-
-def merged_config(given: Any, config: Config) -> BotoConfig:
-    """The user's botocore ``Config`` (or a mapping of options, or None), with only what it leaves open filled in."""
     options = _options(given)
     ours = {
         "connect_timeout": config.connect_timeout_s,
         "read_timeout": config.answer_timeout_s,
         **options,
+        # What a client prepares is sent once; S3Store and RetryStore try again, and know when to stop.
         "retries": {"total_max_attempts": 1, "mode": "standard"},
         # Directory buckets sign with keys of a session of their own, unless they are asked not to.
         "s3": {"disable_s3_express_session_auth": True, **(options.get("s3") or {})},
@@ -100,7 +169,8 @@ def merged_config(given: Any, config: Config) -> BotoConfig:
     }
     # A pod's botocore may be from before some of ours; of the user's, it says which it does not know.
     known = {*BotoConfig.OPTION_DEFAULTS, *options}
-    return BotoConfig(**{name: value for name, value in ours.items() if name in known})
+    merged: C = kind(**{name: value for name, value in ours.items() if name in known})
+    return merged
 
 
 def client_params(settings: S3Settings) -> dict[str, Any]:
@@ -108,7 +178,24 @@ def client_params(settings: S3Settings) -> dict[str, Any]:
     params = copy.deepcopy(dict(settings.client_params))
     for name in _CREDENTIAL_PARAMS:
         params.pop(name, None)
-    return params | _PLACEHOLDER
+    return params | PLACEHOLDER
+
+
+@contextlib.contextmanager
+def made() -> Iterator[None]:
+    """Around the making of a client.
+
+    Raises
+    ------
+    UsageError
+        The settings hold something that a client does not take.
+    """
+    try:
+        yield
+    except TypeError as error:
+        raise UsageError(
+            f"An S3 client cannot be made from these settings: {error}", hint="Check METAFLOW_DATATOOLS_CLIENT_PARAMS"
+        ) from error
 
 
 def sends_checksums(given: Any, config: Config) -> bool:

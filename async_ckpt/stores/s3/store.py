@@ -1,4 +1,4 @@
-"""Amazon S3 and what speaks its protocol, over aiohttp, or over boto3 in threads.
+"""Amazon S3 and what speaks its protocol, over aiobotocore and aiohttp, or over boto3 in threads.
 
 Large sources go up as multiparts, large objects come down as ranges, ``parts_in_flight`` of them at a time over all
 calls. Content passes through in pieces and is digested on the way: memory does not grow with it.
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
-from urllib.parse import unquote_plus
 
 from ...config import CHUNK_BYTES, Config
 from ...errors import IntegrityError, NotFound, StoreError, TransientStoreError
@@ -20,13 +19,14 @@ from ..base import MAX_BYTES, Capabilities, Content, Entry, PartsLog, Progress, 
 from ..retry import with_retries
 from . import S3Settings
 from .body import LocalFile
+from .choice import open_client as open_best
 from .conditions import Conditions
 from .copy_object import copy_object
 from .engine import Engine
 from .errors import StartOver
 from .multipart import part_size, put_parts
 from .objects import Objects
-from .transport import OpenTransport, best_transport
+from .settings import OpenClient
 
 Crcs = list[int]  # inside the class, ``list`` is its method
 
@@ -45,8 +45,8 @@ class S3Store(Store):
         where it failed.
     config : Config
         ``part_bytes``, ``parts_in_flight``, ``unsigned_payload``, and the limits of requests and retries.
-    open_transport : callable
-        Makes what carries requests; the default takes the best that can be had.
+    open_client : callable
+        Makes the client; the default takes the best that can be had.
 
     Raises
     ------
@@ -56,10 +56,10 @@ class S3Store(Store):
 
     def __init__(
         self, root: str, settings: S3Settings | Callable[[], S3Settings] = S3Settings(),  # noqa: B008
-        config: Config = Config(), open_transport: OpenTransport = best_transport,  # noqa: B008
+        config: Config = Config(), open_client: OpenClient = open_best,  # noqa: B008
     ) -> None:  # fmt: skip
         given = settings
-        self._engine = Engine(root, (lambda: given) if isinstance(given, S3Settings) else given, config, open_transport)
+        self._engine = Engine(root, (lambda: given) if isinstance(given, S3Settings) else given, config, open_client)
         self._objects = Objects(self._engine)
         self._conditions = Conditions(self._objects)
         self.root = self._engine.root
@@ -142,28 +142,25 @@ class S3Store(Store):
         return (await self._head(key))[0]
 
     async def list(self, prefix: str, beginning: str = "") -> AsyncIterator[Entry]:
-        folder = f"{self._engine.name(prefix)}/{beginning}"
-        params = {"list-type": "2", "prefix": folder, "encoding-type": "url"}
+        params = {"Prefix": f"{self._engine.name(prefix)}/{beginning}"}
         seen: set[str] = set()
         while True:
             answer = await with_retries(
-                lambda _: self._engine.call("list", prefix, "ListObjectsV2", "GET", params), self._config
+                lambda _: self._engine.call("list", prefix, "list_objects_v2", **params), self._config
             )
-            encoded = answer.text("EncodingType") == "url"
-            for item in answer.all("Contents"):
-                name, size = item.get("Key", ""), item.get("Size", "")
+            for item in answer.get("Contents", ()):
                 # A key that ends in a slash is a console's folder marker, not an object anybody can name.
-                name = unquote_plus(name) if encoded else name
-                if not name.startswith(folder) or not size.isdecimal():
+                name = item.get("Key", "")
+                if not name.startswith(params["Prefix"]) or "Size" not in item:
                     raise StoreError(
                         f"The listing of {self.url(prefix)} has an entry {name!r} that is none of it, or has no size",
                         where=self.url(prefix), hint=_UPDATE,
                     )  # fmt: skip
                 if not name.endswith("/"):
-                    yield Entry(self._engine.key(name), int(size))
-            if answer.text("IsTruncated").lower() != "true":
+                    yield Entry(self._engine.key(name), int(item["Size"]))
+            if not answer.get("IsTruncated"):
                 return
-            token = answer.text("NextContinuationToken")
+            token = answer.get("NextContinuationToken")
             if not token or token in seen:
                 # A short list would look like checkpoints that are gone, and the same page again never ends.
                 what = "the same token again" if token else "no token"
@@ -172,11 +169,11 @@ class S3Store(Store):
                     where=self.url(prefix), hint=_UPDATE,
                 )  # fmt: skip
             seen.add(token)
-            params["continuation-token"] = token
+            params["ContinuationToken"] = token
 
     async def delete(self, key: str) -> None:
         with contextlib.suppress(NotFound):
-            await self._engine.call("remove", key, "DeleteObject", "DELETE")
+            await self._engine.call("remove", key, "delete_object")
 
     async def aclose(self) -> None:
         await self._engine.aclose()

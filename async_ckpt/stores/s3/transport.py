@@ -1,25 +1,12 @@
-"""What carries requests: the interface of both transports, the network they cross, and the limits of a request.
-
-``aiohttp_transport.py`` is the one to have. ``boto3_transport.py`` needs nothing that Metaflow does not bring to a pod.
-"""
+"""The interface of the two transports that carry requests, and the time limits of every phase of a request."""
 
 from __future__ import annotations
 
-import functools
-import os
-import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import anyio
-from botocore.config import Config as BotoConfig
-from botocore.httpsession import create_urllib3_context, get_cert_path
-from botocore.utils import get_environ_proxies
-
-from ...config import Config
-from ...errors import StoreError, os_reason
 
 if TYPE_CHECKING:
     from .body import Body
@@ -73,9 +60,6 @@ class Dropped(ConnectionError):
 class Transport(Protocol):
     """Sends requests over connections that it keeps, in one event loop."""
 
-    #: What the user should know of it; usually nothing.
-    notice: str
-
     def send(self, request: SignedRequest, timer: PhaseTimer) -> AbstractAsyncContextManager[Incoming]:
         """Send a request; the connection is kept if the answer was read to its end within the block.
 
@@ -102,118 +86,6 @@ class Timeouts(NamedTuple):
     connect_s: float
     answer_s: float
     stall_s: float
-
-
-class Certificates(NamedTuple):
-    """How a server shows who it is, and how we do.
-
-    Parameters
-    ----------
-    verify : bool or str
-        Whether its certificate is checked, or the file of those to trust.
-    said_by : str
-        Where the user said so.
-    client : str, tuple or None
-        Our own certificate: a file, or one of it and one of its key.
-    """
-
-    verify: Any
-    said_by: str
-    client: Any
-
-    def context(self) -> ssl.SSLContext:
-        """As botocore makes it; reads files.
-
-        Raises
-        ------
-        StoreError
-            A file is missing or is none of certificates.
-        """
-        context: ssl.SSLContext = create_urllib3_context()
-        try:
-            if self.verify is False:
-                context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-            else:
-                context.check_hostname = True
-                context.load_verify_locations(get_cert_path(self.verify))
-            if self.client:
-                context.load_cert_chain(*([self.client] if isinstance(self.client, str) else self.client))
-        except OSError as error:  # ssl's errors are of the same kind
-            files = [str(self.client)] if self.client else []
-            if self.verify is not False:
-                files.insert(0, str(get_cert_path(self.verify)))
-            raise StoreError(
-                f"Cannot read the certificates in {' and '.join(files)}, set by {self.said_by}: {os_reason(error)}",
-                hint=f"Correct {self.said_by}, or unset it",
-            ) from error
-        return context
-
-
-class Network(NamedTuple):
-    """How the store is reached: certificates and proxies, as botocore finds them."""
-
-    certificates: Certificates
-    proxies: Mapping[str, str] | None
-    proxies_config: Mapping[str, Any] | None
-
-    @classmethod
-    def of(cls, config: BotoConfig, params: Mapping[str, Any], session: Any) -> Network:
-        """What a client was made with."""
-        bundle = session.get_config_variable("ca_bundle")
-        spellings = (
-            ("METAFLOW_S3_VERIFY_CERTIFICATE or METAFLOW_DATATOOLS_CLIENT_PARAMS", params.get("verify")),
-            ("AWS_CA_BUNDLE" if os.environ.get("AWS_CA_BUNDLE") else "ca_bundle in ~/.aws/config", bundle),
-            ("REQUESTS_CA_BUNDLE", os.environ.get("REQUESTS_CA_BUNDLE")),
-            ("the installation of botocore", True),
-        )
-        said_by, verify = next((name, value) for name, value in spellings if value is not None)
-        return cls(Certificates(verify, said_by, config.client_cert), config.proxies, config.proxies_config)
-
-    def proxy(self, url: str) -> str | None:
-        """The proxy for a URL."""
-        parts = urlsplit(url)
-        if self.proxies is not None:
-            return _with_scheme(self.proxies.get(parts.scheme))
-        return _environment_proxy(parts.scheme, parts.netloc)
-
-
-@functools.lru_cache(maxsize=64)
-def _environment_proxy(scheme: str, netloc: str) -> str | None:
-    return _with_scheme(get_environ_proxies(f"{scheme}://{netloc}").get(scheme))
-
-
-def _with_scheme(proxy: str | None) -> str | None:
-    return f"http://{proxy.removeprefix('//')}" if proxy and "://" not in proxy else proxy or None
-
-
-#: Makes a transport, in the event loop.
-OpenTransport = Callable[[Network, Timeouts, Config], Transport]
-
-#: The oldest release of aiohttp that is taken.
-_AIOHTTP = (3, 12)
-_REMEDY = "@pypi(packages={'aiohttp': '>=3.12'}), or an image that has it, brings it"
-
-
-def best_transport(network: Network, timeouts: Timeouts, config: Config) -> Transport:
-    """Aiohttp, or where it cannot be used, boto3's connections in threads; its ``notice`` says why."""
-    from .boto3_transport import ThreadTransport  # Late: both import this module.
-
-    try:
-        from .aiohttp_transport import VERSION, AioTransport
-    except ModuleNotFoundError as error:
-        why = f"{error.name} is not installed"
-    except Exception as error:  # Whatever an installation that was put together by hand may raise.
-        why = f"aiohttp cannot be imported ({type(error).__name__}: {' '.join(str(error).split())})"
-    else:
-        if network.proxies_config:
-            why = "proxies_config has settings that only botocore's own connections know"
-        elif VERSION < _AIOHTTP:
-            why = f"aiohttp {'.'.join(map(str, VERSION))} is installed, which is too old"
-        else:
-            return AioTransport(network, timeouts, config)
-    transport = ThreadTransport(network, timeouts, config)
-    transport.notice = f"Uploads go over boto3 in threads: {why}. {_REMEDY}"
-    return transport
 
 
 class PhaseTimer:

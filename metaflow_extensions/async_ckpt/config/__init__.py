@@ -22,5 +22,5 @@ def get_pinned_conda_libs(python_version: str, datastore_type: str) -> dict[str,
     """
     pins = {"anyio": ">=4.7", "watchdog": ">=4"}
     if datastore_type == "s3":
-        pins["aiohttp"] = ">=3.12"
+        pins["aiobotocore"] = ">=3.0"
     return pins

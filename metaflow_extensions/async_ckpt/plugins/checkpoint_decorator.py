@@ -320,7 +320,7 @@ def _runs_locally() -> bool:
 def _check_installed() -> None:
     """Notice at the start of an attempt, not after hours at its end, that nothing can be uploaded from here.
 
-    Only anyio is needed: without aiohttp uploads go over boto3, which Metaflow needs itself.
+    Only anyio is needed: without aiobotocore uploads go over boto3, which Metaflow needs itself.
     """
     if not sys.platform.startswith("linux"):
         raise UsageError("@checkpoint needs Linux where the task runs", hint="Run the step --with kubernetes or batch")

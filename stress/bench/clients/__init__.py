@@ -17,6 +17,7 @@ class Kind(NamedTuple):
 
 ENGINES = {
     "ours": Kind("ours", "Ours", "ours"),
+    "aiobotocore": Kind("aio", "Naive", "ours"),
     "boto3": Kind("boto", "Default", "tools"),
     "boto3 tuned": Kind("boto", "Tuned", "tools"),
     "boto3 CRT": Kind("boto", "Crt", "tools"),
