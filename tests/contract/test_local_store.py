@@ -189,7 +189,7 @@ class TestLocalStore(StoreSuite):
         run(check)
 
     def test_a_copy_is_a_second_name_where_files_cannot_be_cloned(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(local, "clone", lambda source, target: False)
+        monkeypatch.setattr(local, "clone", lambda *_: False)
 
         async def check() -> None:
             store = self.make_store()
@@ -219,7 +219,7 @@ class TestLocalStore(StoreSuite):
         def refuse(*_: object, **__: object) -> None:
             raise OSError(number, os.strerror(number))
 
-        monkeypatch.setattr(local, "clone", lambda source, target: False)
+        monkeypatch.setattr(local, "clone", lambda *_: False)
         monkeypatch.setattr(os, "link", refuse)
 
         async def check() -> None:
