@@ -9,10 +9,9 @@ import pytest
 
 from async_ckpt.config import CHUNK_BYTES, Config
 from async_ckpt.errors import UsageError
-from async_ckpt.stores.s3 import S3Settings
-from async_ckpt.stores.s3.boto3_transport import ThreadTransport
+from async_ckpt.stores.s3 import S3Settings, boto3_transport
+from async_ckpt.stores.s3.settings import OpenClient
 from async_ckpt.stores.s3.store import S3Store
-from async_ckpt.stores.s3.transport import OpenTransport
 from harness.s3.servers import S3Server, moto_server, rclone_server
 from harness.stores.content import BytesContent, crcs_of, pattern
 
@@ -22,16 +21,16 @@ from .test_s3_store import TestRclone as RcloneSuite
 
 __all__ = ["moto_server", "rclone_server"]
 
-THREADS: list[OpenTransport] = [ThreadTransport]
+THREADS: list[OpenClient] = [boto3_transport.open_client]
 
 
 class TestMotoOverThreads(MotoSuite):
-    transport: ClassVar[list[OpenTransport]] = THREADS
+    open_client: ClassVar[list[OpenClient]] = THREADS
 
 
 @pytest.mark.long
 class TestRcloneOverThreads(RcloneSuite):
-    transport: ClassVar[list[OpenTransport]] = THREADS
+    open_client: ClassVar[list[OpenClient]] = THREADS
 
 
 def test_a_cancelled_part_ends_before_all_of_it_was_sent(moto_server: S3Server) -> None:

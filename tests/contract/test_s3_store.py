@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import anyio
 import pytest
 from anyio.abc import SocketAttribute, SocketStream
+from botocore.exceptions import ClientError
 from botocore.session import get_session
 
 from async_ckpt.config import CHUNK_BYTES, Config
@@ -21,12 +22,10 @@ from async_ckpt.errors import CheckpointError, NotFound, StoreError, TransientSt
 from async_ckpt.stores import retry
 from async_ckpt.stores.base import Store
 from async_ckpt.stores.retry import RetryStore
-from async_ckpt.stores.s3 import S3Settings
-from async_ckpt.stores.s3.aiohttp_transport import AioTransport
-from async_ckpt.stores.s3.answers import Answer, Refusal
+from async_ckpt.stores.s3 import S3Settings, aiohttp_transport
 from async_ckpt.stores.s3.multipart import MAX_PARTS, part_size
+from async_ckpt.stores.s3.settings import OpenClient
 from async_ckpt.stores.s3.store import S3Store
-from async_ckpt.stores.s3.transport import OpenTransport
 from harness.s3.servers import ACCESS_KEY, BUCKET, SECRET_KEY, S3Server, moto_server, rclone_server
 from harness.stores.content import BytesContent, crcs_of, pattern
 
@@ -58,8 +57,8 @@ async def open_uploads(store: S3Store) -> list[Any]:
 class S3Suite(StoreSuite):
     server: S3Server
     server_breaks_off = True
-    #: What makes the transport.
-    transport: ClassVar[list[OpenTransport]] = [AioTransport]
+    #: What makes the client.
+    open_client: ClassVar[list[OpenClient]] = [aiohttp_transport.open_client]
 
     @pytest.fixture(autouse=True)
     def _root(self) -> None:
@@ -67,7 +66,7 @@ class S3Suite(StoreSuite):
 
     def make_store(self, **client_params: Any) -> S3Store:
         settings = S3Settings(self.server.client_params | client_params)
-        return S3Store(self.root, settings, Config(store_attempts=2), *self.transport)
+        return S3Store(self.root, settings, Config(store_attempts=2), *self.open_client)
 
     async def leftovers(self, store: Store) -> list[Any]:
         assert isinstance(store, S3Store)
@@ -82,15 +81,16 @@ class S3Suite(StoreSuite):
                 keys = {f"many/{number:05d}" for number in range(31)}
                 for key in keys:
                     await store.put_bytes(key, b"x")
-                call = store._engine.call
+                client = (await store._engine.setup()).opened.client
+                list_page = client.list_objects_v2
                 pages: list[int] = []
 
-                async def list_ten(verb: str, key: str, operation: str, method: str, params: Any) -> Any:
+                async def list_ten(**params: Any) -> Any:
                     pages.append(1)
-                    return await call(verb, key, operation, method, {**params, "max-keys": 10})
+                    return await list_page(**params, MaxKeys=10)
 
                 with pytest.MonkeyPatch.context() as patch:
-                    patch.setattr(store._engine, "call", list_ten)
+                    patch.setattr(client, "list_objects_v2", list_ten)
                     found = [entry.key async for entry in store.list("many")]
                 assert len(found) == len(keys)
                 assert set(found) == keys
@@ -119,7 +119,7 @@ class S3Suite(StoreSuite):
                 assert isinstance(store, S3Store)
 
                 async def refuse(*_: Any, **__: Any) -> None:
-                    raise Refusal(Answer(403, {}), "AccessDenied", "")
+                    raise ClientError({"Error": {"Code": "AccessDenied"}}, "UploadPart")
 
                 with pytest.MonkeyPatch.context() as patch:
                     patch.setattr(store._objects, "put", refuse)
@@ -133,15 +133,15 @@ class S3Suite(StoreSuite):
         async def check() -> None:
             async with self.store() as store:
                 assert isinstance(store, S3Store)
-                exchange = store._engine.exchange
+                client = (await store._engine.setup()).opened.client
+                begin = client.create_multipart_upload
 
-                async def begin_and_cancel(request: Any, *reader: Any) -> Any:
-                    if request.operation == "CreateMultipartUpload":
-                        scope.cancel()
-                    return await exchange(request, *reader)
+                async def begin_and_cancel(**params: Any) -> Any:
+                    scope.cancel()
+                    return await begin(**params)
 
                 with pytest.MonkeyPatch.context() as patch, anyio.CancelScope() as scope:
-                    patch.setattr(store._engine, "exchange", begin_and_cancel)
+                    patch.setattr(client, "create_multipart_upload", begin_and_cancel)
                     await store.put_content("a/key", BytesContent(pattern(LARGE)))
                 assert scope.cancelled_caught
                 assert await self.nothing_under(store, "a/key")
@@ -172,7 +172,7 @@ class S3Suite(StoreSuite):
 
     def test_a_bucket_that_is_not_there_is_an_error_that_says_so(self) -> None:
         async def check() -> None:
-            store = S3Store("s3://no-such-bucket/x", S3Settings(self.server.client_params), Config(), *self.transport)
+            store = S3Store("s3://no-such-bucket/x", S3Settings(self.server.client_params), Config(), *self.open_client)
             try:
                 with pytest.raises(StoreError, match="no-such-bucket") as caught:
                     await store.put_bytes("a/key", b"x")
@@ -196,7 +196,7 @@ class MotoSuite(S3Suite):
     def test_server_side_encryption_is_asked_for_with_every_object(self) -> None:
         async def check() -> None:
             store = S3Store(
-                self.root, S3Settings(self.server.client_params, None, "AES256"), Config(), *self.transport
+                self.root, S3Settings(self.server.client_params, None, "AES256"), Config(), *self.open_client
             )  # fmt: skip
             try:
                 await store.put_bytes("a/small", b"x")
@@ -270,7 +270,7 @@ class TestRclone(S3Suite):
             params = self.server.client_params | {"aws_secret_access_key": "must-not-be-used"}
             # rclone's server has an error now and then where several make one object in a new folder.
             store = RetryStore(
-                S3Store(self.root, S3Settings(params, lambda: fetch), Config(), *self.transport), Config()
+                S3Store(self.root, S3Settings(params, lambda: fetch), Config(), *self.open_client), Config()
             )
             try:
                 async with anyio.create_task_group() as group:
@@ -314,14 +314,14 @@ class Misbehaving:
 
     @asynccontextmanager
     async def store(
-        self, limits: Config = Config(), transport: OpenTransport = AioTransport, **client_params: Any  # noqa: B008
+        self, limits: Config = Config(), open_client: OpenClient = aiohttp_transport.open_client, **client_params: Any  # noqa: B008
     ) -> AsyncIterator[RetryStore]:  # fmt: skip
         """A store with retries that talks to this server."""
         listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
         port = listener.extra(SocketAttribute.local_port)
         config = limits if limits.store_attempts == 1 else replace(limits, store_attempts=3)
         params = S3Server(f"http://127.0.0.1:{port}", 0).client_params | client_params
-        store = RetryStore(S3Store("s3://bucket/root", S3Settings(params), config, transport), config)
+        store = RetryStore(S3Store("s3://bucket/root", S3Settings(params), config, open_client), config)
         async with listener, anyio.create_task_group() as group:
             group.start_soon(listener.serve, self._connected)
             try:
