@@ -16,6 +16,7 @@ from .test_s3_transfers import TestResumeOnRclone as RcloneResume
 __all__ = ["moto_server", "rclone_server"]
 
 
+@pytest.mark.long
 class TestResumeOnMotoOverThreads(Resuming, MotoResume):
     open_client = THREADS
 
@@ -25,6 +26,7 @@ class TestResumeOnRcloneOverThreads(Resuming, RcloneResume):
     open_client = THREADS
 
 
+@pytest.mark.long
 class TestCopyOnMotoOverThreads(Copying, MotoCopy):
     open_client = THREADS
 
