@@ -17,6 +17,9 @@ from pathlib import Path
 
 from harness.flow_runs.metaflow_env import REPOSITORY
 
+#: Versions that fit each other, as the tests' own environment has them: pip would try every boto3 there ever was.
+FITTING = tuple(f"{name}=={metadata.version(name)}" for name in ("aiobotocore", "boto3", "botocore"))
+
 
 def with_our_modules() -> dict[str, str]:
     """The environment in which another Python finds what this one does, these tests included, wherever it is started.

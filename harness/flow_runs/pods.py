@@ -8,21 +8,18 @@ import os
 import signal
 import subprocess
 import sys
-from importlib import metadata
 from pathlib import Path
 
-from harness.flow_runs.environments import find_or_make
+from harness.flow_runs.environments import FITTING, find_or_make
 from harness.flow_runs.metaflow_env import RunningFlow, Workspace, wait_until
 from harness.s3.servers import ACCESS_KEY, SECRET_KEY, S3Server
 
 #: What Metaflow's bootstrap installs in a pod. Its ``pip install`` finds it there, and needs no network.
 BOOTSTRAPPED = ("boto3", "requests")
-#: Versions that fit each other, as the tests' own environment has them: pip would try every boto3 there ever was.
-_FITTING = tuple(f"{name}=={metadata.version(name)}" for name in ("aiobotocore", "boto3", "botocore"))
 #: Images by name: what pip is told to install, one run after the other.
 IMAGES = {
     "bare": (BOOTSTRAPPED,),
-    "aiobotocore": ((*BOOTSTRAPPED, *_FITTING),),
+    "aiobotocore": ((*BOOTSTRAPPED, *FITTING),),
     # As an image that had it before the bootstrap upgraded botocore.
     "misfit": (BOOTSTRAPPED, ("aiobotocore==2.13.0", "--no-deps"), ("aiohttp", "aioitertools", "wrapt")),
 }

@@ -11,7 +11,7 @@ import venv
 from importlib import metadata
 from pathlib import Path
 
-from harness.flow_runs.environments import find_or_make
+from harness.flow_runs.environments import FITTING, find_or_make
 from harness.flow_runs.metaflow_env import REPOSITORY
 from harness.flow_runs.peer import REQUIREMENTS
 
@@ -21,7 +21,7 @@ _THEIRS = ("metaflow_extensions/obcheckpoint",)
 
 def find_or_make_both() -> str:
     """The interpreter of an environment with both."""
-    directory = find_or_make(".venv-both", (*REQUIREMENTS, "tqdm", "--editable", str(REPOSITORY)))
+    directory = find_or_make(".venv-both", (*REQUIREMENTS, *FITTING, "tqdm", "--editable", str(REPOSITORY)))
     return str(directory / "bin" / "python")
 
 
