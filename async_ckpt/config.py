@@ -308,7 +308,8 @@ class Config:
     #: How long the end of a step waits after an exception of your code.
     exception_flush_timeout_s: float = 300.0
     # PROGRESS_GROWTH and PROGRESS_MOST say how the later pauses grow.
-    #: When a flush writes its first line about its progress. The pauses between lines grow, to a minute by default.
+    #: When a flush or a ``wait()`` writes its first line about its progress. The pauses between lines grow, to a minute by
+    #: default.
     progress_s: Positive[float] = 5.0
     #: How long an agent whose task is gone goes on uploading.
     drain_timeout_s: float = 3600.0
@@ -365,7 +366,7 @@ class Config:
     agent_patience_s: float = 30.0
     #: The longest pause before an agent that has died again and again is started once more.
     agent_pause_s: float = 15.0
-    #: An agent that lives, does not answer, and does nothing for this long is ended, and another one started.
+    #: An agent or an uploader that does nothing for this long, and should, is ended, and another one started.
     hung_s: Positive[float] = 15.0
     #: How often the agent looks into the spool for checkpoints of which it was not told.
     rescan_s: Positive[float] = 1.0

@@ -58,7 +58,8 @@ class Child:
     on_death : callable
         ``(spoke)``: the child is gone and what it was told is to be told again; whether it had said anything.
     on_trouble : callable
-        Gets a line when none can be started, or none lives until its first word.
+        Gets what is said of the child, without a name, when none can be started, none lives until its first word, or
+        one that lives was of no use and was ended.
     start_here : callable or None
         Starts one in a thread of this process, for where none can be started for ``agent_patience_s``.
     """
@@ -138,7 +139,7 @@ class Child:
         if self._in_vain is None:
             self._in_vain = now
         self.trouble = why
-        self._on_trouble(why)
+        self._on_trouble(f"cannot be had: {why}")
 
     def tell(self, *messages: Message) -> None:
         """Send messages, as soon as the child takes them: one that still starts takes none, and is not waited for."""
@@ -161,13 +162,12 @@ class Child:
         if not self._idle and not self._heard:
             self._prefer()  # It begins as an idle one, and cannot be told before it has begun.
         if self._out and now - self._taken > self._config.reply_timeout_s:
+            self._on_trouble(f"took no message for {self._config.reply_timeout_s:g} s and was ended")
             self._died()
         elif self._running is not None and self._running.pid != os.getpid() and now - self._watched.looked >= 1.0:
             self._watched.look(now)
             if self._watched.hangs(self._config.hung_s) and (is_busy or self._watched.state in ("T", "t")):
-                self._on_trouble(
-                    f"the last one (pid {self._running.pid}) hung (state {self._watched.state}) and was ended"
-                )
+                self._on_trouble(f"hung (pid {self._running.pid}, state {self._watched.state}) and was ended")
                 self._died()
 
     def _send(self, running: Running) -> None:

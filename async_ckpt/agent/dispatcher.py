@@ -94,10 +94,8 @@ class Dispatcher:
     # -- what the uploader says ----------------------------------------------------------------------------------------
 
     def on_trouble(self, why: str) -> None:
-        """No uploader can be started, or none says anything."""
-        self._owners.say(
-            f"No uploader can be had: {why}. Another one is started; what was saved stays in the spool until then"
-        )
+        """None can be started, or the last one was of no use."""
+        self._owners.say(f"The uploader {why}. Another one is started; what was saved stays in the spool until then")
 
     def on_death(self, spoke: bool) -> None:
         """The uploader is gone: all that it had in hand is to be done again."""

@@ -36,7 +36,8 @@ bye       over (false: the attempt has failed, the task has not)     none; of ow
 The agent by itself sends ``{"push": "unguard", "id", "paths"}`` (these leases are let go, close your descriptors), and
 to owners ``{"push": "failed", "id", "why", "refused"}``, ``{"push": "superseded", "id", "why"}``,
 ``{"push": "given up", "id", "ids", "count", "why"}`` (time is short: ``id`` goes first, these and more wait) and
-``{"push": "notice", "why"}`` (how the store works here; every new owner is told).
+``{"push": "notice", "why"}`` (what the user should know of the store, the agent or the
+uploader; every new owner is told).
 """
 
 from __future__ import annotations

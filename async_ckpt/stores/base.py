@@ -162,6 +162,12 @@ class StoreSpec:
     options: Mapping[str, Any] = field(default_factory=dict)
     access: Access | None = field(default=None, repr=False, compare=False)
 
+    @property
+    def path_on_disk(self) -> str | None:
+        """The directory or file of this machine that holds the store; None: it is elsewhere."""
+        scheme, separator, path = self.root.partition("://")
+        return (path if path.startswith("/") else None) if separator else scheme
+
     def to_json(self) -> dict[str, Any]:
         return {"kind": self.kind, "root": self.root, "options": dict(self.options)}
 

@@ -122,7 +122,7 @@ class Loader:
         """Load a checkpoint that is on its way, from the disk; or from the store, as far as it has come there."""
         links = LinkBack(self._client.lease_budget()) if self._client.is_guarded() else None
         store = self._spool.store
-        arrival = Arrival(clean, (self._spool.directory, *([store.root] if store.kind == "local" else [])))
+        arrival = Arrival(clean, tuple(filter(None, (self._spool.directory, store.path_on_disk))))
         try:
             restore.load_from_spool(
                 item, path, self._config, links, functools.partial(self._client.admit, item), arrival
@@ -268,7 +268,7 @@ def load_from_first(
     TransientStoreError, UsageError, IntegrityError
         See ``lookup.first_answer``.
     """
-    local = (spec.root for spec in places if spec.kind == "local")
+    local = (spec.path_on_disk for spec in places)
     load = functools.partial(
         restore.find_and_load, reference=reference, destination=path, config=config, own=own,
         arrival=Arrival(clean, tuple(filter(None, [needed, *local]))),

@@ -162,7 +162,7 @@ class Saver:
                 url=self._spool.store.root, size=captured.manifest.size, metadata=options.metadata,
                 storage_format=options.storage_format, latest=bool(options.latest), shard=shard[:2] if shard else None,
             )  # fmt: skip
-            if options.storage_format == "files" and self._spool.store.kind != "local":
+            if options.storage_format == "files" and self._spool.store.path_on_disk is None:
                 _check_object_names(reference["url"], captured.manifest, path)
             go_on()
             admitted = self._spool.records.admit(reference, captured.manifest, data, saved_path, captured_ns)

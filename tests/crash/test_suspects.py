@@ -128,7 +128,7 @@ def test_uploaders_that_die_before_their_first_word_blame_nobody(task: Task, mon
     (folder / "dying").unlink()
     checkpointer.flush(60)
     assert_all_in_order(task, references)
-    assert len([line for line in lines if "No uploader can be had" in line]) == 1
+    assert len([line for line in lines if "The uploader cannot be had" in line]) == 1
 
 
 def test_where_no_uploader_can_be_started_the_agent_uploads_by_itself(
@@ -149,7 +149,7 @@ def test_where_no_uploader_can_be_started_the_agent_uploads_by_itself(
     checkpointer.flush(60)
     assert_all_in_order(task, references)
     assert checkpointer.status()["pid"] == checkpointer.status()["uploader_pid"] == agent
-    assert [line for line in lines if "No uploader can be had" in line and str(python) in line]
+    assert [line for line in lines if "The uploader cannot be had" in line and str(python) in line]
 
 
 def test_an_agent_without_descriptors_goes_on_when_it_has_some_again(task: Task) -> None:
