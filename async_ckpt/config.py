@@ -308,8 +308,8 @@ class Config:
     #: How long the end of a step waits after an exception of your code.
     exception_flush_timeout_s: float = 300.0
     # PROGRESS_GROWTH and PROGRESS_MOST say how the later pauses grow.
-    #: When a flush or a ``wait()`` writes its first line about its progress. The pauses between lines grow, to a minute by
-    #: default.
+    #: When a flush or a ``wait()`` writes its first line about its progress. The pauses between lines grow, to a minute
+    #: by default.
     progress_s: Positive[float] = 5.0
     #: How long an agent whose task is gone goes on uploading.
     drain_timeout_s: float = 3600.0
