@@ -6,8 +6,8 @@ works for an *owner*, the task's process; when the owner is gone (its connection
 *drains*: it goes on until everything is committed or its deadline has passed, and exits. When all is committed it
 removes the spool.
 
-What it does lies in its parts, and the larger ones reach the others through it: ``checkpoints`` (how they come in and
-end), ``dispatcher`` (what the uploader is told, and says), ``requests`` (what clients say, and are answered).
+What it does lies in its parts. Three are large, and work on the others (``parts.py``): ``checkpoints`` (how they come
+in and end), ``dispatcher`` (what the uploader is told, and says), ``requests`` (what clients say, and are answered).
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from .dispatcher import Dispatcher
 from .housekeeping import Housekeeping
 from .leases import Leases
 from .owners import Owners
+from .parts import Parts
 from .queue import Queue
 from .remover import Remover
 from .requests import Requests
@@ -106,9 +107,13 @@ class Agent:
         self.last_call = LastCall(
             self.queue, self.journal, self.throughput, self.uploader, config, self.owners.tell, clock
         )
-        self.checkpoints = Checkpoints(self, unreachable)
-        self.dispatcher = Dispatcher(self)
-        self.requests = Requests(self)
+        parts = Parts(
+            spool, config, clock, self.queue, unreachable, self.journal, self.house, self.leases, self.remover,
+            self.uploader, self.owners, self.starts, self.socket_saves, self.deaths, self.throughput, self.last_call,
+        )  # fmt: skip
+        self.checkpoints = Checkpoints(parts)
+        self.dispatcher = Dispatcher(parts, self.checkpoints)
+        self.requests = Requests(parts, self.checkpoints, self.dispatcher)
         self.checkpoints.recover()
 
     def _start_uploader_here(self) -> Running:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from typing import TYPE_CHECKING
 
 from .. import layout
 from ..capture.content import pack_path
@@ -26,29 +25,20 @@ from ..system.filesystems import kind_of, times_tell
 from .backlog import is_short_of_disk, why_full
 from .housekeeping import removed
 from .job import Job
-
-if TYPE_CHECKING:
-    from .agent import Agent
-    from .unreachable import Unreachable
+from .parts import Parts
 
 #: How many failed checkpoints are named, and how many errors are remembered.
 MAX_ERRORS = 20
 
 
 class Checkpoints:
-    """See the module's docstring.
+    """See the module's docstring."""
 
-    Parameters
-    ----------
-    unreachable : Unreachable
-        Made before anything else has looked into the spool.
-    """
-
-    def __init__(self, agent: Agent, unreachable: Unreachable) -> None:
-        self._spool, self._config, self._clock, self._unreachable = agent.spool, agent.config, agent.clock, unreachable
-        self._queue, self._journal, self._house, self._leases = agent.queue, agent.journal, agent.house, agent.leases
-        self._remover, self._owners, self._deaths = agent.remover, agent.owners, agent.deaths
-        self._last_call = agent.last_call
+    def __init__(self, parts: Parts) -> None:
+        self._spool, self._config, self._clock, self._queue = parts.spool, parts.config, parts.clock, parts.queue
+        self._unreachable, self._journal, self._house = parts.unreachable, parts.journal, parts.house
+        self._leases, self._remover, self._owners = parts.leases, parts.remover, parts.owners
+        self._deaths, self._last_call = parts.deaths, parts.last_call
         #: What went wrong last, for whoever asks for the status.
         self.errors: deque[str] = deque(maxlen=MAX_ERRORS)
 

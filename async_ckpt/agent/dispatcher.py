@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from .. import layout
 from ..config import HELD_UP_S
 from ..ipc.protocol import Message
@@ -15,11 +13,10 @@ from ..spool.journal import UPLOADED, UPLOADING
 from ..spool.records import Admitted, is_torn, torn_file
 from ..spool.unchanged import fingerprints
 from ..system.crash import crash_point
+from .checkpoints import Checkpoints
 from .housekeeping import removed
 from .job import Job
-
-if TYPE_CHECKING:
-    from .agent import Agent
+from .parts import Parts
 
 #: Newer checkpoints are committed without one that was tried in vain this often, or that has shown nothing new for this
 #: many times as long as an answer of the store may take.
@@ -29,11 +26,11 @@ _MOST_BLOCKED, _MOST_SILENT = 3, 2
 class Dispatcher:
     """See the module's docstring."""
 
-    def __init__(self, agent: Agent) -> None:
-        self._config, self._clock, self._uploader = agent.config, agent.clock, agent.uploader
-        self._queue, self._journal, self._leases, self._owners = agent.queue, agent.journal, agent.leases, agent.owners
-        self._deaths, self._starts, self._last_call = agent.deaths, agent.starts, agent.last_call
-        self._checkpoints, self._throughput = agent.checkpoints, agent.throughput
+    def __init__(self, parts: Parts, checkpoints: Checkpoints) -> None:
+        self._config, self._clock, self._uploader = parts.config, parts.clock, parts.uploader
+        self._queue, self._journal, self._leases, self._owners = parts.queue, parts.journal, parts.leases, parts.owners
+        self._deaths, self._starts, self._last_call = parts.deaths, parts.starts, parts.last_call
+        self._throughput, self._checkpoints = parts.throughput, checkpoints
         self.bytes_copied = 0
         #: When the task may be told of the next checkpoint that is held up (monotonic seconds).
         self._tell_again = 0.0

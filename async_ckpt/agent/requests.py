@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from ..config import DEATHS_OF_AGENT
 from ..ipc import protocol
@@ -12,11 +12,10 @@ from ..ipc.protocol import Message
 from ..ipc.server import Connection
 from ..spool.journal import FINAL
 from .backlog import why_full
-from .checkpoints import MAX_ERRORS
+from .checkpoints import MAX_ERRORS, Checkpoints
+from .dispatcher import Dispatcher
+from .parts import Parts
 from .questions import MAX_QUESTIONS, Questions
-
-if TYPE_CHECKING:
-    from .agent import Agent
 
 _YEAR_S = 365 * 24 * 3600
 
@@ -24,13 +23,15 @@ _YEAR_S = 365 * 24 * 3600
 class Requests:
     """See the module's docstring."""
 
-    def __init__(self, agent: Agent) -> None:
-        self._spool, self._config, self._queue, self._journal = agent.spool, agent.config, agent.queue, agent.journal
-        self._checkpoints, self._dispatcher, self._uploader = agent.checkpoints, agent.dispatcher, agent.uploader
-        self._leases, self._owners, self._starts = agent.leases, agent.owners, agent.starts
-        self._socket_saves, self._last_call, self._throughput = agent.socket_saves, agent.last_call, agent.throughput
+    def __init__(self, parts: Parts, checkpoints: Checkpoints, dispatcher: Dispatcher) -> None:
+        self._spool, self._config, self._queue, self._journal = parts.spool, parts.config, parts.queue, parts.journal
+        self._uploader, self._leases, self._owners, self._starts = (
+            parts.uploader, parts.leases, parts.owners, parts.starts,
+        )  # fmt: skip
+        self._socket_saves, self._last_call, self._throughput = parts.socket_saves, parts.last_call, parts.throughput
+        self._checkpoints, self._dispatcher = checkpoints, dispatcher
         #: Those that are answered once something has come about.
-        self.questions = Questions(self._answer, agent.clock)
+        self.questions = Questions(self._answer, parts.clock)
 
     def on_message(self, connection: Connection, message: Message, fds: list[int]) -> None:
         """Do what a client asks."""

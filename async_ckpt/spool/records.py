@@ -13,7 +13,7 @@ import os
 import secrets
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .. import layout
 from ..capture.content import pack_path
@@ -21,9 +21,7 @@ from ..errors import IntegrityError, SpoolError, os_reason
 from ..manifest import LINK, PACKED, FileEntry, Manifest, dump
 from ..system.files import write_new
 from .directories import spool_errors
-
-if TYPE_CHECKING:
-    from .spool import Spool
+from .spool_directory import SpoolDirectory
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,7 @@ class Admitted:
 class Records:
     """The records of one spool."""
 
-    def __init__(self, spool: Spool) -> None:
+    def __init__(self, spool: SpoolDirectory) -> None:
         self._spool = spool
 
     def _path(self, identity: str) -> str:

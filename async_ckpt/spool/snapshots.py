@@ -15,7 +15,6 @@ import functools
 import json
 import os
 import secrets
-from typing import TYPE_CHECKING
 
 from ..capture.snapshot import remove_snapshot
 from ..capture.walk import ANNEX_PREFIX
@@ -23,10 +22,8 @@ from ..errors import SpoolError
 from ..system.files import remove_tree
 from ..system.mounts import down_from_mount
 from .directories import private_directory
-from .records import Admitted
-
-if TYPE_CHECKING:
-    from .spool import Spool
+from .records import Admitted, Records
+from .spool_directory import SpoolDirectory
 
 #: The ending of a directory for what a watch captures early, and what may become a checkpoint.
 _EARLY = ".early"
@@ -38,7 +35,8 @@ _MAX_PARENTS = 1000
 class Snapshots:
     """The data of one spool, and its annexes."""
 
-    def __init__(self, spool: Spool) -> None:
+    def __init__(self, spool: SpoolDirectory, records: Records) -> None:
+        self._records = records
         self._spool = spool
         #: By parent of what is saved.
         self._annex_for: dict[str, str] = {}
@@ -145,7 +143,7 @@ class Snapshots:
         """Remove leftovers; nothing if some record cannot be read, as it may need one of them. Returns what people
         should know.
         """
-        if len(self._spool.records.pending()) < len(self._spool.records.ids()):
+        if len(self._records.pending()) < len(self._records.ids()):
             return []
         told = []
         for path in leftovers:

@@ -40,24 +40,20 @@ from ..capture.copy_speed import CopySpeed
 from ..capture.habits import Habits
 from ..config import RESTORE_S
 from ..errors import SpoolError, os_reason
-from ..manifest import dump
 from ..stores.base import StoreSpec
-from ..system.files import remove_tree, wait_for, write_atomically, write_new
-from . import starts
+from ..system.files import remove_tree, wait_for, write_atomically
 from .abilities import try_out
 from .directories import not_ours, private_directory, private_subdirectory, spool_errors
 from .records import Records
-from .saver_names import SaverNames, note_namespace
+from .saver_names import note_namespace
 from .snapshots import Snapshots
-from .starts import Start
+from .spool_directory import FORMAT, SpoolDirectory
 from .versions import Versions
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
 
-
-class Spool:
+class Spool(SpoolDirectory):
     """A task's spool; every process of the task has its own object over the same directory.
 
     Use ``Spool.create`` in the task and ``Spool.open`` elsewhere. ``records`` are what is admitted, ``versions`` the
@@ -65,18 +61,13 @@ class Spool:
     """
 
     def __init__(self, directory: str, task: layout.TaskInfo, store: StoreSpec) -> None:
-        self.directory, self.task, self.store = directory, task, store
+        super().__init__(directory, task, store)
         #: What ``spool.json`` was, and which attempt it named, when it was last read: (inode, mtime in nanoseconds).
         self._identity: tuple[int, int] | None = None
         self._running = task.attempt
-        #: Whether this process knows that the task runs, and may make the spool again where it is removed.
-        self.may_make = False
         self._gone = False
-        self._start: Start | None = None
-        #: Whether a process of this machine has begun this attempt before.
-        self._begun_before = False
-        self.saver_names = SaverNames(directory)
-        self.records, self.versions, self.snapshots = Records(self), Versions(self), Snapshots(self)
+        self.records = Records(self)
+        self.versions, self.snapshots = Versions(self, self.records), Snapshots(self, self.records)
 
     # -- making and finding one ------------------------------------------------------------------------------------
 
@@ -97,7 +88,7 @@ class Spool:
             for note in try_out(root):
                 log.info(note)
             private_subdirectory(directory)
-            spool._make_folders()
+            spool.make_folders()
             note_namespace(directory)
             write_atomically(spool.path("spool.json"), spool._identity_json())
         return spool
@@ -121,34 +112,6 @@ class Spool:
         """Where the spool of a task is, or would be."""
         node = [task.node] if task.nodes > 1 else []  # Nodes of a gang may share this machine.
         return os.path.join(root, layout.short_hash([task.pathspec, store.root, *node], 16))
-
-    def _identity_json(self) -> bytes:
-        return dump({"format": FORMAT, "task": asdict(self.task), "store": self.store.to_json()})
-
-    def _make_folders(self) -> None:
-        for name in ("data", "staging", "ready"):
-            private_subdirectory(self.path(name))
-
-    def mend(self) -> None:
-        """Make the directories again that something has removed. In a process that knows that the task runs also the
-        spool itself and ``spool.json``; what that said of a later attempt stays.
-
-        Raises
-        ------
-        SpoolError
-            They cannot be made.
-        """
-        with spool_errors("The spool cannot be mended", self.directory):
-            if self.may_make and not os.path.isdir(self.directory):
-                private_directory(os.path.dirname(self.directory))
-                private_subdirectory(self.directory)
-            self._make_folders()
-            if self.may_make and not os.path.lexists(self.path("pidns")):
-                note_namespace(self.directory)
-            path = self.path("spool.json")
-            if self.may_make and not os.path.exists(path):
-                with contextlib.suppress(FileExistsError):
-                    write_new(path, self._identity_json(), f"{path}.{os.getpid()}")
 
     @classmethod
     def open(cls, directory: str, *, attempt: int | None = None) -> Spool:
@@ -181,9 +144,6 @@ class Spool:
         if attempt is not None:
             task = layout.TaskInfo(**{**asdict(task), "attempt": attempt})
         return cls(directory, task, store)
-
-    def path(self, *parts: str) -> str:
-        return os.path.join(self.directory, *parts)
 
     def habits(self) -> Habits:
         """What is known of the files that are saved on this disk."""
@@ -250,39 +210,6 @@ class Spool:
         with contextlib.suppress(FileNotFoundError):
             return os.stat(self.path("work")).st_mtime_ns if self.task.attempt or self._begun_before else 0
         return 0
-
-    def start_path(self, attempt: int) -> str:
-        """The file that says which start of an attempt runs."""
-        return self.path(f"start.{attempt}")
-
-    def begin(self) -> None:
-        """The task's own process starts: the agent is to ask the store which start of the attempt this is.
-
-        Raises
-        ------
-        SpoolError
-            The spool cannot be written.
-        """
-        self._start, self._begun_before = None, os.path.exists(self.start_path(self.task.attempt))
-        starts.begin(self.start_path(self.task.attempt))
-
-    @property
-    def start(self) -> Start | None:
-        """Which start of the attempt this is; None: that is not known yet.
-
-        Raises
-        ------
-        SpoolError
-            It cannot be read.
-        """
-        if self._start is None:
-            self._start = starts.read(self.start_path(self.task.attempt))
-        return self._start
-
-    def go_alone(self) -> Start:
-        """Begin without the store's word; ``SpoolError`` if the spool cannot be written."""
-        self._start = starts.go_alone(self.start_path(self.task.attempt), self.task)
-        return self._start
 
     # -- the agent's part ----------------------------------------------------------------------------------------------
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from .. import layout
 from ..config import SPOOL_LOCK_TIMEOUT_S
@@ -13,15 +12,15 @@ from ..errors import SpoolError
 from ..system.files import locked
 from . import journal
 from .directories import spool_errors
-
-if TYPE_CHECKING:
-    from .spool import Spool
+from .records import Records
+from .spool_directory import SpoolDirectory
 
 
 class Versions:
     """The counters of one spool. They never go back, also where something has removed their files."""
 
-    def __init__(self, spool: Spool) -> None:
+    def __init__(self, spool: SpoolDirectory, records: Records) -> None:
+        self._records = records
         self._spool, self._task = spool, spool.task
         #: What was counted last by this object, by counter: a file that is made again must not fall behind it.
         self._counted: dict[str, int] = {}
@@ -114,7 +113,7 @@ class Versions:
         task = self._task
         counter = max(_read(fd), self._counted.get("versions", 0), self._start_number * layout.START_STEP)
         if not os.fstat(fd).st_size:
-            used = map(journal.order, [*self._spool.records.ids(), *journal.read(self._spool.path("journal"))])
+            used = map(journal.order, [*self._records.ids(), *journal.read(self._spool.path("journal"))])
             counter = max([counter, *(task.counter(version) for attempt, version in used if attempt == task.attempt)])
         return counter
 

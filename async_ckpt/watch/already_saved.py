@@ -14,8 +14,9 @@ from datetime import datetime, timedelta, timezone
 from ..layout import newest
 from ..spool.journal import COMMITTED, FAILED, FINAL, SUPERSEDED
 from ..task.checkpointer import Checkpointer
-from .entry import Entry, Tree
+from .entry import Entry
 from .gone import Gone
+from .tree import Tree
 
 #: The field of a checkpoint's metadata by which it is recognised: ``AlreadySaved.mark``.
 WATCHED = "watched"

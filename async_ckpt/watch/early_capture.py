@@ -19,67 +19,17 @@ import logging
 import os
 import stat
 import sys
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
 
 from ..agent.backlog import is_short_of_disk
 from ..config import Config
 from ..errors import CheckpointError, os_reason
 from ..system.files import NO_LINK, copy_content, remove_tree, set_mtime
-from ..system.writers import open_for_writing
-from .entry import Entry, Fact, Tree, fact_of, read_tree
+from .captured import EarlyCapture, at, open_without_waiting
+from .entry import Entry
+from .tree import Fact, Tree, fact_of, read_tree
 
 log = logging.getLogger(__package__)
-
-#: How much of each end of a file is compared, in bytes.
-_END_BYTES = 64 << 10
-
-
-@dataclass(frozen=True, eq=False)
-class EarlyCapture:
-    """An entry as it was at one moment, before it counted as finished."""
-
-    #: The directory in the spool; ``path`` is in it.
-    folder: str
-    #: What can be saved in the entry's stead.
-    path: str
-    #: The path to which those in ``tree`` are relative.
-    base: str
-    #: How the entry looked.
-    tree: Tree
-    #: How ``path`` looked when it was captured.
-    made: Tree
-    #: Bytes of it that are copies.
-    copied: int
-    #: Whether it shares no file with the original, and stays as it is whatever is written there.
-    is_copy: bool
-    #: Small files that name the entry, by name.
-    trackers: Mapping[str, bytes]
-
-    def is_continued(self) -> bool:
-        """Whether the original still begins with what was captured: its writer goes on, and has not begun anew. Of
-        large files only both ends are compared.
-        """
-        try:
-            return all(_begins_with(_at(self.base, path), _at(self.path, path)) for path in self.made.files)
-        except OSError:
-            return False
-
-    def add_trackers(self) -> None:
-        """Put the small files that name it, such as TensorFlow's ``checkpoint``, into it."""
-        for name, content in self.trackers.items():
-            with open(os.path.join(self.path, name), "wb") as file:
-                file.write(content)
-
-    def is_intact(self) -> bool:
-        """Whether it is what was captured, and nobody is about to write to it."""
-        now = {path: fact for path, fact in read_tree(self.path).items() if path not in self.trackers}
-        return now == self.made and not open_for_writing(self.made.inodes)
-
-    def drop(self) -> None:
-        """Give back its room."""
-        with contextlib.suppress(OSError):  # Then it is removed after this process.
-            remove_tree(self.folder)
 
 
 class _Changed(Exception):
@@ -170,7 +120,7 @@ def _rebuild(tree: Tree, base: str, target: str, room: int, *, copying: bool) ->
     """
     copied: dict[str, int] = {}
     for path in sorted(tree):
-        fact, source, made = tree[path], _at(base, path), _at(target, path)
+        fact, source, made = tree[path], at(base, path), at(target, path)
         if fact.kind == stat.S_IFDIR:
             os.mkdir(made, 0o700)
             os.chmod(made, stat.S_IMODE(os.lstat(source).st_mode) | 0o700)
@@ -186,25 +136,6 @@ def _rebuild(tree: Tree, base: str, target: str, room: int, *, copying: bool) ->
         elif fact_of(os.lstat(made)) != fact:
             raise _Changed
     return copied
-
-
-def _at(base: str, path: str) -> str:
-    return os.path.join(base, path) if path else base
-
-
-def _begins_with(path: str, copy: str) -> bool:
-    """Whether a file begins with the content of another one. Only both ends of that are compared."""
-    with open(path, "rb", opener=_without_waiting) as file, open(copy, "rb") as before:
-        end = os.fstat(before.fileno()).st_size
-        for at in {0, max(end - _END_BYTES, 0)}:
-            count = min(_END_BYTES, end - at)
-            if os.pread(file.fileno(), count, at) != os.pread(before.fileno(), count, at):
-                return False
-    return True
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK | os.O_NOFOLLOW)
 
 
 def _link(source: str, made: str) -> bool:
@@ -225,7 +156,7 @@ def _link_from(link: str, base: str) -> str:
 
 
 def _copy(source: str, made: str, fact: Fact) -> None:
-    fd = _without_waiting(source, os.O_RDONLY | os.O_CLOEXEC)
+    fd = open_without_waiting(source, os.O_RDONLY | os.O_CLOEXEC)
     try:
         status = os.fstat(fd)
         target = os.open(made, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

@@ -14,9 +14,10 @@ from ..metadata import SIZE, NoteLog, plain
 from ..task.checkpointer import Checkpointer
 from . import metadata_file
 from .already_saved import WATCHED, AlreadySaved
-from .early_capture import EarlyCapture
-from .entry import Entry, Tree, read_tree
+from .captured import EarlyCapture
+from .entry import Entry
 from .options import WatchOptions
+from .tree import Tree, read_tree
 
 log = logging.getLogger(__package__)
 

@@ -21,13 +21,11 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from .entry import Tree
+from .captured import EarlyCapture
 from .names import is_temporary
-
-if TYPE_CHECKING:
-    from .early_capture import EarlyCapture
+from .tree import Tree
 
 #: Names of files that nobody has chosen: a UUID; or eight characters or more in which letters and digits take turns,
 #: such as the digests by which Orbax names its files.

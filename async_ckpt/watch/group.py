@@ -24,8 +24,8 @@ from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from ..errors import UsageError
-from .entry import Tree
 from .names import is_hidden, is_temporary
+from .tree import Tree
 
 _TENSORFLOW = re.compile(r"(?P<key>.+)\.(index|meta|data-(?P<part>\d{5})-of-(?P<parts>\d{5}))")
 _KERAS = re.compile(r"(?P<key>.+?)(\.weights)?\.(h5|json)")

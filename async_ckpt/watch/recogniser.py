@@ -29,9 +29,10 @@ from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 from ..config import WATCH_STILL_S
-from .early_capture import EarlyCapture
-from .entry import Entry, Look, Tree, natural
+from .captured import EarlyCapture
+from .entry import Entry, Look, natural
 from .gone import Gone, Other, Verdict, judge, kind_of, lacking, shape_of
+from .tree import Tree
 
 log = logging.getLogger(__package__)
 

@@ -14,9 +14,10 @@ from ..errors import os_reason
 from ..system.files import remove_tree
 from ..system.writers import open_for_writing
 from .already_saved import AlreadySaved
-from .entry import Entry, read_tree
+from .entry import Entry
 from .options import WatchOptions
 from .recogniser import Recogniser
+from .tree import read_tree
 
 log = logging.getLogger(__package__)
 

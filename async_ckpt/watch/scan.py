@@ -11,11 +11,12 @@ from collections.abc import Collection, Sequence
 from ..config import WATCH_CPU_SHARE, WATCH_CPU_WITHIN_S, WATCH_SHORTEST_PAUSE_S
 from ..errors import os_reason
 from ..system.writers import Inode, open_for_writing
-from .entry import Entry, Fact, Look, Tree, read_members, read_tree
+from .entry import Entry, Look
 from .events import Events
 from .group import Group, Grouping, must_come
 from .names import Pattern, ends_a_save
 from .options import WatchOptions
+from .tree import Fact, Tree, read_members, read_tree
 
 log = logging.getLogger(__package__)
 

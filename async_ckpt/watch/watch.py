@@ -23,7 +23,7 @@ from ..task.checkpointer import Checkpointer
 from . import retention
 from .already_saved import AlreadySaved
 from .early_capture import EarlyCaptures
-from .entry import Entry, Tree
+from .entry import Entry
 from .entry_saver import EntrySaver
 from .events import Events
 from .explanation import Explanation
@@ -31,6 +31,7 @@ from .gone import Gone
 from .options import WatchOptions
 from .recogniser import UNSURE_FACTOR, Recogniser
 from .scan import CpuBudget, Scanner
+from .tree import Tree
 
 log = logging.getLogger(__package__)
 

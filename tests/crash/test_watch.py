@@ -14,8 +14,8 @@ import pytest
 
 from async_ckpt.errors import WatchError
 from async_ckpt.watch import entry_saver
-from async_ckpt.watch.entry import Tree, read_tree
 from async_ckpt.watch.events import Events
+from async_ckpt.watch.tree import Tree, read_tree
 from harness.flow_runs.metaflow_env import REPOSITORY
 from harness.tasks.task import Task, wait_until
 from harness.watches import trainer

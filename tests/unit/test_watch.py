@@ -18,8 +18,8 @@ import pytest
 from async_ckpt.config import Config
 from async_ckpt.errors import BacklogError, SnapshotError, StoreError, WatchError
 from async_ckpt.watch import Watch, WatchOptions, retention, scan
-from async_ckpt.watch.entry import read_tree
 from async_ckpt.watch.events import Events
+from async_ckpt.watch.tree import read_tree
 from harness.common import log_lines
 from harness.tasks.task import wait_until
 

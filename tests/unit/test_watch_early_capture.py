@@ -11,7 +11,8 @@ import pytest
 
 from async_ckpt.config import Config
 from async_ckpt.watch.early_capture import EarlyCaptures
-from async_ckpt.watch.entry import Entry, read_tree
+from async_ckpt.watch.entry import Entry
+from async_ckpt.watch.tree import read_tree
 from harness.common import log_lines
 
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 import pytest
 
 from async_ckpt.config import WATCH_STILL_S as STILL_S
-from async_ckpt.watch.entry import Fact, Look, Tree
+from async_ckpt.watch.entry import Look
 from async_ckpt.watch.gone import Gone, Verdict
 from async_ckpt.watch.recogniser import Recogniser
+from async_ckpt.watch.tree import Fact, Tree
 
 SETTLE_S = 30.0
 

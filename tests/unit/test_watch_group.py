@@ -8,8 +8,8 @@ import pytest
 
 from async_ckpt.errors import UsageError
 from async_ckpt.watch import WatchOptions
-from async_ckpt.watch.entry import read_tree
 from async_ckpt.watch.group import Group, Grouping, must_come
+from async_ckpt.watch.tree import read_tree
 
 
 def write(folder: Path, *names: str, **texts: str) -> None:

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from async_ckpt.watch.entry import Entry, Fact, Look, Tree
+from async_ckpt.watch.entry import Entry, Look
 from async_ckpt.watch.recogniser import UNSURE_FACTOR, Recogniser
+from async_ckpt.watch.tree import Fact, Tree
 from harness.common import log_lines
 
 SETTLE_S = 10.0

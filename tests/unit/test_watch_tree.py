@@ -12,9 +12,9 @@ import pytest
 
 from async_ckpt.errors import UsageError
 from async_ckpt.system.writers import open_for_writing
-from async_ckpt.watch.entry import read_tree
 from async_ckpt.watch.names import Pattern
 from async_ckpt.watch.options import WatchOptions
+from async_ckpt.watch.tree import read_tree
 from harness.files import filesystems
 
 PLACES = (

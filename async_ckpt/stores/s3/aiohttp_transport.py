@@ -23,8 +23,9 @@ from yarl import URL
 
 from ...config import LOOK_UP_S, Config
 from . import S3Settings
+from .phases import PhaseTimer, Timeouts
 from .settings import Exchange, Network, OpenedClient, client_params, made, merged_config
-from .transport import Dropped, Incoming, PhaseTimer, SignedRequest, Timeouts
+from .transport import Dropped, Incoming, SignedRequest
 
 #: What is read ahead of a connection: enough for one turn of the loop at a gigabyte a second.
 _READ_AHEAD_BYTES = 2 << 20

@@ -16,7 +16,7 @@ from ...errors import StoreError, os_hint, os_reason
 from ...system.files import crc32, preallocate, write_sparsely
 from ..base import Content
 from .limits import Throttle
-from .transport import PhaseTimer
+from .phases import PhaseTimer
 
 #: Bytes that are digested at a time. Chunks are a multiple of it.
 _DIGEST_BYTES = 1 << 20

@@ -32,8 +32,9 @@ from ...system.concurrency import in_thread
 from . import S3Settings
 from .answers import Answer
 from .body import Body
+from .phases import PhaseTimer, Timeouts
 from .settings import Exchange, Network, OpenedClient, client_params, made, merged_config
-from .transport import Dropped, Incoming, PhaseTimer, SignedRequest, Timeouts
+from .transport import Dropped, Incoming, SignedRequest
 
 T = TypeVar("T")
 

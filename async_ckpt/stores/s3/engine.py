@@ -26,9 +26,10 @@ from .credentials import Credentials, asked, botocore_chain
 from .endpoint import PROBE, Endpoint, endpoint_in, is_elsewhere, region_in
 from .errors import CREDENTIAL_CODES, TIME_OUTS, asks_to_slow_down, mapped
 from .limits import AdaptiveLimiter, Limiter, Throttle
+from .phases import PhaseTimer
 from .settings import OpenClient, OpenedClient, UserHeaders, is_loopback, sends_checksums, signs_content, validates
 from .signing import NO_CONTENT, Headers, sha256
-from .transport import Dropped, Incoming, PhaseTimer, SignedRequest
+from .transport import Dropped, Incoming, SignedRequest
 
 T = TypeVar("T")
 

@@ -19,8 +19,9 @@ from .body import Body, Bytes, Digest, LocalFile, base64_crc, digest
 from .engine import Engine, UnsignedRequest, received
 from .errors import StartOver
 from .limits import Limiter
+from .phases import PhaseTimer
 from .signing import UNSIGNED_PAYLOAD
-from .transport import Incoming, PhaseTimer
+from .transport import Incoming
 
 
 class Sent(NamedTuple):

@@ -24,7 +24,8 @@ from ...config import Config
 from ...errors import StoreError, UsageError, os_reason
 from . import S3Settings
 from .answers import Answer
-from .transport import Timeouts, Transport
+from .phases import Timeouts
+from .transport import Transport
 
 C = TypeVar("C", bound=BotoConfig)
 
