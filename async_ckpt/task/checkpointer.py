@@ -116,13 +116,16 @@ class Checkpointer:
             try:
                 spool.begin()
                 left = spool.records.ids()
-                checkpointer._attach()
+                is_there = checkpointer._attach()
             except (AgentError, SpoolError, WaitTimeout):
-                checkpointer._client.close()
+                is_there = False
                 if os.path.exists(spool.path("spool.json")):
+                    checkpointer._client.close()
                     raise
+            if not is_there:
                 # An agent that had drained an earlier attempt may have removed the spool in this moment; then there
                 # is nothing left to take up, and a new one is made.
+                checkpointer._client.close()
                 continue
             if left:
                 # Perhaps nobody guards it until the agent does, so the trainer must not write to it before.
@@ -135,23 +138,24 @@ class Checkpointer:
             hint="See whether something cleans that directory",
         )
 
-    def _attach(self) -> None:
+    def _attach(self) -> bool:
         """Connect to an agent, or start one. Waits where that of the last attempt hangs, or where none can be had for a
-        while.
+        while. Returns False where the spool is gone, so that a new one is needed first.
 
         Raises
         ------
         AgentError, WaitTimeout
-            None can be had, or the spool is gone.
+            None can be had.
         """
         deadline, said = self._client.clock.monotonic() + NO_AGENT_START_S, False
         while True:
             try:
                 self._client.attach(self.config.reply_timeout_s)
-                return
+                return True
             except (NoAgent, WaitTimeout) as error:
-                is_late = self._client.clock.monotonic() >= deadline
-                if is_late or not os.path.exists(self.spool.path("spool.json")):
+                if not os.path.exists(self.spool.path("spool.json")):
+                    return False
+                if self._client.clock.monotonic() >= deadline:
                     raise
                 if not said:
                     said = True
@@ -173,7 +177,8 @@ class Checkpointer:
         if not directory:
             raise UsageError(
                 f"This process does not belong to a step with @checkpoint ({ENV_SPOOL} is not set)",
-                hint="Save inside such a step or in a subprocess that inherits its environment; to read, name a task",
+                hint="Save inside such a step or in a subprocess that inherits its environment; to read, name a task: "
+                "Checkpoint().list(task='Flow/run/step/task')",
             )
         return _of_process(os.getpid(), directory, attempt)
 

@@ -70,11 +70,11 @@ def test_a_spool_that_was_gone_for_a_moment_as_an_attempt_began_is_made_anew(
     attach, exists = client.AgentClient.attach, os.path.exists
     happened: list[str] = []
 
-    def hangs_first(self: client.AgentClient) -> None:
+    def hangs_first(self: client.AgentClient, timeout_s: float) -> None:
         if not happened:
             happened.append("hung")
             raise WaitTimeout("The agent did not answer 'state' within 2 s")
-        attach(self)
+        attach(self, timeout_s)
 
     def is_gone_then(path: str) -> bool:
         if happened == ["hung"] and path.endswith("spool.json"):

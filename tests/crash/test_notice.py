@@ -14,18 +14,18 @@ from harness.tasks.task import Task, agent_pid, kill, uploader_pid, wait_until
 
 __all__ = ["moto_server"]
 
-REASON = "there is no URL"
+REASON = "there is no S3RegionRedirector"
 
 
 @pytest.fixture
-def _aiohttp_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _aiobotocore_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its import fails in the processes that are started from now on."""
-    (tmp_path / "shadow" / "aiohttp").mkdir(parents=True)
-    (tmp_path / "shadow" / "aiohttp" / "__init__.py").write_text(f"raise AttributeError({REASON!r})\n")
+    (tmp_path / "shadow" / "aiobotocore").mkdir(parents=True)
+    (tmp_path / "shadow" / "aiobotocore" / "__init__.py").write_text(f"raise AttributeError({REASON!r})\n")
     monkeypatch.syspath_prepend(str(tmp_path / "shadow"))
 
 
-@pytest.mark.usefixtures("_aiohttp_is_broken")
+@pytest.mark.usefixtures("_aiobotocore_does_not_fit")
 def test_a_task_hears_once_that_uploads_go_another_way(task: Task, moto_server: S3Server) -> None:
     task.store = StoreSpec(
         "metaflow-s3", f"s3://{BUCKET}/notice-{os.getpid()}", {"client_params": dict(moto_server.client_params)}
