@@ -67,7 +67,7 @@ class Launcher:
         #: Since when no agent that was started here has answered, or none could be started (monotonic seconds); why.
         self._in_vain: float | None = None
         self._why = ""
-        self._said = ""
+        self._has_said = False
         self._has_waited = False
         self._thread: threading.Thread | None = None
         self._children: set[int] = set()
@@ -97,7 +97,7 @@ class Launcher:
 
     def on_answer(self, link: AgentConnection) -> None:
         """The agent has said its first word to us, or has been silent and is not any more."""
-        self._in_vain, self._has_waited = None, False
+        self._in_vain, self._has_waited, self._has_said = None, False, False
         self._watchdog.forgive(link.pid)
 
     def on_silence(self, link: AgentConnection) -> bool:
@@ -168,8 +168,8 @@ class Launcher:
             f"No agent could be started{f' ({why})' if why else ''}: this process uploads by itself meanwhile. "
             "Captures are copies until there is one again"
         )
-        if line != self._said:  # Once, however often it is tried.
-            self._said = line
+        if not self._has_said:  # Once until an agent has answered, however often one is tried, and whatever it says.
+            self._has_said = True
             log.warning(line)
 
     def _take_lock(self) -> int | AgentConnection:
