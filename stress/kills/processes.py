@@ -6,7 +6,7 @@ import contextlib
 import os
 from pathlib import Path
 
-from async_ckpt.system import crash
+import async_ckpt
 from harness.tasks.task import is_alive
 
 TASK, AGENT, UPLOADER = "task", "agent", "uploader"
@@ -17,9 +17,11 @@ MARK = "ASYNC_CKPT_KILLS_MARK"
 
 def crash_points() -> list[str]:
     """All named points in the package."""
-    package = Path(crash.__file__).parent
+    package = Path(async_ckpt.__file__).parent
     lines = (line for path in package.rglob("*.py") for line in path.read_text().splitlines())
-    return sorted({line.split('crash_point("')[1].split('"')[0] for line in lines if 'crash_point("' in line})
+    points = sorted({line.split('crash_point("')[1].split('"')[0] for line in lines if 'crash_point("' in line})
+    assert points, f"no crash points in {package}"
+    return points
 
 
 def who_dies_at(point: str) -> str:
