@@ -157,20 +157,19 @@ class Launcher:
             path = self._spool.path(name_of(listening))
             why, self._why = self._why, ""  # From here on that of the new one.
             pid = self._start_thread(lock, listening) if is_here else self._spawn(lock, listening)
-            if is_here and self._uploader != "thread":
+            # Once until an agent has answered, however often one is tried, and whatever it says.
+            if is_here and self._uploader != "thread" and not self._has_said:
+                self._has_said = True
                 self._say_that_it_is_here(why or _last_line(self._spool.path("agent.log")))
             with contextlib.suppress(OSError):  # The disk may be full. The agent tries it as well, again and again.
                 name_socket(self._spool, os.path.basename(path), pid)
             return AgentConnection(protocol.connect(path, self._config.reply_timeout_s), pid, fresh=True)
 
     def _say_that_it_is_here(self, why: str) -> None:
-        line = (
+        log.warning(
             f"No agent could be started{f' ({why})' if why else ''}: this process uploads by itself meanwhile. "
             "Captures are copies until there is one again"
         )
-        if not self._has_said:  # Once until an agent has answered, however often one is tried, and whatever it says.
-            self._has_said = True
-            log.warning(line)
 
     def _take_lock(self) -> int | AgentConnection:
         """The lock of the spool's agent; or the agent itself, if the one that holds it turns up."""
