@@ -66,7 +66,7 @@ class Checkpoints:
             self._owners.say(why)
         for identity, known in self._journal.checkpoints.items():
             if identity not in self._queue.jobs:
-                job = self._queue.admit(identity, (0, 0), 0)
+                job = self._queue.add(identity, (0, 0), 0)
                 if known.state in RELEASED:
                     self._queue.end(identity, known.state, known.why)
                 else:
@@ -85,7 +85,7 @@ class Checkpoints:
         self.look_after_spool()
         for identity in self._spool.records.ids():
             if identity not in self._queue.jobs:
-                found = self.admit(identity)
+                found = self.take_in(identity)
                 if found is not None and not self._spool.snapshots.saver_may_live(found):
                     # It did not come to hand over its leases.
                     self._fail_if_torn(found, "while nobody guarded the snapshot")
@@ -99,10 +99,10 @@ class Checkpoints:
         job = self._queue.jobs.get(identity)
         if job is not None and job.item is not None:
             return job.item
-        return None if self._unreachable.has(identity) else self.admit(identity)
+        return None if self._unreachable.has(identity) else self.take_in(identity)
 
-    def admit(self, identity: str) -> Admitted | None:
-        """Read a record, and admit its checkpoint unless that is known."""
+    def take_in(self, identity: str) -> Admitted | None:
+        """Read a record, and queue its checkpoint unless that is known."""
         if not is_id(identity):
             return None
         try:
@@ -111,7 +111,7 @@ class Checkpoints:
             self.remember(str(error))
             return None
         except IntegrityError as error:
-            self.fail(self._queue.admit(identity, (0, 0), 0), str(error))
+            self.fail(self._queue.add(identity, (0, 0), 0), str(error))
             return None
         if item is not None and identity not in self._queue.jobs:
             self._take_in(item)
@@ -122,7 +122,7 @@ class Checkpoints:
 
     def _take_in(self, item: Admitted, *, uploaded: bool = False) -> Job:
         shard = layout.is_shard(item.reference)
-        job = self._queue.admit(item.id, item.order, item.size, uploaded=uploaded, shard=shard)
+        job = self._queue.add(item.id, item.order, item.size, uploaded=uploaded, shard=shard)
         job.item = item
         if shard:
             self._outdate_before(item)

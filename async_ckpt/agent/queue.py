@@ -64,7 +64,7 @@ class Queue:
         self.committed = 0
         self.last_committed: str | None = None
 
-    def admit(
+    def add(
         self, identity: str, order: tuple[int, int], size: int, *, uploaded: bool = False, shard: bool = False
     ) -> Job:
         """Take in a checkpoint; ``uploaded`` if only its commit is left."""

@@ -156,7 +156,7 @@ class Requests:
 
     def _state(self, identity: str, *, look: bool = True) -> Message:
         if look and identity not in self._queue.jobs:
-            self._checkpoints.admit(identity)
+            self._checkpoints.take_in(identity)
         job = self._queue.jobs.get(identity)
         return {"state": job.state, "why": job.why} if job else {"state": None, "why": "unknown to this agent"}
 

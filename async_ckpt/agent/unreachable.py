@@ -55,7 +55,7 @@ class Unreachable:
         folder = os.path.dirname(item.data)
         if folder not in self._spool.snapshots.silent:
             return ""
-        job = self._queue.admit(item.id, item.order, item.size)
+        job = self._queue.add(item.id, item.order, item.size)
         job.why = f"the file system of {folder} does not answer"
         self._queue.pause(item.id)
         self._queue.pass_by(item.id)

@@ -190,7 +190,7 @@ class AgentClient:
                 budget = min(budget, (soft - _open_descriptors(soft)) // 2)
         return max(budget, 0)
 
-    def admit(self, item: Admitted, leases: Mapping[str, int]) -> None:
+    def announce(self, item: Admitted, leases: Mapping[str, int]) -> None:
         """Ring the doorbell for an admitted checkpoint and hand over the leases of its files (path → descriptor). This
         never waits and never fails: the agent also finds by itself what was admitted, and leases that it did not get
         stay with this process. Where a file has one already, the new one is let go.

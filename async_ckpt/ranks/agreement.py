@@ -41,7 +41,7 @@ COMMITTING, FAILED = "committing", "failed"
 #: How many ranks are named in an error, and how many characters of what they say are shown.
 _NAMED, _SHOWN = 8, 500
 
-Reference = dict[str, Any]
+ReferenceDict = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Shard:
 
     rank: int
     world: int
-    reference: Reference
+    reference: ReferenceDict
     manifest: Manifest
 
 
@@ -181,7 +181,7 @@ async def read_shards(store: Store, reference: Mapping[str, Any], config: Config
     return sorted(found, key=lambda shard: shard.rank)
 
 
-def merge(shards: Sequence[Shard]) -> tuple[Reference, Manifest]:
+def merge(shards: Sequence[Shard]) -> tuple[ReferenceDict, Manifest]:
     """Make one checkpoint of its shards.
 
     Raises
@@ -243,7 +243,7 @@ def ranks_in_words(ranks: Sequence[int]) -> str:
     return f"rank{'s' if len(ranks) > 1 else ''} {named}{more}"
 
 
-async def read_commit(store: Store, reference: Mapping[str, Any]) -> Reference | None:
+async def read_commit(store: Store, reference: Mapping[str, Any]) -> ReferenceDict | None:
     """The metadata of a checkpoint that is committed; None: it is not."""
     key = layout.parse_key(reference["key"]).task_metadata_key(reference["pathspec"])
     return await read_reference(store, *key.rsplit("/", 1))
@@ -255,7 +255,7 @@ async def drop_shards(store: Store, reference: Mapping[str, Any], config: Config
     await for_each((f"{folder}/{rank}" for rank in ranks), config.files_in_flight, store.delete)
 
 
-async def left_by(store: Store, pathspec: str, now: tuple[int, int]) -> list[Reference]:
+async def left_by(store: Store, pathspec: str, now: tuple[int, int]) -> list[ReferenceDict]:
     """References, of one rank each, of the collective checkpoints from before ``now``, an (attempt, generation), whose
     shards lie in the store, newest first.
     """
@@ -265,7 +265,7 @@ async def left_by(store: Store, pathspec: str, now: tuple[int, int]) -> list[Ref
         stem, _, name = entry.key[len(folder) + 1 :].rpartition("/")
         if stem and name != OUTCOME and not stem.startswith("gone."):
             shards[stem] = entry.key
-    found: list[Reference] = []
+    found: list[ReferenceDict] = []
     for key in shards.values():
         reference: Any = (await read_fields(store, key)).get("reference")  # Gone, if rank 0 has just committed it.
         if layout.is_reference(reference) and layout.life(reference) < now:

@@ -118,7 +118,7 @@ class Capabilities:
 
 
 @dataclass(frozen=True)
-class Entry:
+class ListedObject:
     """One object in a listing."""
 
     key: str
@@ -306,7 +306,7 @@ class Store(abc.ABC):
         """Size of an object in bytes."""
 
     @abc.abstractmethod
-    def list(self, prefix: str, beginning: str = "") -> AsyncIterator[Entry]:
+    def list(self, prefix: str, beginning: str = "") -> AsyncIterator[ListedObject]:
         """All objects below the folder ``prefix`` (recursively), in no particular order; nothing where there is none.
 
         ``prefix`` is a key as above, without a trailing slash; ``a/b`` does not list ``a/bc``. ``beginning``: only
@@ -387,7 +387,7 @@ class Wrapper(Store):
     async def size(self, key: str) -> int:
         return await self._around("size", lambda _: self._store.size(key))
 
-    async def list(self, prefix: str, beginning: str = "") -> AsyncIterator[Entry]:
+    async def list(self, prefix: str, beginning: str = "") -> AsyncIterator[ListedObject]:
         async for entry in self._store.list(prefix, beginning):
             yield entry
 

@@ -33,7 +33,7 @@ from .base import (
     MAX_BYTES,
     Capabilities,
     Content,
-    Entry,
+    ListedObject,
     PartsLog,
     Progress,
     Store,
@@ -177,7 +177,7 @@ class LocalStore(Store):
         with _mapped("read", path):
             return await to_thread.run_sync(measure)
 
-    async def list(self, prefix: str, beginning: str = "") -> AsyncIterator[Entry]:
+    async def list(self, prefix: str, beginning: str = "") -> AsyncIterator[ListedObject]:
         path = self._path(prefix)
         entries = self._walk(path)
         if beginning:
@@ -353,7 +353,7 @@ class LocalStore(Store):
                     if entry.stat(follow_symlinks=False).st_mtime < oldest:
                         os.unlink(entry.path)
 
-    def _walk(self, path: str) -> Iterator[Entry]:
+    def _walk(self, path: str) -> Iterator[ListedObject]:
         def failed(error: OSError) -> None:
             if error.errno not in _MISSING:
                 raise error
@@ -366,7 +366,7 @@ class LocalStore(Store):
                 except FileNotFoundError:
                     continue  # removed since it was listed
                 if not stat.S_ISDIR(status.st_mode):  # A link to a folder is neither an object nor looked into.
-                    yield Entry(os.path.relpath(full, self.root), status.st_size)
+                    yield ListedObject(os.path.relpath(full, self.root), status.st_size)
 
 
 async def _abandonable(function: Callable[[], T]) -> T:

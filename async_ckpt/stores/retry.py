@@ -15,7 +15,7 @@ import anyio
 from ..config import STORE_FIRST_PAUSE_S, STORE_LONGEST_PAUSE_S, STORE_MAX_ASKED_PAUSE_S, Config
 from ..errors import TransientStoreError
 from ..system.backoff import Backoff
-from .base import Entry, Progress, Store, Wrapper, no_progress
+from .base import ListedObject, Progress, Store, Wrapper, no_progress
 
 T = TypeVar("T")
 
@@ -109,10 +109,10 @@ class RetryStore(Wrapper):
     ) -> T:
         return await with_retries(call, self._config, progress)
 
-    async def list(self, prefix: str, beginning: str = "") -> AsyncIterator[Entry]:
+    async def list(self, prefix: str, beginning: str = "") -> AsyncIterator[ListedObject]:
         entries = self._store.list(prefix, beginning)
 
-        async def first(_: Progress) -> Entry | None:
+        async def first(_: Progress) -> ListedObject | None:
             nonlocal entries
             try:
                 return await anext(entries, None)

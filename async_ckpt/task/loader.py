@@ -125,7 +125,7 @@ class Loader:
         arrival = Arrival(clean, tuple(filter(None, (self._spool.directory, store.path_on_disk))))
         try:
             restore.load_from_spool(
-                item, path, self._config, links, functools.partial(self._client.admit, item), arrival
+                item, path, self._config, links, functools.partial(self._client.announce, item), arrival
             )
             return
         except FileNotFoundError:

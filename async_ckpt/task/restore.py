@@ -22,7 +22,7 @@ from ..errors import CheckpointError, IntegrityError, NotFound
 from ..manifest import MAX_DEPTH, FileEntry, Manifest, check_path
 from ..spool.records import Admitted, torn_file
 from ..stores import catalog
-from ..stores.base import Entry, Store
+from ..stores.base import ListedObject, Store
 from ..system.concurrency import for_each
 from ..system.files import set_mode, set_mtime
 from .landing import Arrival, Landing, make_links
@@ -122,7 +122,7 @@ async def _load_files(store: Store, key: str, manifest: Manifest | None, staging
     _finish(manifest, staging, config)
 
 
-def _inside(entry: Entry, key: str) -> str:
+def _inside(entry: ListedObject, key: str) -> str:
     try:
         return check_path(entry.key[len(key) + 1 :])
     except ValueError as error:

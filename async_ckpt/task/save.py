@@ -169,7 +169,7 @@ class Saver:
         except BaseException:
             captured.drop(data)
             raise
-        client.admit(admitted, captured.leases)
+        client.announce(admitted, captured.leases)
         if limit.copied and not self._has_said_why_copied:
             self._has_said_why_copied = True
             log.info(limit.report())

@@ -35,10 +35,10 @@ _MOVES = 8
 #: Smallest file without a lease that is worth a line of its own, so that it is not sent again.
 _REMEMBERED_BYTES = 1 << 20
 
-Reference = dict[str, Any]
+ReferenceDict = dict[str, Any]
 
 
-async def _nobody_asks(reference: Reference) -> None:
+async def _nobody_asks(reference: ReferenceDict) -> None:
     """For ``on_commit``."""
 
 
@@ -95,9 +95,9 @@ class CheckpointWriter:
         #: One commit at a time: what ``begun`` says, and where ``latest`` is, must not be mixed.
         self._committing = anyio.Lock()
         #: What ``latest`` is to be moved to, by its folder.
-        self._newest: dict[str, Reference] = {}
+        self._newest: dict[str, ReferenceDict] = {}
         #: The newest that is committed of an attempt, by the key that says what it has begun to commit.
-        self._last_committed: dict[str, Reference] = {}
+        self._last_committed: dict[str, ReferenceDict] = {}
         #: What the user should know, as of a store; usually nothing.
         self.notice = ""
 
@@ -217,7 +217,7 @@ class CheckpointWriter:
             content.close()
 
     async def commit(
-        self, batch: Sequence[Reference], on_commit: Callable[[Reference], Awaitable[None]] = _nobody_asks
+        self, batch: Sequence[ReferenceDict], on_commit: Callable[[ReferenceDict], Awaitable[None]] = _nobody_asks
     ) -> None:
         """Make uploaded checkpoints of one task visible, in order, and move ``latest`` on to the newest of them unless
         it is on a newer one, or cannot be moved.
@@ -256,7 +256,7 @@ class CheckpointWriter:
         if refused is not None:
             raise refused
 
-    async def _commit(self, reference: Reference, failed: Mapping[str, CheckpointError]) -> None:
+    async def _commit(self, reference: ReferenceDict, failed: Mapping[str, CheckpointError]) -> None:
         parts = layout.parse_key(reference["key"])
         if parts.metadata_key in failed:
             raise failed[parts.metadata_key]
@@ -266,7 +266,7 @@ class CheckpointWriter:
         if reference.get("latest"):
             self._note_newest_everywhere(reference)
 
-    async def _begun(self, batch: Sequence[Reference]) -> dict[str, bytes]:
+    async def _begun(self, batch: Sequence[ReferenceDict]) -> dict[str, bytes]:
         """What is written before a batch is committed (``layout`` says why), by key: one object for each attempt; none
         for a gang.
 
@@ -297,7 +297,7 @@ class CheckpointWriter:
                     self._note_committed(reference)
                     self._note_newest_everywhere(reference)
 
-    def _note_committed(self, reference: Reference) -> None:
+    def _note_committed(self, reference: ReferenceDict) -> None:
         key = _begun_key(reference)
         last = self._last_committed.get(key) if key is not None else None
         if key is not None and (last is None or layout.order(last) < layout.order(reference)):
@@ -368,11 +368,11 @@ class CheckpointWriter:
                 f"see an earlier one: {why}"
             )
 
-    def _note_newest_everywhere(self, reference: Reference) -> None:
+    def _note_newest_everywhere(self, reference: ReferenceDict) -> None:
         self._note_newest(layout.metadata_folder(reference["pathspec"]), reference)
         self._note_newest(layout.parse_key(reference["key"]).scope_folder, reference)
 
-    def _note_newest(self, folder: str, reference: Reference) -> None:
+    def _note_newest(self, folder: str, reference: ReferenceDict) -> None:
         if folder not in self._newest or not newest.newer(self._newest[folder], reference):
             self._newest[folder] = reference
 
@@ -396,7 +396,7 @@ def _pauses() -> Backoff:
     return Backoff(0, MOVE_LATEST_PAUSE_S, float("inf"), jitter=True)
 
 
-def _begun_key(reference: Reference) -> str | None:
+def _begun_key(reference: ReferenceDict) -> str | None:
     """Key of what its attempt has begun to commit; None where that says nothing of it."""
     if not reference.get("latest") or reference.get("nodes"):
         return None
@@ -404,15 +404,15 @@ def _begun_key(reference: Reference) -> str | None:
     return layout.begun_key(reference["pathspec"], attempt, version // layout.START_STEP)
 
 
-def _reference(data: bytes, key: str) -> Reference | None:
+def _reference(data: bytes, key: str) -> ReferenceDict | None:
     """What an object says, if that is a checkpoint's metadata."""
     with contextlib.suppress(IntegrityError):
-        found: Reference = load(data, where=key)
+        found: ReferenceDict = load(data, where=key)
         return found if layout.is_reference(found) else None
     return None
 
 
-def _is_same(one: Reference, other: Reference) -> bool:
+def _is_same(one: ReferenceDict, other: ReferenceDict) -> bool:
     """Whether two references are of one save: no other has the same key and the same microsecond."""
     at = one.get("created_at")
     return at is not None and at == other.get("created_at") and one["key"] == other["key"]

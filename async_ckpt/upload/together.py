@@ -16,7 +16,7 @@ from ..config import GATHER_FIRST_S, GATHER_LAST_S, GATHER_SUSPICION_S, Config
 from ..errors import StoreError, UsageError, WaitTimeout
 from ..manifest import dump
 from ..ranks import agreement
-from ..ranks.agreement import COMMITTING, FAILED, Outcome, Reference
+from ..ranks.agreement import COMMITTING, FAILED, Outcome, ReferenceDict
 from ..stores.base import Store
 from ..system.backoff import Backoff
 from ..system.crash import crash_point
@@ -63,7 +63,7 @@ class CollectiveCommit:
         #: Before which attempt and generation nothing is left.
         self._tidied = (0, 0)
 
-    async def gather(self, reference: Reference, patience: Patience, tell: Tell) -> Reference:
+    async def gather(self, reference: ReferenceDict, patience: Patience, tell: Tell) -> ReferenceDict:
         """See a checkpoint through to its commit.
 
         Parameters
@@ -100,7 +100,7 @@ class CollectiveCommit:
             await self._tidy(reference)
         return committed
 
-    async def _tidy(self, reference: Reference) -> None:
+    async def _tidy(self, reference: ReferenceDict) -> None:
         """Remove what nobody needs any more, as far as that can be done now."""
         with contextlib.suppress(StoreError):  # It is committed all the same; the next attempt tries again.
             await agreement.drop_shards(self._store, reference, self._config, range(reference["world"]))
@@ -109,7 +109,7 @@ class CollectiveCommit:
                 self._tidied = now
                 await agreement.remove_leftovers(self._store, reference["pathspec"], now, self._config)
 
-    async def _commit(self, reference: Reference, patience: Patience, tell: Tell) -> Reference:
+    async def _commit(self, reference: ReferenceDict, patience: Patience, tell: Tell) -> ReferenceDict:
         pauses = Backoff(0, GATHER_FIRST_S, GATHER_LAST_S)
         while missing := await agreement.missing_ranks(self._store, reference):
             gone = (await agreement.gone_ranks(self._store, reference)).intersection(missing)
@@ -130,12 +130,12 @@ class CollectiveCommit:
             await anyio.sleep(pauses.failed(anyio.current_time()))
         return await finish(self._store, self._writer, reference, self._config)
 
-    async def _give_up(self, reference: Reference, why: str) -> None:
+    async def _give_up(self, reference: ReferenceDict, why: str) -> None:
         outcome = await agreement.decide(self._store, reference, Outcome(FAILED, why))
         if outcome.state == COMMITTING:
             raise StoreError("It was decided that it is committed, and shards are missing", where=reference["key"])
 
-    async def _follow(self, reference: Reference, patience: Patience, tell: Tell) -> Reference:
+    async def _follow(self, reference: ReferenceDict, patience: Patience, tell: Tell) -> ReferenceDict:
         first_s = max(GATHER_FIRST_S, reference["world"] / _LOOKS_A_SECOND)
         pauses = Backoff(0, first_s, max(GATHER_LAST_S, first_s))
         pause = 0.0
@@ -156,7 +156,7 @@ class CollectiveCommit:
             pause = pauses.failed(anyio.current_time())
             await anyio.sleep(pause)
 
-    async def _give_up_without_first(self, reference: Reference) -> None:
+    async def _give_up_without_first(self, reference: ReferenceDict) -> None:
         """Where rank 0 has died without its shard, nobody else would ever decide."""
         if 0 in await agreement.gone_ranks(self._store, reference) and 0 in await agreement.missing_ranks(
             self._store, reference
@@ -165,7 +165,7 @@ class CollectiveCommit:
             await agreement.decide(self._store, reference, Outcome(FAILED, why))
 
 
-async def finish(store: Store, writer: CheckpointWriter, reference: Reference, config: Config) -> Reference:
+async def finish(store: Store, writer: CheckpointWriter, reference: ReferenceDict, config: Config) -> ReferenceDict:
     """Commit a checkpoint whose shards are all in the store.
 
     Raises

@@ -23,7 +23,7 @@ from async_ckpt.config import Config
 from async_ckpt.errors import CheckpointError, IntegrityError, NotFound
 from async_ckpt.layout import newest
 from async_ckpt.stores import catalog
-from async_ckpt.stores.base import Entry
+from async_ckpt.stores.base import ListedObject
 from async_ckpt.stores.local import LocalStore
 from async_ckpt.task import restore
 from harness.hostile.tars import NAMES, Tars
@@ -77,9 +77,9 @@ class LyingStore(LocalStore):
         super().__init__(root, _CONFIG)
         self.lies: dict[str, bytes] = {}
 
-    async def list(self, prefix: str, beginning: str = "") -> AsyncIterator[Entry]:
+    async def list(self, prefix: str, beginning: str = "") -> AsyncIterator[ListedObject]:
         for key, data in self.lies.items():
-            yield Entry(key, len(data))
+            yield ListedObject(key, len(data))
         async for entry in super().list(prefix, beginning):
             yield entry
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from async_ckpt.config import CHUNK_BYTES
-from async_ckpt.stores.base import Entry, Store
+from async_ckpt.stores.base import ListedObject, Store
 from harness.s3.memory_s3 import MemoryS3, Object, Request
 from harness.stores import content
 from harness.stores.content import BytesContent, pattern
@@ -138,7 +138,7 @@ async def _get_file(scene: Scene, key: str, data: bytes) -> bytes:
         return file.read()
 
 
-async def _list(scene: Scene) -> list[Entry]:
+async def _list(scene: Scene) -> list[ListedObject]:
     return sorted([entry async for entry in scene.store.list("list")], key=lambda entry: entry.key)
 
 
@@ -213,7 +213,7 @@ CALLS = {
         Call("head", _operation("HeadObject"), lambda scene: scene.store.size("small"), _differs(len(SMALL))),
         Call(
             "list", _operation("ListObjectsV2"), _list,
-            _differs([Entry(key, number) for number, key in enumerate(LISTED)]),
+            _differs([ListedObject(key, number) for number, key in enumerate(LISTED)]),
         ),
         Call("put if", _is_put("if-match"), _put_if, _not_written("known")),
         Call("create", _is_put("if-none-match"), _create, _not_written("new")),

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
 from async_ckpt.errors import StoreError, TransientStoreError
-from async_ckpt.stores.base import Entry, Progress, Store, Wrapper, no_progress
+from async_ckpt.stores.base import ListedObject, Progress, Store, Wrapper, no_progress
 
 T = TypeVar("T")
 
@@ -91,7 +91,7 @@ class Weather(Wrapper):
             raise TransientStoreError("The store's answer was lost")
         return result
 
-    async def list(self, prefix: str, beginning: str = "") -> AsyncIterator[Entry]:
+    async def list(self, prefix: str, beginning: str = "") -> AsyncIterator[ListedObject]:
         self._sky.call(writes=False)
         async for entry in super().list(prefix, beginning):
             yield entry

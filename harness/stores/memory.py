@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 from async_ckpt.errors import IntegrityError, NotFound
-from async_ckpt.stores.base import Capabilities, Content, Entry, PartsLog, Progress, Store, Wrapper, no_progress
+from async_ckpt.stores.base import Capabilities, Content, ListedObject, PartsLog, Progress, Store, Wrapper, no_progress
 from harness.stores.content import crcs_of
 
 T = TypeVar("T")
@@ -65,11 +65,11 @@ class MemoryStore(Store):
         self._ask("put", key)
         self.objects[key] = data
 
-    async def list(self, prefix: str, beginning: str = "") -> AsyncIterator[Entry]:
+    async def list(self, prefix: str, beginning: str = "") -> AsyncIterator[ListedObject]:
         self._ask("list", prefix)
         for key, data in list(self.objects.items()):
             if key.startswith(f"{prefix}/{beginning}"):
-                yield Entry(key, len(data))
+                yield ListedObject(key, len(data))
 
     async def get_tagged(self, key: str) -> tuple[bytes, str]:
         self._ask("get", key)
@@ -132,7 +132,7 @@ class FaultyStore(Wrapper):
         self._call(operation)
         return await call(progress)
 
-    async def list(self, prefix: str, beginning: str = "") -> AsyncIterator[Entry]:
+    async def list(self, prefix: str, beginning: str = "") -> AsyncIterator[ListedObject]:
         found = [entry async for entry in super().list(prefix, beginning)]
         for entry in found[: self.list_first]:
             yield entry

@@ -454,7 +454,7 @@ class _Alone:
     def lease_budget(self) -> int:
         return 1000
 
-    def admit(self, item: Admitted, leases: Mapping[str, int]) -> None:
+    def announce(self, item: Admitted, leases: Mapping[str, int]) -> None:
         """The doorbell does not ring."""
 
     def request(self, op: str, limit_s: float, **fields: Any) -> Message:

@@ -14,7 +14,7 @@ import pytest
 from async_ckpt.capture.content import CapturedFile
 from async_ckpt.config import CHUNK_BYTES, Config
 from async_ckpt.errors import IntegrityError, NotFound, StoreError, TransientStoreError, UsageError
-from async_ckpt.stores.base import Content, Entry, Store
+from async_ckpt.stores.base import Content, ListedObject, Store
 from async_ckpt.stores.retry import RetryStore
 from harness.stores.content import BytesContent, crcs_of, pattern
 
@@ -168,7 +168,7 @@ class StoreSuite:
                 await store.delete("a/b/one")
                 await store.delete("a/b/one")
                 await store.delete("never/was")
-                assert [entry async for entry in store.list("a")] == [Entry("a/b/two", 1)]
+                assert [entry async for entry in store.list("a")] == [ListedObject("a/b/two", 1)]
                 await store.delete("a/b/two")
                 assert [entry async for entry in store.list("a")] == []
                 await store.put_bytes("a/b/two", b"again")
@@ -184,7 +184,7 @@ class StoreSuite:
                 for key in keys:
                     await store.put_bytes(key, key.encode())
                 found = {entry async for entry in store.list("a/b")}
-                assert found == {Entry(key, len(key)) for key in keys[:3]}
+                assert found == {ListedObject(key, len(key)) for key in keys[:3]}
                 assert [entry async for entry in store.list("nothing/here")] == []
                 assert [entry async for entry in store.list("e/five")] == []
 
@@ -211,7 +211,7 @@ class StoreSuite:
                 await store.put_bytes(key, b"1")
                 await store.put_content(key + ".2", BytesContent(b"22"))
                 assert await store.get_bytes(key) == b"1"
-                assert {entry async for entry in store.list("a")} == {Entry(key, 1), Entry(key + ".2", 2)}
+                assert {entry async for entry in store.list("a")} == {ListedObject(key, 1), ListedObject(key + ".2", 2)}
                 await store.delete(key)
                 assert {entry.key async for entry in store.list("a")} == {key + ".2"}
 
@@ -295,7 +295,7 @@ class StoreSuite:
                 await store.put_bytes("b/two", b"replaced")
                 for _ in range(2):
                     await store.copy("a/one", "b/two", size)
-                assert {entry async for entry in store.list("b")} == {Entry("b/two", size)}
+                assert {entry async for entry in store.list("b")} == {ListedObject("b/two", size)}
                 await store.copy("b/two", "c/d/three", size)
                 await store.delete("a/one")
                 await store.put_bytes("b/two", b"something else")
@@ -311,7 +311,7 @@ class StoreSuite:
                 await store.put_bytes("a/key", b"content")
                 await store.copy("a/key", "a/key", 7)
                 assert await store.get_bytes("a/key") == b"content"
-                assert [entry async for entry in store.list("a")] == [Entry("a/key", 7)]
+                assert [entry async for entry in store.list("a")] == [ListedObject("a/key", 7)]
 
         run(check)
 
@@ -338,7 +338,9 @@ class StoreSuite:
                 async with anyio.create_task_group() as group:
                     for number in range(16):
                         group.start_soon(store.copy, "a/key", f"b/{number % 4}", 7)
-                assert {entry async for entry in store.list("b")} == {Entry(f"b/{number}", 7) for number in range(4)}
+                assert {entry async for entry in store.list("b")} == {
+                    ListedObject(f"b/{number}", 7) for number in range(4)
+                }
                 assert [await store.get_bytes(f"b/{number}") for number in range(4)] == [b"content"] * 4
 
         run(check)
@@ -366,7 +368,7 @@ class StoreSuite:
                 with pytest.raises(NotFound):
                     await store.get_tagged("a/key")
                 assert await store.put_if("a/key", b"three", None)
-                assert [entry async for entry in store.list("a")] == [Entry("a/key", 5)]
+                assert [entry async for entry in store.list("a")] == [ListedObject("a/key", 5)]
 
         run(check)
 

@@ -21,7 +21,7 @@ from async_ckpt.capture.content import CapturedFile
 from async_ckpt.config import CHUNK_BYTES, Config
 from async_ckpt.errors import IntegrityError, StoreError, TransientStoreError, UsageError
 from async_ckpt.stores import local, open_store
-from async_ckpt.stores.base import Entry, Store, StoreSpec
+from async_ckpt.stores.base import ListedObject, Store, StoreSpec
 from async_ckpt.stores.local import LocalStore
 from async_ckpt.stores.retry import RetryStore
 from harness.files.filesystems import CLONING
@@ -44,11 +44,11 @@ class TestLocalStore(StoreSuite):
     def test_temporary_files_are_in_no_listing(self) -> None:
         async def check() -> None:
             store = self.make_store()
-            listed: list[Entry] = []
+            listed: list[ListedObject] = []
 
             class Listing(BytesContent):
                 def pread(self, count: int, offset: int) -> bytes:
-                    listed.extend(Entry(str(path), 0) for path in (root / "a").rglob("*"))
+                    listed.extend(ListedObject(str(path), 0) for path in (root / "a").rglob("*"))
                     return super().pread(count, offset)
 
             root = self.root

@@ -88,7 +88,7 @@ _SAVE_AND_DIE_BEFORE_THE_DOORBELL = """
 import os, signal, sys
 from async_ckpt.ipc.client import AgentClient
 from async_ckpt.task.checkpointer import Checkpointer
-AgentClient.admit = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+AgentClient.announce = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 Checkpointer.from_environment().save(sys.argv[1])
 """
 

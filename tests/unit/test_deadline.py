@@ -123,7 +123,7 @@ class Scene:
             self.clock,
         )  # fmt: skip
         for number, size in enumerate(sizes):
-            self.queue.admit(f"0.a.{number}", (0, number), size * MIB)
+            self.queue.add(f"0.a.{number}", (0, number), size * MIB)
         self.queue.next_actions()
 
     def tick(self, seconds: float = 0.2) -> list[Action]:
@@ -252,7 +252,7 @@ class TestLastCall:
         scene.queue.end("0.a.2", COMMITTED)
         scene.uploader.paused.clear()
         assert [action for action in scene.tick() if action.kind == "commit"] == [Action("commit", ("0.a.3",))]
-        scene.queue.admit("0.a.4", (0, 4), 0)
+        scene.queue.add("0.a.4", (0, 4), 0)
         scene.queue.uploaded("0.a.4")
         assert [action for action in scene.tick() if action.kind == "commit"] == [Action("commit", ("0.a.4",))]
         assert "0.a.3" in scene.uploader.paused

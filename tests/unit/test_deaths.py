@@ -22,7 +22,7 @@ class Scene:
         self.now = 0.0
         self.deaths = Deaths(self.queue, self.journal, Config(), "agent.log", is_own=is_own)
         for number in range(count):
-            self.queue.admit(f"0.c.{number}", (0, number), 1000)
+            self.queue.add(f"0.c.{number}", (0, number), 1000)
             if why := self.deaths.recovered(f"0.c.{number}"):
                 self.fail(f"0.c.{number}", why)
 

@@ -14,7 +14,7 @@ class Scene:
 
     def __init__(self) -> None:
         self.now, self.queue = 1000.0, Queue(1)
-        self.job: Job = self.queue.admit("a", (0, 0), 10)
+        self.job: Job = self.queue.add("a", (0, 0), 10)
 
     def fail(self, stored: int) -> float:
         """Returns for how long it has been failing."""

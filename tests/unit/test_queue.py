@@ -13,7 +13,7 @@ from async_ckpt.spool.journal import COMMITTED, FAILED, SUPERSEDED
 def admitted(count: int, *, max_uploads: int = 2) -> Queue:
     queue = Queue(max_uploads)
     for version in range(count):
-        queue.admit(str(version), (0, version), 10)
+        queue.add(str(version), (0, version), 10)
     return queue
 
 
@@ -25,8 +25,8 @@ def test_the_oldest_are_uploaded_first_up_to_the_limit() -> None:
 
 def test_an_earlier_save_that_is_admitted_late_goes_first() -> None:
     queue = Queue(1)
-    queue.admit("late", (0, 7), 1)
-    queue.admit("early", (0, 3), 1)
+    queue.add("late", (0, 7), 1)
+    queue.add("early", (0, 3), 1)
     assert queue.next_actions() == [Action("upload", ("early",))]
 
 
@@ -50,8 +50,8 @@ def test_a_failed_checkpoint_does_not_hold_up_the_next() -> None:
 
 def test_attempts_are_older_than_their_successors_whatever_their_versions() -> None:
     queue = Queue(1)
-    queue.admit("1.x.0", (1, 0), 1)
-    queue.admit("0.x.9", (0, 9), 1)
+    queue.add("1.x.0", (1, 0), 1)
+    queue.add("0.x.9", (0, 9), 1)
     assert queue.next_actions() == [Action("upload", ("0.x.9",))]
 
 
@@ -67,14 +67,14 @@ def test_after_the_uploader_died_everything_under_way_is_handed_out_again() -> N
 def uploaded(count: int) -> Queue:
     queue = Queue(2)
     for version in range(count):
-        queue.admit(str(version), (0, version), 10, uploaded=True)
+        queue.add(str(version), (0, version), 10, uploaded=True)
     return queue
 
 
 def test_what_is_uploaded_at_the_head_is_committed_as_one_batch() -> None:
     queue = uploaded(3)
-    queue.admit("3", (0, 3), 10)
-    queue.admit("4", (0, 4), 10, uploaded=True)
+    queue.add("3", (0, 3), 10)
+    queue.add("4", (0, 4), 10, uploaded=True)
     assert queue.next_actions() == [Action("commit", ("0", "1", "2")), Action("upload", ("3",))]
     for version in "012":
         queue.end(version, COMMITTED)
@@ -108,7 +108,7 @@ def test_a_commit_that_pauses_holds_up_those_after_it() -> None:
 
 def test_of_a_batch_that_an_uploader_died_in_only_the_oldest_is_to_blame() -> None:
     queue = uploaded(3)
-    queue.admit("3", (0, 3), 10)
+    queue.add("3", (0, 3), 10)
     queue.next_actions()
     assert queue.restart() == ["3", "0"]
 
@@ -116,9 +116,9 @@ def test_of_a_batch_that_an_uploader_died_in_only_the_oldest_is_to_blame() -> No
 def test_an_older_one_that_is_admitted_during_a_commit_waits_for_its_end() -> None:
     """Two at once could leave the older one as the latest."""
     queue = Queue(1)
-    queue.admit("newer", (0, 1), 1, uploaded=True)
+    queue.add("newer", (0, 1), 1, uploaded=True)
     assert queue.next_actions() == [Action("commit", ("newer",))]
-    queue.admit("older", (0, 0), 1, uploaded=True)
+    queue.add("older", (0, 0), 1, uploaded=True)
     assert queue.next_actions() == []
     queue.end("newer", COMMITTED)
     assert queue.next_actions() == [Action("commit", ("older",))]
@@ -160,7 +160,7 @@ class Model(RuleBasedStateMachine):
     def admit(self, order: tuple[int, int], uploaded: bool) -> str:
         identity = f"{order[0]}.x.{order[1]}"
         if identity not in self.queue.jobs:
-            self.queue.admit(identity, order, 1, uploaded=uploaded)
+            self.queue.add(identity, order, 1, uploaded=uploaded)
         return identity
 
     def take(self) -> None:
@@ -263,8 +263,8 @@ def test_what_is_put_first_is_uploaded_alone_and_committed_before_older_ones() -
 
 def test_what_is_uploaded_at_the_head_need_not_wait_for_what_is_put_first() -> None:
     queue = uploaded(1)
-    queue.admit("1", (0, 1), 10)
-    queue.admit("2", (0, 2), 10)
+    queue.add("1", (0, 1), 10)
+    queue.add("2", (0, 2), 10)
     queue.hurry("210", ["2"])
     assert queue.next_actions() == [Action("commit", ("0",)), Action("upload", ("2",))]
 
@@ -307,7 +307,7 @@ def test_nobody_waits_for_one_that_is_passed_by_and_it_comes_in_its_place_when_i
     assert queue.next_actions() == [Action("commit", ("1", "2"))]
     queue.end("1", COMMITTED)
     queue.end("2", COMMITTED)
-    queue.admit("3", (0, 3), 10, uploaded=True)
+    queue.add("3", (0, 3), 10, uploaded=True)
     queue.resume("0")
     assert queue.next_actions() == [Action("commit", ("0", "3"))]
 
@@ -316,7 +316,7 @@ def test_only_what_waits_and_is_not_the_newest_of_its_name_is_dispensable() -> N
     queue = Queue(1)
     assert queue.dispensable() is None
     for version, name in enumerate(["a", "b", "a", "b.c", "a"]):
-        queue.admit(f"0.{name}.{version}", (0, version), 10)
+        queue.add(f"0.{name}.{version}", (0, version), 10)
     queue.next_actions()
     assert queue.dispensable() == "0.a.2"
     queue.end("0.a.2", SUPERSEDED)

@@ -10,7 +10,7 @@ import pytest
 from async_ckpt.config import STORE_FIRST_PAUSE_S, STORE_LONGEST_PAUSE_S, Config
 from async_ckpt.errors import NotFound, StoreError, TransientStoreError
 from async_ckpt.stores import retry
-from async_ckpt.stores.base import Entry
+from async_ckpt.stores.base import ListedObject
 from async_ckpt.stores.retry import RetryStore
 from async_ckpt.system.backoff import Backoff
 from harness.stores.content import BytesContent, crcs_of
@@ -142,7 +142,7 @@ def test_a_listing_that_has_not_begun_is_tried_again() -> None:
 
     async def check() -> None:
         store = RetryStore(faulty, Config())
-        assert [entry async for entry in store.list("a")] == [Entry("a/1", 0), Entry("a/2", 0)]
+        assert [entry async for entry in store.list("a")] == [ListedObject("a/1", 0), ListedObject("a/2", 0)]
 
     anyio.run(check)
     assert faulty.calls == ["list", "list"]
@@ -154,7 +154,7 @@ def test_a_listing_that_breaks_off_is_an_error_and_no_entry_comes_twice() -> Non
     faulty.objects.update({"a/1": b"", "a/2": b""})
 
     async def check() -> None:
-        found: list[Entry] = []
+        found: list[ListedObject] = []
 
         async def collect() -> None:
             async for entry in RetryStore(faulty, Config()).list("a"):
@@ -162,7 +162,7 @@ def test_a_listing_that_breaks_off_is_an_error_and_no_entry_comes_twice() -> Non
 
         with pytest.raises(TransientStoreError, match="in the middle of a listing"):
             await collect()
-        assert found == [Entry("a/1", 0)]
+        assert found == [ListedObject("a/1", 0)]
 
     anyio.run(check)
     assert faulty.calls == ["list"]

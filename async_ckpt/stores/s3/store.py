@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from ...config import CHUNK_BYTES, Config
 from ...errors import IntegrityError, NotFound, StoreError, TransientStoreError
 from ...system.concurrency import for_each
-from ..base import MAX_BYTES, Capabilities, Content, Entry, PartsLog, Progress, Store, check_size, no_progress
+from ..base import MAX_BYTES, Capabilities, Content, ListedObject, PartsLog, Progress, Store, check_size, no_progress
 from ..retry import with_retries
 from . import S3Settings
 from .body import LocalFile
@@ -141,7 +141,7 @@ class S3Store(Store):
     async def size(self, key: str) -> int:
         return (await self._head(key))[0]
 
-    async def list(self, prefix: str, beginning: str = "") -> AsyncIterator[Entry]:
+    async def list(self, prefix: str, beginning: str = "") -> AsyncIterator[ListedObject]:
         params = {"Prefix": f"{self._engine.name(prefix)}/{beginning}"}
         seen: set[str] = set()
         while True:
@@ -157,7 +157,7 @@ class S3Store(Store):
                         where=self.url(prefix), hint=_UPDATE,
                     )  # fmt: skip
                 if not name.endswith("/"):
-                    yield Entry(self._engine.key(name), int(item["Size"]))
+                    yield ListedObject(self._engine.key(name), int(item["Size"]))
             if not answer.get("IsTruncated"):
                 return
             token = answer.get("NextContinuationToken")
