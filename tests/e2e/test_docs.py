@@ -106,6 +106,12 @@ def excerpt_of(flow: str) -> Callable[[Block, Workspace], None]:
     return check
 
 
+def of_a_framework(block: Block, local: Workspace) -> None:
+    """A page of ``docs/frameworks/`` shows parts of the example that has its name, which a test kills and resumes."""
+    name = block.page.rsplit("/", 1)[1].removesuffix(".md")
+    excerpt_of(f"{name}_flow.py")(block, local)
+
+
 # -- README ------------------------------------------------------------------------------------------------------------
 
 #: Goes before the block. The weights at the beginning are always the same, and the task is killed in epoch 40, once.
@@ -450,8 +456,10 @@ def marks_of(block: Block) -> list[pytest.MarkDecorator]:
 def test_a_block_does_what_its_page_says(block: Block, local: Workspace) -> None:
     found = ways_of(block)
     assert len(found) <= 1, "more than one way fits this block"
-    assert found or block.language in BY_LANGUAGE, f"{block}: nothing here says how {block.language!r} is run"
-    run = found[0].run if found else BY_LANGUAGE[block.language]
+    of_framework = block.language == "python" and block.page.startswith("docs/frameworks/")
+    usual = of_a_framework if of_framework else BY_LANGUAGE.get(block.language)
+    run = found[0].run if found else usual
+    assert run is not None, f"{block}: nothing here says how {block.language!r} is run"
     run(block, local)
 
 

@@ -34,6 +34,7 @@ LAYERS = (
     "task",
     "watch",
     "cli",
+    "integrations",
 )
 #: Within the room of alternatives, siblings may only import these.
 SHARED_BY_STORES = {"base", "retry"}
@@ -105,7 +106,16 @@ def test_stores_share_only_what_is_made_for_sharing() -> None:
 
 def test_beside_the_extension_only_what_asks_metaflow_imports_it() -> None:
     importing = {str(path.relative_to(PACKAGE)) for path in modules(PACKAGE) if "metaflow" in roots(path)}
-    assert importing == {"stores/metaflow.py", "task/which.py", "task/listing.py"}
+    assert importing == {"stores/metaflow.py", "task/which.py", "task/listing.py", "integrations/_task.py"}
+
+
+def test_integrations_use_what_every_user_has_and_share_one_file() -> None:
+    """Nothing imports them, as their room is the last one."""
+    for path in (PACKAGE / "integrations").glob("*.py"):
+        used = {name for name in own_imports(path) if name not in ("config", "errors")}
+        used -= {name for name in used if name.startswith(("config.", "errors."))}
+        shared = () if path.stem in ("__init__", "_task") else ("integrations", "integrations._task")
+        assert {name for name in used if not name.startswith("integrations._task.")} <= set(shared), path.name
 
 
 def test_only_the_s3_store_imports_aws_libraries() -> None:

@@ -1,0 +1,83 @@
+"""What all integrations ask: who saves here, which rank this is, whether the framework's version was tried."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import re
+from typing import Any
+
+from ..config import ENV_SPOOL
+from ..errors import UsageError
+
+log = logging.getLogger(__name__)
+
+#: The number of this rank, as torchrun and most others, Open MPI, and Metaflow (of a gang's node) say it.
+_RANK = ("RANK", "OMPI_COMM_WORLD_RANK", "MF_PARALLEL_NODE_INDEX")
+
+
+def checkpoints() -> Any:
+    """``current.checkpoint`` in the process of a step, ``Checkpoint()`` in a process that the step started.
+
+    Both have ``save``, ``load``, ``list`` and so on. Give the arguments by name: their order is not the same.
+
+    Raises
+    ------
+    UsageError
+        This process belongs to no step with ``@checkpoint``.
+    """
+    from metaflow import Checkpoint, current
+
+    if (of_step := getattr(current, "checkpoint", None)) is not None:
+        return of_step
+    if not os.environ.get(ENV_SPOOL):
+        raise UsageError(
+            "Nothing can be saved or resumed here: this process belongs to no step with @checkpoint",
+            hint="Put @checkpoint over the step. A process that the step starts must inherit its environment",
+        )
+    return Checkpoint()
+
+
+def rank() -> int:
+    """Which rank this process is, from 0: as its launcher says, or else the number of its node in a gang.
+
+    Raises
+    ------
+    UsageError
+        What they say is no number.
+    """
+    name = next((name for name in _RANK if os.environ.get(name)), None)
+    if name is None:
+        return 0
+    text = os.environ[name]
+    if not (text.isascii() and text.isdecimal()):
+        raise UsageError(f"{name}={text!r} is not the number of a rank", hint=f"Unset {name} or correct it")
+    return int(text)
+
+
+@functools.lru_cache(maxsize=64)
+def check_version(framework: str, version: str, least: str, most: str) -> None:
+    """Say once if a framework's version is outside of the range that was tried.
+
+    Parameters
+    ----------
+    framework, version : str
+        Its name, and the version that is installed.
+    least, most : str
+        The oldest and the newest that were tried, such as ``"4.46"`` and ``"5.24"``. Of a version only as many parts
+        are looked at as these have: 5.24.3 is a 5.24.
+    """
+    if not _parts(least) <= _parts(version)[: len(_parts(least))] or _parts(version)[: len(_parts(most))] > _parts(
+        most
+    ):
+        log.warning(
+            f"{framework} {version} was not tried with this package ({least} to {most} were): see that a training "
+            "resumes as you expect"
+        )
+
+
+def _parts(version: str) -> tuple[int, ...]:
+    """The numbers that a version begins with: those of ``2.13.0+cpu`` are 2, 13, 0; of ``5.0rc1``, 5, 0."""
+    found = re.match(r"\d+(\.\d+)*", version)
+    return tuple(map(int, found.group().split("."))) if found else ()
