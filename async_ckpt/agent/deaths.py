@@ -1,9 +1,10 @@
 """Counts how often uploaders and agents have died with a checkpoint in hand: it may be what kills them. A file whose
 reading ends in SIGBUS can do that, one that needs more memory than there is, or a bug.
 
-Before each try the journal says which checkpoint is taken in hand, and how often in a row that was. So an agent also
-knows what the one before it died with. If several were in hand, the death counts for all of them. A checkpoint with too
-many deaths is a suspect: it is tried alone (``queue.py``), after longer and longer pauses, and fails at last.
+Before each upload the journal says which checkpoint is taken in hand, and how often in a row that was; of a commit it
+says so after each death. So an agent also knows what the one before it died with. If several were in hand, the death
+counts for all of them. A checkpoint with too many deaths is a suspect: it is tried alone (``queue.py``), after longer
+and longer pauses, and fails at last.
 """
 
 from __future__ import annotations
@@ -55,8 +56,11 @@ class Deaths:
         """An uploader died with these in hand (``now``: monotonic seconds). Yields what has failed, and why."""
         for identity in identities:
             job = self._queue.jobs[identity]
-            has_got_on = job.stored_bytes(self._journal.of(identity)) > job.stored_before  # Then it is not to blame.
+            # Then it is not to blame. Of one that is stored nothing can come any more but its commit.
+            has_got_on = not job.stored and job.stored_bytes(self._journal.of(identity)) > job.stored_before
             self._queue.blame(identity, 0 if has_got_on else job.deaths + 1)
+            if job.stored:  # What is uploaded was noted as it was taken.
+                self._journal.note({"id": identity, "tries": job.deaths})
             if job.deaths >= DEATHS_OF_UPLOADER:
                 alone = job.deaths - DEATHS_TO_SUSPECT
                 why = f"The uploader died {job.deaths} times in a row with this checkpoint in hand, {alone} times alone"

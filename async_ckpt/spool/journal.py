@@ -15,7 +15,8 @@ with ``id`` (the checkpoint's name in ``ready/``) and one of
   ``part``: its part of that number is in the store (with ``of``, the file, ``etag``, ``crc32``). Void once the file,
   or the checkpoint, is uploaded or has failed;
 - ``tries``: a process takes it in hand. The number says how often in a row that was (this time included) without a word
-  of how it ended: all processes before this one have died. 0: it was put down. Void with any of the above;
+  of how it ended: all processes before this one have died. 0: it was put down. Of one that is uploaded: so many
+  uploaders have died in a row with its commit in hand. Void with any of the above;
 - ``stored``: the key of a file of a committed checkpoint that may be saved again (with ``inode``, ``crc32``): what the
   lines above come to. Written when the journal is compacted.
 

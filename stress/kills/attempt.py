@@ -11,8 +11,8 @@ from collections.abc import Callable
 from multiprocessing.connection import wait
 from typing import Any
 
+from harness.kills.ledger import Ledger
 from stress.kills import saver
-from stress.kills.ledger import Ledger
 from stress.kills.saver import Spec
 
 #: No event tells of a file or of another's process: looked for so often (seconds).

@@ -14,14 +14,14 @@ from typing import Any
 from async_ckpt import layout
 from async_ckpt.config import ENV_PREFIX
 from async_ckpt.stores.base import StoreSpec
+from harness.kills.ledger import Ledger
+from harness.kills.numbered_saves import fault_in_store
+from harness.kills.store_reader import Reader
 from harness.tasks import task
 from harness.tasks.task import kill
 from stress.kills.attempt import Attempt
-from stress.kills.content import fault_in_store
 from stress.kills.figures import Figures
-from stress.kills.ledger import Ledger
 from stress.kills.processes import AGENT, MARK, TASK, UPLOADER, agent_of, marked, uploader_of, who_dies_at
-from stress.kills.reader import Reader
 from stress.kills.saver import CLOSE, FAIL, FINISH, Spec
 
 RANDOM = "at random"
@@ -259,7 +259,7 @@ class Round:
                 figures.violation("other", f"{identity} is visible, and nobody saved it")
         for path, fault in reader.partial.items():
             figures.violation("partial", f"{path} for a reader: {fault}")
-        for identity in reader.passed - failed:
+        for identity in reader.out_of_order():
             figures.violation("out_of_order", f"{identity} was not there when a newer one was")
         self._judge_latest(committed)
         if ledger.listed != committed.keys():

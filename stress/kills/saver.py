@@ -34,8 +34,8 @@ from async_ckpt.spool.journal import COMMITTED
 from async_ckpt.stores.base import StoreSpec
 from async_ckpt.system.log import write_lines_with
 from async_ckpt.task.checkpointer import Checkpointer
+from harness.kills.numbered_saves import KINDS, TAR, fault_of, write
 from harness.tasks.task import TASK
-from stress.kills.content import KINDS, TAR, fault_of, write
 
 #: Orders: end as a step that failed; end as one that is done, first with a flush, then for good.
 FAIL, FINISH, CLOSE = b"fail", b"finish", b"close"

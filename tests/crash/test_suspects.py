@@ -11,14 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from async_ckpt.config import DEATHS_OF_AGENT
+from async_ckpt.config import DEATHS_OF_AGENT, DEATHS_TO_SUSPECT
 from async_ckpt.errors import FlushError
 from async_ckpt.spool.journal import FAILED
+from harness.kills import numbered_saves
+from harness.kills.ledger import Ledger
+from harness.kills.store_reader import Reader
 from harness.tasks.repeated_saves import BIG, assert_all_in_order, save
 from harness.tasks.task import Task, agent_pid, content, journal_lines, kill, wait_until
 from tests.spread import first_of
 
-#: What happens in an uploader that is about to store a file: ``{deed}`` with its ``path``.
+#: What happens in an uploader that is about to store a file, or an object by another ``{call}``: ``{deed}`` with its
+#: ``path``.
 _SITECUSTOMIZE = """
 import os, signal, sys
 if "uploader" in getattr(sys, "orig_argv", []):
@@ -34,16 +38,16 @@ if "uploader" in getattr(sys, "orig_argv", []):
             return found
         return call
 
-    LocalStore.put_content = poisoned(LocalStore.put_content)
+    LocalStore.{call} = poisoned(LocalStore.{call})
 """
 
 
-def poison(task: Task, monkeypatch: pytest.MonkeyPatch, deed: str) -> None:
+def poison(task: Task, monkeypatch: pytest.MonkeyPatch, deed: str, call: str = "put_content") -> None:
     """Let uploaders do something that kills."""
     task.set(agent_pause_s=0.05)
     folder = task.base / "poison"
     folder.mkdir()
-    (folder / "sitecustomize.py").write_text(_SITECUSTOMIZE.format(deed=deed))
+    (folder / "sitecustomize.py").write_text(_SITECUSTOMIZE.format(deed=deed, call=call))
     monkeypatch.syspath_prepend(str(folder))
 
 
@@ -81,6 +85,34 @@ def test_one_that_kills_every_agent_fails_as_well(task: Task, monkeypatch: pytes
     assert task.committed_versions() == [1, 2, 3, 4]
     tries = [line["tries"] for line in journal_lines(checkpointer) if line["id"] == "0.mfchckpt.0" and "tries" in line]
     assert max(tries, default=DEATHS_OF_AGENT) <= DEATHS_OF_AGENT
+
+
+def test_one_whose_commit_kills_five_uploaders_is_committed_after_newer_ones_and_a_reader_can_tell_why(
+    task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What ``stress.kills`` looks with finds that it is out of order, but for what the journal says."""
+    deaths = task.base / "deaths"
+    deaths.touch()
+    deed = f"""if path == '0.mfchckpt.0.metadata' and os.path.getsize({str(deaths)!r}) < {DEATHS_TO_SUSPECT}:
+                open({str(deaths)!r}, "a").write("x")
+                os.kill(os.getpid(), signal.SIGKILL)"""
+    poison(task, monkeypatch, deed, "put_if")
+    checkpointer, ledger, store = task.start(), Ledger(), Path(task.store.root)
+    reader, blind = Reader(store, Path(checkpointer.spool.directory), ledger), Reader(store, task.base / "none", ledger)
+    for number in range(2):
+        numbered_saves.write(task.work, "linked", number, in_place=False)
+        reference = checkpointer.save(task.work, metadata={"number": number, "kind": "linked"})
+        ledger.take({"saved": [reference.id, number, "linked"], "seconds": [0, 0]})
+    for each in (reader, blind):
+        each.start()
+    checkpointer.flush(120)
+    for each in (reader, blind):
+        each.over.set()
+        each.join()
+    assert task.committed_versions() == [0, 1]
+    assert task.commit_time_ns(0) > task.commit_time_ns(1)
+    assert (blind.out_of_order(), reader.out_of_order()) == ({"0.mfchckpt.0"}, set())
+    assert [*ledger.errors, *reader.partial, *reader.backwards] == []
 
 
 def test_who_gets_on_before_each_death_is_not_to_blame(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:

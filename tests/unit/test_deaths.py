@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from async_ckpt.agent.deaths import Deaths
 from async_ckpt.agent.queue import Queue
 from async_ckpt.config import DEATHS_OF_AGENT, DEATHS_OF_UPLOADER, DEATHS_TO_SUSPECT, Config
-from async_ckpt.spool.journal import ADMITTED, COMMITTED, FAILED, Journal, part_stored, parts_begun
+from async_ckpt.manifest import FileEntry
+from async_ckpt.spool.journal import ADMITTED, COMMITTED, FAILED, UPLOADED, Journal, part_stored, parts_begun
+from async_ckpt.spool.records import Admitted
 
 
 class Scene:
@@ -92,6 +95,23 @@ def test_whose_upload_gets_on_is_not_blamed(tmp_path: Path) -> None:
         scene.store_part("0.c.0", number + 1)
         scene.die()
     assert not scene.failed
+
+
+def test_a_commit_that_kills_is_blamed_and_the_next_agent_knows(tmp_path: Path) -> None:
+    """Also where a file of it may be saved again unchanged, of which the journal keeps more."""
+    scene = Scene(tmp_path, 2)
+    assert scene.begin() == ["0.c.0", "0.c.1"]
+    job = scene.queue.jobs["0.c.0"]
+    job.item = cast(Admitted, SimpleNamespace(entries={"weights": FileEntry("weights", 1000, 0o644)}))
+    scene.journal.note({"id": "0.c.0", "file": "weights", "crc32": [1], "inode": [1, 2, 1000, 3, 4]})
+    for identity in ("0.c.0", "0.c.1"):
+        scene.journal.note({"id": identity, "state": UPLOADED})
+        scene.queue.uploaded(identity)
+    for _ in range(DEATHS_TO_SUSPECT):
+        assert scene.queue.next_actions()[0].ids == ("0.c.0", "0.c.1")
+        scene.die()
+    assert scene.queue.next_actions()[0].ids == ("0.c.1",)
+    assert Scene(tmp_path, 1).queue.jobs["0.c.0"].deaths == DEATHS_TO_SUSPECT
 
 
 def test_between_its_tries_lie_longer_and_longer_pauses(tmp_path: Path) -> None:

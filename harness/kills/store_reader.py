@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from async_ckpt import layout
+from async_ckpt.config import DEATHS_TO_SUSPECT
 from async_ckpt.spool import journal
+from harness.kills.ledger import Ledger
+from harness.kills.numbered_saves import fault_in_store
 from harness.tasks.task import TASK
-from stress.kills.content import fault_in_store
-from stress.kills.ledger import Ledger
 
 _EVERY_S = 0.005
 
@@ -38,8 +39,11 @@ class Reader(threading.Thread):
         self.looks = 0
         #: What was seen that must not be: path → what is wrong.
         self.partial: dict[str, str] = {}
-        #: Promised ones that were not there when a newer one was. That may be right, of those that failed.
-        self.passed: set[str] = set()
+        #: Promised ones that were not there when a newer one was: right only of those that failed, and of suspects.
+        self._passed: set[str] = set()
+        #: With these in hand so many uploaders or agents died in a row, as the journal said at some time, that they are
+        #: tried after all others.
+        self._suspects: set[str] = set()
         self.backwards: list[str] = []
         #: Why a checkpoint failed, by id, as the journal said at some time.
         self.failed: dict[str, str] = {}
@@ -69,6 +73,13 @@ class Reader(threading.Thread):
         for identity, known in self._journal.look().items():
             if known.state == journal.FAILED:
                 self.failed[identity] = known.why
+            if known.tries >= DEATHS_TO_SUSPECT:
+                self._suspects.add(identity)
+
+    def out_of_order(self) -> set[str]:
+        """Ids that a newer one went before without a reason."""
+        # What has failed may be missing, whatever else is wrong.
+        return self._passed - self._suspects - (self.failed.keys() - self.committed().keys())
 
     def committed(self) -> dict[str, dict[str, Any]]:
         """Metadata of all that is committed now, by id."""
@@ -117,8 +128,8 @@ class Reader(threading.Thread):
         seen = {journal.order(name.removesuffix(".metadata")) for name in self._seen[TASK.task_folder]}
         newest = max(seen, default=(-1, -1))
         older = [save for save in list(self._ledger.promised.values()) if save.order < newest]
-        missing = [save.id for save in older if save.order not in seen and save.id not in self.passed]
+        missing = [save.id for save in older if save.order not in seen and save.id not in self._passed]
         if missing:
             # A listing may pass over what is made meanwhile; what is newer was made before this second one began.
             names = self._names(TASK.task_folder)
-            self.passed.update(identity for identity in missing if f"{identity}.metadata" not in names)
+            self._passed.update(identity for identity in missing if f"{identity}.metadata" not in names)
