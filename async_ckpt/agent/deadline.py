@@ -220,8 +220,11 @@ class LastCall:
         under_way = [job for job in jobs if job.id in ids or job.state == UPLOADED]
         if self.first is not None and waiting:
             self._say(why, [job for job in under_way if job.id != self.first], waiting)
-        else:
-            self._tell({"push": "notice", "why": f"{why}: {', '.join(_named(under_way))} may still be stored"})
+            return
+        said = [f"{', '.join(_named(under_way))} may still be stored"] if under_way else []
+        if waiting:  # All of them pause.
+            said.append(f"held up, and tried again: {', '.join(_named(waiting))}")
+        self._tell({"push": "notice", "why": f"{why}: {'; '.join(said)}"})
 
     def _say(self, why: str, beside: Sequence[Job], waiting: Sequence[Job]) -> None:
         self._told += 1

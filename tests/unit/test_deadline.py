@@ -158,6 +158,20 @@ class TestLastCall:
         scene.last_call.choose_again("0.a.3 is stored")
         assert scene.told().endswith("'0.a.3 is stored: 0.a.1, 0.a.0 may still be stored'}")
 
+    def test_where_all_that_wait_are_held_up_they_are_named_as_well(self, scene: Scene) -> None:
+        for number in range(2, 4):
+            scene.queue.end(f"0.a.{number}", COMMITTED)
+        for number in range(2):
+            scene.queue.pause(f"0.a.{number}")
+        scene.last_call.hear(15, "SIGTERM")
+        scene.queue.uploaded("0.a.0")
+        scene.last_call.choose_again("0.a.0 is stored")
+        scene.last_call.hear(5, "the notice")
+        assert [push["why"] for push in scene.said] == [
+            "SIGTERM: 15 s are left: held up, and tried again: 0.a.1, 0.a.0",
+            "the notice: 5 s are left: 0.a.0 may still be stored; held up, and tried again: 0.a.1",
+        ]
+
     def test_what_is_refused_gives_way_at_once(self, scene: Scene) -> None:
         scene.last_call.hear(15, "SIGTERM")
         assert scene.uploader.paused == ["0.a.0"]
