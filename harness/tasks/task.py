@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
 import signal
 import time
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from async_ckpt.stores.base import StoreSpec
 from async_ckpt.system.log import write_lines_with
 from async_ckpt.task.checkpointer import Checkpointer
 from async_ckpt.task.loader import load_from_first
+from harness.common.process_mark import ProcessMark
 from harness.files.writers import content
 from harness.flow_runs.environments import with_our_modules
 
@@ -41,9 +41,6 @@ __all__ = [
 ]
 
 TASK = TaskInfo("Flow", "1", "train", "2", 0, layout.scope_of("user:tester"), layout.step_identifier("train"))
-
-#: Stands in the environment of every process a test starts, so that those it leaves behind can be found.
-_MARK = "ASYNC_CKPT_TEST_MARK"
 
 
 def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 60.0) -> Any:
@@ -64,10 +61,11 @@ class Task:
         self.store = StoreSpec("local", str(base / "store"))
         self.work = (spool_base or base) / "work"
         self.info = TASK
-        self._mark = secrets.token_hex(8)
+        self._mark = ProcessMark()
         self._started: list[Checkpointer] = []
         self._gate: Gate | None = None
-        monkeypatch.setenv(_MARK, self._mark)
+        for name, word in self._mark.environment.items():
+            monkeypatch.setenv(name, word)
         for name in (ENV_SPOOL, ENV_ATTEMPT):
             monkeypatch.delenv(name, raising=False)
         self.work.mkdir(parents=True)
@@ -156,12 +154,7 @@ class Task:
 
     def processes(self) -> list[int]:
         """Living processes that this test started by exec, agents and uploaders included."""
-        return [pid for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))) if self._is_ours(pid)]
-
-    def _is_ours(self, pid: int) -> bool:
-        with contextlib.suppress(OSError):
-            return pid != os.getpid() and self._mark.encode() in Path(f"/proc/{pid}/environ").read_bytes()
-        return False
+        return self._mark.processes()
 
     # -- end -------------------------------------------------------------------------------------------------------
 

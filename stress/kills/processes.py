@@ -11,9 +11,6 @@ from harness.tasks.task import is_alive
 
 TASK, AGENT, UPLOADER = "task", "agent", "uploader"
 
-#: In the environment of all processes of a round.
-MARK = "ASYNC_CKPT_KILLS_MARK"
-
 
 def crash_points() -> list[str]:
     """All named points in the package."""
@@ -46,13 +43,3 @@ def uploader_of(spool: Path) -> int | None:
             if is_alive(pid) and b"\0uploader\0" in Path(f"/proc/{pid}/cmdline").read_bytes():
                 return pid
     return None
-
-
-def marked(mark: str) -> list[int]:
-    """Living agents and uploaders of a round."""
-    sought, found = f"{MARK}={mark}".encode(), []
-    for name in filter(str.isdecimal, os.listdir("/proc")):
-        with contextlib.suppress(OSError):
-            if sought in Path(f"/proc/{name}/environ").read_bytes().split(b"\0") and is_alive(int(name)):
-                found.append(int(name))
-    return found

@@ -14,6 +14,7 @@ from typing import Any
 from async_ckpt import layout
 from async_ckpt.config import ENV_PREFIX
 from async_ckpt.stores.base import StoreSpec
+from harness.common.process_mark import ProcessMark
 from harness.kills.ledger import Ledger
 from harness.kills.numbered_saves import fault_in_store
 from harness.kills.store_reader import Reader
@@ -21,7 +22,7 @@ from harness.tasks import task
 from harness.tasks.task import kill
 from stress.kills.attempt import Attempt
 from stress.kills.figures import Figures
-from stress.kills.processes import AGENT, MARK, TASK, UPLOADER, agent_of, marked, uploader_of, who_dies_at
+from stress.kills.processes import AGENT, TASK, UPLOADER, agent_of, uploader_of, who_dies_at
 from stress.kills.saver import CLOSE, FAIL, FINISH, Spec
 
 RANDOM = "at random"
@@ -69,7 +70,7 @@ class Round:
         digest = layout.short_hash([task.TASK.pathspec, place.store.root], 16)
         self._spool = place.base / "spools" / digest
         self._reader = Reader(place.objects, self._spool, self._ledger)
-        self._marker = place.base / "crashed"
+        self._marker, self._mark = place.base / "crashed", ProcessMark()
         self._useless, self._journal_bytes = 0, 0
         self._tracebacks: set[str] = set()
 
@@ -89,7 +90,7 @@ class Round:
     # -- attempts --------------------------------------------------------------------------------------------------
 
     def _spec(self, number: int, **fields: Any) -> Spec:
-        environment = {MARK: self._place.base.name}
+        environment = dict(self._mark.environment)
         if self._moment != RANDOM:
             environment[f"{ENV_PREFIX}CRASH_AT"] = f"{self._moment}@{self._marker}"
         newest = max(self._ledger.promised.values(), key=lambda save: save.order, default=None)
@@ -281,12 +282,12 @@ class Round:
         deadline = time.monotonic() + _EVENT_S
 
         def gone() -> bool:
-            return not (self._spool.exists() or marked(self._place.base.name)) or time.monotonic() >= deadline
+            return not (self._spool.exists() or self._mark.processes()) or time.monotonic() >= deadline
 
         task.wait_until(gone, "the agent has gone with its spool", 2 * _EVENT_S)
         if self._spool.exists():
             self.figures.violation("other", "the spool is still there after a step that ended well")
-        if left := marked(self._place.base.name):
+        if left := self._mark.processes():
             self.figures.violation("other", f"processes are left: {left}")
             for pid in left:
                 kill(pid)

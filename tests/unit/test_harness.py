@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import signal
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from harness.common.made_once import once
+from harness.common.process_mark import ProcessMark
 from harness.flow_runs.metaflow_env import REPOSITORY
 
 FORBIDDEN = {"harness": ("tests", "stress"), "tests": ("stress",), "stress": ("tests",)}
@@ -51,3 +54,18 @@ def test_what_one_makes_for_all_is_made_once_and_again_where_it_failed(
         once(tmp_path_factory, name, make)
     assert [once(tmp_path_factory, name, make) for _ in range(3)] == [["made", "2"]] * 3
     assert len(made) == 2
+
+
+def test_a_mark_finds_the_processes_of_its_maker_and_theirs_and_nobody_else_s() -> None:
+    mine, others = ProcessMark(), ProcessMark()
+    command = ["sh", "-c", "sleep 600 & echo $!; wait"]
+    with subprocess.Popen(
+        command, env={**os.environ, **mine.environment}, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        child = int(process.stdout.readline())
+        assert sorted(mine.processes()) == sorted([process.pid, child])
+        assert others.processes() == []
+        process.kill()
+        os.kill(child, signal.SIGKILL)
+    assert mine.processes() == []
