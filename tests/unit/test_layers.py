@@ -32,6 +32,7 @@ LAYERS = (
     "upload",
     "agent",
     "task",
+    "state",
     "watch",
     "cli",
     "integrations",

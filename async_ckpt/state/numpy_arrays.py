@@ -1,0 +1,155 @@
+"""numpy's arrays as views of memory, and back. Imported only where a state has some."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..errors import UsageError
+from . import safetensors
+from .views import Refused, View, span
+
+_TAGS = {name: tag for tag, (_, _, name) in safetensors.TYPES.items() if name}
+NAMES = {tag: name for name, tag in _TAGS.items()}
+ALIGNED = False
+#: Booleans, numbers, times, bytes and text: what an array's type may be.
+_KINDS = "biufcmMSU"
+
+
+def is_leaf(value: Any) -> bool:
+    return isinstance(value, np.ndarray)
+
+
+def describe(value: Any, number: int) -> View:
+    """The memory of an array.
+
+    Raises
+    ------
+    Refused
+        The format cannot hold it.
+    """
+    if type(value) not in (np.ndarray, np.memmap):
+        raise Refused(
+            f"a {type(value).__module__}.{type(value).__qualname__}",
+            "Convert it with numpy.asarray(...), or save with pickle=True",
+        )
+    _check(value.dtype, "an array")
+    start = value.__array_interface__["data"][0]
+    contiguous = value.flags.c_contiguous
+    end = start
+    if value.nbytes:
+        low, high = span(value.shape, value.strides)
+        start, end = start + low, start + high + value.itemsize
+    name = value.dtype.str
+    return View(
+        number, 0, start, end, "$array", _TAGS.get(name, ""), name, value.itemsize, value.shape,
+        () if contiguous else value.strides, contiguous, "", {}, value,
+    )  # fmt: skip
+
+
+def _check(dtype: Any, what: str) -> None:
+    if dtype.hasobject:
+        raise Refused(
+            f"{what} of Python objects", "Convert it to a list or to an array of numbers, or save with pickle=True"
+        )
+    if dtype.kind not in _KINDS or np.dtype(dtype.str) != dtype:
+        raise Refused(
+            f"{what} of the type {dtype}",
+            "View it as plain numbers (array.view(numpy.uint8)), or save with pickle=True",
+        )
+
+
+def same_storage(one: View, other: View) -> bool:
+    return _root(one.value) is _root(other.value)
+
+
+def _root(value: Any) -> Any:
+    while isinstance(value.base, np.ndarray):
+        value = value.base
+    return value
+
+
+def raw(views: list[View], start: int, size: int) -> Any:
+    """Bytes of memory as an array, which keeps those that they are of."""
+    return np.asarray(_Memory(start, size, [view.value for view in views]))
+
+
+class _Memory:
+    def __init__(self, start: int, size: int, keep: list[Any]) -> None:
+        self._keep = keep
+        self.__array_interface__ = {"data": (start, False), "shape": (size,), "typestr": "|u1", "version": 3}
+
+
+# Reading.
+
+
+def dtype_named(name: Any) -> tuple[Any, int, int]:
+    """A type, bytes of an element, and what an element has in the unit of strides."""
+    dtype = _dtype(name)
+    return dtype, dtype.itemsize, dtype.itemsize
+
+
+def _dtype(name: Any) -> Any:
+    if not isinstance(name, str) or not re.fullmatch(r"[<>|][biufcmMSU]\d+(\[\w+\])?", name):
+        raise ValueError("a type of arrays is none")
+    try:
+        return np.dtype(name)
+    except TypeError as error:
+        raise UsageError(
+            f"The state has arrays of the type {name}, which this numpy lacks", hint="Upgrade numpy"
+        ) from error
+
+
+def build(memory: tuple[Any, int], dtype: Any, offset: int, shape: Sequence[int], strides: Sequence[int]) -> Any:
+    """A view of a writable buffer, within which it must lie."""
+    buffer, at = memory
+    return np.ndarray(tuple(shape), dtype, buffer, at + offset, tuple(strides))
+
+
+def alias(array: Any) -> Any:
+    """Another array with the same memory."""
+    return array.view()
+
+
+def assign(target: Any, source: Any) -> None:
+    np.copyto(target, source)
+
+
+def relaid(array: Any, strides: Sequence[int]) -> Any:
+    """The same elements, in memory as they were."""
+    target = np.ndarray(array.shape, array.dtype, np.empty(array.nbytes, np.uint8), 0, tuple(strides))
+    target[...] = array
+    return target
+
+
+def misfit(into: Any, dtype: Any, shape: Sequence[int]) -> str:
+    """Why a stored array cannot be copied into ``into``; empty if it can."""
+    if into.shape != tuple(shape) or into.dtype != dtype:
+        return f"is {dtype}{list(shape)} in the checkpoint, and {into.dtype}{list(into.shape)} here"
+    return "" if into.flags.writeable else "is read-only here"
+
+
+# Scalars.
+
+
+def encode_value(value: Any) -> Any:
+    """JSON for a scalar of numpy, or for one of its types; None: it is neither."""
+    if isinstance(value, np.generic):
+        _check(value.dtype, "a scalar")
+        return {"$scalar": value.tobytes().hex(), "dtype": value.dtype.str}
+    if isinstance(value, np.dtype):
+        _check(value, "a type")
+        return {"$dtype": value.str}
+    return None
+
+
+def decode_value(mark: dict[str, Any]) -> Any:
+    if "$dtype" in mark:
+        return _dtype(mark["$dtype"])
+    dtype, data = _dtype(mark["dtype"]), bytes.fromhex(mark["$scalar"])
+    if len(data) != dtype.itemsize:
+        raise ValueError("a scalar has another size than its type")
+    return np.frombuffer(data, dtype)[0] if data else np.zeros((), dtype)[()]

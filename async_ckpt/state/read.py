@@ -1,0 +1,360 @@
+"""Reading a state: its files are checked, and each tensor is a view of what was read or mapped."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import mmap as mmaps
+import os
+import pickle as pickles
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from ..errors import IntegrityError, UsageError, os_hint, os_reason, shorten
+from . import safetensors
+from .fit import Fit
+from .plan import FORMAT, VERSION
+from .tree import NOTHING, Decoder, Leaf, path_text
+from .views import contiguous, is_dense, span
+
+STATE_FILE, STRUCTURE_FILE, PICKLE_FILE = "state.safetensors", "state.json", "state.pkl"
+
+#: The library's modules do not all have it; pages that nobody writes to need no room.
+_NORESERVE = getattr(mmaps, "MAP_NORESERVE", 0x4000)
+#: Smaller blocks of the file are read into Python's own memory: there may be only so many maps.
+_MAP_FROM = 1 << 20
+
+
+def is_state(directory: str | os.PathLike[str]) -> bool:
+    """Whether a directory holds what ``save_state`` wrote."""
+    return all(os.path.isfile(os.path.join(directory, name)) for name in (STATE_FILE, STRUCTURE_FILE))
+
+
+def read_state(
+    directory: str | os.PathLike[str],
+    *,
+    map_location: Any = None,
+    mmap: bool = True,
+    into: Any = None,
+    pickle: bool = False,
+) -> Any:
+    """The state that is in a directory.
+
+    Parameters
+    ----------
+    directory : str or path
+        It has the files that ``plan`` planned.
+    map_location : None, str, torch.device, dict or callable
+        On which devices tensors of torch come to be, as for ``torch.load``.
+    mmap : bool
+        Tensors are views of the mapped file, read when they are used. Writing to them leaves the file as it is, and the
+        file may be removed. Else each is read into memory of its own.
+    into : Any
+        A state whose tensors get the values, in place. Where it has None, or an empty dict or list, what is stored is
+        taken as it is. Otherwise it has the tensors that are stored, and no others.
+    pickle : bool
+        Unpickle what was saved with ``pickle=True``. That can run any code: only for checkpoints that you trust.
+
+    Returns
+    -------
+    Any
+        The state, with ``into``'s tensors in their places.
+
+    Raises
+    ------
+    UsageError
+        There is no state; it needs ``pickle=True``, a newer version, or a class that is not imported; or ``into`` does
+        not fit: nothing was written then.
+    IntegrityError
+        A file is damaged.
+    """
+    base = os.fspath(directory)
+    if not is_state(base):
+        raise UsageError(
+            f"There is no state: {STATE_FILE} or {STRUCTURE_FILE} is missing", where=base,
+            hint="Load what save() wrote with load(), and what save_state() wrote with load_state()",
+        )  # fmt: skip
+    structure = _structure(os.path.join(base, STRUCTURE_FILE))
+    path = os.path.join(base, STATE_FILE)
+    try:
+        with open(path, "rb", buffering=0) as opened:
+            file = _File(opened.fileno(), path, structure.get("together", []), mmap)
+            return _Reader(file, base, map_location, pickle).read(structure["state"], into)
+    except OSError as error:
+        raise IntegrityError(
+            f"The state cannot be read: {os_reason(error)}", where=path, hint=os_hint(error)
+        ) from error
+
+
+def _structure(path: str) -> dict[str, Any]:
+    try:
+        with open(path, "rb") as file:
+            found = json.load(file)
+    except OSError as error:
+        raise IntegrityError(
+            f"The state cannot be read: {os_reason(error)}", where=path, hint=os_hint(error)
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise IntegrityError(
+            f"The structure of the state is no JSON: {shorten(str(error), 200)}", where=path
+        ) from error
+    if not isinstance(found, dict) or found.get("format") != FORMAT or type(found.get("version")) is not int:
+        raise IntegrityError("The structure of the state is not what save_state writes", where=path)
+    if found["version"] > VERSION:
+        raise UsageError(
+            f"A newer version of metaflow-async-ckpt wrote this state: format {found['version']}, not {VERSION}",
+            where=path, hint="Upgrade metaflow-async-ckpt",
+        )  # fmt: skip
+    if "state" not in found:
+        raise IntegrityError("The structure of the state is not whole", where=path)
+    return found
+
+
+class _File:
+    """The file of tensors, as blocks: bytes that are one storage."""
+
+    def __init__(self, fd: int, path: str, together: Any, mmap: bool) -> None:
+        self._fd, self._path = fd, path
+        self.entries = safetensors.read_header(fd, path)
+        #: Where the block of a tensor begins and ends in the file, if that is more than the tensor.
+        self._blocks: dict[str, tuple[int, int]] = {}
+        for names in together if isinstance(together, list) else [None]:
+            self._join(names)
+        self._buffers: dict[tuple[int, int], tuple[Any, int]] = {}
+        size = os.fstat(fd).st_size
+        flags = mmaps.MAP_PRIVATE | _NORESERVE
+        self._map = mmaps.mmap(fd, size, flags, mmaps.PROT_READ | mmaps.PROT_WRITE) if mmap else None
+
+    def _join(self, names: Any) -> None:
+        fine = isinstance(names, list) and len(names) > 1 and all(isinstance(name, str) for name in names)
+        found = [self.entries.get(name) for name in names] if fine else [None]
+        entries = [entry for entry in found if entry is not None]
+        if len(entries) < len(found) or any(one.end != other.begin for one, other in itertools.pairwise(entries)):
+            raise IntegrityError("The structure of the state does not fit its tensors", where=self._path)
+        self._blocks.update(dict.fromkeys(names, (entries[0].begin, entries[-1].end)))
+
+    def block(self, name: str) -> tuple[int, int]:
+        entry = self.entries[name]
+        return self._blocks.get(name, (entry.begin, entry.end))
+
+    def buffer(self, block: tuple[int, int]) -> tuple[Any, int]:
+        """A writable buffer, and where in it the block begins."""
+        if self._map is not None:
+            return self._map, block[0]
+        found = self._buffers.get(block)
+        if found is None:
+            begin, end = block
+            size = end - begin
+            memory: Any = mmaps.mmap(-1, size) if size >= _MAP_FROM else bytearray(size)
+            with memoryview(memory) as view:
+                done = 0
+                while done < size:
+                    count = os.preadv(self._fd, [view[done : done + (1 << 30)]], begin + done)
+                    if not count:
+                        raise IntegrityError("The file of tensors has become shorter", where=self._path)
+                    done += count
+            found = self._buffers[block] = memory, 0
+        return found
+
+    def forget(self, block: tuple[int, int]) -> None:
+        """A block that was copied elsewhere needs no memory here."""
+        self._buffers.pop(block, None)
+
+
+class _Place(NamedTuple):
+    """Where the elements of a leaf are: bytes from where its block begins, strides as its library has them."""
+
+    name: str
+    block: tuple[int, int]
+    dtype: Any
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    #: The strides it had when its elements were put in order; None: it is a view of its block as it stands.
+    was_strided: tuple[int, ...] | None
+
+
+class _Reader:
+    def __init__(self, file: _File, base: str, map_location: Any, pickle: bool) -> None:
+        self._file, self._base, self._pickle, self._map_location = file, base, pickle, map_location
+        self._restore: Callable[[Any, str], Any] | None = None
+        self._pickled: list[Any] | None = None
+        #: What was built from a leaf: where the state had one object twice, it has it again.
+        self._built: dict[str, Any] = {}
+        self._storages: dict[tuple[tuple[int, int], str | None], Any] = {}
+        self._relaid: dict[tuple[Any, ...], Any] = {}
+        self._leaves: dict[str, Leaf] = {
+            "$tensor": self._tensor, "$array": self._array, "$pickle": self._unpickled,
+            "$torch": _torch_value, "$torch.Size": _torch_value, "$torch.device": _torch_value,
+            "$scalar": _numpy_value, "$dtype": _numpy_value,
+        }  # fmt: skip
+
+    def read(self, encoded: Any, into: Any) -> Any:
+        if into is None:
+            return Decoder(self._leaves).decode(encoded)
+        fit = Fit()
+        checks = {
+            "$tensor": lambda mark, into, path: fit.leaf(_torch(), self._place(mark["$tensor"], _torch()), into, path),
+            "$array": lambda mark, into, path: fit.leaf(_numpy(), self._place(mark["$array"], _numpy()), into, path),
+        }
+        Decoder({**self._leaves, **checks}, fit.differs).decode(encoded, into)
+        fit.raise_if_not()
+        return Decoder(self._leaves).decode(encoded, into)
+
+    # Leaves. Each method gets the mark, the part of ``into`` in its place, and the keys that lead there.
+
+    def _tensor(self, mark: dict[str, Any], into: Any, path: list[Any]) -> Any:
+        torch, leaf = _torch(), mark["$tensor"]
+        flags = {} if isinstance(leaf, str) else leaf
+        place = self._place(leaf, torch)
+        if into is NOTHING or into is None:
+            location = flags.get("device", "cpu")
+            return self._once(
+                mark, lambda: torch.finished(self._view(torch, place, self._storage(place.block, location)), flags)
+            )
+        torch.assign(into, torch.with_bits(self._view(torch, place, self._storage(place.block, None)), flags))
+        self._forget(place.block)
+        return into
+
+    def _array(self, mark: dict[str, Any], into: Any, path: list[Any]) -> Any:
+        numpy = _numpy()
+        place = self._place(mark["$array"], numpy)
+        if into is NOTHING or into is None:
+            return self._once(mark, lambda: self._view(numpy, place, self._file.buffer(place.block)))
+        numpy.assign(into, self._view(numpy, place, self._file.buffer(place.block)))
+        self._forget(place.block)
+        return into
+
+    def _unpickled(self, mark: dict[str, Any], into: Any, path: list[Any]) -> Any:
+        if not self._pickle:
+            raise UsageError(
+                f"{path_text(path)} was pickled when the state was saved", where=self._base,
+                hint="Load it with pickle=True, if you trust who saved it: that can run any code",
+            )  # fmt: skip
+        if self._pickled is None:
+            file = os.path.join(self._base, PICKLE_FILE)
+            try:
+                with open(file, "rb") as opened:
+                    self._pickled = pickles.load(opened)
+            except OSError as error:
+                raise IntegrityError(f"The state cannot be read: {os_reason(error)}", where=file) from error
+            except Exception as error:
+                raise UsageError(
+                    f"What was pickled cannot be unpickled here: {type(error).__name__}: {shorten(str(error), 200)}",
+                    where=file,
+                    hint="Load it where the modules of its objects can be imported, in the versions that saved it",
+                ) from error
+        return self._pickled[mark["$pickle"]]
+
+    # What they are made of.
+
+    def _once(self, mark: dict[str, Any], make: Callable[[], Any]) -> Any:
+        key = json.dumps(mark, sort_keys=True)
+        if key not in self._built:
+            self._built[key] = make()
+        return self._built[key]
+
+    def _view(self, library: Any, place: _Place, memory: Any) -> Any:
+        view = library.build(memory, place.dtype, place.offset, place.shape, place.strides)
+        if place.was_strided is None:
+            return view
+        key = (id(memory), place.name, place.dtype, place.was_strided)
+        found = self._relaid.get(key)
+        if found is not None:
+            return library.alias(found)
+        self._relaid[key] = relaid = library.relaid(view, place.was_strided)
+        return relaid
+
+    def _storage(self, block: tuple[int, int], location: str | None) -> Any:
+        """torch's storage of a block, where ``map_location`` says; without a location, on the host."""
+        found = self._storages.get((block, location))
+        if found is not None:
+            return found
+        storage = _torch().storage_of(*self._file.buffer(block), block[1] - block[0])
+        if location is not None and (location != "cpu" or self._map_location is not None):
+            if self._restore is None:
+                self._restore = _torch().locations(self._map_location)
+            storage = self._restore(storage, location)
+        if storage.device.type != "cpu":
+            self._file.forget(block)
+        self._storages[block, location] = storage
+        return storage
+
+    def _forget(self, block: tuple[int, int]) -> None:
+        """The memory into which a block was read is free again: its tensors were copied elsewhere."""
+        self._storages.pop((block, None), None)
+        self._file.forget(block)
+
+    def _place(self, leaf: Any, library: Any) -> _Place:
+        """Where a leaf's elements are; checked, because the file may say anything."""
+        if isinstance(leaf, str):
+            leaf = {"in": leaf}
+        name = leaf["in"]
+        entry, block = self._file.entries[name], self._file.block(name)
+        dtype, itemsize, unit = library.dtype_named(leaf["dtype"] if "dtype" in leaf else library.NAMES[entry.tag])
+        shape = leaf.get("shape", list(entry.shape))
+        if not safetensors.are_sizes(shape):
+            raise ValueError("a shape is no list of sizes")
+        strides, offset = contiguous(shape, unit), entry.begin - block[0]
+        if "strides" in leaf:
+            strides = _integers(leaf["strides"], len(shape))
+            offset += _integers([leaf["offset"]], 1)[0]
+        elif safetensors.product(shape) * itemsize != entry.end - entry.begin:
+            raise ValueError("a tensor has another size than its bytes")
+        was_strided = leaf.get("was_strided")
+        if was_strided is not None and not is_dense(shape, _integers(was_strided, len(shape)), unit):
+            raise ValueError("a tensor would have had holes")
+        if 0 in shape:
+            strides, offset = contiguous(shape, unit), 0
+        else:
+            low, high = span(shape, strides)
+            scale = itemsize if unit == 1 else 1
+            if offset + low * scale < 0 or offset + high * scale + itemsize > block[1] - block[0]:
+                raise ValueError("a tensor reaches beyond its bytes")
+            if library.ALIGNED and (low < 0 or offset % itemsize):
+                raise ValueError("a tensor is not aligned")
+        return _Place(
+            name,
+            block,
+            dtype,
+            offset,
+            tuple(shape),
+            tuple(strides),
+            None if was_strided is None else tuple(was_strided),
+        )
+
+
+def _integers(values: Any, count: int) -> list[int]:
+    if (
+        not isinstance(values, list)
+        or len(values) != count
+        or any(type(one) is not int or abs(one) >= 1 << 63 for one in values)
+    ):
+        raise ValueError("strides are no list of numbers")
+    return values
+
+
+def _torch_value(mark: dict[str, Any], into: Any, path: list[Any]) -> Any:
+    return _torch().decode_value(mark)
+
+
+def _numpy_value(mark: dict[str, Any], into: Any, path: list[Any]) -> Any:
+    return _numpy().decode_value(mark)
+
+
+def _torch() -> Any:
+    try:
+        from . import torch_tensors
+    except ImportError as error:
+        raise UsageError(
+            "The state has tensors of torch, and torch cannot be imported", hint="Install torch"
+        ) from error
+    return torch_tensors
+
+
+def _numpy() -> Any:
+    try:
+        from . import numpy_arrays
+    except ImportError as error:
+        raise UsageError("The state has arrays of numpy, and numpy cannot be imported", hint="Install numpy") from error
+    return numpy_arrays

@@ -1,0 +1,145 @@
+"""Which bytes of memory a state's tensors are, and which of them share some.
+
+Tensors whose bytes overlap are one *block* of the file, stored once, and share memory again when they are loaded. So do
+those that follow each other without a gap in one storage. Any other tensor is a block of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+
+class View(NamedTuple):
+    """A tensor or an array.
+
+    Parameters
+    ----------
+    number : int
+        Its place among those of the state.
+    device : Any
+        The memory in which the addresses are valid: equal for tensors that can share bytes.
+    start, end : int
+        The addresses of its first byte, and after its last one.
+    kind : str
+        Its mark in the structure: ``$tensor`` or ``$array``.
+    tag : str
+        Its type in the safetensors format; empty if that has none.
+    dtype : str
+        What its library calls its type.
+    itemsize : int
+        Bytes of an element.
+    shape, strides : tuple of int
+        As its library says; ``strides`` are in elements (torch) or bytes (numpy).
+    contiguous : bool
+        Its elements lie in order and without gaps.
+    where : str
+        The device to which it belongs; empty for the host's memory.
+    flags : dict
+        What else its leaf says.
+    value : Any
+        The tensor itself.
+    """
+
+    number: int
+    device: Any
+    start: int
+    end: int
+    kind: str
+    tag: str
+    dtype: str
+    itemsize: int
+    shape: Sequence[int]
+    strides: Sequence[int]
+    contiguous: bool
+    where: str
+    flags: dict[str, Any]
+    value: Any
+
+    def same_bytes(self, other: View) -> bool:
+        """Whether the other one is the same piece of memory, read in the same way."""
+        return (
+            self.start == other.start and self.end == other.end and self.dtype == other.dtype
+            and self.kind == other.kind and self.shape == other.shape and self.strides == other.strides
+            and self.flags.get("bits") == other.flags.get("bits")
+        )  # fmt: skip
+
+
+def span(shape: Iterable[int], strides: Iterable[int]) -> tuple[int, int]:
+    """How far elements begin below and above the first one, in units of ``strides``."""
+    low = high = 0
+    for size, stride in zip(shape, strides, strict=True):
+        if stride < 0:
+            low += (size - 1) * stride
+        else:
+            high += (size - 1) * stride
+    return low, high
+
+
+def contiguous(shape: Sequence[int], unit: int) -> list[int]:
+    """The strides of elements in order, in units of which an element has ``unit``."""
+    strides: list[int] = []
+    for size in reversed(shape):
+        strides.insert(0, unit)
+        unit *= max(size, 1)
+    return strides
+
+
+def is_dense(shape: Sequence[int], strides: Sequence[int], unit: int) -> bool:
+    """Whether each byte from the first to the last is of one element: only the dimensions' order is another one."""
+    expected = unit
+    for stride, size in sorted(zip(strides, shape, strict=True)):
+        if size > 1:
+            if stride != expected:
+                return False
+            expected *= size
+    return True
+
+
+def blocks(views: Iterable[View], adjacent: Any) -> list[list[View]]:
+    """Groups of views that share bytes, or follow each other in one storage; each group, and all of them, by number.
+
+    Parameters
+    ----------
+    adjacent : callable
+        Whether two views that touch are of one storage.
+    """
+    found: list[list[View]] = []
+    group: list[View] = []
+    end, device = 0, object()
+    for view in sorted(views, key=_by_address):
+        if view.device == device and (view.start < end or (view.start == end and adjacent(group[-1], view))):
+            group.append(view)
+            end = max(end, view.end)
+        else:
+            group = [view]
+            found.append(group)
+            end, device = view.end, view.device
+    for group in found:
+        group.sort(key=_by_number)
+    found.sort(key=lambda group: group[0].number)
+    return found
+
+
+def _by_address(view: View) -> tuple[Any, int]:
+    return view.device, view.start
+
+
+def _by_number(view: View) -> int:
+    return view.number
+
+
+class Refused(Exception):
+    """A tensor or an array that cannot be kept.
+
+    Parameters
+    ----------
+    what : str
+        What it is: ``a sparse tensor``.
+    hint : str
+        The way out.
+    """
+
+    def __init__(self, what: str, hint: str) -> None:
+        super().__init__(what, hint)
+        self.what, self.hint = what, hint
