@@ -13,6 +13,7 @@ import pytest
 from harness.common.made_once import once
 from harness.common.process_mark import ProcessMark
 from harness.flow_runs.metaflow_env import REPOSITORY
+from harness.tasks.task import wait_until
 
 FORBIDDEN = {"harness": ("tests", "stress"), "tests": ("stress",), "stress": ("tests",)}
 
@@ -68,4 +69,4 @@ def test_a_mark_finds_the_processes_of_its_maker_and_theirs_and_nobody_else_s() 
         assert others.processes() == []
         process.kill()
         os.kill(child, signal.SIGKILL)
-    assert mine.processes() == []
+    wait_until(lambda: not mine.processes(), "the last one is gone as well")
