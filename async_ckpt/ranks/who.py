@@ -69,6 +69,17 @@ def find(
     )
 
 
+def restart_count(environment: Mapping[str, str] = os.environ) -> int:
+    """How often torchrun has started this rank again.
+
+    Raises
+    ------
+    UsageError
+        Its variable is no number.
+    """
+    return _number(environment, _RESTARTS)
+
+
 def _check_torchrun(task: TaskInfo, environment: Mapping[str, str]) -> None:
     """Refuse to run where parts of different saves would be put together: each node counts its restarts by itself."""
     nodes, restarts = _number(environment, _NODES), _number(environment, _MAX_RESTARTS)

@@ -23,6 +23,7 @@ from .agent_messages import AgentMessages
 from .flush import Flush
 from .launch import Launcher
 from .loader import Loader
+from .resume import Resumption
 from .save import Saver
 from .tracker import Tracker
 
@@ -71,6 +72,7 @@ class Checkpointer:
         )  # fmt: skip
         self.tracker = Tracker(spool, config, self._client, owner=owner)
         self.saver, self.loader = Saver(self.tracker, messages), Loader(self.tracker)
+        self.resumption = Resumption(self.tracker, self.loader)
         self._flush = Flush(self.tracker)
         # What is asked of a checkpointer stands in the part that does it.
         self.save, self.next_key = self.saver.save, self.saver.next_key

@@ -32,7 +32,7 @@ from ..system.mounts import mounts_below
 
 log = logging.getLogger(__name__)
 
-_STAGING_PREFIX = f"{ANNEX_PREFIX}loading-"
+STAGING_PREFIX = f"{ANNEX_PREFIX}loading-"
 _CONTENT, _REPLACED = "content", "replaced"
 
 #: How often a load tries to make its directory.
@@ -120,7 +120,7 @@ class Landing:
     def _make_folder(self) -> None:
         for _ in range(_TRIES):
             # Inside of it: surely the same file system, whatever is mounted there.
-            self._folder = os.path.join(self._destination, f"{_STAGING_PREFIX}{secrets.token_hex(4)}")
+            self._folder = os.path.join(self._destination, f"{STAGING_PREFIX}{secrets.token_hex(4)}")
             os.mkdir(self._folder, 0o700)
             try:
                 self._lock = _lock(self._folder)
@@ -135,7 +135,7 @@ class Landing:
     def _remove_abandoned(self) -> None:
         """Remove what loads have left that were killed."""
         for name in os.listdir(self._destination):
-            if not name.startswith(_STAGING_PREFIX) or name.endswith(_REPLACED):
+            if not name.startswith(STAGING_PREFIX) or name.endswith(_REPLACED):
                 continue
             path = os.path.join(self._destination, name)
             with contextlib.suppress(OSError):  # It ends in this moment; or it is somebody else's.
@@ -172,7 +172,7 @@ class Landing:
         elif error.errno == errno.EEXIST:
             hint = "What stands there is no directory: remove it, or name another path"
         # A rename has two paths, one of which is ours and tells nobody anything.
-        paths = [path for path in (error.filename2, error.filename) if path and _STAGING_PREFIX not in str(path)]
+        paths = [path for path in (error.filename2, error.filename) if path and STAGING_PREFIX not in str(path)]
         return SnapshotError(what, where=paths[0] if paths else self._destination, hint=hint)
 
     def _put_in_place(self) -> None:

@@ -142,20 +142,24 @@ class Loader:
         )
 
     @undisturbed
-    def load_newest(self, policy: str, path: str, shard: str = "all") -> dict[str, Any] | None:
+    def load_newest(self, policy: str, path: str, shard: str = "all", *, again: bool = False) -> dict[str, Any] | None:
         """Load what a load policy calls for.
 
         Parameters
         ----------
         policy : str
             ``"fresh"``: the newest of this task. ``"eager"``: else the newest of this step in the scope. ``"none"``.
+        again : bool
+            In the middle of the attempt, so that what it has saved itself counts.
 
         Returns
         -------
         dict or None
             The metadata of what was loaded.
         """
-        if policy == "none" or (policy == "fresh" and self._task.attempt == 0 and not self._was_begun_before()):
+        if policy == "none":
+            return None
+        if policy == "fresh" and self._task.attempt == 0 and not again and not self._was_begun_before():
             return None
         # Ranks' parts on this disk may complete a collective checkpoint once they are in the store.
         shards = [item for item in self._spool.records.pending() if layout.is_shard(item.reference)]

@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 
 from metaflow import FlowSpec, checkpoint, current, step
 
@@ -13,11 +15,16 @@ class AgainFlow(FlowSpec):
     @checkpoint
     @step
     def start(self):
+        asked = None
+        if "ASKED_FIRST" in os.environ:
+            ask = "from metaflow import Checkpoint; print(Checkpoint().resume_path(), end='')"
+            asked = subprocess.run([sys.executable, "-c", ask], stdout=subprocess.PIPE, text=True, check=True).stdout
         count, state = 0, os.path.join(current.checkpoint.directory, "count")
         if current.checkpoint.is_loaded:
             with open(state) as file:
                 count = int(file.read())
         self.saved = []
+        assert asked in (None, state), asked
         print("BEGAN", json.dumps({"from": count, "attempt": current.retry_count}), flush=True)
         for number in range(SAVES):
             if number == DIES_AFTER:

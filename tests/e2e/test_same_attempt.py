@@ -27,7 +27,7 @@ def test_the_same_attempt_goes_on_from_what_the_other_machine_saved(local: Works
     assert second.finish() < 0, second.output
     assert second.began_from == 3, second.output
     assert "was begun before, on " in second.output
-    third = Started(local, run, "third", SAVES=2)
+    third = Started(local, run, "third", SAVES=2, ASKED_FIRST="a subprocess of it")
     assert third.finish() == 0, third.output
     assert third.began_from == 5, third.output
     listed = local.query(_LIST, f"AgainFlow/{run}/start/1")

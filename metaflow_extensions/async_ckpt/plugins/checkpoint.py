@@ -149,6 +149,34 @@ class _Checkpoints:
         load_outside(stores_of_reference(reference), reference, target, shard=shard, clean=clean)
         return target
 
+    def resume_path(self, pattern: str | None = None) -> str | None:
+        """What a framework's own argument for resuming wants: the path of what this attempt begins with, or None.
+
+        That is what the load policy loaded, or what ``current.checkpoint.load(reference)`` loaded since without a path.
+        In all processes of a step on one machine it is the same path. Ranks that torchrun has started again get what
+        was saved until then.
+
+        Parameters
+        ----------
+        pattern : str, optional
+            The one file or folder of it that fits, such as ``"*.ckpt"`` or ``"**/last.pt"``. Default: its only file, if
+            it is a single file and nothing else, or else the directory with all of it.
+
+        Returns
+        -------
+        str or None
+            An absolute path; None where there is nothing to resume from.
+
+        Raises
+        ------
+        UsageError
+            None of it fits the pattern, or more than one do; the error names them. What was loaded is not there any
+            more. Or this process belongs to no task that runs.
+        SpoolError, StoreError, WaitTimeout
+            What is to be loaded cannot be.
+        """
+        return self._writer().resumption.path(pattern)
+
     def flush(self, timeout: float | None = None) -> None:
         """Wait until everything this task saved is in the store.
 
@@ -324,6 +352,7 @@ class CurrentCheckpoint(_Checkpoints):
                 on_loaded(loaded)
 
         task = self._checkpointer.task
+        self._checkpointer.resumption.begin(self._directory, policy, shard)
         if policy == "fresh" and task.attempt == 0 and task.nodes == 1:
             self._load_late = load
         else:
@@ -342,8 +371,9 @@ class CurrentCheckpoint(_Checkpoints):
             from async_ckpt.task import gang
 
             data = gang.load_newest(self._checkpointer, policy, self._directory, shard)
+            self._checkpointer.resumption.note(self._directory, data)
         else:
-            data = self._checkpointer.load_newest(policy, self._directory, shard)
+            data = self._checkpointer.resumption.load_once()
         self._loaded = LoadedInfo(data) if data else None
         return self._loaded
 
@@ -403,6 +433,12 @@ class CurrentCheckpoint(_Checkpoints):
             snapshot=snapshot or self._defaults["snapshot"],
             collective=collective, rank=rank, world_size=world_size,
         )  # fmt: skip
+
+    def resume_path(self, pattern: str | None = None) -> str | None:
+        self._have_loaded()
+        return super().resume_path(pattern)
+
+    resume_path.__doc__ = _Checkpoints.resume_path.__doc__
 
     def watch(
         self,
@@ -510,6 +546,7 @@ class CurrentCheckpoint(_Checkpoints):
         target = self._load(reference, self._checkpointer.spool.new_work_directory(), shard)
         self.cleanup()
         self._directory = target
+        self._checkpointer.resumption.note(target, {})
         return target
 
     def refresh_directory(self) -> None:
@@ -519,6 +556,7 @@ class CurrentCheckpoint(_Checkpoints):
         self._have_loaded()
         self.cleanup()
         self._directory = self._checkpointer.spool.new_work_directory()
+        self._checkpointer.resumption.note(self._directory, None)
 
     def cleanup(self) -> None:
         """Remove ``directory`` with what is in it, as the end of the step does. What was saved is not concerned."""
