@@ -24,6 +24,13 @@ ENV_PREFIX = "METAFLOW_ASYNC_CKPT_"
 ENV_SPOOL = "ASYNC_CKPT_SPOOL"
 ENV_ATTEMPT = "ASYNC_CKPT_ATTEMPT"
 
+#: The most states that one process copies in the background at one time: the next save waits until one is done.
+MAX_STAGING = 2
+#: How many threads copy a state on the host where its training waits for that: more do not make it faster.
+COPY_THREADS = 4
+#: How much memory is left free at least when a state is staged in memory, as a share of what is available.
+HOST_MEMORY_MARGIN = 0.1
+
 #: Name of the directory that holds a user's spools, before the user's number.
 SPOOLS_PREFIX = "async-ckpt-"
 
@@ -227,6 +234,14 @@ class Config:
     max_files_behind_links: int = 10_000
     #: How often the times of the spool's files are set anew, for programs that remove files by their age.
     touch_s: Positive[float] = 3600.0
+
+    #: Directory in memory (tmpfs) in which ``save_state()`` stages. Empty: always in the spool.
+    state_dir: str = "/dev/shm"
+    #: The most bytes of memory that one process stages in; what does not fit is staged in the spool. 0: twice the
+    #: largest state.
+    max_host_bytes: int = 0
+    #: Compare what was staged with the state again, and refuse what has changed meanwhile. Costs as much as the copy.
+    check_state: bool = False
 
     # -- Uploads --
 

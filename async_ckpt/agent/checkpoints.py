@@ -62,8 +62,7 @@ class Checkpoints:
                 self._fail_if_torn(item, "while nobody guarded the snapshot")
             if why := self._deaths.recovered(item.id):
                 self.fail(job, why)
-        for why in self._spool.snapshots.sweep(leftovers):
-            self._owners.say(why)
+        self._sweep(leftovers)
         for identity, known in self._journal.checkpoints.items():
             if identity not in self._queue.jobs:
                 job = self._queue.add(identity, (0, 0), 0)
@@ -89,6 +88,16 @@ class Checkpoints:
                 if found is not None and not self._spool.snapshots.saver_may_live(found):
                     # It did not come to hand over its leases.
                     self._fail_if_torn(found, "while nobody guarded the snapshot")
+
+        if self._spool.snapshots.has_dead_buffers():
+            leftovers = self._spool.snapshots.leftovers()
+            for item in self._spool.records.pending():
+                leftovers -= {item.data, pack_path(item.data)}
+            self._sweep(leftovers)
+
+    def _sweep(self, leftovers: set[str]) -> None:
+        for why in self._spool.snapshots.sweep(leftovers):
+            self._owners.say(why)
 
     def has_news(self) -> bool:
         """Whether something was admitted that ``scan`` has not found yet."""

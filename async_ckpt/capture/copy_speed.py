@@ -8,6 +8,7 @@ import os
 import threading
 
 from ..system.files import write_atomically
+from ..system.memory import of_machine
 from .lease import BREAK_TIME_S
 
 #: How fast a disk is taken to be before anything was copied on it, in bytes per second: slow.
@@ -95,11 +96,9 @@ class CopySpeed:
 
 def _absorbed_bytes() -> int:
     """How much is written at the speed of memory before the kernel has writers wait for the disk, about."""
-    with contextlib.suppress(OSError, ValueError, StopIteration):
+    with contextlib.suppress(OSError, ValueError):
         with open("/proc/sys/vm/dirty_ratio", encoding="ascii") as file:
             share = int(file.read()) / 100
-        with open("/proc/meminfo", encoding="ascii") as file:
-            available = next(int(line.split()[1]) << 10 for line in file if line.startswith("MemAvailable:"))
-        if share:
+        if share and (available := of_machine()):
             return int(available * share / 2)
     return 0  # Unknown, or set in bytes: then each copy is taken for one that reached the disk.

@@ -28,6 +28,9 @@ from .spool_directory import SpoolDirectory
 #: The ending of a directory for what a watch captures early, and what may become a checkpoint.
 _EARLY = ".early"
 
+#: The ending of a buffer, in which the state of a training is staged again and again.
+BUFFER = ".buffer"
+
 #: For how many directories it is remembered where their annex is.
 _MAX_PARENTS = 1000
 
@@ -68,6 +71,22 @@ class Snapshots:
     def new_early_directory(self, path: str) -> str:
         """The same for what a watch captures early. It is removed after this process has ended."""
         return self.new_directory(path) + _EARLY
+
+    def new_buffer(self, folder: str) -> str:
+        """A path, not yet made, for a buffer in an annex on the file system of ``folder``. It is removed after this
+        process has ended.
+
+        Raises
+        ------
+        OSError, SpoolError
+            No annex can be made there, or this is another user than the task's.
+        """
+        self._check_user()
+        folder = os.path.realpath(folder)
+        annex = self._annex(folder, os.stat(folder).st_dev)
+        if annex is None:
+            raise SpoolError("No directory can be made there", where=folder)
+        return os.path.join(annex, f"{self._spool.saver_names.own()}-{secrets.token_hex(8)}{BUFFER}")
 
     def _check_user(self) -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -138,6 +157,15 @@ class Snapshots:
                     if not self._spool.saver_names.may_live(name.partition("-")[0])
                 )
         return found
+
+    def has_dead_buffers(self) -> bool:
+        """Whether a process that is dead has left a buffer, in which it may hold much memory."""
+        for annex in self.annexes():
+            with contextlib.suppress(FileNotFoundError):
+                for name in os.listdir(annex):
+                    if name.endswith(BUFFER) and not self._spool.saver_names.may_live(name.partition("-")[0]):
+                        return True
+        return False
 
     def sweep(self, leftovers: set[str]) -> list[str]:
         """Remove leftovers; nothing if some record cannot be read, as it may need one of them. Returns what people

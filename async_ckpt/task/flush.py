@@ -60,6 +60,8 @@ class Flush:
 
     def _flush(self, limit_s: float, fields: Mapping[str, float]) -> None:
         deadline = self._client.clock.monotonic() + limit_s
+        if late := self._tracker.wait_until_staged(deadline):
+            raise self._error(f"the limit of {limit_s:g} s is over", dict.fromkeys(late, "it is still being copied"))
         agent, progress = self._tracker.agent_until(deadline), ProgressLines(self._config, self._client.clock)
         saved, told = set(self._tracker.saved), {}
         while not self._is_over(saved):
@@ -189,6 +191,7 @@ class Flush:
             There is no agent, or no answer.
         """
         deadline = self._client.clock.monotonic() + seconds
+        self._tracker.wait_until_staged(deadline)
         pending, error = True, None
         while pending and (left := deadline - self._client.clock.monotonic()) > 0:
             limit = min(left, HURRY_SLICE_S)

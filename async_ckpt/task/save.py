@@ -94,12 +94,7 @@ class Saver:
         self, path: str | os.PathLike[str], options: SaveOptions, notes: list[MetadataNote],
         check: Callable[[], None] | None, saved_path: str | None, wait: bool,
     ) -> Reference:  # fmt: skip
-        if self._tracker.closed:
-            raise UsageError("The step has ended: nothing can be saved any more", hint="Save before the step returns")
-        if self._spool.start is None:
-            with self._tracker.while_it_runs():
-                run(self._tracker.wait_for_start)
-        shard = options.ranks(self._task)
+        shard = self._begin(options)
         # Before anything can go wrong: whoever fails here has had its turn, like all other ranks.
         version = self._take_turn(shard, os.path.dirname(os.path.abspath(os.fsdecode(path)))) if shard else None
         path = given_path(path)
@@ -115,9 +110,81 @@ class Saver:
                     if not await_release(self._tracker.client, self._spool, self._config, error):
                         raise
         self._tracker.saved[admitted.id] = admitted.reference
+        self.say_what_was_refused()
+        return Reference(admitted.reference, self._tracker)
+
+    def _begin(self, options: SaveOptions) -> Ranks | None:
+        """See that this attempt runs, and that it is known which start of it this is. Returns the ranks."""
+        if self._tracker.closed:
+            raise UsageError("The step has ended: nothing can be saved any more", hint="Save before the step returns")
+        if self._spool.start is None:
+            with self._tracker.while_it_runs():
+                run(self._tracker.wait_for_start)
+        return options.ranks(self._task)
+
+    def _reference(self, options: SaveOptions, ranks: Ranks | None, version: int | None, size: int) -> dict[str, Any]:
+        """What users get of a checkpoint, with the next version unless it has one."""
+        return layout.reference(
+            self._task, name=options.name, version=self._spool.versions.next() if version is None else version,
+            url=self._spool.store.root, size=size, metadata=options.metadata, storage_format=options.storage_format,
+            latest=bool(options.latest), shard=ranks[:2] if ranks else None,
+        )  # fmt: skip
+
+    @put_off
+    def begin_staged(
+        self, options: SaveOptions, notes: list[MetadataNote], size: int
+    ) -> tuple[dict[str, Any], Ranks | None]:
+        """Begin to save what is copied into place piece by piece: it gets its version now, and is admitted later.
+
+        Parameters
+        ----------
+        options : SaveOptions
+            With metadata as ``metadata.plain`` returns it.
+        size : int
+            Bytes, of all files.
+
+        Returns
+        -------
+        tuple
+            The reference, for ``admit_staged``, and the ranks that save together.
+
+        Raises
+        ------
+        UsageError, SpoolError, BacklogError
+            As ``save``.
+        """
+        ranks = self._begin(options)
+        version = self._take_turn(ranks, self._spool.directory) if ranks else None
+        options = options.checked()
+        self._notes.say(notes)
+        with self._tracker.while_it_runs():
+            await_room(self._tracker.client, self._spool, self._config, self._spool.directory)
+            return self._reference(options, ranks, version, size), ranks
+
+    def admit_staged(self, reference: dict[str, Any], manifest: Manifest, data: str, began_ns: int) -> None:
+        """Admit what was begun with ``begin_staged``, from any thread. No lease guards it: nobody writes to it.
+
+        Parameters
+        ----------
+        data : str
+            The snapshot's directory; the caller's to drop if this raises.
+        began_ns : int
+            Wall time when its state was taken, in nanoseconds.
+
+        Raises
+        ------
+        SpoolError
+            The record cannot be written, or this process has outlived its task.
+        """
+        with self._tracker.while_it_runs():
+            admitted = self._spool.records.admit(reference, manifest, data, data, began_ns)
+        self._tracker.client.admit(admitted, {})
+        self._tracker.saved[admitted.id] = admitted.reference
+
+    def say_what_was_refused(self) -> None:
+        """Raise ``StoreError`` if the store has refused something since this was asked last."""
         if refused := self._messages.take_refused():
             self._say_what_was_refused(refused)
-        return Reference(admitted.reference, self._tracker)
 
     @undisturbed
     def next_key(self, name: Any, version: int | str | None = None) -> str:
@@ -157,11 +224,7 @@ class Saver:
         try:
             if check is not None:
                 check()
-            reference = layout.reference(
-                self._task, name=options.name, version=self._spool.versions.next() if version is None else version,
-                url=self._spool.store.root, size=captured.manifest.size, metadata=options.metadata,
-                storage_format=options.storage_format, latest=bool(options.latest), shard=shard[:2] if shard else None,
-            )  # fmt: skip
+            reference = self._reference(options, shard, version, captured.manifest.size)
             if options.storage_format == "files" and self._spool.store.path_on_disk is None:
                 _check_object_names(reference["url"], captured.manifest, path)
             go_on()

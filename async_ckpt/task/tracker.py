@@ -53,6 +53,10 @@ class Tracker:
         self.loaded = ""
         #: What this process saved, by id, until it is known to be committed.
         self.saved: dict[str, dict[str, Any]] = {}
+        #: By id: what this process copies into place in the background, and has not admitted yet; and what could not be,
+        #: with the reason.
+        self.staging: dict[str, threading.Event] = {}
+        self.not_staged: dict[str, str] = {}
         #: References of what is committed, and does not stand in the journal.
         self._unjournaled: list[dict[str, Any]] = []
         self._journaled: dict[str, journal.CheckpointState] = {}
@@ -208,6 +212,7 @@ class Tracker:
         released = {identity for identity, item in known.items() if item.state in RELEASED}
         failed = {identity: why for identity, why in told.items() if identity not in released}
         failed |= {identity: item.why for identity, item in known.items() if item.state == FAILED}
+        failed |= self.not_staged
         for identity in saved:
             if identity in released:
                 self.saved.pop(identity, None)
@@ -284,6 +289,15 @@ class Tracker:
             if left <= 0:
                 raise WaitTimeout(f"Checkpoint {identity} is not in the store after {limit:g} s (it is {state})")
             progress.say(f"waiting for checkpoint {identity}, which is {state}{f': {why}' if why else ''}")
+
+    def wait_until_staged(self, deadline: float) -> list[str]:
+        """Wait for what this process copies into place in the background, until ``deadline`` (monotonic seconds).
+        Returns the ids of what is not admitted by then.
+        """
+        while (waiting := list(self.staging.items())) and (left := deadline - self.client.clock.monotonic()) > 0:
+            go_on()
+            waiting[0][1].wait(min(left, LOOK_S))
+        return [identity for identity, _ in waiting]
 
     def wait_for_all(self, items: Iterable[Admitted], limit_s: float) -> None:
         """Wait until these have been committed or have failed, ``limit_s`` seconds at most for all of them."""

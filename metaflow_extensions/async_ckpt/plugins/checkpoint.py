@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from async_ckpt import layout
 from async_ckpt.config import ENV_SPOOL
 from async_ckpt.errors import UsageError, WatchError
+from async_ckpt.ranks import who
 from async_ckpt.system.log import LOGGER
 from async_ckpt.task.checkpointer import Checkpointer
 from async_ckpt.task.listing import list_task
@@ -25,6 +27,8 @@ from .artifact_store import store_in_context, stores_of_reference
 
 if TYPE_CHECKING:
     from metaflow import Task
+
+    from async_ckpt.state.stager import StateReference
 
 log = logging.getLogger(LOGGER)
 
@@ -143,7 +147,7 @@ class _Checkpoints:
         target = os.fsdecode(path)
         if not isinstance(reference, (str, Mapping)) and callable(getattr(reference, "to_dict", None)):
             reference = reference.to_dict()  # metaflow-checkpoint's CheckpointArtifact.
-        if self._checkpointer is not None or ENV_SPOOL in os.environ:
+        if self._is_in_task():
             self._writer().load(reference, target, shard=shard, clean=clean, first=store_in_context())
             return target
         load_outside(stores_of_reference(reference), reference, target, shard=shard, clean=clean)
@@ -176,6 +180,127 @@ class _Checkpoints:
             What is to be loaded cannot be.
         """
         return self._writer().resumption.path(pattern)
+
+    def save_state(
+        self,
+        state: Any,
+        name: str = layout.DEFAULT_NAME,
+        metadata: Mapping[str, Any] | None = None,
+        latest: bool = True,
+        staging: str = "sync",
+        max_host_bytes: int | None = None,
+        pickle: bool = False,
+        optimizer: Any = None,
+        collective: bool = False,
+        rank: int | None = None,
+        world_size: int | None = None,
+    ) -> StateReference:
+        """Save the state of a training: its tensors are copied into memory that the agent's uploader reads. No file is
+        written, and nothing is pickled. docs/state.md tells what survives what.
+
+        Parameters
+        ----------
+        state : dict, list or tuple
+            Nested, of tensors (torch, numpy) and plain values: ``{"model": model.state_dict(), "step": step, ...}``.
+        name, metadata, latest, collective, rank, world_size
+            As for ``save()``. Of a collective one each rank's state is its own.
+        staging : "sync" or "async", default "sync"
+            When this returns: when all is copied, or when the copies are under way. Then nobody may write to the
+            tensors before ``staged()`` of what is returned; a checkpoint of which one was written to is not saved, and
+            fails the step at its end.
+        max_host_bytes : int, optional
+            The most memory to stage in. Default: ``METAFLOW_ASYNC_CKPT_MAX_HOST_BYTES``, or twice the largest state.
+            What does not fit is staged on the spool's disk.
+        pickle : bool, default False
+            Pickle what is neither tensor nor plain value; else that is an error.
+        optimizer : torch.optim.Optimizer, optional
+            With ``staging="async"``: it waits before its next step, as ``staged()`` does.
+
+        Returns
+        -------
+        StateReference
+            As ``save()`` returns, with ``staged()``.
+
+        Raises
+        ------
+        UsageError
+            The state holds what cannot be saved so; names it, and the way out. Nothing was copied.
+        SnapshotError
+            The state has changed while it was copied, or cannot be copied.
+        SpoolError, BacklogError, StoreError
+            As ``save()``: neither memory nor disk has room for it, and so on.
+        """
+        from async_ckpt.state.stager import state_saver  # Late: few tasks save states.
+
+        return state_saver(self._writer()).save(
+            state, name=name, metadata=metadata, latest=latest, staging=staging, max_host_bytes=max_host_bytes or 0,
+            pickle=pickle, optimizer=optimizer, collective=collective, rank=rank, world_size=world_size,
+        )  # fmt: skip
+
+    def load_state(
+        self,
+        reference: Mapping[str, Any] | str | None = None,
+        map_location: Any = None,
+        mmap: bool = True,
+        into: Any = None,
+        pickle: bool = False,
+    ) -> Any:
+        """Load what ``save_state()`` saved.
+
+        Parameters
+        ----------
+        reference : dict or str, optional
+            As for ``load()``. Default: what this attempt begins with, as ``resume_path()`` says.
+        map_location : optional
+            Where tensors go, as for ``torch.load``. Default: to the host.
+        mmap : bool, default True
+            Tensors on the host are the file's own pages, copied when they are written to; else they are read at once.
+        into : optional
+            A state of the same shape, such as ``model.state_dict()``: its tensors are filled, one after the other, and
+            no second copy of the state is made.
+        pickle : bool, default False
+            Load pickled values as well. That runs code of whoever has saved them.
+
+        Returns
+        -------
+        The state; None if no reference is given and there is nothing to resume from.
+
+        Raises
+        ------
+        UsageError
+            It is no state, or not one like ``into``; says how it differs. ``into`` is as it was.
+        NotFound, IntegrityError, StoreError
+            As ``load()``.
+        """
+        from async_ckpt.state.load import load_state
+
+        options = {"map_location": map_location, "mmap": mmap, "into": into, "pickle": pickle}
+        if reference is None:
+            loaded = self.resume_path()
+            return None if loaded is None else load_state(loaded, self._own_rank, **options)
+        with self._directory_for_loading() as directory:
+            self._load(reference, directory, "own" if self._is_in_task() else "all")
+            return load_state(directory, self._own_rank, **options)
+
+    def _is_in_task(self) -> bool:
+        return self._checkpointer is not None or ENV_SPOOL in os.environ
+
+    def _own_rank(self) -> int:
+        return who.find(self._writer().task).rank
+
+    @contextlib.contextmanager
+    def _directory_for_loading(self) -> Iterator[str]:
+        """An empty directory, beside the spool if there is one. It is removed at the end; what is mapped stays."""
+        if not self._is_in_task():
+            with tempfile.TemporaryDirectory(prefix="metaflow_checkpoint_") as directory:
+                yield directory
+            return
+        spool = self._writer().spool
+        directory = spool.new_work_directory()
+        try:
+            yield directory
+        finally:
+            spool.remove_work_directory(directory)
 
     def flush(self, timeout: float | None = None) -> None:
         """Wait until everything this task saved is in the store.

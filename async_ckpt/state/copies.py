@@ -1,0 +1,234 @@
+"""The copies of one state into its buffer: by a device, by all cores, or by one thread that leaves them to training."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import mmap
+import os
+import threading
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+from ..errors import SnapshotError
+from ..system.files import pwrite_all
+from .buffers import Buffer
+from .device import Cuda
+from .plan import Piece, Plan
+
+#: Tensors on the host of at most so many bytes are copied at once, also where the others are copied later.
+_SMALL_BYTES = 64 << 10
+#: So many bytes of a tensor are at hand at one time, where it is not copied as a whole.
+_SLICE_BYTES = 64 << 20
+#: A tensor is cut into pieces of this size for threads that copy side by side.
+_CUT_BYTES = 8 << 20
+
+
+class Copies:
+    """See the module's docstring.
+
+    Parameters
+    ----------
+    cuda : Cuda, optional
+        For tensors on CUDA devices.
+    check : bool
+        Compare the copies with the state at the end.
+    """
+
+    def __init__(self, plan: Plan, buffer: Buffer, cuda: Cuda | None, *, check: bool) -> None:
+        self._plan, self._buffer, self._cuda, self._check = plan, buffer, cuda, check
+        self._begun = False
+        #: Not copied yet, and nobody is at it.
+        self._left: list[Piece] = []
+        self._events: list[Any] = []
+        #: The versions of tensors when the copy began: one that was written to since has another.
+        self._versions = [(piece, tensor, tensor._version) for piece in plan.pieces for tensor in piece.watched]
+        self._lock = threading.Lock()
+        #: Whether whoever trains has asked to be held up: what is written from then on comes after the copies.
+        self._held = False
+
+    def begin(self) -> None:
+        """Copy what is small, and what nobody could tell of that it was written to; have devices begin. Only once."""
+        if self._begun:
+            return
+        self._begun = True
+        on_device = []
+        for piece in self._plan.pieces:
+            if self._cuda is not None and self._buffer.memory is not None and getattr(piece.source, "is_cuda", False):
+                on_device.append(piece)
+            elif piece.nbytes <= _SMALL_BYTES or not piece.watched:
+                self._copy(piece)
+            else:
+                self._left.append(piece)
+        if on_device and self._cuda is not None and self._buffer.memory is not None:
+            memory = self._buffer.memory
+            self._events = self._cuda.copy((_place(piece, memory), piece.source) for piece in on_device)
+        self._write(self._plan.header, 0)
+        for offset, count in self._plan.padding:  # A buffer that is used again is not empty.
+            self._write(bytes(count), offset)
+
+    def finish(self, *, threads: int) -> None:
+        """Copy the rest, and wait for devices.
+
+        Parameters
+        ----------
+        threads : int
+            How many copy side by side at most.
+
+        Raises
+        ------
+        SnapshotError
+            A tensor was written to before the copies were over.
+        OSError
+            The disk is full.
+        """
+        self._copy_all(self._left, threads)
+        for event in self._events:
+            event.synchronize()
+        if self._check and not self._held:
+            self._compare()
+        with self._lock:
+            if not self._held:
+                self._check_versions()
+
+    def hold_training(self) -> bool:
+        """Have what training enqueues on devices from now on come after the copies. False: they are made on the host,
+        which has to be waited for.
+
+        Raises
+        ------
+        SnapshotError
+            A tensor was written to already.
+        """
+        if self._left or not self._events or self._cuda is None:
+            return False
+        with self._lock:
+            if not self._held:
+                self._check_versions()
+                self._cuda.hold_training(self._events)
+                self._held = True
+        return True
+
+    def _check_versions(self) -> None:
+        for piece, tensor, version in self._versions:
+            if tensor._version != version:
+                raise _changed(piece)
+
+    def _compare(self) -> None:
+        """Read everything again: finds also what changes no version, such as a write through ``.data`` or by numpy."""
+        for piece in self._plan.pieces:
+            if not self._is_equal(piece):
+                raise _changed(piece)
+
+    # -- on the host -----------------------------------------------------------------------------------------------
+
+    def _write(self, data: bytes, offset: int) -> None:
+        if self._buffer.memory is not None:
+            self._buffer.memory[offset : offset + len(data)] = data
+        else:
+            pwrite_all(self._buffer.fd, data, offset)
+
+    def _copy_all(self, pieces: list[Piece], threads: int) -> None:
+        """Copy with some threads side by side what lies on the host in order; it is cut, as a tensor may be most of it.
+
+        Not with torch's own threads: they wait for each other after every tensor, which takes long on a busy machine.
+        """
+        cuts: deque[tuple[int, int, int]] = deque()
+        for piece in pieces:
+            address = _address(piece.source) if self._buffer.memory is not None else None
+            if address is None:
+                self._copy(piece)
+                continue
+            target = self._buffer.address + piece.offset
+            for start in range(0, piece.nbytes, _CUT_BYTES):
+                cuts.append((target + start, address + start, min(_CUT_BYTES, piece.nbytes - start)))
+
+        def work() -> None:
+            with contextlib.suppress(IndexError):
+                while True:
+                    ctypes.memmove(*cuts.popleft())  # Without the interpreter's lock.
+
+        threads = min(threads, len(cuts), len(os.sched_getaffinity(0)))
+        helpers = [threading.Thread(target=work, name="async_ckpt-copy", daemon=True) for _ in range(threads - 1)]
+        for helper in helpers:
+            helper.start()
+        work()
+        for helper in helpers:
+            helper.join()
+
+    def _copy(self, piece: Piece) -> None:
+        if not piece.nbytes:
+            return
+        if self._buffer.memory is None:
+            for offset, data in _in_order(piece.source):
+                pwrite_all(self._buffer.fd, data, piece.offset + offset)
+        elif (address := _address(piece.source)) is not None:
+            ctypes.memmove(self._buffer.address + piece.offset, address, piece.nbytes)
+        else:
+            _assign(_place(piece, self._buffer.memory), piece.source)
+
+    def _is_equal(self, piece: Piece) -> bool:
+        """Whether the copy is the tensor, bit for bit."""
+        at = piece.offset
+        for offset, data in _in_order(piece.source):
+            if self._buffer.memory is not None:
+                copied = memoryview(self._buffer.memory)[at + offset : at + offset + len(data)]
+            else:
+                copied = memoryview(os.pread(self._buffer.fd, len(data), at + offset))
+            if copied != data:
+                return False
+        return True
+
+
+def _changed(piece: Piece) -> SnapshotError:
+    return SnapshotError(
+        f"The state has changed while it was copied: somebody has written to {piece.name}",
+        hint="Save when nothing writes to it; with staging='async' call staged() before the optimizer's step",
+    )
+
+
+# -- tensors of torch and arrays of numpy ------------------------------------------------------------------------------
+
+
+def _is_torch(source: Any) -> bool:
+    return hasattr(source, "data_ptr")
+
+
+def _address(source: Any) -> int | None:
+    """Where the bytes of a tensor on the host lie, in order and without holes; None: they do not."""
+    if _is_torch(source):
+        return int(source.data_ptr()) if source.is_cpu and source.is_contiguous() else None
+    return int(source.ctypes.data) if source.flags.c_contiguous else None
+
+
+def _place(piece: Piece, memory: mmap.mmap) -> Any:
+    """The place of a piece in the buffer, as a tensor or array of its kind."""
+    source = piece.source
+    if _is_torch(source):
+        import torch
+
+        flat = torch.frombuffer(memory, dtype=torch.uint8, count=piece.nbytes, offset=piece.offset)
+        return flat.view(source.dtype).view(source.shape)
+    import numpy as np
+
+    return np.frombuffer(memory, dtype=source.dtype, count=source.size, offset=piece.offset).reshape(source.shape)
+
+
+def _assign(target: Any, source: Any) -> None:
+    if _is_torch(source):
+        target.copy_(source)
+    else:
+        target[...] = source
+
+
+def _in_order(source: Any) -> Iterator[tuple[int, memoryview]]:
+    """The bytes of a tensor, in order, a limited number at a time: (offset, bytes)."""
+    flat = source.reshape(-1)
+    step = max(_SLICE_BYTES // source.itemsize, 1)
+    for start in range(0, flat.shape[0], step):
+        part = flat[start : start + step]
+        part = part.cpu().contiguous() if _is_torch(part) else part
+        address, count = _address(part), part.nbytes
+        assert address is not None
+        yield start * source.itemsize, memoryview((ctypes.c_char * count).from_address(address)).cast("B")

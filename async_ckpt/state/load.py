@@ -1,0 +1,53 @@
+"""Finding a state among the files of a checkpoint that was loaded, and reading it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from ..errors import UsageError
+from .read import is_state, read_state
+
+#: In a collective checkpoint each rank's state lies in a folder of its own.
+_RANK = "rank-"
+
+
+def rank_folder(rank: int) -> str:
+    return f"{_RANK}{rank:05d}"
+
+
+def load_state(directory: str, rank: Callable[[], int], **options: Any) -> Any:
+    """Read the state of a loaded checkpoint; of a collective one, that of a rank.
+
+    Parameters
+    ----------
+    directory : str
+        What was loaded.
+    rank : callable
+        Tells which rank this is; asked where the checkpoint has states of several.
+    options
+        Those of ``read_state``.
+
+    Raises
+    ------
+    UsageError, IntegrityError
+        There is no state in it, or none of this rank; or as ``read_state``.
+    """
+    if not os.path.isdir(directory):  # A checkpoint of one file.
+        directory = os.path.dirname(directory)
+    if is_state(directory):
+        return read_state(directory, **options)
+    names = sorted(name for name in os.listdir(directory) if is_state(os.path.join(directory, name)))
+    if not names:
+        raise UsageError(
+            f"What was loaded is no state: it has {', '.join(sorted(os.listdir(directory))[:5]) or 'no files'}",
+            where=directory, hint="Load what save() saved with load(), and what save_state() saved with load_state()",
+        )  # fmt: skip
+    name = names[0] if len(names) == 1 else rank_folder(rank())
+    if name not in names:
+        raise UsageError(
+            f"The checkpoint has states of {len(names)} ranks, and none of this one, {name}",
+            hint=f"Load it with load(), and read one with async_ckpt.state.read.read_state(directory + '/{names[0]}')",
+        )
+    return read_state(os.path.join(directory, name), **options)

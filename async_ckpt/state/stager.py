@@ -1,0 +1,339 @@
+"""Saving a state: it is planned as one file, copied into a buffer, and admitted as any other checkpoint.
+
+Nothing is serialised: the plan says where each tensor's bytes lie in the file, and they are copied there. What happens
+when, and what survives what, is told in docs/state.md.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ..capture.snapshot import remove_snapshot
+from ..config import COPY_THREADS, MAX_STAGING
+from ..errors import CheckpointError, SnapshotError, SpoolError, UsageError, WaitTimeout, os_hint, os_reason
+from ..manifest import Directory, FileEntry, Manifest
+from ..metadata import plain
+from ..ranks.who import Ranks
+from ..spool.journal import FAILED
+from ..system.crash import crash_point
+from ..system.undisturbed import run
+from ..task.checkpointer import Checkpointer
+from ..task.options import SaveOptions
+from ..task.reference import Reference
+from ..task.room import await_release
+from .buffers import Buffer, Buffers
+from .copies import Copies
+from .device import Cuda
+from .load import rank_folder
+from .plan import Plan, plan
+from .read import PICKLE_FILE, STATE_FILE, STRUCTURE_FILE
+
+log = logging.getLogger(__name__)
+
+#: When ``save_state`` returns: when the state is copied, or when its copy is under way.
+STAGINGS = ("sync", "async")
+
+#: The state of a checkpoint that is not admitted yet.
+STAGING = "STAGING"
+
+
+@dataclass
+class Staging:
+    """One state on its way into a buffer, and from there into the spool.
+
+    Parameters
+    ----------
+    most_bytes : int
+        As of ``Buffers.take``.
+    began_ns : int
+        Wall time when its state was taken, in nanoseconds.
+    """
+
+    reference: dict[str, Any]
+    ranks: Ranks | None
+    plan: Plan
+    buffer: Buffer
+    copies: Copies
+    most_bytes: int
+    began_ns: int
+    #: The copy has ended; and so has the admission.
+    copied: threading.Event = field(default_factory=threading.Event)
+    ended: threading.Event = field(default_factory=threading.Event)
+    #: Why there is no such checkpoint.
+    error: CheckpointError | None = None
+
+    def await_copy(self, timeout_s: float) -> None:
+        """Return when the training may write to the state again. On a device the training waits, not the host.
+
+        Raises
+        ------
+        SnapshotError
+            It has written to it already, or the copy failed.
+        WaitTimeout
+            It is not copied within ``timeout_s`` seconds.
+        """
+        is_over = self.error is not None or self.copied.is_set() or self.copies.hold_training()
+        if not is_over and not run(lambda: self.copied.wait(timeout_s)):
+            raise WaitTimeout(f"The state is not copied within {timeout_s:g} s")
+        if self.error is not None:
+            raise self.error
+
+
+class StateReference(Reference):
+    """A saved state: a ``Reference`` that has ``staged()`` as well, and is ``STAGING`` until it is admitted."""
+
+    _staging: Staging
+
+    @classmethod
+    def of(cls, staging: Staging, checkpointer: Checkpointer) -> StateReference:
+        made = cls(staging.reference, checkpointer.tracker)
+        made._staging = staging
+        return made
+
+    def staged(self, timeout: float | None = None) -> StateReference:
+        """Return when the training may write to the tensors of the state again. With CUDA tensors the host does not
+        wait: what the training enqueues from now on begins after the copies.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds; None: as long as a flush may take.
+
+        Raises
+        ------
+        SnapshotError
+            Somebody has written to the state before this, or it could not be copied: there is no such checkpoint.
+        SpoolError
+            It was copied and could not be admitted.
+        WaitTimeout
+            The copy is still under way.
+        """
+        limit = self._tracker.config.flush_timeout_s if timeout is None else timeout
+        self._staging.await_copy(limit)
+        return self
+
+    @property
+    def state(self) -> str:
+        """``STAGING``, then as ``Reference.state``."""
+        if self._staging.error is not None:
+            return FAILED
+        return super().state if self._staging.ended.is_set() else STAGING
+
+    @property
+    def error(self) -> str | None:
+        """As ``Reference.error``."""
+        if self._staging.error is not None:
+            return str(self._staging.error)
+        return super().error if self._staging.ended.is_set() else None
+
+    def wait(self, timeout: float | None = None) -> Reference:
+        """Wait until it is in the store; see ``Reference.wait``. What ``staged()`` raises is raised as well."""
+        limit = self._tracker.config.flush_timeout_s if timeout is None else timeout
+        began = time.monotonic()
+        if not run(lambda: self._staging.ended.wait(limit)):
+            raise WaitTimeout(f"Checkpoint {self.id} is not staged after {limit:g} s")
+        if self._staging.error is not None:
+            raise self._staging.error
+        return super().wait(max(limit - (time.monotonic() - began), 0.0))
+
+
+class StateSaver:
+    """Saves states with a task's ``Checkpointer``, in one process."""
+
+    def __init__(self, checkpointer: Checkpointer) -> None:
+        self._checkpointer = weakref.proxy(checkpointer)
+        self._saver, self._tracker, self._config = checkpointer.saver, checkpointer.tracker, checkpointer.config
+        self._spool = checkpointer.spool
+        self._cuda: Cuda | None = None
+        self._buffers = Buffers(self._spool, self._config, self._pin, self._unpin)
+        self._slots = threading.BoundedSemaphore(MAX_STAGING)
+
+    def save(
+        self,
+        state: Any,
+        *,
+        staging: str = STAGINGS[0],
+        max_host_bytes: int = 0,
+        pickle: bool = False,
+        optimizer: Any = None,
+        **options: Any,
+    ) -> StateReference:
+        """See ``current.checkpoint.save_state``; ``options`` are those of ``SaveOptions``."""
+        if staging not in STAGINGS:
+            raise UsageError(f"staging={staging!r} is unknown", hint=f"Use one of {', '.join(STAGINGS)}")
+        if max_host_bytes < 0:
+            raise UsageError(f"max_host_bytes={max_host_bytes} is less than nothing")
+        hook_on = _hook_of(optimizer)
+        given = SaveOptions(**options)
+        metadata, notes = plain(given.metadata, self._config)
+        planned = plan(state, pickle=pickle)
+        size = planned.size + len(planned.structure) + len(planned.pickled or b"")
+        reference, ranks = self._saver.begin_staged(replace(given, metadata=metadata), notes, size)
+        buffer = self._take_buffer(planned.size, max_host_bytes)
+        began_ns = self._tracker.client.clock.time_ns()
+        copies = Copies(planned, buffer, self._cuda_of(planned), check=self._config.check_state)
+        made = Staging(reference, ranks, planned, buffer, copies, max_host_bytes, began_ns)
+        handle = StateReference.of(made, self._checkpointer)
+        if staging == "sync":
+            self._complete(made, threads=COPY_THREADS)
+            threading.Thread(target=self._spare, args=(made,), name="async_ckpt-spare", daemon=True).start()
+            if made.error is not None:
+                raise made.error
+        else:
+            self._complete_later(made, handle.id)
+            if hook_on is not None:
+                _hold_at_step(hook_on, handle)
+        self._saver.say_what_was_refused()
+        return handle
+
+    def _take_buffer(self, size: int, most_bytes: int) -> Buffer:
+        while True:
+            try:
+                return self._buffers.take(size, most_bytes)
+            except SpoolError as error:
+                # What waits for the store has the room now.
+                if not await_release(self._tracker.client, self._spool, self._config, error):
+                    raise
+
+    # -- copying and admitting -------------------------------------------------------------------------------------
+
+    def _complete_later(self, made: Staging, identity: str) -> None:
+        self._slots.acquire()
+        # What devices copy is enqueued now, so that it comes before whatever the training does next.
+        made.copies.begin()
+        self._tracker.staging[identity] = made.ended
+
+        def work() -> None:
+            try:
+                # The other cores are the training's.
+                self._complete(made, threads=1)
+                if made.error is not None:
+                    self._tracker.not_staged[identity] = str(made.error)
+                    log.error(f"Checkpoint {identity} is not saved: {made.error}")
+            finally:
+                del self._tracker.staging[identity]
+                self._slots.release()
+            self._spare(made)
+
+        # No daemon: a process that ends now ends when the state is admitted.
+        threading.Thread(target=work, name="async_ckpt-stager", daemon=False).start()
+
+    def _spare(self, made: Staging) -> None:
+        """The next save may come before the store has this one: it then finds a buffer."""
+        self._buffers.spare(made.plan.size, made.most_bytes)
+
+    def _complete(self, made: Staging, *, threads: int) -> None:
+        """Copy what is left to copy, and admit. An error stands in ``made``."""
+        buffer = made.buffer
+        try:
+            try:
+                made.copies.begin()
+                made.copies.finish(threads=threads)
+            finally:
+                made.copied.set()
+            crash_point("state:copied")
+            self._admit(made)
+        except CheckpointError as error:
+            made.error = error
+        except OSError as error:
+            made.error = SpoolError(
+                f"The state cannot be written to the spool: {os_reason(error)}", where=buffer.path, hint=os_hint(error)
+            )
+            made.error.__cause__ = error
+        except Exception as error:
+            made.error = SnapshotError(f"The state cannot be copied: {type(error).__name__}: {error}")
+            made.error.__cause__ = error
+        finally:
+            buffer.taken = False
+            if made.error is not None and not buffer.in_memory:
+                buffer.drop()
+            made.ended.set()
+
+    def _admit(self, made: Staging) -> None:
+        folder = rank_folder(made.ranks.rank) if made.ranks else ""
+        data = self._spool.snapshots.new_directory(made.buffer.path)
+        manifest = Manifest(dirs=[Directory(folder, 0o755, made.began_ns)] if folder else [])
+
+        def add(name: str, size: int) -> str:
+            path = os.path.join(folder, name)
+            manifest.files.append(FileEntry(path, size, 0o644, mtime_ns=made.began_ns))
+            return os.path.join(data, path)
+
+        try:
+            os.makedirs(os.path.join(data, folder), 0o700)
+            made.buffer.move_to(add(STATE_FILE, made.plan.size))
+            crash_point("state:linked")
+            _write(add(STRUCTURE_FILE, len(made.plan.structure)), made.plan.structure)
+            if made.plan.pickled is not None:
+                _write(add(PICKLE_FILE, len(made.plan.pickled)), made.plan.pickled)
+            self._saver.admit_staged(made.reference, manifest, data, made.began_ns)
+            crash_point("state:admitted")
+        except BaseException:
+            remove_snapshot(data)
+            raise
+
+    # -- devices ---------------------------------------------------------------------------------------------------
+
+    def _cuda_of(self, planned: Plan) -> Cuda | None:
+        if self._cuda is None and any(getattr(piece.source, "is_cuda", False) for piece in planned.pieces):
+            import torch
+
+            self._cuda = Cuda(torch.cuda)
+            self._buffers.each(self._pin)
+        return self._cuda
+
+    def _pin(self, buffer: Buffer) -> None:
+        if self._cuda is not None and buffer.memory is not None:
+            self._cuda.pin(buffer.address, buffer.size)
+
+    def _unpin(self, buffer: Buffer) -> None:
+        if self._cuda is not None and buffer.memory is not None:
+            self._cuda.unpin(buffer.address)
+
+
+_savers: weakref.WeakKeyDictionary[Checkpointer, tuple[int, StateSaver]] = weakref.WeakKeyDictionary()
+_making = threading.Lock()
+
+
+def state_saver(checkpointer: Checkpointer) -> StateSaver:
+    """The one of this process; a forked child gets its own."""
+    with _making:
+        pid, saver = _savers.get(checkpointer, (0, None))
+        if saver is None or pid != os.getpid():
+            saver = StateSaver(checkpointer)
+            _savers[checkpointer] = os.getpid(), saver
+        return saver
+
+
+def _write(path: str, data: bytes) -> None:
+    with open(path, "xb") as file:
+        file.write(data)
+
+
+def _hook_of(optimizer: Any) -> Callable[..., Any] | None:
+    if optimizer is None:
+        return None
+    hook = getattr(optimizer, "register_step_pre_hook", None)
+    if hook is None:
+        raise UsageError(
+            f"optimizer={type(optimizer).__name__} cannot be told to wait before its step",
+            hint="Call .staged() of what save_state() returned before the optimizer's step",
+        )
+    return hook  # type: ignore[no-any-return]
+
+
+def _hold_at_step(register: Callable[..., Any], handle: StateReference) -> None:
+    """Before its next step the optimizer waits for the copies."""
+
+    def hold(*_: object) -> None:
+        hook.remove()
+        handle.staged()
+
+    hook = register(hold)
