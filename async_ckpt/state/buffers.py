@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import logging
 import mmap
 import os
@@ -193,6 +194,9 @@ class Buffers:
         # Beside the snapshot that it becomes a part of.
         path = self._spool.snapshots.new_directory(self._spool.directory) + f".{secrets.token_hex(4)}"
         try:
+            facts = os.statvfs(self._spool.directory)
+            if size > facts.f_bavail * facts.f_frsize:  # Else the file system would first fill itself up.
+                raise OSError(errno.ENOSPC, f"{facts.f_bavail * facts.f_frsize} bytes are left")
             return Buffer(path, size, in_memory=False)
         except OSError as error:
             beside = f" In memory there is none either: {why}." if why else ""

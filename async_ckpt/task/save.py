@@ -159,6 +159,7 @@ class Saver:
         self._notes.say(notes)
         with self._tracker.while_it_runs():
             await_room(self._tracker.client, self._spool, self._config, self._spool.directory)
+            self._tracker.client.is_guarded()  # Connects to the agent, so that the doorbell is heard.
             return self._reference(options, ranks, version, size), ranks
 
     def admit_staged(self, reference: dict[str, Any], manifest: Manifest, data: str, began_ns: int) -> None:
@@ -178,7 +179,7 @@ class Saver:
         """
         with self._tracker.while_it_runs():
             admitted = self._spool.records.admit(reference, manifest, data, data, began_ns)
-        self._tracker.client.admit(admitted, {})
+        self._tracker.client.announce(admitted, {})
         self._tracker.saved[admitted.id] = admitted.reference
 
     def say_what_was_refused(self) -> None:
