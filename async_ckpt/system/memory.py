@@ -36,9 +36,8 @@ def available_bytes(group_root: str = _GROUPS) -> int | None:
 
 def of_machine() -> int | None:
     """Bytes that the kernel says are available on the whole machine."""
-    with contextlib.suppress(OSError, ValueError, StopIteration):
-        with open(_MEMINFO, encoding="ascii") as file:
-            return next(int(line.split()[1]) << 10 for line in file if line.startswith("MemAvailable:"))
+    with contextlib.suppress(OSError, ValueError, StopIteration), open(_MEMINFO, encoding="ascii") as file:
+        return next(int(line.split()[1]) << 10 for line in file if line.startswith("MemAvailable:"))
     return None
 
 

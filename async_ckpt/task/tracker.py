@@ -53,8 +53,7 @@ class Tracker:
         self.loaded = ""
         #: What this process saved, by id, until it is known to be committed.
         self.saved: dict[str, dict[str, Any]] = {}
-        #: By id: what this process copies into place in the background, and has not admitted yet; and what could not be,
-        #: with the reason.
+        #: By id: states that are copied in the background and not admitted yet; and what could not be, with the reason.
         self.staging: dict[str, threading.Event] = {}
         self.not_staged: dict[str, str] = {}
         #: References of what is committed, and does not stand in the journal.
