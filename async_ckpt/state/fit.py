@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import UsageError
-from .tree import NOTHING, path_text
+from .decoder import NOTHING
+from .tree import path_text
 
 #: Differences that an error names.
 _NAMED = 5

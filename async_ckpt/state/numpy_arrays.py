@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from . import safetensors
 from .views import Refused, View, span
 
 _TAGS = {name: tag for tag, (_, _, name) in safetensors.TYPES.items() if name}
+KIND = "$array"
 NAMES = {tag: name for name, tag in _TAGS.items()}
 ALIGNED = False
 #: Booleans, numbers, times, bytes and text: what an array's type may be.
@@ -23,7 +25,7 @@ def is_leaf(value: Any) -> bool:
     return isinstance(value, np.ndarray)
 
 
-def describe(value: Any, number: int) -> View:
+def describe(value: Any, number: int, name: str, leaf: dict[str, Any]) -> View:
     """The memory of an array.
 
     Raises
@@ -43,11 +45,19 @@ def describe(value: Any, number: int) -> View:
     if value.nbytes:
         low, high = span(value.shape, value.strides)
         start, end = start + low, start + high + value.itemsize
-    name = value.dtype.str
+    dtype = value.dtype.str
     return View(
-        number, 0, start, end, "$array", _TAGS.get(name, ""), name, value.itemsize, value.shape,
-        () if contiguous else value.strides, contiguous, "", {}, value,
+        number, 0, start, end, name, _SELF, _TAGS.get(dtype, ""), dtype, value.itemsize, value.shape,
+        () if contiguous else value.strides, contiguous, "", {}, value, leaf,
     )  # fmt: skip
+
+
+_SELF = sys.modules[__name__]
+
+
+def unit(itemsize: int) -> int:
+    """What one element has in the unit of strides."""
+    return itemsize
 
 
 def _check(dtype: Any, what: str) -> None:
@@ -72,9 +82,28 @@ def _root(value: Any) -> Any:
     return value
 
 
-def raw(views: list[View], start: int, size: int) -> Any:
+def watched(views: list[View]) -> list[Any]:
+    """numpy does not count writes."""
+    return []
+
+
+def logical(view: View) -> Any:
+    """An array whose elements, in their order, are what the file has."""
+    return view.value
+
+
+def zeros(size: int) -> Any:
+    return np.zeros(size, np.uint8)
+
+
+def raw(view: View, start: int, size: int) -> Any:
+    """None: arrays have no storage, so that only ``memory`` has the bytes around them."""
+    return None
+
+
+def memory(start: int, size: int, keep: list[Any]) -> Any:
     """Bytes of memory as an array, which keeps those that they are of."""
-    return np.asarray(_Memory(start, size, [view.value for view in views]))
+    return np.asarray(_Memory(start, size, keep))
 
 
 class _Memory:
@@ -86,10 +115,10 @@ class _Memory:
 # Reading.
 
 
-def dtype_named(name: Any) -> tuple[Any, int, int]:
-    """A type, bytes of an element, and what an element has in the unit of strides."""
+def dtype_named(name: Any) -> tuple[Any, int]:
+    """A type, and bytes of an element."""
     dtype = _dtype(name)
-    return dtype, dtype.itemsize, dtype.itemsize
+    return dtype, dtype.itemsize
 
 
 def _dtype(name: Any) -> Any:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-import mmap as mmaps
 import os
 import pickle as pickles
 from collections.abc import Callable
@@ -12,17 +10,14 @@ from typing import Any, NamedTuple
 
 from ..errors import IntegrityError, UsageError, os_hint, os_reason, shorten
 from . import safetensors
+from .decoder import NOTHING, Decoder, Leaf
 from .fit import Fit
 from .plan import FORMAT, VERSION
-from .tree import NOTHING, Decoder, Leaf, path_text
+from .tensor_file import TensorFile
+from .tree import path_text
 from .views import contiguous, is_dense, span
 
 STATE_FILE, STRUCTURE_FILE, PICKLE_FILE = "state.safetensors", "state.json", "state.pkl"
-
-#: The library's modules do not all have it; pages that nobody writes to need no room.
-_NORESERVE = getattr(mmaps, "MAP_NORESERVE", 0x4000)
-#: Smaller blocks of the file are read into Python's own memory: there may be only so many maps.
-_MAP_FROM = 1 << 20
 
 
 def is_state(directory: str | os.PathLike[str]) -> bool:
@@ -78,7 +73,7 @@ def read_state(
     path = os.path.join(base, STATE_FILE)
     try:
         with open(path, "rb", buffering=0) as opened:
-            file = _File(opened.fileno(), path, structure.get("together", []), mmap)
+            file = TensorFile(opened.fileno(), path, structure.get("together", []), mapped=mmap)
             return _Reader(file, base, map_location, pickle).read(structure["state"], into)
     except OSError as error:
         raise IntegrityError(
@@ -110,57 +105,6 @@ def _structure(path: str) -> dict[str, Any]:
     return found
 
 
-class _File:
-    """The file of tensors, as blocks: bytes that are one storage."""
-
-    def __init__(self, fd: int, path: str, together: Any, mmap: bool) -> None:
-        self._fd, self._path = fd, path
-        self.entries = safetensors.read_header(fd, path)
-        #: Where the block of a tensor begins and ends in the file, if that is more than the tensor.
-        self._blocks: dict[str, tuple[int, int]] = {}
-        for names in together if isinstance(together, list) else [None]:
-            self._join(names)
-        self._buffers: dict[tuple[int, int], tuple[Any, int]] = {}
-        size = os.fstat(fd).st_size
-        flags = mmaps.MAP_PRIVATE | _NORESERVE
-        self._map = mmaps.mmap(fd, size, flags, mmaps.PROT_READ | mmaps.PROT_WRITE) if mmap else None
-
-    def _join(self, names: Any) -> None:
-        fine = isinstance(names, list) and len(names) > 1 and all(isinstance(name, str) for name in names)
-        found = [self.entries.get(name) for name in names] if fine else [None]
-        entries = [entry for entry in found if entry is not None]
-        if len(entries) < len(found) or any(one.end != other.begin for one, other in itertools.pairwise(entries)):
-            raise IntegrityError("The structure of the state does not fit its tensors", where=self._path)
-        self._blocks.update(dict.fromkeys(names, (entries[0].begin, entries[-1].end)))
-
-    def block(self, name: str) -> tuple[int, int]:
-        entry = self.entries[name]
-        return self._blocks.get(name, (entry.begin, entry.end))
-
-    def buffer(self, block: tuple[int, int]) -> tuple[Any, int]:
-        """A writable buffer, and where in it the block begins."""
-        if self._map is not None:
-            return self._map, block[0]
-        found = self._buffers.get(block)
-        if found is None:
-            begin, end = block
-            size = end - begin
-            memory: Any = mmaps.mmap(-1, size) if size >= _MAP_FROM else bytearray(size)
-            with memoryview(memory) as view:
-                done = 0
-                while done < size:
-                    count = os.preadv(self._fd, [view[done : done + (1 << 30)]], begin + done)
-                    if not count:
-                        raise IntegrityError("The file of tensors has become shorter", where=self._path)
-                    done += count
-            found = self._buffers[block] = memory, 0
-        return found
-
-    def forget(self, block: tuple[int, int]) -> None:
-        """A block that was copied elsewhere needs no memory here."""
-        self._buffers.pop(block, None)
-
-
 class _Place(NamedTuple):
     """Where the elements of a leaf are: bytes from where its block begins, strides as its library has them."""
 
@@ -175,7 +119,7 @@ class _Place(NamedTuple):
 
 
 class _Reader:
-    def __init__(self, file: _File, base: str, map_location: Any, pickle: bool) -> None:
+    def __init__(self, file: TensorFile, base: str, map_location: Any, pickle: bool) -> None:
         self._file, self._base, self._pickle, self._map_location = file, base, pickle, map_location
         self._restore: Callable[[Any, str], Any] | None = None
         self._pickled: list[Any] | None = None
@@ -291,8 +235,9 @@ class _Reader:
             leaf = {"in": leaf}
         name = leaf["in"]
         entry, block = self._file.entries[name], self._file.block(name)
-        dtype, itemsize, unit = library.dtype_named(leaf["dtype"] if "dtype" in leaf else library.NAMES[entry.tag])
+        dtype, itemsize = library.dtype_named(leaf["dtype"] if "dtype" in leaf else library.NAMES[entry.tag])
         shape = leaf.get("shape", list(entry.shape))
+        unit = library.unit(itemsize)
         if not safetensors.are_sizes(shape):
             raise ValueError("a shape is no list of sizes")
         strides, offset = contiguous(shape, unit), entry.begin - block[0]
@@ -308,7 +253,7 @@ class _Reader:
             strides, offset = contiguous(shape, unit), 0
         else:
             low, high = span(shape, strides)
-            scale = itemsize if unit == 1 else 1
+            scale = 1 if unit == itemsize else itemsize
             if offset + low * scale < 0 or offset + high * scale + itemsize > block[1] - block[0]:
                 raise ValueError("a tensor reaches beyond its bytes")
             if library.ALIGNED and (low < 0 or offset % itemsize):

@@ -18,6 +18,10 @@ from ..errors import IntegrityError, shorten
 ALIGNMENT = 64
 #: The library reads no longer headers.
 MAX_HEADER_BYTES = 100_000_000
+#: No tensor's name: what readers of the format expect under it is text.
+METADATA = "__metadata__"
+#: A name of bytes that belong to nobody, so that the tensor after them is aligned.
+PADDING = "__padding__"
 _LENGTH = 8
 
 #: The format's types: bytes of an element, and what torch and numpy call them. Other types are kept as bytes (``U8``);
@@ -53,7 +57,7 @@ def header(entries: Iterable[tuple[str, str, Iterable[int], int, int]], metadata
     metadata : dict
         For other readers.
     """
-    parts = [f'"__metadata__":{json.dumps(metadata, separators=(",", ":"))}']
+    parts = [f'"{METADATA}":{json.dumps(metadata, separators=(",", ":"))}']
     parts += [
         f'{quoted(name)}:{{"dtype":"{tag}","shape":{list(shape)},"data_offsets":[{begin},{end}]}}'
         for name, tag, shape, begin, end in entries
@@ -81,7 +85,7 @@ def read_header(fd: int, where: str) -> dict[str, Entry]:
         raise _damaged(where, f"its header is no JSON: {shorten(str(error), 200)}") from error
     if not isinstance(found, dict):
         raise _damaged(where, "its header is no object")
-    found.pop("__metadata__", None)
+    found.pop(METADATA, None)
     start = _LENGTH + length
     entries = {name: _entry(name, entry, start, where) for name, entry in found.items()}
     position = start

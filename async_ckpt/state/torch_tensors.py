@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -9,9 +10,10 @@ import torch
 
 from ..errors import UsageError, shorten
 from . import safetensors
-from .views import Refused, View
+from .views import Refused, View, span
 
 _TAGS = {torch_name: tag for tag, (_, torch_name, _) in safetensors.TYPES.items() if hasattr(torch, torch_name)}
+KIND = "$tensor"
 NAMES = {tag: name for name, tag in _TAGS.items()}
 #: An element's offset in its storage is a multiple of its size.
 ALIGNED = True
@@ -56,7 +58,7 @@ def is_leaf(value: Any) -> bool:
     return isinstance(value, torch.Tensor)
 
 
-def describe(value: Any, number: int) -> View:
+def describe(value: Any, number: int, name: str, leaf: dict[str, Any]) -> View:
     """The memory of a tensor.
 
     Raises
@@ -84,37 +86,40 @@ def describe(value: Any, number: int) -> View:
         raise Refused(
             f"a tensor of {value.dtype}, which is quantized", "Save int_repr() and its scales, or dequantize()"
         )
-    place = value.device
-    if place.type == "meta":
+    device, where = _device(value.device)
+    if where == "meta":
         raise Refused(
             "a tensor on the meta device, which has no data", "Materialise it first, for example with to_empty()"
         )
     dtype, itemsize = known
-    device, where = _device(place)
     if value.requires_grad:
         flags["requires_grad"] = True
-    bits = ("c" if value.is_conj() else "") + ("n" if value.is_neg() else "")
-    if bits:
-        flags["bits"] = bits
-    shape, contiguous = tuple(value.shape), value.is_contiguous()
+    if value.is_neg() or value.is_conj():
+        flags["bits"] = ("c" if value.is_conj() else "") + ("n" if value.is_neg() else "")
     try:
         start = value.data_ptr()
     except RuntimeError as error:
         raise Refused("a tensor without memory of its own, as inside of torch.func's transforms", _UNWRAP) from error
+    contiguous, strides, end = value.is_contiguous(), (), start
     if contiguous:
-        strides: Sequence[int] = ()
-        end = start + value.numel() * itemsize
+        end += value.numel() * itemsize
     else:
         strides = value.stride()
-        end = start
-        if value.numel():
-            end += (sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True)) + 1) * itemsize
+        end += (span(value.shape, strides)[1] + 1) * itemsize
     if start == 0 and end:
-        device = (1 + number) << 16  # Its addresses tell nothing: it shares with nobody.
+        device = -2 - number  # Its addresses tell nothing: it shares with nobody.
     return View(
-        number, device, start, end, "$tensor", _TAGS.get(dtype, ""), dtype, itemsize, shape, strides, contiguous, where,
-        flags, value,
+        number, device, start, end, name, _SELF, _TAGS.get(dtype, ""), dtype, itemsize, value.shape, strides,
+        contiguous, where, flags, value, leaf,
     )  # fmt: skip
+
+
+_SELF = sys.modules[__name__]
+
+
+def unit(itemsize: int) -> int:
+    """What one element has in the unit of strides."""
+    return 1
 
 
 def same_storage(one: View, other: View) -> bool:
@@ -123,15 +128,19 @@ def same_storage(one: View, other: View) -> bool:
 
 def watched(views: list[View]) -> list[Any]:
     """Those whose version counts the writes to them."""
-    return [view.value for view in views if view.kind == "$tensor" and not view.value.is_inference()]
+    return [view.value for view in views if not view.value.is_inference()]
 
 
 def logical(view: View) -> Any:
     """A tensor whose elements, in their order, are what the file has."""
-    value = view.value.detach()
-    if "bits" in view.flags:
-        return value.resolve_conj().resolve_neg()
-    return value.view(torch.uint8) if view.itemsize == 1 else value
+    value = view.value
+    if view.flags:
+        value = value.detach().resolve_conj().resolve_neg()
+    return value if view.tag or view.itemsize > 1 else value.view(torch.uint8)
+
+
+def zeros(size: int) -> Any:
+    return torch.zeros(size, dtype=torch.uint8)
 
 
 def raw(view: View, start: int, size: int) -> Any:
@@ -185,15 +194,15 @@ def locations(map_location: Any) -> Callable[[Any, str], Any]:
     return restore
 
 
-def dtype_named(name: Any) -> tuple[torch.dtype, int, int]:
-    """A type, bytes of an element, and what an element has in the unit of strides."""
+def dtype_named(name: Any) -> tuple[torch.dtype, int]:
+    """A type, and bytes of an element."""
     dtype = _BY_NAME.get(name)
     if dtype is None:
         raise UsageError(
             f"The state has tensors of the type {shorten(str(name), 80)}, which torch {torch.__version__} lacks",
             hint="Upgrade torch",
         )
-    return dtype, _DTYPES[dtype][1], 1
+    return dtype, _DTYPES[dtype][1]
 
 
 def build(storage: Any, dtype: torch.dtype, offset: int, shape: Sequence[int], strides: Sequence[int]) -> Any:

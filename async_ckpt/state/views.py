@@ -7,6 +7,7 @@ those that follow each other without a gap in one storage. Any other tensor is a
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 
@@ -17,12 +18,14 @@ class View(NamedTuple):
     ----------
     number : int
         Its place among those of the state.
-    device : Any
+    device : int
         The memory in which the addresses are valid: equal for tensors that can share bytes.
     start, end : int
-        The addresses of its first byte, and after its last one.
-    kind : str
-        Its mark in the structure: ``$tensor`` or ``$array``.
+        The addresses of its first byte, and after its last one; equal if it has none.
+    name : str
+        Its name in the file.
+    library : module
+        ``torch_tensors`` or ``numpy_arrays``.
     tag : str
         Its type in the safetensors format; empty if that has none.
     dtype : str
@@ -30,7 +33,7 @@ class View(NamedTuple):
     itemsize : int
         Bytes of an element.
     shape, strides : tuple of int
-        As its library says; ``strides`` are in elements (torch) or bytes (numpy).
+        As its library says; ``strides`` are in elements (torch) or bytes (numpy), and empty where it is contiguous.
     contiguous : bool
         Its elements lie in order and without gaps.
     where : str
@@ -39,13 +42,16 @@ class View(NamedTuple):
         What else its leaf says.
     value : Any
         The tensor itself.
+    leaf : dict
+        Where its mark is to be put.
     """
 
     number: int
-    device: Any
+    device: int
     start: int
     end: int
-    kind: str
+    name: str
+    library: Any
     tag: str
     dtype: str
     itemsize: int
@@ -55,12 +61,13 @@ class View(NamedTuple):
     where: str
     flags: dict[str, Any]
     value: Any
+    leaf: dict[str, Any]
 
     def same_bytes(self, other: View) -> bool:
         """Whether the other one is the same piece of memory, read in the same way."""
         return (
-            self.start == other.start and self.end == other.end and self.dtype == other.dtype
-            and self.kind == other.kind and self.shape == other.shape and self.strides == other.strides
+            self.start == other.start and self.end == other.end and self.library is other.library
+            and self.dtype == other.dtype and self.shape == other.shape and self.strides == other.strides
             and self.flags.get("bits") == other.flags.get("bits")
         )  # fmt: skip
 
@@ -96,37 +103,41 @@ def is_dense(shape: Sequence[int], strides: Sequence[int], unit: int) -> bool:
     return True
 
 
-def blocks(views: Iterable[View], adjacent: Any) -> list[list[View]]:
-    """Groups of views that share bytes, or follow each other in one storage; each group, and all of them, by number.
+def first_element(view: View) -> int:
+    """Its address: below it there is something where a stride is negative."""
+    return view.start - sum(min((size - 1) * stride, 0) for size, stride in zip(view.shape, view.strides, strict=False))
 
-    Parameters
-    ----------
-    adjacent : callable
-        Whether two views that touch are of one storage.
-    """
+
+def blocks(views: list[View]) -> list[list[View]]:
+    """Groups of views that share bytes, or follow each other in one storage; each group, and all of them, by number."""
     found: list[list[View]] = []
     group: list[View] = []
-    end, device = 0, object()
-    for view in sorted(views, key=_by_address):
-        if view.device == device and (view.start < end or (view.start == end and adjacent(group[-1], view))):
+    before = (-1, 0)
+    for view in sorted(views, key=_ADDRESS):
+        device, end = before
+        start = view.start
+        if start == view.end:
+            found.append([view])
+            continue
+        if view.device == device and (start < end or (start == end and _touch(group[-1], view))):
             group.append(view)
-            end = max(end, view.end)
+            before = device, max(end, view.end)
         else:
             group = [view]
             found.append(group)
-            end, device = view.end, view.device
+            before = view.device, view.end
     for group in found:
-        group.sort(key=_by_number)
-    found.sort(key=lambda group: group[0].number)
+        if len(group) > 1:
+            group.sort(key=_NUMBER)
+    found.sort(key=lambda group: group[0][0])
     return found
 
 
-def _by_address(view: View) -> tuple[Any, int]:
-    return view.device, view.start
+_ADDRESS, _NUMBER = itemgetter(1, 2), itemgetter(0)
 
 
-def _by_number(view: View) -> int:
-    return view.number
+def _touch(one: View, other: View) -> bool:
+    return one.library is other.library and bool(one.library.same_storage(one, other))
 
 
 class Refused(Exception):
