@@ -15,7 +15,8 @@ from ..errors import SnapshotError
 from ..system.files import pwrite_all
 from .buffers import Buffer
 from .device import Cuda
-from .plan import Piece, Plan
+from .layout import Piece
+from .plan import Plan
 
 #: Tensors on the host of at most so many bytes are copied at once, also where the others are copied later.
 _SMALL_BYTES = 64 << 10
@@ -65,8 +66,6 @@ class Copies:
             memory = self._buffer.memory
             self._events = self._cuda.copy((_place(piece, memory), piece.source) for piece in on_device)
         self._write(self._plan.header, 0)
-        for offset, count in self._plan.padding:  # A buffer that is used again is not empty.
-            self._write(bytes(count), offset)
 
     def finish(self, *, threads: int) -> None:
         """Copy the rest, and wait for devices.

@@ -21,6 +21,19 @@ NOTHING: Any = object()
 Leaf = Callable[[dict[str, Any], Any, list[Any]], Any]
 
 
+class Comparison:
+    """Is told how a state and ``into`` differ, with the keys that lead there; this one does not mind."""
+
+    def missing(self, encoded: Any, parts: Mapping[Any, Any], path: list[Any]) -> None:
+        """A part of the state is missing among the parts of a dict of ``into``."""
+
+    def extra(self, part: Any, path: list[Any]) -> None:
+        """The state has nothing for a part of ``into``."""
+
+    def other(self, encoded: Any, part: Any, path: list[Any]) -> None:
+        """A part of the state is of another kind or length than that of ``into``."""
+
+
 class Decoder:
     """Reads one state.
 
@@ -28,17 +41,16 @@ class Decoder:
     ----------
     leaves : dict
         The marks of leaves, each with what reads one.
-    differs : callable
-        Is told what has no counterpart: JSON, the part of ``into`` in its place, and the keys. One of the two may be
-        ``NOTHING``.
+    comparison : Comparison, optional
+        Is told how the state and ``into`` differ.
     """
 
     def __init__(
         self,
         leaves: Mapping[str, Leaf],
-        differs: Callable[[Any, Any, list[Any]], None] = lambda encoded, into, path: None,
+        comparison: Comparison | None = None,
     ) -> None:
-        self._leaves, self._differs = leaves, differs
+        self._leaves, self._comparison = leaves, comparison or Comparison()
         self._path: list[Any] = []
         self._marks: dict[str, Callable[[dict[str, Any], Any], Any]] = {
             "$tuple": lambda mark, into: tuple(self._items(mark["$tuple"], into)),
@@ -126,17 +138,17 @@ class Decoder:
                 key = self._value(key, NOTHING)
             self._path.append(key)
             if parts and key not in parts:
-                self._differs(item, NOTHING, self._path)
+                self._comparison.missing(item, parts, self._path)
             entries[key] = self._value(item, parts.get(key, NOTHING))
             self._path.pop()
         for key in parts:
             if key not in entries:
-                self._differs(NOTHING, parts[key], [*self._path, key])
+                self._comparison.extra(parts[key], [*self._path, key])
         return entries
 
     def _compare(self, encoded: Any, into: Any, other: bool) -> None:
         if other and into is not NOTHING and into is not None and not _is_empty(into):
-            self._differs(encoded, into, self._path)
+            self._comparison.other(encoded, into, self._path)
 
     def _ordered(self, mark: dict[str, Any], into: Any) -> OrderedDict[Any, Any]:
         value = OrderedDict(self._entries(mark["$ordered"], into))

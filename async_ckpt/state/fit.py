@@ -8,14 +8,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import UsageError
-from .decoder import NOTHING
+from .decoder import NOTHING, Comparison
 from .tree import path_text
 
 #: Differences that an error names.
 _NAMED = 5
 
 
-class Fit:
+class Fit(Comparison):
     """Collects what does not fit. Where neither side has a tensor, everything fits: plain values are replaced."""
 
     def __init__(self) -> None:
@@ -29,16 +29,18 @@ class Fit:
         if why:
             self._add(path, why)
 
-    def differs(self, encoded: Any, into: Any, path: list[Any]) -> None:
-        """JSON and a part of ``into`` of which one is missing, or of another kind."""
-        if into is NOTHING:
-            if _stored(encoded):
-                self._add(path, "is missing here")
-        elif encoded is NOTHING:
-            if _has_tensors(into):
-                self._add(path, "is missing in the checkpoint")
-        elif _stored(encoded) or _has_tensors(into):
-            self._add(path, f"has other parts in the checkpoint than {_kind(into)} here")
+    def missing(self, encoded: Any, parts: Mapping[Any, Any], path: list[Any]) -> None:
+        """Beside tensors that are to be written to, none may be missing: it is another model then."""
+        if _stored(encoded) and any(map(_is_tensor, parts.values())):
+            self._add(path, "is missing here")
+
+    def extra(self, part: Any, path: list[Any]) -> None:
+        if _has_tensors(part):
+            self._add(path, "is missing in the checkpoint")
+
+    def other(self, encoded: Any, part: Any, path: list[Any]) -> None:
+        if _stored(encoded) or _has_tensors(part):
+            self._add(path, f"has other parts in the checkpoint than {_kind(part)} here")
 
     def raise_if_not(self) -> None:
         """Raises
@@ -76,6 +78,10 @@ def _has_tensors(part: Any, depth: int = 100) -> bool:
         part = list(part.values())
     if isinstance(part, (list, tuple, deque)):
         return depth > 0 and any(_has_tensors(one, depth - 1) for one in part)
+    return _is_tensor(part)
+
+
+def _is_tensor(part: Any) -> bool:
     torch, numpy = sys.modules.get("torch"), sys.modules.get("numpy")
     return (torch is not None and isinstance(part, torch.Tensor)) or (
         numpy is not None and isinstance(part, numpy.ndarray)

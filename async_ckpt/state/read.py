@@ -45,8 +45,9 @@ def read_state(
         Tensors are views of the mapped file, read when they are used. Writing to them leaves the file as it is, and the
         file may be removed. Else each is read into memory of its own.
     into : Any
-        A state whose tensors get the values, in place. Where it has None, or an empty dict or list, what is stored is
-        taken as it is. Otherwise it has the tensors that are stored, and no others.
+        A state whose tensors get the values, in place. All of them must be stored, with the same shapes and types. A
+        dict that has tensors must have all that are stored beside them. Where ``into`` has None, an empty dict or an
+        empty list, or nothing at all, what is stored is taken as it is.
     pickle : bool
         Unpickle what was saved with ``pickle=True``. That can run any code: only for checkpoints that you trust.
 
@@ -141,7 +142,7 @@ class _Reader:
             "$tensor": lambda mark, into, path: fit.leaf(_torch(), self._place(mark["$tensor"], _torch()), into, path),
             "$array": lambda mark, into, path: fit.leaf(_numpy(), self._place(mark["$array"], _numpy()), into, path),
         }
-        Decoder({**self._leaves, **checks}, fit.differs).decode(encoded, into)
+        Decoder({**self._leaves, **checks}, fit).decode(encoded, into)
         fit.raise_if_not()
         return Decoder(self._leaves).decode(encoded, into)
 
