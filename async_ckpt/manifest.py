@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -128,6 +128,15 @@ class Manifest:
         mine = (rank, None)
         files = [entry for entry in self.files if entry.rank in mine]
         return replace(self, files=files, links=[link for link in self.links if link.rank in mine])
+
+    def only(self, paths: Collection[str]) -> Manifest:
+        """These files and links alone, by their paths; ``KeyError`` names one that is not there."""
+        for path in set(paths).difference(self.paths):
+            raise KeyError(path)
+        return replace(
+            self, files=[entry for entry in self.files if entry.path in paths],
+            links=[link for link in self.links if link.path in paths], dirs=[],
+        )  # fmt: skip
 
     @property
     def paths(self) -> list[str]:

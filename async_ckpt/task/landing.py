@@ -18,7 +18,7 @@ import errno
 import logging
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,11 +58,14 @@ class Arrival:
         Directories that a clean load must not take away: the spool, a local store.
     tell_stale : bool
         Whether the log names what stays.
+    files : collection of str, optional
+        Of the checkpoint only these paths arrive; the rest of what is there may have come before. Default: all of it.
     """
 
     clean: bool = False
     needed: tuple[str, ...] = ()
     tell_stale: bool = True
+    files: Collection[str] | None = None
 
 
 def check_clean(destination: str, needed: tuple[str, ...] = ()) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from .. import layout
@@ -65,6 +65,7 @@ class Loader:
         *,
         shard: str = "all",
         clean: bool = False,
+        files: Collection[str] | None = None,
         first: StoreSpec | None = None,
     ) -> dict[str, Any]:
         """Load a checkpoint into the directory ``path``, from this machine's disk if it is still there, else from the
@@ -76,6 +77,8 @@ class Loader:
             Of a collective checkpoint: ``"all"`` ranks' files, or this rank's ``"own"``.
         clean : bool
             What is in ``path`` and not in the checkpoint goes; else it stays, and the log says so.
+        files : collection of str, optional
+            Only these paths of it.
         first : StoreSpec, optional
             A store to look in before all others.
 
@@ -84,7 +87,7 @@ class Loader:
         UsageError, NotFound, IntegrityError, StoreError, SnapshotError
             See ``restore``; ``path`` is as it was.
         """
-        _checked(shard)
+        _checked(shard, clean, files)
         if clean and shard == "own":
             raise UsageError(
                 "Each rank would take away what the others have loaded there: shard='own' has no clean load",
@@ -96,11 +99,13 @@ class Loader:
                 if self._tracker.run(functools.partial(agreement.read_commit, reference=item.reference)) is None:
                     self._tracker.wait(item.id)
                 break
-            self._load_admitted(item, path, clean)
+            self._load_admitted(item, path, clean, files)
             return self._note_loaded(item.reference)
         own = self._own_rank if shard == "own" else None
         places = lookup.distinct(first, self._spool.store, lookup.of_reference(reference))
-        loaded = load_from_first(places, reference, path, self._config, own, clean=clean, needed=self._spool.directory)
+        loaded = load_from_first(
+            places, reference, path, self._config, own, clean=clean, files=files, needed=self._spool.directory
+        )
         return self._note_loaded(loaded)
 
     def _note_loaded(self, reference: dict[str, Any]) -> dict[str, Any]:
@@ -118,11 +123,14 @@ class Loader:
             )
         return mine.rank
 
-    def _load_admitted(self, item: Admitted, path: str, clean: bool = False) -> None:
+    def _load_admitted(
+        self, item: Admitted, path: str, clean: bool = False, files: Collection[str] | None = None
+    ) -> None:
         """Load a checkpoint that is on its way, from the disk; or from the store, as far as it has come there."""
         links = LinkBack(self._client.lease_budget()) if self._client.is_guarded() else None
         store = self._spool.store
-        arrival = Arrival(clean, tuple(filter(None, (self._spool.directory, store.path_on_disk))))
+        needed = tuple(filter(None, (self._spool.directory, store.path_on_disk)))
+        arrival = Arrival(clean, needed, tell_stale=files is None, files=files)
         try:
             restore.load_from_spool(
                 item, path, self._config, links, functools.partial(self._client.announce, item), arrival
@@ -238,18 +246,27 @@ class Loader:
 
 
 def load_outside(
-    places: Sequence[StoreSpec], reference: Mapping[str, Any] | str, path: str, *, shard: str, clean: bool
-) -> dict[str, Any]:
+    places: Sequence[StoreSpec], reference: Mapping[str, Any] | str, path: str, *, shard: str, clean: bool,
+    files: Collection[str] | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """``load_from_first`` outside of a step, where nobody knows of ranks."""
-    if _checked(shard) == "own":
+    if _checked(shard, clean, files) == "own":
         raise UsageError("Outside of a step with @checkpoint nobody has a shard of its own", hint="Load shard='all'")
-    return load_from_first(places, reference, path, Config.from_env(), clean=clean)
+    return load_from_first(places, reference, path, Config.from_env(), clean=clean, files=files)
 
 
-def _checked(shard: str) -> str:
-    """Return what of a collective checkpoint is to be loaded if it is one of ``SHARDS``; ``UsageError`` if not."""
+def _checked(shard: str, clean: bool, files: Collection[str] | None) -> str:
+    """Return what of a collective checkpoint is to be loaded if it is one of ``SHARDS``; ``UsageError`` if not, and
+    where the arguments of a load make no sense.
+    """
     if shard not in SHARDS:
         raise UsageError(f"shard={shard!r} is unknown", hint=f"Use one of {', '.join(SHARDS)}")
+    if isinstance(files, str):
+        raise UsageError(f"files={files!r} is one text", hint=f"Use files=[{files!r}]")
+    if clean and files is not None:
+        raise UsageError(
+            "A clean load of some files would take away the others", hint="Load all of them, or into a new directory"
+        )
     return shard
 
 
@@ -261,6 +278,7 @@ def load_from_first(
     own: Callable[[int], int] | None = None,
     *,
     clean: bool = False,
+    files: Collection[str] | None = None,
     needed: str = "",
 ) -> dict[str, Any]:
     """Load a checkpoint from the first of some stores that has it; see ``restore.find_and_load`` and ``Arrival``.
@@ -275,7 +293,7 @@ def load_from_first(
     local = (spec.path_on_disk for spec in places)
     load = functools.partial(
         restore.find_and_load, reference=reference, destination=path, config=config, own=own,
-        arrival=Arrival(clean, tuple(filter(None, [needed, *local]))),
+        arrival=Arrival(clean, tuple(filter(None, [needed, *local])), tell_stale=files is None, files=files),
     )  # fmt: skip
     loaded, failed = lookup.first_answer(places, config, load)
     if loaded is not None:

@@ -10,7 +10,7 @@ import contextlib
 import os
 import shutil
 import tarfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -80,7 +80,7 @@ async def load_from_store(
         if reference["storage_format"] == "tar":
             await _load_tar(store, key, manifest, staging, config)
         else:
-            await _load_files(store, key, manifest, staging, config)
+            await _load_files(store, key, manifest, staging, config, arrival.files)
 
 
 @contextlib.contextmanager
@@ -104,12 +104,23 @@ async def _read_manifest(store: Store, reference: Mapping[str, Any]) -> Manifest
     return Manifest.from_json(await catalog.read_json(store, key), where=key)
 
 
-async def _load_files(store: Store, key: str, manifest: Manifest | None, staging: str, config: Config) -> None:
+def _only(manifest: Manifest, files: Collection[str] | None, where: str) -> Manifest:
+    """What is asked for of a checkpoint: all of it, or some files."""
+    try:
+        return manifest if files is None else manifest.only(files)
+    except KeyError as error:
+        raise NotFound(f"The checkpoint has no file {error}", where=where, hint="Load files that it has") from None
+
+
+async def _load_files(
+    store: Store, key: str, manifest: Manifest | None, staging: str, config: Config, only: Collection[str] | None
+) -> None:
     if manifest is None:
         files = [FileEntry(_inside(entry, key), entry.size, 0o644) async for entry in store.list(key)]
         if not files:
             raise NotFound("The checkpoint has no files in the store", where=store.url(key), hint="Load an earlier one")
         manifest = Manifest(files)
+    manifest = _only(manifest, only, store.url(key))
     _make_directories(manifest, staging)
 
     async def fetch(entry: FileEntry) -> None:
@@ -243,9 +254,10 @@ def load_from_spool(
     with contextlib.ExitStack() as stack:
         if links is not None:
             stack.callback(links.close)
+        manifest = _only(item.manifest, arrival.files, item.data)
         staging = stack.enter_context(Landing(destination, arrival))
-        _make_directories(item.manifest, staging)
-        for entry in item.manifest.files:
+        _make_directories(manifest, staging)
+        for entry in manifest.files:
             target = os.path.join(staging, entry.path)
             if links is not None and links.link(entry, item.file(entry.path), target):
                 continue
@@ -262,7 +274,7 @@ def load_from_spool(
             )
         if links is not None:
             guard(links.hand_over())
-        _finish(item.manifest, staging, config)
+        _finish(manifest, staging, config)
 
 
 def _copy(captured: CapturedFile, target: str) -> None:

@@ -202,6 +202,13 @@ def test_a_load_into_an_older_state_says_what_stays_and_a_clean_one_leaves_only_
             checkpointer.load(reference, str(folder), clean=True)
     with pytest.raises(UsageError, match="what the others have loaded"):
         checkpointer.load(reference, str(loaded), shard="own", clean=True)
+    with pytest.raises(UsageError, match="would take away the others"):
+        checkpointer.load(reference, str(loaded), files=["weights"], clean=True)
+    with pytest.raises(UsageError, match="is one text"):
+        checkpointer.load(reference, str(loaded), files="weights")
+    (loaded / "more").touch()
+    checkpointer.load(reference, str(loaded), files=["weights"])
+    assert len(said) == 1, "of some files, the others may have come before"
     gate.open("weights")
     reference.wait(60)
 

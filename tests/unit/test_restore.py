@@ -23,6 +23,7 @@ from async_ckpt.manifest import COPY, LINK, PACKED, Directory, FileEntry, Manife
 from async_ckpt.spool.records import Admitted
 from async_ckpt.stores.local import LocalStore
 from async_ckpt.task import restore
+from async_ckpt.task.landing import Arrival
 from harness.tasks.task import TASK
 
 KEY = TASK.key("mfchckpt", 0)
@@ -59,9 +60,10 @@ class Room:
         (base / "outside").mkdir()
         (base / "outside/victim").write_text("untouched")
 
-    def load(self, **fields: Any) -> None:
+    def load(self, arrival: Arrival | None = None, **fields: Any) -> None:
         reference = {"key": KEY, "storage_format": "files", "manifest": MANIFEST_KEY, **fields}
-        asyncio.run(restore.load_from_store(self.store, reference, str(self.destination), Config()))
+        given = {} if arrival is None else {"arrival": arrival}
+        asyncio.run(restore.load_from_store(self.store, reference, str(self.destination), Config(), **given))
 
     def put(self, key: str, data: bytes) -> None:
         asyncio.run(self.store.put_bytes(key, data))
@@ -191,6 +193,21 @@ def test_files_arrive_with_content_modes_links_and_empty_directories(room: Room)
 
 
 TIMES = {"d/weights": 1_500_000_000_111_222_333, "old": -5_000_000_000, "d": 1_400_000_000_999_888_777}
+
+
+def test_some_files_of_a_checkpoint_arrive_alone(room: Room) -> None:
+    room.put(f"{KEY}/a/one", b"1")
+    room.put_manifest(
+        files=[file("a/one", b"1"), file("two", b"2")],  # The second one is not even there.
+        dirs=[["empty", 0o755]], links=[["link", "a/one"]],
+    )  # fmt: skip
+    room.load(arrival=Arrival(files=["a/one"]))
+    assert tree(room.destination) == {"mine", "a", "a/one"}
+    room.load(arrival=Arrival(files=["link", "a/one"]))
+    assert tree(room.destination) == {"mine", "a", "a/one", "link"}
+    with pytest.raises(NotFound, match="The checkpoint has no file 'three'"):
+        room.load(arrival=Arrival(files=["a/one", "three"]))
+    assert tree(room.destination) == {"mine", "a", "a/one", "link"}
 
 
 def test_modification_times_come_back_from_the_store(room: Room) -> None:
@@ -393,6 +410,14 @@ def test_a_snapshot_on_this_disk_is_loaded_as_a_copy(room: Room, how: str) -> No
     assert (room.destination / "l").read_bytes() == b"weights"
     assert stat.S_IMODE((room.destination / "weights").stat().st_mode) == 0o640
     assert (room.destination / "weights").stat().st_ino != Path(item.file("weights")).stat().st_ino
+
+
+def test_some_files_of_a_snapshot_arrive_alone(room: Room) -> None:
+    item = spooled(room.base / "outside" / "snapshot", b"weights", LINK)
+    restore.load_from_spool(item, str(room.destination), Config(), arrival=Arrival(files=["weights"]))
+    assert tree(room.destination) == {"mine", "weights"}
+    with pytest.raises(NotFound, match="The checkpoint has no file 'three'"):
+        restore.load_from_spool(item, str(room.destination), Config(), arrival=Arrival(files=["three"]))
 
 
 def test_a_torn_snapshot_is_never_handed_out(room: Room) -> None:

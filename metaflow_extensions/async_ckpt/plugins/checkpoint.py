@@ -9,7 +9,7 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from async_ckpt import layout
@@ -143,14 +143,17 @@ class _Checkpoints:
         """
         return self._writer().next_key(name, version_id)
 
-    def _load(self, reference: Any, path: str | os.PathLike[str], shard: str, clean: bool = False) -> str:
+    def _load(
+        self, reference: Any, path: str | os.PathLike[str], shard: str, clean: bool = False,
+        files: Collection[str] | None = None,
+    ) -> str:  # fmt: skip
         target = os.fsdecode(path)
         if not isinstance(reference, (str, Mapping)) and callable(getattr(reference, "to_dict", None)):
             reference = reference.to_dict()  # metaflow-checkpoint's CheckpointArtifact.
         if self._is_in_task():
-            self._writer().load(reference, target, shard=shard, clean=clean, first=store_in_context())
+            self._writer().load(reference, target, shard=shard, clean=clean, files=files, first=store_in_context())
             return target
-        load_outside(stores_of_reference(reference), reference, target, shard=shard, clean=clean)
+        load_outside(stores_of_reference(reference), reference, target, shard=shard, clean=clean, files=files)
         return target
 
     def resume_path(self, pattern: str | None = None) -> str | None:
@@ -384,6 +387,7 @@ class Checkpoint(_Checkpoints):
         path: str | os.PathLike[str] | None = None,
         shard: str = "all",
         clean: bool = False,
+        files: Collection[str] | None = None,
     ) -> str:
         """Load a checkpoint into ``path``, or into ``directory``.
 
@@ -399,6 +403,8 @@ class Checkpoint(_Checkpoints):
         clean : bool, default False
             Take away what is in the directory and not in the checkpoint, once that is loaded: the rest of an older one.
             Without it the log says, once for a directory, what is left there.
+        files : collection of str, optional
+            Only these of its files, by their paths in it. Of a tar, all are loaded.
 
         Returns
         -------
@@ -413,7 +419,7 @@ class Checkpoint(_Checkpoints):
         target = path or self.directory
         if target is None:
             raise UsageError("There is no directory to load into", hint="Pass a path, or use Checkpoint(init_dir=True)")
-        return self._load(reference, target, shard, clean)
+        return self._load(reference, target, shard, clean, files)
 
 
 class CurrentCheckpoint(_Checkpoints):
@@ -661,14 +667,15 @@ class CurrentCheckpoint(_Checkpoints):
         path: str | os.PathLike[str] | None = None,
         shard: str = "all",
         clean: bool = False,
+        files: Collection[str] | None = None,
     ) -> str:
         """Load a checkpoint into ``path``; without one, ``directory`` becomes a new directory with it, and the old one
         is removed with what is in it. See ``Checkpoint.load``.
         """
         if path:
-            return self._load(reference, path, shard, clean)
+            return self._load(reference, path, shard, clean, files)
         self._have_loaded()
-        target = self._load(reference, self._checkpointer.spool.new_work_directory(), shard)
+        target = self._load(reference, self._checkpointer.spool.new_work_directory(), shard, files=files)
         self.cleanup()
         self._directory = target
         self._checkpointer.resumption.note(target, {})
