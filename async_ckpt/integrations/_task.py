@@ -6,10 +6,12 @@ import functools
 import logging
 import os
 import re
+import tempfile
 from typing import Any
 
 from ..config import ENV_SPOOL
 from ..errors import UsageError
+from ..task.checkpointer import Checkpointer
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +39,32 @@ def checkpoints() -> Any:
             hint="Put @checkpoint over the step. A process that the step starts must inherit its environment",
         )
     return Checkpoint()
+
+
+def reader() -> Any:
+    """What ``load`` and ``list`` are asked of, where nothing is saved: also outside of a step."""
+    from metaflow import Checkpoint
+
+    return Checkpoint()
+
+
+def new_directory() -> str:
+    """An empty directory that this process may save or load: on the spool's disk, and removed with the spool if
+    nobody has removed it before. Outside of a step, a temporary one, which whoever asked for it removes.
+
+    Raises
+    ------
+    SpoolError
+        It cannot be made; or the step has ended.
+    """
+    if not os.environ.get(ENV_SPOOL):
+        return tempfile.mkdtemp(prefix="async-ckpt-")
+    return Checkpointer.from_environment().spool.new_work_directory()
+
+
+def is_one_machine() -> bool:
+    """Whether all processes that can save in this step's name are on one machine: it is no gang of several nodes."""
+    return Checkpointer.from_environment().task.nodes == 1
 
 
 def rank() -> int:

@@ -236,6 +236,8 @@ def a_shell_watches_until_it_is_told_to_end(block: Block, local: Workspace) -> N
 way("docs/saving.md", "self.input")(excerpt_of("foreach_flow.py"))
 way("docs/saving.md", "self.models")(excerpt_of("foreach_flow.py"))
 way("docs/subprocesses.md", "rank-{rank}")(excerpt_of("subprocess_flow.py"))
+way("docs/frameworks/dcp.md", "StoreReader()")(excerpt_of("dcp_train.py"))
+way("docs/frameworks/dcp.md", "random-{self.rank}")(excerpt_of("dcp_train.py"))
 
 _GANG = """
 import os
