@@ -70,8 +70,18 @@ class Buffer:
 
     @property
     def is_free(self) -> bool:
-        """Whether nothing that was staged in it is needed any more."""
-        return not self.taken and self._remove.alive and os.fstat(self.fd).st_nlink == 1
+        """Whether nothing that was staged in it is needed any more: it has its own name, and no other."""
+        return not self.taken and self._is_named() and os.fstat(self.fd).st_nlink == 1
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether something has removed its name: it cannot be told any more when a snapshot needs it no longer."""
+        return not self.taken and not self._is_named()
+
+    def _is_named(self) -> bool:
+        with contextlib.suppress(FileNotFoundError):
+            return self._remove.alive and os.path.samestat(os.stat(self.path), os.fstat(self.fd))
+        return False
 
     @property
     def address(self) -> int:
@@ -95,6 +105,12 @@ class Buffer:
             os.link(self.path, target)
         else:
             os.rename(self.path, target)
+
+    def give_back(self, *, used: bool) -> None:
+        """Who has taken it needs it no more. ``used``: a snapshot has it; else what lies in the spool goes at once."""
+        self.taken = False
+        if not used and not self.in_memory:
+            self.drop()
 
     def drop(self) -> None:
         """Remove its name; the memory goes with its last one."""
@@ -140,7 +156,7 @@ class Buffers:
 
     def take(self, size: int, most_bytes: int = 0) -> Buffer:
         """A buffer for a state of ``size`` bytes: one that is free, a new one in memory, or one in the spool. Who has
-        taken it sets ``taken`` to False when the state stands in a snapshot.
+        taken it gives it back.
 
         Parameters
         ----------
@@ -165,6 +181,8 @@ class Buffers:
 
     def _in_memory(self, size: int, most: int) -> tuple[Buffer | None, str]:
         """One in memory, or None, and why it cannot be; no reason where all are in use, as that passes."""
+        for buffer in [buffer for buffer in self._buffers if buffer.is_lost]:
+            self._let_go(buffer)
         for buffer in self._buffers:
             if buffer.size == size and buffer.is_free:
                 buffer.taken = True
@@ -219,7 +237,7 @@ class Buffers:
                 buffer, _ = self._in_memory(size, most)
                 if buffer is not None:
                     buffer.populate()
-                    buffer.taken = False
+                    buffer.give_back(used=False)
 
     def release(self) -> None:
         """Give back what is not in use."""

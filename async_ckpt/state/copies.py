@@ -13,6 +13,7 @@ from typing import Any
 
 from ..errors import SnapshotError
 from ..system.files import pwrite_all
+from ..system.handlers import allow
 from .buffers import Buffer
 from .device import Cuda
 from .layout import Piece
@@ -150,17 +151,20 @@ class Copies:
 
         threads = min(threads, len(cuts), len(os.sched_getaffinity(0)))
         helpers = [threading.Thread(target=work, name="async_ckpt-copy", daemon=True) for _ in range(threads - 1)]
-        for helper in helpers:
-            helper.start()
+        with contextlib.suppress(RuntimeError):  # There can be no more threads: then fewer do it.
+            for helper in helpers:
+                helper.start()
         work()
         for helper in helpers:
-            helper.join()
+            if helper.ident is not None:
+                helper.join()
 
     def _copy(self, piece: Piece) -> None:
         if not piece.nbytes:
             return
         if self._buffer.memory is None:
             for offset, data in _in_order(piece.source):
+                allow()  # A disk may take long.
                 pwrite_all(self._buffer.fd, data, piece.offset + offset)
         elif (address := _address(piece.source)) is not None:
             ctypes.memmove(self._buffer.address + piece.offset, address, piece.nbytes)

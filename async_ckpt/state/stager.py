@@ -6,6 +6,7 @@ when, and what survives what, is told in docs/state.md.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
@@ -16,13 +17,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..capture.snapshot import remove_snapshot
-from ..config import COPY_THREADS, MAX_STAGING
+from ..config import COPY_THREADS, LOOK_S, MAX_STAGING
 from ..errors import CheckpointError, SnapshotError, SpoolError, UsageError, WaitTimeout, os_hint, os_reason
 from ..manifest import Directory, FileEntry, Manifest
 from ..metadata import plain
 from ..ranks.who import Ranks
 from ..spool.journal import FAILED
 from ..system.crash import crash_point
+from ..system.handlers import Allowed, put_off
 from ..system.undisturbed import run
 from ..task.checkpointer import Checkpointer
 from ..task.options import SaveOptions
@@ -39,6 +41,9 @@ log = logging.getLogger(__name__)
 
 #: When ``save_state`` returns: when the state is copied, or when its copy is under way.
 STAGINGS = ("sync", "async")
+
+#: What a copy may fail with: a disk, or torch and its devices. Anything else was raised by a handler of a signal.
+_OF_COPIES = (OSError, RuntimeError)
 
 #: The state of a checkpoint that is not admitted yet.
 STAGING = "STAGING"
@@ -155,6 +160,7 @@ class StateSaver:
         self._buffers = Buffers(self._spool, self._config, self._pin, self._unpin)
         self._slots = threading.BoundedSemaphore(MAX_STAGING)
 
+    @put_off  # A handler may save as well, and wait for the locks that are held here.
     def save(
         self,
         state: Any,
@@ -178,14 +184,21 @@ class StateSaver:
         reference, ranks = self._saver.begin_staged(replace(given, metadata=metadata), notes, size)
         buffer = self._take_buffer(planned.size, max_host_bytes)
         began_ns = self._tracker.client.clock.time_ns()
-        copies = Copies(planned, buffer, self._cuda_of(planned), check=self._config.check_state)
+        try:
+            copies = Copies(planned, buffer, self._cuda_of(planned), check=self._config.check_state)
+        except BaseException:
+            buffer.give_back(used=False)
+            raise
         made = Staging(reference, ranks, planned, buffer, copies, max_host_bytes, began_ns)
         handle = StateReference.of(made, self._checkpointer)
         if staging == "sync":
-            self._complete(made, threads=COPY_THREADS)
-            threading.Thread(target=self._spare, args=(made,), name="async_ckpt-spare", daemon=True).start()
-            if made.error is not None:
-                raise made.error
+            try:
+                self._complete(made, threads=COPY_THREADS)
+            except _OF_COPIES as error:
+                raise _explained(error, buffer.path) from error
+            finally:
+                made.ended.set()
+                self._spare_later(made)
         else:
             self._complete_later(made, handle.id)
             if hook_on is not None:
@@ -205,33 +218,56 @@ class StateSaver:
     # -- copying and admitting -------------------------------------------------------------------------------------
 
     def _complete_later(self, made: Staging, identity: str) -> None:
-        self._slots.acquire()
-        # What devices copy is enqueued now, so that it comes before whatever the training does next.
-        made.copies.begin()
+        try:
+            self._take_slot()
+            try:
+                # What devices copy is enqueued now, so that it comes before whatever the training does next.
+                made.copies.begin()
+            except BaseException:
+                self._slots.release()
+                raise
+        except BaseException as error:
+            made.buffer.give_back(used=False)
+            if isinstance(error, _OF_COPIES):
+                raise _explained(error, made.buffer.path) from error
+            raise
         self._tracker.staging[identity] = made.ended
 
         def work() -> None:
             try:
-                # The other cores are the training's.
-                self._complete(made, threads=1)
-                if made.error is not None:
-                    self._tracker.not_staged[identity] = str(made.error)
-                    log.error(f"Checkpoint {identity} is not saved: {made.error}")
-            finally:
-                del self._tracker.staging[identity]
-                self._slots.release()
+                self._complete(made, threads=1)  # The other cores are the training's.
+            except Exception as error:
+                made.error = _explained(error, made.buffer.path)
+                self._tracker.not_staged[identity] = str(made.error)
+                log.error(f"Checkpoint {identity} is not saved: {made.error}")
+            self._slots.release()
+            made.ended.set()
+            del self._tracker.staging[identity]
             self._spare(made)
 
-        # No daemon: a process that ends now ends when the state is admitted.
-        threading.Thread(target=work, name="async_ckpt-stager", daemon=False).start()
+        try:
+            # No daemon: a process that ends now ends when the state is admitted.
+            threading.Thread(target=work, name="async_ckpt-stager", daemon=False).start()
+        except RuntimeError:  # There can be no more threads.
+            work()
+
+    def _take_slot(self) -> None:
+        while not self._slots.acquire(blocking=False):
+            with Allowed():  # Only here: a handler that raises must not take a slot with it.
+                for ended in list(self._tracker.staging.values())[:1]:
+                    ended.wait(LOOK_S)
+
+    def _spare_later(self, made: Staging) -> None:
+        with contextlib.suppress(RuntimeError):  # There can be no more threads.
+            threading.Thread(target=self._spare, args=(made,), name="async_ckpt-spare", daemon=True).start()
 
     def _spare(self, made: Staging) -> None:
         """The next save may come before the store has this one: it then finds a buffer."""
         self._buffers.spare(made.plan.size, made.most_bytes)
 
     def _complete(self, made: Staging, *, threads: int) -> None:
-        """Copy what is left to copy, and admit. An error stands in ``made``."""
-        buffer = made.buffer
+        """Copy what is left to copy, and admit."""
+        is_admitted = False
         try:
             try:
                 made.copies.begin()
@@ -240,21 +276,9 @@ class StateSaver:
                 made.copied.set()
             crash_point("state:copied")
             self._admit(made)
-        except CheckpointError as error:
-            made.error = error
-        except OSError as error:
-            made.error = SpoolError(
-                f"The state cannot be written to the spool: {os_reason(error)}", where=buffer.path, hint=os_hint(error)
-            )
-            made.error.__cause__ = error
-        except Exception as error:
-            made.error = SnapshotError(f"The state cannot be copied: {type(error).__name__}: {error}")
-            made.error.__cause__ = error
+            is_admitted = True
         finally:
-            buffer.taken = False
-            if made.error is not None and not buffer.in_memory:
-                buffer.drop()
-            made.ended.set()
+            made.buffer.give_back(used=is_admitted)
 
     def _admit(self, made: Staging) -> None:
         folder = rank_folder(made.ranks.rank) if made.ranks else ""
@@ -302,6 +326,7 @@ _savers: weakref.WeakKeyDictionary[Checkpointer, tuple[int, StateSaver]] = weakr
 _making = threading.Lock()
 
 
+@put_off
 def state_saver(checkpointer: Checkpointer) -> StateSaver:
     """The one of this process; a forked child gets its own."""
     with _making:
@@ -310,6 +335,20 @@ def state_saver(checkpointer: Checkpointer) -> StateSaver:
             saver = StateSaver(checkpointer)
             _savers[checkpointer] = os.getpid(), saver
         return saver
+
+
+def _explained(error: Exception, path: str) -> CheckpointError:
+    """Why a state is not saved."""
+    if isinstance(error, CheckpointError):
+        return error
+    if isinstance(error, OSError):
+        explained: CheckpointError = SpoolError(
+            f"The state cannot be written to the spool: {os_reason(error)}", where=path, hint=os_hint(error)
+        )
+    else:
+        explained = SnapshotError(f"The state cannot be copied: {type(error).__name__}: {error}")
+    explained.__cause__ = error
+    return explained
 
 
 def _write(path: str, data: bytes) -> None:

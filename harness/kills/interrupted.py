@@ -23,11 +23,16 @@ from dataclasses import replace
 from types import FrameType
 from typing import Any, NoReturn
 
+import numpy as np
+
 import async_ckpt
 from async_ckpt.config import Config
 from async_ckpt.errors import CheckpointError
+from async_ckpt.state.read import is_state, read_state
+from async_ckpt.state.stager import state_saver
 from async_ckpt.stores.base import StoreSpec
 from async_ckpt.task.checkpointer import Checkpointer
+from async_ckpt.task.reference import Reference
 from harness.kills import inherited_signals
 from harness.tasks.task import TASK
 
@@ -61,7 +66,7 @@ class Interrupted:
             uploader="process",
         )  # fmt: skip
         self._handlers: dict[int, Callable[[], None]] = {
-            signal.SIGUSR1: self.save_beside,
+            signal.SIGUSR1: lambda: self._random.choice((self.save_beside, self.save_state))(),
             signal.SIGUSR2: self.flush,
             signal.SIGVTALRM: self.load,
             signal.SIGHUP: self._raise,
@@ -98,8 +103,19 @@ class Interrupted:
             self._note("wrong", f"a writer was held up for {time.monotonic() - began:.1f} s")
 
     def _save(self, folder: str, name: str, number: int) -> None:
-        saved = self.checkpointer.save(folder, name=name)
+        self._note_saved(self.checkpointer.save(folder, name=name), number)
+
+    def _note_saved(self, saved: Reference, number: int) -> None:
         self._note("saved", f"{saved.attempt}.{saved.name}.{saved.version_id} {number}")
+
+    def save_state(self) -> None:
+        """A state, as a trainer has it; some in the background."""
+        number = self._next()
+        staging = self._random.choice(("sync", "async"))
+        saved = state_saver(self.checkpointer).save(state_of(number), name=staging, staging=staging)
+        saved.staged(LIMIT_S)
+        if staging == "sync":  # The others are not admitted yet.
+            self._note_saved(saved, number)
 
     def _next(self) -> int:
         self._number += 1
@@ -153,7 +169,7 @@ class Interrupted:
 
     def run(self) -> None:
         """Until it is told to end."""
-        doings = [self.save_in_place] * 6 + [self.flush, self.load]
+        doings = [self.save_in_place] * 6 + [self.save_state] * 4 + [self.flush, self.load]
         while True:
             with self._interruptible():
                 while True:
@@ -186,8 +202,19 @@ def content(number: int, size: int) -> bytes:
     return (b"%d\n" % number * size)[:size]
 
 
+def state_of(number: int) -> dict[str, Any]:
+    """What a state holds: a large array and small ones."""
+    return {name: np.full(size, number) for name, size in SIZES.items()}
+
+
 def why_torn(folder: str, number: int | None = None) -> str | None:
     """What is wrong with a checkpoint's files; None: nothing. ``number``: which they must have, if it is known."""
+    if is_state(folder):
+        found = read_state(folder)
+        number = int(found["small"][0]) if number is None else number
+        wanted = state_of(number)
+        is_same = found.keys() == wanted.keys() and all(np.array_equal(found[name], wanted[name]) for name in wanted)
+        return None if is_same else f"its state is not what was saved as {number}"
     if sorted(os.listdir(folder)) != sorted(SIZES):
         return f"it has {sorted(os.listdir(folder))}"
     for name, size in SIZES.items():

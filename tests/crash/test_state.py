@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from async_ckpt.config import Config
-from async_ckpt.errors import SnapshotError, UsageError, WaitTimeout
+from async_ckpt.errors import SnapshotError, SpoolError, UsageError, WaitTimeout
 from async_ckpt.spool.spool import Spool
 from async_ckpt.state import stager
 from async_ckpt.state.copies import Copies
@@ -292,6 +292,40 @@ def test_what_changes_under_the_copy_is_found_where_that_is_asked_for(
     monkeypatch.setattr(Copies, "finish", finish)
     state_saver(checkpointer).save(changing, staging=staging).wait(60)
     assert task.committed_versions() == [1]
+
+
+@pytest.mark.parametrize("staging", ["sync", "async"])
+def test_where_no_thread_can_be_started_it_is_saved_all_the_same(
+    task: Task, monkeypatch: pytest.MonkeyPatch, staging: str
+) -> None:
+    checkpointer, start = task.start(), threading.Thread.start
+
+    def refuse(self: threading.Thread) -> None:
+        if self.name in ("async_ckpt-stager", "async_ckpt-spare", "async_ckpt-copy"):
+            raise RuntimeError("can't start new thread")
+        start(self)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    saved = state_saver(checkpointer).save(state(1, 32 << 20), staging=staging)
+    checkpointer.flush(60)
+    assert_is(loaded(task, saved), 1, 32 << 20)
+
+
+def test_a_copy_that_cannot_begin_is_an_error_and_leaves_its_place_to_others(
+    task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpointer, begin = task.start(), Copies.begin
+    saver = state_saver(checkpointer)
+    with monkeypatch.context() as patch:
+        patch.setattr(Copies, "begin", lambda self: os.pread(-1, 1, 0))
+        for _ in range(5):
+            with pytest.raises(SpoolError, match="The state cannot be written to the spool"):
+                saver.save(state(1), staging="async")
+    assert Copies.begin is begin
+    saved = saver.save(state(2), staging="async")
+    checkpointer.flush(60)
+    assert task.committed_versions() == [saved.version_id]
+    assert_is(loaded(task, saved), 2)
 
 
 def test_several_threads_and_names_save_side_by_side(task: Task) -> None:

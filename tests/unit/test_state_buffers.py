@@ -75,6 +75,23 @@ def test_one_that_is_still_in_a_snapshot_is_not_written_to(spool: Spool, shm: Pa
     assert Path(target).read_bytes()[:5] == b"first"
 
 
+def test_one_that_has_lost_its_own_name_is_not_taken_for_free(spool: Spool, shm: Path) -> None:
+    """A program that cleans /dev/shm: the name that is left is the snapshot's."""
+    buffers = made(spool, shm)
+    first = buffers.take(MIB)
+    assert first.memory is not None
+    first.memory[:5] = b"first"
+    target = snapshot(spool, first)
+    os.unlink(first.path)
+    second = buffers.take(MIB)
+    assert second is not first
+    assert Path(target).read_bytes()[:5] == b"first"
+    os.unlink(second.path)
+    second.taken = False
+    assert buffers.take(MIB).in_memory
+    assert buffers.bytes_in_memory == MIB, "what cannot be used again counts no more"
+
+
 def test_no_more_than_twice_the_state_is_taken_in_memory(spool: Spool, shm: Path) -> None:
     buffers = made(spool, shm)
     taken = [buffers.take(MIB) for _ in range(4)]
