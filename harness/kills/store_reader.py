@@ -6,14 +6,15 @@ import contextlib
 import json
 import os
 import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from async_ckpt import layout
 from async_ckpt.config import DEATHS_TO_SUSPECT
 from async_ckpt.spool import journal
+from harness.kills import numbered_saves
 from harness.kills.ledger import Ledger
-from harness.kills.numbered_saves import fault_in_store
 from harness.tasks.task import TASK
 
 _EVERY_S = 0.005
@@ -30,11 +31,19 @@ class Reader(threading.Thread):
         Whose journal is looked at as well: it may be gone with its spool in the end.
     ledger : Ledger
         Of what was promised.
+    fault : callable
+        Says what is wrong with a checkpoint, by the store's root and its reference.
     """
 
-    def __init__(self, root: Path, spool: Path, ledger: Ledger) -> None:
+    def __init__(
+        self,
+        root: Path,
+        spool: Path,
+        ledger: Ledger,
+        fault: Callable[[Path, Mapping[str, Any]], str] = numbered_saves.fault_in_store,
+    ) -> None:
         super().__init__(name="reader", daemon=True)
-        self._root, self._ledger = root, ledger
+        self._root, self._ledger, self._fault = root, ledger, fault
         self.over = threading.Event()
         self.looks = 0
         #: What was seen that must not be: path → what is wrong.
@@ -113,7 +122,7 @@ class Reader(threading.Thread):
 
     def _check(self, folder: str, name: str) -> None:
         data = self._read(folder, name)
-        if data is not None and (fault := fault_in_store(self._root, data)):
+        if data is not None and (fault := self._fault(self._root, data)):
             self.partial[f"{folder}/{name}"] = fault
 
     def _check_latest(self, folder: str, data: dict[str, Any]) -> None:

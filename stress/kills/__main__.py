@@ -30,10 +30,10 @@ from pathlib import Path
 import pytest
 
 from async_ckpt.stores.base import StoreSpec
+from harness.kills.spool_processes import AGENT, UPLOADER, crash_points, who_dies_at
 from stress.bench import results
 from stress.bench.environment import memory_directory
 from stress.kills.figures import Figures, lines
-from stress.kills.processes import AGENT, UPLOADER, crash_points, who_dies_at
 from stress.kills.round import MIXED, RANDOM, VICTIMS, Place, Round
 from stress.s3_target import s3_target
 

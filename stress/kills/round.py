@@ -17,12 +17,12 @@ from async_ckpt.stores.base import StoreSpec
 from harness.common.process_mark import ProcessMark
 from harness.kills.ledger import Ledger
 from harness.kills.numbered_saves import fault_in_store
+from harness.kills.spool_processes import AGENT, TASK, UPLOADER, agent_of, uploader_of, who_dies_at
 from harness.kills.store_reader import Reader
 from harness.tasks import task
 from harness.tasks.task import kill
 from stress.kills.attempt import Attempt
 from stress.kills.figures import Figures
-from stress.kills.processes import AGENT, TASK, UPLOADER, agent_of, uploader_of, who_dies_at
 from stress.kills.saver import CLOSE, FAIL, FINISH, Spec
 
 RANDOM = "at random"
