@@ -70,10 +70,13 @@ class Resumption:
 
     # -- for all -------------------------------------------------------------------------------------------------------
 
+    def info(self) -> dict[str, Any] | None:
+        """See ``resume_info`` of ``current.checkpoint``."""
+        return self._now().reference
+
     def path(self, pattern: str | None = None) -> str | None:
         """See ``resume_path`` of ``current.checkpoint``."""
-        self._tracker.check_attempt()
-        said = self._of_restart() if who.restart_count() else self._once(self._file, None)
+        said = self._now()
         if said.reference is None:
             return None
         if not os.path.isdir(said.directory):
@@ -86,8 +89,10 @@ class Resumption:
             return os.path.join(said.directory, said.file) if said.file else said.directory
         return _one_that_fits(said.directory, pattern)
 
-    def _of_restart(self) -> _Said:
-        """For ranks that torchrun has started again in this attempt."""
+    def _now(self) -> _Said:
+        self._tracker.check_attempt()
+        if not who.restart_count():
+            return self._once(self._file, None)
         launch = who.find(self._tracker.task).launch
         return self._once(os.path.join(self._folder, f"launch-{launch}.json"), _read(self._file))
 

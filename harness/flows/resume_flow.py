@@ -10,7 +10,9 @@ from metaflow import Checkpoint, FlowSpec, checkpoint, current, retry, step
 ASK = """
 import json, sys
 from metaflow import Checkpoint
-print(json.dumps(Checkpoint().resume_path(*sys.argv[1:])))
+path, info = Checkpoint().resume_path(*sys.argv[1:]), Checkpoint().resume_info()
+assert (path is None) == (info is None)
+print(json.dumps(path))
 """
 
 
@@ -75,7 +77,9 @@ class ResumeFlow(FlowSpec):
         self.seen["directory"] = [here.resume_path() == here.directory, ask() == [here.directory]]
         patterns = ("a.pt", "deep", "**/*.ckpt", "*.pt", "none*", "/etc/*", "../*", "")
         self.seen["patterns"] = {pattern: why(lambda p=pattern: short(here.resume_path(p))) for pattern in patterns}
+        self.seen["info"] = [here.resume_info().name, here.resume_info().pathspec == current.pathspec]
         here.load(here.list(name="single")[0])
+        self.seen["info"].append(here.resume_info() == here.list(name="single")[0])
         self.seen["loaded"] = [short(here.resume_path()), [short(path) for path in ask()]]
         here.refresh_directory()
         self.seen["fresh"] = [here.resume_path(), ask()]

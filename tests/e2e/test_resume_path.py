@@ -23,6 +23,7 @@ def test_all_processes_of_an_attempt_get_the_path_of_what_it_begins_with(local: 
     assert "No file or folder of the loaded checkpoint fits 'none*': it has a.pt, b.pt, deep" in patterns["none*"]
     for bad in ("/etc/*", "../*", ""):
         assert patterns[bad].startswith(f"UsageError: pattern={bad!r} is no pattern of paths in a checkpoint")
+    assert seen["info"] == ["mfchckpt", True, True]
     # What the step loads by itself counts from then on.
     assert seen["loaded"] == ["later.ckpt", ["later.ckpt"]]
     assert seen["fresh"] == [None, [None]]

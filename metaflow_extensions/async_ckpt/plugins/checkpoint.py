@@ -146,15 +146,15 @@ class _Checkpoints:
     def _load(
         self, reference: Any, path: str | os.PathLike[str], shard: str, clean: bool = False,
         files: Collection[str] | None = None,
-    ) -> str:  # fmt: skip
+    ) -> dict[str, Any]:  # fmt: skip
+        """Load into a path; returns the metadata of what was loaded."""
         target = os.fsdecode(path)
         if not isinstance(reference, (str, Mapping)) and callable(getattr(reference, "to_dict", None)):
             reference = reference.to_dict()  # metaflow-checkpoint's CheckpointArtifact.
         if self._is_in_task():
-            self._writer().load(reference, target, shard=shard, clean=clean, files=files, first=store_in_context())
-            return target
-        load_outside(stores_of_reference(reference), reference, target, shard=shard, clean=clean, files=files)
-        return target
+            store = store_in_context()
+            return self._writer().load(reference, target, shard=shard, clean=clean, files=files, first=store)
+        return load_outside(stores_of_reference(reference), reference, target, shard=shard, clean=clean, files=files)
 
     def resume_path(self, pattern: str | None = None) -> str | None:
         """What a framework's own argument for resuming wants: the path of what this attempt begins with, or None.
@@ -183,6 +183,18 @@ class _Checkpoints:
             What is to be loaded cannot be.
         """
         return self._writer().resumption.path(pattern)
+
+    def resume_info(self) -> CheckpointInfo | None:
+        """The metadata of what ``resume_path()`` leads to, as ``current.checkpoint.info`` has it, in all processes of a
+        step; None where there is nothing to resume from.
+
+        Raises
+        ------
+        UsageError, SpoolError, StoreError, WaitTimeout
+            See ``resume_path``.
+        """
+        found = self._writer().resumption.info()
+        return None if found is None else CheckpointInfo(found)
 
     def save_state(
         self,
@@ -419,7 +431,8 @@ class Checkpoint(_Checkpoints):
         target = path or self.directory
         if target is None:
             raise UsageError("There is no directory to load into", hint="Pass a path, or use Checkpoint(init_dir=True)")
-        return self._load(reference, target, shard, clean, files)
+        self._load(reference, target, shard, clean, files)
+        return os.fsdecode(target)
 
 
 class CurrentCheckpoint(_Checkpoints):
@@ -571,6 +584,12 @@ class CurrentCheckpoint(_Checkpoints):
 
     resume_path.__doc__ = _Checkpoints.resume_path.__doc__
 
+    def resume_info(self) -> CheckpointInfo | None:
+        self._have_loaded()
+        return super().resume_info()
+
+    resume_info.__doc__ = _Checkpoints.resume_info.__doc__
+
     def watch(
         self,
         path: str | os.PathLike[str],
@@ -673,12 +692,14 @@ class CurrentCheckpoint(_Checkpoints):
         is removed with what is in it. See ``Checkpoint.load``.
         """
         if path:
-            return self._load(reference, path, shard, clean, files)
+            self._load(reference, path, shard, clean, files)
+            return os.fsdecode(path)
         self._have_loaded()
-        target = self._load(reference, self._checkpointer.spool.new_work_directory(), shard, files=files)
+        target = self._checkpointer.spool.new_work_directory()
+        loaded = self._load(reference, target, shard, files=files)
         self.cleanup()
         self._directory = target
-        self._checkpointer.resumption.note(target, {})
+        self._checkpointer.resumption.note(target, loaded)
         return target
 
     def refresh_directory(self) -> None:
