@@ -88,7 +88,15 @@ class Decoder:
             return self._value(encoded, into)
         except CheckpointError:
             raise
-        except (TypeError, ValueError, LookupError, OverflowError, AttributeError, RecursionError) as error:
+        except (
+            TypeError,
+            ValueError,
+            LookupError,
+            OverflowError,
+            AttributeError,
+            RecursionError,
+            struct.error,
+        ) as error:
             raise IntegrityError(
                 f"The structure of the state is damaged at {path_text(self._path)}: {type(error).__name__}: {error}"
             ) from error
@@ -152,8 +160,7 @@ class Decoder:
 
     def _ordered(self, mark: dict[str, Any], into: Any) -> OrderedDict[Any, Any]:
         value = OrderedDict(self._entries(mark["$ordered"], into))
-        for name, attribute in self._entries(mark.get("attributes", {}), NOTHING).items():
-            setattr(value, name, attribute)
+        vars(value).update(self._entries(mark.get("attributes", {}), NOTHING))
         return value
 
     def _defaultdict(self, mark: dict[str, Any], into: Any) -> defaultdict[Any, Any]:

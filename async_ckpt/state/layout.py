@@ -6,14 +6,13 @@ found in ``views.py``.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from operator import attrgetter, itemgetter
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from ..errors import UsageError
 from . import safetensors
-from .views import View, blocks, contiguous, first_element, is_dense
+from .views import View, contiguous, first_element, groups, is_dense
 
 #: No type needs more.
 _MAX_ALIGNMENT = 16
@@ -46,12 +45,27 @@ class Piece(NamedTuple):
 
 
 class _Block(NamedTuple):
-    """Bytes that lie together in the file; ``entries`` are (name, tag, shape, bytes) of the header."""
+    """Bytes that lie together in the file.
+
+    Parameters
+    ----------
+    alignment : int
+        Of what is a multiple where it begins.
+    entries : list of (str, str, sequence of int, int)
+        Name, tag, shape and bytes of what the header has of it.
+    source : Any
+        See ``Piece``.
+    watched : list
+        See ``Piece``.
+    start : int
+        Its address, if it is memory as it stands; else -1.
+    """
 
     alignment: int
     entries: list[tuple[str, str, Sequence[int], int]]
     source: Any
     watched: list[Any]
+    start: int
 
 
 class Layout:
@@ -76,7 +90,9 @@ class Layout:
 
     def __init__(self, views: list[View]) -> None:
         self.together: list[list[str]] = []
-        laid = [self._block(group) for group in blocks(views)]
+        laid: list[_Block] = []
+        for row in groups(views):
+            laid += [self._block(row[0])] if len(row) == 1 else self._row(row)
         laid.sort(key=itemgetter(0), reverse=True)
         entries: list[tuple[str, str, Sequence[int], int, int]] = []
         places: list[tuple[_Block, int, int]] = []
@@ -100,7 +116,7 @@ class Layout:
             library, size = first.library, first.end - first.start  # As nearly all are: nothing has to be found out.
             first.leaf[library.KIND] = first.name
             entry = first.name, first.tag, first.shape, size
-            return _Block(first.itemsize, [entry], first.value, library.watched(group))
+            return _Block(first.itemsize, [entry], library.logical(first), library.watched(group), first.start)
         if len(group) == 1 or all(first.same_bytes(other) for other in group):
             if first.contiguous:
                 return self._alone(group)
@@ -109,10 +125,19 @@ class Layout:
                 return self._alone(group, was_strided=list(first.strides))
             if 0 not in first.strides and first.end - first.start >= safetensors.product(first.shape) * first.itemsize:
                 return self._alone(group)
-        in_order = sorted(group, key=attrgetter("start"))
-        apart = all(one.end == other.start for one, other in itertools.pairwise(in_order))
-        even = all(view.contiguous and view.itemsize == first.itemsize and "bits" not in view.flags for view in group)
-        return self._row(in_order) if apart and even else self._shared(group)
+        return self._shared(group)
+
+    def _row(self, row: list[list[View]]) -> list[_Block]:
+        """Blocks that follow each other in one storage, as one, so that they do it again; if all are aligned alike."""
+        made = [self._block(group) for group in row]
+        first = made[0]
+        if any(block.start < 0 or block.alignment != first.alignment for block in made):
+            return made
+        entries = [entry for block in made for entry in block.entries]
+        self.together.append([entry[0] for entry in entries])
+        size = sum(entry[3] for entry in entries)
+        source, watched = _memory([view for group in row for view in group], first.start, size)
+        return [_Block(first.alignment, entries, source, watched, first.start)]
 
     def _alone(self, group: list[View], **more: Any) -> _Block:
         """A tensor by itself, or several that are the same: its elements in their order."""
@@ -121,23 +146,16 @@ class Layout:
             flags = {key: flag for key, flag in view.flags.items() if key != "bits"}
             _complete(view, first.name, {**flags, **more, **({"alias": number} if number else {})})
         source, watched = first.library.logical(first), first.library.watched(group)
-        return _Block(_alignment(first.itemsize), [_entry(first)], source, watched)
-
-    def _row(self, views: list[View]) -> _Block:
-        """Tensors that follow each other in one storage: each has its name, and their bytes stay together."""
-        for view in views:
-            _complete(view, view.name, dict(view.flags))
-        self.together.append([view.name for view in views])
-        first = views[0]
-        source, watched = _memory(views, first.start, views[-1].end - first.start)
-        return _Block(_alignment(first.itemsize), [_entry(view) for view in views], source, watched)
+        start = first.start if first.contiguous and "bits" not in first.flags else -1
+        return _Block(_alignment(first.itemsize), [_entry(first)], source, watched, start)
 
     def _shared(self, group: list[View]) -> _Block:
         """Tensors that share bytes: the file has the bytes as they lie in memory, from the first to the last."""
         first, largest = group[0], max(group, key=lambda view: _alignment(view.itemsize))
         alignment = _alignment(largest.itemsize)
         start, end = min(view.start for view in group), max(view.end for view in group)
-        start -= (start - largest.start) % alignment
+        below = (start - largest.start) % alignment
+        start -= below
         for number, view in enumerate(group):
             offset = first_element(view) - start
             if view.library.ALIGNED and offset % view.itemsize:
@@ -152,9 +170,10 @@ class Layout:
             _complete(view, first.name, {**place, **view.flags, **({"alias": number} if number else {})})
         size = end - start
         source, watched = _memory(group, start, size)
+        entry = first.name, "U8", [size], size
         if first.tag and size % first.itemsize == 0 and all(view.tag == first.tag for view in group):
-            return _Block(alignment, [(first.name, first.tag, [size // first.itemsize], size)], source, watched)
-        return _Block(alignment, [(first.name, "U8", [size], size)], source, watched)
+            entry = first.name, first.tag, [size // first.itemsize], size
+        return _Block(alignment, [entry], source, watched, -1 if below or size % alignment else start)
 
 
 def _aligned(blocks: Iterable[_Block], views: list[View]) -> Iterator[_Block]:
@@ -165,7 +184,7 @@ def _aligned(blocks: Iterable[_Block], views: list[View]) -> Iterator[_Block]:
         if gap:
             paddings += 1
             name = safetensors.PADDING if paddings == 1 else f"{safetensors.PADDING}#{paddings}"
-            yield _Block(1, [(name, "U8", [gap], gap)], views[0].library.zeros(gap), [])
+            yield _Block(1, [(name, "U8", [gap], gap)], views[0].library.zeros(gap), [], -1)
         yield block
         position += gap + sum(size for _, _, _, size in block[1])
 

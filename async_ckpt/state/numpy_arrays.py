@@ -168,7 +168,8 @@ def encode_value(value: Any) -> Any:
     """JSON for a scalar of numpy, or for one of its types; None: it is neither."""
     if isinstance(value, np.generic):
         _check(value.dtype, "a scalar")
-        return {"$scalar": value.tobytes().hex(), "dtype": value.dtype.str}
+        data = value.tobytes()[: value.itemsize]  # Empty text has a size of 0, and yet some bytes.
+        return {"$scalar": data.hex(), "dtype": value.dtype.str}
     if isinstance(value, np.dtype):
         _check(value, "a type")
         return {"$dtype": value.str}

@@ -79,11 +79,11 @@ class _Planner:
         self._encoder = Encoder(self._leaf, self._other)
         # Where nobody has imported them, there are none of their tensors.
         self._libraries: list[Any] = []
-        if "torch" in sys.modules:
+        if sys.modules.get("torch") is not None:
             from . import torch_tensors
 
             self._libraries.append(torch_tensors)
-        if "numpy" in sys.modules:
+        if sys.modules.get("numpy") is not None:
             from . import numpy_arrays
 
             self._libraries.append(numpy_arrays)

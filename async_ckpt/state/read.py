@@ -239,7 +239,7 @@ class _Reader:
         dtype, itemsize = library.dtype_named(leaf["dtype"] if "dtype" in leaf else library.NAMES[entry.tag])
         shape = leaf.get("shape", list(entry.shape))
         unit = library.unit(itemsize)
-        if not safetensors.are_sizes(shape):
+        if not safetensors.are_sizes(shape) or safetensors.product(shape) * itemsize >= 1 << 63:
             raise ValueError("a shape is no list of sizes")
         strides, offset = contiguous(shape, unit), entry.begin - block[0]
         if "strides" in leaf:
@@ -248,8 +248,10 @@ class _Reader:
         elif safetensors.product(shape) * itemsize != entry.end - entry.begin:
             raise ValueError("a tensor has another size than its bytes")
         was_strided = leaf.get("was_strided")
-        if was_strided is not None and not is_dense(shape, _integers(was_strided, len(shape)), unit):
-            raise ValueError("a tensor would have had holes")
+        if was_strided is not None:
+            if "strides" in leaf or not is_dense(shape, _integers(was_strided, len(shape)), unit):
+                raise ValueError("a tensor would have had holes")
+            was_strided = tuple(was_strided)
         if 0 in shape:
             strides, offset = contiguous(shape, unit), 0
         else:

@@ -23,6 +23,8 @@ _DTYPES: dict[torch.dtype, tuple[str, int]] = {
     for dtype in vars(torch).values()
     if isinstance(dtype, torch.dtype) and not str(dtype).startswith("torch.q")
 }
+#: Types of one byte that cannot be copied as such, and one whose copies are not always the same byte.
+_AS_BYTES = {name for name, size in _DTYPES.values() if size == 1 and (name not in _TAGS or name == "bool")}
 _BY_NAME = {name: dtype for dtype, (name, _) in _DTYPES.items()}
 
 #: By the name of a tensor's class: what it is, and the way out.
@@ -136,7 +138,7 @@ def logical(view: View) -> Any:
     value = view.value
     if view.flags:
         value = value.detach().resolve_conj().resolve_neg()
-    return value if view.tag or view.itemsize > 1 else value.view(torch.uint8)
+    return value.view(torch.uint8) if view.dtype in _AS_BYTES else value
 
 
 def zeros(size: int) -> Any:

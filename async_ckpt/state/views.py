@@ -1,7 +1,7 @@
 """Which bytes of memory a state's tensors are, and which of them share some.
 
-Tensors whose bytes overlap are one *block* of the file, stored once, and share memory again when they are loaded. So do
-those that follow each other without a gap in one storage. Any other tensor is a block of its own.
+Tensors whose bytes overlap are one *block* of the file, stored once, and share memory again when they are loaded. Any
+other tensor is a block of its own. Blocks that follow each other in one storage do so in the file.
 """
 
 from __future__ import annotations
@@ -108,29 +108,38 @@ def first_element(view: View) -> int:
     return view.start - sum(min((size - 1) * stride, 0) for size, stride in zip(view.shape, view.strides, strict=False))
 
 
-def blocks(views: list[View]) -> list[list[View]]:
-    """Groups of views that share bytes, or follow each other in one storage; each group, and all of them, by number."""
-    found: list[list[View]] = []
+def groups(views: list[View]) -> list[list[list[View]]]:
+    """Which views share bytes.
+
+    Returns
+    -------
+    list of list of list of View
+        Groups of views that share bytes, in rows: those of a row follow each other in one storage, without gaps. Rows,
+        and the views of a group, are sorted by number; the groups of a row by address.
+    """
+    rows: list[list[list[View]]] = []
     group: list[View] = []
-    before = (-1, 0)
+    device, end = -1, 0
     for view in sorted(views, key=_ADDRESS):
-        device, end = before
         start = view.start
         if start == view.end:
-            found.append([view])
-            continue
-        if view.device == device and (start < end or (start == end and _touch(group[-1], view))):
+            rows.append([[view]])
+        elif view.device == device and start < end:
             group.append(view)
-            before = device, max(end, view.end)
+            end = max(end, view.end)
         else:
-            group = [view]
-            found.append(group)
-            before = view.device, view.end
-    for group in found:
-        if len(group) > 1:
-            group.sort(key=_NUMBER)
-    found.sort(key=lambda group: group[0][0])
-    return found
+            new = [view]
+            if view.device == device and start == end and _touch(group[-1], view):
+                rows[-1].append(new)
+            else:
+                rows.append([new])
+            group, device, end = new, view.device, view.end
+    for row in rows:
+        for group in row:
+            if len(group) > 1:
+                group.sort(key=_NUMBER)
+    rows.sort(key=lambda row: row[0][0].number if len(row) == 1 else min(group[0].number for group in row))
+    return rows
 
 
 _ADDRESS, _NUMBER = itemgetter(1, 2), itemgetter(0)
