@@ -1,0 +1,197 @@
+"""Saved states of torch while a training goes on: what it writes too early is noticed, and is in no checkpoint."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+
+from async_ckpt.errors import FlushError, SnapshotError
+from async_ckpt.state.copies import Copies
+from async_ckpt.state.stager import StateSaver, state_saver
+from harness.tasks.task import Task
+from tests.crash.test_state import Held, loaded
+
+torch: Any = pytest.importorskip("torch", reason="torch is installed for the long tests")
+pytestmark = pytest.mark.long
+
+#: More than is copied at once.
+BIG = 1 << 16
+
+
+@pytest.fixture
+def saver(task: Task) -> StateSaver:
+    return state_saver(task.start())
+
+
+def in_place(weights: Any) -> None:
+    with torch.no_grad():
+        weights.add_(1)
+
+
+def by_slice(weights: Any) -> None:
+    with torch.no_grad():
+        weights[-1] = 5
+
+
+def through_a_view(weights: Any) -> None:
+    weights.detach().view(2, -1)[1].zero_()
+
+
+def by_foreach(weights: Any) -> None:
+    with torch.no_grad():
+        torch._foreach_mul_([weights], 2.0)
+
+
+def by_an_optimizer(weights: Any) -> None:
+    weights.grad = torch.ones_like(weights)
+    torch.optim.SGD([weights], lr=0.1, foreach=False).step()
+
+
+def by_a_fused_optimizer(weights: Any) -> None:
+    weights.grad = torch.ones_like(weights)
+    torch.optim.Adam([weights], fused=True).step()
+
+
+def out_of(weights: Any) -> None:
+    torch.add(torch.ones(BIG), 1, out=weights.detach())
+
+
+WRITES = [in_place, by_slice, through_a_view, by_foreach, by_an_optimizer, by_a_fused_optimizer, out_of]
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_a_write_before_the_copies_are_over_is_noticed(
+    task: Task, saver: StateSaver, monkeypatch: pytest.MonkeyPatch, write: Any
+) -> None:
+    held = Held(monkeypatch)
+    weights = torch.nn.Parameter(torch.ones(BIG))
+    # As a state_dict() has it.
+    handle = saver.save({"deep": [{"weights": weights.detach()}]}, staging="async")
+    write(weights)
+    held.go_on.set()
+    with pytest.raises(SnapshotError, match=r"has changed while it was copied: somebody has written to .*weights"):
+        handle.staged()
+    with pytest.raises(SnapshotError):
+        handle.wait(60)
+    with pytest.raises(FlushError, match=r"0.mfchckpt.0 \(The state has changed"):
+        saver._checkpointer.flush(60)
+    assert not task.committed()
+    # The next one is none the worse for it.
+    monkeypatch.undo()
+    assert torch.equal(loaded(task, saver.save({"weights": weights.detach()}).wait(60))["weights"], weights)
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_a_write_after_staged_is_none_of_its_business(task: Task, saver: StateSaver, write: Any) -> None:
+    weights = torch.nn.Parameter(torch.ones(BIG))
+    handle = saver.save({"weights": weights.detach()}, staging="async").staged()
+    write(weights)
+    handle.wait(60)
+    assert torch.equal(loaded(task, handle)["weights"], torch.ones(BIG))
+
+
+def test_another_thread_that_writes_under_a_sync_save_is_noticed(
+    task: Task, saver: StateSaver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensor = torch.ones(BIG)
+    finish = Copies.finish
+
+    def during(copies: Copies, *, threads: int) -> None:
+        thread = threading.Thread(target=in_place, args=(tensor,))
+        thread.start()
+        thread.join()
+        finish(copies, threads=threads)
+
+    monkeypatch.setattr(Copies, "finish", during)
+    with pytest.raises(SnapshotError, match="written to weights"):
+        saver.save({"weights": tensor})
+    saver._checkpointer.flush(60)
+    assert not task.committed()
+
+
+def test_the_optimizer_waits_before_its_next_step_and_only_that(
+    task: Task, saver: StateSaver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = torch.nn.Linear(256, 256)
+    optimizer = torch.optim.Adam(model.parameters())
+
+    def step() -> None:
+        model(torch.ones(256)).sum().backward()
+        optimizer.step()
+
+    step()
+    wanted = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    held = Held(monkeypatch)
+    handle = saver.save(
+        {"model": model.state_dict(), "optimizer": optimizer.state_dict()}, staging="async", optimizer=optimizer
+    )
+    stepping = threading.Thread(target=step)
+    stepping.start()
+    stepping.join(0.2)
+    assert stepping.is_alive()
+    assert all(torch.equal(model.state_dict()[name], wanted[name]) for name in wanted)
+    held.go_on.set()
+    stepping.join(60)
+    assert not stepping.is_alive()
+    assert not optimizer._optimizer_step_pre_hooks
+    handle.wait(60)
+    state = loaded(task, handle)
+    assert all(torch.equal(state["model"][name], wanted[name]) for name in wanted)
+    assert not torch.equal(model.weight, wanted["weight"])
+
+
+def test_tensors_without_versions_are_copied_before_the_save_returns(
+    task: Task, saver: StateSaver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = Held(monkeypatch)
+    with torch.inference_mode():
+        tensor = torch.ones(BIG)
+        handle = saver.save({"weights": tensor}, staging="async")
+        tensor.zero_()
+    held.go_on.set()
+    handle.wait(60)
+    assert torch.equal(loaded(task, handle)["weights"], torch.ones(BIG))
+
+
+@pytest.mark.parametrize("state_dir", ["/dev/shm", ""])
+@pytest.mark.parametrize("staging", ["sync", "async"])
+def test_tensors_of_all_shapes_arrive_bit_for_bit(task: Task, state_dir: str, staging: str) -> None:
+    task.set(state_dir=state_dir, check_state=True)
+    checkpointer = task.start()
+    generator = torch.Generator().manual_seed(3)
+    base = torch.randn(512, 300, generator=generator)
+    state = {
+        "plain": base,
+        "transposed": base.t(),
+        "strided": base[::2, ::3],
+        "channels": torch.randn(2, 3, 64, 65, generator=generator).to(memory_format=torch.channels_last),
+        "expanded": torch.randn(1, 1000, generator=generator).expand(64, 1000),
+        "empty": torch.empty(0, 5),
+        "scalar": torch.tensor(2.5),
+        "half": torch.randn(BIG, generator=generator).to(torch.bfloat16),
+        "large": torch.randn(20 << 20, generator=generator),
+        "nan": torch.tensor([float("nan"), -0.0, float("inf")]),
+    }
+    handle = state_saver(checkpointer).save(state, staging=staging)
+    handle.wait(60)
+    found = loaded(task, handle)
+    for name, tensor in state.items():
+        assert found[name].dtype == tensor.dtype
+        assert found[name].shape == tensor.shape
+        there, here = found[name].contiguous().view(-1), tensor.contiguous().view(-1)
+        assert torch.equal(there.view(torch.uint8), here.view(torch.uint8)), name
+    checkpointer.flush(60)
+
+
+def test_the_interpreter_goes_on_while_a_thread_copies(saver: StateSaver) -> None:
+    """The loop is not held up by the lock of the interpreter: it runs while hundreds of MiB are copied."""
+    tensor = torch.zeros(64 << 20)
+    saver.save({"weights": tensor}).wait(60)
+    handle = saver.save({"weights": tensor}, staging="async")
+    turns = 0
+    while not handle._staging.copied.is_set():
+        turns += 1
+    assert turns > 100
+    handle.wait(60)
