@@ -49,9 +49,7 @@ class StateFlow(FlowSpec):
                 "step": number,
             }
             # Returns at once. The optimizer waits for the copies before it writes to the weights again.
-            self.saved = current.checkpoint.save_state(
-                state, metadata={"loss": loss.item()}, staging="async", optimizer=optimizer
-            )
+            self.saved = current.checkpoint.save_state(state, metadata={"loss": loss.item()}, staging="async")
         self.next(self.end)
 
     @step

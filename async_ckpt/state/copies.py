@@ -27,6 +27,19 @@ _SLICE_BYTES = 64 << 20
 _CUT_BYTES = 8 << 20
 
 
+class _Watched:
+    """A piece, and the versions that its tensors have now."""
+
+    def __init__(self, piece: Piece) -> None:
+        self.piece = piece
+        self._versions = [tensor._version for tensor in piece.watched]
+
+    def check(self) -> None:
+        """Raise ``SnapshotError`` if somebody has written to it since."""
+        if [tensor._version for tensor in self.piece.watched] != self._versions:
+            raise _changed(self.piece)
+
+
 class Copies:
     """See the module's docstring.
 
@@ -41,32 +54,52 @@ class Copies:
     def __init__(self, plan: Plan, buffer: Buffer, cuda: Cuda | None, *, check: bool) -> None:
         self._plan, self._buffer, self._cuda, self._check = plan, buffer, cuda, check
         self._begun = False
-        #: Not copied yet, and nobody is at it.
+        #: What is copied while the training goes on, with its versions when the copy began; of that, what the host has
+        #: not copied yet; and the events of devices.
+        self._late: list[_Watched] = []
         self._left: list[Piece] = []
         self._events: list[Any] = []
-        #: The versions of tensors when the copy began: one that was written to since has another.
-        self._versions = [(piece, tensor, tensor._version) for piece in plan.pieces for tensor in piece.watched]
         self._lock = threading.Lock()
         #: Whether whoever trains has asked to be held up: what is written from then on comes after the copies.
         self._held = False
 
     def begin(self) -> None:
-        """Copy what is small, and what nobody could tell of that it was written to; have devices begin. Only once."""
+        """Copy what is small, and what nobody could tell of that it was written to; have devices begin. Only once.
+
+        The forward pass of a model may write to what is small, such as running means.
+
+        Raises
+        ------
+        SnapshotError, OSError
+            As ``finish``.
+        """
         if self._begun:
             return
         self._begun = True
-        on_device = []
+        at_once: list[Piece] = []
+        ordered: list[Piece] = []
+        beside: list[Piece] = []
         for piece in self._plan.pieces:
+            late = piece.nbytes > _SMALL_BYTES and bool(piece.watched)
             if self._cuda is not None and self._buffer.memory is not None and getattr(piece.source, "is_cuda", False):
-                on_device.append(piece)
-            elif piece.nbytes <= _SMALL_BYTES or not piece.watched:
-                self._copy(piece)
+                (beside if late else ordered).append(piece)
             else:
-                self._left.append(piece)
-        if on_device and self._cuda is not None and self._buffer.memory is not None:
-            memory = self._buffer.memory
-            self._events = self._cuda.copy((_place(piece, memory), piece.source) for piece in on_device)
+                (self._left if late else at_once).append(piece)
+        self._late = [_Watched(piece) for piece in (*self._left, *beside)]
+        self._copy_at_once([_Watched(piece) for piece in at_once])
+        self._enqueue(ordered, beside=False)
+        self._enqueue(beside, beside=True)
         self._write(self._plan.header, 0)
+
+    def _copy_at_once(self, pieces: list[_Watched]) -> None:
+        for watched in pieces:
+            self._copy(watched.piece)
+        self._check_all(pieces)
+
+    def _enqueue(self, pieces: list[Piece], *, beside: bool) -> None:
+        if pieces and self._cuda is not None and self._buffer.memory is not None:
+            memory = self._buffer.memory
+            self._events += self._cuda.copy(((_place(piece, memory), piece.source) for piece in pieces), beside=beside)
 
     def finish(self, *, threads: int) -> None:
         """Copy the rest, and wait for devices.
@@ -86,11 +119,9 @@ class Copies:
         self._copy_all(self._left, threads)
         for event in self._events:
             event.synchronize()
-        if self._check and not self._held:
-            self._compare()
         with self._lock:
             if not self._held:
-                self._check_versions()
+                self._check_all(self._late)
 
     def hold_training(self) -> bool:
         """Have what training enqueues on devices from now on come after the copies. False: they are made on the host,
@@ -105,21 +136,20 @@ class Copies:
             return False
         with self._lock:
             if not self._held:
-                self._check_versions()
+                for watched in self._late:
+                    watched.check()
                 self._cuda.hold_training(self._events)
                 self._held = True
         return True
 
-    def _check_versions(self) -> None:
-        for piece, tensor, version in self._versions:
-            if tensor._version != version:
-                raise _changed(piece)
-
-    def _compare(self) -> None:
-        """Read everything again: finds also what changes no version, such as a write through ``.data`` or by numpy."""
-        for piece in self._plan.pieces:
-            if not self._is_equal(piece):
-                raise _changed(piece)
+    def _check_all(self, pieces: list[_Watched]) -> None:
+        """See that nobody has written to what was copied. Where every byte is compared, also what changes no version is
+        found, such as a write through ``.data`` or by numpy.
+        """
+        for watched in pieces:
+            watched.check()
+            if self._check and not self._is_equal(watched.piece):
+                raise _changed(watched.piece)
 
     # -- on the host -----------------------------------------------------------------------------------------------
 

@@ -43,8 +43,13 @@ class Cuda:
             self._pinned.discard(address)
             self._cuda.cudart().cudaHostUnregister(address)
 
-    def copy(self, copies: Iterable[tuple[Any, Any]]) -> list[Any]:
+    def copy(self, copies: Iterable[tuple[Any, Any]], *, beside: bool = True) -> list[Any]:
         """Enqueue copies (target, source), each after what the training's stream does to its source now.
+
+        Parameters
+        ----------
+        beside : bool
+            On a stream of their own, so that the training goes on meanwhile; else in the training's stream.
 
         Returns
         -------
@@ -54,13 +59,14 @@ class Cuda:
         by_device: dict[Any, list[tuple[Any, Any]]] = {}
         for target, source in copies:
             by_device.setdefault(source.device, []).append((target, source))
-        return [self._copy(device, group) for device, group in by_device.items()]
+        return [self._copy(device, group, beside) for device, group in by_device.items()]
 
-    def _copy(self, device: Any, copies: list[tuple[Any, Any]]) -> Any:
-        if device not in self._streams:
+    def _copy(self, device: Any, copies: list[tuple[Any, Any]], beside: bool) -> Any:
+        training = self._cuda.current_stream(device)
+        if beside and device not in self._streams:
             self._streams[device] = self._cuda.Stream(device=device)
-        stream = self._streams[device]
-        stream.wait_stream(self._cuda.current_stream(device))
+        stream = self._streams[device] if beside else training
+        stream.wait_stream(training)
         with self._cuda.stream(stream):
             for target, source in copies:
                 target.copy_(source, non_blocking=True)

@@ -12,7 +12,6 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -34,6 +33,7 @@ from .buffers import Buffer, Buffers
 from .copies import Copies
 from .device import Cuda
 from .load import rank_folder
+from .optimizers import hold_optimizers
 from .plan import Plan, plan
 from .read import PICKLE_FILE, STATE_FILE, STRUCTURE_FILE
 
@@ -168,7 +168,6 @@ class StateSaver:
         staging: str = STAGINGS[0],
         max_host_bytes: int = 0,
         pickle: bool = False,
-        optimizer: Any = None,
         **options: Any,
     ) -> StateReference:
         """See ``current.checkpoint.save_state``; ``options`` are those of ``SaveOptions``."""
@@ -176,7 +175,6 @@ class StateSaver:
             raise UsageError(f"staging={staging!r} is unknown", hint=f"Use one of {', '.join(STAGINGS)}")
         if max_host_bytes < 0:
             raise UsageError(f"max_host_bytes={max_host_bytes} is less than nothing")
-        hook_on = _hook_of(optimizer)
         given = SaveOptions(**options)
         metadata, notes = plain(given.metadata, self._config)
         planned = plan(state, pickle=pickle)
@@ -200,9 +198,8 @@ class StateSaver:
                 made.ended.set()
                 self._spare_later(made)
         else:
+            hold_optimizers(made)
             self._complete_later(made, handle.id)
-            if hook_on is not None:
-                _hold_at_step(hook_on, handle)
         self._saver.say_what_was_refused()
         return handle
 
@@ -354,25 +351,3 @@ def _explained(error: Exception, path: str) -> CheckpointError:
 def _write(path: str, data: bytes) -> None:
     with open(path, "xb") as file:
         file.write(data)
-
-
-def _hook_of(optimizer: Any) -> Callable[..., Any] | None:
-    if optimizer is None:
-        return None
-    hook = getattr(optimizer, "register_step_pre_hook", None)
-    if hook is None:
-        raise UsageError(
-            f"optimizer={type(optimizer).__name__} cannot be told to wait before its step",
-            hint="Call .staged() of what save_state() returned before the optimizer's step",
-        )
-    return hook  # type: ignore[no-any-return]
-
-
-def _hold_at_step(register: Callable[..., Any], handle: StateReference) -> None:
-    """Before its next step the optimizer waits for the copies."""
-
-    def hold(*_: object) -> None:
-        hook.remove()
-        handle.staged()
-
-    hook = register(hold)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from typing import Any
 
@@ -44,21 +45,17 @@ def by_foreach(weights: Any) -> None:
         torch._foreach_mul_([weights], 2.0)
 
 
-def by_an_optimizer(weights: Any) -> None:
-    weights.grad = torch.ones_like(weights)
-    torch.optim.SGD([weights], lr=0.1, foreach=False).step()
-
-
-def by_a_fused_optimizer(weights: Any) -> None:
-    weights.grad = torch.ones_like(weights)
-    torch.optim.Adam([weights], fused=True).step()
-
-
 def out_of(weights: Any) -> None:
     torch.add(torch.ones(BIG), 1, out=weights.detach())
 
 
-WRITES = [in_place, by_slice, through_a_view, by_foreach, by_an_optimizer, by_a_fused_optimizer, out_of]
+def by_a_fused_optimizer(weights: Any) -> None:
+    """It changes no version: that is why optimizers are held up."""
+    weights.grad = torch.ones_like(weights)
+    torch.optim.Adam([weights], fused=True).step()
+
+
+WRITES = [in_place, by_slice, through_a_view, by_foreach, out_of]
 
 
 @pytest.mark.parametrize("write", WRITES)
@@ -83,7 +80,7 @@ def test_a_write_before_the_copies_are_over_is_noticed(
     assert torch.equal(loaded(task, saver.save({"weights": weights.detach()}).wait(60))["weights"], weights)
 
 
-@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("write", [*WRITES, by_a_fused_optimizer])
 def test_a_write_after_staged_is_none_of_its_business(task: Task, saver: StateSaver, write: Any) -> None:
     weights = torch.nn.Parameter(torch.ones(BIG))
     handle = saver.save({"weights": weights.detach()}, staging="async").staged()
@@ -111,11 +108,12 @@ def test_another_thread_that_writes_under_a_sync_save_is_noticed(
     assert not task.committed()
 
 
-def test_the_optimizer_waits_before_its_next_step_and_only_that(
-    task: Task, saver: StateSaver, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("options", [{}, {"fused": True}, {"foreach": True}], ids=str)
+def test_optimizers_wait_before_their_next_step(
+    task: Task, saver: StateSaver, monkeypatch: pytest.MonkeyPatch, options: dict[str, bool]
 ) -> None:
     model = torch.nn.Linear(256, 256)
-    optimizer = torch.optim.Adam(model.parameters())
+    optimizer = torch.optim.Adam(model.parameters(), **options)
 
     def step() -> None:
         model(torch.ones(256)).sum().backward()
@@ -124,9 +122,7 @@ def test_the_optimizer_waits_before_its_next_step_and_only_that(
     step()
     wanted = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     held = Held(monkeypatch)
-    handle = saver.save(
-        {"model": model.state_dict(), "optimizer": optimizer.state_dict()}, staging="async", optimizer=optimizer
-    )
+    handle = saver.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, staging="async")
     stepping = threading.Thread(target=step)
     stepping.start()
     stepping.join(0.2)
@@ -135,11 +131,43 @@ def test_the_optimizer_waits_before_its_next_step_and_only_that(
     held.go_on.set()
     stepping.join(60)
     assert not stepping.is_alive()
-    assert not optimizer._optimizer_step_pre_hooks
     handle.wait(60)
     state = loaded(task, handle)
     assert all(torch.equal(state["model"][name], wanted[name]) for name in wanted)
     assert not torch.equal(model.weight, wanted["weight"])
+
+
+def test_a_step_that_has_nothing_to_wait_for_goes_on(saver: StateSaver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither after a copy that has failed, nor in a child, where nobody copies."""
+    weights = torch.nn.Parameter(torch.ones(BIG))
+    optimizer = torch.optim.SGD([weights], lr=0.1)
+    weights.grad = torch.ones_like(weights)
+    held = Held(monkeypatch)
+    handle = saver.save({"weights": weights.detach()}, staging="async")
+    pid = os.fork()
+    if pid == 0:
+        torch.set_num_threads(1)  # Those of the parent do not exist here.
+        optimizer.step()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    in_place(weights)
+    held.go_on.set()
+    optimizer.step()
+    assert handle.state == "FAILED"
+
+
+def test_a_forward_pass_may_write_to_small_buffers(
+    task: Task, saver: StateSaver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As to the running means of a batch norm."""
+    model = torch.nn.BatchNorm1d(16)
+    held = Held(monkeypatch)
+    handle = saver.save(model.state_dict(), staging="async")
+    model(torch.randn(8, 16))
+    held.go_on.set()
+    handle.wait(60)
+    assert loaded(task, handle)["running_mean"].eq(0).all()
+    assert model.running_mean.ne(0).any()
 
 
 def test_tensors_without_versions_are_copied_before_the_save_returns(

@@ -156,6 +156,15 @@ def test_each_device_has_its_stream_and_all_are_held(cuda: FakeCuda) -> None:
     assert len(cuda.sides) == 2
 
 
+def test_in_the_trainings_own_stream_nothing_has_to_be_held(cuda: FakeCuda) -> None:
+    source, target = Tensor("cuda:0", 1, cuda), Tensor("cpu", -1, cuda)
+    training = cuda.training["cuda:0"]
+    (event,) = Cuda(cuda).copy([(target, source)], beside=False)
+    training.enqueue("write", lambda: setattr(source, "value", 2))
+    cuda.run([training])
+    assert (target.value, event.over, cuda.sides) == (1, True, [])
+
+
 def test_memory_that_is_copied_is_not_given_away_before(cuda: FakeCuda) -> None:
     source = Tensor("cuda:0", 1, cuda)
     Cuda(cuda).copy([(Tensor("cpu", -1, cuda), source)])

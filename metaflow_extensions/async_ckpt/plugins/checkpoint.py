@@ -205,7 +205,6 @@ class _Checkpoints:
         staging: str = "sync",
         max_host_bytes: int | None = None,
         pickle: bool = False,
-        optimizer: Any = None,
         collective: bool = False,
         rank: int | None = None,
         world_size: int | None = None,
@@ -221,15 +220,14 @@ class _Checkpoints:
             As for ``save()``. Of a collective one each rank's state is its own.
         staging : "sync" or "async", default "sync"
             When this returns: when all is copied, or when the copies are under way. Then nobody may write to the
-            tensors before ``staged()`` of what is returned; a checkpoint of which one was written to is not saved, and
-            fails the step at its end.
+            tensors before ``staged()`` of what is returned. Optimizers of torch wait by themselves before their next
+            step. A checkpoint of which a tensor was written to all the same is not saved, and fails the step at its
+            end.
         max_host_bytes : int, optional
             The most memory to stage in. Default: ``METAFLOW_ASYNC_CKPT_MAX_HOST_BYTES``, or twice the largest state.
             What does not fit is staged on the spool's disk.
         pickle : bool, default False
             Pickle what is neither tensor nor plain value; else that is an error.
-        optimizer : torch.optim.Optimizer, optional
-            With ``staging="async"``: it waits before its next step, as ``staged()`` does.
 
         Returns
         -------
@@ -249,7 +247,7 @@ class _Checkpoints:
 
         return state_saver(self._writer()).save(
             state, name=name, metadata=metadata, latest=latest, staging=staging, max_host_bytes=max_host_bytes or 0,
-            pickle=pickle, optimizer=optimizer, collective=collective, rank=rank, world_size=world_size,
+            pickle=pickle, collective=collective, rank=rank, world_size=world_size,
         )  # fmt: skip
 
     def load_state(
