@@ -23,25 +23,28 @@ class Cuda:
 
     def __init__(self, cuda: Any) -> None:
         self._cuda = cuda
+        #: That of the thread which trains: others have no device of their own, and would open the first one.
+        self._device = cuda.current_device()
         self._streams: dict[Any, Any] = {}
         self._pinned: set[int] = set()
 
     def pin(self, address: int, size: int) -> None:
         """Page-lock host memory, so that copies into it run at full speed and beside the training."""
-        if self._cuda.is_available():
+        with self._cuda.device(self._device):
             error = int(self._cuda.cudart().cudaHostRegister(address, size, 0))
-            if error:
-                log.warning(
-                    f"{size} bytes of host memory cannot be pinned (CUDA error {error}): copies from the device are "
-                    "slower, and hold up the training"
-                )
-            else:
-                self._pinned.add(address)
+        if error:
+            log.warning(
+                f"{size} bytes of host memory cannot be pinned (CUDA error {error}): copies from the device are "
+                "slower, and hold up the training"
+            )
+        else:
+            self._pinned.add(address)
 
     def unpin(self, address: int) -> None:
         if address in self._pinned:
             self._pinned.discard(address)
-            self._cuda.cudart().cudaHostUnregister(address)
+            with self._cuda.device(self._device):
+                self._cuda.cudart().cudaHostUnregister(address)
 
     def copy(self, copies: Iterable[tuple[Any, Any]], *, beside: bool = True) -> list[Any]:
         """Enqueue copies (target, source), each after what the training's stream does to its source now.

@@ -71,6 +71,7 @@ class FakeCuda:
         self.now = self.training["cuda:0"]
         self.registered: dict[int, int] = {}
         self.error = 0
+        self.entered: list[int] = []
 
     def Stream(self, device: str) -> Stream:
         self.sides.append(Stream(f"side {device}"))
@@ -85,8 +86,13 @@ class FakeCuda:
         yield
         self.now = before
 
-    def is_available(self) -> bool:
-        return True
+    def current_device(self) -> int:
+        return 1
+
+    @contextlib.contextmanager
+    def device(self, number: int) -> Iterator[None]:
+        self.entered.append(number)
+        yield
 
     def cudart(self) -> FakeCuda:
         return self
@@ -178,6 +184,7 @@ def test_host_memory_is_pinned_and_let_go(cuda: FakeCuda) -> None:
     device.unpin(4096)
     device.unpin(4096)
     assert not cuda.registered
+    assert cuda.entered == [1, 1], "on the device of whoever trains, from any thread"
 
 
 def test_memory_that_cannot_be_pinned_is_told(cuda: FakeCuda, caplog: pytest.LogCaptureFixture) -> None:
