@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -106,3 +107,19 @@ def test_a_training_that_was_killed_has_the_losses_of_one_that_was_not(tmp_path:
     killed = curves.train(Workspace(tmp_path / "killed"), flow, python, [Kill(line=5, rank=1)], arguments=size)
     (resumed,) = curves.resumed_from(killed, whole)
     assert resumed in (2, 4), "step 4 was being saved"
+
+
+def test_the_nodes_of_a_gang_save_together_and_go_on_from_what_all_had_saved(local: Workspace) -> None:
+    # What was killed never saves its part: the others are not to wait long for it.
+    settings = {"METAFLOW_ASYNC_CKPT_COLLECTIVE_GRACE_S": "2"}
+    run = local.run_flow("dcp_gang_flow", env=settings, python=find_or_make_with_ours())
+    tasks = run.tasks()
+    nodes = tasks["join"][0].artifacts["nodes"]
+    for rank, (resumed_at, loaded, keys) in enumerate(nodes):
+        assert resumed_at == 2, "node 1 died when it had written the third"
+        assert loaded == [[2.0] * 3, [2.0 + rank / 2] * 5]
+        assert len(keys) == 2
+        assert keys == nodes[0][2]
+    (saved,) = {json.dumps(task.artifacts["_task_latest_checkpoint"], sort_keys=True) for task in tasks["train"]}
+    assert json.loads(saved)["world"] == len(nodes)
+    local.assert_clean()
