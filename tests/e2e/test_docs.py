@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import textwrap
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -110,6 +111,25 @@ def of_a_framework(block: Block, local: Workspace) -> None:
     """A page of ``docs/frameworks/`` shows parts of the example that has its name, which a test kills and resumes."""
     name = block.page.rsplit("/", 1)[1].removesuffix(".md")
     excerpt_of(f"{name}_flow.py")(block, local)
+
+
+# -- states -----------------------------------------------------------------------------------------------------------
+
+#: What a loop that trains has at hand.
+_TRAINING = """
+import torch
+from metaflow import current
+model, step, loss = torch.nn.Linear(4, 1), 3, 0.5
+optimizer = torch.optim.Adam(model.parameters())
+whole, data = model, [torch.ones(4)] * 3
+model = lambda batch: whole(batch).sum()
+model.state_dict = whole.state_dict
+"""
+
+
+@way("docs/state.md", "_state(", pytest.mark.long)
+def a_state_is_saved(block: Block, local: Workspace) -> None:
+    in_a_step(replace(block, text=_TRAINING + block.text), local, "in the step")
 
 
 # -- README ------------------------------------------------------------------------------------------------------------
