@@ -153,6 +153,9 @@ DDP = """`torchrun` trains a real model on two ranks (DistributedDataParallel, g
 In each attempt a rank is killed, at a random step and moment (in the forward pass, before its save, after it), and the
 retry goes on from what all had saved. Every loss is compared with that of a training that was left alone, float for
 float."""
+INTEGRATIONS = """The flows of the [frameworks' pages](docs/frameworks/README.md), run as they are. SIGKILL comes to
+what trains at random moments, once or more in a run, and `@retry` resumes. Every loss is compared with that of a run
+that was left alone, float for float."""
 WRITERS = "A task, its threads, its forks and its subprocesses save at the same time; every checkpoint is read back."
 FLEET = "Subprocesses of one task save at the same time through its one socket; every checkpoint is read back."
 
@@ -214,6 +217,7 @@ SECTIONS: tuple[tuple[str, str, str, Render, Judge | None], ...] = (
     ("gangs", "Gangs whose ranks are killed", GANGS, table, None),
     ("collective", "The commit of many nodes", COLLECTIVE, table, None),
     ("ddp", "Data-parallel training, killed and resumed", DDP, table, None),
+    ("integrations", "Frameworks, killed and resumed", INTEGRATIONS, table, None),
 )
 
 
