@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import tempfile
+from collections.abc import Mapping
 from typing import Any
 
 from ..config import ENV_SPOOL
@@ -65,6 +66,27 @@ def new_directory() -> str:
 def is_one_machine() -> bool:
     """Whether all processes that can save in this step's name are on one machine: it is no gang of several nodes."""
     return Checkpointer.from_environment().task.nodes == 1
+
+
+def newest(name: str, framework: str) -> dict[str, Any] | None:
+    """The newest checkpoint of this name in this task whose metadata says that it is of this ``framework``, else what
+    the step was loaded with if that is one. None if there is none.
+
+    Raises
+    ------
+    UsageError, StoreError
+        As ``current.checkpoint.list``.
+    """
+    there = checkpoints()
+    found = [*there.list(name=name), *filter(None, [getattr(there, "info", None)])]
+    of_name = (each for each in found if each["name"] == name)
+    return next((dict(each) for each in of_name if (each["metadata"] or {}).get("framework") == framework), None)
+
+
+def is_in_directory(reference: Mapping[str, Any]) -> bool:
+    """Whether this checkpoint is what ``current.checkpoint.directory`` was loaded with."""
+    info = getattr(checkpoints(), "info", None)
+    return info is not None and bool(info["key"] == reference["key"])
 
 
 def rank() -> int:

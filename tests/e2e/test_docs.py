@@ -108,9 +108,17 @@ def excerpt_of(flow: str) -> Callable[[Block, Workspace], None]:
 
 
 def of_a_framework(block: Block, local: Workspace) -> None:
-    """A page of ``docs/frameworks/`` shows parts of the example that has its name, which a test kills and resumes."""
+    """A page of ``docs/frameworks/`` shows parts of an example that has its name, which a test kills and resumes."""
     name = block.page.rsplit("/", 1)[1].removesuffix(".md")
-    excerpt_of(f"{name}_flow.py")(block, local)
+    missing = []
+    for example in sorted((REPOSITORY / "examples").glob(f"{name}_*.py")):
+        try:
+            excerpt_of(example.name)(block, local)
+        except AssertionError as error:
+            missing.append(str(error))
+        else:
+            return
+    raise AssertionError("\n".join(missing) or f"no example is named {name}_*.py")
 
 
 # -- states -----------------------------------------------------------------------------------------------------------

@@ -110,15 +110,15 @@ def test_beside_the_extension_only_what_asks_metaflow_imports_it() -> None:
     assert importing == {"stores/metaflow.py", "task/which.py", "task/listing.py", "integrations/_task.py"}
 
 
-def test_integrations_use_what_every_user_has_and_share_one_file() -> None:
+def test_integrations_use_what_every_user_has_and_share_three_files() -> None:
     """Nothing imports them, as their room is the last one."""
     for path in (PACKAGE / "integrations").glob("*.py"):
         used = {name for name in own_imports(path) if name not in ("config", "errors")}
         used -= {name for name in used if name.startswith(("config.", "errors."))}
-        shared = {"__init__": (), "_task": ("task.checkpointer", "task.checkpointer.Checkpointer")}.get(
-            path.stem, ("integrations", "integrations._task")
+        shared = {"__init__": set(), "_task": {"task.checkpointer", "task.checkpointer.Checkpointer"}}.get(
+            path.stem, {"integrations", *(f"integrations._{name}" for name in ("nodes", "random", "task"))}
         )
-        assert {name for name in used if not name.startswith("integrations._task.")} <= set(shared), path.name
+        assert {name for name in used if not name.startswith("integrations._task.")} <= shared, path.name
 
 
 def test_only_the_s3_store_imports_aws_libraries() -> None:

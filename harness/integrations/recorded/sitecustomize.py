@@ -52,7 +52,8 @@ def _keras(callback_list):
     ended = callback_list.CallbackList.on_train_batch_end
 
     def recorded(self, batch, logs=None):
-        record(logs["loss"])
+        if sys.modules["keras"].backend.backend() != "torch":  # There ``backward()`` has written it down.
+            record(logs["loss"])
         ended(self, batch, logs)
 
     callback_list.CallbackList.on_train_batch_end = recorded
