@@ -198,8 +198,8 @@ class StateSaver:
                 made.ended.set()
                 self._spare_later(made)
         else:
-            hold_optimizers(made)
             self._complete_later(made, handle.id)
+            hold_optimizers(made)
         self._saver.say_what_was_refused()
         return handle
 

@@ -156,6 +156,21 @@ def test_a_step_that_has_nothing_to_wait_for_goes_on(saver: StateSaver, monkeypa
     assert handle.state == "FAILED"
 
 
+def test_a_save_that_cannot_begin_holds_nobody_up(saver: StateSaver, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(copies: Copies) -> None:
+        raise RuntimeError("CUDA error: out of memory")
+
+    weights = torch.nn.Parameter(torch.ones(BIG))
+    monkeypatch.setattr(Copies, "begin", fail)
+    for staging in ("sync", "async"):
+        with pytest.raises(SnapshotError, match="out of memory"):
+            saver.save({"weights": weights.detach()}, staging=staging)
+    weights.grad = torch.ones_like(weights)
+    torch.optim.SGD([weights], lr=0.1).step()
+    monkeypatch.undo()
+    saver.save({"weights": weights.detach()}, staging="async").wait(60)
+
+
 def test_a_forward_pass_may_write_to_small_buffers(
     task: Task, saver: StateSaver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
