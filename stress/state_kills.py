@@ -1,11 +1,12 @@
 """A task saves states in threads and in a subprocess; it, the subprocess, its agent and its uploader are killed.
 
-    python -m stress.state_kills [--minutes M] [--store local|s3] [--victim V] [--moment M] [--torch] [--seed N]
+    python -m stress.state_kills [--minutes M] [--store local|s3] [--victim V] [--moment M] [--torch] [--memory OPTIONS]
 
 A round is one task (``harness/kills/state_kills.py``): killed attempt after attempt at random moments, or between copy
 and link, link and record, record and return. In the end each state whose save had returned is in the store, bit for
 bit, nothing is torn, and nothing is left in memory. S3 is rclone's server, whose objects are looked at as files. Exit
-status 1 if something is wrong; its directory is left then, and printed.
+status 1 if something is wrong; its directory is left then, and printed. ``--memory size=64m`` has the states staged in
+a file system in memory that is mounted with these options (needs root): one that is too small, or read-only.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ import contextlib
 import itertools
 import random
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,6 +46,7 @@ def main() -> int:
     parser.add_argument("--victim", choices=list(VICTIMS), nargs="+", default=list(VICTIMS))
     parser.add_argument("--moment", choices=MOMENTS, nargs="+", default=list(MOMENTS))
     parser.add_argument("--kills", type=int, default=6, help="of a round")
+    parser.add_argument("--memory", help="options with which tmpfs is mounted, to stage in it")
     parser.add_argument("--torch", action="store_true", help="save tensors of torch as well")
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--no-record", action="store_true", help="keep the figures out of BENCHMARKS.md")
@@ -58,6 +62,9 @@ def main() -> int:
         if "s3" in options.store:
             patch = stack.enter_context(pytest.MonkeyPatch.context())
             s3 = stack.enter_context(s3_target(Path(stack.enter_context(memory_directory())), patch))
+        state_dir = "/dev/shm"
+        if options.memory:
+            state_dir = stack.enter_context(_mounted(base / "memory", options.memory))
         number = 0
         while time.monotonic() < until:
             random_.shuffle(cells)
@@ -65,8 +72,9 @@ def main() -> int:
                 if time.monotonic() < until:
                     place = _place(base / f"round-{number}", s3 if store == "s3" else None)
                     cell = StateRound(
-                        *place, victim, moment, random_.getrandbits(32), kills=options.kills, spec={"kinds": kinds}
-                    )
+                        *place, victim, moment, random_.getrandbits(32),
+                        state_dir=state_dir, kills=options.kills, spec={"kinds": kinds},
+                    )  # fmt: skip
                     _play(cell, f"{number}: {store}, {victim}, {moment}", sums.setdefault((store, victim), Found()))
                     number += 1
     rows = [_row(*case, found) for case, found in sorted(sums.items())]
@@ -78,6 +86,16 @@ def main() -> int:
         shutil.rmtree(base)
     print("0 violations" if not wrong else f"{wrong} violations; see {base}")
     return bool(wrong)
+
+
+@contextlib.contextmanager
+def _mounted(folder: Path, options: str) -> Iterator[str]:
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], check=True)
+    try:
+        yield str(folder)
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def _place(base: Path, s3: tuple[StoreSpec, Path] | None) -> tuple[Path, StoreSpec, Path]:

@@ -177,7 +177,7 @@ class Buffers:
         if why and why not in self._said:
             self._said.add(why)
             log.info(f"The state is staged in the spool, not in memory: {why}")
-        return self._in_spool(size, why)
+        return self.in_spool(size, why)
 
     def _in_memory(self, size: int, most: int) -> tuple[Buffer | None, str]:
         """One in memory, or None, and why it cannot be; no reason where all are in use, as that passes."""
@@ -208,7 +208,8 @@ class Buffers:
         self._on_new(buffer)
         return buffer, ""
 
-    def _in_spool(self, size: int, why: str) -> Buffer:
+    def in_spool(self, size: int, why: str) -> Buffer:
+        """One in the spool, on the disk; ``why`` there is none in memory, for the error."""
         # Beside the snapshot that it becomes a part of.
         path = self._spool.snapshots.new_directory(self._spool.directory) + f".{secrets.token_hex(4)}"
         try:

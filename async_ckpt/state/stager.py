@@ -7,6 +7,7 @@ when, and what survives what, is told in docs/state.md.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import threading
@@ -23,6 +24,7 @@ from ..metadata import plain
 from ..ranks.who import Ranks
 from ..spool.journal import FAILED
 from ..system.crash import crash_point
+from ..system.files import pwrite_all
 from ..system.handlers import Allowed, put_off
 from ..system.undisturbed import run
 from ..task.checkpointer import Checkpointer
@@ -260,7 +262,8 @@ class StateSaver:
 
     def _spare(self, made: Staging) -> None:
         """The next save may come before the store has this one: it then finds a buffer."""
-        self._buffers.spare(made.plan.size, made.most_bytes)
+        if not self._tracker.closed:  # What is made now would be left.
+            self._buffers.spare(made.plan.size, made.most_bytes)
 
     def _complete(self, made: Staging, *, threads: int) -> None:
         """Copy what is left to copy, and admit."""
@@ -278,8 +281,24 @@ class StateSaver:
             made.buffer.give_back(used=is_admitted)
 
     def _admit(self, made: Staging) -> None:
+        try:
+            self._admit_from(made, made.buffer)
+        except OSError as error:
+            if error.errno != errno.ENOSPC or made.buffer.memory is None:
+                raise
+            # The state has all of the memory that there is, so that its structure finds no room beside it.
+            on_disk = self._buffers.in_spool(made.plan.size, f"{made.buffer.path}: {os_reason(error)}")
+            is_admitted = False
+            try:
+                pwrite_all(on_disk.fd, memoryview(made.buffer.memory), 0)
+                self._admit_from(made, on_disk)
+                is_admitted = True
+            finally:
+                on_disk.give_back(used=is_admitted)
+
+    def _admit_from(self, made: Staging, buffer: Buffer) -> None:
         folder = rank_folder(made.ranks.rank) if made.ranks else ""
-        data = self._spool.snapshots.new_directory(made.buffer.path)
+        data = self._spool.snapshots.new_directory(buffer.path)
         manifest = Manifest(dirs=[Directory(folder, 0o755, made.began_ns)] if folder else [])
 
         def add(name: str, size: int) -> str:
@@ -289,7 +308,7 @@ class StateSaver:
 
         try:
             os.makedirs(os.path.join(data, folder), 0o700)
-            made.buffer.move_to(add(STATE_FILE, made.plan.size))
+            buffer.move_to(add(STATE_FILE, made.plan.size))
             crash_point("state:linked")
             _write(add(STRUCTURE_FILE, len(made.plan.structure)), made.plan.structure)
             if made.plan.pickled is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -309,6 +310,26 @@ def test_where_no_thread_can_be_started_it_is_saved_all_the_same(
     saved = state_saver(checkpointer).save(state(1, 32 << 20), staging=staging)
     checkpointer.flush(60)
     assert_is(loaded(task, saved), 1, 32 << 20)
+
+
+@pytest.mark.parametrize("staging", ["sync", "async"])
+def test_a_state_that_has_all_of_the_memory_goes_to_the_disk_as_its_structure_finds_no_room(
+    task: Task, monkeypatch: pytest.MonkeyPatch, staging: str
+) -> None:
+    checkpointer, write = task.start(), stager._write
+
+    def refuse(path: str, data: bytes) -> None:
+        if path.startswith("/dev/shm"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+        write(path, data)
+
+    monkeypatch.setattr(stager, "_write", refuse)
+    saver = state_saver(checkpointer)
+    references = [saver.save(state(number), staging=staging) for number in range(3)]
+    checkpointer.flush(60)
+    for number, reference in enumerate(references):
+        assert_is(loaded(task, reference), number)
+    assert {name.rpartition(".")[2] for name in names_in_memory(checkpointer.spool)} == {"buffer"}
 
 
 def test_a_copy_that_cannot_begin_is_an_error_and_leaves_its_place_to_others(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -28,8 +28,10 @@ def shm(on_filesystem: object) -> Path:
 
 
 @pytest.fixture
-def spool(tmp_path: Path) -> Spool:
-    return Spool.create(str(tmp_path / "spools"), TASK, StoreSpec("local", str(tmp_path / "store")))
+def spool(tmp_path: Path) -> Iterator[Spool]:
+    made = Spool.create(str(tmp_path / "spools"), TASK, StoreSpec("local", str(tmp_path / "store")))
+    yield made
+    made.snapshots.remove_annexes(made.directory)
 
 
 def made(spool: Spool, shm: Path, **settings: object) -> Buffers:
