@@ -18,29 +18,27 @@ The new directory is never written to again, so files of any size are captured a
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
-import shutil
 import threading
 import uuid
-import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter, StorageReader, StorageWriter
+from torch.distributed.checkpoint import FileSystemWriter, StorageWriter
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, StorageMeta
 from torch.distributed.checkpoint.storage import WriteResult
 
-from ..errors import CheckpointError, NotFound, SpoolError, UsageError, os_hint, os_reason
-from ._task import check_version, checkpoints, is_one_machine, new_directory, reader
+from ..errors import CheckpointError, SpoolError, UsageError, os_hint, os_reason
+from ._dcp_reader import TRIED, StoreReader, remove_at_last
+from ._task import check_version, checkpoints, is_one_machine, new_directory
 
-#: The versions of torch with which the tests were run.
-TRIED = "2.13", "2.13"
+__all__ = ["StoreReader", "StoreWriter"]
 
 #: Goes before a rank's results: where it has written its files.
 _PLACE = MetadataIndex("async_ckpt: directory")
-
 
 #: A save stays in its thread from its beginning to its end.
 _of_thread = threading.local()
@@ -54,7 +52,7 @@ class _Saving:
 
     def __init__(self, kind: Any, options: Mapping[str, Any], name: str) -> None:
         self.name, self.directory, self.apart = name, new_directory(), False
-        self.remove = weakref.finalize(self, _remove, self.directory, os.getpid())
+        self.remove = remove_at_last(self, self.directory)
         self.writer = kind(self.directory, **options)
         # What is saved survives the death of processes without that, and the store is what survives the machine.
         self.writer.sync_files = False
@@ -141,6 +139,11 @@ class StoreWriter(StorageWriter):  # type: ignore[misc]
     def prepare_global_plan(self, plans: list[Any]) -> list[Any]:
         plans = self._saving.writer.prepare_global_plan(plans)
         if len(plans) > 1 and not is_one_machine():
+            if getattr(self._saving.writer, "enable_consolidation", False):
+                raise UsageError(
+                    "enable_consolidation=True needs the files of all ranks on one machine: these are nodes of a gang",
+                    hint="Leave it out; torch can consolidate what is loaded",
+                )
             _incomplete.set()
         # With a planner that keeps its plans, a rank may get the one it had before: it is the same in each save.
         return [dataclasses.replace(plan, storage_data=(len(plans), plan.storage_data)) for plan in plans]
@@ -151,25 +154,25 @@ class StoreWriter(StorageWriter):  # type: ignore[misc]
         saving.apart = world > 1 and not is_one_machine()
         written: torch.futures.Future[list[Any]] = torch.futures.Future()
         try:
-            results = saving.writer.write_data(dataclasses.replace(plan, storage_data=data), planner).wait()
+            with _disk_errors(saving.directory):
+                results = saving.writer.write_data(dataclasses.replace(plan, storage_data=data), planner).wait()
             if saving.apart and saving.writer.rank != 0:
                 self._save(saving, saving.writer.rank, world)
-        except BaseException as error:
+        except BaseException:
             saving.remove()
-            raise _what_the_disk_says(error, saving.directory) from error
+            raise
         written.set_result([WriteResult(_PLACE, 0, saving.directory), *results])
         return written
 
     def finish(self, metadata: Metadata, results: list[list[Any]]) -> None:
         saving = self._saving
         try:
-            if not saving.apart:
-                for rank, (place, *_) in enumerate(results):
-                    _move(place.storage_data, saving.directory, rank)
-            saving.writer.finish(metadata, [of_rank[1:] for of_rank in results])
+            with _disk_errors(saving.directory):
+                if not saving.apart:
+                    for rank, (place, *_) in enumerate(results):
+                        _move(place.storage_data, saving.directory, rank)
+                saving.writer.finish(metadata, [of_rank[1:] for of_rank in results])
             reference = self._save(saving, saving.writer.rank, len(results))
-        except OSError as error:
-            raise _what_the_disk_says(error, saving.directory) from error
         finally:
             saving.remove()
         _incomplete.clear()
@@ -193,114 +196,6 @@ class StoreWriter(StorageWriter):  # type: ignore[misc]
         return "/" not in os.fspath(checkpoint_id)
 
 
-class StoreReader(StorageReader):  # type: ignore[misc]
-    """Loads a checkpoint that ``StoreWriter`` saved, with any number of ranks, and a directory with such files.
-
-    Each rank loads only the files it needs, and removes them when it has read them. Their digests are checked. What is
-    still on its way to the store is loaded from this machine's disk.
-
-    Parameters
-    ----------
-    reference : dict, str or PathLike, optional
-        What a save returned, an entry of ``list()``, a key, a name (then the newest checkpoint of this task of that
-        name), or a directory. ``checkpoint_id=`` of a load counts before it. Default: what this attempt resumes from.
-    kind : type
-        The reader of torch that reads the files: ``FileSystemReader``, or ``HuggingFaceStorageReader``.
-    options
-        What ``kind`` takes, without the path.
-
-    Raises
-    ------
-    UsageError, NotFound, IntegrityError, StoreError
-        In a load: there is nothing to resume from, or no such checkpoint; it is damaged. Torch puts their texts into
-        an error of its own, which all ranks get.
-    """
-
-    def __init__(
-        self,
-        reference: Mapping[str, Any] | str | os.PathLike[str] | None = None,
-        kind: Any = FileSystemReader,
-        **options: Any,
-    ) -> None:
-        check_version("torch", torch.__version__, *TRIED)
-        self.reference, self.kind, self.options = reference, kind, options
-        self._reader: Any = None
-        #: Of what is being loaded; None: it is a directory that was there before.
-        self._found: Any = None
-
-    @property
-    def _by_plan(self) -> bool:
-        """Whether ``.metadata`` says in which files everything is."""
-        return bool(self.kind.read_metadata is FileSystemReader.read_metadata)
-
-    def reset(self, checkpoint_id: Any = None) -> None:
-        if checkpoint_id is not None:
-            self.reference = checkpoint_id
-
-    def read_metadata(self) -> Metadata:
-        self._found, directory = _find(self.reference)
-        if self._found is not None:
-            directory = new_directory()
-            self._remove = weakref.finalize(self, _remove, directory, os.getpid())
-            files = [".metadata"] if self._by_plan else None
-            reader().load(self._found, directory, files=files)
-        self._reader = self.kind(directory, **self.options)
-        return self._reader.read_metadata()
-
-    def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
-        self._reader.set_up_storage_reader(metadata, is_coordinator, *args, **kwargs)
-
-    def prepare_local_plan(self, plan: Any) -> Any:
-        return self._reader.prepare_local_plan(plan)
-
-    def prepare_global_plan(self, plans: list[Any]) -> list[Any]:
-        plans = self._reader.prepare_global_plan(plans)
-        return list(plans)
-
-    def read_data(self, plan: Any, planner: Any) -> Any:
-        try:
-            if self._found is not None and self._by_plan:
-                stored = self._reader.storage_data
-                files = sorted({stored[item.storage_index].relative_path for item in plan.items})
-                reader().load(self._found, self._reader.path, files=files)
-            return self._reader.read_data(plan, planner)
-        finally:
-            if self._found is not None:
-                self._remove()
-
-    @classmethod
-    def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
-        """Whether it can name a checkpoint."""
-        return bool(checkpoint_id)
-
-
-def _find(reference: Any) -> tuple[Any, str]:
-    """What is to be loaded, or else the directory where it is already."""
-    if reference is None:
-        if (path := checkpoints().resume_path()) is None:
-            raise UsageError(
-                "There is nothing to resume from: this attempt began without a checkpoint",
-                hint="Ask resume_path() first: it is None then",
-            )
-        return None, path
-    if isinstance(reference, Mapping):
-        return reference, ""
-    text = os.fspath(reference)
-    if os.path.isdir(text):
-        return None, text
-    if "/" in text:
-        return text, ""
-    found = reader().list(name=text)
-    if not found:
-        raise NotFound(f"This task has saved no checkpoint of the name {text!r}", hint="Give a name, a key or a dict")
-    return found[0], ""
-
-
-def _remove(directory: str, pid: int) -> None:
-    if os.getpid() == pid:  # Not a forked child, which drops its copy of an object.
-        shutil.rmtree(directory, ignore_errors=True)
-
-
 def _move(source: str, target: str, rank: int) -> None:
     """Take over what a rank has written."""
     if source == target:
@@ -314,11 +209,22 @@ def _move(source: str, target: str, rank: int) -> None:
         into = os.path.join(target, os.path.relpath(folder, source))
         os.makedirs(into, exist_ok=True)
         for name in files:
-            os.rename(os.path.join(folder, name), os.path.join(into, name))
+            if os.path.exists(path := os.path.join(into, name)):
+                raise UsageError(
+                    f"Rank {rank} and one before it have both written {os.path.relpath(path, target)!r}",
+                    hint="HuggingFaceStorageWriter needs save_distributed=True where several ranks write",
+                )
+            os.rename(os.path.join(folder, name), path)
 
 
-def _what_the_disk_says(error: BaseException, where: str) -> BaseException:
-    """Of what a writer of torch raised, the error of the disk, if it was one."""
-    if isinstance(error, OSError) and not isinstance(error, CheckpointError):
-        return SpoolError(f"The checkpoint could not be written: {os_reason(error)}", where=where, hint=os_hint(error))
-    return error
+@contextlib.contextmanager
+def _disk_errors(where: str) -> Iterator[None]:
+    """Make an error of what the disk refuses to torch's writer."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except OSError as error:
+        raise SpoolError(
+            f"The checkpoint could not be written: {os_reason(error)}", where=where, hint=os_hint(error)
+        ) from error

@@ -361,7 +361,11 @@ def safetensors():
     names = sorted(
         os.path.relpath(os.path.join(at, name), folder) for at, _, files in os.walk(folder) for name in files
     )
-    return {"found": [rank[:2] for rank in found], "files": names}
+    return {"found": [rank[:2] for rank in found], "files": names, "same file": ranks(2, _in_the_same_file)}
+
+
+def _in_the_same_file():
+    return _refused(save, {f"rank-{dist.get_rank()}": torch.ones(2)}, kind=HuggingFaceStorageWriter)
 
 
 if __name__ == "__main__":

@@ -98,6 +98,8 @@ def test_safetensors(found: dict[str, Any]) -> None:
     for saved, loaded in found["safetensors"]["found"]:
         assert loaded == saved
     assert "model-00001-of-00001.safetensors" in found["safetensors"]["files"]
+    for said in found["safetensors"]["same file"]:
+        assert "Rank 1 and one before it have both written 'model-00001-of-00001.safetensors'" in said
 
 
 def test_a_training_that_was_killed_has_the_losses_of_one_that_was_not(tmp_path: Path) -> None:
