@@ -49,6 +49,11 @@ TORCHRUN = FLOWS / "torchrun_flow.py"
 RECIPES = {
     "transformers": Recipe(example("transformers")),
     "transformers, 2 ranks": Recipe(TORCHRUN, env={"EXAMPLE": "transformers"}, ranks=2),
+    "transformers, 2 nodes": Recipe(
+        FLOWS / "torchrun_gang_flow.py",
+        env={"EXAMPLE": "transformers", "METAFLOW_ASYNC_CKPT_COLLECTIVE_GRACE_S": "2"},
+        ranks=2,
+    ),
     "PEFT, the Trainer": Recipe(example("peft"), ("--by-hand", "False")),
     "PEFT, a loop": Recipe(example("peft"), ("--by-hand", "True")),
     "Lightning": Recipe(example("lightning")),
@@ -99,12 +104,12 @@ class Tally:
 
 def sizes(training: Training) -> str:
     """The mean size of what was saved under each name."""
-    (task,) = training.run.tasks()["start"]
     by_name: dict[str, list[int]] = {}
-    for reference in task.artifacts["_task_checkpoints"]:
-        by_name.setdefault(reference["name"], []).append(reference["size"])
+    for tasks in training.run.tasks().values():
+        for reference in tasks[0].artifacts.get("_task_checkpoints", ()):
+            by_name.setdefault(reference["name"], []).append(reference["size"])
     return ", ".join(
-        f"{mean(found) / 1024:.0f}" + (f" ({name}, {len(found)} times)" if len(by_name) > 1 else "")
+        f"{mean(found) / 1024:.0f}" + (f" ({name}, {len(found)} of them)" if len(by_name) > 1 else "")
         for name, found in sorted(by_name.items())
     )
 

@@ -14,9 +14,8 @@ class TorchrunFlow(FlowSpec):
     @checkpoint
     @step
     def start(self):
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", os.environ.get("RANKS", "2")]
-        options = os.environ.get("TORCHRUN", "--standalone").split()
-        subprocess.run([*launcher, *options, SCRIPT], check=True)
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        subprocess.run([*launcher, SCRIPT], check=True)
         self.next(self.end)
 
     @step
