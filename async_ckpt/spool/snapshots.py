@@ -19,7 +19,7 @@ import secrets
 from ..capture.snapshot import remove_snapshot
 from ..capture.walk import ANNEX_PREFIX
 from ..errors import SpoolError
-from ..system.files import remove_tree
+from ..system.files import remove_tree, try_lock
 from ..system.mounts import down_from_mount
 from .directories import private_directory
 from .records import Admitted, Records
@@ -57,7 +57,7 @@ class Snapshots:
             This is root, and the task is another user's: its agent could read nothing of what is saved here.
         """
         self._check_user()
-        name = f"{self._spool.saver_names.own()}-{secrets.token_hex(8)}"
+        name = self._new_name()
         # Where no annex can be made, files are copied into the spool instead.
         with contextlib.suppress(OSError, SpoolError):
             device = os.stat(path).st_dev
@@ -72,9 +72,13 @@ class Snapshots:
         """The same for what a watch captures early. It is removed after this process has ended."""
         return self.new_directory(path) + _EARLY
 
+    def new_directory_beside(self, path: str) -> str:
+        """A path, not yet made, for a snapshot in the folder of a buffer: whatever is mounted how, it can be linked."""
+        return os.path.join(os.path.dirname(path), self._new_name())
+
     def new_buffer(self, folder: str) -> str:
         """A path, not yet made, for a buffer in an annex on the file system of ``folder``. It is removed after this
-        process has ended.
+        process has ended; those of other tasks' dead processes, of which nobody else may know, are removed now.
 
         Raises
         ------
@@ -86,7 +90,13 @@ class Snapshots:
         annex = self._annex(folder, os.stat(folder).st_dev)
         if annex is None:
             raise SpoolError("No directory can be made there", where=folder)
-        return os.path.join(annex, f"{self._spool.saver_names.own()}-{secrets.token_hex(8)}{BUFFER}")
+        annexes = os.path.dirname(annex)
+        for other in os.listdir(annexes):
+            _remove_dead_buffers(os.path.join(annexes, other))
+        return os.path.join(annex, f"{self._new_name()}{BUFFER}")
+
+    def _new_name(self) -> str:
+        return f"{self._spool.saver_names.own()}-{secrets.token_hex(8)}"
 
     def _check_user(self) -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -159,7 +169,7 @@ class Snapshots:
         return found
 
     def has_dead_buffers(self) -> bool:
-        """Whether a process that is dead has left a buffer, in which it may hold much memory."""
+        """Whether a process of this task that is dead has left a buffer, in which it may hold much memory."""
         for annex in self.annexes():
             with contextlib.suppress(FileNotFoundError):
                 for name in os.listdir(annex):
@@ -190,6 +200,21 @@ class Snapshots:
             remove_tree(annex)
             with contextlib.suppress(OSError):  # Not empty: another task's annex is beside it.
                 os.rmdir(os.path.dirname(annex))
+
+
+def _remove_dead_buffers(annex: str) -> None:
+    """Remove the buffers of any task that nobody holds, but for those in snapshots: whoever removes these sees them."""
+    with contextlib.suppress(OSError):
+        for name in os.listdir(annex):
+            if name.endswith(BUFFER):
+                path = os.path.join(annex, name)
+                fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+                try:
+                    # Its number would say nothing where the task is in another PID namespace.
+                    if try_lock(fd) and os.fstat(fd).st_nlink == 1:
+                        os.unlink(path)
+                finally:
+                    os.close(fd)
 
 
 def _early_in_vain(name: str) -> str:

@@ -23,7 +23,8 @@ from collections.abc import Callable
 from ..config import HOST_MEMORY_MARGIN, Config
 from ..errors import SpoolError, os_hint, os_reason
 from ..spool.spool import Spool
-from ..system.files import preallocate
+from ..system import forks
+from ..system.files import preallocate, try_lock
 from ..system.memory import available_bytes
 
 log = logging.getLogger(__name__)
@@ -57,7 +58,11 @@ class Buffer:
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         self._remove = weakref.finalize(self, _remove, path, self.fd, os.getpid())
         self.memory: mmap.mmap | None = None
+        # For as long as it is locked, its process lives; other tasks look at that (see Snapshots.new_buffer).
+        forks.keep_lock_from_children(self.fd)
         try:
+            if not try_lock(self.fd) or not self._is_named():
+                raise FileNotFoundError(errno.ENOENT, "another task took it for a dead one's", path)
             # All of it now: a page that cannot be had later would end the process with SIGBUS.
             preallocate(self.fd, size)
             if in_memory and size:
@@ -120,7 +125,7 @@ class Buffer:
 def _remove(path: str, fd: int, pid: int) -> None:
     if os.getpid() != pid:  # A child that was forked: it is not its buffer.
         return
-    os.close(fd)
+    forks.close_lock(fd)
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
 

@@ -298,7 +298,7 @@ class StateSaver:
 
     def _admit_from(self, made: Staging, buffer: Buffer) -> None:
         folder = rank_folder(made.ranks.rank) if made.ranks else ""
-        data = self._spool.snapshots.new_directory(buffer.path)
+        data = self._spool.snapshots.new_directory_beside(buffer.path)
         manifest = Manifest(dirs=[Directory(folder, 0o755, made.began_ns)] if folder else [])
 
         def add(name: str, size: int) -> str:

@@ -173,6 +173,8 @@ class Task:
             with contextlib.suppress(OSError):
                 left.append(f"{pid}: {command_line(pid)}")
                 os.kill(pid, signal.SIGKILL)
+        if self.spool_exists():  # What it has elsewhere, such as in memory, is not below the test's directory.
+            self.spool.snapshots.remove_annexes(self.spool.directory)
         return left
 
 

@@ -204,6 +204,31 @@ def test_it_is_gone_with_its_process(spool: Spool, shm: Path, end: str) -> None:
     assert not in_memory(spool)
 
 
+def test_what_a_task_left_that_is_never_retried_is_found_by_the_next_one(
+    spool: Spool, shm: Path, tmp_path: Path
+) -> None:
+    """Its snapshots stay, as a retry on this machine would upload them; and so does what a living process has."""
+    other = Spool.create(str(tmp_path / "others"), TASK, StoreSpec("local", str(tmp_path / "store")))
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _ENDS, other.directory, str(shm), "kill"], env=with_our_modules(), timeout=60,
+            check=False,
+        )  # fmt: skip
+        assert done.returncode == -9
+        (dead,) = in_memory(other)
+        used = made(other, shm)
+        kept, living = used.take(MIB), used.take(MIB)
+        snapshot(other, kept)
+        made(spool, shm).take(MIB)
+        names = in_memory(other)
+        assert dead not in names
+        assert sorted(names) == sorted(
+            ["state.safetensors", os.path.basename(kept.path), os.path.basename(living.path)]
+        )
+    finally:
+        other.snapshots.remove_annexes(other.directory)
+
+
 # -- how much memory there is ------------------------------------------------------------------------------------------
 
 
