@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from . import aims, data_plane, results
+from . import aims, data_plane, loop_report, results
 from .environment import PEER, PEER_VERSION, PLOTS, REPOSITORY
 
 Rows = list[dict[str, Any]]
@@ -193,6 +193,7 @@ SECTIONS: tuple[tuple[str, str, str, Render, Judge | None], ...] = (
     ("history", "A long history", data_plane.HISTORY, table, data_plane.of_history),
     ("restore", "Restores", data_plane.RESTORE, table, None),
     ("backlog", "Time to durable", data_plane.BACKLOG, backlog_table, None),
+    *((name, title, text, table, judge) for name, title, text, judge in loop_report.SECTIONS),
     ("torn", "Torn snapshots", TORN, table, None),
     ("filesystems", "File systems, writers and strategies", FILESYSTEMS, table, None),
     ("many_writers", "Many writers", WRITERS, table, None),
@@ -253,7 +254,7 @@ _NEVER = (
     "not from the newest",
     "saved twice under one key", "partial checkpoints, mixtures, attempts that did not end well",
 )  # fmt: skip
-_ALWAYS = ("flat", "as it should be", "curves equal", "same model")
+_ALWAYS = ("flat", "as it should be", "curves equal", "same model", "bit-equal")
 _VERDICT = re.compile(r"^- (.+?): ((?:met|\*\*missed\*\*)[ (].*)$")
 
 
