@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import loop_report, results
-from .environment import Package, memory_directory
+from .environment import Package
 from .servers import Target
 from .targets import SINK, counted_target
 from .tasks import Task, task
@@ -136,16 +136,11 @@ def memory(plan: Plan, work: str) -> Part:
     for name in plan.ways:
         own = os.path.join(work, name)
         os.mkdir(own)
-        with (
-            counted_target(SINK, own) as (store, _),
-            memory_directory() as shared,
-            plan.task(plan.ours, store, own, ASYNC_CKPT_STATE_DIR=shared) as running,
-        ):
+        with counted_target(SINK, own) as (store, _), plan.task(plan.ours, store, own) as running:
             facts = plan.prepare(running, [name])
             if name in facts["savers"]:
                 say(f"memory: {facts['savers'][name][0]}")
-                answer = running.do("memory", saver=name, count=plan.options.checkpoints, shared=shared)
-                samples[name] = answer["samples"]
+                samples[name] = running.do("memory", saver=name, count=plan.options.checkpoints)["samples"]
                 rows.append(loop_report.memory_row(facts, name, samples[name]))
             notes = notes or loop_report.facts_notes(facts)
     return rows, notes, {"samples": samples}

@@ -109,11 +109,9 @@ class Commands:
 
     # -- memory ----------------------------------------------------------------------------------------------------
 
-    def memory(self, saver, count, shared):
-        """Save so often, each time while the one before is uploaded; what is in memory after each. ``shared``: where
-        states are staged.
-        """
-        chosen, samples, pending = self._savers[saver], [memory.sample(shared)], []
+    def memory(self, saver, count):
+        """Save so often, each time while the one before is uploaded; what is in memory after each."""
+        chosen, samples, pending = self._savers[saver], [memory.sample()], []
         for _ in range(count):
             chosen.save(self._training.state())
             chosen.wait()
@@ -121,7 +119,7 @@ class Commands:
             pending.append(chosen.saved)
             if len(pending) > 1:
                 pending.pop(0).wait()
-            samples.append(memory.sample(shared))
+            samples.append(memory.sample())
         return {"samples": samples}
 
     # -- restores --------------------------------------------------------------------------------------------------

@@ -1,18 +1,21 @@
 """What a task and its agent have in memory, in bytes. Files in memory count once, whoever maps them."""
 
 import contextlib
+import glob
 import os
 
 from commands import descendants
 from metaflow import current
 
+_IN_MEMORY = "/dev/shm/.async_ckpt-*"
 
-def sample(folder):
-    """``trainer``, ``agent``, ``uploader``: their own memory, without what is shared; ``shared``: files below it."""
+
+def sample():
+    """``trainer``, ``agent``, ``uploader``: their own memory, without what is shared; ``shared``: staged states."""
     agent = current.checkpoint.status()["pid"]
     return {
         "trainer": _own_bytes(os.getpid()), "agent": _own_bytes(agent),
-        "uploader": sum(map(_own_bytes, descendants(agent))), "shared": _file_bytes(folder),
+        "uploader": sum(map(_own_bytes, descendants(agent))), "shared": _staged_bytes(),
     }  # fmt: skip
 
 
@@ -24,12 +27,12 @@ def _own_bytes(pid):
     return 0
 
 
-def _file_bytes(folder):
-    """Of all files below it: what has several names counts once."""
+def _staged_bytes():
+    """Of all files of this task's spool in memory: what has several names counts once."""
+    spool = os.path.basename(current.checkpoint._checkpointer.spool.directory)
     found = {}
-    for place, _, names in os.walk(folder):
-        for name in names:
-            with contextlib.suppress(OSError):
-                facts = os.stat(os.path.join(place, name))
-                found[facts.st_ino] = facts.st_blocks * 512
+    for path in glob.glob(f"{_IN_MEMORY}/{spool}-*/**", recursive=True):
+        with contextlib.suppress(OSError):
+            facts = os.stat(path)
+            found[facts.st_ino] = facts.st_blocks * 512
     return sum(found.values())
