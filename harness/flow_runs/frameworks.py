@@ -18,6 +18,7 @@ from harness.flow_runs.peer import REQUIREMENTS
 FRAMEWORKS = (
     "torch==2.13.0", "pytorch-lightning==2.6.1", "transformers==5.24.0", "accelerate==1.15.0", "keras==3.15.1",
     "xgboost-cpu==3.2.0", "peft==0.21.2", "orbax-checkpoint==0.12.8", "jax==0.10.2", "tensorflow-cpu==2.21.0",
+    "torch_checkpointing==0.1.1",
 )  # fmt: skip
 
 

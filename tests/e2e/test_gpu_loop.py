@@ -34,13 +34,38 @@ def rows_of(out: Path, *options: str) -> dict[str, list[dict[str, Any]]]:
 
 
 def test_each_way_to_save_gives_back_what_was_saved_to_the_bit(tmp_path: Path) -> None:
-    small = ["--threads", "1", "--blocks", "1", "--every", "3", "--checkpoints", "6", "--savers", "sync,async"]
-    rows = rows_of(tmp_path / "out", "--only", "steps,memory", *small)
-    assert [(row["checkpoints"], row["steps"]) for row in rows["steps"]] == [
-        ("no checkpoints", 6), ("save_state, sync", 6), ("save_state, async", 6),
-    ]  # fmt: skip
-    assert [(row["saver"], row["checkpoints"]) for row in rows["memory"]] == [
-        ("save_state, sync", 6),
-        ("save_state, async", 6),
+    rows = rows_of(tmp_path / "out", "--only", "blocked", "--rounds", "1")
+    assert {row["saver"]: row["bit-equal"] for row in rows["blocked"]} == {
+        "copy_ of the tensors": "", "torch.save": True, "torch.save + save()": True,
+        "torch.save + metaflow-checkpoint": True, "save_state, sync": True, "save_state, async": True,
+        "DCP async_save, thread, as it comes": True, "DCP async_save, thread, staged by a thread": True,
+        "DCP async_save, process, staged by a thread": True, "torch_checkpointing, async": True,
+    }  # fmt: skip
+
+
+def test_steps_memory_and_restores_are_told(tmp_path: Path) -> None:
+    small = [
+        "--threads",
+        "1",
+        "--blocks",
+        "1",
+        "--every",
+        "3",
+        "--checkpoints",
+        "6",
+        "--restores",
+        "1",
+        "--stores",
+        "local",
     ]
-    assert all(row["shared, MB more"] > 0 for row in rows["memory"])
+    only = ["--only", "steps,memory,restore", "--savers", "async", "--peer", "none"]
+    rows = rows_of(tmp_path / "out", *small, *only)
+    assert [(row["checkpoints"], row["steps"]) for row in rows["steps"]] == [
+        ("no checkpoints", 6), ("save_state, async", 6),
+    ]  # fmt: skip
+    (memory,) = rows["memory"]
+    assert (memory["saver"], memory["checkpoints"]) == ("save_state, async", 6)
+    assert memory["staged, MB more"] > 0
+    ways = {row["way"]: row["bit-equal"] for row in rows["restore"]}
+    assert all(ways.values())
+    assert {"load_state(into=…)", "load_state()", "load(), torch.load", "torch.load of a local file"} <= ways.keys()

@@ -11,11 +11,11 @@ _IN_MEMORY = "/dev/shm/.async_ckpt-*"
 
 
 def sample():
-    """``trainer``, ``agent``, ``uploader``: their own memory, without what is shared; ``shared``: staged states."""
+    """``trainer``, ``agent``, ``uploader``: their own memory, without what is shared; ``staged``: states in memory."""
     agent = current.checkpoint.status()["pid"]
     return {
         "trainer": _own_bytes(os.getpid()), "agent": _own_bytes(agent),
-        "uploader": sum(map(_own_bytes, descendants(agent))), "shared": _staged_bytes(),
+        "uploader": sum(map(_own_bytes, descendants(agent))), "staged": _staged_bytes(),
     }  # fmt: skip
 
 
