@@ -29,8 +29,8 @@ STEPS = """One loop in blocks, in random order: without checkpoints, and with on
 that it begins. The store is so slow that an upload takes 0.95 of the time from one checkpoint to the next: *under way*
 is the share of steps at whose end something was still to be uploaded. *with a save*: the median of the steps that
 begin with one. Of twenty steps one does, so p99 is one of these."""
-MEMORY = """All memory of trainer, agent and uploader (what is mapped by several is counted once), and *staged*: files in
-`/dev/shm`. After each checkpoint, above what there was before the first one; each is saved while the one before is
+MEMORY = """All memory of trainer, agent and uploader (what is mapped by several is counted once), and *staged*: files
+in `/dev/shm`. After each checkpoint, above what there was before the first one; each is saved while the one before is
 uploaded. *flat*: the last 20 need at most 2 % more than the 20 after the first 20."""
 RESTORE = """From a new model and optimizer in memory to the end of the first step, medians; *load* is that without
 the step. All was just written, so what a disk has is read from memory. The files that lie on the local disk are the
