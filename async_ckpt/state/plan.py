@@ -6,6 +6,7 @@ docs/state.md says what the files hold.
 
 from __future__ import annotations
 
+import gc
 import json
 import pickle as pickles
 import sys
@@ -65,7 +66,13 @@ def plan(state: Any, *, pickle: bool = False) -> Plan:
     UsageError
         The state holds what cannot be kept; says where, why, and the way out.
     """
-    return _Planner(pickle).plan(state)
+    collects = gc.isenabled()
+    gc.disable()  # Each tensor makes some objects: the collector would look through all of the process, for nothing.
+    try:
+        return _Planner(pickle).plan(state)
+    finally:
+        if collects:
+            gc.enable()
 
 
 class _Planner:
