@@ -17,6 +17,11 @@ from .tree import FACTORIES, find_class, path_text
 #: In place of a part of ``into``: there is nothing to copy into, take what is stored.
 NOTHING: Any = object()
 
+#: Marks of what can have tensors in it. All else is plain.
+_WITH_TENSORS = {
+    "$tensor", "$array", "$tuple", "$dict", "$ordered", "$defaultdict", "$counter", "$deque", "$namedtuple"
+}  # fmt: skip
+
 #: Reads a leaf: gets the mark's object, the part of ``into`` at its place, and the keys that lead to it.
 Leaf = Callable[[dict[str, Any], Any, list[Any]], Any]
 
@@ -110,6 +115,8 @@ class Decoder:
         mark = next(iter(encoded), "")
         if mark[:1] != "$":
             return self._entries(encoded, into)
+        if mark not in _WITH_TENSORS:
+            self._compare(encoded, into, True)
         leaf = self._leaves.get(mark)
         if leaf is not None:
             return leaf(encoded, into, self._path)

@@ -112,9 +112,9 @@ class Layout:
 
     def _block(self, group: list[View]) -> _Block:
         first = group[0]
-        if len(group) == 1 and first.contiguous and first.tag and not first.flags and not first.where:
+        if len(group) == 1 and first.contiguous and first.tag and not first.flags:
             library, size = first.library, first.end - first.start  # As nearly all are: nothing has to be found out.
-            first.leaf[library.KIND] = first.name
+            first.leaf[library.KIND] = {"in": first.name, "device": first.where} if first.where else first.name
             entry = first.name, first.tag, first.shape, size
             return _Block(first.itemsize, [entry], library.logical(first), library.watched(group), first.start)
         if len(group) == 1 or all(first.same_bytes(other) for other in group):

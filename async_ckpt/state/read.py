@@ -128,6 +128,8 @@ class _Reader:
         self._built: dict[str, Any] = {}
         self._storages: dict[tuple[tuple[int, int], str | None], Any] = {}
         self._relaid: dict[tuple[Any, ...], Any] = {}
+        #: Blocks of which there are views.
+        self._in_use: set[tuple[int, int]] = set()
         self._leaves: dict[str, Leaf] = {
             "$tensor": self._tensor, "$array": self._array, "$pickle": self._unpickled,
             "$torch": _torch_value, "$torch.Size": _torch_value, "$torch.device": _torch_value,
@@ -154,19 +156,20 @@ class _Reader:
         place = self._place(leaf, torch)
         if into is NOTHING or into is None:
             location = flags.get("device", "cpu")
-            return self._once(
-                mark, lambda: torch.finished(self._view(torch, place, self._storage(place.block, location)), flags)
-            )
-        torch.assign(into, torch.with_bits(self._view(torch, place, self._storage(place.block, None)), flags))
+            memory = self._storage(place.block, location)
+            return self._once(mark, lambda: torch.finished(self._new(torch, place, memory, location), flags))
+        view = _build(torch, place, self._storage(place.block, None))
+        torch.assign(into, torch.with_bits(view, flags))
         self._forget(place.block)
         return into
 
     def _array(self, mark: dict[str, Any], into: Any, path: list[Any]) -> Any:
         numpy = _numpy()
         place = self._place(mark["$array"], numpy)
+        memory = self._file.buffer(place.block)
         if into is NOTHING or into is None:
-            return self._once(mark, lambda: self._view(numpy, place, self._file.buffer(place.block)))
-        numpy.assign(into, self._view(numpy, place, self._file.buffer(place.block)))
+            return self._once(mark, lambda: self._new(numpy, place, memory, ""))
+        numpy.assign(into, _build(numpy, place, memory))
         self._forget(place.block)
         return into
 
@@ -199,11 +202,13 @@ class _Reader:
             self._built[key] = make()
         return self._built[key]
 
-    def _view(self, library: Any, place: _Place, memory: Any) -> Any:
-        view = library.build(memory, place.dtype, place.offset, place.shape, place.strides)
+    def _new(self, library: Any, place: _Place, memory: Any, location: str) -> Any:
+        """A view of the memory; or a copy, where the elements lay in another order."""
+        self._in_use.add(place.block)
+        view = _build(library, place, memory)
         if place.was_strided is None:
             return view
-        key = (id(memory), place.name, place.dtype, place.was_strided)
+        key = library.KIND, place.name, place.dtype, place.was_strided, location
         found = self._relaid.get(key)
         if found is not None:
             return library.alias(found)
@@ -226,9 +231,10 @@ class _Reader:
         return storage
 
     def _forget(self, block: tuple[int, int]) -> None:
-        """The memory into which a block was read is free again: its tensors were copied elsewhere."""
-        self._storages.pop((block, None), None)
-        self._file.forget(block)
+        """The memory into which a block was read is free again, where its tensors were only copied elsewhere."""
+        if block not in self._in_use:
+            self._storages.pop((block, None), None)
+            self._file.forget(block)
 
     def _place(self, leaf: Any, library: Any) -> _Place:
         """Where a leaf's elements are; checked, because the file may say anything."""
@@ -270,6 +276,10 @@ class _Reader:
             tuple(strides),
             None if was_strided is None else tuple(was_strided),
         )
+
+
+def _build(library: Any, place: _Place, memory: Any) -> Any:
+    return library.build(memory, place.dtype, place.offset, place.shape, place.strides)
 
 
 def _integers(values: Any, count: int) -> list[int]:

@@ -142,7 +142,7 @@ def logical(view: View) -> Any:
 
 
 def zeros(size: int) -> Any:
-    return torch.zeros(size, dtype=torch.uint8)
+    return torch.zeros(size, dtype=torch.uint8, device="cpu")
 
 
 def raw(view: View, start: int, size: int) -> Any:
@@ -159,9 +159,10 @@ def raw(view: View, start: int, size: int) -> Any:
 
 def storage_of(buffer: Any, offset: int, size: int) -> Any:
     """A storage on bytes of a writable buffer, which it keeps."""
-    if not size:
-        return torch.UntypedStorage(0)
-    return torch.frombuffer(buffer, dtype=torch.uint8, count=size, offset=offset).untyped_storage()
+    with torch.device("cpu"):  # Whatever the default is.
+        if not size:
+            return torch.empty(0, dtype=torch.uint8).untyped_storage()
+        return torch.frombuffer(buffer, dtype=torch.uint8, count=size, offset=offset).untyped_storage()
 
 
 def locations(map_location: Any) -> Callable[[Any, str], Any]:
