@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
+import threading
 from typing import Protocol
 
 from ..config import Config
@@ -15,22 +15,28 @@ from ..errors import CheckpointError
 
 
 class Copied(Protocol):
-    """What is copied in the background."""
+    """What is copied in the background; ``copied``: that is over."""
+
+    copied: threading.Event
 
     def await_copy(self, timeout_s: float) -> None: ...
 
 
-#: What each optimizer waits for before its next step.
-_copied: list[Copied] = []
+#: What each optimizer waits for before its next step, each by its own number.
+_copied: dict[int, Copied] = {}
 _hooked = False
 
 
 def hold_optimizers(staging: Copied) -> None:
-    """Before their next step all optimizers of torch in this process wait until a state is copied."""
+    """Before their next step all optimizers of torch in this process wait until a state is copied, which has tensors of
+    torch.
+    """
     global _hooked
-    if "torch" not in sys.modules:
-        return
-    _copied.append(staging)
+    # Where no optimizer ever steps, those whose copy is over would pile up, with all that their states hold.
+    for number, other in list(_copied.items()):
+        if other.copied.is_set():
+            _copied.pop(number, None)
+    _copied[id(staging)] = staging
     if not _hooked:
         from torch.optim.optimizer import register_optimizer_step_pre_hook
 
@@ -40,11 +46,10 @@ def hold_optimizers(staging: Copied) -> None:
 
 def _hold(*_: object) -> None:
     limit = Config().flush_timeout_s
-    while _copied:
+    for number, staging in list(_copied.items()):
         with contextlib.suppress(CheckpointError):  # The log says it, and whoever waits for the checkpoint hears it.
-            _copied[0].await_copy(limit)
-        with contextlib.suppress(IndexError):
-            _copied.pop(0)
+            staging.await_copy(limit)
+        _copied.pop(number, None)
 
 
 # The thread that copies does not exist in a child.

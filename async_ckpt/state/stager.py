@@ -201,7 +201,8 @@ class StateSaver:
                 self._spare_later(made)
         else:
             self._complete_later(made, handle.id)
-            hold_optimizers(made)
+            if any(piece.watched for piece in planned.pieces):
+                hold_optimizers(made)
         self._saver.say_what_was_refused()
         return handle
 

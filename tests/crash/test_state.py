@@ -17,7 +17,7 @@ import pytest
 from async_ckpt.config import Config
 from async_ckpt.errors import SnapshotError, SpoolError, UsageError, WaitTimeout
 from async_ckpt.spool.spool import Spool
-from async_ckpt.state import stager
+from async_ckpt.state import optimizers, stager
 from async_ckpt.state.copies import Copies
 from async_ckpt.state.load import load_state
 from async_ckpt.state.stager import StateSaver, state_saver
@@ -347,6 +347,19 @@ def test_a_copy_that_cannot_begin_is_an_error_and_leaves_its_place_to_others(
     checkpointer.flush(60)
     assert task.committed_versions() == [saved.version_id]
     assert_is(loaded(task, saved), 2)
+
+
+def test_a_state_without_tensors_of_torch_has_nothing_to_do_with_its_optimizers(
+    task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread may import torch just now."""
+    monkeypatch.setitem(sys.modules, "torch.optim.optimizer", None)
+    monkeypatch.setattr(optimizers, "_hooked", False)
+    checkpointer = task.start()
+    saved = state_saver(checkpointer).save(state(1), staging="async")
+    checkpointer.flush(60)
+    assert task.committed_versions() == [saved.version_id]
+    assert not optimizers._copied
 
 
 def test_several_threads_and_names_save_side_by_side(task: Task) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
+import weakref
 from typing import Any
 
 import pytest
@@ -154,6 +156,17 @@ def test_a_step_that_has_nothing_to_wait_for_goes_on(saver: StateSaver, monkeypa
     held.go_on.set()
     optimizer.step()
     assert handle.state == "FAILED"
+
+
+def test_where_no_optimizer_steps_nothing_of_earlier_states_is_held(saver: StateSaver) -> None:
+    kept = []
+    for _ in range(5):
+        weights = torch.ones(BIG)
+        kept.append(weakref.ref(weights))
+        saver.save({"weights": weights}, staging="async").wait(60)
+    del weights
+    gc.collect()
+    assert sum(ref() is not None for ref in kept) <= 1
 
 
 def test_a_save_that_cannot_begin_holds_nobody_up(saver: StateSaver, monkeypatch: pytest.MonkeyPatch) -> None:
