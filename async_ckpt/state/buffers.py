@@ -15,6 +15,7 @@ import errno
 import logging
 import mmap
 import os
+import re
 import secrets
 import threading
 import weakref
@@ -179,8 +180,9 @@ class Buffers:
             buffer, why = self._in_memory(size, most)
             if buffer is not None:
                 return buffer
-        if why and why not in self._said:
-            self._said.add(why)
+        kind = re.sub(r"\d+", "", why)  # Said once, however the numbers change.
+        if kind and kind not in self._said:
+            self._said.add(kind)
             log.info(f"The state is staged in the spool, not in memory: {why}")
         return self.in_spool(size, why)
 

@@ -148,11 +148,16 @@ def test_without_a_directory_in_memory_the_spool_has_it(spool: Spool, folder: st
     assert buffer.path.startswith(spool.directory)
 
 
-def test_memory_that_does_not_suffice_is_not_taken(spool: Spool, shm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("async_ckpt.state.buffers.available_bytes", lambda: MIB)
+def test_memory_that_does_not_suffice_is_not_taken_and_that_is_said_once(
+    spool: Spool, shm: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     buffers = made(spool, shm)
-    assert not buffers.take(MIB).in_memory
+    for available in (MIB, MIB + 1, MIB + 2):
+        monkeypatch.setattr("async_ckpt.state.buffers.available_bytes", lambda: available)  # noqa: B023
+        assert not buffers.take(MIB).in_memory
     assert buffers.take(MIB // 2).in_memory
+    assert caplog.text.count("bytes of memory are available") == 1
 
 
 def test_no_room_anywhere_is_an_error_that_says_both(spool: Spool, shm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
