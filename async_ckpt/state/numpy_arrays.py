@@ -36,7 +36,7 @@ def describe(value: Any, number: int, name: str, leaf: dict[str, Any]) -> View:
     if type(value) not in (np.ndarray, np.memmap):
         raise Refused(
             f"a {type(value).__module__}.{type(value).__qualname__}",
-            "Convert it with numpy.asarray(...), or save with pickle=True",
+            "Convert it to plain arrays (a masked one: its data and its mask), or save with pickle=True",
         )
     _check(value.dtype, "an array")
     start = value.__array_interface__["data"][0]

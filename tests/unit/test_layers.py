@@ -134,6 +134,18 @@ def test_only_the_watch_imports_watchdog() -> None:
     }
 
 
+def test_a_state_imports_neither_torch_nor_numpy_before_there_is_a_tensor_of_theirs() -> None:
+    code = """
+import sys
+import async_ckpt.state.stager, async_ckpt.state.load
+from async_ckpt.state.plan import plan
+plan({"a": [1, (2.5, None)]})
+print({"torch", "numpy"} & set(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
 def test_nothing_in_the_library_imports_the_extension() -> None:
     assert not [path for path in modules(PACKAGE) if "metaflow_extensions" in roots(path)]
 
