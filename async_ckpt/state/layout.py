@@ -33,8 +33,8 @@ class Piece(NamedTuple):
         What the user gave, or a view of its memory; not copied, on whatever device. Its elements in their logical order
         are what the file holds. (Conjugated and negated tensors of torch are the exception: they are copies already.)
     watched : list of torch.Tensor
-        ``_version`` of these changes when somebody writes to the bytes. Arrays of numpy, and tensors made in inference
-        mode, have none.
+        ``_version`` of one of these changes when somebody writes to the bytes. Empty if that is not so: arrays of
+        numpy, and tensors made in inference mode, have no versions.
     """
 
     name: str
@@ -194,7 +194,8 @@ def _memory(group: list[View], start: int, size: int) -> tuple[Any, list[Any]]:
 
     Where no storage has them all, because memory is shared by torch and numpy, they are an array of numpy.
     """
-    watched = [tensor for view in group for tensor in view.library.watched([view])]
+    counted = [view.library.watched([view]) for view in group]
+    watched = [tensor for one in counted for tensor in one] if all(counted) else []
     sources = (view.library.raw(view, start, size) for view in group)
     source = next((source for source in sources if source is not None), None)
     if source is None:

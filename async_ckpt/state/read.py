@@ -125,7 +125,7 @@ class _Reader:
         self._restore: Callable[[Any, str], Any] | None = None
         self._pickled: list[Any] | None = None
         #: What was built from a leaf: where the state had one object twice, it has it again.
-        self._built: dict[str, Any] = {}
+        self._built: dict[tuple[str, str], Any] = {}
         self._storages: dict[tuple[tuple[int, int], str | None], Any] = {}
         self._relaid: dict[tuple[Any, ...], Any] = {}
         #: Blocks of which there are views.
@@ -197,7 +197,8 @@ class _Reader:
     # What they are made of.
 
     def _once(self, mark: dict[str, Any], make: Callable[[], Any]) -> Any:
-        key = json.dumps(mark, sort_keys=True)
+        kind, leaf = next(iter(mark.items()))
+        key = kind, leaf if isinstance(leaf, str) else json.dumps(leaf, sort_keys=True)
         if key not in self._built:
             self._built[key] = make()
         return self._built[key]

@@ -129,8 +129,8 @@ def same_storage(one: View, other: View) -> bool:
 
 
 def watched(views: list[View]) -> list[Any]:
-    """Those whose version counts the writes to them."""
-    return [view.value for view in views if not view.value.is_inference()]
+    """Their versions count the writes to them; none, if one of them has no version."""
+    return [] if any(view.value.is_inference() for view in views) else [view.value for view in views]
 
 
 def logical(view: View) -> Any:
@@ -159,10 +159,9 @@ def raw(view: View, start: int, size: int) -> Any:
 
 def storage_of(buffer: Any, offset: int, size: int) -> Any:
     """A storage on bytes of a writable buffer, which it keeps."""
-    with torch.device("cpu"):  # Whatever the default is.
-        if not size:
-            return torch.empty(0, dtype=torch.uint8).untyped_storage()
-        return torch.frombuffer(buffer, dtype=torch.uint8, count=size, offset=offset).untyped_storage()
+    if not size:
+        return torch.empty(0, dtype=torch.uint8, device="cpu").untyped_storage()
+    return torch.frombuffer(buffer, dtype=torch.uint8, count=size, offset=offset).untyped_storage()
 
 
 def locations(map_location: Any) -> Callable[[Any, str], Any]:

@@ -211,7 +211,9 @@ def test_a_write_to_any_tensor_of_a_piece_shows_in_a_version(torch: Any) -> None
             written.add_(1)
             assert versions("w") != before
             assert versions("free") == free
-    assert plan([_in_inference(torch)]).pieces[0].watched == []
+    array = np.zeros(3)
+    for unnoticed in ([_in_inference(torch)], [array, torch.from_numpy(array)], [torch.from_numpy(array)[1:], array]):
+        assert plan(unnoticed).pieces[0].watched == []
 
 
 REFUSED: dict[str, tuple[Make, str]] = {
