@@ -84,7 +84,8 @@ class Copies:
             if self._cuda is not None and self._buffer.memory is not None and getattr(piece.source, "is_cuda", False):
                 (beside if late else ordered).append(piece)
             else:
-                (self._left if late else at_once).append(piece)
+                # What another device has is copied here, where its order among that device's work is known.
+                (self._left if late and piece.source.is_cpu else at_once).append(piece)
         self._late = [_Watched(piece) for piece in (*self._left, *beside)]
         self._copy_at_once([_Watched(piece) for piece in at_once])
         self._enqueue(ordered, beside=False)
