@@ -161,6 +161,7 @@ class StateSaver:
         self._cuda: Cuda | None = None
         self._buffers = Buffers(self._spool, self._config, self._pin, self._unpin)
         self._slots = threading.BoundedSemaphore(MAX_STAGING)
+        self._tracker.look()  # In a forked child it then knows nothing of what its parent copies.
 
     @put_off  # A handler may save as well, and wait for the locks that are held here.
     def save(

@@ -53,8 +53,7 @@ class Tracker:
         self.loaded = ""
         #: What this process saved, by id, until it is known to be committed.
         self.saved: dict[str, dict[str, Any]] = {}
-        #: By id: states that are copied in the background and not admitted yet; and what could not be, with the reason.
-        self.staging: dict[str, threading.Event] = {}
+        #: States that could not be copied: id → why.
         self.not_staged: dict[str, str] = {}
         #: References of what is committed, and does not stand in the journal.
         self._unjournaled: list[dict[str, Any]] = []
@@ -172,6 +171,8 @@ class Tracker:
     def _open_journal(self) -> None:
         """For a forked child as well: the lock may have been held by a thread that does not exist there."""
         self._process, self._reading = os.getpid(), threading.Lock()
+        #: By id: states that a thread of this process copies, and that are not admitted yet.
+        self.staging: dict[str, threading.Event] = {}
         self._journal = journal.Reader(self.spool.path("journal"))
 
     def in_store(self, identities: Collection[str]) -> list[str]:
@@ -293,6 +294,8 @@ class Tracker:
         """Wait for what this process copies into place in the background, until ``deadline`` (monotonic seconds).
         Returns the ids of what is not admitted by then.
         """
+        if self._process != os.getpid():
+            self._open_journal()
         while (waiting := list(self.staging.items())) and (left := deadline - self.client.clock.monotonic()) > 0:
             go_on()
             waiting[0][1].wait(min(left, LOOK_S))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
@@ -399,6 +400,24 @@ def test_a_forked_child_saves_for_itself(task: Task) -> None:
     assert task.committed_versions() == [0, 1, 2]
     assert_is(loaded(task, first), 0)
     assert_is(loaded(task, last), 2)
+
+
+def test_a_forked_child_does_not_wait_for_what_its_parent_copies(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = Held(monkeypatch)
+    checkpointer = task.start()
+    state_saver(checkpointer).save(state(0), staging="async")
+    pid = os.fork()
+    if pid == 0:
+        with contextlib.suppress(BaseException):
+            held.go_on.set()
+            state_saver(checkpointer).save(state(1), staging="async")
+            checkpointer.flush(30)
+            os._exit(0 if task.committed_versions() == [1] else 2)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    held.go_on.set()
+    checkpointer.flush(60)
+    assert task.committed_versions() == [0, 1]
 
 
 def test_all_ranks_save_one_checkpoint_and_each_gets_its_own_back(task: Task) -> None:
