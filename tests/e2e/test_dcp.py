@@ -28,11 +28,32 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         settings = {"CASES": str(CASES), "CASE": cases}
         run = local.run_flow("dcp_flow", env=settings, python=find_or_make_with_ours())
         local.assert_clean()
+        answers: dict[str, Any] = run.tasks()["start"][0].artifacts["found"]
+        assert list(answers) == cases.split()
+        key = answers["reshard"]["keys"][0]
+        answers["outside"] = local.query(_OUTSIDE, key, python=find_or_make_with_ours())
     finally:
         local.kill_leftovers()
-    answers: dict[str, Any] = run.tasks()["start"][0].artifacts["found"]
-    assert list(answers) == cases.split()
     return answers
+
+
+_OUTSIDE = """
+import json, os, sys, tempfile, warnings
+tempfile.tempdir = os.getcwd()
+import torch
+import torch.distributed.checkpoint as dcp
+from async_ckpt.integrations.dcp import StoreReader, StoreWriter
+warnings.simplefilter("ignore")  # That there is no group.
+state = {"training": {"model": {"0.weight": torch.zeros(32, 16)}}}
+dcp.load(state, storage_reader=StoreReader(sys.argv[1]))
+try:
+    dcp.save(state, storage_writer=StoreWriter())
+    said = "nothing"
+except BaseException as error:
+    said = str(error)
+left = [name for name in os.listdir() if name.startswith("async-ckpt-")]
+print(json.dumps({"sum": state["training"]["model"]["0.weight"].abs().sum().item(), "said": said, "left": left}))
+"""
 
 
 def test_what_two_ranks_saved_is_loaded_by_two_and_four_and_one_and_without_a_group(found: dict[str, Any]) -> None:
@@ -50,6 +71,13 @@ def test_shards_in_two_dimensions(found: dict[str, Any], how: str) -> None:
     mesh = found["mesh"][how]
     assert mesh["before"] != mesh["wanted"]
     assert mesh["found"] == [mesh["wanted"]] * 4
+
+
+def test_outside_of_a_step_it_can_be_loaded_and_nothing_be_saved(found: dict[str, Any]) -> None:
+    outside = found["outside"]
+    assert outside["sum"] > 0
+    assert outside["left"] == []
+    assert "this process belongs to no step with @checkpoint" in outside["said"]
 
 
 def test_a_rank_that_dies_before_the_commit_leaves_no_checkpoint(found: dict[str, Any]) -> None:
