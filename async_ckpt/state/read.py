@@ -6,16 +6,15 @@ import json
 import os
 import pickle as pickles
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..errors import IntegrityError, UsageError, os_hint, os_reason, shorten
-from . import safetensors
 from .decoder import NOTHING, Decoder, Leaf
 from .fit import Fit
+from .places import Place, place_of
 from .plan import FORMAT, VERSION
 from .tensor_file import TensorFile
 from .tree import path_text
-from .views import contiguous, is_dense, span
 
 STATE_FILE, STRUCTURE_FILE, PICKLE_FILE = "state.safetensors", "state.json", "state.pkl"
 
@@ -106,19 +105,6 @@ def _structure(path: str) -> dict[str, Any]:
     return found
 
 
-class _Place(NamedTuple):
-    """Where the elements of a leaf are: bytes from where its block begins, strides as its library has them."""
-
-    name: str
-    block: tuple[int, int]
-    dtype: Any
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-    #: The strides it had when its elements were put in order; None: it is a view of its block as it stands.
-    was_strided: tuple[int, ...] | None
-
-
 class _Reader:
     def __init__(self, file: TensorFile, base: str, map_location: Any, pickle: bool) -> None:
         self._file, self._base, self._pickle, self._map_location = file, base, pickle, map_location
@@ -141,8 +127,12 @@ class _Reader:
             return Decoder(self._leaves).decode(encoded)
         fit = Fit()
         checks = {
-            "$tensor": lambda mark, into, path: fit.leaf(_torch(), self._place(mark["$tensor"], _torch()), into, path),
-            "$array": lambda mark, into, path: fit.leaf(_numpy(), self._place(mark["$array"], _numpy()), into, path),
+            "$tensor": lambda mark, into, path: fit.leaf(
+                _torch(), place_of(mark["$tensor"], self._file, _torch()), into, path
+            ),
+            "$array": lambda mark, into, path: fit.leaf(
+                _numpy(), place_of(mark["$array"], self._file, _numpy()), into, path
+            ),
         }
         Decoder({**self._leaves, **checks}, fit).decode(encoded, into)
         fit.raise_if_not()
@@ -153,23 +143,23 @@ class _Reader:
     def _tensor(self, mark: dict[str, Any], into: Any, path: list[Any]) -> Any:
         torch, leaf = _torch(), mark["$tensor"]
         flags = {} if isinstance(leaf, str) else leaf
-        place = self._place(leaf, torch)
+        place = place_of(leaf, self._file, torch)
         if into is NOTHING or into is None:
             location = flags.get("device", "cpu")
             memory = self._storage(place.block, location)
             return self._once(mark, lambda: torch.finished(self._new(torch, place, memory, location), flags))
-        view = _build(torch, place, self._storage(place.block, None))
+        view = place.build(torch, self._storage(place.block, None))
         torch.assign(into, torch.with_bits(view, flags))
         self._forget(place.block)
         return into
 
     def _array(self, mark: dict[str, Any], into: Any, path: list[Any]) -> Any:
         numpy = _numpy()
-        place = self._place(mark["$array"], numpy)
+        place = place_of(mark["$array"], self._file, numpy)
         memory = self._file.buffer(place.block)
         if into is NOTHING or into is None:
             return self._once(mark, lambda: self._new(numpy, place, memory, ""))
-        numpy.assign(into, _build(numpy, place, memory))
+        numpy.assign(into, place.build(numpy, memory))
         self._forget(place.block)
         return into
 
@@ -203,10 +193,10 @@ class _Reader:
             self._built[key] = make()
         return self._built[key]
 
-    def _new(self, library: Any, place: _Place, memory: Any, location: str) -> Any:
+    def _new(self, library: Any, place: Place, memory: Any, location: str) -> Any:
         """A view of the memory; or a copy, where the elements lay in another order."""
         self._in_use.add(place.block)
-        view = _build(library, place, memory)
+        view = place.build(library, memory)
         if place.was_strided is None:
             return view
         key = library.KIND, place.name, place.dtype, place.was_strided, location
@@ -236,61 +226,6 @@ class _Reader:
         if block not in self._in_use:
             self._storages.pop((block, None), None)
             self._file.forget(block)
-
-    def _place(self, leaf: Any, library: Any) -> _Place:
-        """Where a leaf's elements are; checked, because the file may say anything."""
-        if isinstance(leaf, str):
-            leaf = {"in": leaf}
-        name = leaf["in"]
-        entry, block = self._file.entries[name], self._file.block(name)
-        dtype, itemsize = library.dtype_named(leaf["dtype"] if "dtype" in leaf else library.NAMES[entry.tag])
-        shape = leaf.get("shape", list(entry.shape))
-        unit = library.unit(itemsize)
-        if not safetensors.are_sizes(shape) or safetensors.product(shape) * itemsize >= 1 << 63:
-            raise ValueError("a shape is no list of sizes")
-        strides, offset = contiguous(shape, unit), entry.begin - block[0]
-        if "strides" in leaf:
-            strides = _integers(leaf["strides"], len(shape))
-            offset += _integers([leaf["offset"]], 1)[0]
-        elif safetensors.product(shape) * itemsize != entry.end - entry.begin:
-            raise ValueError("a tensor has another size than its bytes")
-        was_strided = leaf.get("was_strided")
-        if was_strided is not None:
-            if "strides" in leaf or not is_dense(shape, _integers(was_strided, len(shape)), unit):
-                raise ValueError("a tensor would have had holes")
-            was_strided = tuple(was_strided)
-        if 0 in shape:
-            strides, offset = contiguous(shape, unit), 0
-        else:
-            low, high = span(shape, strides)
-            scale = 1 if unit == itemsize else itemsize
-            if offset + low * scale < 0 or offset + high * scale + itemsize > block[1] - block[0]:
-                raise ValueError("a tensor reaches beyond its bytes")
-            if library.ALIGNED and (low < 0 or offset % itemsize):
-                raise ValueError("a tensor is not aligned")
-        return _Place(
-            name,
-            block,
-            dtype,
-            offset,
-            tuple(shape),
-            tuple(strides),
-            None if was_strided is None else tuple(was_strided),
-        )
-
-
-def _build(library: Any, place: _Place, memory: Any) -> Any:
-    return library.build(memory, place.dtype, place.offset, place.shape, place.strides)
-
-
-def _integers(values: Any, count: int) -> list[int]:
-    if (
-        not isinstance(values, list)
-        or len(values) != count
-        or any(type(one) is not int or abs(one) >= 1 << 63 for one in values)
-    ):
-        raise ValueError("strides are no list of numbers")
-    return values
 
 
 def _torch_value(mark: dict[str, Any], into: Any, path: list[Any]) -> Any:

@@ -10,6 +10,8 @@ import torch
 
 from ..errors import UsageError, shorten
 from . import safetensors
+from .torch_values import decode_value as decode_value
+from .torch_values import encode_value as encode_value
 from .views import Refused, View, span
 
 _TAGS = {torch_name: tag for tag, (_, torch_name, _) in safetensors.TYPES.items() if hasattr(torch, torch_name)}
@@ -270,33 +272,3 @@ def misfit(into: Any, dtype: torch.dtype, shape: Sequence[int]) -> str:
 
 def _described(dtype: torch.dtype, shape: Sequence[int]) -> str:
     return f"{str(dtype).removeprefix('torch.')}{list(shape)}"
-
-
-# Plain values of torch.
-
-
-def encode_value(value: Any) -> Any:
-    """JSON for torch's types, devices and sizes; None: it is none of them."""
-    if isinstance(value, torch.Size):
-        return {"$torch.Size": list(value)}
-    if isinstance(value, torch.device):
-        return {"$torch.device": str(value)}
-    if isinstance(value, (torch.dtype, torch.layout, torch.memory_format)):
-        return {"$torch": str(value).removeprefix("torch.")}
-    return None
-
-
-def decode_value(mark: dict[str, Any]) -> Any:
-    if "$torch.Size" in mark:
-        return torch.Size(mark["$torch.Size"])
-    if "$torch.device" in mark:
-        try:
-            return torch.device(mark["$torch.device"])
-        except RuntimeError as error:
-            raise ValueError(f"no device: {shorten(str(error), 100)}") from error
-    value = getattr(torch, mark["$torch"], None)
-    if not isinstance(value, (torch.dtype, torch.layout, torch.memory_format)):
-        raise UsageError(
-            f"The state has torch.{mark['$torch']}, which torch {torch.__version__} lacks", hint="Upgrade torch"
-        )
-    return value
