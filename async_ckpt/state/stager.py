@@ -342,6 +342,7 @@ class StateSaver:
 
 _savers: weakref.WeakKeyDictionary[Checkpointer, tuple[int, StateSaver]] = weakref.WeakKeyDictionary()
 _making = threading.Lock()
+os.register_at_fork(before=_making.acquire, after_in_parent=_making.release, after_in_child=_making.release)
 
 
 @put_off

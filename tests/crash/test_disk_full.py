@@ -8,11 +8,13 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from async_ckpt import capture
 from async_ckpt.errors import CheckpointError, SnapshotError, SpoolError, StoreError
 from async_ckpt.spool.journal import COMMITTED, FAILED
+from async_ckpt.state.stager import state_saver
 from async_ckpt.stores.base import StoreSpec
 from harness.files.filesystems import CannotMount, small_tmpfs
 from harness.tasks.repeated_saves import BIG, save
@@ -63,6 +65,26 @@ def test_a_full_spool_refuses_the_save_and_keeps_what_it_has(task: Task, small: 
         assert task.stored(reference, "weights").read_bytes() == content(0, BIG)
     checkpointer.close(clean=True)
     wait_until(lambda: not task.processes(), "the agent is gone")
+
+
+@pytest.mark.parametrize("state_dir", ["/dev/shm", ""])
+def test_a_full_spool_refuses_a_state_as_well_and_holds_no_memory_for_it(
+    task: Task, small: Path, state_dir: str
+) -> None:
+    task.set(min_free_bytes=0, state_dir=state_dir)
+    checkpointer = task.move_to(small).start()
+    saver = state_saver(checkpointer)
+    filler = fill(small)
+    for _ in range(3):
+        with pytest.raises(SpoolError, match=r"No space left on device|no room for a state"):
+            saver.save({"weights": np.ones(BIG)})
+    filler.unlink()
+    for number in range(3):
+        saver.save({"weights": np.full(BIG, number)}).wait(60)
+    annexes = checkpointer.spool.snapshots.annexes()
+    assert len([name for annex in annexes for name in os.listdir(annex)]) <= 2
+    checkpointer.close(clean=True)
+    assert len(task.committed_versions()) == 3
 
 
 def test_a_full_store_is_told_and_the_next_attempt_brings_everything_in(task: Task, small: Path) -> None:
