@@ -24,7 +24,7 @@ from ._task import check_version, checkpoints, rank
 log = logging.getLogger(__name__)
 
 #: The oldest and the newest version that were tried.
-TRIED = ("0.21", "0.21")
+TRIED = ("0.18", "0.21")
 
 _STATE = "state.pt"
 _CONFIG = "adapter_config.json"

@@ -21,7 +21,7 @@ from ._task import check_version, checkpoints
 log = logging.getLogger(__name__)
 
 #: The oldest and the newest version that were tried.
-TRIED = ("5.24", "5.24")
+TRIED = ("4.57", "5.24")
 
 _STATE = "trainer_state.json"
 #: What the Trainer logs that differs from rank to rank, or tells nothing of a checkpoint.
