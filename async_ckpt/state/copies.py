@@ -14,9 +14,9 @@ from typing import Any
 from ..errors import SnapshotError
 from ..system.files import pwrite_all
 from ..system.handlers import allow
+from .arrangement import Piece
 from .buffers import Buffer
 from .device import Cuda
-from .layout import Piece
 from .plan import Plan
 
 #: Tensors on the host of at most so many bytes are copied at once, also where the others are copied later.

@@ -15,8 +15,8 @@ from typing import Any
 
 from ..errors import UsageError, shorten
 from . import safetensors
+from .arrangement import Arrangement, Piece
 from .encoder import NOT_A_LEAF, Encoder
-from .layout import Layout, Piece
 from .tree import path_text
 from .views import Refused, View
 
@@ -80,7 +80,7 @@ class _Planner:
         self._pickle = pickle
         self._pickled: list[tuple[Any, str]] = []
         self._views: list[View] = []
-        #: The leaf of each tensor, by the tensor's id; the layout completes it.
+        #: The leaf of each tensor, by the tensor's id; the arrangement completes it.
         self._leaves: dict[int, dict[str, Any]] = {}
         self._names: set[str] = {safetensors.METADATA, safetensors.PADDING}
         self._encoder = Encoder(self._leaf, self._other)
@@ -97,17 +97,17 @@ class _Planner:
 
     def plan(self, state: Any) -> Plan:
         encoded = self._encoder.encode(state)
-        layout = Layout(self._views)
-        if len(layout.header) > safetensors.MAX_HEADER_BYTES:
+        arranged = Arrangement(self._views)
+        if len(arranged.header) > safetensors.MAX_HEADER_BYTES:
             raise UsageError(
-                f"The state has {len(self._views)} tensors, whose names have {len(layout.header)} bytes: too many",
+                f"The state has {len(self._views)} tensors, whose names have {len(arranged.header)} bytes: too many",
                 hint="Join small tensors, for example with torch.stack",
             )
         structure = {"format": FORMAT, "version": VERSION, "state": encoded}
-        if layout.together:
-            structure["together"] = layout.together
+        if arranged.together:
+            structure["together"] = arranged.together
         text = json.dumps(structure, separators=(",", ":"), check_circular=False).encode()
-        return Plan(layout.header, layout.size, layout.pieces, text, self._pickles())
+        return Plan(arranged.header, arranged.size, arranged.pieces, text, self._pickles())
 
     def _leaf(self, value: Any) -> Any:
         encoder = self._encoder

@@ -68,8 +68,8 @@ class _Block(NamedTuple):
     start: int
 
 
-class Layout:
-    """Lays out the file.
+class Arrangement:
+    """Arranges the file.
 
     Parameters
     ----------
@@ -90,14 +90,14 @@ class Layout:
 
     def __init__(self, views: list[View]) -> None:
         self.together: list[list[str]] = []
-        laid: list[_Block] = []
+        blocks: list[_Block] = []
         for row in groups(views):
-            laid += [self._block(row[0])] if len(row) == 1 else self._row(row)
-        laid.sort(key=itemgetter(0), reverse=True)
+            blocks += [self._block(row[0])] if len(row) == 1 else self._row(row)
+        blocks.sort(key=itemgetter(0), reverse=True)
         entries: list[tuple[str, str, Sequence[int], int, int]] = []
         places: list[tuple[_Block, int, int]] = []
         position = 0
-        for block in _aligned(laid, views):
+        for block in _aligned(blocks, views):
             begin = position
             for name, tag, shape, size in block[1]:
                 entries.append((name, tag, shape, position, position + size))
