@@ -57,8 +57,10 @@ RECIPES = {
     "PEFT, the Trainer": Recipe(example("peft"), ("--by-hand", "False")),
     "PEFT, a loop": Recipe(example("peft"), ("--by-hand", "True")),
     "Lightning": Recipe(example("lightning")),
+    "Lightning, 2 ranks": Recipe(TORCHRUN, env={"EXAMPLE": "lightning"}, ranks=2),
     "Keras": Recipe(example("keras")),
     "Accelerate": Recipe(example("accelerate")),
+    "Accelerate, 2 ranks": Recipe(example("accelerate"), ("--ranks", "2"), ranks=2),
     "DCP and FSDP, 2 ranks": Recipe(example("dcp"), ranks=2),
     "DCP and FSDP, 4 ranks, a process": Recipe(example("dcp"), ("--ranks", "4", "--how", "process"), ranks=4),
 }

@@ -16,7 +16,7 @@ from . import _nodes, _task
 log = logging.getLogger(__name__)
 
 #: The oldest and the newest version that was tried.
-TRIED = ("1.15", "1.15")
+TRIED = ("1.6", "1.15")
 _FRAMEWORK = "accelerate"
 
 

@@ -26,7 +26,7 @@ from . import _random, _task
 log = logging.getLogger(__name__)
 
 #: The oldest and the newest version that was tried.
-TRIED = ("3.15", "3.15")
+TRIED = ("3.10", "3.15")
 _FRAMEWORK = "keras"
 #: The files of a checkpoint: weights and optimizer as Keras writes them; the variables that Keras leaves out; the rest.
 _WEIGHTS, _VARIABLES, _STATE = "model.weights.h5", "variables.npz", "training.json"

@@ -15,6 +15,9 @@ class LightningAttackFlow(FlowSpec):
     @checkpoint
     @step
     def start(self):
+        import pytorch_lightning
+
+        pytorch_lightning.__version__ = "9.0"  # Later than any that was tried.
         if current.retry_count == 0:
             attack()
         self.resumed, self.found = resume()

@@ -39,6 +39,7 @@ def test_what_accelerate_does_to_its_files_does_no_harm(local: Workspace) -> Non
         "resumed": 3,
         "after": ["checkpoint_5"],
     }
+    assert run.output.count("accelerate 9.0 was not tried") == 2, "once in each attempt that imports it"
     local.assert_clean()
 
 

@@ -50,4 +50,5 @@ def test_what_is_done_to_a_training_and_its_files_does_no_harm(local: Workspace)
     assert errors["fewer batches"].startswith("This epoch has fewer batches than were trained of it")
     # A second fit() with the callback goes on; another callback takes up its last batch; then no epoch was left.
     assert found["again"] == [4, 8, 8, 16, 20]
+    assert run.output.count("keras 4.0 was not tried") == 2, "once in each attempt that imports it"
     local.assert_clean()

@@ -56,4 +56,5 @@ def test_what_lightning_does_to_its_files_does_no_harm(local: Workspace) -> None
 
     # Killed with half of the third one written.
     assert (task.attempt, task.artifacts["resumed"]) == (1, ["epoch=0-step=2.ckpt", 2])
+    assert run.output.count("pytorch_lightning 9.0 was not tried") == 1, "once"
     local.assert_clean()
