@@ -94,7 +94,7 @@ class Encoder:
         encode, path = self.encode, self.path
         items = list(value.items())
         entries: Any
-        if all(type(key) is str and key[:1] != "$" and (key.isascii() or _is_unicode(key)) for key, _ in items):
+        if all(map(_is_plain_key, value)):
             entries = {}
             for key, item in items:
                 path.append(key)
@@ -221,6 +221,10 @@ def _class_name(value: Any) -> str | None:
 
 def _same(value: Any) -> Any:
     return value
+
+
+def _is_plain_key(key: Any) -> bool:
+    return type(key) is str and key[:1] != "$" and (key.isascii() or _is_unicode(key))
 
 
 def _is_unicode(value: str) -> bool:

@@ -27,6 +27,7 @@ _DTYPES: dict[torch.dtype, tuple[str, int]] = {
 }
 #: Types of one byte that cannot be copied as such, and one whose copies are not always the same byte.
 _AS_BYTES = {name for name, size in _DTYPES.values() if size == 1 and (name not in _TAGS or name == "bool")}
+_COMPLEX = {name for dtype, (name, _) in _DTYPES.items() if dtype.is_complex}
 _BY_NAME = {name: dtype for dtype, (name, _) in _DTYPES.items()}
 
 #: By the name of a tensor's class: what it is, and the way out.
@@ -70,15 +71,14 @@ def describe(value: Any, number: int, name: str, leaf: dict[str, Any]) -> View:
     Refused
         The format cannot hold it.
     """
-    kind = type(value)
-    flags: dict[str, Any] = {}
+    kind, flags = type(value), _NO_FLAGS
     if kind is not torch.Tensor:
         if kind is not torch.nn.Parameter:
             what, hint = _SPECIAL.get(
                 kind.__name__, (f"a {kind.__module__}.{kind.__qualname__}, an unknown kind of tensor", _UNWRAP)
             )
             raise Refused(what, hint)
-        flags["parameter"] = True
+        flags = {"parameter": True}
     if value.is_nested:
         raise Refused("a nested tensor", "Save its unbind() as a list")
     if value.layout is not torch.strided:
@@ -97,9 +97,9 @@ def describe(value: Any, number: int, name: str, leaf: dict[str, Any]) -> View:
         )
     dtype, itemsize = known
     if value.requires_grad:
-        flags["requires_grad"] = True
-    if value.is_neg() or value.is_conj():
-        flags["bits"] = ("c" if value.is_conj() else "") + ("n" if value.is_neg() else "")
+        flags = {**flags, "requires_grad": True}
+    if value.is_neg() or (dtype in _COMPLEX and value.is_conj()):
+        flags = {**flags, "bits": ("c" if value.is_conj() else "") + ("n" if value.is_neg() else "")}
     try:
         start = value.data_ptr()
     except RuntimeError as error:
@@ -119,6 +119,7 @@ def describe(value: Any, number: int, name: str, leaf: dict[str, Any]) -> View:
 
 
 _SELF = sys.modules[__name__]
+_NO_FLAGS: dict[str, Any] = {}
 
 
 def unit(itemsize: int) -> int:

@@ -165,6 +165,29 @@ def test_a_training_goes_on_float_for_float(tmp_path: Path, torch: Any, mmap: bo
     assert train(torch, *others, 5) == wanted
 
 
+SCHEDULERS: dict[str, tuple[Any, ...]] = {
+    "LambdaLR": (lambda epoch: 0.9,), "MultiplicativeLR": (lambda epoch: 0.9,), "StepLR": (2,),
+    "MultiStepLR": ([1, 3],), "ExponentialLR": (0.9,), "CosineAnnealingLR": (5,), "CyclicLR": (0.1, 0.2),
+    "CosineAnnealingWarmRestarts": (3,), "OneCycleLR": (0.1, 10), "ConstantLR": (), "LinearLR": (), "PolynomialLR": (),
+}  # fmt: skip
+
+
+def test_every_optimizer_and_scheduler_of_torch_has_a_state_that_is_kept(tmp_path: Path, torch: Any) -> None:
+    base = torch.optim.Optimizer
+    kinds = [kind for kind in vars(torch.optim).values() if isinstance(kind, type) and kind is not base]
+    assert len(kinds) > 10
+    for kind in kinds:
+        weight = torch.nn.Parameter(torch.ones(4, 4))
+        optimizer = kind([weight], lr=0.01)
+        for _ in range(2):
+            weight.grad = torch.ones(4, 4).to_sparse() if kind.__name__ == "SparseAdam" else torch.ones(4, 4)
+            optimizer.step(lambda: torch.ones(()))
+        assert same(through(tmp_path, optimizer.state_dict()), optimizer.state_dict()), kind
+    for name, arguments in SCHEDULERS.items():
+        scheduler = getattr(torch.optim.lr_scheduler, name)(torch.optim.SGD([weight], 0.1, momentum=0.9), *arguments)
+        assert same(through(tmp_path, scheduler.state_dict()), scheduler.state_dict()), name
+
+
 def test_what_is_tied_stays_tied(tmp_path: Path, torch: Any) -> None:
     weight = torch.nn.Parameter(torch.zeros(1 << 14))
     state = {"parameters": [weight, weight], "views": [weight.detach(), weight.data], "part": weight.detach()[3:5]}
