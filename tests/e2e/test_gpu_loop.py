@@ -39,7 +39,8 @@ def test_each_way_to_save_gives_back_what_was_saved_to_the_bit(tmp_path: Path) -
         "copy_ of the tensors": "", "torch.save": True, "torch.save + save()": True,
         "torch.save + metaflow-checkpoint": True, "save_state, sync": True, "save_state, async": True,
         "DCP async_save, thread, as it comes": True, "DCP async_save, thread, staged by a thread": True,
-        "DCP async_save, process, staged by a thread": True, "torch_checkpointing, async": True,
+        "DCP async_save, process, staged by a thread": True, "DCP async_save, process, into the store": True,
+        "torch_checkpointing, async": True,
     }  # fmt: skip
 
 

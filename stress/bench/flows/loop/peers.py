@@ -9,6 +9,7 @@ import shutil
 import tempfile
 
 import torch
+from metaflow import current
 
 from . import model
 from .savers import Missing, Saver
@@ -66,9 +67,10 @@ class Dcp(Folders):
         self._staged = None
 
     def save(self, state):
-        answer = self._dcp.async_save(
-            state, checkpoint_id=self.new_folder(), async_checkpointer_type=self._kind, async_stager=self._stager
-        )
+        self.begin(state, checkpoint_id=self.new_folder())
+
+    def begin(self, state, **target):
+        answer = self._dcp.async_save(state, async_checkpointer_type=self._kind, async_stager=self._stager, **target)
         self._staged = getattr(answer, "staging_completion", None)
         self.future = getattr(answer, "upload_completion", answer)
 
@@ -93,6 +95,34 @@ def _initialize():
     if not distributed.is_initialized():
         os.environ.update(MASTER_ADDR="127.0.0.1", RANK="0", WORLD_SIZE="1")
         distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+
+
+class DcpInStore(Dcp):
+    """The same with this package's ``StoreWriter``."""
+
+    kept_in = "the store"
+
+    def __init__(self, training, work, label):
+        super().__init__(training, work, label, process=True, staged=True)
+        from async_ckpt.integrations.dcp import StoreReader, StoreWriter
+
+        self._reader, self._writer = StoreReader, StoreWriter
+        self._key = ""
+
+    def save(self, state):
+        self.begin(state, storage_writer=self._writer())
+
+    def drain(self):
+        self._key = self.future.result().storage_meta.checkpoint_id
+        current.checkpoint.flush()
+
+    def restored(self):
+        state = self.zeros()
+        self._dcp.load(state, storage_reader=self._reader(self._key))
+        return state
+
+    def discard(self):
+        pass
 
 
 class TorchCheckpointing(Folders):
@@ -165,6 +195,7 @@ MAKERS = {
     "dcp-thread": lambda *given: Dcp(*given, "thread, as it comes", process=False, staged=False),
     "dcp-thread-staged": lambda *given: Dcp(*given, "thread, staged by a thread", process=False, staged=True),
     "dcp-process": lambda *given: Dcp(*given, "process, staged by a thread", process=True, staged=True),
+    "dcp-store": lambda *given: DcpInStore(*given, "process, into the store"),
     "torch_checkpointing": TorchCheckpointing,
     "nvrx": Nvrx,
 }
