@@ -51,7 +51,7 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--ours", help="the interpreter of an environment with this package and PyTorch")
     parser.add_argument("--peer", help='that of one with metaflow-checkpoint and PyTorch, or "none"')
     options = parser.parse_args(arguments)
-    options.ours = options.ours or frameworks.find_or_make_both()
+    options.ours = options.ours or frameworks.find_or_make_with_ours()
     options.peer = options.peer or frameworks.find_or_make_incumbent()
     options.gpu = has_gpu(options.ours)
     options.device = options.device or ("cuda" if options.gpu else "cpu")
