@@ -83,6 +83,11 @@ class Habits:
         with self._lock:
             self._remember(self._kind(path), _REWRITTEN)
 
+    def learn_new(self, path: str) -> None:
+        """Remember that files of this kind are never rewritten: who writes them has said so."""
+        with self._lock:
+            self._remember(self._kind(path), _NEW)
+
     def saw(self, path: str, inode: tuple[int, int]) -> None:
         """A file was saved; ``inode``: device and number."""
         kind = self._kind(path)

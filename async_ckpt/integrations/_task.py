@@ -63,6 +63,16 @@ def new_directory() -> str:
     return Checkpointer.from_environment().spool.new_work_directory()
 
 
+def never_rewritten(directory: str) -> None:
+    """Say that nobody rewrites the files in a directory, nor those of these names in later ones that are saved from the
+    same place: then a save links them at once, however large they are.
+    """
+    habits = Checkpointer.from_environment().spool.habits()
+    for folder, _, names in os.walk(os.path.realpath(directory)):
+        for name in names:
+            habits.learn_new(os.path.join(folder, name))
+
+
 def is_one_machine() -> bool:
     """Whether all processes that can save in this step's name are on one machine: it is no gang of several nodes."""
     return Checkpointer.from_environment().task.nodes == 1

@@ -33,7 +33,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 
 from ..errors import CheckpointError, SpoolError, UsageError, os_hint, os_reason
 from ._dcp_reader import TRIED, StoreReader, remove_at_last
-from ._task import check_version, checkpoints, is_one_machine, new_directory
+from ._task import check_version, checkpoints, is_one_machine, never_rewritten, new_directory
 
 __all__ = ["StoreReader", "StoreWriter"]
 
@@ -51,8 +51,11 @@ class _Saving:
     """One save of one rank: its directory, and torch's writer into it. The directory goes with this object."""
 
     def __init__(self, kind: Any, options: Mapping[str, Any], name: str) -> None:
-        self.name, self.directory, self.apart = name, new_directory(), False
-        self.remove = remove_at_last(self, self.directory)
+        self.name, self.apart, parent = name, False, new_directory()
+        self.remove = remove_at_last(self, parent)
+        # A folder that nobody else has, as what is said of its files is kept by their paths.
+        self.directory = os.path.join(parent, "dcp")
+        os.mkdir(self.directory)
         self.writer = kind(self.directory, **options)
         # What is saved survives the death of processes without that, and the store is what survives the machine.
         self.writer.sync_files = False
@@ -181,6 +184,7 @@ class StoreWriter(StorageWriter):  # type: ignore[misc]
 
     def _save(self, saving: _Saving, rank: int, world: int) -> Any:
         together = {"collective": True, "rank": rank, "world_size": world} if saving.apart else {}
+        never_rewritten(saving.directory)
         return checkpoints().save(
             path=saving.directory, name=saving.name, metadata=self.metadata, latest=self.latest, **together
         )

@@ -32,6 +32,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from async_ckpt.integrations.dcp import StoreReader, StoreWriter
+from async_ckpt.task.checkpointer import Checkpointer
 
 WIDTH = 16
 _LIMIT_S = 120
@@ -175,7 +176,14 @@ def reshard():
         "found": [rank[0] for rank in (*same, *more, *one, alone)],
         "before": same[0][2],
         "files": [rank[3] for rank in same],
+        "linked": _are_linked(),
     }
+
+
+def _are_linked():
+    """Whether the next save takes what ranks write for new files each time."""
+    spool = Checkpointer.from_environment().spool
+    return spool.habits().is_new_each_time(os.path.join(os.path.realpath(spool.path("work")), "0-x/dcp/__3_0.distcp"))
 
 
 def mesh():

@@ -38,9 +38,15 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 _OUTSIDE = """
-import json, os, sys, tempfile, warnings
+import json, logging, os, sys, tempfile, warnings
 tempfile.tempdir = os.getcwd()
 import torch
+torch.__version__ = "2.99.0"
+log = []
+class Log(logging.Handler):
+    def emit(self, record):
+        log.append(record.getMessage())
+logging.getLogger("async_ckpt").addHandler(Log())
 import torch.distributed.checkpoint as dcp
 from async_ckpt.integrations.dcp import StoreReader, StoreWriter
 warnings.simplefilter("ignore")  # That there is no group.
@@ -52,7 +58,8 @@ try:
 except BaseException as error:
     said = str(error)
 left = [name for name in os.listdir() if name.startswith("async-ckpt-")]
-print(json.dumps({"sum": state["training"]["model"]["0.weight"].abs().sum().item(), "said": said, "left": left}))
+total = state["training"]["model"]["0.weight"].abs().sum().item()
+print(json.dumps({"sum": total, "said": said, "left": left, "log": log}))
 """
 
 
@@ -63,6 +70,7 @@ def test_what_two_ranks_saved_is_loaded_by_two_and_four_and_one_and_without_a_gr
     assert reshard["before"] != reshard["wanted"]
     assert reshard["found"] == [reshard["wanted"]] * (2 + 4 + 1 + 1)
     # The second rank needs nothing of the first one's; that one also has what all ranks have alike.
+    assert reshard["linked"], "however large they are"
     assert reshard["files"][1] == [".metadata", "__1_0.distcp"]
 
 
@@ -78,6 +86,11 @@ def test_outside_of_a_step_it_can_be_loaded_and_nothing_be_saved(found: dict[str
     assert outside["sum"] > 0
     assert outside["left"] == []
     assert "this process belongs to no step with @checkpoint" in outside["said"]
+
+
+def test_a_version_of_torch_that_was_not_tried_is_said_once(found: dict[str, Any]) -> None:
+    (line,) = found["outside"]["log"]
+    assert line.startswith("torch 2.99.0 was not tried with this package")
 
 
 def test_a_rank_that_dies_before_the_commit_leaves_no_checkpoint(found: dict[str, Any]) -> None:

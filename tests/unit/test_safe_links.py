@@ -111,6 +111,9 @@ def test_what_is_a_new_file_each_time_is_only_linked(
             kept.saw(str(task.work / f"checkpoint-{number}" / name), (0, number))
     assert trainer.save(1, folder="checkpoint-17") == [LINK, LINK]
     assert trainer.save(1, folder="other") == [LINK, COPY]
+    for name in ("left", "right"):
+        kept.learn_new(str(task.work / "said" / name))
+    assert trainer.save(1, folder="said") == [LINK, LINK]
     gate.open_all()
     trainer.checkpointer.flush(60)
 
