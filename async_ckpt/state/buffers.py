@@ -112,10 +112,10 @@ class Buffer:
         else:
             os.rename(self.path, target)
 
-    def give_back(self, *, used: bool) -> None:
-        """Who has taken it needs it no more. ``used``: a snapshot has it; else what lies in the spool goes at once."""
+    def give_back(self) -> None:
+        """Who has taken it needs it no more. What lies in the spool is not used again."""
         self.taken = False
-        if not used and not self.in_memory:
+        if not self.in_memory:
             self.drop()
 
     def drop(self) -> None:
@@ -245,7 +245,7 @@ class Buffers:
                 buffer, _ = self._in_memory(size, most)
                 if buffer is not None:
                     buffer.populate()
-                    buffer.give_back(used=False)
+                    buffer.give_back()
 
     def release(self) -> None:
         """Give back what is not in use."""

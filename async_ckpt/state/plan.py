@@ -68,9 +68,11 @@ def plan(state: Any, *, pickle: bool = False) -> Plan:
     """
     collects = gc.isenabled()
     gc.disable()  # Each tensor makes some objects: the collector would look through all of the process, for nothing.
+    planner = _Planner(pickle)
     try:
-        return _Planner(pickle).plan(state)
+        return planner.plan(state)
     finally:
+        vars(planner).clear()  # It stands in a circle, and would keep the tensors until the collector comes by.
         if collects:
             gc.enable()
 

@@ -11,25 +11,21 @@ import errno
 import logging
 import os
 import threading
-import time
 import weakref
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..capture.snapshot import remove_snapshot
 from ..config import COPY_THREADS, LOOK_S, MAX_STAGING
-from ..errors import CheckpointError, SnapshotError, SpoolError, UsageError, WaitTimeout, os_hint, os_reason
+from ..errors import CheckpointError, SnapshotError, SpoolError, UsageError, os_hint, os_reason
 from ..manifest import Directory, FileEntry, Manifest
 from ..metadata import plain
 from ..ranks.who import Ranks
-from ..spool.journal import FAILED
 from ..system.crash import crash_point
 from ..system.files import pwrite_all
 from ..system.handlers import Allowed, put_off
-from ..system.undisturbed import run
 from ..task.checkpointer import Checkpointer
 from ..task.options import SaveOptions
-from ..task.reference import Reference
 from ..task.room import await_release
 from .buffers import Buffer, Buffers
 from .copies import Copies
@@ -38,6 +34,7 @@ from .load import rank_folder
 from .optimizers import hold_optimizers
 from .plan import Plan, plan
 from .read import PICKLE_FILE, STATE_FILE, STRUCTURE_FILE
+from .reference import Staging, StateReference
 
 log = logging.getLogger(__name__)
 
@@ -47,13 +44,10 @@ STAGINGS = ("sync", "async")
 #: What a copy may fail with: a disk, or torch and its devices. Anything else was raised by a handler of a signal.
 _OF_COPIES = (OSError, RuntimeError)
 
-#: The state of a checkpoint that is not admitted yet.
-STAGING = "STAGING"
-
 
 @dataclass
-class Staging:
-    """One state on its way into a buffer, and from there into the spool.
+class _Work:
+    """One state to be copied into a buffer, and from there into the spool.
 
     Parameters
     ----------
@@ -70,85 +64,7 @@ class Staging:
     copies: Copies
     most_bytes: int
     began_ns: int
-    #: The copy has ended; and so has the admission.
-    copied: threading.Event = field(default_factory=threading.Event)
-    ended: threading.Event = field(default_factory=threading.Event)
-    #: Why there is no such checkpoint.
-    error: CheckpointError | None = None
-
-    def await_copy(self, timeout_s: float) -> None:
-        """Return when the training may write to the state again. On a device the training waits, not the host.
-
-        Raises
-        ------
-        SnapshotError
-            It has written to it already, or the copy failed.
-        WaitTimeout
-            It is not copied within ``timeout_s`` seconds.
-        """
-        is_over = self.error is not None or self.copied.is_set() or self.copies.hold_training()
-        if not is_over and not run(lambda: self.copied.wait(timeout_s)):
-            raise WaitTimeout(f"The state is not copied within {timeout_s:g} s")
-        if self.error is not None:
-            raise self.error
-
-
-class StateReference(Reference):
-    """A saved state: a ``Reference`` that has ``staged()`` as well, and is ``STAGING`` until it is admitted."""
-
-    _staging: Staging
-
-    @classmethod
-    def of(cls, staging: Staging, checkpointer: Checkpointer) -> StateReference:
-        made = cls(staging.reference, checkpointer.tracker)
-        made._staging = staging
-        return made
-
-    def staged(self, timeout: float | None = None) -> StateReference:
-        """Return when the training may write to the tensors of the state again. With CUDA tensors the host does not
-        wait: what the training enqueues from now on begins after the copies.
-
-        Parameters
-        ----------
-        timeout : float, optional
-            Seconds; None: as long as a flush may take.
-
-        Raises
-        ------
-        SnapshotError
-            Somebody has written to the state before this, or it could not be copied: there is no such checkpoint.
-        SpoolError
-            It was copied and could not be admitted.
-        WaitTimeout
-            The copy is still under way.
-        """
-        limit = self._tracker.config.flush_timeout_s if timeout is None else timeout
-        self._staging.await_copy(limit)
-        return self
-
-    @property
-    def state(self) -> str:
-        """``STAGING``, then as ``Reference.state``."""
-        if self._staging.error is not None:
-            return FAILED
-        return super().state if self._staging.ended.is_set() else STAGING
-
-    @property
-    def error(self) -> str | None:
-        """As ``Reference.error``."""
-        if self._staging.error is not None:
-            return str(self._staging.error)
-        return super().error if self._staging.ended.is_set() else None
-
-    def wait(self, timeout: float | None = None) -> Reference:
-        """Wait until it is in the store; see ``Reference.wait``. What ``staged()`` raises is raised as well."""
-        limit = self._tracker.config.flush_timeout_s if timeout is None else timeout
-        began = time.monotonic()
-        if not run(lambda: self._staging.ended.wait(limit)):
-            raise WaitTimeout(f"Checkpoint {self.id} is not staged after {limit:g} s")
-        if self._staging.error is not None:
-            raise self._staging.error
-        return super().wait(max(limit - (time.monotonic() - began), 0.0))
+    staging: Staging
 
 
 class StateSaver:
@@ -188,22 +104,23 @@ class StateSaver:
         try:
             copies = Copies(planned, buffer, self._cuda_of(planned), check=self._config.check_state)
         except BaseException:
-            buffer.give_back(used=False)
+            buffer.give_back()
             raise
-        made = Staging(reference, ranks, planned, buffer, copies, max_host_bytes, began_ns)
-        handle = StateReference.of(made, self._checkpointer)
+        on_way = Staging(copies.hold_training)
+        made = _Work(reference, ranks, planned, buffer, copies, max_host_bytes, began_ns, on_way)
+        handle = StateReference.of(reference, on_way, self._tracker)
         if staging == "sync":
             try:
                 self._complete(made, threads=COPY_THREADS)
             except _OF_COPIES as error:
                 raise _explained(error, buffer.path) from error
             finally:
-                made.ended.set()
-                self._spare_later(made)
+                on_way.end()
+                self._spare_later(planned.size, max_host_bytes)
         else:
             self._complete_later(made, handle.id)
             if any(piece.watched for piece in planned.pieces):
-                hold_optimizers(made)
+                hold_optimizers(on_way)
         self._saver.say_what_was_refused()
         return handle
 
@@ -218,7 +135,7 @@ class StateSaver:
 
     # -- copying and admitting -------------------------------------------------------------------------------------
 
-    def _complete_later(self, made: Staging, identity: str) -> None:
+    def _complete_later(self, made: _Work, identity: str) -> None:
         try:
             self._take_slot()
             try:
@@ -228,23 +145,24 @@ class StateSaver:
                 self._slots.release()
                 raise
         except BaseException as error:
-            made.buffer.give_back(used=False)
+            made.buffer.give_back()
             if isinstance(error, _OF_COPIES):
                 raise _explained(error, made.buffer.path) from error
             raise
-        self._tracker.staging[identity] = made.ended
+        on_way = made.staging
+        self._tracker.staging[identity] = on_way.ended
 
         def work() -> None:
             try:
                 self._complete(made, threads=1)  # The other cores are the training's.
             except Exception as error:
-                made.error = _explained(error, made.buffer.path)
-                self._tracker.not_staged[identity] = str(made.error)
-                log.error(f"Checkpoint {identity} is not saved: {made.error}")
+                on_way.error = _explained(error, made.buffer.path)
+                self._tracker.not_staged[identity] = str(on_way.error)
+                log.error(f"Checkpoint {identity} is not saved: {on_way.error}")
             self._slots.release()
-            made.ended.set()
+            on_way.end()
             del self._tracker.staging[identity]
-            self._spare(made)
+            self._spare(made.plan.size, made.most_bytes)
 
         try:
             # No daemon: a process that ends now ends when the state is admitted.
@@ -258,31 +176,32 @@ class StateSaver:
                 for ended in list(self._tracker.staging.values())[:1]:
                     ended.wait(LOOK_S)
 
-    def _spare_later(self, made: Staging) -> None:
+    def _spare_later(self, size: int, most_bytes: int) -> None:
         with contextlib.suppress(RuntimeError):  # There can be no more threads.
-            threading.Thread(target=self._spare, args=(made,), name="async_ckpt-spare", daemon=True).start()
+            threading.Thread(target=self._spare, args=(size, most_bytes), name="async_ckpt-spare", daemon=True).start()
 
-    def _spare(self, made: Staging) -> None:
+    def _spare(self, size: int, most_bytes: int) -> None:
         """The next save may come before the store has this one: it then finds a buffer."""
         if not self._tracker.closed:  # What is made now would be left.
-            self._buffers.spare(made.plan.size, made.most_bytes)
+            self._buffers.spare(size, most_bytes)
 
-    def _complete(self, made: Staging, *, threads: int) -> None:
+    def _complete(self, made: _Work, *, threads: int) -> None:
         """Copy what is left to copy, and admit."""
-        is_admitted = False
         try:
             try:
                 made.copies.begin()
                 made.copies.finish(threads=threads)
+            except Exception as error:
+                made.staging.error = _explained(error, made.buffer.path)
+                raise
             finally:
-                made.copied.set()
+                made.staging.copied.set()
             crash_point("state:copied")
             self._admit(made)
-            is_admitted = True
         finally:
-            made.buffer.give_back(used=is_admitted)
+            made.buffer.give_back()
 
-    def _admit(self, made: Staging) -> None:
+    def _admit(self, made: _Work) -> None:
         try:
             self._admit_from(made, made.buffer)
         except OSError as error:
@@ -290,15 +209,13 @@ class StateSaver:
                 raise
             # The state has all of the memory that there is, so that its structure finds no room beside it.
             on_disk = self._buffers.in_spool(made.plan.size, f"{made.buffer.path}: {os_reason(error)}")
-            is_admitted = False
             try:
                 pwrite_all(on_disk.fd, memoryview(made.buffer.memory), 0)
                 self._admit_from(made, on_disk)
-                is_admitted = True
             finally:
-                on_disk.give_back(used=is_admitted)
+                on_disk.give_back()
 
-    def _admit_from(self, made: Staging, buffer: Buffer) -> None:
+    def _admit_from(self, made: _Work, buffer: Buffer) -> None:
         folder = rank_folder(made.ranks.rank) if made.ranks else ""
         data = self._spool.snapshots.new_directory_beside(buffer.path)
         manifest = Manifest(dirs=[Directory(folder, 0o755, made.began_ns)] if folder else [])

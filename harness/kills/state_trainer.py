@@ -23,7 +23,8 @@ from async_ckpt.config import ENV_ATTEMPT, ENV_SPOOL, Config
 from async_ckpt.errors import CheckpointError
 from async_ckpt.spool.journal import COMMITTED
 from async_ckpt.state.load import load_state
-from async_ckpt.state.stager import STAGING, state_saver
+from async_ckpt.state.reference import STAGING
+from async_ckpt.state.stager import state_saver
 from async_ckpt.stores.base import StoreSpec
 from async_ckpt.system.log import write_lines_with
 from async_ckpt.task.checkpointer import Checkpointer

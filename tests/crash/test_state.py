@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from async_ckpt.spool.spool import Spool
 from async_ckpt.state import optimizers, stager
 from async_ckpt.state.copies import Copies
 from async_ckpt.state.load import load_state
+from async_ckpt.state.reference import STAGING
 from async_ckpt.state.stager import StateSaver, state_saver
 from async_ckpt.task.checkpointer import Checkpointer
 from harness.flow_runs.environments import with_our_modules
@@ -217,7 +219,7 @@ def test_a_flush_waits_for_what_is_still_copied(task: Task, monkeypatch: pytest.
     held = Held(monkeypatch)
     checkpointer = task.start()
     handle = state_saver(checkpointer).save(state(7), staging="async")
-    assert handle.state == stager.STAGING
+    assert handle.state == STAGING
     assert not handle.done()
     assert handle.error is None
     with pytest.raises(WaitTimeout, match="is not copied within"):
@@ -348,6 +350,35 @@ def test_a_copy_that_cannot_begin_is_an_error_and_leaves_its_place_to_others(
     checkpointer.flush(60)
     assert task.committed_versions() == [saved.version_id]
     assert_is(loaded(task, saved), 2)
+
+
+@pytest.mark.parametrize("staging", ["sync", "async"])
+@pytest.mark.parametrize("state_dir", ["/dev/shm", ""])
+def test_what_save_returned_may_be_kept_and_holds_nothing_of_the_state(
+    task: Task, staging: str, state_dir: str
+) -> None:
+    task.set(state_dir=state_dir)
+    saver = state_saver(task.start())
+    kept, arrays = [], []
+    descriptors: list[int] = []
+    for number in range(4):
+        content = state(number)
+        arrays.append(weakref.ref(content["weights"]))
+        kept.append(saver.save(content, staging=staging).wait(60))
+        descriptors.append(len(os.listdir("/proc/self/fd")))
+        del content
+    wait_until(lambda: not any(array() is not None for array in arrays), "the last thread has let go as well")
+    assert descriptors[-1] == descriptors[-2], "a state on the disk, or the next buffer, has no descriptor each"
+    assert [reference.state for reference in kept] == ["COMMITTED"] * 4
+
+
+def test_a_copy_that_has_failed_is_known_as_soon_as_it_is_over(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    saver = state_saver(task.start())
+    monkeypatch.setattr(Copies, "finish", lambda self, threads: os.pread(-1, 1, 0))
+    explained, slow = stager._explained, threading.Event()
+    monkeypatch.setattr(stager, "_explained", lambda *arguments: slow.wait(0.2) or explained(*arguments))
+    with pytest.raises(SpoolError, match="Bad file descriptor"):
+        saver.save(state(1), staging="async").staged(60)
 
 
 def test_a_state_without_tensors_of_torch_has_nothing_to_do_with_its_optimizers(

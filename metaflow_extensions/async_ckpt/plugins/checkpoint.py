@@ -28,7 +28,7 @@ from .artifact_store import store_in_context, stores_of_reference
 if TYPE_CHECKING:
     from metaflow import Task
 
-    from async_ckpt.state.stager import StateReference
+    from async_ckpt.state.reference import StateReference
 
 log = logging.getLogger(LOGGER)
 
