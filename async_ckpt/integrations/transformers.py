@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +14,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
 from ..errors import UsageError
+from . import _nodes
 from ._task import check_version, checkpoints
 
 log = logging.getLogger(__name__)
@@ -51,7 +50,8 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, name: str = "mfchckpt", metadata: Mapping[str, Any] | None = None) -> None:
         check_version("transformers", transformers.__version__, *TRIED)
-        self._checkpoints, self._name, self._metadata = checkpoints(), name, dict(metadata or {})
+        checkpoints()  # Says now, not after hours, that nothing can be saved here.
+        self._name, self._metadata = name, dict(metadata or {})
         #: The reference of the newest; None in processes that save nothing.
         self.saved: Any = None
 
@@ -64,41 +64,16 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         directory = _written_by(args, state)
-        metadata = {**_metadata(directory, state), **self._metadata}
-        nodes = _nodes(args)
-        if nodes > 1:
-            self._save_with_other_nodes(directory, args, metadata, nodes)
-            return
-        if args.world_size > 1:
+        if _nodes.count() > 1:
             # Each rank writes a file of its own, and the first may come here before the others have.
             torch.distributed.barrier()
-        if state.is_world_process_zero:
-            self.saved = self._checkpoints.save(directory, name=self._name, metadata=metadata)
-
-    def _save_with_other_nodes(
-        self, directory: str, args: TrainingArguments, metadata: Mapping[str, Any], nodes: int
-    ) -> None:
-        """Save what no node before this one has: on a disk that they share that is nothing."""
-        node, is_first_here = args.process_index // (args.world_size // nodes), args.local_process_index == 0
-        torch.distributed.barrier()
-        mine = _files(directory) if is_first_here else []
-        of_all: list[Any] = [None] * args.world_size
-        torch.distributed.all_gather_object(of_all, (node, mine, metadata))
-        if not is_first_here:
-            return
-        before = {name for other, names, _ in of_all if other < node for name in names}
-        with_links = tempfile.mkdtemp(prefix="tmp-own-files-", dir=args.output_dir)
-        try:
-            for name in mine:
-                if name not in before:
-                    target = os.path.join(with_links, name)
-                    os.makedirs(os.path.dirname(target), exist_ok=True)
-                    os.link(os.path.join(directory, name), target)
-            self.saved = self._checkpoints.save(
-                with_links, name=self._name, metadata=of_all[0][2], collective=True, rank=node, world_size=nodes
-            )
-        finally:
-            shutil.rmtree(with_links)
+        self.saved = _nodes.save_together(
+            directory,
+            {**_metadata(directory, state), **self._metadata},
+            first_of_node=args.local_process_index == 0,
+            rank=args.process_index,
+            name=self._name,
+        )
 
 
 def resume_path(trainer: Trainer) -> str | None:
@@ -164,7 +139,7 @@ def _lay_out_best(resumed: str, output_dir: str) -> None:
 def _written_by(args: TrainingArguments, state: TrainerState) -> str:
     """Where the Trainer has just written a checkpoint."""
     directory = os.path.join(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
-    if not os.path.isdir(directory):
+    if state.is_world_process_zero and not os.path.isdir(directory):
         raise UsageError(
             "The Trainer has not written its checkpoint where it usually does",
             where=directory,
@@ -178,14 +153,3 @@ def _metadata(directory: str, state: TrainerState) -> dict[str, Any]:
     for entry in state.log_history[-50:]:
         kept.update({key: value for key, value in entry.items() if not key.endswith(_NOT_KEPT)})
     return {**kept, "checkpoint": os.path.basename(directory), "global_step": state.global_step, "epoch": state.epoch}
-
-
-def _nodes(args: TrainingArguments) -> int:
-    """How many nodes train together, as torchrun says how many ranks each has."""
-    world = int(args.world_size)
-    return max(world // int(os.environ.get("LOCAL_WORLD_SIZE") or world), 1)
-
-
-def _files(directory: str) -> list[str]:
-    found = [os.path.join(folder, name) for folder, _, names in os.walk(directory) for name in names]
-    return sorted(os.path.relpath(path, directory) for path in found)
