@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from harness.common.made_once import once
 from harness.flow_runs.frameworks import find_or_make_with_ours
 from harness.flow_runs.metaflow_env import REPOSITORY, Workspace
 from harness.integrations import curves
@@ -22,16 +23,18 @@ CASES = REPOSITORY / "harness" / "integrations" / "dcp_ranks.py"
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the ranks found, by case; all in one step, as the imports take most of the time."""
-    local = Workspace(tmp_path_factory.mktemp("dcp") / "local")
+    return once(tmp_path_factory, "dcp", _found)
+
+
+def _found(folder: Path) -> dict[str, Any]:
+    local, python = Workspace(folder / "local"), find_or_make_with_ours()
     cases = "reshard mesh killed full planners two names safetensors process"
     try:
-        settings = {"CASES": str(CASES), "CASE": cases}
-        run = local.run_flow("dcp_flow", env=settings, python=find_or_make_with_ours())
+        run = local.run_flow("dcp_flow", env={"CASES": str(CASES), "CASE": cases}, python=python)
         local.assert_clean()
         answers: dict[str, Any] = run.tasks()["start"][0].artifacts["found"]
         assert list(answers) == cases.split()
-        key = answers["reshard"]["keys"][0]
-        answers["outside"] = local.query(_OUTSIDE, key, python=find_or_make_with_ours())
+        answers["outside"] = local.query(_OUTSIDE, answers["reshard"]["keys"][0], python=python)
     finally:
         local.kill_leftovers()
     return answers
