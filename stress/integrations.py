@@ -117,6 +117,42 @@ def sizes(training: Training) -> str:
     )
 
 
+#: Prints the bytes of a base, of its adapters, and of what else a loop saves with them: Adam's state. GPT-2's sizes are
+#: those of its smallest model.
+_LORA_SIZES = """
+import json, os, tempfile, torch
+from peft import LoraConfig, get_peft_model
+from transformers import GPT2Config, GPT2LMHeadModel
+
+def size(path):
+    return sum(os.path.getsize(os.path.join(path, name)) for name in os.listdir(path))
+
+base, found = GPT2LMHeadModel(GPT2Config(bos_token_id=0, eos_token_id=0)), []
+with tempfile.TemporaryDirectory() as directory:
+    base.save_pretrained(directory)
+    found.append(size(directory))
+model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", r=8, target_modules=["c_attn"], fan_in_fan_out=True))
+optimizer = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad])
+model(input_ids=torch.ones(1, 4, dtype=torch.long), labels=torch.ones(1, 4, dtype=torch.long)).loss.backward()
+optimizer.step()
+with tempfile.TemporaryDirectory() as directory:
+    model.save_pretrained(directory)
+    torch.save({"optimizer": optimizer.state_dict()}, os.path.join(directory, "state.pt"))
+    found.append(size(directory))
+print(json.dumps(found))
+"""
+
+
+def lora_note(place: Path, python: str) -> str:
+    """What LoRA's checkpoints have of a model that is not tiny."""
+    base, adapters = Workspace(place).query(_LORA_SIZES, python=python, env={"HF_HUB_OFFLINE": "1"})
+    return (
+        f"LoRA of rank 8 on the attention of GPT-2 (124 M parameters, random): {base / 1e6:,.0f} MB of the base are "
+        f"sent once, and {adapters / 1e6:.1f} MB with each checkpoint, Adam's state included. The whole model with "
+        f"Adam's state has {3 * base / 1e6:,.0f} MB."
+    )
+
+
 def plan(chance: random.Random, recipe: Recipe, steps: int, most: int) -> list[Kill]:
     """Kills in the first attempts of a run; one that comes too late for its attempt does not come."""
     return [
@@ -174,11 +210,13 @@ def main(arguments: list[str] | None = None) -> int:
     with work_directory() as base:
         tallies = run(options, Path(base))
         rows = [tally.row(name) for name, tally in tallies.items()]
+        lora = lora_note(Path(base) / "lora", find_or_make_with_ours())
     notes = [
         *caveats(quick=options.quick),
         f"With {', '.join(each.replace('==', ' ') for each in FRAMEWORKS)}. A loss is what the backward pass begins "
         "with; for Keras, what callbacks get after a batch.",
         "Steps lost: those that a retry computes again, as they came after the newest checkpoint that it found.",
+        lora,
     ]
     print("\n".join(notes))
     results.record("integrations", results.command(COMMAND, options.seed), rows, notes)

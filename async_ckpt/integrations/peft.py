@@ -60,16 +60,21 @@ def frozen_base(make: Callable[[], Any], name: str = "base", copy: bool = True) 
     check_version("peft", peft.__version__, *TRIED)
     here = checkpoints()
     saved = _saved_base(here, name)
-    if saved is not None and copy and "class" in saved["metadata"]:
+    if saved is not None and "class" in saved["metadata"]:
         with tempfile.TemporaryDirectory(prefix="async_ckpt_base_") as directory:
             here.load(saved, directory)
             base = _class_of(saved["metadata"]["class"]).from_pretrained(directory, dtype="auto")
             # Else it would have no dropout, where the one that was made has.
             return base.train(saved["metadata"]["training"])
+    if saved is None and here.resume_info() is not None:
+        log.warning(
+            f"What is resumed from was saved without its base: nothing is named {name!r}. The base is made anew, and "
+            "nobody knows whether it is the same"
+        )
     base = make()
     digest = "" if copy and saved is None else _digest(base)
     if saved is not None:
-        if saved["metadata"].get("digest", digest) != digest:
+        if saved["metadata"].get("digest") != digest:
             raise IntegrityError(
                 "The base model is not the one that the adapters were trained on: its weights have another digest",
                 where=saved["key"],

@@ -61,6 +61,7 @@ class PeftCasesFlow(FlowSpec):
         model.add_adapter("second", LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["c_attn"]))
         found["no adapter"] = why(lambda: load_adapter(model))
         current.checkpoint.load(save_adapter(model, {"epoch": 3}))
+        frozen_base(make_base, "not saved so far")
         assert load_adapter(model) == {"epoch": 3}
 
         class Mine(type(made[0])):

@@ -53,6 +53,7 @@ def test_what_does_not_fit_is_refused(python: str, local: Workspace) -> None:
         "IntegrityError: The base model is not the one that the adapters were trained on"
     )
     assert found["none"] is None
+    assert "without its base: nothing is named 'not saved so far'" in run.output
     assert found["other"].startswith("UsageError: The adapter 'default' that was loaded is not the one of this model")
     assert found["no_adapter"].startswith("UsageError: What was loaded has no adapter 'second'")
     assert found["not_a_class"].startswith("UsageError: The class of the base model, __main__:Mine, cannot be imported")
