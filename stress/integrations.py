@@ -61,6 +61,7 @@ RECIPES = {
     "Keras": Recipe(example("keras")),
     "Accelerate": Recipe(example("accelerate")),
     "Accelerate, 2 ranks": Recipe(example("accelerate"), ("--ranks", "2"), ranks=2),
+    "Accelerate, 2 ranks": Recipe(example("accelerate"), ("--ranks", "2"), ranks=2),
     "DCP and FSDP, 2 ranks": Recipe(example("dcp"), ranks=2),
     "DCP and FSDP, 4 ranks, a process": Recipe(example("dcp"), ("--ranks", "4", "--how", "process"), ranks=4),
 }
