@@ -61,7 +61,6 @@ RECIPES = {
     "Keras": Recipe(example("keras")),
     "Accelerate": Recipe(example("accelerate")),
     "Accelerate, 2 ranks": Recipe(example("accelerate"), ("--ranks", "2"), ranks=2),
-    "Accelerate, 2 ranks": Recipe(example("accelerate"), ("--ranks", "2"), ranks=2),
     "DCP and FSDP, 2 ranks": Recipe(example("dcp"), ranks=2),
     "DCP and FSDP, 4 ranks, a process": Recipe(example("dcp"), ("--ranks", "4", "--how", "process"), ranks=4),
 }
@@ -113,7 +112,7 @@ def sizes(training: Training) -> str:
         for reference in tasks[0].artifacts.get("_task_checkpoints", ()):
             by_name.setdefault(reference["name"], []).append(reference["size"])
     return ", ".join(
-        f"{mean(found) / 1024:.0f}" + (f" ({name}, {len(found)} of them)" if len(by_name) > 1 else "")
+        f"{mean(found) / 1024:.0f}" + (f" ({name})" if len(by_name) > 1 else "")
         for name, found in sorted(by_name.items())
     )
 
