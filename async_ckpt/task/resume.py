@@ -57,7 +57,6 @@ class Resumption:
 
     def begin(self, directory: str, policy: str, shard: str) -> None:
         """Say what will be loaded where; what an earlier start of this attempt has said is over."""
-        os.makedirs(self._folder, mode=0o700, exist_ok=True)
         _write(self._file, _Said(directory, policy, shard))
 
     def note(self, directory: str, loaded: Mapping[str, Any] | None) -> None:
@@ -115,6 +114,8 @@ class Resumption:
                     where=file,
                     hint="See what it waits for; METAFLOW_ASYNC_CKPT_GANG_START_TIMEOUT_S is the limit",
                 ) from error
+            except OSError as error:
+                raise _not_noted(error, file) from error
             if anew is not None and not os.path.exists(file):
                 directory = self._tracker.spool.new_work_directory()
                 _write(file, _Said(directory, anew.policy, anew.shard))
@@ -126,10 +127,11 @@ class Resumption:
 
 
 def _decided(said: _Said, loaded: Mapping[str, Any] | None) -> _Said:
+    if loaded is None:
+        return replace(said, is_decided=True, file="", reference=None)
     names = [name for name in os.listdir(said.directory) if not name.startswith(STAGING_PREFIX)]
-    is_file = loaded is not None and len(names) == 1 and os.path.isfile(os.path.join(said.directory, names[0]))
-    reference = None if loaded is None else dict(loaded)
-    return replace(said, is_decided=True, file=names[0] if is_file else "", reference=reference)
+    is_file = len(names) == 1 and os.path.isfile(os.path.join(said.directory, names[0]))
+    return replace(said, is_decided=True, file=names[0] if is_file else "", reference=dict(loaded))
 
 
 def _read(file: str) -> _Said:
@@ -145,11 +147,16 @@ def _read(file: str) -> _Said:
 
 def _write(file: str, said: _Said) -> None:
     try:
+        os.makedirs(os.path.dirname(file), mode=0o700, exist_ok=True)
         write_atomically(file, json.dumps(asdict(said)).encode())
     except OSError as error:
-        raise SpoolError(
-            f"What this attempt resumes from cannot be noted: {os_reason(error)}", where=file, hint=os_hint(error)
-        ) from error
+        raise _not_noted(error, file) from error
+
+
+def _not_noted(error: OSError, file: str) -> SpoolError:
+    return SpoolError(
+        f"What this attempt resumes from cannot be noted: {os_reason(error)}", where=file, hint=os_hint(error)
+    )
 
 
 def _one_that_fits(directory: str, pattern: str) -> str:
