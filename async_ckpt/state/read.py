@@ -225,7 +225,7 @@ class _Reader:
         """The memory into which a block was read is free again, where its tensors were only copied elsewhere."""
         if block not in self._in_use:
             self._storages.pop((block, None), None)
-            self._file.forget(block)
+            self._file.reuse(block)
 
 
 def _torch_value(mark: dict[str, Any], into: Any, path: list[Any]) -> Any:

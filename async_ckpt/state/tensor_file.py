@@ -27,6 +27,7 @@ class TensorFile:
         for names in together if isinstance(together, list) else [None]:
             self._join(names)
         self._buffers: dict[tuple[int, int], tuple[Any, int]] = {}
+        self._spare: Any = None
         size = os.fstat(fd).st_size
         flags = mmap.MAP_PRIVATE | _NORESERVE
         self._map = mmap.mmap(fd, size, flags, mmap.PROT_READ | mmap.PROT_WRITE) if mapped else None
@@ -51,8 +52,10 @@ class TensorFile:
         if found is None:
             begin, end = block
             size = end - begin
-            memory: Any = mmap.mmap(-1, size) if size >= _MAP_FROM else bytearray(size)
-            with memoryview(memory) as view:
+            memory, self._spare = self._spare, None
+            if memory is None or len(memory) < size:
+                memory = mmap.mmap(-1, size) if size >= _MAP_FROM else bytearray(size)
+            with memoryview(memory)[:size] as view:
                 done = 0
                 while done < size:
                     count = os.preadv(self._fd, [view[done : done + (1 << 30)]], begin + done)
@@ -65,3 +68,7 @@ class TensorFile:
     def forget(self, block: tuple[int, int]) -> None:
         """A block that was copied elsewhere needs no memory here."""
         self._buffers.pop(block, None)
+
+    def reuse(self, block: tuple[int, int]) -> None:
+        """The same, and nobody looks at its memory any more: the next block is read into it."""
+        self._spare = self._buffers.pop(block, (None, 0))[0] or self._spare

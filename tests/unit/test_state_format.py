@@ -495,6 +495,15 @@ def test_into_fills_the_arrays_that_are_there(tmp_path: Path, mmap: bool) -> Non
     assert target["step"] == 0
 
 
+def test_into_reads_what_is_large_and_small_in_any_order(tmp_path: Path) -> None:
+    state = [
+        np.full(size, number, np.uint8) for number, size in enumerate([3, 1 << 21, 5, 0, 1 << 20, (3 << 20) + 1, 7])
+    ]
+    for kept in range(len(state)):
+        target = [None if number == kept else np.zeros_like(array) for number, array in enumerate(state)]
+        assert same(through(tmp_path, state, into=target, mmap=False), state)
+
+
 def test_into_may_lack_what_is_taken_as_it_is_stored(tmp_path: Path) -> None:
     stored = {**a_model(7), "optimizer": {"state": {0: {"m": np.ones(2)}}, "lr": [0.1, 0.2]}, "rng": np.arange(3)}
     for rest in ({}, {"optimizer": None}, {"optimizer": {"state": {}, "lr": [1.0]}, "rng": None}):
