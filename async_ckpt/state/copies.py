@@ -218,7 +218,7 @@ class Copies:
 def _changed(piece: Piece) -> SnapshotError:
     return SnapshotError(
         f"The state has changed while it was copied: somebody has written to {piece.name}",
-        hint="Save when nothing writes to it; with staging='async' call staged() before the optimizer's step",
+        hint="Save when nothing writes to it. With staging='async' call staged() of what was returned before you do",
     )
 
 

@@ -39,7 +39,9 @@ class Fit(Comparison):
             self._add(path, "is missing in the checkpoint")
 
     def other(self, encoded: Any, part: Any, path: list[Any]) -> None:
-        if _stored(encoded) or _has_tensors(part):
+        if callable(getattr(part, "state_dict", None)):
+            self._add(path, f"is {_kind(part)} here: give its state_dict()")
+        elif _stored(encoded) or _has_tensors(part):
             self._add(path, f"has other parts in the checkpoint than {_kind(part)} here")
 
     def raise_if_not(self) -> None:

@@ -159,10 +159,10 @@ class _Planner:
         module, name = type(value).__module__, type(value).__qualname__
         if module.split(".")[0] in ("jax", "jaxlib"):
             raise UsageError(f"{where} is an array of jax", hint="Convert it with numpy.asarray(...)")
-        raise UsageError(
-            f"{where} is a {module}.{name}, which a state cannot keep",
-            hint="Convert it to tensors, arrays and plain values, take it out, or save with pickle=True",
-        )
+        way_out = "Convert it to tensors, arrays and plain values, take it out, or save with pickle=True"
+        if callable(getattr(value, "state_dict", None)):  # A model, an optimizer: load_state_dict() takes it back.
+            way_out = "Save its state_dict()"
+        raise UsageError(f"{where} is a {module}.{name}, which a state cannot keep", hint=way_out)
 
     def _pickles(self) -> bytes | None:
         if not self._pickled:

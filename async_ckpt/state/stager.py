@@ -92,6 +92,11 @@ class StateSaver:
         """See ``current.checkpoint.save_state``; ``options`` are those of ``SaveOptions``."""
         if staging not in STAGINGS:
             raise UsageError(f"staging={staging!r} is unknown", hint=f"Use one of {', '.join(STAGINGS)}")
+        if isinstance(state, (str, os.PathLike)):
+            raise UsageError(
+                f"The state is a path, {os.fspath(state)!r}",
+                hint="save() saves files; give save_state() the values: {'model': model.state_dict(), ...}",
+            )
         if max_host_bytes < 0:
             raise UsageError(f"max_host_bytes={max_host_bytes} is less than nothing")
         given = SaveOptions(**options)

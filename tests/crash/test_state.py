@@ -488,6 +488,15 @@ def test_bad_arguments_are_named_and_nothing_is_saved(task: Task, options: dict[
     assert not task.committed()
 
 
+def test_a_path_is_no_state(task: Task) -> None:
+    checkpointer = task.start()
+    for path in ("out", task.work):
+        with pytest.raises(UsageError, match=r"The state is a path, .*\. save\(\) saves files"):
+            state_saver(checkpointer).save(path)
+    checkpointer.flush(60)
+    assert not task.committed()
+
+
 def test_a_state_after_the_end_is_refused(task: Task) -> None:
     checkpointer = task.start()
     checkpointer.close(clean=True)

@@ -266,7 +266,15 @@ def nested(depth: int) -> Any:
     return value
 
 
+class Model:
+    """Has a state, and is none."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+
 REFUSED: dict[str, tuple[Any, list[str]]] = {
+    "a model": ({"model": Model()}, ["state['model'] is a ", "Save its state_dict()"]),
     "an object": ({"a": [Strange()]}, ["state['a'][0] is a ", "Strange", "pickle=True"]),
     "a function": ({"f": len}, ["state['f']", "builtin_function_or_method", "pickle=True"]),
     "objects in an array": ([np.array([{}])], ["state[0]", "Python objects", "pickle=True"]),
@@ -533,6 +541,12 @@ def test_what_does_not_fit_is_named_before_anything_is_written(tmp_path: Path, k
         through(tmp_path, a_model(7), into=target)
     assert "nothing was written" in str(refused.value)
     assert all(not array.any() for array in arrays(target))
+
+
+def test_a_model_is_no_state_to_read_into(tmp_path: Path) -> None:
+    for stored in ({"w": np.ones(1)}, {"w": 1.0}):
+        with pytest.raises(UsageError, match=r"state\['model'\] is a Model here: give its state_dict\(\)"):
+            through(tmp_path, {"model": stored}, into={"model": Model()})
 
 
 @pytest.mark.parametrize("stored", [math.nan, {1}, b"x", Colour.RED, np.float32(1), "x", [], {}, (), [1.0], deque()])

@@ -265,12 +265,12 @@ class _Checkpoints:
         reference : dict or str, optional
             As for ``load()``. Default: what this attempt begins with, as ``resume_path()`` says.
         map_location : optional
-            Where tensors go, as for ``torch.load``. Default: to the host.
+            Where tensors go, as for ``torch.load``. Default: to the device that each was saved from.
         mmap : bool, default True
             Tensors on the host are the file's own pages, copied when they are written to; else they are read at once.
         into : optional
-            A state of the same shape, such as ``model.state_dict()``: its tensors are filled, one after the other, and
-            no second copy of the state is made.
+            A state of the same shape, such as ``{"model": model.state_dict()}``: its tensors are filled, one after the
+            other, and no second copy of them is made. What ``into`` lacks is only in what is returned.
         pickle : bool, default False
             Load pickled values as well. That runs code of whoever has saved them.
 
