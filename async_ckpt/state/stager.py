@@ -210,9 +210,10 @@ class StateSaver:
         try:
             self._admit_from(made, made.buffer)
         except OSError as error:
-            if error.errno != errno.ENOSPC or made.buffer.memory is None:
+            if error.errno not in (errno.ENOSPC, errno.ENOENT) or made.buffer.memory is None:
                 raise
-            # The state has all of the memory that there is, so that its structure finds no room beside it.
+            # The state has all of the memory that there is, so that its structure finds no room beside it; or something
+            # has removed the buffer's name. Its memory is still here.
             on_disk = self._buffers.in_spool(made.plan.size, f"{made.buffer.path}: {os_reason(error)}")
             try:
                 pwrite_all(on_disk.fd, memoryview(made.buffer.memory), 0)
@@ -231,7 +232,9 @@ class StateSaver:
             return os.path.join(data, path)
 
         try:
-            os.makedirs(os.path.join(data, folder), 0o700)
+            os.mkdir(data, 0o700)
+            if folder:
+                os.mkdir(os.path.join(data, folder), 0o700)
             buffer.move_to(add(STATE_FILE, made.plan.size))
             crash_point("state:linked")
             _write(add(STRUCTURE_FILE, len(made.plan.structure)), made.plan.structure)

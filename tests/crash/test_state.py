@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -333,6 +334,24 @@ def test_a_state_that_has_all_of_the_memory_goes_to_the_disk_as_its_structure_fi
     for number, reference in enumerate(references):
         assert_is(loaded(task, reference), number)
     assert {name.rpartition(".")[2] for name in names_in_memory(checkpointer.spool)} == {"buffer"}
+
+
+def test_what_is_cleaned_out_of_memory_meanwhile_is_saved_from_the_disk(
+    task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = Held(monkeypatch)
+    checkpointer = task.start()
+    saver = state_saver(checkpointer)
+    first = saver.save(state(1), staging="async")
+    for annex in checkpointer.spool.snapshots.annexes():
+        shutil.rmtree(annex)
+    held.go_on.set()
+    first.wait(60)
+    second = saver.save(state(2))
+    checkpointer.flush(60)
+    assert_is(loaded(task, first), 1)
+    assert_is(loaded(task, second), 2)
+    assert any(name.endswith(".buffer") for name in names_in_memory(checkpointer.spool)), "memory is used again"
 
 
 def test_a_copy_that_cannot_begin_is_an_error_and_leaves_its_place_to_others(
