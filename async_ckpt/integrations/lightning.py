@@ -70,8 +70,16 @@ class _Saver:
         self._saved: tuple[object, ...] = ()
 
     def save(
-        self, path: str, *, epoch: Any, step: Any, metrics: Mapping[str, float], resumable: bool, **options: Any
+        self,
+        path: str,
+        *,
+        epoch: Any,
+        step: Any,
+        metrics: Mapping[str, float],
+        resumable: bool,
+        nodes: tuple[bool, int] | None = None,
     ) -> None:
+        """``nodes``: all ranks call this, each with whether it is the first of its node, and which of all it is."""
         if not os.path.exists(path):
             raise UsageError(
                 "Lightning has written no such checkpoint on this machine",
@@ -85,10 +93,12 @@ class _Saver:
                 self._said = True
                 log.info(f"{path} has what was saved under another name at the same step, and is not saved again")
             return
-        _task.checkpoints().save(
-            path=path, name=self._name, latest=self._latest and resumable,
-            metadata={"path": name, "epoch": epoch, "step": step, "metrics": metrics}, **options,
-        )  # fmt: skip
+        options: dict[str, Any] = {"name": self._name, "latest": self._latest and resumable}
+        metadata = {"path": name, "epoch": epoch, "step": step, "metrics": metrics}
+        if nodes is None:
+            _task.checkpoints().save(path=path, metadata=metadata, **options)
+        else:
+            _nodes.save_together(path, metadata, first_of_node=nodes[0], rank=nodes[1], **options)
         self._saved = this
 
 
@@ -161,15 +171,12 @@ class CheckpointCallback(RandomStates):
 
     def _save(self, trainer: Any, path: str, *, resumable: bool) -> None:
         metrics = {key: value.item() for key, value in trainer.callback_metrics.items() if value.numel() == 1}
-        place: dict[str, Any] = {}
-        saves = trainer.is_global_zero
+        what = {"epoch": trainer.current_epoch, "step": trainer.global_step, "metrics": metrics, "resumable": resumable}
         if trainer.num_nodes > 1 and trainer.strategy.broadcast(os.path.isdir(path)):
-            # Each node has the files of its own ranks. What ranks have logged may differ.
-            metrics, saves = trainer.strategy.broadcast(metrics), trainer.local_rank == 0
-            place = {"collective": True, "rank": trainer.node_rank, "world_size": trainer.num_nodes}
-        if saves:
-            epoch, step = trainer.current_epoch, trainer.global_step
-            self._saver.save(path, epoch=epoch, step=step, metrics=metrics, resumable=resumable, **place)
+            # Each node has the files of its own ranks.
+            self._saver.save(path, nodes=(trainer.local_rank == 0, trainer.global_rank), **what)
+        elif trainer.is_global_zero:
+            self._saver.save(path, **what)
 
 
 class SavingCheckpointIO(_CheckpointIO):  # type: ignore[misc]

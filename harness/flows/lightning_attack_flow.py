@@ -1,16 +1,24 @@
-"""Lightning removes files at once, names them oddly, writes directories, breaks off, and is killed as it writes."""
+"""Lightning removes files at once, names them oddly, writes directories, breaks off, and is killed as it writes.
+
+With ``--nodes 2``: two processes, each a node to Lightning, that write into a directory which both see.
+"""
 
 import json
 import os
 import signal
+import socket
+import subprocess
+import sys
 
-from metaflow import FlowSpec, checkpoint, current, retry, step
+from metaflow import FlowSpec, Parameter, checkpoint, current, retry, step
 
 #: Of each Trainer here: so many steps, a checkpoint after each.
 STEPS = 4
 
 
 class LightningAttackFlow(FlowSpec):
+    nodes = Parameter("nodes", default=1)
+
     @retry(times=1, minutes_between_retries=0)
     @checkpoint
     @step
@@ -18,9 +26,12 @@ class LightningAttackFlow(FlowSpec):
         import pytorch_lightning
 
         pytorch_lightning.__version__ = "9.0"  # Later than any that was tried.
-        if current.retry_count == 0:
-            attack()
-        self.resumed, self.found = resume()
+        if self.nodes > 1:
+            self.found = on_nodes(self.nodes)
+        else:
+            if current.retry_count == 0:
+                attack()
+            self.resumed, self.found = resume()
         self.next(self.end)
 
     @step
@@ -183,5 +194,40 @@ def Begins(pl):
     return Callback()
 
 
+def on_nodes(nodes):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    started = []
+    for rank in range(nodes):
+        ranks = {"RANK": rank, "GROUP_RANK": rank, "WORLD_SIZE": nodes, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
+        env = {**os.environ, "MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "nodes"}
+        env |= {name: str(value) for name, value in ranks.items()}
+        started.append(subprocess.Popen([sys.executable, os.path.abspath(__file__)], env=env))
+    assert [process.wait(120) for process in started] == [0] * nodes
+    (saved,) = current.checkpoint.list()
+    return [saved["metadata"]["path"], saved.get("world"), sorted(os.listdir(current.checkpoint.load(saved, "loaded")))]
+
+
+def a_node():
+    import pytorch_lightning as pl
+    import torch
+    from pytorch_lightning.callbacks import ModelCheckpoint
+    from pytorch_lightning.strategies import DDPStrategy
+
+    from async_ckpt.integrations.lightning import CheckpointCallback
+
+    class Sharded(DDPStrategy):
+        def save_checkpoint(self, checkpoint, filepath, storage_options=None):
+            os.makedirs(filepath, exist_ok=True)
+            torch.save(checkpoint["global_step"], os.path.join(filepath, f"shard-{self.global_rank}.pt"))
+            if self.global_rank == 0:
+                torch.save(checkpoint, os.path.join(filepath, "meta.pt"))
+
+    files = ModelCheckpoint(dirpath="shards", every_n_train_steps=STEPS, filename="sharded")
+    trainer = make_trainer(pl, num_nodes=2, strategy=Sharded(), callbacks=[files, CheckpointCallback()])
+    trainer.fit(make_model(pl))
+
+
 if __name__ == "__main__":
-    LightningAttackFlow()
+    a_node() if "RANK" in os.environ else LightningAttackFlow()

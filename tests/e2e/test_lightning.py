@@ -58,3 +58,10 @@ def test_what_lightning_does_to_its_files_does_no_harm(local: Workspace) -> None
     assert (task.attempt, task.artifacts["resumed"]) == (1, ["epoch=0-step=2.ckpt", 2])
     assert run.output.count("pytorch_lightning 9.0 was not tried") == 1, "once"
     local.assert_clean()
+
+
+def test_a_directory_that_all_nodes_see_is_saved_by_the_first_one(local: Workspace) -> None:
+    run = local.run_flow("lightning_attack_flow", "run", "--nodes", "2", python=find_or_make_with_ours())
+    (task,) = run.tasks()["start"]
+    assert task.artifacts["found"] == ["sharded.ckpt", None, ["meta.pt", "shard-0.pt", "shard-1.pt"]]
+    local.assert_clean()
