@@ -20,7 +20,6 @@ import subprocess
 import sys
 from typing import Any
 
-from harness.flow_runs import frameworks
 from stress.bench import loop_runs, results
 from stress.bench.environment import Package, available_memory, caveats, touch_memory, work_directory
 
@@ -51,8 +50,11 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--ours", help="the interpreter of an environment with this package and PyTorch")
     parser.add_argument("--peer", help='that of one with metaflow-checkpoint and PyTorch, or "none"')
     options = parser.parse_args(arguments)
-    options.ours = options.ours or frameworks.find_or_make_with_ours()
-    options.peer = options.peer or frameworks.find_or_make_incumbent()
+    if not (options.ours and options.peer):
+        from harness.flow_runs import frameworks  # It needs what a machine for a single run may lack.
+
+        options.ours = options.ours or frameworks.find_or_make_with_ours()
+        options.peer = options.peer or frameworks.find_or_make_incumbent()
     options.gpu = has_gpu(options.ours)
     options.device = options.device or ("cuda" if options.gpu else "cpu")
     options.parameters = options.parameters or _PARAMETERS[options.device]
