@@ -135,7 +135,9 @@ model.state_dict = whole.state_dict
 """
 
 
-@way("docs/state.md", "_state(", pytest.mark.long)
+@way("docs/state.md", 'metadata={"loss"', pytest.mark.long)
+@way("docs/state.md", "load_state(into", pytest.mark.long)
+@way("docs/state.md", "for batch in data", pytest.mark.long)
 def a_state_is_saved(block: Block, local: Workspace) -> None:
     in_a_step(replace(block, text=_TRAINING + block.text), local, "in the step")
 
