@@ -123,7 +123,7 @@ def _blocks(plan: Plan, running: Task, names: list[str]) -> dict[str, list[dict[
             runs[name].append(running.do("train", saver=name, steps=2 * plan.options.every, every=plan.options.every))
             running.do("drain")
         say(f"steps: {number + 1} of {plan.options.blocks}")
-        if time.monotonic() > end and number + 1 >= _LEAST_ROUNDS:
+        if time.monotonic() > end:
             break
     return runs
 
