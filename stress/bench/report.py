@@ -303,8 +303,9 @@ def _counted(body: str) -> list[tuple[bool, str, str]]:
             found.append((any(counts.values()), "These counts are zero", figures))
         for name in _ALWAYS:
             if name in columns:
-                good = columns[name].count("yes")
-                found.append((good < len(columns[name]), name.capitalize(), f"{good} of {len(columns[name])}"))
+                asked = [cell for cell in columns[name] if cell]
+                good = asked.count("yes")
+                found.append((good < len(asked), name.capitalize(), f"{good} of {len(asked)}"))
     notes = re.findall(r"with anything wrong:? (\d+)", body)
     return found + [(count != "0", "These counts are zero", f"{count} with anything wrong") for count in notes]
 
