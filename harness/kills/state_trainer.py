@@ -123,7 +123,7 @@ class _Trainer:
                 self.say(saved=[handle.id, number, kind], seconds=[time.monotonic() - began, 0])
                 if len(checkpointer.spool.records.ids()) > _BACKLOG:
                     handle.wait(_LIMIT_S)
-            except CheckpointError as error:
+            except Exception as error:  # Whatever it is: a thread that just ends would save nothing, and nobody knew.
                 self.complain(f"save {number}, {staging}: {type(error).__name__}: {error}")
                 return
 
