@@ -17,7 +17,7 @@ from harness.tasks.repeated_saves import BIG, assert_all_in_order, assert_prefix
 from harness.tasks.task import TASK, Task, agent_pid, content, is_alive, journal_lines, kill, uploader_pid, wait_until
 from tests.spread import first_of
 
-from . import test_collective, test_same_attempt
+from . import test_collective, test_same_attempt, test_state
 
 SAVES = 50
 #: Process numbers are smaller than this.
@@ -81,7 +81,8 @@ def test_every_named_crash_point_is_tried_here() -> None:
         for line in path.read_text().splitlines()
         if 'crash_point("' in line
     }
-    assert named == {*CRASH_POINTS, *test_collective.CRASH_POINTS, *test_same_attempt.CRASH_POINTS}
+    others = (test_collective, test_same_attempt, test_state)
+    assert named == {*CRASH_POINTS, *(point for module in others for point in module.CRASH_POINTS)}
 
 
 def test_a_journal_in_order_of_commits_is_written_while_uploads_overtake_each_other(task: Task) -> None:

@@ -67,7 +67,7 @@ def test_a_full_spool_refuses_the_save_and_keeps_what_it_has(task: Task, small: 
     wait_until(lambda: not task.processes(), "the agent is gone")
 
 
-@pytest.mark.parametrize("state_dir", ["/dev/shm", ""])
+@pytest.mark.parametrize("state_dir", ["/dev/shm", pytest.param("", marks=pytest.mark.long)])
 def test_a_full_spool_refuses_a_state_as_well_and_holds_no_memory_for_it(
     task: Task, small: Path, state_dir: str
 ) -> None:

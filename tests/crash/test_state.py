@@ -30,6 +30,9 @@ from harness.flow_runs.environments import with_our_modules
 from harness.tasks.task import Task, agent_pid, is_alive, kill, uploader_pid, wait_until
 
 
+CRASH_POINTS = ("state:copied", "state:linked", "state:admitted")
+
+
 def state(number: int, size: int = 1 << 20) -> dict[str, Any]:
     return {"weights": np.full(size, number % 251, dtype=np.uint8), "small": np.arange(3.0) + number, "number": number}
 
@@ -152,9 +155,9 @@ def test_what_was_saved_survives_its_processes(task: Task, victims: str, staging
     assert task.committed() == [(0, number) for number in range(4)]
 
 
-@pytest.mark.parametrize("point", ["copied", "linked", "admitted"])
+@pytest.mark.parametrize("point", CRASH_POINTS)
 def test_killed_at_any_point_there_is_the_whole_state_or_none(task: Task, point: str) -> None:
-    marker = task.crash_at(f"state:{point}")
+    marker = task.crash_at(point)
     checkpointer = task.start()
     spool = checkpointer.spool
     saved = subprocess.run(
@@ -164,13 +167,13 @@ def test_killed_at_any_point_there_is_the_whole_state_or_none(task: Task, point:
     assert marker.exists()
     wait_until(lambda: not names_in_memory(spool), "what the dead process left in memory is gone")
     checkpointer.flush(60)
-    assert task.committed_versions() == ([0] if point == "admitted" else [])
+    assert task.committed_versions() == ([0] if point == "state:admitted" else [])
     again = subprocess.run(
         [sys.executable, "-c", _SUBPROCESS, "3"], env=task.environment(checkpointer), check=False, timeout=120
     )
     assert again.returncode == 0
     checkpointer.flush(60)
-    assert len(task.committed_versions()) == (4 if point == "admitted" else 3)
+    assert len(task.committed_versions()) == (4 if point == "state:admitted" else 3)
     wait_until(lambda: not names_in_memory(spool), "the buffers are gone with their process")
 
 
