@@ -29,7 +29,6 @@ from async_ckpt.task.checkpointer import Checkpointer
 from harness.flow_runs.environments import with_our_modules
 from harness.tasks.task import Task, agent_pid, is_alive, kill, uploader_pid, wait_until
 
-
 CRASH_POINTS = ("state:copied", "state:linked", "state:admitted")
 
 
