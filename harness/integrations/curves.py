@@ -110,6 +110,7 @@ def resumed_from(killed: Training, whole: Training) -> list[int]:
     AssertionError
         A loss differs, a step was left out, ranks do not go on together, or the last life did not come to the end.
     """
+    assert len(whole.lives) == 1, f"the uninterrupted run was interrupted:\n{whole.run.output}"
     (reference,) = whole.lives
     assert killed.lives[0].name == "0.0", killed.run.output
     begins: list[int] = []

@@ -17,8 +17,8 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(1500)]
 def test_a_training_that_is_killed_ends_with_the_losses_of_one_that_was_not(tmp_path: Path) -> None:
     python = find_or_make_with_ours()
     whole = train(Workspace(tmp_path / "whole"), example("lightning"), python)
-    # In the second epoch (of 8 steps each); then before another one is saved.
-    killed = train(Workspace(tmp_path / "killed"), example("lightning"), python, [Kill(12, after_s=0.005)])
+    # In the second epoch (of 8 steps each), before another one is saved.
+    killed = train(Workspace(tmp_path / "killed"), example("lightning"), python, [Kill(12)])
     assert resumed_from(killed, whole) == [8]
     assert len(whole.lives[0].losses[0]) == 32
 
