@@ -176,8 +176,7 @@ class Buffers:
         """
         with self._lock:
             self._largest = max(self._largest, size)
-            most = most_bytes or self._config.max_host_bytes or 2 * self._largest
-            buffer, why = self._in_memory(size, most)
+            buffer, why = self._in_memory(size, most_bytes)
             if buffer is not None:
                 return buffer
         kind = re.sub(r"\d+", "", why)  # Said once, however the numbers change.
@@ -186,7 +185,7 @@ class Buffers:
             log.info(f"The state is staged in the spool, not in memory: {why}")
         return self.in_spool(size, why)
 
-    def _in_memory(self, size: int, most: int) -> tuple[Buffer | None, str]:
+    def _in_memory(self, size: int, most_bytes: int) -> tuple[Buffer | None, str]:
         """One in memory, or None, and why it cannot be; no reason where all are in use, as that passes."""
         for buffer in [buffer for buffer in self._buffers if buffer.is_lost]:
             self._let_go(buffer)
@@ -197,6 +196,7 @@ class Buffers:
         folder = self._config.state_dir
         if not folder:
             return None, ""
+        most = most_bytes or self._config.max_host_bytes or 2 * self._largest
         if size > most:
             return None, f"max_host_bytes={most} is less than its {size} bytes"
         for buffer in [buffer for buffer in self._buffers if buffer.is_free]:  # Of another size.
@@ -241,17 +241,10 @@ class Buffers:
         """See that the next state of this size finds a buffer, if that can be had in memory now."""
         with self._lock:
             if not any(buffer.is_free for buffer in self._buffers):
-                most = most_bytes or self._config.max_host_bytes or 2 * self._largest
-                buffer, _ = self._in_memory(size, most)
+                buffer, _ = self._in_memory(size, most_bytes)
                 if buffer is not None:
                     buffer.populate()
                     buffer.give_back()
-
-    def release(self) -> None:
-        """Give back what is not in use."""
-        with self._lock:
-            for buffer in [buffer for buffer in self._buffers if buffer.is_free]:
-                self._let_go(buffer)
 
     def _let_go(self, buffer: Buffer) -> None:
         self._buffers.remove(buffer)
