@@ -14,8 +14,10 @@ import pytest
 from async_ckpt import capture
 from async_ckpt.errors import CheckpointError, SnapshotError, SpoolError, StoreError
 from async_ckpt.spool.journal import COMMITTED, FAILED
+from async_ckpt.spool.snapshots import BUFFER
 from async_ckpt.state.stager import state_saver
 from async_ckpt.stores.base import StoreSpec
+from async_ckpt.task.checkpointer import Checkpointer
 from harness.files.filesystems import CannotMount, small_tmpfs
 from harness.tasks.repeated_saves import BIG, save
 from harness.tasks.task import Task, agent_pid, content, kill, wait_until
@@ -67,6 +69,11 @@ def test_a_full_spool_refuses_the_save_and_keeps_what_it_has(task: Task, small: 
     wait_until(lambda: not task.processes(), "the agent is gone")
 
 
+def in_memory(checkpointer: Checkpointer) -> list[Path]:
+    """The buffers and the snapshots that are in memory."""
+    return [path for annex in checkpointer.spool.snapshots.annexes() for path in Path(annex).iterdir()]
+
+
 @pytest.mark.parametrize("state_dir", ["/dev/shm", pytest.param("", marks=pytest.mark.long)])
 def test_a_full_spool_refuses_a_state_as_well_and_holds_no_memory_for_it(
     task: Task, small: Path, state_dir: str
@@ -74,17 +81,25 @@ def test_a_full_spool_refuses_a_state_as_well_and_holds_no_memory_for_it(
     task.set(min_free_bytes=0, state_dir=state_dir)
     checkpointer = task.move_to(small).start()
     saver = state_saver(checkpointer)
-    filler = fill(small)
-    for _ in range(3):
-        with pytest.raises(SpoolError, match=r"No space left on device|no room for a state"):
-            saver.save({"weights": np.ones(BIG)})
-    filler.unlink()
-    for number in range(3):
-        saver.save({"weights": np.full(BIG, number)}).wait(60)
-    annexes = checkpointer.spool.snapshots.annexes()
-    assert len([name for annex in annexes for name in os.listdir(annex)]) <= 2
+    checkpointer.tracker.wait_for_start()  # The agent could not begin on a full disk.
+    for first in (0, 3):  # At the second time there are buffers that a state may be staged in.
+        filler = fill(small)
+        for _ in range(3):
+            with pytest.raises(SpoolError, match=r"No space left on device|no room for a state"):
+                saver.save({"weights": np.ones(BIG, np.uint8)})
+            assert all(path.suffix == BUFFER for path in in_memory(checkpointer)), "there is no snapshot of it"
+        filler.unlink()
+        for number in range(first, first + 3):
+            saver.save({"weights": np.full(BIG, number, np.uint8)}).wait(60)
+            assert sum(path.suffix == BUFFER for path in in_memory(checkpointer)) <= 2
+        # The agent removes a snapshot a moment after it has told that the checkpoint is in the store.
+        wait_until(lambda: all(path.suffix == BUFFER for path in in_memory(checkpointer)), "memory has no snapshot")
+    saver.save({"weights": np.full(BIG, 6, np.uint8)}).wait(60)
+    if state_dir:
+        last = np.full(BIG, 6, np.uint8).tobytes()
+        assert any(last in path.read_bytes() for path in in_memory(checkpointer) if path.suffix), "one is used again"
     checkpointer.close(clean=True)
-    assert len(task.committed_versions()) == 3
+    assert len(task.committed_versions()) == 7
 
 
 def test_a_full_store_is_told_and_the_next_attempt_brings_everything_in(task: Task, small: Path) -> None:

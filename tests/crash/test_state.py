@@ -381,16 +381,17 @@ def test_what_save_returned_may_be_kept_and_holds_nothing_of_the_state(
     task.set(state_dir=state_dir)
     saver = state_saver(task.start())
     kept, arrays = [], []
-    descriptors: list[int] = []
-    for number in range(4):
+    for number in range(6):
         content = state(number)
         arrays.append(weakref.ref(content["weights"]))
         kept.append(saver.save(content, staging=staging).wait(60))
-        descriptors.append(len(os.listdir("/proc/self/fd")))
+        if not number:
+            first = len(os.listdir("/proc/self/fd"))
         del content
     wait_until(lambda: not any(array() is not None for array in arrays), "the last thread has let go as well")
-    assert descriptors[-1] == descriptors[-2], "a state on the disk, or the next buffer, has no descriptor each"
-    assert [reference.state for reference in kept] == ["COMMITTED"] * 4
+    # A second buffer has a descriptor, whenever it is made.
+    wait_until(lambda: len(os.listdir("/proc/self/fd")) <= first + 1, "there is no descriptor for each state", 10)
+    assert [reference.state for reference in kept] == ["COMMITTED"] * 6
 
 
 def test_a_copy_that_has_failed_is_known_as_soon_as_it_is_over(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
