@@ -4,9 +4,9 @@
 
 Needs what the tests need, and the frameworks (``ASYNC_CKPT_FRAMEWORKS_VENV`` names an environment that has them). Each
 recipe runs once left alone, and then once a round with SIGKILL to what trains (the step's own process, or a rank), in
-each of several attempts: right after a step's backward pass, or up to 0.3 s later. Every loss of every attempt is
-compared with the uninterrupted one's, float for float. Exit status 1 if one differs, a step was left out, or a run did
-not end well.
+each of several attempts, or starts of the ranks by torchrun in one: right after a step's backward pass, or up to 0.3 s
+later. Every loss of every attempt is compared with the uninterrupted one's, float for float. Exit status 1 if one
+differs, a step was left out, or a run did not end well.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 
 from harness.flow_runs.frameworks import FRAMEWORKS, find_or_make_with_ours
 from harness.flow_runs.metaflow_env import FLOWS, Workspace
-from harness.integrations.curves import Kill, Training, example, resumed_from, train
+from harness.integrations.curves import Kill, Training, by_torchrun, example, resumed_from, train
 from stress.bench import results
 from stress.bench.environment import caveats, work_directory
 
@@ -37,15 +37,19 @@ MOST_AFTER_S = 0.3
 
 @dataclass(frozen=True)
 class Recipe:
-    """A flow, and how it is run; ``ranks`` says how many processes train together."""
+    """A flow, and how it is run; ``ranks`` says how many processes train together, and ``again`` whether torchrun
+    starts them again, all in one attempt.
+    """
 
     flow: Path
     arguments: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
     ranks: int = 1
+    again: bool = False
 
 
 TORCHRUN = FLOWS / "torchrun_flow.py"
+STATES = FLOWS / "collective_state_flow.py"
 RECIPES = {
     "transformers": Recipe(example("transformers")),
     "transformers, 2 ranks": Recipe(TORCHRUN, env={"EXAMPLE": "transformers"}, ranks=2),
@@ -61,8 +65,12 @@ RECIPES = {
     "Keras": Recipe(example("keras")),
     "Accelerate": Recipe(example("accelerate")),
     "Accelerate, 2 ranks": Recipe(example("accelerate"), ("--ranks", "2"), ranks=2),
+    "Accelerate, 2 ranks started again": Recipe(example("accelerate"), ("--ranks", "2"), ranks=2, again=True),
     "DCP and FSDP, 2 ranks": Recipe(example("dcp"), ranks=2),
+    "DCP and FSDP, 2 ranks started again": Recipe(example("dcp"), ranks=2, again=True),
     "DCP and FSDP, 4 ranks, a process": Recipe(example("dcp"), ("--ranks", "4", "--how", "process"), ranks=4),
+    "a state of 2 ranks": Recipe(STATES, ranks=2),
+    "a state of 2 ranks started again": Recipe(STATES, ranks=2, again=True),
 }
 
 
@@ -154,15 +162,16 @@ def lora_note(place: Path, python: str) -> str:
 
 
 def plan(chance: random.Random, recipe: Recipe, steps: int, most: int) -> list[Kill]:
-    """Kills in the first attempts of a run; one that comes too late for its attempt does not come."""
+    """A kill in each of the first lives of a run; one that comes too late for its life does not come."""
     return [
         Kill(
-            line=chance.randint(1, steps - 1 if attempt == 0 else max(steps // 2, 1)),
+            line=chance.randint(1, steps - 1 if life == 0 else max(steps // 2, 1)),
             after_s=chance.choice((0.0, round(chance.uniform(0, MOST_AFTER_S), 3))),
-            attempt=attempt,
+            attempt=0 if recipe.again else life,
+            start=life if recipe.again else 0,
             rank=chance.randrange(recipe.ranks),
         )
-        for attempt in range(chance.randint(1, most))
+        for life in range(chance.randint(1, most))
     ]
 
 
@@ -193,7 +202,8 @@ def run(options: argparse.Namespace, base: Path) -> dict[str, Tally]:
 
 
 def once(recipe: Recipe, place: Path, python: str, kills: list[Kill]) -> Training:
-    return train(Workspace(place), recipe.flow, python, kills, arguments=recipe.arguments, env=recipe.env)
+    env = {**recipe.env, **(by_torchrun(MOST_KILLS) if recipe.again else {})}
+    return train(Workspace(place), recipe.flow, python, kills, arguments=recipe.arguments, env=env)
 
 
 def main(arguments: list[str] | None = None) -> int:

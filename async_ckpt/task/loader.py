@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -170,7 +171,7 @@ class Loader:
         if policy == "fresh" and self._task.attempt == 0 and not again and not self._was_begun_before():
             return None
         # Ranks' parts on this disk may complete a collective checkpoint once they are in the store.
-        shards = [item for item in self._spool.records.pending() if layout.is_shard(item.reference)]
+        shards = _to_complete(self._spool.records.pending())
         self._tracker.wait_for_all(reversed(shards), self._config.settle_timeout_s)
         return self.load_first(self.candidates(policy), path, shard)
 
@@ -243,6 +244,19 @@ class Loader:
         """Whether there may be something to resume from in a first attempt."""
         start = self._tracker.wait_for_start()
         return not start.first and (not start.alone or bool(self._spool.records.ids()))
+
+
+def _to_complete(pending: Sequence[Admitted]) -> list[Admitted]:
+    """Ranks' parts of checkpoints that may be committed yet. Where all ranks were on this machine, those who have not
+    saved their part are dead by now: nobody waits for the parts of the others.
+    """
+    shards = [item for item in pending if layout.is_shard(item.reference)]
+    saved = Counter(item.reference["key"] for item in shards)
+    return [
+        item
+        for item in shards
+        if item.reference.get("nodes", 1) > 1 or saved[item.reference["key"]] == item.reference["world"]
+    ]
 
 
 def load_outside(

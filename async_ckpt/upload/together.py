@@ -119,6 +119,10 @@ class CollectiveCommit:
                 why = f"{agreement.ranks_in_words(sorted(gone))} died before saving a part of the checkpoint"
                 await self._give_up(reference, why)
                 raise UsageError(why)
+            # Those who do not decide may be told: rank 0, started again, gives up what was left before it.
+            outcome = None if patience.decides else await agreement.read_outcome(self._store, reference)
+            if outcome is not None and outcome.state == FAILED:
+                raise UsageError(outcome.why)
             ranks = agreement.ranks_in_words(missing)
             await tell(f"waits for the shard{'s' if len(missing) > 1 else ''} of {ranks}")
             if patience.is_over:

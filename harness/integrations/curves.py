@@ -51,6 +51,14 @@ class Training:
     lives: list[Life]
 
 
+def by_torchrun(times: int) -> dict[str, str]:
+    """Variables with which torchrun starts its ranks again so many times in one attempt.
+
+    The second one is what docs/subprocesses.md says: without it the ranks may find addresses of dead ones.
+    """
+    return {"PET_MAX_RESTARTS": str(times), "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+
+
 def train(
     workspace: Workspace,
     flow: Path,

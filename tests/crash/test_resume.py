@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from async_ckpt.errors import SpoolError, WaitTimeout
+from async_ckpt.spool.journal import UPLOADED
 from async_ckpt.system.files import locked
 from async_ckpt.task.checkpointer import Checkpointer
-from harness.tasks.task import Task
+from harness.tasks.task import Task, agent_pid, kill, wait_until
 
 
 def begun(task: Task, *, attempt: int = 0) -> tuple[Checkpointer, Path]:
@@ -58,6 +59,33 @@ def test_ranks_that_are_started_again_all_get_what_was_newest_then(task: Task, m
     assert read(checkpointer) == "two"
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
     assert checkpointer.resumption.path() is None, "others get what the attempt began with"
+
+
+@pytest.mark.parametrize("how", ["by torchrun", "by a retry"])
+def test_ranks_that_are_started_again_do_not_wait_for_what_is_half_saved(
+    task: Task, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    task.set(settle_timeout_s=3600, collective_timeout_s=3600, collective_grace_s=3600)  # None of them is waited for.
+    checkpointer, _ = begun(task)
+    folders = [task.work / str(rank) for rank in range(2)]
+    for rank, folder in enumerate(folders):
+        folder.mkdir()
+        (folder / f"shard-{rank}").write_text("1")
+    saved = [checkpointer.save(folder, collective=True, rank=int(folder.name), world_size=2) for folder in folders]
+    saved[0].wait(60)
+    half = checkpointer.save(folders[0], collective=True, rank=0, world_size=2)
+    wait_until(lambda: half.state == UPLOADED, "it waits for the part of rank 1")
+    if how == "by torchrun":
+        for name, value in {"RANK": "0", "WORLD_SIZE": "2", "TORCHELASTIC_RESTART_COUNT": "1"}.items():
+            monkeypatch.setenv(name, value)
+    else:
+        checkpointer.close(clean=False)
+        checkpointer, _ = begun(task, attempt=1)
+    info = checkpointer.resumption.info()
+    assert info is not None
+    assert info["version_id"] == saved[0]["version_id"]
+    checkpointer.close(clean=False)
+    kill(agent_pid(checkpointer))  # It would wait.
 
 
 def test_whoever_waits_for_another_one_that_loads_gives_up_in_time(task: Task) -> None:

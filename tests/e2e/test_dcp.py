@@ -146,11 +146,15 @@ def test_safetensors(found: dict[str, Any]) -> None:
         assert "Rank 1 and one before it have both written 'model-00001-of-00001.safetensors'" in said
 
 
-def test_a_training_that_was_killed_has_the_losses_of_one_that_was_not(tmp_path: Path) -> None:
+def test_ranks_that_torchrun_starts_again_have_the_losses_of_ranks_that_were_not_killed(tmp_path: Path) -> None:
     python, flow = find_or_make_with_ours(), curves.example("dcp")
     size = ["--steps", "6", "--every", "2", "--how", "thread"]
     whole = curves.train(Workspace(tmp_path / "whole"), flow, python, arguments=size)
-    killed = curves.train(Workspace(tmp_path / "killed"), flow, python, [Kill(line=5, rank=1)], arguments=size)
+    again = curves.by_torchrun(1)
+    killed = curves.train(
+        Workspace(tmp_path / "killed"), flow, python, [Kill(line=5, rank=1)], arguments=size, env=again
+    )
+    assert [life.name for life in killed.lives] == ["0.0", "0.1"], killed.run.output
     (resumed,) = curves.resumed_from(killed, whole)
     assert resumed in (2, 4), "step 4 was being saved"
 

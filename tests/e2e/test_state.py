@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from harness.flow_runs.metaflow_env import Workspace
-from harness.integrations.curves import Kill, example, resumed_from, train
+from harness.flow_runs.metaflow_env import FLOWS, Workspace
+from harness.integrations.curves import Kill, by_torchrun, example, resumed_from, train
 
 pytest.importorskip("torch", reason="torch is installed for the long tests")
 
@@ -23,6 +24,20 @@ def test_killed_twice_the_losses_are_those_of_the_uninterrupted_run(tmp_path: Pa
     # At most what was being copied as it was killed is lost, and the step that was not saved yet.
     assert 8 <= begins[0] <= 11
     assert begins[0] + 5 <= begins[1]
+
+
+@pytest.mark.long
+def test_ranks_that_torchrun_starts_again_go_on_from_the_newest_that_all_had_saved(tmp_path: Path) -> None:
+    flow = FLOWS / "collective_state_flow.py"
+    whole = train(Workspace(tmp_path / "whole"), flow, sys.executable)
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as memory:
+        settings = {**by_torchrun(1), "METAFLOW_ASYNC_CKPT_STATE_DIR": memory}
+        # Rank 0 may save step 4 alone: nobody waits for the part of rank 1.
+        killed = train(Workspace(tmp_path / "killed"), flow, sys.executable, [Kill(4, rank=1)], env=settings)
+        left = [path for path in Path(memory).rglob("*") if path.is_file()]
+    assert [life.name for life in killed.lives] == ["0.0", "0.1"], killed.run.output
+    assert resumed_from(killed, whole) == [2]
+    assert left == []
 
 
 _FLOW = """
