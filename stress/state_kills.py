@@ -1,12 +1,14 @@
-"""A task saves states in threads and in a subprocess; it, the subprocess, its agent and its uploader are killed.
+"""A task saves states in threads and in a subprocess, or its ranks save together; they, agent and uploader are killed.
 
     python -m stress.state_kills [--minutes M] [--store local|s3] [--victim V] [--moment M] [--torch] [--memory OPTIONS]
 
 A round is one task (``harness/kills/state_kills.py``): killed attempt after attempt at random moments, or between copy
 and link, link and record, record and return. In the end each state whose save had returned is in the store, bit for
-bit, nothing is torn, and nothing is left in memory. S3 is rclone's server, whose objects are looked at as files. Exit
-status 1 if something is wrong; its directory is left then, and printed. ``--memory size=64m`` has the states staged in
-a file system in memory that is mounted with these options (needs root): one that is too small, or read-only.
+bit, nothing is torn, and nothing is left in memory. Where ranks are killed (``harness/kills/rank_kills.py``), they are
+started again, and begin with the newest checkpoint that all had saved. S3 is rclone's server, whose objects are looked
+at as files. Exit status 1 if something is wrong; its directory is left then, and printed. ``--memory size=64m`` has the
+states staged in a file system in memory that is mounted with these options (needs root): one that is too small, or
+read-only.
 """
 
 from __future__ import annotations
@@ -28,8 +30,9 @@ from typing import Any
 import pytest
 
 from async_ckpt.stores.base import StoreSpec
-from harness.kills import numbered_states
-from harness.kills.state_kills import MOMENTS, VICTIMS, Found, StateRound
+from harness.kills import numbered_states, rank_kills
+from harness.kills.rank_kills import RankRound
+from harness.kills.state_kills import MOMENTS, RANDOM, VICTIMS, Found, StateRound
 from stress.bench import results
 from stress.bench.environment import memory_directory
 from stress.kills.figures import lines
@@ -37,13 +40,16 @@ from stress.s3_target import s3_target
 
 COMMAND = "python -m stress.state_kills"
 STORES = ("local", "s3")
+#: How many save together in a round of ranks.
+_RANKS = (2, 3)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=20.0, help="begin no round after so many")
     parser.add_argument("--store", choices=STORES, nargs="+", default=list(STORES))
-    parser.add_argument("--victim", choices=list(VICTIMS), nargs="+", default=list(VICTIMS))
+    victims = [*VICTIMS, *rank_kills.VICTIMS]
+    parser.add_argument("--victim", choices=victims, nargs="+", default=victims)
     parser.add_argument("--moment", choices=MOMENTS, nargs="+", default=list(MOMENTS))
     parser.add_argument("--kills", type=int, default=6, help="of a round")
     parser.add_argument("--memory", help="options with which tmpfs is mounted, to stage in it")
@@ -54,7 +60,12 @@ def main() -> int:
     print(f"seed {options.seed}", flush=True)
     random_, until = random.Random(options.seed), time.monotonic() + options.minutes * 60
     kinds = {**numbered_states.KINDS, **({numbered_states.TORCH: 30} if options.torch else {})}
-    cells = list(itertools.product(options.store, options.victim, options.moment))
+    cells = [
+        (store, victim, moment)
+        for store, victim, moment in itertools.product(options.store, options.victim, options.moment)
+        # Where no rank is killed, none comes by a point.
+        if moment == RANDOM or victim in VICTIMS or rank_kills.VICTIMS[victim][0]
+    ]
     sums: dict[tuple[str, str], Found] = {}
     base = Path(tempfile.mkdtemp(prefix="async-ckpt-state-kills-"))
     with contextlib.ExitStack() as stack:
@@ -71,10 +82,13 @@ def main() -> int:
             for store, victim, moment in cells:
                 if time.monotonic() < until:
                     place = _place(base / f"round-{number}", s3 if store == "s3" else None)
-                    cell = StateRound(
-                        *place, victim, moment, random_.getrandbits(32),
-                        state_dir=state_dir, kills=options.kills, spec={"kinds": kinds},
-                    )  # fmt: skip
+                    what = *place, victim, moment, random_.getrandbits(32)
+                    cell: StateRound | RankRound
+                    if victim in VICTIMS:
+                        cell = StateRound(*what, state_dir=state_dir, kills=options.kills, spec={"kinds": kinds})
+                    else:
+                        ranks = random_.choice(_RANKS)
+                        cell = RankRound(*what, state_dir=state_dir, kills=options.kills, ranks=ranks)
                     _play(cell, f"{number}: {store}, {victim}, {moment}", sums.setdefault((store, victim), Found()))
                     number += 1
     rows = [_row(*case, found) for case, found in sorted(sums.items())]
@@ -106,7 +120,7 @@ def _place(base: Path, s3: tuple[StoreSpec, Path] | None) -> tuple[Path, StoreSp
     return base, replace(spec, root=f"{spec.root}/{base.name}"), folder / base.name
 
 
-def _play(cell: StateRound, what: str, total: Found) -> None:
+def _play(cell: StateRound | RankRound, what: str, total: Found) -> None:
     began, found = time.monotonic(), cell.run()
     said = f"{found.kills.total()} killed, {found.promised} promised, {found.committed} committed"
     print(f"{what}: {said}, {time.monotonic() - began:.1f} s", *found.wrong, sep="\n  ", flush=True)
@@ -119,8 +133,8 @@ def _play(cell: StateRound, what: str, total: Found) -> None:
 def _row(store: str, victim: str, found: Found) -> dict[str, Any]:
     return {
         "victim": victim, "store": store, "rounds": found.rounds, "kills": found.kills.total(),
-        "promised": found.promised, "committed": found.committed, "most in memory, MiB": found.most_bytes >> 20,
-        "wrong": len(found.wrong),
+        "promised": found.promised, "committed": found.committed, "most in memory, MiB": found.most_bytes >> 20 or "",
+        "slowest new start, s": round(found.slowest_start_s, 1) or "", "wrong": len(found.wrong),
     }  # fmt: skip
 
 

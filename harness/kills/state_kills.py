@@ -50,8 +50,8 @@ _MOMENT_S, _EVENT_S, _FLUSH_S = 5.0, 60.0, 150.0
 
 @dataclass
 class Found:
-    """What came of a round. ``most_bytes``: of memory that was staged in at one time; ``wrong``: a sentence for each
-    thing that must not be.
+    """What came of a round. ``most_bytes``: of memory that was staged in at one time; ``slowest_start_s``: until all
+    ranks went on that were started again; ``wrong``: a sentence for each thing that must not be.
     """
 
     kills: Counter[str] = field(default_factory=Counter)
@@ -59,6 +59,7 @@ class Found:
     promised: int = 0
     committed: int = 0
     most_bytes: int = 0
+    slowest_start_s: float = 0.0
     wrong: list[str] = field(default_factory=list)
 
     def add(self, other: Found) -> None:
@@ -68,6 +69,7 @@ class Found:
         self.promised += other.promised
         self.committed += other.committed
         self.most_bytes = max(self.most_bytes, other.most_bytes)
+        self.slowest_start_s = max(self.slowest_start_s, other.slowest_start_s)
         self.wrong += other.wrong
 
 
