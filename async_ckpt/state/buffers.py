@@ -34,6 +34,8 @@ _madvise = getattr(ctypes.CDLL(None, use_errno=True), "madvise", None)
 _MADV_POPULATE_WRITE = 23
 #: So many bytes are mapped at a time: others of this process who map memory wait meanwhile.
 _POPULATED = 16 << 20
+#: So often a buffer is made anew that another task has taken away, as both looked for room at the same moment.
+_TRIES = 5
 
 
 class Buffer:
@@ -59,6 +61,8 @@ class Buffer:
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         self._remove = weakref.finalize(self, _remove, path, self.fd, os.getpid())
         self.memory: mmap.mmap | None = None
+        #: Where it is mapped.
+        self.address = 0
         # For as long as it is locked, its process lives; other tasks look at that (see Snapshots.new_buffer).
         forks.keep_lock_from_children(self.fd)
         try:
@@ -68,6 +72,7 @@ class Buffer:
             preallocate(self.fd, size)
             if in_memory and size:
                 self.memory = mmap.mmap(self.fd, size)
+                self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
                 with contextlib.suppress(OSError):  # Children that are forked have no use for it.
                     self.memory.madvise(mmap.MADV_DONTFORK)
         except BaseException:
@@ -89,20 +94,13 @@ class Buffer:
             return self._remove.alive and os.path.samestat(os.stat(self.path), os.fstat(self.fd))
         return False
 
-    @property
-    def address(self) -> int:
-        """Where it is mapped."""
-        assert self.memory is not None
-        return ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
-
     def populate(self) -> None:
         """Map all pages now, without the interpreter's lock, instead of one by one when they are written to."""
         if self.memory is None or _madvise is None:
             return
-        address = self.address
         for start in range(0, self.size, _POPULATED):
             count = min(_POPULATED, self.size - start)
-            if _madvise(ctypes.c_void_p(address + start), ctypes.c_size_t(count), _MADV_POPULATE_WRITE) != 0:
+            if _madvise(ctypes.c_void_p(self.address + start), ctypes.c_size_t(count), _MADV_POPULATE_WRITE) != 0:
                 return  # An older kernel: then one by one.
 
     def move_to(self, target: str) -> None:
@@ -206,7 +204,7 @@ class Buffers:
         if why := _why_no_room(folder, size):
             return None, why
         try:
-            buffer = Buffer(self._spool.snapshots.new_buffer(folder), size, in_memory=True)
+            buffer = self._new(folder, size)
         except OSError as error:
             return None, f"{folder}: {os_reason(error)}"
         except SpoolError as error:
@@ -214,6 +212,12 @@ class Buffers:
         self._buffers.append(buffer)
         self._on_new(buffer)
         return buffer, ""
+
+    def _new(self, folder: str, size: int) -> Buffer:
+        for _ in range(_TRIES):
+            with contextlib.suppress(FileNotFoundError):  # Another task took it for a dead one's, before it was locked.
+                return Buffer(self._spool.snapshots.new_buffer(folder), size, in_memory=True)
+        return Buffer(self._spool.snapshots.new_buffer(folder), size, in_memory=True)
 
     def in_spool(self, size: int, why: str) -> Buffer:
         """One in the spool, on the disk; ``why`` there is none in memory, for the error."""
@@ -230,6 +234,12 @@ class Buffers:
                 f"There is no room for a state of {size} bytes: {os_reason(error)}.{beside}",
                 where=os.path.dirname(path), hint=os_hint(error),
             ) from error  # fmt: skip
+
+    @property
+    def has_free(self) -> bool:
+        """Whether there is one that is free, of whatever size."""
+        with self._lock:
+            return any(buffer.is_free for buffer in self._buffers)
 
     def each(self, function: Callable[[Buffer], None]) -> None:
         """Call a function with each buffer in memory."""

@@ -28,16 +28,23 @@ _CUT_BYTES = 8 << 20
 
 
 class _Watched:
-    """A piece, and the versions that its tensors have now."""
+    """Pieces, and the versions that their tensors have now."""
 
-    def __init__(self, piece: Piece) -> None:
-        self.piece = piece
-        self._versions = [tensor._version for tensor in piece.watched]
+    def __init__(self, pieces: list[Piece]) -> None:
+        self.pieces = pieces
+        self._versions = _versions(pieces)
 
     def check(self) -> None:
-        """Raise ``SnapshotError`` if somebody has written to it since."""
-        if [tensor._version for tensor in self.piece.watched] != self._versions:
-            raise _changed(self.piece)
+        """Raise ``SnapshotError`` if somebody has written to one of them since."""
+        if _versions(self.pieces) != self._versions:
+            before = iter(self._versions)
+            for piece in self.pieces:
+                if any(tensor._version != next(before) for tensor in piece.watched):
+                    raise _changed(piece)
+
+
+def _versions(pieces: list[Piece]) -> list[int]:
+    return [tensor._version for piece in pieces for tensor in piece.watched]
 
 
 class Copies:
@@ -56,7 +63,7 @@ class Copies:
         self._begun = False
         #: What is copied while the training goes on, with its versions when the copy began; of that, what the host has
         #: not copied yet; and the events of devices.
-        self._late: list[_Watched] = []
+        self._late = _Watched([])
         self._left: list[Piece] = []
         self._events: list[Any] = []
         self._lock = threading.Lock()
@@ -86,16 +93,14 @@ class Copies:
             else:
                 # What another device has is copied here, where its order among that device's work is known.
                 (self._left if late and piece.source.is_cpu else at_once).append(piece)
-        self._late = [_Watched(piece) for piece in (*self._left, *beside)]
-        self._copy_at_once([_Watched(piece) for piece in at_once])
+        self._late = _Watched([*self._left, *beside])
+        watched = _Watched(at_once)
+        for piece in at_once:
+            self._copy(piece)
+        self._check_all(watched)
         self._enqueue(ordered, beside=False)
         self._enqueue(beside, beside=True)
         self._write(self._plan.header, 0)
-
-    def _copy_at_once(self, pieces: list[_Watched]) -> None:
-        for watched in pieces:
-            self._copy(watched.piece)
-        self._check_all(pieces)
 
     def _enqueue(self, pieces: list[Piece], *, beside: bool) -> None:
         if pieces and self._cuda is not None and self._buffer.memory is not None:
@@ -137,20 +142,20 @@ class Copies:
             return False
         with self._lock:
             if not self._held:
-                for watched in self._late:
-                    watched.check()
+                self._late.check()
                 self._cuda.hold_training(self._events)
                 self._held = True
         return True
 
-    def _check_all(self, pieces: list[_Watched]) -> None:
+    def _check_all(self, watched: _Watched) -> None:
         """See that nobody has written to what was copied. Where every byte is compared, also what changes no version is
         found, such as a write through ``.data`` or by numpy.
         """
-        for watched in pieces:
-            watched.check()
-            if self._check and not self._is_equal(watched.piece):
-                raise _changed(watched.piece)
+        watched.check()
+        if self._check:
+            for piece in watched.pieces:
+                if not self._is_equal(piece):
+                    raise _changed(piece)
 
     # -- on the host -----------------------------------------------------------------------------------------------
 
@@ -167,13 +172,12 @@ class Copies:
         """
         cuts: deque[tuple[int, int, int]] = deque()
         for piece in pieces:
-            address = _address(piece.source) if self._buffer.memory is not None else None
-            if address is None:
+            if self._buffer.memory is None or piece.address == -1:
                 self._copy(piece)
                 continue
             target = self._buffer.address + piece.offset
             for start in range(0, piece.nbytes, _CUT_BYTES):
-                cuts.append((target + start, address + start, min(_CUT_BYTES, piece.nbytes - start)))
+                cuts.append((target + start, piece.address + start, min(_CUT_BYTES, piece.nbytes - start)))
 
         def work() -> None:
             with contextlib.suppress(IndexError):
@@ -191,14 +195,12 @@ class Copies:
                 helper.join()
 
     def _copy(self, piece: Piece) -> None:
-        if not piece.nbytes:
-            return
         if self._buffer.memory is None:
             for offset, data in _in_order(piece.source):
                 allow()  # A disk may take long.
                 pwrite_all(self._buffer.fd, data, piece.offset + offset)
-        elif (address := _address(piece.source)) is not None:
-            ctypes.memmove(self._buffer.address + piece.offset, address, piece.nbytes)
+        elif piece.address != -1:
+            ctypes.memmove(self._buffer.address + piece.offset, piece.address, piece.nbytes)
         else:
             _assign(_place(piece, self._buffer.memory), piece.source)
 
@@ -229,13 +231,6 @@ def _is_torch(source: Any) -> bool:
     return hasattr(source, "data_ptr")
 
 
-def _address(source: Any) -> int | None:
-    """Where the bytes of a tensor on the host lie, in order and without holes; None: they do not."""
-    if _is_torch(source):
-        return int(source.data_ptr()) if source.is_cpu and source.is_contiguous() else None
-    return int(source.ctypes.data) if source.flags.c_contiguous else None
-
-
 def _place(piece: Piece, memory: mmap.mmap) -> Any:
     """The place of a piece in the buffer, as a tensor or array of its kind."""
     source = piece.source
@@ -263,6 +258,5 @@ def _in_order(source: Any) -> Iterator[tuple[int, memoryview]]:
     for start in range(0, flat.shape[0], step):
         part = flat[start : start + step]
         part = part.cpu().contiguous() if _is_torch(part) else part
-        address, count = _address(part), part.nbytes
-        assert address is not None
-        yield start * source.itemsize, memoryview((ctypes.c_char * count).from_address(address)).cast("B")
+        address = part.data_ptr() if _is_torch(part) else part.ctypes.data
+        yield start * source.itemsize, memoryview((ctypes.c_char * part.nbytes).from_address(address)).cast("B")

@@ -25,7 +25,11 @@ class Fit(Comparison):
         """A stored tensor or array, and what is in its place."""
         if into is NOTHING or into is None:
             return
-        why = library.misfit(into, place.dtype, place.shape) if library.is_leaf(into) else f"is {_kind(into)} here"
+        why = (
+            library.misfit(into, place.dtype, place.shape)
+            if isinstance(into, library.TYPE)
+            else f"is {_kind(into)} here"
+        )
         if why:
             self._add(path, why)
 

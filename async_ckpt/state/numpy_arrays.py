@@ -11,18 +11,16 @@ import numpy as np
 
 from ..errors import UsageError
 from . import safetensors
-from .views import Refused, View, span
+from .views import Place, Refused, View, span
 
 _TAGS = {name: tag for tag, (_, _, name) in safetensors.TYPES.items() if name}
+#: What its leaves are.
+TYPE = np.ndarray
 KIND = "$array"
 NAMES = {tag: name for name, tag in _TAGS.items()}
 ALIGNED = False
 #: Booleans, numbers, times, bytes and text: what an array's type may be.
 _KINDS = "biufcmMSU"
-
-
-def is_leaf(value: Any) -> bool:
-    return isinstance(value, np.ndarray)
 
 
 def describe(value: Any, number: int, name: str, leaf: dict[str, Any]) -> View:
@@ -39,17 +37,28 @@ def describe(value: Any, number: int, name: str, leaf: dict[str, Any]) -> View:
             "Convert it to plain arrays (a masked one: its data and its mask), or save with pickle=True",
         )
     _check(value.dtype, "an array")
-    start = value.__array_interface__["data"][0]
+    start, end = _range(value)
     contiguous = value.flags.c_contiguous
-    end = start
-    if value.nbytes:
-        low, high = span(value.shape, value.strides)
-        start, end = start + low, start + high + value.itemsize
     dtype = value.dtype.str
     return View(
         number, 0, start, end, name, _SELF, _TAGS.get(dtype, ""), dtype, value.itemsize, value.shape,
-        () if contiguous else value.strides, contiguous, "", {}, value, leaf,
+        () if contiguous else value.strides, contiguous, "", id(_root(value)), {}, leaf,
     )  # fmt: skip
+
+
+def place(value: Any) -> Place:
+    """What ``describe`` looks at, in short."""
+    start, end = _range(value)
+    return 0, start, end, id(_root(value)), (type(value), value.shape, value.strides, value.dtype)
+
+
+def _range(value: Any) -> tuple[int, int]:
+    """The addresses of its first byte, and after its last one."""
+    start = value.__array_interface__["data"][0]
+    if not value.nbytes:
+        return start, start
+    low, high = span(value.shape, value.strides)
+    return start + low, start + high + value.itemsize
 
 
 _SELF = sys.modules[__name__]
@@ -72,31 +81,27 @@ def _check(dtype: Any, what: str) -> None:
         )
 
 
-def same_storage(one: View, other: View) -> bool:
-    return _root(one.value) is _root(other.value)
-
-
 def _root(value: Any) -> Any:
     while isinstance(value.base, np.ndarray):
         value = value.base
     return value
 
 
-def watched(views: list[View]) -> list[Any]:
+def watched(values: list[Any]) -> list[Any]:
     """numpy does not count writes."""
     return []
 
 
-def logical(view: View) -> Any:
+def logical(view: View, value: Any) -> Any:
     """An array whose elements, in their order, are what the file has."""
-    return view.value
+    return value
 
 
 def zeros(size: int) -> Any:
     return np.zeros(size, np.uint8)
 
 
-def raw(view: View, start: int, size: int) -> Any:
+def raw(value: Any, start: int, size: int) -> Any:
     """None: arrays have no storage, so that only ``memory`` has the bytes around them."""
     return None
 

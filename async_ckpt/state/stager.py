@@ -6,13 +6,15 @@ when, and what survives what, is told in docs/state.md.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
 import os
 import threading
 import weakref
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from ..capture.snapshot import remove_snapshot
@@ -32,7 +34,7 @@ from .copies import Copies
 from .device import Cuda
 from .load import rank_folder
 from .optimizers import hold_optimizers
-from .plan import Plan, plan
+from .plan import Arrangements, Plan, plan
 from .read import PICKLE_FILE, STATE_FILE, STRUCTURE_FILE
 from .reference import Staging, StateReference
 
@@ -71,12 +73,15 @@ class StateSaver:
     """Saves states with a task's ``Checkpointer``, in one process."""
 
     def __init__(self, checkpointer: Checkpointer) -> None:
-        self._checkpointer = weakref.proxy(checkpointer)
         self._saver, self._tracker, self._config = checkpointer.saver, checkpointer.tracker, checkpointer.config
         self._spool = checkpointer.spool
         self._cuda: Cuda | None = None
+        self._arrangements = Arrangements()
         self._buffers = Buffers(self._spool, self._config, self._pin, self._unpin)
         self._slots = threading.BoundedSemaphore(MAX_STAGING)
+        # Kept, as to start a thread takes long beside a training that has all cores. A process that ends now ends when
+        # they have done what they were given.
+        self._threads = ThreadPoolExecutor(MAX_STAGING, "async_ckpt-stager")
         self._tracker.look()  # In a forked child it then knows nothing of what its parent copies.
 
     @put_off  # A handler may save as well, and wait for the locks that are held here.
@@ -101,7 +106,7 @@ class StateSaver:
             raise UsageError(f"max_host_bytes={max_host_bytes} is less than nothing")
         given = SaveOptions(**options)
         metadata, notes = plain(given.metadata, self._config)
-        planned = plan(state, pickle=pickle)
+        planned = plan(state, pickle=pickle, known=self._arrangements)
         size = planned.size + len(planned.structure) + len(planned.pickled or b"")
         reference, ranks = self._saver.begin_staged(replace(given, metadata=metadata), notes, size)
         buffer = self._take_buffer(planned.size, max_host_bytes)
@@ -118,10 +123,11 @@ class StateSaver:
             try:
                 self._complete(made, threads=COPY_THREADS)
             except _OF_COPIES as error:
-                raise _explained(error, buffer.path) from error
+                raise on_way.error or _explained(error, buffer.path) from error
             finally:
                 on_way.end()
-                self._spare_later(planned.size, max_host_bytes)
+                if not self._buffers.has_free:
+                    self._later(partial(self._spare, planned.size, max_host_bytes))
         else:
             self._complete_later(made, handle.id)
             if any(piece.watched for piece in planned.pieces):
@@ -161,19 +167,16 @@ class StateSaver:
             try:
                 self._complete(made, threads=1)  # The other cores are the training's.
             except Exception as error:
-                on_way.error = _explained(error, made.buffer.path)
+                on_way.error = on_way.error or _explained(error, made.buffer.path)
                 self._tracker.not_staged[identity] = str(on_way.error)
                 log.error(f"Checkpoint {identity} is not saved: {on_way.error}")
-            self._slots.release()
-            on_way.end()
-            del self._tracker.staging[identity]
+            finally:
+                self._slots.release()
+                on_way.end()
+                del self._tracker.staging[identity]
             self._spare(made.plan.size, made.most_bytes)
 
-        try:
-            # No daemon: a process that ends now ends when the state is admitted.
-            threading.Thread(target=work, name="async_ckpt-stager", daemon=False).start()
-        except RuntimeError:  # There can be no more threads.
-            work()
+        self._later(work)
 
     def _take_slot(self) -> None:
         while not self._slots.acquire(blocking=False):
@@ -181,9 +184,21 @@ class StateSaver:
                 for ended in list(self._tracker.staging.values())[:1]:
                     ended.wait(LOOK_S)
 
-    def _spare_later(self, size: int, most_bytes: int) -> None:
-        with contextlib.suppress(RuntimeError):  # There can be no more threads.
-            threading.Thread(target=self._spare, args=(size, most_bytes), name="async_ckpt-spare", daemon=True).start()
+    def _later(self, work: Callable[[], None]) -> None:
+        """Do it in another thread; in this one, if there can be no more, as when the interpreter ends."""
+        begun = threading.Lock()
+
+        def once() -> None:
+            if begun.acquire(blocking=False):
+                try:
+                    work()
+                except Exception:
+                    log.exception("What was left to do of a save has failed")
+
+        try:
+            self._threads.submit(once)
+        except RuntimeError:  # What was handed over may be done all the same, by a thread that there is.
+            once()
 
     def _spare(self, size: int, most_bytes: int) -> None:
         """The next save may come before the store has this one: it then finds a buffer."""
@@ -249,7 +264,9 @@ class StateSaver:
     # -- devices ---------------------------------------------------------------------------------------------------
 
     def _cuda_of(self, planned: Plan) -> Cuda | None:
-        if self._cuda is None and any(getattr(piece.source, "is_cuda", False) for piece in planned.pieces):
+        if self._cuda is None and any(
+            piece.address == -1 and getattr(piece.source, "is_cuda", False) for piece in planned.pieces
+        ):
             import torch
 
             self._cuda = Cuda(torch.cuda)

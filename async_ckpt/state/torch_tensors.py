@@ -12,9 +12,11 @@ from ..errors import UsageError, shorten
 from . import safetensors
 from .torch_values import decode_value as decode_value
 from .torch_values import encode_value as encode_value
-from .views import Refused, View, span
+from .views import Place, Refused, View, span
 
 _TAGS = {torch_name: tag for tag, (_, torch_name, _) in safetensors.TYPES.items() if hasattr(torch, torch_name)}
+#: What its leaves are.
+TYPE = torch.Tensor
 KIND = "$tensor"
 NAMES = {tag: name for name, tag in _TAGS.items()}
 #: An element's offset in its storage is a multiple of its size.
@@ -57,10 +59,6 @@ class _Devices:
 
 
 _device = _Devices()
-
-
-def is_leaf(value: Any) -> bool:
-    return isinstance(value, torch.Tensor)
 
 
 def describe(value: Any, number: int, name: str, leaf: dict[str, Any]) -> View:
@@ -110,12 +108,32 @@ def describe(value: Any, number: int, name: str, leaf: dict[str, Any]) -> View:
     else:
         strides = value.stride()
         end += (span(value.shape, strides)[1] + 1) * itemsize
+    storage = start - value.storage_offset() * itemsize
     if start == 0 and end:
         device = -2 - number  # Its addresses tell nothing: it shares with nobody.
     return View(
         number, device, start, end, name, _SELF, _TAGS.get(dtype, ""), dtype, itemsize, value.shape, strides,
-        contiguous, where, flags, value, leaf,
+        contiguous, where, storage, flags, leaf,
     )  # fmt: skip
+
+
+def place(value: Any) -> Place | None:
+    """What ``describe`` looks at, in short; None: it may refuse it."""
+    kind = type(value)
+    if (kind is not torch.Tensor and kind is not torch.nn.Parameter) or value.layout is not torch.strided:
+        return None
+    try:
+        start, shape, strides = value.data_ptr(), value.shape, value.stride()
+    except RuntimeError:  # It has no memory, or is nested.
+        return None
+    size = value.nbytes
+    if size and not value.is_contiguous():
+        size = (span(shape, strides)[1] + 1) * value.itemsize
+    if start == 0 and size:
+        return None
+    device, storage = value.device, start - value.storage_offset() * value.itemsize
+    flags = value.requires_grad, value.is_neg(), value.is_conj()
+    return _device(device)[0], start, start + size, storage, (kind, shape, strides, value.dtype, device, flags)
 
 
 _SELF = sys.modules[__name__]
@@ -127,18 +145,16 @@ def unit(itemsize: int) -> int:
     return 1
 
 
-def same_storage(one: View, other: View) -> bool:
-    return bool(one.value.untyped_storage().data_ptr() == other.value.untyped_storage().data_ptr())
-
-
-def watched(views: list[View]) -> list[Any]:
+def watched(values: list[Any]) -> list[Any]:
     """Their versions count the writes to them; none, if one of them has no version."""
-    return [] if any(view.value.is_inference() for view in views) else [view.value for view in views]
+    for value in values:
+        if value.is_inference():
+            return []
+    return values
 
 
-def logical(view: View) -> Any:
+def logical(view: View, value: Any) -> Any:
     """A tensor whose elements, in their order, are what the file has."""
-    value = view.value
     if view.flags:
         value = value.detach().resolve_conj().resolve_neg()
     return value.view(torch.uint8) if view.dtype in _AS_BYTES else value
@@ -148,13 +164,13 @@ def zeros(size: int) -> Any:
     return torch.zeros(size, dtype=torch.uint8, device="cpu")
 
 
-def raw(view: View, start: int, size: int) -> Any:
+def raw(value: Any, start: int, size: int) -> Any:
     """The bytes of memory around a tensor as a tensor; None: they are not all in its storage."""
-    storage = view.value.untyped_storage()
+    storage = value.untyped_storage()
     offset = start - storage.data_ptr()
     if offset < 0 or offset + size > storage.nbytes():
         return None
-    return torch.empty(0, dtype=torch.uint8, device=view.value.device).set_(storage, offset, (size,), (1,))
+    return torch.empty(0, dtype=torch.uint8, device=value.device).set_(storage, offset, (size,), (1,))
 
 
 # Reading.

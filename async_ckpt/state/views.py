@@ -10,9 +10,13 @@ from collections.abc import Iterable, Sequence
 from operator import itemgetter
 from typing import Any, NamedTuple
 
+#: Where a tensor lies, in short: its device, first byte, end and storage as in ``View``, and all that makes it another
+#: kind of tensor.
+Place = tuple[int, int, int, int, tuple[Any, ...]]
+
 
 class View(NamedTuple):
-    """A tensor or an array.
+    """Where the bytes of a tensor or an array lie. It does not keep the tensor.
 
     Parameters
     ----------
@@ -38,10 +42,10 @@ class View(NamedTuple):
         Its elements lie in order and without gaps.
     where : str
         The device to which it belongs; empty for the host's memory.
+    storage : int
+        What its storage is known by, among those that live: its address (torch) or its identity (numpy).
     flags : dict
         What else its leaf says.
-    value : Any
-        The tensor itself.
     leaf : dict
         Where its mark is to be put.
     """
@@ -59,8 +63,8 @@ class View(NamedTuple):
     strides: Sequence[int]
     contiguous: bool
     where: str
+    storage: int
     flags: dict[str, Any]
-    value: Any
     leaf: dict[str, Any]
 
     def same_bytes(self, other: View) -> bool:
@@ -145,8 +149,34 @@ def groups(views: list[View]) -> list[list[list[View]]]:
 _ADDRESS, _NUMBER = itemgetter(1, 2), itemgetter(0)
 
 
+def relations(places: list[Place]) -> list[tuple[int, int, int, bool]]:
+    """What ``groups`` finds depends on these alone, and not on where in memory it is.
+
+    Returns
+    -------
+    list of (int, int, int, bool)
+        For each two tensors that lie one after the other in memory, and share bytes or a storage there: their numbers,
+        how many bytes lie between their first ones, and whether it is one storage.
+    """
+    found = []
+    memory, first, end, store, last = -1, 0, 0, 0, -1
+    for device, start, number, stop, storage in sorted(
+        (device, start, number, stop, storage) for number, (device, start, stop, storage, _) in enumerate(places)
+    ):
+        if start == stop:
+            continue
+        if device != memory or start > end:
+            end = stop
+        else:
+            if start < end or storage == store:
+                found.append((last, number, start - first, storage == store))
+            end = max(end, stop)
+        memory, first, store, last = device, start, storage, number
+    return found
+
+
 def _touch(one: View, other: View) -> bool:
-    return one.library is other.library and bool(one.library.same_storage(one, other))
+    return one.library is other.library and one.storage == other.storage
 
 
 class Refused(Exception):

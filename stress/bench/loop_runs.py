@@ -106,7 +106,7 @@ def steps(plan: Plan, work: str) -> Part:
                 size = plan.prepare(running, ["copy"], threads)["bytes"]
                 step = results.median(running.do("train", steps=10)["times"])
             rate = str(int(size / (step * plan.options.every * _UNDER_WAY)))
-            with plan.task(plan.ours, store, own, ASYNC_CKPT_MAX_BANDWIDTH_BYTES_S=rate) as running:
+            with plan.task(plan.ours, store, own, METAFLOW_ASYNC_CKPT_MAX_BANDWIDTH_BYTES_S=rate) as running:
                 facts = plan.prepare(running, plan.ways, threads)
                 runs = _blocks(plan, running, ["", *facts["savers"]])
         rows += loop_report.steps_rows(situation, facts, runs, plan.options.every)
@@ -120,7 +120,7 @@ def _blocks(plan: Plan, running: Task, names: list[str]) -> dict[str, list[dict[
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for number in range(plan.options.blocks):
         for name in random.sample(names, len(names)):
-            runs[name].append(running.do("train", saver=name, steps=2 * plan.options.every, every=plan.options.every))
+            runs[name].append(running.do("train", saver=name, steps=5 * plan.options.every, every=plan.options.every))
             running.do("drain")
         say(f"steps: {number + 1} of {plan.options.blocks}")
         if time.monotonic() > end:

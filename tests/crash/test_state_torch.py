@@ -13,6 +13,7 @@ import pytest
 from async_ckpt.errors import FlushError, SnapshotError
 from async_ckpt.state.copies import Copies
 from async_ckpt.state.stager import StateSaver, state_saver
+from async_ckpt.task.checkpointer import Checkpointer
 from harness.tasks.task import Task
 from tests.crash.test_state import Held, loaded
 
@@ -24,8 +25,13 @@ BIG = 1 << 16
 
 
 @pytest.fixture
-def saver(task: Task) -> StateSaver:
-    return state_saver(task.start())
+def checkpointer(task: Task) -> Checkpointer:
+    return task.start()
+
+
+@pytest.fixture
+def saver(checkpointer: Checkpointer) -> StateSaver:
+    return state_saver(checkpointer)
 
 
 def in_place(weights: Any) -> None:
@@ -62,7 +68,7 @@ WRITES = [in_place, by_slice, through_a_view, by_foreach, out_of]
 
 @pytest.mark.parametrize("write", WRITES)
 def test_a_write_before_the_copies_are_over_is_noticed(
-    task: Task, saver: StateSaver, monkeypatch: pytest.MonkeyPatch, write: Any
+    task: Task, checkpointer: Checkpointer, saver: StateSaver, monkeypatch: pytest.MonkeyPatch, write: Any
 ) -> None:
     held = Held(monkeypatch)
     weights = torch.nn.Parameter(torch.ones(BIG))
@@ -75,7 +81,7 @@ def test_a_write_before_the_copies_are_over_is_noticed(
     with pytest.raises(SnapshotError):
         handle.wait(60)
     with pytest.raises(FlushError, match=r"0.mfchckpt.0 \(The state has changed"):
-        saver._checkpointer.flush(60)
+        checkpointer.flush(60)
     assert not task.committed()
     # The next one is none the worse for it.
     monkeypatch.undo()
@@ -92,7 +98,7 @@ def test_a_write_after_staged_is_none_of_its_business(task: Task, saver: StateSa
 
 
 def test_another_thread_that_writes_under_a_sync_save_is_noticed(
-    task: Task, saver: StateSaver, monkeypatch: pytest.MonkeyPatch
+    task: Task, checkpointer: Checkpointer, saver: StateSaver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tensor = torch.ones(BIG)
     finish = Copies.finish
@@ -106,7 +112,7 @@ def test_another_thread_that_writes_under_a_sync_save_is_noticed(
     monkeypatch.setattr(Copies, "finish", during)
     with pytest.raises(SnapshotError, match="written to weights"):
         saver.save({"weights": tensor})
-    saver._checkpointer.flush(60)
+    checkpointer.flush(60)
     assert not task.committed()
 
 

@@ -13,6 +13,7 @@ import pytest
 from async_ckpt.config import Config
 from async_ckpt.errors import SpoolError
 from async_ckpt.spool.spool import Spool
+from async_ckpt.state import buffers as buffers_module
 from async_ckpt.state.buffers import Buffer, Buffers
 from async_ckpt.stores.base import StoreSpec
 from async_ckpt.system import memory
@@ -271,3 +272,22 @@ def test_the_older_kind_of_groups_counts_too(tmp_path: Path, monkeypatch: pytest
 def test_without_groups_the_machine_says_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "_OWN_GROUP", str(tmp_path / "none"))
     assert memory.available_bytes(str(tmp_path)) == pytest.approx(memory.of_machine(), rel=0.2)
+
+
+def test_one_that_another_task_took_for_a_dead_ones_is_made_again(
+    spool: Spool, shm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both looked for room at the same moment: one has a file, and has not locked it yet."""
+    real, taken = buffers_module.try_lock, list[str]()
+
+    def lock(fd: int) -> bool:
+        if len(taken) < 2:
+            taken.append(os.readlink(f"/proc/self/fd/{fd}"))
+            os.unlink(taken[-1])
+        return real(fd)
+
+    monkeypatch.setattr(buffers_module, "try_lock", lock)
+    buffer = made(spool, shm).take(MIB)
+    assert buffer.in_memory
+    assert buffer.path not in taken
+    assert len(taken) == 2
