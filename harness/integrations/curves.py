@@ -88,6 +88,7 @@ def train(
     settings = {
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
+        "PYTHONFAULTHANDLER": "1",  # A process that crashes as it ends says where.
         **(env or {}),
         "PYTHONPATH": os.pathsep.join(paths),
         "CURVES": str(curves),

@@ -84,3 +84,4 @@ class _Hooks(importlib.abc.MetaPathFinder):
 
 if "CURVES" in os.environ:
     sys.meta_path.insert(0, _Hooks())
+    sys.modules["tensorflow"] = None  # As if it were not installed: with torch, Keras needs it for nothing.
