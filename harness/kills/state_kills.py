@@ -27,8 +27,10 @@ from harness.flow_runs.environments import with_our_modules
 from harness.kills import numbered_states
 from harness.kills.ledger import Ledger
 from harness.kills.spool_processes import AGENT, TASK, UPLOADER, agent_of, uploader_of
-from harness.kills.state_trainer import CLOSE, FAIL, FINISH, Spec
+from harness.kills.state_trainer import Spec
 from harness.kills.store_reader import Reader
+from harness.kills.sums import Sums
+from harness.kills.told import CLOSE, FAIL, FINISH
 from harness.tasks import task
 from harness.tasks.task import kill
 
@@ -49,7 +51,7 @@ _MOMENT_S, _EVENT_S, _FLUSH_S = 5.0, 60.0, 150.0
 
 
 @dataclass
-class Found:
+class Found(Sums):
     """What came of a round. ``most_bytes``: of memory that was staged in at one time; ``slowest_start_s``: until all
     ranks went on that were started again; ``wrong``: a sentence for each thing that must not be.
     """
@@ -61,16 +63,6 @@ class Found:
     most_bytes: int = 0
     slowest_start_s: float = 0.0
     wrong: list[str] = field(default_factory=list)
-
-    def add(self, other: Found) -> None:
-        """Add another's."""
-        self.kills.update(other.kills)
-        self.rounds += other.rounds
-        self.promised += other.promised
-        self.committed += other.committed
-        self.most_bytes = max(self.most_bytes, other.most_bytes)
-        self.slowest_start_s = max(self.slowest_start_s, other.slowest_start_s)
-        self.wrong += other.wrong
 
 
 class StateRound:

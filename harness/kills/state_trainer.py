@@ -16,32 +16,21 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import IO, Any
 
-from async_ckpt.config import ENV_ATTEMPT, ENV_SPOOL, Config
+from async_ckpt.config import ENV_ATTEMPT, ENV_SPOOL
 from async_ckpt.errors import CheckpointError
-from async_ckpt.spool.journal import COMMITTED
 from async_ckpt.state.load import load_state
 from async_ckpt.state.reference import STAGING
 from async_ckpt.state.stager import state_saver
 from async_ckpt.stores.base import StoreSpec
 from async_ckpt.system.log import write_lines_with
 from async_ckpt.task.checkpointer import Checkpointer
-from harness.kills import numbered_states
-from harness.tasks.task import TASK
+from harness.kills import numbered_states, told
+from harness.kills.told import BACKLOG, FAIL, FINISH, LIMIT_S, NUMBERS
 
-#: Orders: end as a step that failed; end as one that is done, first with a flush, then for good.
-FAIL, FINISH, CLOSE = "fail", "finish", "close"
-
-_LIMIT_S = 120.0
 _PAUSE_S = 0.05
-
-#: More than so many that are not in the store: wait for the last.
-_BACKLOG = 6
-
-#: Numbers of an attempt's saves begin at so many times its own; those of its subprocess in the middle.
-NUMBERS = 100_000
 
 
 @dataclass(frozen=True)
@@ -113,7 +102,7 @@ class _Trainer:
             self.say(begin=[number, kind])
             try:
                 handle = saver.save(state, staging=staging, name=name, metadata={"number": number, "kind": kind})
-                handle.staged(_LIMIT_S)
+                handle.staged(LIMIT_S)
                 numbered_states.overwrite(state)
                 while handle.state == STAGING:
                     time.sleep(0.001)
@@ -121,34 +110,23 @@ class _Trainer:
                     self.say(error=f"save {number}, {staging}: {handle.error}")
                     continue
                 self.say(saved=[handle.id, number, kind], seconds=[time.monotonic() - began, 0])
-                if len(checkpointer.spool.records.ids()) > _BACKLOG:
-                    handle.wait(_LIMIT_S)
+                if len(checkpointer.spool.records.ids()) > BACKLOG:
+                    handle.wait(LIMIT_S)
             except Exception as error:  # Whatever it is: a thread that just ends would save nothing, and nobody knew.
                 self.complain(f"save {number}, {staging}: {type(error).__name__}: {error}")
                 return
 
 
-def _resume(trainer: _Trainer, checkpointer: Checkpointer, spec: Spec) -> None:
-    folder = os.path.join(spec.work, f"loaded-{spec.attempt}")
-    found = checkpointer.load_newest("fresh", folder)
-    if found is None:
-        trainer.say(resumed=None)
-        return
-    kind, number = found["metadata"]["kind"], found["metadata"]["number"]
-    state = load_state(folder, lambda: 0)
-    trainer.say(resumed=[found["attempt"], found["version_id"], numbered_states.fault_of(state, kind, number)])
-
-
 def _task(spec: Spec) -> None:
     trainer = _Trainer(spec, spec.attempt * NUMBERS)
-    write_lines_with(lambda line: trainer.say(report=line))
-    store = StoreSpec(**spec.store)
-    checkpointer = Checkpointer.start(
-        spec.root, replace(TASK, attempt=spec.attempt), store, Config.from_env(), uploader="process"
-    )
-    trainer.say(started=True)
+    checkpointer = told.start(spec.root, StoreSpec(**spec.store), spec.attempt, trainer.say)
     if spec.attempt:
-        _resume(trainer, checkpointer, spec)
+        folder = os.path.join(spec.work, f"loaded-{spec.attempt}")
+
+        def fault_of(kind: str, number: int) -> str:
+            return numbered_states.fault_of(load_state(folder, lambda: 0), kind, number)
+
+        told.resume(checkpointer, folder, fault_of, trainer.say)
     child = _start_child(spec, checkpointer) if spec.subprocess else None
     order = trainer.save(checkpointer)
     if child is not None:
@@ -157,14 +135,7 @@ def _task(spec: Spec) -> None:
         with contextlib.suppress(ChildProcessError):
             os.wait()
     if order == FINISH:
-        why = ""
-        try:
-            checkpointer.flush(_LIMIT_S)
-        except CheckpointError as error:
-            why = str(error)
-        trainer.say(flush=why)
-        entries = [entry for entry in checkpointer.list() if entry["state"] == COMMITTED]
-        trainer.say(listed=[f"{entry['attempt']}.{entry['name']}.{entry['version_id']}" for entry in entries])
+        told.finish(checkpointer, trainer.say)
         os.read(0, 100)
     checkpointer.close(clean=order == FINISH)
 

@@ -71,10 +71,10 @@ class Attempt:
                 self.lines |= line.keys()
                 self._ledger.take(line)
 
-    def order(self, word: bytes) -> None:
+    def order(self, word: str) -> None:
         """Give the saver an order; one that is dead takes none."""
         with contextlib.suppress(OSError):
-            self._orders.send_bytes(word)
+            self._orders.send_bytes(word.encode())
 
     @property
     def pid(self) -> int:

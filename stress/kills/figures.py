@@ -6,13 +6,11 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-_COUNTS = (
-    "rounds", "saves", "committed", "failed", "unheard", "missing", "partial", "out_of_order", "other", "looks",
-)  # fmt: skip
+from harness.kills.sums import Sums
 
 
 @dataclass
-class Figures:
+class Figures(Sums):
     """Counts of one round, or of many. ``kills`` by (process, moment); ``unheard``: committed as well, of a task that
     was killed before ``save()`` could return; ``wrong``: a sentence for each violation.
     """
@@ -31,15 +29,6 @@ class Figures:
     slowest_save_s: float = 0.0
     slowest_write_s: float = 0.0
     wrong: list[str] = field(default_factory=list)
-
-    def add(self, other: Figures) -> None:
-        """Add another's."""
-        self.kills.update(other.kills)
-        self.slowest_save_s = max(self.slowest_save_s, other.slowest_save_s)
-        self.slowest_write_s = max(self.slowest_write_s, other.slowest_write_s)
-        self.wrong += other.wrong
-        for name in _COUNTS:
-            setattr(self, name, getattr(self, name) + getattr(other, name))
 
     def violation(self, kind: str, what: str) -> None:
         """Count something that must not be; ``kind`` is the field that counts it."""

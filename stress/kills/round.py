@@ -19,11 +19,12 @@ from harness.kills.ledger import Ledger
 from harness.kills.numbered_saves import fault_in_store
 from harness.kills.spool_processes import AGENT, TASK, UPLOADER, agent_of, uploader_of, who_dies_at
 from harness.kills.store_reader import Reader
+from harness.kills.told import CLOSE, FAIL, FINISH
 from harness.tasks import task
 from harness.tasks.task import kill
 from stress.kills.attempt import Attempt
 from stress.kills.figures import Figures
-from stress.kills.saver import CLOSE, FAIL, FINISH, Spec
+from stress.kills.saver import Spec
 
 RANDOM = "at random"
 
