@@ -73,8 +73,7 @@ class Buffer:
             if in_memory and size:
                 self.memory = mmap.mmap(self.fd, size)
                 self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
-                with contextlib.suppress(OSError):  # Children that are forked have no use for it.
-                    self.memory.madvise(mmap.MADV_DONTFORK)
+                forks.keep_mapping_from_children(self.memory, self.fd)
         except BaseException:
             self.drop()
             raise

@@ -7,11 +7,13 @@ import os
 import random
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from async_ckpt.state.buffers import Buffer
 from async_ckpt.state.stager import state_saver
 from async_ckpt.task.checkpointer import Checkpointer
 from harness.tasks.task import Task, kill, wait_until
@@ -67,7 +69,7 @@ def test_a_child_of_multiprocessing_waits_for_its_copies(task: Task) -> None:
 
 
 @pytest.mark.parametrize("uploader", ["process", "thread"])
-def test_a_child_may_live_on_that_was_forked_while_a_state_was_copied(
+def test_a_child_that_lives_on_holds_nothing_of_what_its_parent_copies(
     task: Task, monkeypatch: pytest.MonkeyPatch, uploader: str
 ) -> None:
     """As a data loader, forked while a state is copied."""
@@ -86,6 +88,8 @@ def test_a_child_may_live_on_that_was_forked_while_a_state_was_copied(
     try:
         (annex,) = spool.snapshots.annexes()
         held.go_on.set()
+        assert in_use(os.getpid(), annex), "else this test sees nothing"
+        assert not in_use(child, annex)
         for number in range(1, 4):
             saver.save(state(number), staging="async").staged()
         checkpointer.flush(60)
@@ -120,6 +124,29 @@ def test_data_loaders_are_forked_while_states_are_copied(task: Task, uploader: s
     checkpointer.flush(60)
     found = [loaded(task, reference)["model"]["weight"] for reference in reversed(checkpointer.list())]
     assert [bool((one == other).all()) for one, other in zip(found, wanted, strict=True)] == [True] * 6
+
+
+def test_a_child_that_frees_what_its_parent_had_mapped_loses_nothing_of_its_own(tmp_path: Path) -> None:
+    buffer: Buffer | None = Buffer(f"/dev/shm/{tmp_path.name}-{os.getpid()}", SIZE, in_memory=True)
+    assert buffer is not None
+    try:
+        child = os.fork()
+        if child == 0:
+            own = [
+                np.ones(SIZE + 4096 * number, dtype=np.uint8) for number in range(4)
+            ]  # One finds the place, if it is free.
+            buffer = None
+            os._exit(0 if all(array.all() for array in own) else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    finally:
+        buffer.drop()
+
+
+def in_use(pid: int, folder: str) -> list[str]:
+    """Files of a folder that a process has open or mapped."""
+    links = [os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir() if path.is_symlink()]
+    maps = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    return [text for text in [*links, *maps] if folder in text]
 
 
 @pytest.mark.parametrize("staging", ["sync", "async"])
