@@ -208,6 +208,7 @@ class Lightning(Trainer):
 class Keras(Trainer):
     def __init__(self, out: Path, options: argparse.Namespace) -> None:
         super().__init__(out, options)
+        sys.modules["tensorflow"] = None  # type: ignore[assignment]  # Keras would import it, for seconds.
         import keras
 
         self.model = keras.Sequential([keras.layers.Input((10,)), keras.layers.Dense(SIZE // 10, use_bias=False)])
