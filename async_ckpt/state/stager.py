@@ -20,6 +20,7 @@ from typing import Any
 from ..capture.snapshot import remove_snapshot
 from ..config import COPY_THREADS, LOOK_S, MAX_STAGING
 from ..errors import CheckpointError, SnapshotError, SpoolError, UsageError, os_hint, os_reason
+from ..layout import identity
 from ..manifest import Directory, FileEntry, Manifest
 from ..metadata import plain
 from ..ranks.who import Ranks
@@ -258,7 +259,8 @@ class StateSaver:
             self._saver.admit_staged(made.reference, manifest, data, made.began_ns)
             crash_point("state:admitted")
         except BaseException:
-            remove_snapshot(data)
+            if identity(made.reference) not in self._spool.records:  # Else it is a checkpoint already, whatever came.
+                remove_snapshot(data)
             raise
 
     # -- devices ---------------------------------------------------------------------------------------------------

@@ -47,7 +47,8 @@ class _State:
 def _note(number: int, frame: FrameType | None) -> None:
     """Stands in each handler's place."""
     if _State.waiting:
-        if all(number != other for other, _ in _came):  # As with the kernel's signals: twice is once.
+        # As with the kernel's signals: twice is once. ``tuple``: another one may come meanwhile, and be noted as well.
+        if all(number != other for other, _ in tuple(_came)):
             _came.append((number, frame))
         return
     # A handler has interrupted the putting back of the others.
@@ -108,7 +109,8 @@ def _put_all_back() -> None:
         for number in tuple(_aside):
             _put_back(number)
     finally:
-        if any(_signal.getsignal(number) is _note for number in _aside):  # One that was put back came, and raised.
+        # One that was put back came, and raised.
+        if any(_signal.getsignal(number) is _note for number in tuple(_aside)):
             _put_all_back()
 
 

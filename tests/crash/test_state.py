@@ -19,6 +19,7 @@ import pytest
 
 from async_ckpt.config import Config
 from async_ckpt.errors import SnapshotError, SpoolError, UsageError, WaitTimeout
+from async_ckpt.ipc.client import AgentClient
 from async_ckpt.spool.spool import Spool
 from async_ckpt.state import optimizers, stager
 from async_ckpt.state.copies import Copies
@@ -392,6 +393,24 @@ def test_what_save_returned_may_be_kept_and_holds_nothing_of_the_state(
     # A second buffer has a descriptor, whenever it is made.
     wait_until(lambda: len(os.listdir("/proc/self/fd")) <= first + 1, "there is no descriptor for each state", 10)
     assert [reference.state for reference in kept] == ["COMMITTED"] * 6
+
+
+def test_what_is_admitted_already_is_stored_whatever_is_raised_after_that(
+    task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpointer = task.start()
+
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    saver, announce = state_saver(checkpointer), AgentClient.announce
+    monkeypatch.setattr(AgentClient, "announce", fail)
+    with pytest.raises(KeyboardInterrupt):
+        saver.save(state(1))
+    monkeypatch.setattr(AgentClient, "announce", announce)
+    checkpointer.flush(60)
+    assert task.committed_versions() == [0]
+    assert_is(loaded(task, checkpointer.list()[0]), 1)
 
 
 def test_a_copy_that_has_failed_is_known_as_soon_as_it_is_over(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -271,3 +271,33 @@ def test_where_no_thread_can_be_had_handlers_are_put_off_instead(
 
     assert run(work) == 7
     assert seen == ["work", "handler"]
+
+
+def test_signals_that_come_while_another_one_is_noted_are_noted_as_well(
+    install: Callable[[int, Handler], Handler],
+) -> None:
+    seen: list[str] = []
+    sent: list[int] = []
+    install(signal.SIGUSR1, lambda *_: seen.append("first"))
+    install(signal.SIGUSR2, lambda *_: seen.append("on top"))
+
+    class Noted(int):
+        """As the number of a signal that waits already: another one comes while they are looked through."""
+
+        __hash__ = int.__hash__
+
+        def __ne__(self, other: object) -> bool:
+            if not sent:
+                sent.append(signal.SIGUSR2)
+                send(signal.SIGUSR2)
+            return int(self) != other
+
+    @handlers.put_off
+    def work() -> None:
+        handlers._came.append((Noted(signal.SIGCHLD), None))
+        handlers._came.append((int(signal.SIGCHLD), None))
+        send(signal.SIGUSR1)
+        seen.append("work")
+
+    work()
+    assert seen == ["work", "on top", "first"]
