@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 from async_ckpt.config import ENV_ATTEMPT, ENV_PREFIX, ENV_SPOOL, Config
 from async_ckpt.errors import CheckpointError
+from async_ckpt.ranks.who import Ranks
 from async_ckpt.state.load import load_state
 from async_ckpt.state.reference import STAGING
 from async_ckpt.state.stager import state_saver
@@ -201,7 +202,7 @@ def _resume(checkpointer: Checkpointer, spec: Spec, start: int, rank: int) -> No
     line: dict[str, Any] = {"start": start, "resumed": rank, "from": None, "fault": ""}
     if path is not None and found is not None:
         number, kind = found["metadata"]["number"], found["metadata"]["kind"]
-        states = {other: load_state(path, lambda other=other: other) for other in range(spec.ranks)}
+        states = {other: load_state(path, lambda other=other: Ranks(other, spec.ranks)) for other in range(spec.ranks)}
         faults = (numbered_states.fault_of(state, kind, content(number, other)) for other, state in states.items())
         line |= {"from": [found["attempt"], found["version_id"]], "fault": next(filter(None, faults), "")}
     _say(**line)

@@ -21,6 +21,7 @@ from typing import IO, Any
 
 from async_ckpt.config import ENV_ATTEMPT, ENV_SPOOL
 from async_ckpt.errors import CheckpointError
+from async_ckpt.ranks.who import Ranks
 from async_ckpt.state.load import load_state
 from async_ckpt.state.reference import STAGING
 from async_ckpt.state.stager import state_saver
@@ -124,7 +125,7 @@ def _task(spec: Spec) -> None:
         folder = os.path.join(spec.work, f"loaded-{spec.attempt}")
 
         def fault_of(kind: str, number: int) -> str:
-            return numbered_states.fault_of(load_state(folder, lambda: 0), kind, number)
+            return numbered_states.fault_of(load_state(folder, lambda: Ranks(0, 1)), kind, number)
 
         told.resume(checkpointer, folder, fault_of, trainer.say)
     child = _start_child(spec, checkpointer) if spec.subprocess else None

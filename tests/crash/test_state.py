@@ -20,6 +20,7 @@ import pytest
 from async_ckpt.config import Config
 from async_ckpt.errors import SnapshotError, SpoolError, UsageError, WaitTimeout
 from async_ckpt.ipc.client import AgentClient
+from async_ckpt.ranks.who import Ranks
 from async_ckpt.spool.spool import Spool
 from async_ckpt.state import optimizers, stager
 from async_ckpt.state.copies import Copies
@@ -37,11 +38,11 @@ def state(number: int, size: int = 1 << 20) -> dict[str, Any]:
     return {"weights": np.full(size, number % 251, dtype=np.uint8), "small": np.arange(3.0) + number, "number": number}
 
 
-def loaded(task: Task, reference: Any, rank: int = 0) -> dict[str, Any]:
+def loaded(task: Task, reference: Any, rank: int = 0, world: int = 1) -> dict[str, Any]:
     into = task.base / "loaded" / f"{reference['attempt']}.{reference['version_id']}"
     if not into.exists():
         task.read(reference, into)
-    found: dict[str, Any] = load_state(str(into), lambda: rank)
+    found: dict[str, Any] = load_state(str(into), lambda: Ranks(rank, world))
     return found
 
 
@@ -150,7 +151,7 @@ def test_what_was_saved_survives_its_processes(task: Task, victims: str, staging
     checkpointer = task.start(attempt=1)
     into = task.base / "resumed"
     assert checkpointer.load_newest("fresh", str(into)) is not None
-    assert_is(load_state(str(into), lambda: 0), 3)
+    assert_is(load_state(str(into), lambda: Ranks(0, 1)), 3)
     checkpointer.flush(60)
     assert task.committed() == [(0, number) for number in range(4)]
 
@@ -499,9 +500,19 @@ def test_all_ranks_save_one_checkpoint_and_each_gets_its_own_back(task: Task) ->
     handles = [saver.save(state(rank), collective=True, rank=rank, world_size=3) for rank in range(3)]
     checkpointer.flush(60)
     for rank in range(3):
-        assert_is(loaded(task, handles[0], rank), rank)
-    with pytest.raises(UsageError, match="states of 3 ranks, and none of this one, rank-00003"):
-        loaded(task, handles[0], 3)
+        assert_is(loaded(task, handles[0], rank, 3), rank)
+
+
+@pytest.mark.parametrize(("saved_by", "rank", "world"), [(3, 3, 4), (3, 0, 2), (3, 0, 4), (1, 1, 2)])
+def test_another_number_of_ranks_is_told_that_no_state_is_its_own(
+    task: Task, saved_by: int, rank: int, world: int
+) -> None:
+    checkpointer = task.start()
+    saver = state_saver(checkpointer)
+    handles = [saver.save(state(each), collective=True, rank=each, world_size=saved_by) for each in range(saved_by)]
+    checkpointer.flush(60)
+    with pytest.raises(UsageError, match=f"{saved_by} states, .* of this rank: it is rank {rank} of {world}"):
+        loaded(task, handles[0], rank, world)
 
 
 def test_what_was_saved_as_files_is_no_state(task: Task) -> None:

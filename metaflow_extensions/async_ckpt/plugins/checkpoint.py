@@ -290,16 +290,16 @@ class _Checkpoints:
         options = {"map_location": map_location, "mmap": mmap, "into": into, "pickle": pickle}
         if reference is None:
             loaded = self.resume_path()
-            return None if loaded is None else load_state(loaded, self._own_rank, **options)
+            return None if loaded is None else load_state(loaded, self._ranks, **options)
         with self._directory_for_loading() as directory:
             self._load(reference, directory, "own" if self._is_in_task() else "all")
-            return load_state(directory, self._own_rank, **options)
+            return load_state(directory, self._ranks, **options)
 
     def _is_in_task(self) -> bool:
         return self._checkpointer is not None or ENV_SPOOL in os.environ
 
-    def _own_rank(self) -> int:
-        return who.find(self._writer().task).rank
+    def _ranks(self) -> who.Ranks:
+        return who.find(self._writer().task)
 
     @contextlib.contextmanager
     def _directory_for_loading(self) -> Iterator[str]:
