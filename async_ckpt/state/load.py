@@ -59,8 +59,8 @@ def _own(names: list[str], ranks: Callable[[], Ranks]) -> str:
     # One alone may be all that was loaded, with shard="own".
     if name not in names or len(names) not in (1, mine.world):
         raise UsageError(
-            f"The checkpoint has {len(names)} states, {names[0]} to {names[-1]}, and none of them is that of this rank: "
-            f"it is rank {mine.rank} of {mine.world}",
+            f"The checkpoint has {len(names)} states, {names[0]} to {names[-1]}, and none of them is that of this "
+            f"rank: it is rank {mine.rank} of {mine.world}",
             hint=f"Load it with load(), and read one with async_ckpt.state.read.read_state(directory + '/{names[0]}')",
         )
     return name
