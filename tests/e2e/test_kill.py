@@ -69,7 +69,8 @@ def test_without_a_retry_the_agent_alone_brings_everything_in_when_the_store_is_
 @pytest.mark.long
 def test_ctrl_c_during_the_flush_ends_the_flow_and_the_agent_goes_on(s3: Workspace, gate: GatedS3) -> None:
     gate.close_gate("PUT,POST:hang")
-    flow = s3.start_flow("save_flow", env={"METAFLOW_ASYNC_CKPT_PROGRESS_S": "0.5"})
+    limits = {"METAFLOW_ASYNC_CKPT_PROGRESS_S": "0.5", "METAFLOW_ASYNC_CKPT_CLAIM_WAIT_S": "0.5"}
+    flow = s3.start_flow("save_flow", env=limits)
     wait_until(lambda: "left: 1 checkpoint" in flow.output, "the task waits for the store, and says so")
     flow.interrupt()
     run = flow.finish()
