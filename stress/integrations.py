@@ -108,7 +108,7 @@ class Tally:
             "resumed after steps": f"{min(self.resumed)} to {max(self.resumed)}" if self.resumed else "",
             "from the beginning": self.resumed.count(0),
             "steps lost, mean": mean(self.lost) if self.lost else 0.0, "steps lost, most": max(self.lost, default=0),
-            "losses compared": self.compared, "curves equal": not self.wrong,
+            "losses compared": self.compared, "curves equal": not self.wrong if self.rounds else "",
             "KiB of a checkpoint": sizes(self.whole),
         }  # fmt: skip
 

@@ -22,7 +22,8 @@ _WHY_ASYNC = (
 )
 _WHY_STEPS = (
     "One step in twenty begins with a checkpoint, so p99 is one of these: it has the copy in it, or beside it, and on "
-    "a CPU both take the same memory and the same cores."
+    "a CPU both take the same memory and the same cores. With all cores busy so do the upload and the server, on this "
+    "machine, that takes it."
 )
 
 COPY, TORCH, SYNC, ASYNC = "copy_ of the tensors", "torch.save", "save_state, sync", "save_state, async"
