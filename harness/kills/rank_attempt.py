@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import subprocess
-import sys
-import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Mapping
-from typing import IO, Any
+from collections.abc import Mapping
+from typing import Any
 
+from harness.kills.from_outside import Program
 from harness.kills.ledger import Ledger, Save
-from harness.kills.state_ranks import FAIL, Spec
-from harness.tasks.task import kill
+from harness.kills.state_ranks import Spec
 
 
 class Told:
@@ -55,57 +48,23 @@ class Told:
         ]
 
 
-class Attempt:
-    """One attempt from outside: its process, what it tells, and its end."""
+class Attempt(Program):
+    """One attempt from outside."""
 
     def __init__(self, spec: Spec, environment: Mapping[str, str], told: Told) -> None:
         self._told, self._number = told, spec.attempt
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "harness.kills.state_ranks", "task", spec.to_text()],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment,
-        )  # fmt: skip
-        self.pid = self._process.pid
         #: Of the ranks that were started last: the number of their start, their processes, how many go on.
         self.start, self.ranks, self.resumed = -1, [0] * spec.ranks, 0
-        #: All that saves here is gone.
-        self.ended = False
-        assert self._process.stdout is not None
-        self._reader = threading.Thread(target=self._listen, args=(self._process.stdout,), daemon=True)
-        self._reader.start()
+        super().__init__("harness.kills.state_ranks", spec.to_text(), environment)
 
     def __enter__(self) -> Attempt:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if not self.ended:
-            for pid in (self.pid, *self.ranks):
-                kill(pid)
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
-        self._reader.join()
+    def take(self, line: dict[str, Any]) -> None:
+        self._told.take(line, self._number)
+        if "pids" in line:
+            self.start, self.ranks, self.resumed = line["start"], line["pids"], 0
+        self.resumed += "resumed" in line and line["start"] == self.start
 
-    def _listen(self, told: IO[bytes]) -> None:
-        with told:
-            for text in told:
-                line = json.loads(text)
-                self._told.take(line, self._number)
-                if "pids" in line:
-                    self.start, self.ranks, self.resumed = line["start"], line["pids"], 0
-                self.resumed += "resumed" in line and line["start"] == self.start
-        self.ended = True
-
-    def wait_for(self, condition: Callable[[], Any], timeout_s: float) -> bool:
-        """Wait until the condition is true; False if all has ended, or the time is over, before."""
-        deadline = time.monotonic() + timeout_s
-        while not condition():
-            if self.ended or time.monotonic() >= deadline:
-                return False
-            time.sleep(0.004)
-        return True
-
-    def fail(self) -> None:
-        """Have it end as a step that failed; one that is dead takes no order."""
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            os.write(self._process.stdin.fileno(), FAIL)
+    def others(self) -> list[int]:
+        return self.ranks

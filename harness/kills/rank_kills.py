@@ -6,7 +6,6 @@ newer one, the same on all ranks. What is visible has the states of all ranks. N
 
 from __future__ import annotations
 
-import glob
 import random
 import time
 from collections.abc import Mapping
@@ -23,11 +22,13 @@ from async_ckpt.stores.base import StoreSpec
 from harness.common.process_mark import ProcessMark
 from harness.flow_runs.environments import with_our_modules
 from harness.kills import numbered_states
+from harness.kills.from_outside import left_at_the_end
 from harness.kills.rank_attempt import Attempt, Told
 from harness.kills.spool_processes import AGENT, TASK, UPLOADER, agent_of, uploader_of
 from harness.kills.state_kills import RANDOM, Found
 from harness.kills.state_ranks import Spec, content
 from harness.kills.store_reader import Reader
+from harness.kills.told import FAIL
 from harness.tasks import task
 from harness.tasks.task import kill
 
@@ -116,7 +117,7 @@ class RankRound:
             while self._strikes < self._kills and self._await_start(attempt):
                 self._strike(attempt)
             if not attempt.ended:
-                attempt.fail()
+                attempt.order(FAIL)
                 if not attempt.wait_for(lambda: attempt.ended, _END_S):
                     self._wrong(f"attempt {number} does not end")
 
@@ -190,13 +191,5 @@ class RankRound:
                 self._wrong(f"torn: {identity} in the end: {fault}")
         found.wrong += [f"torn: {path} for a reader: {fault}" for path, fault in reader.partial.items()]
         found.wrong += [*reader.backwards, *told.ledger.errors, *told.ledger.misled(set()), *told.differing()]
-
-        def left() -> list[str]:
-            return [*map(str, self._mark.processes()), *glob.glob(self._annexes), *glob.glob(str(self._spool))]
-
-        deadline = time.monotonic() + _END_S
-        task.wait_until(lambda: not left() or time.monotonic() >= deadline, "nothing is left", 2 * _END_S)
-        if rest := left():
+        if rest := left_at_the_end(self._mark, [self._annexes, str(self._spool)], _END_S):
             self._wrong(f"left at the end: {rest}")
-            for pid in self._mark.processes():
-                kill(pid)

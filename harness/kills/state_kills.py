@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import glob
-import json
 import os
 import random
 import shutil
-import subprocess
-import sys
-import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from async_ckpt import layout
 from async_ckpt.capture.walk import ANNEX_PREFIX
@@ -25,6 +20,7 @@ from async_ckpt.stores.base import StoreSpec
 from harness.common.process_mark import ProcessMark
 from harness.flow_runs.environments import with_our_modules
 from harness.kills import numbered_states
+from harness.kills.from_outside import Program, left_at_the_end
 from harness.kills.ledger import Ledger
 from harness.kills.spool_processes import AGENT, TASK, UPLOADER, agent_of, uploader_of
 from harness.kills.state_trainer import Spec
@@ -211,72 +207,30 @@ class StateRound:
         self._judge_end()
 
     def _judge_end(self) -> None:
-        def left() -> list[str]:
-            return [*map(str, self._mark.processes()), *glob.glob(self._annexes), *glob.glob(str(self._spool))]
-
-        deadline = time.monotonic() + _EVENT_S
-        task.wait_until(lambda: not left() or time.monotonic() >= deadline, "nothing is left", 2 * _EVENT_S)
-        if rest := left():
+        if rest := left_at_the_end(self._mark, [self._annexes, str(self._spool)], _EVENT_S):
             self.found.wrong.append(f"left at the end: {rest}")
-            for pid in self._mark.processes():
-                kill(pid)
 
 
-class _Attempt:
-    """One attempt from outside: its process, what it tells, and its end."""
+class _Attempt(Program):
+    """One attempt from outside."""
 
     def __init__(
         self, spec: Spec, environment: Mapping[str, str], ledger: Ledger, look: Callable[[], None]
     ) -> None:  # fmt: skip
-        self._ledger, self._look = ledger, look
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "harness.kills.state_trainer", "task", spec.to_text()],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment,
-        )  # fmt: skip
-        self.pid = self._process.pid
+        self._ledger = ledger
         #: Of the subprocess, and how many saves were begun and promised.
         self.child: int | None = None
         self.begun = self.saves = 0
-        #: All that saves here is gone.
-        self.ended = False
-        assert self._process.stdout is not None
-        self._reader = threading.Thread(target=self._listen, args=(self._process.stdout,), daemon=True)
-        self._reader.start()
+        super().__init__("harness.kills.state_trainer", spec.to_text(), environment, look)
 
     def __enter__(self) -> _Attempt:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        for pid in (self.pid, self.child):
-            if not self.ended and pid is not None:
-                kill(pid)
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
-        self._reader.join()
+    def take(self, line: dict[str, Any]) -> None:
+        self.child = line.get("child", self.child)
+        self.begun += "begin" in line
+        self._ledger.take(line)
+        self.saves += "saved" in line
 
-    def _listen(self, told: IO[bytes]) -> None:
-        with told:
-            for text in told:
-                line = json.loads(text)
-                self.child = line.get("child", self.child)
-                self.begun += "begin" in line
-                self._ledger.take(line)
-                self.saves += "saved" in line
-        self.ended = True
-
-    def wait_for(self, condition: Callable[[], Any], timeout_s: float) -> bool:
-        """Wait until the condition is true; False if all has ended, or the time is over, before."""
-        deadline = time.monotonic() + timeout_s
-        while not condition():
-            if self.ended or time.monotonic() >= deadline:
-                return False
-            self._look()
-            time.sleep(0.004)
-        return True
-
-    def order(self, word: str) -> None:
-        """Give an order; one that is dead takes none."""
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            os.write(self._process.stdin.fileno(), f"{word}\n".encode())
+    def others(self) -> list[int]:
+        return [self.child or 0]

@@ -15,23 +15,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, NoReturn
 
-from async_ckpt.config import ENV_ATTEMPT, ENV_PREFIX, ENV_SPOOL, Config
+from async_ckpt.config import ENV_ATTEMPT, ENV_PREFIX, ENV_SPOOL
 from async_ckpt.errors import CheckpointError
 from async_ckpt.ranks.who import Ranks
 from async_ckpt.state.load import load_state
 from async_ckpt.state.reference import STAGING
 from async_ckpt.state.stager import state_saver
 from async_ckpt.stores.base import StoreSpec
-from async_ckpt.system.log import write_lines_with
 from async_ckpt.task.checkpointer import Checkpointer
-from harness.kills import numbered_states
-from harness.tasks.task import TASK
-
-#: The order to end as a step that failed.
-FAIL = b"fail\n"
+from harness.kills import numbered_states, told
 
 #: The number of an attempt's first save, and of the first one of a start of its ranks.
 ATTEMPT, START = 1_000_000, 10_000
@@ -39,7 +34,7 @@ ATTEMPT, START = 1_000_000, 10_000
 #: So long the others go on at most, as torchrun looks every so often (seconds).
 _NOTICED_S = 0.1
 
-_LIMIT_S, _LOOK_S = 120.0, 0.01
+_LOOK_S = 0.01
 
 
 @dataclass(frozen=True)
@@ -85,10 +80,7 @@ def _say(**line: Any) -> None:
 
 
 def _task(spec: Spec) -> None:
-    write_lines_with(lambda line: _say(report=line))
-    checkpointer = Checkpointer.start(
-        spec.root, replace(TASK, attempt=spec.attempt), StoreSpec(**spec.store), Config.from_env(), uploader="process"
-    )
+    checkpointer = told.start(spec.root, StoreSpec(**spec.store), spec.attempt, _say)
     checkpointer.resumption.begin(checkpointer.spool.new_work_directory(), "fresh", "all")
     checkpointer.resumption.load_once()
     done = False
@@ -100,7 +92,7 @@ def _task(spec: Spec) -> None:
         if done:
             break
     try:
-        checkpointer.flush(_LIMIT_S, gather_s=None if done else checkpointer.config.collective_grace_s)
+        checkpointer.flush(told.LIMIT_S, gather_s=None if done else checkpointer.config.collective_grace_s)
         _say(flush="")
     except CheckpointError as error:
         _say(flush=str(error))
@@ -220,7 +212,7 @@ def _save(checkpointer: Checkpointer, spec: Spec, start: int, rank: int, ready: 
         _say(begin=number, kind=kind)
         metadata = {"number": number, "kind": kind}
         handle = saver.save(state, staging=staging, metadata=metadata, collective=True)
-        handle.staged(_LIMIT_S)
+        handle.staged(told.LIMIT_S)
         numbered_states.overwrite(state)
         while handle.state == STAGING:
             time.sleep(0.001)
