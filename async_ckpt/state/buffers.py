@@ -234,12 +234,6 @@ class Buffers:
                 where=os.path.dirname(path), hint=os_hint(error),
             ) from error  # fmt: skip
 
-    @property
-    def has_free(self) -> bool:
-        """Whether there is one that is free, of whatever size."""
-        with self._lock:
-            return any(buffer.is_free for buffer in self._buffers)
-
     def each(self, function: Callable[[Buffer], None]) -> None:
         """Call a function with each buffer in memory."""
         with self._lock:

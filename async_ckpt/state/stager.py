@@ -127,8 +127,7 @@ class StateSaver:
                 raise on_way.error or _explained(error, buffer.path) from error
             finally:
                 on_way.end()
-                if not self._buffers.has_free:
-                    self._later(partial(self._spare, planned.size, max_host_bytes))
+                self._later(partial(self._spare, planned.size, max_host_bytes))
         else:
             self._complete_later(made, handle.id)
             if any(piece.watched for piece in planned.pieces):
