@@ -79,13 +79,16 @@ def test_a_child_that_lives_on_holds_nothing_of_what_its_parent_copies(
     saver.save(state(0), staging="async")
     wait_until(lambda: names_in_memory(spool), "it is in memory")
     ours, theirs = os.pipe()
+    forked, child_is_there = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(theirs)
+        os.write(child_is_there, b".")
         os.read(ours, 1)  # Until its parent is gone.
         os._exit(0)
     os.close(ours)
     try:
+        os.read(forked, 1)  # Python has done in the child what it does after a fork.
         (annex,) = spool.snapshots.annexes()
         held.go_on.set()
         assert in_use(os.getpid(), annex), "else this test sees nothing"
@@ -102,7 +105,8 @@ def test_a_child_that_lives_on_holds_nothing_of_what_its_parent_copies(
     finally:
         kill(child)
         os.waitpid(child, 0)
-        os.close(theirs)
+        for fd in (theirs, forked, child_is_there):
+            os.close(fd)
 
 
 @pytest.mark.long
