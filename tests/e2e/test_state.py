@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from harness.flow_runs import ddp
 from harness.flow_runs.metaflow_env import FLOWS, Workspace
 from harness.integrations.curves import Kill, by_torchrun, example, resumed_from, train
 
-pytest.importorskip("torch", reason="torch is installed for the long tests")
+pytestmark = [pytest.mark.long, pytest.mark.skipif(bool(ddp.MISSING), reason=ddp.MISSING or "-")]
 
 
-@pytest.mark.long
 def test_killed_twice_the_losses_are_those_of_the_uninterrupted_run(tmp_path: Path) -> None:
     whole = train(Workspace(tmp_path / "whole"), example("state"), sys.executable)
     kills = [Kill(11), Kill(9, 0.002, attempt=1)]
@@ -26,7 +26,6 @@ def test_killed_twice_the_losses_are_those_of_the_uninterrupted_run(tmp_path: Pa
     assert begins[0] + 5 <= begins[1]
 
 
-@pytest.mark.long
 def test_ranks_that_torchrun_starts_again_go_on_from_the_newest_that_all_had_saved(tmp_path: Path) -> None:
     flow = FLOWS / "collective_state_flow.py"
     whole = train(Workspace(tmp_path / "whole"), flow, sys.executable)
@@ -89,7 +88,6 @@ print(json.dumps([state["step"], state["model"]["weight"].unique().tolist()]))
 """
 
 
-@pytest.mark.long
 def test_a_subprocess_saves_and_resumes_a_state_and_anybody_reads_it(local: Workspace, tmp_path: Path) -> None:
     flow = tmp_path / "subprocess_flow.py"
     flow.write_text(_FLOW.replace("{{", "{").replace("}}", "}"))
