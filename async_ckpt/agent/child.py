@@ -87,7 +87,7 @@ class Child:
         #: Since when none has said anything (monotonic seconds), and why not.
         self._in_vain: float | None = None
         self.trouble = ""
-        self._idle = True
+        self._idle, self._bytes_per_s = True, 0
         self._started, self._heard = 0.0, False
 
     @property
@@ -130,6 +130,8 @@ class Child:
             self._on_event = lambda mask: self._pump(running, mask)
             self._selector.register(running.sock, selectors.EVENT_READ, self._on_event)
             self.tell({"op": "priority", "idle": self._idle})
+            if self._bytes_per_s:
+                self.tell({"op": "rate", "bytes_per_s": self._bytes_per_s})
         return self._running is not None
 
     def _failed(self, why: str) -> None:
@@ -192,6 +194,12 @@ class Child:
             if not idle:
                 self._prefer()
             self.tell({"op": "priority", "idle": idle})
+
+    def set_rate(self, bytes_per_s: int) -> None:
+        """How many bytes a second the child may send; 0: as many as it can."""
+        if bytes_per_s != self._bytes_per_s:
+            self._bytes_per_s = bytes_per_s
+            self.tell({"op": "rate", "bytes_per_s": bytes_per_s})
 
     def _prefer(self) -> None:
         """Give the child its share of the CPU: on a busy machine an idle one would not come to hear that it has it."""

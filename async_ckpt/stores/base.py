@@ -215,6 +215,17 @@ class Store(abc.ABC):
         """The address a person can find the object under."""
         return f"{self.root.rstrip('/')}/{key}"
 
+    def pace(self, bytes_per_s: float) -> bool:
+        """Send content no faster than this from now on; 0: as fast as can be. It also holds for calls that are under
+        way, at once. Metadata and what is read are not slowed down.
+
+        Returns
+        -------
+        bool
+            False: this store cannot.
+        """
+        return False
+
     @abc.abstractmethod
     async def put_content(
         self, key: str, content: Content, progress: Progress = no_progress, log: PartsLog | None = None
@@ -359,6 +370,9 @@ class Wrapper(Store):
 
     def url(self, key: str) -> str:
         return self._store.url(key)
+
+    def pace(self, bytes_per_s: float) -> bool:
+        return self._store.pace(bytes_per_s)
 
     async def put_content(
         self, key: str, content: Content, progress: Progress = no_progress, log: PartsLog | None = None

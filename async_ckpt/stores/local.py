@@ -45,6 +45,7 @@ from .base import (
     too_long,
 )
 from .retry import Counted, RetryStore
+from .throttle import Throttle
 
 T = TypeVar("T")
 
@@ -95,13 +96,22 @@ class LocalStore(Store):
         self._temporary = os.path.join(self.root, _TEMPORARY)
         self._durable = config.local_fsync
         self._swept = False
+        self._throttle = Throttle()
+
+    def pace(self, bytes_per_s: float) -> bool:
+        self._throttle.pace(bytes_per_s)
+        return True
 
     async def put_content(
         self, key: str, content: Content, progress: Progress = no_progress, log: PartsLog | None = None
     ) -> list[int]:
         path = self._path(key)
+
         with _mapped("write", path):
-            return list(await self._job(lambda tell: self._write(path, content, tell), content.size, progress))
+            if content.size <= CHUNK_BYTES:
+                await self._throttle.wait(content.size)
+            written = self._job(lambda tell: self._write(path, content, tell), content.size, progress, self._throttle)
+            return list(await written)
 
     async def copy(self, source_key: str, key: str, size: int) -> None:
         source, path = self._path(source_key), self._path(key)
@@ -216,13 +226,18 @@ class LocalStore(Store):
         return os.path.join(self.root, key)
 
     @staticmethod
-    async def _job(function: Callable[[Progress], T], size: int, progress: Progress) -> T:
-        """Call ``function(tell)`` in a thread; ``tell(count)`` is ``progress``, and ends the job if the caller
-        was cancelled. One thread for a whole object: each change of threads takes as long as copying 64 KiB.
+    async def _job(
+        function: Callable[[Progress], T], size: int, progress: Progress, throttle: Throttle | None = None
+    ) -> T:
+        """Call ``function(tell)`` in a thread; ``tell(count)`` is ``progress``, waits for the throttle, and ends the
+        job if the caller was cancelled. One thread for a whole object: each change of threads takes as long as copying
+        64 KiB.
         """
 
         def tell(count: int) -> None:
             from_thread.run_sync(progress, count)
+            if throttle is not None and throttle.rate and count > 0:
+                from_thread.run(throttle.wait, count)
             from_thread.check_cancelled()
 
         if size > CHUNK_BYTES:

@@ -6,11 +6,11 @@ be killed at any time. The two speak the frames of ``ipc.protocol`` over a socke
 - agent → uploader: ``{"op": "upload", "id"}``, before it what is known of the checkpoint: the journal's lines of what
   earlier tries have stored, as they stand (frames without ``op``), and ``{"op": "unchanged", "id", "path", "key",
   "crc32"}`` for each file that the store has from an earlier checkpoint, under ``key``;
-  ``{"op": "commit", "ids"}``; ``{"op": "priority", "idle"}``; ``{"op": "pause", "id"}``: stop an upload, or the batch
-  that this one is to be committed in, which will be ordered again; there is no answer to either, but for what of the
-  batch is committed; ``{"op": "gather", "id", "timeout_s", "decides"}``: wait for the
-  other ranks' shards, and for the commit (``Patience``); said again, the wait is shortened; ``{"op": "gone",
-  "attempt"}``: tell the other nodes of the gang that this one saves no more, answered by ``{"op": "gone"}``;
+  ``{"op": "commit", "ids"}``; ``{"op": "priority", "idle"}``; ``{"op": "rate", "bytes_per_s"}``: send content no
+  faster than this (0: as fast as can be), what is under way included; ``{"op": "pause", "id"}``: stop an upload, or the
+  batch that this one is to be committed in, which will be ordered again; there is no answer to either, but for what of
+  the batch is committed; ``{"op": "gather", "id", "timeout_s", "decides"}``: wait for the other ranks' shards, and for
+  the commit (``Patience``); said again, the wait is shortened; ``{"op": "gone", "attempt"}``: tell the other nodes of the gang that this one saves no more, answered by ``{"op": "gone"}``;
   ``{"op": "claim", "attempt", "who", "start"}``: claim a start of the attempt, ``start`` if that is chosen already,
   answered by ``{"op": "claimed", "attempt", "start", "first", "why"}``, without ``start`` if it failed;
 - uploader → agent: ``{"op": "ready", "id": ""}``, first of all;
@@ -90,6 +90,8 @@ async def serve(sock: socket.socket, spool: Spool, config: Config, *, alone: boo
                         known.apply(message)
                     elif op == "priority" and alone:
                         set_priority(idle=message["idle"])
+                    elif op == "rate":
+                        uploader.store.pace(message["bytes_per_s"])
                     elif op == "commit":
                         group.start_soon(uploader.commit, message["ids"])
                     elif op == "gather":

@@ -97,6 +97,41 @@ class StoreSuite:
 
         run(check)
 
+    def test_a_pace_holds_until_it_is_lifted_which_counts_at_once(self) -> None:
+        data, began = BytesContent(pattern(LARGE)), anyio.Event()
+
+        async def check() -> None:
+            async with self.store() as store:
+                assert store.pace(1)  # Whoever keeps it needs ten days.
+                async with anyio.create_task_group() as group:
+
+                    async def put() -> None:
+                        crcs = await store.put_content("a/b", data, lambda count: began.set())
+                        assert crcs == crcs_of(pattern(LARGE))
+
+                    group.start_soon(put)
+                    await began.wait()
+                    await store.put_bytes("a/metadata", b"is not held back")
+                    with pytest.raises(NotFound):
+                        await store.size("a/b")
+                    assert store.pace(0)
+                assert await store.size("a/b") == LARGE
+
+        run(check)
+
+    def test_who_is_cancelled_at_a_low_pace_leaves_nothing(self) -> None:
+        async def check() -> None:
+            async with self.store() as store:
+                store.pace(1)
+                with anyio.CancelScope() as scope:
+                    await store.put_content("a/b", BytesContent(pattern(LARGE)), lambda count: scope.cancel())
+                assert scope.cancelled_caught
+                with pytest.raises(NotFound):
+                    await store.size("a/b")
+                assert await self.leftovers(store) == []
+
+        run(check)
+
     @pytest.mark.parametrize("data", [b"", b"x", pattern(100_000)], ids=len)
     def test_small_objects_come_back_whole(self, data: bytes) -> None:
         async def check() -> None:

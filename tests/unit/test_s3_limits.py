@@ -1,16 +1,12 @@
-"""Limits: the number of requests that the network pays for, and bytes a second."""
+"""Limits: the number of requests that the network pays for."""
 
 from __future__ import annotations
 
-import time
-
 import anyio
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from async_ckpt.config import PIECE_BYTES
-from async_ckpt.stores.s3.limits import AdaptiveLimiter, HillClimber, Limiter, Throttle
+from async_ckpt.stores.s3.limits import AdaptiveLimiter, HillClimber, Limiter
 
 
 def climb(climber: HillClimber, rate_of: dict[str, float], windows: int) -> None:
@@ -142,44 +138,44 @@ class TestLane:
         anyio.run(check)
 
 
-class TestThrottle:
-    def test_no_limit_waits_for_nothing(self) -> None:
-        assert Throttle(0).reserve(1 << 40) == 0
-
-    def test_waits_add_up_to_the_rate(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(time, "monotonic", lambda: 100.0)
-        throttle = Throttle(1000)
-        throttle.reserve(200)  # What may be made up for.
-        assert [throttle.reserve(500) for _ in range(4)] == pytest.approx([0, 0.5, 1.0, 1.5])
-
-    def test_a_moment_that_was_not_used_is_made_up_for_but_not_more(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        now = 100.0
-        monkeypatch.setattr(time, "monotonic", lambda: now)
-        throttle = Throttle(1000)
-        throttle.reserve(1000)
-        now = 200.0
-        assert throttle.reserve(1000) == pytest.approx(0)
-        assert throttle.reserve(1000) == pytest.approx(0.8)
-
-    @pytest.mark.parametrize("rate", [100, 1_000, 10_000, 300_000, 5_000_000, 10**9])
-    def test_no_connection_is_silent_for_long_at_any_rate(self, rate: int) -> None:
-        throttle = Throttle(rate)
-        assert throttle.connections is not None
-        assert throttle.connections >= 1
-        assert 1024 <= throttle.piece_bytes <= PIECE_BYTES
-        # Servers hang up after 20 seconds and more.
-        assert throttle.connections * throttle.piece_bytes / rate <= max(2.0, 1024 / rate)
-
-
-def test_who_is_cancelled_gives_its_turn_back() -> None:
-    """Else those that come after would pay for bytes that are never sent."""
-
+def test_a_higher_limit_lets_those_in_that_wait() -> None:
     async def check() -> None:
-        throttle = Throttle(1000)
-        throttle.reserve(100_000)
-        before = throttle.reserve(0)
-        with anyio.move_on_after(0.01):
-            await throttle.wait(50_000)
-        assert throttle.reserve(0) <= before
+        limiter, inside = Limiter(1), anyio.Semaphore(0)
+
+        async def enter() -> None:
+            async with limiter:
+                inside.release()
+                await anyio.sleep_forever()
+
+        async with anyio.create_task_group() as group:
+            for _ in range(3):
+                group.start_soon(enter)
+            await inside.acquire()
+            await anyio.wait_all_tasks_blocked()
+            assert inside.value == 0
+            limiter.change(3)
+            with anyio.fail_after(5):
+                await inside.acquire()
+                await inside.acquire()
+            group.cancel_scope.cancel()
 
     anyio.run(check)
+
+
+def test_what_is_held_back_says_nothing_of_the_limit() -> None:
+    """Else an upload at a low pace would leave a low limit to the one at full speed after it."""
+
+    async def check(*, held_back: bool) -> int:
+        now = 0.0
+        limiter = AdaptiveLimiter(8, 64, lambda: now)
+        async with anyio.create_task_group() as group:
+            for _ in range(70):
+                group.start_soon(limiter.__aenter__)
+            await anyio.wait_all_tasks_blocked()
+            for _ in range(20):
+                now += 2.0
+                limiter.moved(1_000_000, held_back=held_back)
+            group.cancel_scope.cancel()
+        return limiter._climber._next_hold
+
+    assert anyio.run(lambda: check(held_back=True)) < anyio.run(lambda: check(held_back=False))

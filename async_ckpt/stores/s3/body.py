@@ -15,7 +15,7 @@ from ...config import CHUNK_BYTES, LISTEN_S, PIECE_BYTES
 from ...errors import StoreError, os_hint, os_reason
 from ...system.files import crc32, preallocate, write_sparsely
 from ..base import Content
-from .limits import Throttle
+from ..throttle import Throttle
 from .phases import PhaseTimer
 
 #: Bytes that are digested at a time. Chunks are a multiple of it.
@@ -108,11 +108,12 @@ class Body:
 
     async def pieces(self, timer: PhaseTimer) -> AsyncIterator[bytes]:
         """One pass over it, in which ``timer`` is told what goes out."""
-        done, size, self.passed = 0, self._throttle.piece_bytes, False
+        done, self.passed = 0, False
         self._pass += 1
         this = self._pass
         self._tell(-self._told)
         while done < self.length:
+            size = self._throttle.piece_bytes
             # Before the first piece the throttle was asked already: a head is not sent before there is budget.
             if done:
                 await self._throttle.wait(min(size, self.length - done), timer.waits)

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from ...config import CREDENTIALS_TIMEOUT_S, FAILURE_SHARED_S, Config
 from ...errors import CheckpointError, StoreError, TransientStoreError, UsageError
 from ..base import check_key
+from ..throttle import Throttle
 from . import S3Settings
 from .answers import MAX_ERROR_BYTES, Answer, NotS3, Refusal, check, clock_offset_s, code_of, header, is_page, is_s3
 from .body import Body
@@ -25,7 +26,7 @@ from .choice import open_client as open_best
 from .credentials import Credentials, asked, botocore_chain
 from .endpoint import PROBE, Endpoint, endpoint_in, is_elsewhere, region_in
 from .errors import CREDENTIAL_CODES, TIME_OUTS, asks_to_slow_down, mapped
-from .limits import AdaptiveLimiter, Limiter, Throttle
+from .limits import AdaptiveLimiter, Limiter
 from .phases import PhaseTimer
 from .settings import OpenClient, OpenedClient, UserHeaders, is_loopback, sends_checksums, signs_content, validates
 from .signing import NO_CONTENT, Headers, sha256

@@ -1,4 +1,4 @@
-"""Limits: on requests in flight (one of them adapts itself), and on bytes a second."""
+"""Limits on requests in flight; one of them adapts itself."""
 
 from __future__ import annotations
 
@@ -8,15 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-import anyio
-
-from ...config import (
-    CLIMB_WINDOW_S,
-    PIECE_BYTES,
-    THROTTLE_BURST_S,
-    THROTTLE_PIECE_S,
-    THROTTLE_TURN_S,
-)
+from ...config import CLIMB_WINDOW_S
 
 #: A higher limit is kept if it brought so much more.
 _GAIN = 1.08
@@ -25,9 +17,6 @@ _GAIN = 1.08
 _HOLD, _MAX_HOLD = 4, 64
 #: The same after a store that asked us to slow down.
 _HOLD_SLOW = 30
-
-#: A throttled connection gets no smaller piece than this, in bytes.
-_LEAST_PIECE_BYTES = 1 << 10
 
 
 class HillClimber:
@@ -84,7 +73,7 @@ class Limiter:
     Parameters
     ----------
     limit : int
-        How many at a time. It may be changed at any time.
+        How many at a time.
     """
 
     def __init__(self, limit: int) -> None:
@@ -107,6 +96,11 @@ class Limiter:
 
     async def __aexit__(self, *_: object) -> None:
         self._release()
+
+    def change(self, limit: int) -> None:
+        """So many at a time from now on. Those that run already go on."""
+        self.limit = limit
+        self._wake()
 
     def _release(self) -> None:
         self._running -= 1
@@ -134,63 +128,19 @@ class AdaptiveLimiter(Limiter):
         super().__init__(self._climber.limit)
         self._began, self._bytes, self._full = clock(), 0, True
 
-    def moved(self, count: int) -> None:
-        """Bytes that were transferred; takes back what a failed try had reported."""
+    def moved(self, count: int, *, held_back: bool = False) -> None:
+        """Bytes that were transferred; takes back what a failed try had reported. ``held_back``: it was not the limit
+        that kept more from being transferred.
+        """
         self._bytes += count
         now = self._clock()
-        self._full = self._full and bool(self._waiting)
+        self._full = self._full and bool(self._waiting) and not held_back
         if now - self._began >= CLIMB_WINDOW_S:
             self._climber.judge(self._bytes / (now - self._began), full=self._full)
             self._began, self._bytes, self._full = now, 0, True
-            self.limit = self._climber.limit
-            self._wake()
+            self.change(self._climber.limit)
 
     def slow_down(self) -> None:
         """The store asked for less."""
         self._climber.slow_down()
         self.limit = self._climber.limit
-
-
-class Throttle:
-    """At most so many bytes a second, over all requests of one loop; 0: as many as there are.
-
-    What a moment leaves over (``THROTTLE_BURST_S``) is made up for: else each pause for a digest or an answer is lost.
-    """
-
-    def __init__(self, bytes_per_s: float) -> None:
-        self._rate = bytes_per_s
-        self._free_at = 0.0
-
-    def reserve(self, count: int) -> float:
-        """Seconds to wait before ``count`` bytes may be sent."""
-        if not self._rate:
-            return 0.0
-        now = time.monotonic()
-        due = max(self._free_at, now - THROTTLE_BURST_S)
-        self._free_at = due + count / self._rate
-        return max(due - now, 0.0)
-
-    async def wait(self, count: int, told: Callable[[float], None] = lambda pause_s: None) -> None:
-        """Wait until ``count`` bytes may be sent; ``told`` hears for how many seconds. Who is cancelled gives its turn
-        back: those that come after would pay for bytes that are never sent.
-        """
-        if not (pause_s := self.reserve(count)):
-            return
-        told(pause_s)
-        try:
-            await anyio.sleep(pause_s)
-        except BaseException:
-            self._free_at -= count / self._rate
-            raise
-
-    @property
-    def piece_bytes(self) -> int:
-        """How much to send at a time on one connection: less where the rate is low, so that it is never silent."""
-        if not self._rate:
-            return PIECE_BYTES
-        return int(min(max(self._rate * THROTTLE_PIECE_S, _LEAST_PIECE_BYTES), PIECE_BYTES))
-
-    @property
-    def connections(self) -> int | None:
-        """How many requests may share the rate, so that each has a piece every few seconds; None: any number."""
-        return max(1, int(THROTTLE_TURN_S * self._rate / self.piece_bytes)) if self._rate else None

@@ -54,8 +54,14 @@ class Objects:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        shared = engine.throttle.connections
-        self._sharing = Limiter(shared if shared is not None else engine.most)
+        self._sharing = Limiter(engine.most)
+        self.pace(0)
+
+    def pace(self, bytes_per_s: float) -> None:
+        """See ``Store.pace``."""
+        throttle = self.engine.throttle
+        throttle.pace(bytes_per_s)
+        self._sharing.change(throttle.connections or self.engine.most)
 
     async def put(
         self, key: str, content: Content, offset: int, length: int, moved: Progress, *, part: Part | None = None,
@@ -87,9 +93,10 @@ class Objects:
             body: bytes | Body
             if facts.data is not None:
                 body = facts.data
-                pause_s = engine.throttle.reserve(length)
-                # A commit does not stand in line behind content: that makes up for it.
-                await anyio.sleep(0 if small else pause_s)
+                if small:  # A commit does not stand in line behind content: that makes up for it.
+                    engine.throttle.reserve(length)
+                else:
+                    await engine.throttle.wait(length)
             else:
                 body = Body(content, offset, length, engine.throttle, self._counting(length, moved))
                 await body.begin()
@@ -226,7 +233,7 @@ class Objects:
             return moved
 
         def count(bytes_: int) -> None:
-            self.engine.large.moved(bytes_)
+            self.engine.large.moved(bytes_, held_back=self.engine.throttle.rate > 0)
             moved(bytes_)
 
         return count

@@ -73,6 +73,10 @@ class S3Store(Store):
     def notice(self) -> str:
         return self._engine.notice
 
+    def pace(self, bytes_per_s: float) -> bool:
+        self._objects.pace(bytes_per_s)
+        return True
+
     async def put_content(
         self, key: str, content: Content, progress: Progress = no_progress, log: PartsLog | None = None
     ) -> Crcs:
