@@ -233,6 +233,7 @@ def _text_status(status: dict[str, Any]) -> str:
     lines = [
         f"pending         {status['pending']} ({format_bytes(status['pending_bytes'])})",
         f"throughput      {status['bytes_per_s'] / 1e6:.0f} MB/s",
+        f"would be lost   {_text_exposure(status['exposure'])}",
         f"committed       {status['committed']} (last: {status['last_committed'] or '-'})",
         f"failed          {status['failed_count']}",
         f"leases          {status['leases']}",
@@ -242,6 +243,18 @@ def _text_status(status: dict[str, Any]) -> str:
     lines += [f"error           {text}" for text in status["errors"]]
     lines += [f"warning         {text}" for text in status["warnings"]]
     return "\n".join(lines)
+
+
+def _text_exposure(exposure: dict[str, Any]) -> str:
+    """How much work would be lost now, and until when."""
+    if exposure["machine_s"] is None:
+        return "not known yet"
+    text = f"{exposure['machine_s']:.0f} s of work with this machine, {exposure['process_s']:.0f} s with the process"
+    if not exposure["saves"]:
+        return text
+    until = exposure["next_durable_s"]
+    when = f"the next is in the store in about {until:.0f} s" if until is not None else exposure["next_durable_why"]
+    return f"{text}; saves only on this disk: {exposure['saves']} ({when})"
 
 
 def _text_list(found: list[CheckpointInfo]) -> str:

@@ -65,6 +65,9 @@ LAST_CALL_LEAST_S, LAST_CALL_MOST_S = 0.5, 5.0
 #: The first and the longest pause before a checkpoint that the store did not take is tried again. (The first one also
 #: for a suspect, since what an uploader died of may pass, such as a lack of memory.)
 OUTAGE_FIRST_S, OUTAGE_PAUSE_S = 2.0, 60.0
+#: How often, at most, the agent writes down what would be lost now; and over how many of the last uploads it is said
+#: how long one takes.
+EXPOSURE_WRITE_S, EXPOSURE_UPLOADS = 0.05, 5
 #: The task is told at most this often that a checkpoint is held up.
 HELD_UP_S = 60.0
 #: How long the agent waits for something to happen before it looks around by itself.
@@ -322,6 +325,9 @@ class Config:
     flush_timeout_s: float = 6 * 3600.0
     #: How long the end of a step waits after an exception of your code.
     exception_flush_timeout_s: float = 300.0
+    #: How much work may be lost with the machine at most: where it is more seconds since the newest checkpoint that is
+    #: in the store was captured, the log says so once, and once when that is over. 0: no limit.
+    max_exposure_s: float = 0.0
     # PROGRESS_GROWTH and PROGRESS_MOST say how the later pauses grow.
     #: When a flush or a ``wait()`` writes its first line about its progress. The pauses between lines grow, to a minute
     #: by default.

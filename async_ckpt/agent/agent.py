@@ -21,6 +21,7 @@ import sys
 
 from ..config import AGENT_TICK_S, CALM_S, LAST_CALL_PAUSE_S, SHORT_FIRST_S, SHORT_MOST_S, SHORT_TIMES, Config
 from ..ipc.server import Server
+from ..spool import recovery
 from ..spool.journal import FINAL, RELEASED, Journal
 from ..spool.spool import Spool
 from ..system.backoff import Backoff
@@ -30,6 +31,7 @@ from .child import Child, ChildProcess, ChildThread, Running
 from .deadline import LastCall
 from .deaths import Deaths
 from .dispatcher import Dispatcher
+from .exposure import Exposure
 from .housekeeping import Housekeeping
 from .leases import Leases
 from .owners import Owners
@@ -107,9 +109,11 @@ class Agent:
         self.last_call = LastCall(
             self.queue, self.journal, self.throughput, self.uploader, config, self.owners.tell, clock
         )
+        self.exposure = Exposure(recovery.read(spool.directory), clock, config.max_exposure_s)
         parts = Parts(
             spool, config, clock, self.queue, unreachable, self.journal, self.house, self.leases, self.remover,
             self.uploader, self.owners, self.starts, self.socket_saves, self.deaths, self.throughput, self.last_call,
+            self.exposure,
         )  # fmt: skip
         self.checkpoints = Checkpoints(parts)
         self.dispatcher = Dispatcher(parts, self.checkpoints)
@@ -200,6 +204,10 @@ class Agent:
         if now >= self._next_scan:
             self._next_scan = now + self.config.rescan_s
             self.checkpoints.scan()
+            if not os.path.exists(self.spool.path(recovery.NAME)):
+                self.exposure.is_missing()
+            if warning := self.requests.exposure_warning():
+                self.owners.tell({"push": "notice", "why": warning})
             # A node whose gang has lost its first goes on for nothing: it waits for the others no longer.
             if self.owners.has_lost_leader():
                 self.dispatcher.gather_in(self.config.collective_grace_s)
@@ -220,6 +228,20 @@ class Agent:
                 self.dispatcher.tell_death()
         self.requests.questions.tick(now)
         self._set_pace()
+        self._look_at_exposure()
+
+    def _look_at_exposure(self) -> None:
+        if heard := self.exposure.hear_of_ends(self.last_call.sources):
+            loss = self.exposure.loss(self.queue.waiting())
+            self.owners.tell({"push": "notice", "why": f"{', '.join(heard)}: {loss.words()}"})
+        if not self.exposure.has_news:
+            return
+        try:
+            recovery.write(self.spool.directory, self.exposure.recovery)
+        except OSError as error:  # A note, which is tried again; until then more counts as lost than would be.
+            self.checkpoints.remember(f"It cannot be written down what would be lost: {error}")
+        else:
+            self.exposure.is_written()
 
     def _all_is_stored(self) -> bool:
         """Whether nothing is on its way any more but shards that wait for other ranks."""

@@ -38,7 +38,7 @@ class Checkpoints:
         self._spool, self._config, self._clock, self._queue = parts.spool, parts.config, parts.clock, parts.queue
         self._unreachable, self._journal, self._house = parts.unreachable, parts.journal, parts.house
         self._leases, self._remover, self._owners = parts.leases, parts.remover, parts.owners
-        self._deaths, self._last_call = parts.deaths, parts.last_call
+        self._deaths, self._last_call, self._exposure = parts.deaths, parts.last_call, parts.exposure
         #: What went wrong last, for whoever asks for the status.
         self.errors: deque[str] = deque(maxlen=MAX_ERRORS)
 
@@ -52,6 +52,8 @@ class Checkpoints:
             leftovers -= {item.data, pack_path(item.data)}
             known = self._journal.of(item.id)
             if known.state in RELEASED:
+                if known.state == COMMITTED:  # By an agent that died before it had written down what that means.
+                    self._exposure.committed(item)
                 self._remover.remove(item)
                 continue
             if not known.uploaded and (why := self._unreachable.take(item)):
@@ -133,6 +135,7 @@ class Checkpoints:
         shard = layout.is_shard(item.reference)
         job = self._queue.add(item.id, item.order, item.size, uploaded=uploaded, shard=shard)
         job.item = item
+        self._exposure.saved(item)
         if shard:
             self._outdate_before(item)
         return job
@@ -194,6 +197,8 @@ class Checkpoints:
         """It is in the store, and visible there."""
         if job.state == FAILED:  # It was given up in the very moment in which it was committed.
             self._queue.retry(job.id)
+        if job.item is not None:
+            self._exposure.committed(job.item)
         self._end(job, COMMITTED, reference=reference)
         self._last_call.choose_again()
 

@@ -174,6 +174,11 @@ class LastCall:
         self.choose_again()
 
     @property
+    def sources(self) -> tuple[str, ...]:
+        """Who says that the end comes, as long as it has not passed."""
+        return tuple(self._ends)
+
+    @property
     def _until(self) -> float | None:
         return min(self._ends.values(), default=None)
 

@@ -30,7 +30,7 @@ class Dispatcher:
         self._config, self._clock, self._uploader = parts.config, parts.clock, parts.uploader
         self._queue, self._journal, self._leases, self._owners = parts.queue, parts.journal, parts.leases, parts.owners
         self._deaths, self._starts, self._last_call = parts.deaths, parts.starts, parts.last_call
-        self._throughput, self._checkpoints = parts.throughput, checkpoints
+        self._throughput, self._exposure, self._checkpoints = parts.throughput, parts.exposure, checkpoints
         self.bytes_copied = 0
         #: When the task may be told of the next checkpoint that is held up (monotonic seconds).
         self._tell_again = 0.0
@@ -136,7 +136,7 @@ class Dispatcher:
         if entry is not None and not self._leases.stands(job.id, path) and is_torn(item, entry):
             return  # What was sent may be torn as well: the checkpoint will fail.
         fingerprint = job.fingerprints.get(path)
-        if fingerprint is not None and fingerprint.shows_writes_after(item.captured_ns):
+        if fingerprint is not None and fingerprint.shows_writes_after(item.captured.wall_ns):
             line["inode"] = fingerprint
         if self._journal.note(line):
             self._leases.let_go(job.id, [path])
@@ -198,7 +198,9 @@ class Dispatcher:
         now = self._clock.monotonic()
         if not job.is_said_held_up and now >= self._tell_again:
             job.is_said_held_up, self._tell_again = True, now + HELD_UP_S
-            self._owners.tell({"push": "notice", "why": f"Uploads are held up, and tried again: {job.id}: {why}"})
+            lost = self._exposure.loss(self._queue.waiting()).words()
+            told = f"Uploads are held up, and tried again: {job.id}: {why} ({lost})"
+            self._owners.tell({"push": "notice", "why": told})
         stored = job.stored_bytes(self._journal.of(job.id))
         lasted_s = job.store_failed(now, stored)
         if lasted_s >= self._config.outage_s:

@@ -11,6 +11,7 @@ from ..system.clock import Clock
 from .child import Child
 from .deadline import LastCall
 from .deaths import Deaths
+from .exposure import Exposure
 from .housekeeping import Housekeeping
 from .leases import Leases
 from .owners import Owners
@@ -42,3 +43,4 @@ class Parts:
     deaths: Deaths
     throughput: Throughput
     last_call: LastCall
+    exposure: Exposure

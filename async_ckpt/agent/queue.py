@@ -317,3 +317,7 @@ class Queue:
         """
         jobs = (*self._open.values(), *self._failed.values())
         return [(job, job.item) for job in jobs if job.item is not None]
+
+    def waiting(self) -> list[Admitted]:
+        """Their records alone: all that is on this disk, and not in the store."""
+        return [item for _, item in self.with_snapshot()]

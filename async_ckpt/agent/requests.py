@@ -11,9 +11,11 @@ from ..ipc import protocol
 from ..ipc.protocol import Message
 from ..ipc.server import Connection
 from ..spool.journal import FINAL
+from ..system.clock import read_moment
 from .backlog import why_full
 from .checkpoints import MAX_ERRORS, Checkpoints
 from .dispatcher import Dispatcher
+from .exposure import next_words, until_durable
 from .parts import Parts
 from .questions import MAX_QUESTIONS, Questions
 
@@ -29,6 +31,7 @@ class Requests:
             parts.uploader, parts.leases, parts.owners, parts.starts,
         )  # fmt: skip
         self._socket_saves, self._last_call, self._throughput = parts.socket_saves, parts.last_call, parts.throughput
+        self._exposure = parts.exposure
         self._checkpoints, self._dispatcher = checkpoints, dispatcher
         #: Those that are answered once something has come about.
         self.questions = Questions(self._answer, parts.clock)
@@ -64,6 +67,8 @@ class Requests:
         if message.get("owner"):
             is_later = self._owners.come(connection, message)
             self._starts.begin(self._owners.attempt, connection.pid, self._owners.gang_leader_pid)
+            began = read_moment(message.get("began"))
+            self._exposure.begin(self._owners.attempt, began, self._queue.waiting())
             self._take_access(message.get("access"))
             if is_later:
                 self._dispatcher.gather_in(self._config.collective_grace_s)
@@ -106,6 +111,7 @@ class Requests:
     def _on_status(self, connection: Connection, message: Message) -> None:
         status = {
             **self._flush(),
+            "exposure": self._exposure_now(),
             "pid": os.getpid(),
             "uploader_pid": self._uploader.pid,
             "committed": self._queue.committed,
@@ -171,6 +177,22 @@ class Requests:
             "failed": [[job.id, job.why] for job in failed[-MAX_ERRORS:]],
             "failed_count": len(failed),
         }
+
+    def _exposure_now(self) -> Message:
+        """What would be lost now."""
+        seconds, why = self._until_durable()
+        loss = self._exposure.loss(self._queue.waiting())
+        return {**loss._asdict(), "next_durable_s": seconds, "next_durable_why": why}
+
+    def _until_durable(self) -> tuple[float | None, str]:
+        rate = self._throughput.bytes_per_s() or self._throughput.known
+        return until_durable(self._queue, rate, self._uploader.trouble)
+
+    def exposure_warning(self) -> str:
+        """What is to be said of ``max_exposure``; nothing, mostly."""
+        if not self._config.max_exposure_s or not self._owners:
+            return ""
+        return self._exposure.warning(self._exposure.loss(self._queue.waiting()), next_words(*self._until_durable()))
 
     def _why_waiting(self) -> str:
         """What holds up the oldest checkpoint that is held up; empty: nothing."""

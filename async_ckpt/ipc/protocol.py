@@ -13,7 +13,9 @@ op        fields                                                     answer
 hello     v, pid, owner (bool: exit when this connection ends),      v, pid (the agent's)
           attempt (the owner's), gang_leader_pid (its parent, where that
           is the process of the gang's node 0), access (how
-          the store is opened, if that does not stand in the spool)
+          the store is opened, if that does not stand in the spool),
+          began (when the attempt began: seconds since the boot,
+          which boot, wall time in ns)
 admit     id; guard: list of paths, fds: their leased descriptors    none
 state     id                                                         state, why
 wait      id, timeout_s                                              state, why (not final: the time is over)

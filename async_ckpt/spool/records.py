@@ -19,9 +19,13 @@ from .. import layout
 from ..capture.content import pack_path
 from ..errors import IntegrityError, SpoolError, os_reason
 from ..manifest import LINK, PACKED, FileEntry, Manifest, dump
+from ..system.clock import Moment, read_moment
 from ..system.files import write_new
 from .directories import spool_errors
 from .spool_directory import SpoolDirectory
+
+#: When something was captured of which nobody says when.
+UNKNOWN = Moment(0.0, "", 0)
 
 
 @dataclass(frozen=True)
@@ -40,8 +44,8 @@ class Admitted:
         Absolute directory of the snapshot.
     saved_path : str
         Absolute path that was saved.
-    captured_ns : int
-        Wall time when its capture began, in nanoseconds.
+    captured : Moment
+        When its capture began.
     """
 
     id: str
@@ -49,7 +53,7 @@ class Admitted:
     manifest: Manifest
     data: str
     saved_path: str
-    captured_ns: int = 0
+    captured: Moment = UNKNOWN
 
     @property
     def order(self) -> tuple[int, int]:
@@ -73,7 +77,7 @@ class Admitted:
         """As it stands in ``ready/``."""
         return {
             "id": self.id, "reference": self.reference, "manifest": self.manifest.to_json(), "data": self.data,
-            "source": self.saved_path, "captured_ns": self.captured_ns,
+            "source": self.saved_path, "captured_ns": self.captured.wall_ns, "captured": self.captured,
         }  # fmt: skip
 
     @classmethod
@@ -83,8 +87,9 @@ class Admitted:
         if not layout.is_reference(reference) or not isinstance(reference.get("size"), int):
             raise ValueError("its reference is damaged")
         manifest = Manifest.from_json(record["manifest"], where=where)
-        captured_ns = int(record.get("captured_ns", 0))  # Records of earlier versions do not say.
-        return cls(identity, reference, manifest, record["data"], record["source"], captured_ns)
+        # Records of earlier versions say less, or nothing.
+        captured = read_moment(record.get("captured")) or UNKNOWN._replace(wall_ns=int(record.get("captured_ns", 0)))
+        return cls(identity, reference, manifest, record["data"], record["source"], captured)
 
 
 class Records:
@@ -97,7 +102,7 @@ class Records:
         return self._spool.path("ready", f"{identity}.json")
 
     def admit(
-        self, reference: Mapping[str, Any], manifest: Manifest, data: str, saved_path: str, captured_ns: int = 0
+        self, reference: Mapping[str, Any], manifest: Manifest, data: str, saved_path: str, captured: Moment = UNKNOWN
     ) -> Admitted:
         """Make a captured snapshot a checkpoint. After this returns it survives the death of any process.
 
@@ -109,7 +114,7 @@ class Records:
             The record cannot be written; there is no checkpoint, and the snapshot is the caller's to drop.
         """
         identity = layout.identity(reference)
-        admitted = Admitted(identity, dict(reference), manifest, data, os.path.abspath(saved_path), captured_ns)
+        admitted = Admitted(identity, dict(reference), manifest, data, os.path.abspath(saved_path), captured)
         with spool_errors("The checkpoint cannot be admitted", self._spool.path("ready")):
             try:
                 self.write(admitted)

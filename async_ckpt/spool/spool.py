@@ -16,6 +16,7 @@ One directory per task (all attempts), 0700::
     staging/                a record being written, where it needs a name: <pid>-<random>.json   by savers
     ready/<id>.json         ADMITTED. id = <attempt>.<name>.<version>   named so by savers, removed by the agent
     journal                 what became of them                         by the agent alone (see journal.py)
+    recovery                how far a loss would throw the task back    by the agent alone (see recovery.py)
     work/<attempt>-<random>/  the task's ``current.checkpoint.directory``
     agent.lock, agent.pid, agent.log, launch.lock, agent.sock -> agent-<random>.sock    the agent's (see agent/)
 

@@ -24,6 +24,7 @@ from ..layout import identity
 from ..manifest import Directory, FileEntry, Manifest
 from ..metadata import plain
 from ..ranks.who import Ranks
+from ..system.clock import Moment, moment
 from ..system.crash import crash_point
 from ..system.files import pwrite_all
 from ..system.handlers import Allowed, put_off
@@ -56,8 +57,8 @@ class _Work:
     ----------
     most_bytes : int
         As of ``Buffers.take``.
-    began_ns : int
-        Wall time when its state was taken, in nanoseconds.
+    began : Moment
+        When its state was taken.
     """
 
     reference: dict[str, Any]
@@ -66,7 +67,7 @@ class _Work:
     buffer: Buffer
     copies: Copies
     most_bytes: int
-    began_ns: int
+    began: Moment
     staging: Staging
 
 
@@ -111,14 +112,14 @@ class StateSaver:
         size = planned.size + len(planned.structure) + len(planned.pickled or b"")
         reference, ranks = self._saver.begin_staged(replace(given, metadata=metadata), notes, size)
         buffer = self._take_buffer(planned.size, max_host_bytes)
-        began_ns = self._tracker.client.clock.time_ns()
+        began = moment(self._tracker.client.clock)
         try:
             copies = Copies(planned, buffer, self._cuda_of(planned), check=self._config.check_state)
         except BaseException:
             buffer.give_back()
             raise
         on_way = Staging(copies.hold_training)
-        made = _Work(reference, ranks, planned, buffer, copies, max_host_bytes, began_ns, on_way)
+        made = _Work(reference, ranks, planned, buffer, copies, max_host_bytes, began, on_way)
         handle = StateReference.of(reference, on_way, self._tracker)
         if staging == "sync":
             try:
@@ -239,11 +240,11 @@ class StateSaver:
     def _admit_from(self, made: _Work, buffer: Buffer) -> None:
         folder = rank_folder(made.ranks.rank) if made.ranks else ""
         data = self._spool.snapshots.new_directory_beside(buffer.path)
-        manifest = Manifest(dirs=[Directory(folder, 0o755, made.began_ns)] if folder else [])
+        manifest = Manifest(dirs=[Directory(folder, 0o755, made.began.wall_ns)] if folder else [])
 
         def add(name: str, size: int) -> str:
             path = os.path.join(folder, name)
-            manifest.files.append(FileEntry(path, size, 0o644, mtime_ns=made.began_ns))
+            manifest.files.append(FileEntry(path, size, 0o644, mtime_ns=made.began.wall_ns))
             return os.path.join(data, path)
 
         try:
@@ -255,7 +256,7 @@ class StateSaver:
             _write(add(STRUCTURE_FILE, len(made.plan.structure)), made.plan.structure)
             if made.plan.pickled is not None:
                 _write(add(PICKLE_FILE, len(made.plan.pickled)), made.plan.pickled)
-            self._saver.admit_staged(made.reference, manifest, data, made.began_ns)
+            self._saver.admit_staged(made.reference, manifest, data, made.began)
             crash_point("state:admitted")
         except BaseException:
             if identity(made.reference) not in self._spool.records:  # Else it is a checkpoint already, whatever came.

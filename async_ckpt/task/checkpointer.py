@@ -13,9 +13,10 @@ from .. import layout
 from ..config import ENV_ATTEMPT, ENV_SPOOL, LOOK_S, NO_AGENT_START_S, Config
 from ..errors import AgentError, NoAgent, SpoolError, UsageError, WaitTimeout
 from ..ipc.client import AgentClient
-from ..spool import place
+from ..spool import place, recovery
 from ..spool.spool import Spool
 from ..stores.base import StoreSpec
+from ..system.clock import moment
 from ..system.files import occupy_standard_streams
 from ..system.log import set_level
 from ..system.undisturbed import undisturbed
@@ -70,6 +71,8 @@ class Checkpointer:
             self._launcher.connect, owner=owner, config=config, hello=hello, on_message=messages.receive,
             on_answer=self._launcher.on_answer, on_silence=self._launcher.on_silence,
         )  # fmt: skip
+        if owner:
+            hello["began"] = moment(self._client.clock)
         self.tracker = Tracker(spool, config, self._client, owner=owner)
         self.saver, self.loader = Saver(self.tracker, messages), Loader(self.tracker)
         self.resumption = Resumption(self.tracker, self.loader)
@@ -190,6 +193,13 @@ class Checkpointer:
         """See ``Flush.hurry``; what hangs, or cannot be started, is waited for less as well."""
         self._launcher.hurry()
         return self._flush.hurry(seconds)
+
+    def lost_with_machine_s(self) -> float | None:
+        """Seconds of work that would be lost with this machine now, as the agent has written it down last; nobody is
+        waited for. None: that is not known.
+        """
+        since = recovery.read(self.spool.directory).point.since
+        return None if since is None else since.age_s(moment(self._client.clock))
 
     @undisturbed
     def hand_over(self) -> None:

@@ -18,6 +18,7 @@ from ..metadata import MetadataNote, NoteLog, plain
 from ..ranks.who import Ranks
 from ..spool import journal
 from ..spool.records import Admitted
+from ..system.clock import Moment, moment
 from ..system.files import given_path, occupy_standard_streams
 from ..system.handlers import put_off
 from ..system.undisturbed import go_on, run, undisturbed
@@ -162,15 +163,15 @@ class Saver:
             self._tracker.client.is_guarded()  # Connects to the agent, so that the doorbell is heard.
             return self._reference(options, ranks, version, size), ranks
 
-    def admit_staged(self, reference: dict[str, Any], manifest: Manifest, data: str, began_ns: int) -> None:
+    def admit_staged(self, reference: dict[str, Any], manifest: Manifest, data: str, began: Moment) -> None:
         """Admit what was begun with ``begin_staged``, from any thread. No lease guards it: nobody writes to it.
 
         Parameters
         ----------
         data : str
             The snapshot's directory; the caller's to drop if this raises.
-        began_ns : int
-            Wall time when its state was taken, in nanoseconds.
+        began : Moment
+            When its state was taken.
 
         Raises
         ------
@@ -178,7 +179,7 @@ class Saver:
             The record cannot be written, or this process has outlived its task.
         """
         with self._tracker.while_it_runs():
-            admitted = self._spool.records.admit(reference, manifest, data, data, began_ns)
+            admitted = self._spool.records.admit(reference, manifest, data, data, began)
         self._tracker.client.announce(admitted, {})
         self._tracker.saved[admitted.id] = admitted.reference
 
@@ -217,7 +218,7 @@ class Saver:
         await_room(client, self._spool, self._config, folder, wait=wait)
         guarded = client.is_guarded()
         capture.check_strategy(options.snapshot, leases=guarded)
-        data, captured_ns = self._spool.snapshots.new_directory(path), client.clock.time_ns()
+        data, began = self._spool.snapshots.new_directory(path), moment(client.clock)
         savers = ranks_here() if shard else 1
         limit = SafeLinks(self._habits, self._copy_speed, path, os.path.dirname(data), savers)
         budget = client.lease_budget() if guarded else 0
@@ -229,7 +230,7 @@ class Saver:
             if options.storage_format == "files" and self._spool.store.path_on_disk is None:
                 _check_object_names(reference["url"], captured.manifest, path)
             go_on()
-            admitted = self._spool.records.admit(reference, captured.manifest, data, saved_path, captured_ns)
+            admitted = self._spool.records.admit(reference, captured.manifest, data, saved_path, began)
         except BaseException:
             captured.drop(data)
             raise

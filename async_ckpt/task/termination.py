@@ -78,7 +78,9 @@ class Termination:
             log.info(f"SIGTERM: saved checkpoints are brought in for up to {limit:g} s, the newest first")
             left = self._checkpointer.hurry(limit)
             if left:
-                log.warning(f"Not in the store: {', '.join(left)}")
+                lost_s = self._checkpointer.lost_with_machine_s()
+                lost = "" if lost_s is None else f"; with this machine the work of the last {lost_s:.0f} s is lost"
+                log.warning(f"Not in the store: {', '.join(left)}{lost}")
             else:
                 log.info("All that was saved is in the store")
         except CheckpointError as error:

@@ -240,10 +240,18 @@ class Tracker:
 
     @undisturbed
     def status(self) -> dict[str, Any]:
-        """How far the store is behind: ``pending``, ``pending_bytes`` (not sent yet), ``bytes_per_s``, ``committed``
-        (how many, since this agent began), ``last_committed``, ``failed``, ``errors``, ``warnings``, ``socket_saves``
-        (asked for over the socket, and not done), ``leases``, ``bytes_copied`` (in the store, instead of being sent),
-        and the processes that work on it (``pid``, ``uploader_pid``).
+        """How far the store is behind, and what would be lost: ``exposure`` (a dict, see below), ``pending``,
+        ``pending_bytes`` (not sent yet), ``bytes_per_s``, ``committed`` (how many, since this agent began),
+        ``last_committed``, ``failed``, ``errors``, ``warnings``, ``socket_saves`` (asked for over the socket, and not
+        done), ``leases``, ``bytes_copied`` (in the store, instead of being sent), and the processes that work on it
+        (``pid``, ``uploader_pid``).
+
+        ``exposure`` has ``machine_s``: seconds of work that would be lost if this machine were lost now, since the
+        capture of the newest checkpoint in the store, or since the attempt began (None: not known in this moment);
+        ``process_s``: the same if only the task's process ended, and a retry began on this machine; ``saves``: how many
+        saves are only on this disk; ``next_durable_s``: seconds until the next of them is in the store, or None, and
+        ``next_durable_why``: why that is not known. A checkpoint with ``latest=False`` counts only where the task has
+        no other, since a retry does not load it by itself.
 
         Raises
         ------

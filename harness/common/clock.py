@@ -18,5 +18,8 @@ class StillClock:
     def time_ns(self) -> int:
         return int((1e9 + self.now) * 1e9)
 
+    def clock_gettime(self, clock: int) -> float:
+        return self.now
+
     def sleep(self, seconds: float) -> None:
         self.now += seconds

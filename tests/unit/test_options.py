@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,15 @@ OPTIONS, convert = options.OPTIONS, options.convert
         ("max_pending", "1e3", 1000),
         ("max_pending", "9007199254740993", 9007199254740993),
         ("max_pending_bytes", np.uint8(200), 200),
+        ("max_exposure", 900, 900.0),
+        ("max_exposure", np.float32(2.5), 2.5),
+        ("max_exposure", "900", 900.0),
+        ("max_exposure", "15 min", 900.0),
+        ("max_exposure", "1h 30m", 5400.0),
+        ("max_exposure", "2 Days, 1 second", 172801.0),
+        ("max_exposure", timedelta(minutes=15), 900.0),
+        ("max_exposure", str(timedelta(minutes=15)), 900.0),
+        ("max_exposure", "None", None),
     ],
 )
 def test_an_option_means_the_same_as_text_and_in_python(name: str, given: Any, found: Any) -> None:
@@ -100,6 +110,17 @@ def test_what_metaflow_makes_of_the_defaults_for_a_task_is_read_back_as_them(nam
         ("max_pending", "inf", "number of checkpoints"),
         ("max_pending_bytes", True, "number of bytes"),
         ("max_pending_bytes", "10G", "number of bytes"),
+        ("max_exposure", "yesterday", "number of seconds, a timedelta, or a text such as"),
+        ("max_exposure", "10 parsecs", "number of seconds"),
+        ("max_exposure", "min", "number of seconds"),
+        ("max_exposure", "", "number of seconds"),
+        ("max_exposure", "10 min?", "number of seconds"),
+        ("max_exposure", 0, "more than nothing"),
+        ("max_exposure", -1, "number of seconds"),
+        ("max_exposure", "nan", "number of seconds"),
+        ("max_exposure", "inf", "number of seconds"),
+        ("max_exposure", True, "number of seconds"),
+        ("max_exposure", timedelta(0), "number of seconds"),
     ],
 )
 def test_a_wrong_value_is_refused_with_the_option_the_value_and_what_is_allowed(

@@ -90,6 +90,8 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
         How many bytes; 0, the default: any number.
     dangling_links : str, optional
         What `save()` does with a symbolic link that leads nowhere: "refuse" (the default), or "keep" it as it stands.
+    max_exposure : float, str or timedelta, optional
+        How much work may be lost with the machine at most: seconds, or "15 min". Where it is more, the log says so.
 
     MF Add To Current
     -----------------
@@ -129,7 +131,7 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
             raise CheckpointException(f"Step *{step_name}*: {error}") from error
 
     def _settings(self) -> dict[str, str]:
-        given = {name: self.attributes[name] for name in SETTINGS}
+        given = {option.setting or name: self.attributes[name] for name, option in SETTINGS.items()}
         return {f"{ENV_PREFIX}{name.upper()}": str(value) for name, value in given.items() if value is not None}
 
     def add_to_package(self) -> Iterator[tuple[str, str]]:

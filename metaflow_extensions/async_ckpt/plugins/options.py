@@ -18,6 +18,7 @@ from async_ckpt import layout
 from async_ckpt.capture import STRATEGIES, check_strategy
 from async_ckpt.config import CHOICES
 from async_ckpt.errors import UsageError
+from async_ckpt.system import durations
 from async_ckpt.task.launch import UPLOADERS
 from async_ckpt.task.loader import SHARDS
 from async_ckpt.task.options import SaveOptions
@@ -37,11 +38,14 @@ class Option:
         Makes a value of what was given; ``ValueError``, ``TypeError`` or ``ArithmeticError`` if it is none.
     allowed : str
         What people may give.
+    setting : str
+        The setting's name in ``Config``, where it is another one.
     """
 
     default: Any
     read: Callable[[Any], Any]
     allowed: str
+    setting: str = ""
 
 
 def convert(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,6 +116,7 @@ SETTINGS: dict[str, Option] = {
     "max_pending": Option(None, _count, "a number of checkpoints, 0 for any number"),
     "max_pending_bytes": Option(None, _count, "a number of bytes, 0 for any number"),
     "dangling_links": _choice(None, CHOICES["dangling_links"]),
+    "max_exposure": Option(None, durations.seconds, durations.ALLOWED, setting="max_exposure_s"),
 }
 
 #: By name.
