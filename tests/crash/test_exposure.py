@@ -86,7 +86,9 @@ def test_the_end_of_the_machine_is_told_with_what_would_be_lost(task: Task) -> N
     save(checkpointer, task, 0)
     kill(agent_pid(checkpointer), signal.SIGTERM)
     wait_until(lambda: any("would be lost with this machine" in line for line in said), "it is said")
-    assert any("SIGTERM: the work of the last" in line and "1 save is only on this disk" in line for line in said)
+    assert any(
+        "told (SIGTERM): the work of the last" in line and "1 save is only on this disk" in line for line in said
+    )
     assert list(recovery.read(checkpointer.spool.directory).ends) == ["SIGTERM"]
     gate.open("weights")
     checkpointer.flush(60)
