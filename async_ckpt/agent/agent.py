@@ -233,10 +233,8 @@ class Agent:
     def _look_at_exposure(self) -> None:
         if heard := self.exposure.hear_of_ends(self.last_call.sources):
             loss = self.exposure.loss(self.queue.waiting())
-            self.owners.tell(
             who = f"The end of this machine is told ({', '.join(heard)})"
             self.owners.tell({"push": "notice", "why": f"{who}: {loss.words()}"})
-            )
         if not self.exposure.has_news:
             return
         try:
