@@ -233,6 +233,7 @@ def _text_status(status: dict[str, Any]) -> str:
     lines = [
         f"pending         {status['pending']} ({format_bytes(status['pending_bytes'])})",
         f"throughput      {status['bytes_per_s'] / 1e6:.0f} MB/s",
+        f"pace            {_pace(status['pace'])}",
         f"would be lost   {_text_exposure(status['exposure'])}",
         f"committed       {status['committed']} (last: {status['last_committed'] or '-'})",
         f"failed          {status['failed_count']}",
@@ -243,6 +244,11 @@ def _text_status(status: dict[str, Any]) -> str:
     lines += [f"error           {text}" for text in status["errors"]]
     lines += [f"warning         {text}" for text in status["warnings"]]
     return "\n".join(lines)
+
+
+def _pace(pace: dict[str, Any]) -> str:
+    rate = f"{pace['bytes_per_s'] / 1e6:.1f} MB/s" if pace["bytes_per_s"] else "full speed"
+    return f"{rate}: {pace['why']}"
 
 
 def _text_exposure(exposure: dict[str, Any]) -> str:

@@ -18,6 +18,9 @@ Number = TypeVar("Number", int, float)
 #: The type of a setting for which zero would mean that nothing is ever done.
 Positive = Annotated[Number, "not zero"]
 
+#: The type of a setting that is a share of something: above 0, and up to 1.
+Share = Annotated[float, "not zero, nor more than 1"]
+
 ENV_PREFIX = "METAFLOW_ASYNC_CKPT_"
 
 #: Set in a task's environment: the directory of its spool and the attempt that runs.
@@ -169,6 +172,26 @@ CLIMB_WINDOW_S = 1.0
 #: silent for long; no request waits longer than the second for its next piece; and what was not sent within the third
 #: may be made up for, since nobody sends all the time.
 THROTTLE_PIECE_S, THROTTLE_TURN_S, THROTTLE_BURST_S = 0.25, 2.0, 0.2
+#: The pace of uploads. A checkpoint is to be in the store when this share of the time until the next save is over, or
+#: so many seconds. Where training feels uploads they may last longer, up to the third share.
+PACE_SHARE, PACE_MOST_S, PACE_LAST_SHARE = 0.5, 900.0, 0.9
+#: It is the shortest of so many intervals that counts, of so many names at most. Where uploads are felt and no interval
+#: is known, it is taken for the third, in seconds.
+PACE_INTERVALS, PACE_NAMES, PACE_ASSUMED_S = 3, 64, 600.0
+#: Nothing is sent more slowly than the first, in bytes a second. So few bytes are sent at full speed. So is what needs
+#: more than this share of what the store takes.
+PACE_LEAST_BYTES_S, PACE_SMALL_BYTES, PACE_FULL_SHARE = 1 << 20, 4 << 20, 0.7
+#: The uploader is told of another pace at most this often, and only where it differs by this share.
+PACE_CHANGE_S, PACE_CHANGE_SHARE = 1.0, 0.05
+#: So often it is looked whether training feels uploads. It does where everything waits for a disk or for memory for
+#: longer than this share of the time.
+SLOWDOWN_LOOK_S, PRESSURE_SHARE = 2.0, 0.1
+#: Steps of the training: it takes so many to compare them, and the last so many are compared. One that takes longer
+#: than so many usual ones counts as this long. So many processes may tell of theirs.
+STEPS_LEAST, STEPS_JUDGED, STEPS_CLIPPED, STEPS_PROCESSES = 20, 200, 2.0, 64
+#: A process tells about this often how long its steps took, of so many at most. Of those that are shorter than the
+#: second their mean over that time is told.
+STEPS_TELL_S, STEPS_SHORT_S, MAX_STEPS = 1.0, 0.01, 256
 #: How long the addresses of an endpoint's name are used before it is looked up again.
 LOOK_UP_S = 10.0
 #: Where all requests wait for the same thing, such as the credentials or the address of the bucket, its failure counts
@@ -258,6 +281,12 @@ class Config:
     files_in_flight: Positive[int] = 32
     #: Bytes a second that one agent's uploads to S3 may take. 0: no limit.
     max_bandwidth_bytes_s: int = 0
+    #: While training goes on, send as fast as the ``interval`` between saves asks for, or always at ``full`` speed.
+    pace: str = "interval"
+    #: By which share (0.01: one per cent) steps may take longer while something is uploaded, where
+    #: ``current.checkpoint.step()`` tells how long they take. Beyond that uploads take more time, if the interval
+    #: between saves has it.
+    max_slowdown: Share = 0.01
     #: Size of the smallest part of a multipart upload. Parts of large files are larger, so that 10,000 of them suffice.
     part_bytes: Positive[int] = CHUNK_BYTES
     #: An object of the local datastore counts as stored when it is on the disk. Off: as soon as the kernel has it.
@@ -412,6 +441,8 @@ class Config:
                 values[item.name] = value = _parse(kind, text)
                 if value == 0 and "Positive" in str(item.type):
                     raise ValueError(text)
+                if item.type == "Share" and not 0 < float(text) <= 1:
+                    raise ValueError(text)
             except ValueError:
                 raise UsageError(
                     f"{name}={text!r} is not a valid {kind.__name__}", hint=f"Unset {name} or correct it"
@@ -451,6 +482,7 @@ CHOICES = {
     "on_backlog": ("wait", "supersede", "raise"),
     "on_failure": ("raise", "warn"),
     "dangling_links": ("refuse", "keep"),
+    "pace": ("interval", "full"),
     "log_level": ("DEBUG", "INFO", "WARNING", "ERROR"),
     # Not GLACIER and DEEP_ARCHIVE: a retry could not read its checkpoint for hours.
     "s3_storage_class": (

@@ -19,7 +19,16 @@ import selectors
 import socket
 import sys
 
-from ..config import AGENT_TICK_S, CALM_S, LAST_CALL_PAUSE_S, SHORT_FIRST_S, SHORT_MOST_S, SHORT_TIMES, Config
+from ..config import (
+    AGENT_TICK_S,
+    CALM_S,
+    LAST_CALL_PAUSE_S,
+    PACE_MOST_S,
+    SHORT_FIRST_S,
+    SHORT_MOST_S,
+    SHORT_TIMES,
+    Config,
+)
 from ..ipc.server import Server
 from ..spool import recovery
 from ..spool.journal import FINAL, RELEASED, Journal
@@ -35,10 +44,12 @@ from .exposure import Exposure
 from .housekeeping import Housekeeping
 from .leases import Leases
 from .owners import Owners
+from .pace import Pace
 from .parts import Parts
 from .queue import Queue
 from .remover import Remover
 from .requests import Requests
+from .slowdown import Pressure, Slowdown
 from .socket_saves import SocketSaves
 from .starts import Starts
 from .throughput import Throughput
@@ -77,6 +88,7 @@ class Agent:
         self._gives_way_at = clock.monotonic() + CALM_S if temporary else math.inf
         self._shortage = Backoff(0, SHORT_FIRST_S, SHORT_MOST_S)
         self._gone: str | None = None
+        self._conflict_said = False
         self._next_scan = 0.0
         self._selector = selectors.DefaultSelector()
         self._wake_read, self._wake_write = socket.socketpair()
@@ -106,14 +118,17 @@ class Agent:
         self.socket_saves = SocketSaves(self._selector, spool, config, clock)
         self.deaths = Deaths(self.queue, self.journal, config, spool.path("agent.log"), is_own=guarded)
         self.throughput = Throughput(clock)
+        # Ranks wait for each other's parts only so long.
+        most_s = min(PACE_MOST_S, config.collective_timeout_s / 2)
+        self.pace = Pace(Slowdown(config.max_slowdown, Pressure()), most_s)
         self.last_call = LastCall(
             self.queue, self.journal, self.throughput, self.uploader, config, self.owners.tell, clock
         )
         self.exposure = Exposure(recovery.read(spool.directory), clock, config.max_exposure_s)
         parts = Parts(
             spool, config, clock, self.queue, unreachable, self.journal, self.house, self.leases, self.remover,
-            self.uploader, self.owners, self.starts, self.socket_saves, self.deaths, self.throughput, self.last_call,
-            self.exposure,
+            self.uploader, self.owners, self.starts, self.socket_saves, self.deaths, self.throughput, self.pace,
+            self.last_call, self.exposure,
         )  # fmt: skip
         self.checkpoints = Checkpoints(parts)
         self.dispatcher = Dispatcher(parts, self.checkpoints)
@@ -221,13 +236,13 @@ class Agent:
         self.last_call.tick(now)
         self.dispatcher.end_what_hangs(now)
         self.starts.tick(now)
+        self._set_pace(now)
         self.dispatcher.start()
         if self.owners.untold_death is not None and not self.owners and self._all_is_stored():
             self.checkpoints.scan()  # The last doorbell may not have been rung.
             if self._all_is_stored():
                 self.dispatcher.tell_death()
         self.requests.questions.tick(now)
-        self._set_pace()
         self._look_at_exposure()
 
     def _look_at_exposure(self) -> None:
@@ -267,11 +282,21 @@ class Agent:
             self.owners.say(why)
         self.checkpoints.fail_torn()
 
-    def _set_pace(self) -> None:
+    def _set_pace(self, now: float) -> None:
         """While nobody trains (the task waits for a flush, or is gone, or soon will be) the uploader may use the
-        machine.
+        machine. Else it leaves it to those who do, and sends at the pace that the interval between saves asks for.
         """
+        hurry = self.requests.why_hurry()
         questions = self.requests.questions
         waits = questions.has("flush") or questions.has("claim")
         trains = len(self.owners) > 0 and not waits and not self.last_call.is_near
         self.uploader.set_priority(idle=trains)
+        order = self.pace.look(now, self.queue.to_upload(), self.throughput.known, hurry)
+        self.throughput.set_paced(order.bytes_per_s)
+        self.uploader.set_rate(order.bytes_per_s)
+        if self.pace.conflict and not self._conflict_said:
+            self._conflict_said = True
+            self.owners.say(
+                f"Uploads are felt: {self.pace.conflict}, and the interval between saves leaves them no more time. "
+                "Save less often, or allow a higher max_slowdown"
+            )

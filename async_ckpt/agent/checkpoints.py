@@ -39,6 +39,7 @@ class Checkpoints:
         self._unreachable, self._journal, self._house = parts.unreachable, parts.journal, parts.house
         self._leases, self._remover, self._owners = parts.leases, parts.remover, parts.owners
         self._deaths, self._last_call, self._exposure = parts.deaths, parts.last_call, parts.exposure
+        self._pace = parts.pace
         #: What went wrong last, for whoever asks for the status.
         self.errors: deque[str] = deque(maxlen=MAX_ERRORS)
 
@@ -125,7 +126,7 @@ class Checkpoints:
             self.fail(self._queue.add(identity, (0, 0), 0), str(error))
             return None
         if item is not None and identity not in self._queue.jobs:
-            self._take_in(item)
+            self._pace.saved(self._take_in(item), self._clock.monotonic())
             if self._config.on_backlog == "supersede":
                 self._make_room(item)
             self._last_call.choose_again("a newer one was saved")

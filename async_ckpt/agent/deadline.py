@@ -183,6 +183,11 @@ class LastCall:
         return min(self._ends.values(), default=None)
 
     @property
+    def is_known(self) -> bool:
+        """Whether an end is known, however far."""
+        return bool(self._ends)
+
+    @property
     def is_near(self) -> bool:
         """Whether an end is known that has not passed, and is not far."""
         return self._until is not None and self._until - self._clock.monotonic() <= NOTICE_NEAR_S

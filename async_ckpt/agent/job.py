@@ -99,6 +99,10 @@ class Job:
         How many bytes of it were in the store when the current try began.
     strikes : int
         How often it has given way since the end of the machine is near.
+    saved_at : float
+        When the agent heard of it (monotonic seconds); 0: an earlier agent did.
+    every_s : float
+        In how many seconds the next of its name is likely to follow; 0: nobody knows.
     """
 
     id: str
@@ -120,6 +124,8 @@ class Job:
     is_said_held_up: bool = False
     stored_before: int = 0
     strikes: int = 0
+    saved_at: float = 0.0
+    every_s: float = 0.0
     progress: TryProgress = field(default_factory=TryProgress)
     #: While the store does not take it: its pauses, since when, and the most of it that was in the store meanwhile.
     outage: Backoff = field(default_factory=_no_outage)

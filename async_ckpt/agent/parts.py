@@ -15,6 +15,7 @@ from .exposure import Exposure
 from .housekeeping import Housekeeping
 from .leases import Leases
 from .owners import Owners
+from .pace import Pace
 from .queue import Queue
 from .remover import Remover
 from .socket_saves import SocketSaves
@@ -42,5 +43,6 @@ class Parts:
     socket_saves: SocketSaves
     deaths: Deaths
     throughput: Throughput
+    pace: Pace
     last_call: LastCall
     exposure: Exposure

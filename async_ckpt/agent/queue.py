@@ -191,6 +191,10 @@ class Queue:
         """The same, oldest first."""
         return (self._open[identity] for _, identity in self._line)
 
+    def to_upload(self) -> list[Job]:
+        """What is on its way to the store, or can be, oldest first."""
+        return [job for job in self.in_line() if job.state in (ADMITTED, UPLOADING) and not job.is_paused]
+
     @property
     def uploading(self) -> list[Job]:
         """What is on its way to the store."""

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from ..config import DEATHS_OF_AGENT
+from ..config import DEATHS_OF_AGENT, MAX_STEPS
 from ..ipc import protocol
 from ..ipc.protocol import Message
 from ..ipc.server import Connection
@@ -18,6 +18,13 @@ from .dispatcher import Dispatcher
 from .exposure import next_words, until_durable
 from .parts import Parts
 from .questions import MAX_QUESTIONS, Questions
+
+#: Whoever asks this trains no more until it is answered.
+_WAITING = {
+    "flush": "the task waits until everything is stored",
+    "wait": "somebody waits for a checkpoint",
+    "room": "a save waits for room",
+}
 
 _YEAR_S = 365 * 24 * 3600
 
@@ -31,7 +38,7 @@ class Requests:
             parts.uploader, parts.leases, parts.owners, parts.starts,
         )  # fmt: skip
         self._socket_saves, self._last_call, self._throughput = parts.socket_saves, parts.last_call, parts.throughput
-        self._exposure = parts.exposure
+        self._exposure, self._pace, self._clock = parts.exposure, parts.pace, parts.clock
         self._checkpoints, self._dispatcher = checkpoints, dispatcher
         #: Those that are answered once something has come about.
         self.questions = Questions(self._answer, parts.clock)
@@ -105,6 +112,13 @@ class Requests:
         limit = self._config.backlog_timeout_s + self._config.reply_timeout_s
         self._socket_saves.ask(connection, message, _seconds(message.get("timeout_s"), limit))
 
+    def _on_steps(self, connection: Connection, message: Message) -> None:
+        times = message.get("times")
+        if isinstance(times, list) and len(times) <= MAX_STEPS and all(map(_is_duration, times)):
+            self._pace.slowdown.heard(connection.pid, times, self._clock.monotonic())
+        else:
+            _refuse(connection, message, f"times are at most {MAX_STEPS} numbers of seconds above 0")
+
     def _on_state(self, connection: Connection, message: Message) -> None:
         _reply(connection, message, self._state(str(message.get("id"))))
 
@@ -117,6 +131,11 @@ class Requests:
             "committed": self._queue.committed,
             "last_committed": self._queue.last_committed,
             "bytes_copied": self._dispatcher.bytes_copied,
+            "pace": {
+                **self._pace.order._asdict(),
+                "slowdown": self._pace.slowdown.share,
+                "pressure": self._pace.slowdown.pressure,
+            },
             **self._leases.facts(),
             "socket_saves": self._socket_saves.count,
             "errors": list(self._checkpoints.errors),
@@ -142,7 +161,7 @@ class Requests:
     #: What clients may ask for, but for "admit", which brings descriptors.
     OPERATIONS: ClassVar[dict[str, Callable[[Requests, Connection, Message], None]]] = {
         "hello": _on_hello, "state": _on_state, "status": _on_status, "save": _on_save, "bye": _on_bye,
-        "deadline": _on_deadline, "wait": _on_question, "flush": _on_question, "room": _on_question,
+        "deadline": _on_deadline, "steps": _on_steps, "wait": _on_question, "flush": _on_question, "room": _on_question,
         "claim": _on_question,
     }  # fmt: skip
 
@@ -159,6 +178,20 @@ class Requests:
             return state if late or state["state"] in FINAL else None
         why = why_full(self._queue.pending, self._queue.open_bytes, str(message.get("folder")), self._config)
         return {"full": why} if late or not why else None
+
+    def why_hurry(self) -> str:
+        """Why everything is to be sent as fast as can be; empty: there is no reason."""
+        if self._config.pace == "full":
+            return "pace=full was asked for"
+        if not len(self._owners):
+            return "the task is gone"
+        if self._last_call.is_known:
+            return "the end of this machine is known"
+        for op, why in _WAITING.items():
+            if self.questions.has(op):
+                return why
+        full = why_full(self._queue.pending, self._queue.open_bytes, self._spool.directory, self._config)
+        return f"no save would find room: {full}" if full else ""
 
     def _state(self, identity: str, *, look: bool = True) -> Message:
         if look and identity not in self._queue.jobs:
@@ -214,6 +247,10 @@ def _seconds(value: Any, default: float) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
         return default
     return float(min(max(value, 0), _YEAR_S))
+
+
+def _is_duration(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value <= _YEAR_S
 
 
 def _is_admit(message: Message, fds: list[int]) -> bool:

@@ -17,6 +17,14 @@ class Throughput:
         self._total = 0
         self._last = 0.0
         self._is_sure = False
+        self._paced = 0
+
+    def set_paced(self, bytes_per_s: int) -> None:
+        """How fast may be sent; 0: as fast as can be. What is sent at a pace does not tell how fast the store is."""
+        if bool(bytes_per_s) != bool(self._paced):
+            self._sent.clear()
+            self._total = 0
+        self._paced = bytes_per_s
 
     def add(self, count: int) -> None:
         """So many bytes were sent; a negative number takes some back."""
@@ -24,7 +32,10 @@ class Throughput:
         self._sent.append((now, count))
         self._total += count
         first_at, first = self._sent[0]
-        if now - first_at >= RATE_KNOWN_S:
+        if self._paced:
+            if now - first_at >= RATE_KNOWN_S:
+                self._last = max(self._last, self.bytes_per_s())  # It takes that much at least.
+        elif now - first_at >= RATE_KNOWN_S:
             self._last, self._is_sure = self.bytes_per_s(), True
         elif not self._is_sure:
             # A first guess, without what was sent before it was measured: that came from nowhere at once.
@@ -33,7 +44,7 @@ class Throughput:
 
     @property
     def known(self) -> float:
-        """Bytes a second when something was sent last; 0: nothing ever was."""
+        """Bytes a second when something was sent last as fast as could be; 0: nothing ever was."""
         return self._last
 
     def assume(self, bytes_per_s: float) -> None:

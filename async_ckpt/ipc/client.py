@@ -266,6 +266,15 @@ class AgentClient:
         with self._lock:
             self._changed.notify_all()
 
+    def tell(self, op: str, **fields: Any) -> None:
+        """Say something that needs no answer, if there is a connection whose agent has read all that was said before.
+        This never waits and never fails.
+        """
+        self._check_fork()
+        with self._lock:
+            if self._connection is not None and not self._out:
+                self._send(self._connection, {"op": op, **fields}, [])
+
     def say_goodbye(self, *, over: bool) -> None:
         """Tell the agent that the attempt has ended, and whether the task is ``over`` with it. No answer is waited for:
         an agent that still starts will read it.

@@ -28,6 +28,9 @@ room      folder (of what is to be saved), timeout_s                 full: why t
 claim     attempt, timeout_s                                         start: which start of the attempt this is (null:
                                                                      it is not known yet), why (it will not be),
                                                                      asked (whether the store is being asked)
+steps     times: list of seconds, how long steps of the      none
+          training took that have ended now (at most
+          ``MAX_STEPS``)
 deadline  seconds (until the machine goes)                           first: id of what is uploaded before all others
 status                                                               as for flush, and what ``Requests._on_status``
                                                                      (``agent/requests.py``) adds

@@ -26,6 +26,7 @@ from .launch import Launcher
 from .loader import Loader
 from .resume import Resumption
 from .save import Saver
+from .steps import StepTimer
 from .tracker import Tracker
 
 log = logging.getLogger(__name__)
@@ -77,6 +78,7 @@ class Checkpointer:
         self.saver, self.loader = Saver(self.tracker, messages), Loader(self.tracker)
         self.resumption = Resumption(self.tracker, self.loader)
         self._flush = Flush(self.tracker)
+        self.step = StepTimer(self._client.tell).step
         # What is asked of a checkpointer stands in the part that does it.
         self.save, self.next_key = self.saver.save, self.saver.next_key
         self.list, self.load, self.load_newest = self.loader.list, self.loader.load, self.loader.load_newest

@@ -243,8 +243,12 @@ class Tracker:
         """How far the store is behind, and what would be lost: ``exposure`` (a dict, see below), ``pending``,
         ``pending_bytes`` (not sent yet), ``bytes_per_s``, ``committed`` (how many, since this agent began),
         ``last_committed``, ``failed``, ``errors``, ``warnings``, ``socket_saves`` (asked for over the socket, and not
-        done), ``leases``, ``bytes_copied`` (in the store, instead of being sent), and the processes that work on it
-        (``pid``, ``uploader_pid``).
+        done), ``leases``, ``bytes_copied`` (in the store, instead of being sent), ``pace`` (a dict), and the processes
+        that work on it (``pid``, ``uploader_pid``).
+
+        ``pace`` has ``bytes_per_s``: how fast is sent at most, 0 for as fast as the store takes it; ``why``;
+        ``slowdown``: by which share steps of the training take longer meanwhile; ``pressure``: for which share of the
+        last seconds all that runs here waited for a disk or for memory. None: nobody knows.
 
         ``exposure`` has ``machine_s``: seconds of work that would be lost if this machine were lost now, since the
         capture of the newest checkpoint in the store, or since the attempt began (None: not known in this moment);

@@ -10,7 +10,8 @@ be killed at any time. The two speak the frames of ``ipc.protocol`` over a socke
   faster than this (0: as fast as can be), what is under way included; ``{"op": "pause", "id"}``: stop an upload, or the
   batch that this one is to be committed in, which will be ordered again; there is no answer to either, but for what of
   the batch is committed; ``{"op": "gather", "id", "timeout_s", "decides"}``: wait for the other ranks' shards, and for
-  the commit (``Patience``); said again, the wait is shortened; ``{"op": "gone", "attempt"}``: tell the other nodes of the gang that this one saves no more, answered by ``{"op": "gone"}``;
+  the commit (``Patience``); said again, the wait is shortened; ``{"op": "gone", "attempt"}``: tell the other nodes of
+  the gang that this one saves no more, answered by ``{"op": "gone"}``;
   ``{"op": "claim", "attempt", "who", "start"}``: claim a start of the attempt, ``start`` if that is chosen already,
   answered by ``{"op": "claimed", "attempt", "start", "first", "why"}``, without ``start`` if it failed;
 - uploader → agent: ``{"op": "ready", "id": ""}``, first of all;
@@ -91,7 +92,7 @@ async def serve(sock: socket.socket, spool: Spool, config: Config, *, alone: boo
                     elif op == "priority" and alone:
                         set_priority(idle=message["idle"])
                     elif op == "rate":
-                        uploader.store.pace(message["bytes_per_s"])
+                        uploader.pace(message["bytes_per_s"])
                     elif op == "commit":
                         group.start_soon(uploader.commit, message["ids"])
                     elif op == "gather":
@@ -160,6 +161,7 @@ class _Uploader:
     def __init__(self, sock: socket.socket, spool: Spool, config: Config, *, alone: bool) -> None:
         self._sock, self._spool, self._alone = sock, spool, alone
         self._told: set[str] = set()
+        self._notice = ""
         self.store = open_store(spool.store, config)
         self._writer = CheckpointWriter(self.store, config)
         self._sending = anyio.Lock()
@@ -227,6 +229,10 @@ class _Uploader:
             await agreement.put_gone(self.store, task.pathspec, attempt, task.node, self._spool.versions.ranks(attempt))
         await self.send({"op": "gone", "id": ""})
 
+    def pace(self, bytes_per_s: int) -> None:
+        if not self.store.pace(bytes_per_s) and bytes_per_s:
+            self._notice = f"{self.store.root} is no store that can be written to slowly: uploads take all there is"
+
     def pause(self, identity: str) -> None:
         for scopes in (self._uploads, self._commits):
             if identity in scopes:
@@ -275,7 +281,7 @@ class _Uploader:
             data = protocol.encode(message)
         except errors.ProtocolError as error:
             data = protocol.encode(_failed(message["id"], error))
-        for notice in (self._writer.notice, self.store.notice):
+        for notice in (self._writer.notice, self.store.notice, self._notice):
             if notice and notice not in self._told:  # Known since the first request: told before its outcome.
                 self._told.add(notice)
                 if self._alone:

@@ -13,7 +13,7 @@ from async_ckpt.errors import UsageError
 
 def test_every_setting_can_be_given_by_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     def value(name: str, kind: type) -> object:
-        return CHOICES[name][-1] if name in CHOICES else {bool: True, int: 7, float: 7.5, str: "/x"}[kind]
+        return CHOICES[name][-1] if name in CHOICES else {bool: True, int: 7, float: 0.75, str: "/x"}[kind]
 
     for item in fields(Config):
         if item.name != "s3_sse_c_key":  # It excludes others, and is a key: see below.
@@ -74,6 +74,8 @@ def test_a_value_that_is_not_among_the_choices_is_refused_with_them(monkeypatch:
         ("RESCAN_S", "nan"),
         ("RESCAN_S", "0"),
         ("REPLY_TIMEOUT_S", "0"),
+        ("MAX_SLOWDOWN", "0"),
+        ("MAX_SLOWDOWN", "1.5"),
         ("DRAIN_TIMEOUT_S", "-1"),
         ("DRAIN_TIMEOUT_S", "1h"),
         ("UNSIGNED_PAYLOAD", "maybe"),

@@ -67,6 +67,10 @@ OPTIONS, convert = options.OPTIONS, options.convert
         ("max_exposure", timedelta(minutes=15), 900.0),
         ("max_exposure", str(timedelta(minutes=15)), 900.0),
         ("max_exposure", "None", None),
+        ("max_slowdown", "0.05", 0.05),
+        ("max_slowdown", np.float64(0.5), 0.5),
+        ("max_slowdown", 1, 1.0),
+        ("max_slowdown", None, None),
     ],
 )
 def test_an_option_means_the_same_as_text_and_in_python(name: str, given: Any, found: Any) -> None:
@@ -121,6 +125,13 @@ def test_what_metaflow_makes_of_the_defaults_for_a_task_is_read_back_as_them(nam
         ("max_exposure", "inf", "number of seconds"),
         ("max_exposure", True, "number of seconds"),
         ("max_exposure", timedelta(0), "number of seconds"),
+        ("max_slowdown", 0, "would hold back every upload until the end"),
+        ("max_slowdown", "0.0", "would hold back every upload until the end"),
+        ("max_slowdown", -0.01, "a share above 0 and up to 1"),
+        ("max_slowdown", 1.5, "a share above 0 and up to 1"),
+        ("max_slowdown", "nan", "a share above 0 and up to 1"),
+        ("max_slowdown", "1 %", "a share above 0 and up to 1"),
+        ("max_slowdown", True, "a share above 0 and up to 1"),
     ],
 )
 def test_a_wrong_value_is_refused_with_the_option_the_value_and_what_is_allowed(

@@ -330,6 +330,20 @@ class _Checkpoints:
         """
         self._writer().flush(timeout)
 
+    def step(self) -> None:
+        """Say that a step of the training has ended, and the next one begins. Call it in every turn of the loop, in one
+        process: it takes less than a microsecond, and the agent hears about once a second how long the steps took.
+
+        If they take longer while something is uploaded, by more than ``max_slowdown`` of ``@checkpoint``, then uploads
+        take more time, as far as the interval between saves has it. ``status()["pace"]`` says what is done and why.
+
+        Raises
+        ------
+        UsageError, SpoolError
+            This process belongs to no task that runs.
+        """
+        self._writer().step()
+
     def status(self) -> dict[str, Any]:
         """How far the store is behind: see ``Checkpointer.status``."""
         return self._writer().status()

@@ -92,6 +92,9 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
         What `save()` does with a symbolic link that leads nowhere: "refuse" (the default), or "keep" it as it stands.
     max_exposure : float, str or timedelta, optional
         How much work may be lost with the machine at most: seconds, or "15 min". Where it is more, the log says so.
+    max_slowdown : float, optional
+        By which share steps may take longer while something is uploaded; 0.01, the default, is one per cent. It counts
+        where `current.checkpoint.step()` tells how long they take.
 
     MF Add To Current
     -----------------

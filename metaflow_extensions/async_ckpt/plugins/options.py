@@ -104,6 +104,18 @@ def _seconds(value: Any) -> float:
     return found
 
 
+def _slowdown(value: Any) -> float:
+    found = float(str(value))
+    if found == 0:
+        raise UsageError(
+            f"max_slowdown={value!r} would hold back every upload until the end of the step",
+            hint="It is a share of the time of a step, such as 0.01 for one per cent, which is the default",
+        )
+    if not 0 < found <= 1:  # Also refuses nan.
+        raise ValueError(value)
+    return found
+
+
 def _folder(value: Any) -> str:
     return str(value) if type(value) is int else os.fsdecode(value)  # As text, 2024 became a number.
 
@@ -117,6 +129,7 @@ SETTINGS: dict[str, Option] = {
     "max_pending_bytes": Option(None, _count, "a number of bytes, 0 for any number"),
     "dangling_links": _choice(None, CHOICES["dangling_links"]),
     "max_exposure": Option(None, durations.seconds, durations.ALLOWED, setting="max_exposure_s"),
+    "max_slowdown": Option(None, _slowdown, "a share above 0 and up to 1, such as 0.01 for one per cent"),
 }
 
 #: By name.
