@@ -175,6 +175,8 @@ THROTTLE_PIECE_S, THROTTLE_TURN_S, THROTTLE_BURST_S = 0.25, 2.0, 0.2
 #: The pace of uploads. A checkpoint is to be in the store when this share of the time until the next save is over, or
 #: so many seconds. Where training feels uploads they may last longer, up to the third share.
 PACE_SHARE, PACE_MOST_S, PACE_LAST_SHARE = 0.5, 900.0, 0.9
+#: Where this share of ``max_exposure`` would be reached, there is no pace.
+PACE_EXPOSURE_SHARE = 0.8
 #: It is the shortest of so many intervals that counts, of so many names at most. Where uploads are felt and no interval
 #: is known, it is taken for the third, in seconds.
 PACE_INTERVALS, PACE_NAMES, PACE_ASSUMED_S = 3, 64, 600.0

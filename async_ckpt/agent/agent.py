@@ -19,16 +19,7 @@ import selectors
 import socket
 import sys
 
-from ..config import (
-    AGENT_TICK_S,
-    CALM_S,
-    LAST_CALL_PAUSE_S,
-    PACE_MOST_S,
-    SHORT_FIRST_S,
-    SHORT_MOST_S,
-    SHORT_TIMES,
-    Config,
-)
+from ..config import AGENT_TICK_S, CALM_S, LAST_CALL_PAUSE_S, SHORT_FIRST_S, SHORT_MOST_S, SHORT_TIMES, Config
 from ..ipc.server import Server
 from ..spool import recovery
 from ..spool.journal import FINAL, RELEASED, Journal
@@ -118,9 +109,7 @@ class Agent:
         self.socket_saves = SocketSaves(self._selector, spool, config, clock)
         self.deaths = Deaths(self.queue, self.journal, config, spool.path("agent.log"), is_own=guarded)
         self.throughput = Throughput(clock)
-        # Ranks wait for each other's parts only so long.
-        most_s = min(PACE_MOST_S, config.collective_timeout_s / 2)
-        self.pace = Pace(Slowdown(config.max_slowdown, Pressure()), most_s)
+        self.pace = Pace(Slowdown(config.max_slowdown, Pressure()), config.collective_timeout_s / 2)
         self.last_call = LastCall(
             self.queue, self.journal, self.throughput, self.uploader, config, self.owners.tell, clock
         )

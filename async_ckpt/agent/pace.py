@@ -94,11 +94,12 @@ class Pace:
     slowdown : Slowdown
         How much slower the training is while something is uploaded.
     most_s : float
-        The time that a checkpoint may take because of the pace, in seconds, however rarely one is saved.
+        How many seconds a checkpoint may take because of the pace, however rarely one is saved: others may wait for it.
+        ``PACE_MOST_S`` counts if it is less.
     """
 
     def __init__(self, slowdown: Slowdown, most_s: float = PACE_MOST_S) -> None:
-        self.slowdown, self._most_s = slowdown, most_s
+        self.slowdown, self._most_s = slowdown, min(most_s, PACE_MOST_S)
         self._intervals = Intervals()
         #: Which share of the additional time is taken.
         self._slack = 0.0

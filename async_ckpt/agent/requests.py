@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from ..config import DEATHS_OF_AGENT, MAX_STEPS
+from ..config import DEATHS_OF_AGENT, MAX_STEPS, PACE_EXPOSURE_SHARE
 from ..ipc import protocol
 from ..ipc.protocol import Message
 from ..ipc.server import Connection
@@ -190,6 +190,8 @@ class Requests:
         for op, why in _WAITING.items():
             if self.questions.has(op):
                 return why
+        if self._is_exposure_near():
+            return "max_exposure is near"
         full = why_full(self._queue.pending, self._queue.open_bytes, self._spool.directory, self._config)
         return f"no save would find room: {full}" if full else ""
 
@@ -218,7 +220,7 @@ class Requests:
         return {**loss._asdict(), "next_durable_s": seconds, "next_durable_why": why}
 
     def _until_durable(self) -> tuple[float | None, str]:
-        rate = self._throughput.bytes_per_s() or self._throughput.known
+        rate = self._pace.order.bytes_per_s or self._throughput.bytes_per_s() or self._throughput.known
         return until_durable(self._queue, rate, self._uploader.trouble)
 
     def exposure_warning(self) -> str:
@@ -226,6 +228,14 @@ class Requests:
         if not self._config.max_exposure_s or not self._owners:
             return ""
         return self._exposure.warning(self._exposure.loss(self._queue.waiting()), next_words(*self._until_durable()))
+
+    def _is_exposure_near(self) -> bool:
+        """Whether more work may be lost than ``max_exposure`` allows, unless what waits is sent as fast as can be."""
+        if not self._config.max_exposure_s or not self._queue.pending:
+            return False
+        lost_s, known = self._exposure.loss(self._queue.waiting()).machine_s, self._throughput.known
+        needed_s = self._queue.pending_bytes / known if known else 0.0
+        return lost_s is not None and lost_s + needed_s >= PACE_EXPOSURE_SHARE * self._config.max_exposure_s
 
     def _why_waiting(self) -> str:
         """What holds up the oldest checkpoint that is held up; empty: nothing."""
