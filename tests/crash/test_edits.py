@@ -1,0 +1,67 @@
+"""Files are edited in every way between saves, and what is loaded is what was saved. The long version: stress.edits."""
+
+from __future__ import annotations
+
+import random
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from harness.files.edits import EDITS, EditedFiles, sums_of, with_same_crc
+from harness.kills.edited_saves import TROUBLES, EditedSaves, on_server
+from harness.s3.ceph import ceph_server
+from harness.s3.servers import S3Server, moto_server, rclone_server
+from tests.spread import first_of
+
+__all__ = ["ceph_server", "moto_server", "rclone_server"]
+
+#: Two chunks and a bit fit in.
+MOST = 36 << 20
+
+
+def test_other_content_with_the_same_crc() -> None:
+    chance = random.Random(1)
+    data = chance.randbytes(10_000)
+    other = with_same_crc(data, chance)
+    assert zlib.crc32(other) == zlib.crc32(data)
+    assert sum(one != two for one, two in zip(data, other, strict=True)) > 9_000
+
+
+@pytest.mark.long
+def test_every_edit_changes_what_it_says(tmp_path: Path) -> None:
+    files = EditedFiles(tmp_path / "files", random.Random(2), most=MOST)
+    unchanged = []
+    for name in EDITS:
+        before = dict(files.expected)
+        files.edit(name)
+        assert sums_of(files.root) == files.expected
+        if files.expected == before:
+            unchanged.append(name)
+    assert set(unchanged) <= {"same again", "swap names", "swap chunks", "hole"}
+
+
+def check(life: EditedSaves, edits: int) -> None:
+    found = life.run(edits)
+    assert not found.wrong
+    assert not found.reported
+    assert found.compared >= found.saves
+
+
+@pytest.mark.parametrize("kind", first_of(["disk", "xfs", "btrfs"]))
+def test_a_local_store(on_filesystem: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    check(EditedSaves(on_filesystem(kind), monkeypatch, None, 3, most=MOST), 8)
+
+
+@pytest.mark.parametrize("server", first_of(["moto_server", "rclone_server", "ceph_server"]))
+def test_s3(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: str) -> None:
+    place = on_server(request.getfixturevalue(server), "edits")
+    check(EditedSaves(tmp_path, monkeypatch, place, 4, most=MOST), 5)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("trouble", list(TROUBLES))
+def test_each_trouble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moto_server: S3Server, trouble: str) -> None:
+    place = on_server(moto_server, trouble.replace(" ", "-"))
+    check(EditedSaves(tmp_path, monkeypatch, place, 5, most=MOST, troubles={trouble: 1}), 12)
