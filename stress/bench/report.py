@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from . import aims, data_plane, loop_report, results
+from . import aims, data_plane, loop_report, results, series_report
 from .environment import PEER, PEER_VERSION, PLOTS, REPOSITORY
 
 Rows = list[dict[str, Any]]
@@ -190,11 +190,13 @@ SECTIONS: tuple[tuple[str, str, str, Render, Judge | None], ...] = (
     ("memory", "Memory of the agent", data_plane.MEMORY, table, data_plane.of_memory),
     ("interference", "The training loop beside an upload", data_plane.INTERFERENCE, table, None),
     ("dedup", "Unchanged files", data_plane.DEDUP, table, None),
+    *((name, title, text, table, judge) for name, title, text, judge in series_report.SECTIONS),
     ("history", "A long history", data_plane.HISTORY, table, data_plane.of_history),
     ("restore", "Restores", data_plane.RESTORE, table, None),
     ("backlog", "Time to durable", data_plane.BACKLOG, backlog_table, None),
     *((name, title, text, table, judge) for name, title, text, judge in loop_report.SECTIONS),
     ("torn", "Torn snapshots", TORN, table, None),
+    ("edits", "Random edits", series_report.EDITS, table, None),
     ("filesystems", "File systems, writers and strategies", FILESYSTEMS, table, None),
     ("many_writers", "Many writers", WRITERS, table, None),
     ("fleet", "A fleet of subprocesses", FLEET, table, None),

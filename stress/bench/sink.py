@@ -21,7 +21,7 @@ import time
 
 from . import pattern
 from .sink_bucket import Answer, Buckets
-from .sink_http import Closed, Connection
+from .sink_http import Closed, Connection, Pace
 
 COMMAND = "python -m stress.bench.sink"
 _SMALL_BYTES = 64 << 10
@@ -45,6 +45,8 @@ class Sink:
         self._verify = options.verify
         self._latency_s = options.latency_ms / 1000
         self._bytes_s = options.rate_mbps * 1e6 / 8
+        #: One network for all connections.
+        self._network = Pace(options.network_mbps * 1e6 / 8) if options.network_mbps else None
 
     def serve(self, listening: socket.socket) -> None:
         while True:
@@ -55,7 +57,7 @@ class Sink:
         with contextlib.suppress(OSError, Closed), sock:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with self._tls.wrap_socket(sock, server_side=True) if self._tls else sock as wire:
-                connection = Connection(wire, self._bytes_s)
+                connection = Connection(wire, self._network or Pace(self._bytes_s))
                 while self._exchange(connection):
                     pass
 
@@ -123,6 +125,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--directory", help="where certificates are put (default: a new one)")
     parser.add_argument("--latency-ms", type=float, default=0.0, help="sleep so long before each answer")
     parser.add_argument("--rate-mbps", type=float, default=0.0, help="megabits a second and connection, each way")
+    parser.add_argument("--network-mbps", type=float, default=0.0, help="megabits a second, all connections together")
     parser.add_argument("--verify", action="store_true", help="refuse a body that is not that of x-amz-checksum-crc32")
     parser.add_argument("--keep-small", action=argparse.BooleanOptionalAction, default=True, help="up to 64 KiB")
     options = parser.parse_args(arguments)

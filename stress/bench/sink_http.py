@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import socket
 import ssl
+import threading
 import time
 import zlib
 from collections.abc import Mapping
@@ -47,6 +48,23 @@ class Body:
     crc32: int | None
 
 
+class Pace:
+    """Bytes a second that bodies may take, of one connection or of several together; 0: as many as there are."""
+
+    def __init__(self, bytes_s: float) -> None:
+        self.bytes_s = bytes_s
+        self._lock = threading.Lock()
+        self._due = 0.0
+
+    def __call__(self, count: int) -> None:
+        """Return when so many bytes may have passed."""
+        if self.bytes_s:
+            with self._lock:
+                self._due = max(self._due, time.monotonic()) + count / self.bytes_s
+                due = self._due
+            time.sleep(max(due - time.monotonic(), 0))
+
+
 class Connection:
     """One client.
 
@@ -54,17 +72,16 @@ class Connection:
     ----------
     sock : socket
         Plain or TLS.
-    bytes_s : float
-        Bytes a second that bodies may take, each way; 0: as many as there are.
+    pace : Pace
+        Of bodies, each way.
     """
 
-    def __init__(self, sock: socket.socket, bytes_s: float = 0.0) -> None:
-        self._sock, self._bytes_s = sock, bytes_s
+    def __init__(self, sock: socket.socket, pace: Pace) -> None:
+        self._sock, self._pace = sock, pace
         self._flags = 0 if isinstance(sock, ssl.SSLSocket) else _MSG_TRUNC
         self._have = b""
         # Whole pages: copies into them are several times faster than into a bytearray's.
         self._scratch = memoryview(mmap.mmap(-1, _SCRATCH_BYTES))
-        self._due = 0.0
 
     def request(self) -> Request:
         """The next head.
@@ -118,7 +135,7 @@ class Connection:
 
     def send(self, data: bytes | memoryview) -> None:
         view = memoryview(data)
-        step = _SCRATCH_BYTES if self._bytes_s else max(len(view), 1)
+        step = _SCRATCH_BYTES if self._pace.bytes_s else max(len(view), 1)
         for offset in range(0, len(view), step):
             self._sock.sendall(view[offset : offset + step])
             self._pace(len(view[offset : offset + step]))
@@ -144,12 +161,6 @@ class Connection:
             taker.take(length, self._scratch[:length])
             count -= length
             self._pace(length)
-
-    def _pace(self, count: int) -> None:
-        if self._bytes_s:
-            now = time.monotonic()
-            self._due = max(self._due, now) + count / self._bytes_s
-            time.sleep(self._due - now)
 
 
 class _Taker:
