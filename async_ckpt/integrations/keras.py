@@ -173,6 +173,7 @@ class CheckpointCallback(keras.callbacks.Callback):  # type: ignore[misc]
         if self._passed_over:
             self._passed_over -= 1
             return
+        _task.checkpoints().step()
         # With steps_per_execution, batch is the last one of several.
         self._since += int(self._model.steps_per_execution)
         if self._every_batches is not None and self._since >= self._every_batches:

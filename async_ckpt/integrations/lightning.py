@@ -163,6 +163,9 @@ class CheckpointCallback(RandomStates):
         # It stays: what is written by hand when the training is over is saved as well.
         trainer.save_checkpoint = functools.partial(self._write_and_save, trainer, trainer.save_checkpoint)
 
+    def on_train_batch_end(self, *_: Any) -> None:
+        _task.checkpoints().step()
+
     def _write_and_save(
         self, trainer: Any, write: Any, filepath: Any, weights_only: bool | None = None, storage_options: Any = None
     ) -> None:

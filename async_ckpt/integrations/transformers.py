@@ -62,6 +62,9 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
                 "from it does not go on as if it had not been interrupted"
             )
 
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        checkpoints().step()
+
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         directory = _written_by(args, state)
         if _nodes.count() > 1:

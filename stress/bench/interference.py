@@ -109,7 +109,8 @@ def main(arguments: list[str] | None = None) -> None:
         with work_directory() as work, counted_target(SINK, work) as (store, _):
             # One thread of BLAS: the loop is meant to take one core.
             numpy = {"PYTHONPATH": numpy_directory(), "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-            store = dataclasses.replace(store, environment=store.environment | numpy)
+            unpaced = {"METAFLOW_ASYNC_CKPT_PACE": "full"}  # For what a pace is worth see ``pace.py``.
+            store = dataclasses.replace(store, environment=store.environment | numpy | unpaced)
             rows += measure(store, work, load, rounds, torch=name == "torch")
     for row in rows:
         print({key: round(value, 1) if isinstance(value, float) else value for key, value in row.items()}, flush=True)

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from . import aims, data_plane, loop_report, results, series_report
+from . import aims, data_plane, loop_report, pace, results, series_report
 from .environment import PEER, PEER_VERSION, PLOTS, REPOSITORY
 
 Rows = list[dict[str, Any]]
@@ -189,6 +189,7 @@ SECTIONS: tuple[tuple[str, str, str, Render, Judge | None], ...] = (
     ("engines_rclone", "Engines: rclone's server", data_plane.ENGINES, ENGINES_TABLE, data_plane.of_engines),
     ("memory", "Memory of the agent", data_plane.MEMORY, table, data_plane.of_memory),
     ("interference", "The training loop beside an upload", data_plane.INTERFERENCE, table, None),
+    ("pace", "The training loop beside uploads at a pace", pace.TEXT, table, pace.of_pace),
     ("dedup", "Unchanged files", data_plane.DEDUP, table, None),
     *((name, title, text, table, judge) for name, title, text, judge in series_report.SECTIONS),
     ("history", "A long history", data_plane.HISTORY, table, data_plane.of_history),

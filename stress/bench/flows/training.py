@@ -1,4 +1,5 @@
-"""A training loop that saves, or has something else upload, while its steps are timed: ``stress.bench.interference``.
+"""A training loop that saves, or has something else upload, while its steps are timed: ``stress.bench.interference``,
+``stress.bench.pace``.
 
 A step is half pure Python and half NumPy (or PyTorch), together about 6 ms. What a trainer waits for is in its steps:
 a step that saves contains the save.
@@ -87,6 +88,64 @@ class Boto3:
         return sent
 
 
+class Boto3Saves:
+    """Each save uploads its file with boto3 in a thread of its own."""
+
+    def __init__(self, paths):
+        self._paths, self._threads = paths, []
+        self.seconds = []
+
+    def save(self):
+        path = self._paths[len(self._threads) % len(self._paths)]
+        self._threads.append(threading.Thread(target=self._run, args=(path, time.monotonic())))
+        self._threads[-1].start()
+
+    def _run(self, path, began):
+        import boto3
+
+        client = boto3.client("s3", endpoint_url=os.environ["METAFLOW_S3_ENDPOINT_URL"])
+        bucket = os.environ["METAFLOW_DATASTORE_SYSROOT_S3"].removeprefix("s3://").partition("/")[0]
+        client.upload_file(path, bucket, f"boto3/{os.path.basename(path)}")
+        self.seconds.append(time.monotonic() - began)
+
+    def look(self):
+        """Nothing: the threads note by themselves when they are done."""
+
+    def end(self):
+        for thread in self._threads:
+            thread.join()
+
+
+class TimedSaves:
+    """Checkpoints of one file each, in turn, and how long each takes until it is in the store."""
+
+    def __init__(self, paths):
+        self._paths, self._count, self._under_way = paths, 0, []
+        self.seconds = []
+
+    def save(self):
+        path = self._paths[self._count % len(self._paths)]
+        self._count += 1
+        os.utime(path)  # So that it is not taken for unchanged.
+        began = time.monotonic()
+        reference = current.checkpoint.save(path)
+        if is_ours():
+            self._under_way.append((began, reference))
+        else:
+            self.seconds.append(time.monotonic() - began)
+
+    def look(self):
+        for item in list(self._under_way):
+            if item[1].done():
+                self._under_way.remove(item)
+                self.seconds.append(time.monotonic() - item[0])
+
+    def end(self):
+        if is_ours():
+            current.checkpoint.flush()
+        self.look()
+
+
 class Saves:
     """Checkpoints of one file each, in turn; a file gets another mtime once its last checkpoint is in the store, so
     that none is taken for unchanged.
@@ -155,6 +214,36 @@ class Commands:
         if burner:
             burner.communicate()
         return {"times": times, "total": total, "sent": sent, "saves": saves.count}
+
+    def train_for(self, uploads, seconds, every, native, python, busy):
+        """Run steps of so much work each for so many seconds, with a save every so many, the first one at once.
+
+        ``uploads``: ``"none"``, ``"saves"``, or ``"boto3"``; ``busy``: with another loop on the machine. *seconds* of
+        what is returned are those from each save until it is in the store.
+        """
+        burner = subprocess.Popen([sys.executable, "-c", _BURN], stdin=subprocess.PIPE) if busy else None
+        saves = Boto3Saves(self._paths) if uploads == "boto3" else TimedSaves(self._paths)
+        step = current.checkpoint.step if is_ours() and uploads == "saves" else lambda: None
+        times = []
+        next_save = began = time.monotonic()
+        while (now := time.monotonic()) < began + seconds:
+            if not len(times) % 20:
+                saves.look()  # The benchmark's part, not the trainer's.
+            before = time.perf_counter()
+            if uploads != "none" and now >= next_save:
+                next_save += every
+                saves.save()
+            for _ in range(native):
+                self._work()
+            for _ in range(python):
+                python_work()
+            step()
+            times.append(time.perf_counter() - before)
+        if burner:
+            burner.communicate()
+        pace = current.checkpoint.status()["pace"] if is_ours() and uploads == "saves" else None
+        saves.end()
+        return {"times": times, "seconds": saves.seconds, "pace": pace}
 
     def drain(self):
         if is_ours():
