@@ -71,6 +71,11 @@ OUTAGE_FIRST_S, OUTAGE_PAUSE_S = 2.0, 60.0
 #: How often, at most, the agent writes down what would be lost now; and over how many of the last uploads it is said
 #: how long one takes.
 EXPOSURE_WRITE_S, EXPOSURE_UPLOADS = 0.05, 5
+#: ``due(every="auto")``: the first save of an attempt is due after so many seconds, as nothing is measured before it;
+#: the cost of a save is the median of so many; and a training loses this share of the time in which uploads run.
+AUTO_FIRST_S, DUE_MEASURED, UPLOAD_COST = 60.0, 5, 0.01
+#: How often a rank that is ahead of rank 0 looks whether that has decided.
+DECISION_LOOK_S = 0.001
 #: The task is told at most this often that a checkpoint is held up.
 HELD_UP_S = 60.0
 #: How long the agent waits for something to happen before it looks around by itself.
@@ -359,6 +364,9 @@ class Config:
     #: How much work may be lost with the machine at most: where it is more seconds since the newest checkpoint that is
     #: in the store was captured, the log says so once, and once when that is over. 0: no limit.
     max_exposure_s: float = 0.0
+    #: Mean time between failures of one machine, for ``due(every="auto")``. A day is that of a preemptible machine,
+    #: which some clouds take away after a day at the latest. A gang of n nodes fails n times as often.
+    mtbf_s: Positive[float] = 86400.0
     # PROGRESS_GROWTH and PROGRESS_MOST say how the later pauses grow.
     #: When a flush or a ``wait()`` writes its first line about its progress. The pauses between lines grow, to a minute
     #: by default.

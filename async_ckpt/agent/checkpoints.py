@@ -38,7 +38,8 @@ class Checkpoints:
         self._spool, self._config, self._clock, self._queue = parts.spool, parts.config, parts.clock, parts.queue
         self._unreachable, self._journal, self._house = parts.unreachable, parts.journal, parts.house
         self._leases, self._remover, self._owners = parts.leases, parts.remover, parts.owners
-        self._deaths, self._last_call, self._exposure = parts.deaths, parts.last_call, parts.exposure
+        self._deaths, self._last_call = parts.deaths, parts.last_call
+        self._exposure, self._throughput = parts.exposure, parts.throughput
         self._pace = parts.pace
         #: What went wrong last, for whoever asks for the status.
         self.errors: deque[str] = deque(maxlen=MAX_ERRORS)
@@ -199,7 +200,7 @@ class Checkpoints:
         if job.state == FAILED:  # It was given up in the very moment in which it was committed.
             self._queue.retry(job.id)
         if job.item is not None:
-            self._exposure.committed(job.item)
+            self._exposure.committed(job.item, self._throughput.known)
         self._end(job, COMMITTED, reference=reference)
         self._last_call.choose_again()
 

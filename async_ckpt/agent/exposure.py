@@ -95,16 +95,23 @@ class Exposure:
         known.has_latest |= is_latest
         self._is_changed = True
 
-    def committed(self, item: Admitted) -> None:
-        """A checkpoint is in the store, and visible there."""
+    def committed(self, item: Admitted, bytes_per_s: float = 0.0) -> None:
+        """A checkpoint is in the store, and visible there.
+
+        Parameters
+        ----------
+        bytes_per_s : float
+            What the store takes at full speed; 0: that is not known.
+        """
         known, now = self.recovery, moment(self._clock)
         known.has_latest |= layout.is_latest(item.reference)
         for point in (known.any, known.latest) if layout.is_latest(item.reference) else (known.any,):
             if item.order > point.reached:
                 point.reached, point.since = item.order, self._since(point, item)
-        # What it took, without the time in which those before it had their turn.
-        since_last = self._clock.monotonic() - self._committed
-        known.upload_s = [*known.upload_s, min(item.captured.age_s(now), since_last)][-EXPOSURE_UPLOADS:]
+        # What it took, without the time in which those before it had their turn, and as if nothing had slowed it down.
+        at_full_speed = item.size / bytes_per_s if bytes_per_s > 0 else math.inf
+        took = min(item.captured.age_s(now), self._clock.monotonic() - self._committed, at_full_speed)
+        known.upload_s = [*known.upload_s, took][-EXPOSURE_UPLOADS:]
         self._committed = self._clock.monotonic()
         self._is_changed = True
 

@@ -14,6 +14,9 @@ from ..system.processes import began_at, parent_of
 #: Pairs of variables with a process's rank and the number of ranks: torchrun and most others; Open MPI.
 _VARIABLES = (("RANK", "WORLD_SIZE"), ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"))
 
+#: How many ranks are on this machine: torchrun; Open MPI.
+_LOCAL = ("LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE")
+
 #: How many nodes Metaflow's gang has; it may be one.
 _GANG = "MF_PARALLEL_NUM_NODES"
 
@@ -67,6 +70,18 @@ def find(
         "A collective save needs to know which rank this is, and of how many",
         hint="Set RANK and WORLD_SIZE as torchrun does, or pass rank=… and world_size=…",
     )
+
+
+def count(task: TaskInfo, environment: Mapping[str, str] = os.environ) -> int:
+    """How many ranks there are, as the launcher or the gang says; 1 where nobody says so."""
+    names = next((pair for pair in _VARIABLES if all(environment.get(name) for name in pair)), None)
+    return _number(environment, names[1]) if names else task.nodes
+
+
+def are_on_this_machine(task: TaskInfo, ranks: Ranks, environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether all ranks run on this machine, as far as the launcher and the gang say."""
+    local = next((number for name in _LOCAL if (number := _number(environment, name))), ranks.world)
+    return task.nodes == 1 and local == ranks.world
 
 
 def restart_count(environment: Mapping[str, str] = os.environ) -> int:

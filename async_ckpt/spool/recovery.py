@@ -59,7 +59,7 @@ class Recovery:
     ends : dict
         Who has said that the end of the machine comes, and when it was said.
     upload_s : list of float
-        How many seconds the store took for each of the last checkpoints.
+        How many seconds each of the last checkpoints takes at full speed.
     is_exceeded : bool
         Whether it was said that ``max_exposure`` is exceeded.
     """

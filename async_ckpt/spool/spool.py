@@ -7,6 +7,7 @@ One directory per task (all attempts), 0700::
     versions.<attempt>      counts saves, a decimal number              under flock, by every saver
     collective.<attempt>.<rank>  counts a rank's collective saves       under the same flock
     launches.<attempt>      whoever started ranks, one a line           under the same flock
+    due.<attempt>.<group>   whether ranks save in their next step       by rank 0 (see ranks/decisions.py)
     pidns                   the PID namespace of the task               written by each attempt's start
     savers/<pid>.<pidns>    locked by a saver of another PID namespace while it lives   by it
     data/<pid>-<random>/    snapshots: what ``save()`` captured (<pid>: see saver_names.py)

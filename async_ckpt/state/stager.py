@@ -133,6 +133,7 @@ class StateSaver:
             self._complete_later(made, handle.id)
             if any(piece.watched for piece in planned.pieces):
                 hold_optimizers(on_way)
+        self._tracker.due.saved(began, latest=bool(given.latest))
         self._saver.say_what_was_refused()
         return handle
 

@@ -72,9 +72,10 @@ class Checkpointer:
             self._launcher.connect, owner=owner, config=config, hello=hello, on_message=messages.receive,
             on_answer=self._launcher.on_answer, on_silence=self._launcher.on_silence,
         )  # fmt: skip
+        began = moment(self._client.clock) if owner else None
         if owner:
-            hello["began"] = moment(self._client.clock)
-        self.tracker = Tracker(spool, config, self._client, owner=owner)
+            hello["began"] = began
+        self.tracker = Tracker(spool, config, self._client, owner=owner, began=began)
         self.saver, self.loader = Saver(self.tracker, messages), Loader(self.tracker)
         self.resumption = Resumption(self.tracker, self.loader)
         self._flush = Flush(self.tracker)
@@ -83,7 +84,7 @@ class Checkpointer:
         self.save, self.next_key = self.saver.save, self.saver.next_key
         self.list, self.load, self.load_newest = self.loader.list, self.loader.load, self.loader.load_newest
         self.state, self.wait, self.wait_for_key = self.tracker.state, self.tracker.wait, self.tracker.wait_for_key
-        self.status, self.committed = self.tracker.status, self.tracker.committed
+        self.status, self.committed, self.due = self.tracker.status, self.tracker.committed, self.tracker.due.is_due
         self.flush, self.new_early_directory = self._flush.flush, spool.snapshots.new_early_directory
 
     @classmethod
@@ -193,6 +194,7 @@ class Checkpointer:
 
     def hurry(self, seconds: float) -> list[str]:
         """See ``Flush.hurry``; what hangs, or cannot be started, is waited for less as well."""
+        self.tracker.due.end_is_told()
         self._launcher.hurry()
         return self._flush.hurry(seconds)
 

@@ -111,6 +111,7 @@ class Saver:
                     if not await_release(self._tracker.client, self._spool, self._config, error):
                         raise
         self._tracker.saved[admitted.id] = admitted.reference
+        self._tracker.due.saved(admitted.captured, latest=layout.is_latest(admitted.reference))
         self.say_what_was_refused()
         return Reference(admitted.reference, self._tracker)
 

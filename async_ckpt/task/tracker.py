@@ -23,8 +23,10 @@ from ..spool.records import Admitted
 from ..spool.spool import Spool
 from ..spool.starts import Start
 from ..stores.base import Store
+from ..system.clock import Moment
 from ..system.concurrency import for_each
 from ..system.undisturbed import go_on, undisturbed
+from .due import Due
 from .lookup import run_with_store
 from .progress import ProgressLines, flush_line
 
@@ -42,10 +44,15 @@ class Tracker:
     ----------
     owner : bool
         This is the task's own process: it cannot outlive the task.
+    began : Moment, optional
+        When the attempt began, if this process knows it.
     """
 
-    def __init__(self, spool: Spool, config: Config, client: AgentClient, *, owner: bool) -> None:
+    def __init__(
+        self, spool: Spool, config: Config, client: AgentClient, *, owner: bool, began: Moment | None = None
+    ) -> None:
         self.spool, self.config, self.task, self.client = spool, config, spool.task, client
+        self.due = Due(spool, config, client.clock, began)
         self._owner_pid = os.getpid() if owner else 0
         #: The step is over: the spool may be gone, and what was known last counts.
         self.closed = False

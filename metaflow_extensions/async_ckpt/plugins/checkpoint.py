@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from async_ckpt import layout
@@ -345,8 +346,37 @@ class _Checkpoints:
         self._writer().step()
 
     def status(self) -> dict[str, Any]:
-        """How far the store is behind: see ``Checkpointer.status``."""
+        """How far the store is behind, and what would be lost now: see ``Checkpointer.status``."""
         return self._writer().status()
+
+    def due(self, every: float | str | timedelta = "auto", collective: bool | None = None) -> bool:
+        """Whether to save now. Ask in each step; it takes microseconds, and neither the store nor the agent is asked.
+
+        True once it is so long since the last save was captured, or since the attempt began; at once when the end of
+        this machine is told (SIGTERM, the notice of a spot instance, a ``deadline`` over the socket) and nothing was
+        saved since. It stays True until something is saved.
+
+        Parameters
+        ----------
+        every : float, str or timedelta, default "auto"
+            Seconds, or a text such as ``"10 min"``. "auto": the interval that loses least by Young and Daly (sources in
+            ``async_ckpt/task/due.py``), from what saves have cost so far and the mean time between failures
+            (``METAFLOW_ASYNC_CKPT_MTBF_S``); never less than an upload takes. The first save is due after a minute.
+        collective : bool, optional
+            Default: for a process that trains alone; saves of all processes of the task count, but those with
+            ``latest=False``, if there are others. Ranks have to say: True, if they save together: rank 0 decides for
+            the next call of all, and every rank calls this in each step. False, if this process saves for itself: only
+            its own saves count.
+
+        Raises
+        ------
+        UsageError
+            ``every`` is no duration; a rank does not say whether it saves together with others; or ranks that save
+            together are not on one machine.
+        SpoolError, WaitTimeout
+            What ranks share cannot be had, or rank 0 does not call this as often as this rank.
+        """
+        return self._writer().due(every, collective)
 
 
 class Checkpoint(_Checkpoints):
