@@ -72,8 +72,8 @@ OUTAGE_FIRST_S, OUTAGE_PAUSE_S = 2.0, 60.0
 #: how long one takes.
 EXPOSURE_WRITE_S, EXPOSURE_UPLOADS = 0.05, 5
 #: ``due(every="auto")``: the first save of an attempt is due after so many seconds, as nothing is measured before it;
-#: the cost of a save is the median of so many; and a training loses this share of the time in which uploads run.
-AUTO_FIRST_S, DUE_MEASURED, UPLOAD_COST = 60.0, 5, 0.01
+#: and the cost of a save is the median of so many.
+AUTO_FIRST_S, DUE_MEASURED = 60.0, 5
 #: How often a rank that is ahead of rank 0 looks whether that has decided.
 DECISION_LOOK_S = 0.001
 #: The task is told at most this often that a checkpoint is held up.

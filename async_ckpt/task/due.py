@@ -12,7 +12,7 @@ from collections import deque
 from typing import Any
 
 from .. import layout
-from ..config import AUTO_FIRST_S, DUE_MEASURED, UPLOAD_COST, Config
+from ..config import AUTO_FIRST_S, DUE_MEASURED, Config
 from ..errors import UsageError
 from ..ranks import who
 from ..ranks.decisions import Decisions
@@ -149,7 +149,7 @@ class Due:
         if not self._costs:
             return
         upload_s = _median(self._known.upload_s)
-        cost_s = _median(self._costs) + UPLOAD_COST * upload_s
+        cost_s = _median(self._costs) + self._config.max_slowdown * upload_s
         best_s = best_interval_s(cost_s, self._config.mtbf_s / max(self._spool.task.nodes, 1))
         self._auto_s = max(best_s, upload_s)
 
