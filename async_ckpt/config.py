@@ -177,6 +177,9 @@ CLIMB_WINDOW_S = 1.0
 #: silent for long; no request waits longer than the second for its next piece; and what was not sent within the third
 #: may be made up for, since nobody sends all the time.
 THROTTLE_PIECE_S, THROTTLE_TURN_S, THROTTLE_BURST_S = 0.25, 2.0, 0.2
+#: At a pace one connection more is used than would send so many bytes a second each: parts that are on their way at the
+#: same time are all digested at once, and all begun anew if the uploader dies.
+PACE_CONNECTION_BYTES_S = 4_000_000
 #: The pace of uploads. A checkpoint is to be in the store when this share of the time until the next save is over, or
 #: so many seconds. Where training feels uploads they may last longer, up to the third share.
 PACE_SHARE, PACE_MOST_S, PACE_LAST_SHARE = 0.5, 900.0, 0.9
@@ -187,12 +190,15 @@ PACE_EXPOSURE_SHARE = 0.8
 PACE_INTERVALS, PACE_NAMES, PACE_ASSUMED_S = 3, 64, 600.0
 #: Nothing is sent more slowly than the first, in bytes a second. So few bytes are sent at full speed. So is what needs
 #: more than this share of what the store takes.
-PACE_LEAST_BYTES_S, PACE_SMALL_BYTES, PACE_FULL_SHARE = 1 << 20, 4 << 20, 0.7
+PACE_LEAST_BYTES_S, PACE_SMALL_BYTES, PACE_FULL_SHARE = 4 << 20, 4 << 20, 0.7
 #: The uploader is told of another pace at most this often, and only where it differs by this share.
 PACE_CHANGE_S, PACE_CHANGE_SHARE = 1.0, 0.05
 #: So often it is looked whether training feels uploads. It does where everything waits for a disk or for memory for
 #: longer than this share of the time.
 SLOWDOWN_LOOK_S, PRESSURE_SHARE = 2.0, 0.1
+#: The task does nothing if it has used less than this share of a core for so long; it is looked every so many seconds.
+#: Where steps are told it trains for so long after each, as it may only wait for its accelerator.
+IDLE_SHARE, IDLE_AFTER_S, IDLE_LOOK_S, STEPS_LONGEST_S = 0.02, 10.0, 2.0, 300.0
 #: Steps of the training: it takes so many to compare them, and the last so many are compared. One that takes longer
 #: than so many usual ones counts as this long. So many processes may tell of theirs.
 STEPS_LEAST, STEPS_JUDGED, STEPS_CLIPPED, STEPS_PROCESSES = 20, 200, 2.0, 64

@@ -52,6 +52,11 @@ class Owners:
         return len(self._pids)
 
     @property
+    def pids(self) -> list[int]:
+        """The processes; 0: one that cannot be seen from here."""
+        return list(self._pids.values())
+
+    @property
     def gang_leader_pid(self) -> int:
         """The process without which the gang of the owner has no future; 0: none that can be seen from here."""
         return self._leader[1] if self._leader is not None else 0

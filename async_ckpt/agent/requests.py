@@ -16,6 +16,7 @@ from .backlog import why_full
 from .checkpoints import MAX_ERRORS, Checkpoints
 from .dispatcher import Dispatcher
 from .exposure import next_words, until_durable
+from .idleness import Idleness
 from .parts import Parts
 from .questions import MAX_QUESTIONS, Questions
 
@@ -40,6 +41,7 @@ class Requests:
         self._socket_saves, self._last_call, self._throughput = parts.socket_saves, parts.last_call, parts.throughput
         self._exposure, self._pace, self._clock = parts.exposure, parts.pace, parts.clock
         self._checkpoints, self._dispatcher = checkpoints, dispatcher
+        self._idleness = Idleness()
         #: Those that are answered once something has come about.
         self.questions = Questions(self._answer, parts.clock)
 
@@ -192,8 +194,12 @@ class Requests:
                 return why
         if self._is_exposure_near():
             return "max_exposure is near"
-        full = why_full(self._queue.pending, self._queue.open_bytes, self._spool.directory, self._config)
-        return f"no save would find room: {full}" if full else ""
+        if full := why_full(self._queue.pending, self._queue.open_bytes, self._spool.directory, self._config):
+            return f"no save would find room: {full}"
+        now, ours = self._clock.monotonic(), [os.getpid(), *filter(None, [self._uploader.pid])]
+        if self._queue.uploading and self._idleness.look(now, self._owners.pids, ours):
+            return "" if self._pace.slowdown.is_training(now) else "the task does nothing that could be slowed down"
+        return ""
 
     def _state(self, identity: str, *, look: bool = True) -> Message:
         if look and identity not in self._queue.jobs:

@@ -10,11 +10,20 @@ for its turn counts like everybody else.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 
-from ..config import PRESSURE_SHARE, SLOWDOWN_LOOK_S, STEPS_CLIPPED, STEPS_JUDGED, STEPS_LEAST, STEPS_PROCESSES
+from ..config import (
+    PRESSURE_SHARE,
+    SLOWDOWN_LOOK_S,
+    STEPS_CLIPPED,
+    STEPS_JUDGED,
+    STEPS_LEAST,
+    STEPS_LONGEST_S,
+    STEPS_PROCESSES,
+)
 
 #: Between a step and the message that tells of it, in seconds.
 _LATE_S = 0.5
@@ -38,6 +47,7 @@ class Slowdown:
         self._ratios: deque[float] = deque(maxlen=STEPS_JUDGED)
         self._is_uploading, self._since = False, 0.0
         self._next_look = 0.0
+        self._heard = -math.inf
 
     def see(self, now: float, *, is_uploading: bool) -> None:
         """Whether something is being uploaded."""
@@ -48,6 +58,7 @@ class Slowdown:
         """A process has told how long its last steps took, in seconds. Those of a moment in which an upload began or
         ended count for nothing.
         """
+        self._heard = now
         if now - self._since < sum(times) + _LATE_S:
             return
         quiet = self._quiet.setdefault(who, deque(maxlen=STEPS_JUDGED))
@@ -61,6 +72,10 @@ class Slowdown:
             # A step with a save or an evaluation in it tells nothing: it counts no more than twice the usual one.
             mean = sum(min(time / usual, STEPS_CLIPPED) for time in quiet) / len(quiet)
             self._ratios.extend(min(time / usual, STEPS_CLIPPED) / mean for time in times)
+
+    def is_training(self, now: float) -> bool:
+        """Whether a step has ended a while ago, or later."""
+        return now - self._heard < STEPS_LONGEST_S
 
     def begin_anew(self) -> None:
         """Uploads have another rate from now on."""

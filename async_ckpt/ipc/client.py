@@ -267,13 +267,16 @@ class AgentClient:
             self._changed.notify_all()
 
     def tell(self, op: str, **fields: Any) -> None:
-        """Say something that needs no answer, if there is a connection whose agent has read all that was said before.
-        This never waits and never fails.
+        """Say something that needs no answer and may get lost: if there is a connection now, and all that was said
+        before went out. This never waits, also not for a thread that is about to find an agent, and never fails.
         """
         self._check_fork()
-        with self._lock:
-            if self._connection is not None and not self._out:
-                self._send(self._connection, {"op": op, **fields}, [])
+        if self._lock.acquire(blocking=False):
+            try:
+                if self._connection is not None and not self._closed and not self._out:
+                    self._send(self._connection, {"op": op, **fields}, [])
+            finally:
+                self._lock.release()
 
     def say_goodbye(self, *, over: bool) -> None:
         """Tell the agent that the attempt has ended, and whether the task is ``over`` with it. No answer is waited for:

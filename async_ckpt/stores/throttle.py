@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import anyio
 
-from ..config import PIECE_BYTES, THROTTLE_BURST_S, THROTTLE_PIECE_S, THROTTLE_TURN_S
+from ..config import PACE_CONNECTION_BYTES_S, PIECE_BYTES, THROTTLE_BURST_S, THROTTLE_PIECE_S, THROTTLE_TURN_S
 
 #: A throttled connection gets no smaller piece than this, in bytes.
 _LEAST_PIECE_BYTES = 1 << 10
@@ -31,6 +31,7 @@ class Throttle:
 
     def __init__(self, limit: float = 0.0) -> None:
         self._limit = self._rate = limit
+        self._pace = 0.0
         # All is counted in bytes and not in seconds, so that a new rate also holds for those that wait already: how
         # many may have been sent by the moment ``_at``, and how many are spoken for.
         self._at, self._allowed, self._reserved = time.monotonic(), 0.0, -math.inf
@@ -41,6 +42,7 @@ class Throttle:
         that wait go by it at once. Call it in the loop that sends.
         """
         self._catch_up()
+        self._pace = bytes_per_s
         self._rate = min((rate for rate in (bytes_per_s, self._limit) if rate), default=0.0)
         if not self._rate:
             self._allowed = max(self._allowed, self._reserved)  # Nobody waits any more.
@@ -99,5 +101,10 @@ class Throttle:
 
     @property
     def connections(self) -> int | None:
-        """How many requests may share the rate, so that each has a piece every few seconds; None: any number."""
-        return max(1, int(THROTTLE_TURN_S * self._rate / self.piece_bytes)) if self._rate else None
+        """How many requests may share the rate, so that each has a piece every few seconds, and at a pace no more than
+        it takes; None: any number.
+        """
+        if not self._rate:
+            return None
+        needed = 1 + math.ceil(self._pace / PACE_CONNECTION_BYTES_S) if self._pace else math.inf
+        return int(max(1, min(THROTTLE_TURN_S * self._rate / self.piece_bytes, needed)))

@@ -8,7 +8,7 @@ import contextlib
 import os
 import resource
 import signal
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from ..config import HUNG_ON_DISK, HUNG_STEP_S
@@ -41,6 +41,24 @@ def began_at(pid: int) -> int | None:
     """When a process was started, in ticks since this machine was: no two of one number have the same."""
     found = _stat(pid)
     return int(found[19]) if found else None
+
+
+def cpu_seconds(pid: int, without: Collection[int] = ()) -> float | None:
+    """How much CPU time a process and its descendants have used, those included that were waited for, but for some and
+    theirs. None: not all of that can be seen.
+    """
+    fields = _stat(pid)
+    if not fields:
+        return None
+    total = sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+    try:
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/children") as file:
+                children = [int(child) for child in file.read().split()]
+            total += sum(cpu_seconds(child, without) or 0.0 for child in children if child not in without)
+    except OSError:  # A kernel without these files, or the thread has ended in this moment.
+        return None
+    return total
 
 
 def state_of(pid: int) -> str:

@@ -93,6 +93,14 @@ class TestSteps:
         assert len(training.slowdown._quiet) == STEPS_PROCESSES
 
 
+def test_who_tells_of_steps_trains_for_a_while() -> None:
+    training = Training()
+    assert not training.slowdown.is_training(training.now)
+    training.go_on(1, uploading=False)
+    assert training.slowdown.is_training(training.now + 60)
+    assert not training.slowdown.is_training(training.now + 3600)
+
+
 class TestPressure:
     @pytest.mark.parametrize(("share", "felt"), [(0.3, True), (0.01, False), (None, None)])
     def test_it_counts_where_no_steps_are_told(self, share: float | None, felt: bool | None) -> None:

@@ -47,6 +47,14 @@ class TestThrottle:
             rates.append(throttle.rate)
         assert rates == [500, 1000, 1000]
 
+    def test_a_pace_does_with_few_connections(self) -> None:
+        found = []
+        for pace in (100, 1_000_000, 20_000_000, 0):
+            throttle = Throttle()
+            throttle.pace(pace)
+            found.append(throttle.connections)
+        assert found == [1, 2, 6, None]
+
     def test_another_rate_holds_for_what_was_reserved_already(self, monkeypatch: pytest.MonkeyPatch) -> None:
         now = 100.0
         monkeypatch.setattr(time, "monotonic", lambda: now)
