@@ -183,6 +183,8 @@ PACE_CONNECTION_BYTES_S = 4_000_000
 #: The pace of uploads. A checkpoint is to be in the store when this share of the time until the next save is over, or
 #: so many seconds. Where training feels uploads they may last longer, up to the third share.
 PACE_SHARE, PACE_MOST_S, PACE_LAST_SHARE = 0.5, 900.0, 0.9
+#: Whoever waits asks for a while, and then again: it still counts as waiting for so long after an answer.
+WAITS_AGAIN_S = 1.0
 #: Where this share of ``max_exposure`` would be reached, there is no pace.
 PACE_EXPOSURE_SHARE = 0.8
 #: It is the shortest of so many intervals that counts, of so many names at most. Where uploads are felt and no interval

@@ -79,7 +79,6 @@ class Agent:
         self._gives_way_at = clock.monotonic() + CALM_S if temporary else math.inf
         self._shortage = Backoff(0, SHORT_FIRST_S, SHORT_MOST_S)
         self._gone: str | None = None
-        self._conflict_said = False
         self._next_scan = 0.0
         self._selector = selectors.DefaultSelector()
         self._wake_read, self._wake_write = socket.socketpair()
@@ -283,9 +282,5 @@ class Agent:
         order = self.pace.look(now, self.queue.to_upload(), self.throughput.known, hurry)
         self.throughput.set_paced(order.bytes_per_s)
         self.uploader.set_rate(order.bytes_per_s)
-        if self.pace.conflict and not self._conflict_said:
-            self._conflict_said = True
-            self.owners.say(
-                f"Uploads are felt: {self.pace.conflict}, and the interval between saves leaves them no more time. "
-                "Save less often, or allow a higher max_slowdown"
-            )
+        if notice := self.pace.news():
+            self.owners.say(notice)

@@ -101,16 +101,27 @@ class Pace:
     def __init__(self, slowdown: Slowdown, most_s: float = PACE_MOST_S) -> None:
         self.slowdown, self._most_s = slowdown, min(most_s, PACE_MOST_S)
         self._intervals = Intervals()
-        #: Which share of the additional time is taken.
-        self._slack = 0.0
+        #: Which share of the additional time is taken, and why.
+        self._slack, self._slack_why = 0.0, ""
         self._changed = 0.0
         self.order = Order(0, "nothing is being uploaded")
-        #: What the user should know: the interval between saves and ``max_slowdown`` cannot both be had. Or empty.
-        self.conflict = ""
+        self._notices: list[str] = []
+        #: Saves that were seen before anybody has told of steps, and whether it was said what cannot be had.
+        self._saves, self._is_conflict_said = 0, False
 
     def saved(self, job: Job, now: float) -> None:
         """A checkpoint was admitted."""
         job.saved_at, job.every_s = now, self._intervals.saved(job.name, now)
+        self._saves += 1
+        if self._saves == PACE_INTERVALS and self.slowdown.lacks_steps:
+            self._notices.append(
+                "max_slowdown counts for uploads where the training tells of its steps, and it has not yet: call "
+                "current.checkpoint.step() after each"
+            )
+
+    def news(self) -> str:
+        """What the user should know, once; empty: nothing new."""
+        return self._notices.pop(0) if self._notices else ""
 
     def look(self, now: float, jobs: Sequence[Job], known: float, hurry: str) -> Order:
         """What to do now.
@@ -160,15 +171,21 @@ class Pace:
                 0, f"one save every {every:.0f} s needs most of the {known / 1e6:.0f} MB/s that the store takes"
             )
         why = f"half of the {every:.0f} s between saves is enough"
-        return Order(int(rate), f"{why}; it takes longer, as {self.slowdown.why}" if self._slack else why)
+        return Order(int(rate), f"{why}; it takes longer, as {self._slack_why}" if self._slack else why)
 
     def _listen(self, now: float) -> None:
         """Take more or less of the additional time."""
         felt = self.slowdown.look(now)
         if felt is None:
             return
-        if felt and self._slack == 1.0:
-            self.conflict = self.slowdown.why
+        if felt:
+            self._slack_why = self.slowdown.why
+        if felt and self._slack == 1.0 and not self._is_conflict_said:
+            self._is_conflict_said = True
+            self._notices.append(
+                f"Uploads are felt: {self._slack_why}, and the interval between saves leaves them no more time. Save "
+                "less often, or allow a higher max_slowdown"
+            )
         slack = min(max(self._slack + (_SLACK_STEP if felt else -_SLACK_STEP), 0.0), 1.0)
         if slack != self._slack:
             self._slack = slack

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from ..config import DEATHS_OF_AGENT, MAX_STEPS, PACE_EXPOSURE_SHARE
+from ..config import DEATHS_OF_AGENT, MAX_STEPS, PACE_EXPOSURE_SHARE, WAITS_AGAIN_S
 from ..ipc import protocol
 from ..ipc.protocol import Message
 from ..ipc.server import Connection
@@ -42,6 +43,8 @@ class Requests:
         self._exposure, self._pace, self._clock = parts.exposure, parts.pace, parts.clock
         self._checkpoints, self._dispatcher = checkpoints, dispatcher
         self._idleness = Idleness()
+        #: Until when somebody counts as waiting, as it asks again and again, and what for.
+        self._waits = -math.inf, ""
         #: Those that are answered once something has come about.
         self.questions = Questions(self._answer, parts.clock)
 
@@ -189,14 +192,17 @@ class Requests:
             return "the task is gone"
         if self._last_call.is_known:
             return "the end of this machine is known"
-        for op, why in _WAITING.items():
-            if self.questions.has(op):
-                return why
+        now = self._clock.monotonic()
+        asked = next((why for op, why in _WAITING.items() if self.questions.has(op)), "")
+        if asked:
+            self._waits = now + WAITS_AGAIN_S, asked
+        if now < self._waits[0]:
+            return self._waits[1]
         if self._is_exposure_near():
             return "max_exposure is near"
         if full := why_full(self._queue.pending, self._queue.open_bytes, self._spool.directory, self._config):
             return f"no save would find room: {full}"
-        now, ours = self._clock.monotonic(), [os.getpid(), *filter(None, [self._uploader.pid])]
+        ours = [os.getpid(), *filter(None, [self._uploader.pid])]
         if self._queue.uploading and self._idleness.look(now, self._owners.pids, ours):
             return "" if self._pace.slowdown.is_training(now) else "the task does nothing that could be slowed down"
         return ""

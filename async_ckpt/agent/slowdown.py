@@ -23,6 +23,7 @@ from ..config import (
     STEPS_LEAST,
     STEPS_LONGEST_S,
     STEPS_PROCESSES,
+    Config,
 )
 
 #: Between a step and the message that tells of it, in seconds.
@@ -76,6 +77,11 @@ class Slowdown:
     def is_training(self, now: float) -> bool:
         """Whether a step has ended a while ago, or later."""
         return now - self._heard < STEPS_LONGEST_S
+
+    @property
+    def lacks_steps(self) -> bool:
+        """Whether somebody has chosen how much longer steps may be, and nobody tells how long they are."""
+        return self._most != Config.max_slowdown and self._heard == -math.inf
 
     def begin_anew(self) -> None:
         """Uploads have another rate from now on."""

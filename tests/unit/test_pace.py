@@ -238,14 +238,27 @@ class TestFelt:
         world.said.felt = True
         assert world.look().bytes_per_s == pytest.approx(10 * GB / (PACE_SHARE * PACE_ASSUMED_S), rel=0.02)
 
-    def test_it_is_said_that_both_cannot_be_had(self) -> None:
+    def test_it_is_said_once_that_both_cannot_be_had(self) -> None:
         world = World()
         world.saved_every(100)
         world.go_on(0.2)
-        assert not world.pace.conflict
+        assert not world.pace.news()
         world.said.felt = True
-        world.go_on(5)
-        assert world.pace.conflict
+        world.go_on(10)
+        assert "Save less often" in world.pace.news()
+        assert not world.pace.news()
+
+    @pytest.mark.parametrize(
+        ("most", "steps", "said"), [(0.05, False, True), (0.05, True, False), (0.01, False, False)]
+    )
+    def test_it_is_said_once_that_nobody_tells_of_steps(self, most: float, steps: bool, said: bool) -> None:
+        world, slowdown = World(), Slowdown(most, NoPressure())
+        world.pace = Pace(slowdown)
+        if steps:
+            slowdown.heard(1, [0.1], world.now)
+        world.saved_every(10)
+        assert ("step()" in world.pace.news()) == said
+        assert not world.pace.news()
 
 
 class TestIntervals:
