@@ -71,9 +71,9 @@ OUTAGE_FIRST_S, OUTAGE_PAUSE_S = 2.0, 60.0
 #: How often, at most, the agent writes down what would be lost now; and over how many of the last uploads it is said
 #: how long one takes.
 EXPOSURE_WRITE_S, EXPOSURE_UPLOADS = 0.05, 5
-#: ``due(every="auto")``: the first save of an attempt is due after so many seconds, as nothing is measured before it;
-#: and the cost of a save is the median of so many.
-AUTO_FIRST_S, DUE_MEASURED = 60.0, 5
+#: ``due(every="auto")``: what a save is taken to cost before one was measured, in seconds; and of how many of the last
+#: ones the median is taken.
+DUE_ASSUMED_S, DUE_MEASURED = 5.0, 5
 #: How often a rank that is ahead of rank 0 looks whether that has decided.
 DECISION_LOOK_S = 0.001
 #: The task is told at most this often that a checkpoint is held up.

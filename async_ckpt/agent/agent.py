@@ -238,6 +238,8 @@ class Agent:
             loss = self.exposure.loss(self.queue.waiting())
             who = f"The end of this machine is told ({', '.join(heard)})"
             self.owners.tell({"push": "notice", "why": f"{who}: {loss.words()}"})
+        sending = any(not job.why for job in self.queue.uploading) or bool(self.queue.committing)
+        self.exposure.see_uploads(are_on_their_way=sending)
         if not self.exposure.has_news:
             return
         try:

@@ -2,7 +2,7 @@
 the newest that lies on this disk, if only the task's process ends.
 
 Work counts from the moment in which a checkpoint's capture *began*, and only a checkpoint that a retry would load by
-itself counts, once there is one. A collective one counts when all of it is there. So what is said here may be more than
+itself counts. A collective one counts when all of it is there. So what is said here may be more than
 what would be lost, and never less. Time is the kernel's, since the machine's boot: nobody sets that clock, it goes on
 while the machine is suspended, and an agent that is started again goes by the same one (``spool/recovery.py``).
 """
@@ -31,12 +31,15 @@ class Loss(NamedTuple):
         Seconds of work, if this machine is lost now; None: nobody has said when the attempt began.
     process_s : float or None
         The same if only the task's process ends, and a retry begins on this machine.
+    by_hand_s : float or None
+        As ``machine_s`` for somebody who loads by hand: checkpoints with ``latest=False`` count as well.
     saves : int
         How many saves are only on this disk.
     """
 
     machine_s: float | None
     process_s: float | None
+    by_hand_s: float | None
     saves: int
 
     def words(self) -> str:
@@ -44,7 +47,9 @@ class Loss(NamedTuple):
         if self.machine_s is None:
             return _saves_words(self.saves)
         lost = f"the work of the last {self.machine_s:.0f} s would be lost with this machine"
-        return f"{lost}; {_saves_words(self.saves) if self.saves else 'nothing was saved since'}"
+        if self.by_hand_s is not None and self.by_hand_s < self.machine_s:
+            lost += ", as a retry does not load by itself what is saved with latest=False"
+        return f"{lost}; {_saves_words(self.saves) if self.saves else 'nothing waits for the store'}"
 
 
 class Exposure:
@@ -75,8 +80,8 @@ class Exposure:
         if attempt == known.attempt and known.began is not None and began in (None, known.began):
             return
         known.attempt, known.began, known.saved = attempt, began or moment(self._clock), None
+        known.has_latest = False
         waiting = list(waiting)
-        known.has_latest |= any(layout.is_latest(item.reference) for item in waiting)
         for point, items in ((known.any, waiting), (known.latest, _latest(waiting))):
             point.resumed = max((item.order for item in items), default=(-1, -1))
             if point.resumed <= point.reached or point.since is None:
@@ -92,7 +97,7 @@ class Exposure:
             known.saved = (
                 item.captured if is_first or known.saved is None else self._younger(item.captured, known.saved)
             )
-        known.has_latest |= is_latest
+            known.has_latest |= is_latest
         self._is_changed = True
 
     def committed(self, item: Admitted, bytes_per_s: float = 0.0) -> None:
@@ -104,7 +109,6 @@ class Exposure:
             What the store takes at full speed; 0: that is not known.
         """
         known, now = self.recovery, moment(self._clock)
-        known.has_latest |= layout.is_latest(item.reference)
         for point in (known.any, known.latest) if layout.is_latest(item.reference) else (known.any,):
             if item.order > point.reached:
                 point.reached, point.since = item.order, self._since(point, item)
@@ -124,6 +128,11 @@ class Exposure:
         self._is_changed, self._written = True, -math.inf
         return [who for who in sources if who not in ends]
 
+    def see_uploads(self, *, are_on_their_way: bool) -> None:
+        """Something is sent or committed now, and nothing holds it up."""
+        self._is_changed |= self.recovery.is_on_its_way != are_on_their_way
+        self.recovery.is_on_its_way = are_on_their_way
+
     @property
     def has_news(self) -> bool:
         """Whether it is time to write down what has changed."""
@@ -142,15 +151,15 @@ class Exposure:
     def loss(self, waiting: Iterable[Admitted]) -> Loss:
         """What would be lost now, with what is ``waiting``: all that is on this disk, and not in the store."""
         known, now, waiting = self.recovery, moment(self._clock), list(waiting)
-        point, saves = known.point, len({item.order for item in waiting})
-        if point.since is None:
-            return Loss(None, None, saves)
+        point, saves = known.latest, len({item.order for item in waiting})
+        if point.since is None or known.any.since is None:
+            return Loss(None, None, None, saves)
         machine_s = point.since.age_s(now)
-        counting = _whole(_latest(waiting) if known.has_latest else waiting)
-        newest = max(counting, key=lambda item: item.order, default=None)
+        by_hand_s = min(known.any.since.age_s(now), machine_s)
+        newest = max(_whole(_latest(waiting)), key=lambda item: item.order, default=None)
         if newest is None or newest.order <= point.reached:
-            return Loss(machine_s, machine_s, saves)
-        return Loss(machine_s, min(self._since(point, newest).age_s(now), machine_s), saves)
+            return Loss(machine_s, machine_s, by_hand_s, saves)
+        return Loss(machine_s, min(self._since(point, newest).age_s(now), machine_s), by_hand_s, saves)
 
     def _since(self, point: Point, item: Admitted) -> Moment:
         """Since when work would be lost if a retry began with this one. What was done before this attempt began, and is

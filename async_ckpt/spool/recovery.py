@@ -53,9 +53,11 @@ class Recovery:
     latest, any : Point
         By the checkpoints that a retry loads by itself; and by all, for those who load by hand (``latest=False``).
     has_latest : bool
-        Whether there is one that a retry loads by itself. Then only these count.
+        Whether the attempt has saved one that a retry loads by itself.
     saved : Moment or None
-        When the newest save of the attempt was captured, of those that count.
+        When the newest of these was captured; before there is one, the newest of all.
+    is_on_its_way : bool
+        Whether a checkpoint is sent or committed now, and nothing holds it up.
     ends : dict
         Who has said that the end of the machine comes, and when it was said.
     upload_s : list of float
@@ -70,14 +72,10 @@ class Recovery:
     any: Point = field(default_factory=Point)
     has_latest: bool = False
     saved: Moment | None = None
+    is_on_its_way: bool = False
     ends: dict[str, Moment] = field(default_factory=dict)
     upload_s: list[float] = field(default_factory=list)
     is_exceeded: bool = False
-
-    @property
-    def point(self) -> Point:
-        """The one that counts."""
-        return self.latest if self.has_latest else self.any
 
 
 def read(directory: str) -> Recovery:
@@ -89,6 +87,7 @@ def read(directory: str) -> Recovery:
             attempt=int(data["attempt"]), began=read_moment(data["began"]), latest=_point(data["latest"]),
             any=_point(data["any"]), has_latest=bool(data["has_latest"]), saved=read_moment(data["saved"]),
             ends={str(who): found for who, said in data["ends"].items() if (found := read_moment(said))},
+            is_on_its_way=bool(data["is_on_its_way"]),
             upload_s=[float(seconds) for seconds in data["upload_s"]], is_exceeded=bool(data["is_exceeded"]),
         )  # fmt: skip
     return Recovery()

@@ -202,7 +202,7 @@ class Checkpointer:
         """Seconds of work that would be lost with this machine now, as the agent has written it down last; nobody is
         waited for. None: that is not known.
         """
-        since = recovery.read(self.spool.directory).point.since
+        since = recovery.read(self.spool.directory).latest.since
         return None if since is None else since.age_s(moment(self._client.clock))
 
     @undisturbed

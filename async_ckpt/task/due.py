@@ -12,7 +12,7 @@ from collections import deque
 from typing import Any
 
 from .. import layout
-from ..config import AUTO_FIRST_S, DUE_MEASURED, Config
+from ..config import DUE_ASSUMED_S, DUE_MEASURED, Config
 from ..errors import UsageError
 from ..ranks import who
 from ..ranks.decisions import Decisions
@@ -68,11 +68,11 @@ class Due:
         #: has not done so since.
         self._own, self._told_to_end, self._asked = -math.inf, -math.inf, math.nan
         self._costs: deque[float] = deque(maxlen=DUE_MEASURED)
-        self._auto_s = AUTO_FIRST_S
         #: What the agent has written down, as it was when it was read last: (inode, mtime in nanoseconds).
         self._seen: tuple[int, int] | None = None
         self._known, self._saved, self._ends = Recovery(), -math.inf, -math.inf
         self._decisions: Decisions | None = None
+        self._measure()
 
     # -- what this process does ----------------------------------------------------------------------------------------
 
@@ -117,7 +117,14 @@ class Due:
         if self._began == -math.inf:  # The agent has not said it yet.
             self._began = now
         told = max(self._ends, self._told_to_end)
-        return told > last or now - max(last, self._began) >= (interval_s or self._auto_s)
+        return told > last or now - max(last, self._began) >= (interval_s or self._measured_interval_s)
+
+    @property
+    def _measured_interval_s(self) -> float:
+        """While the one before is on its way another one would wait for it. An upload that takes too long is an
+        outage, in which what is only on this disk still survives the process.
+        """
+        return max(self._auto_s, self._config.outage_s) if self._known.is_on_its_way else self._auto_s
 
     def _now(self) -> float:
         return self._clock.clock_gettime(time.CLOCK_BOOTTIME)
@@ -146,10 +153,8 @@ class Due:
 
     def _measure(self) -> None:
         """How long to wait between saves where nobody says it."""
-        if not self._costs:
-            return
         upload_s = _median(self._known.upload_s)
-        cost_s = _median(self._costs) + self._config.max_slowdown * upload_s
+        cost_s = _median(self._costs or [DUE_ASSUMED_S]) + self._config.max_slowdown * upload_s
         best_s = best_interval_s(cost_s, self._config.mtbf_s / max(self._spool.task.nodes, 1))
         self._auto_s = max(best_s, upload_s)
 

@@ -259,10 +259,10 @@ class Tracker:
 
         ``exposure`` has ``machine_s``: seconds of work that would be lost if this machine were lost now, since the
         capture of the newest checkpoint in the store, or since the attempt began (None: not known in this moment);
-        ``process_s``: the same if only the task's process ended, and a retry began on this machine; ``saves``: how many
-        saves are only on this disk; ``next_durable_s``: seconds until the next of them is in the store, or None, and
-        ``next_durable_why``: why that is not known. A checkpoint with ``latest=False`` counts only where the task has
-        no other, since a retry does not load it by itself.
+        ``process_s``: the same if only the task's process ended, and a retry began on this machine; ``by_hand_s``: as
+        ``machine_s``, for somebody who loads by hand, as a retry does not load checkpoints with ``latest=False``;
+        ``saves``: how many saves are only on this disk; ``next_durable_s``: seconds until the next of them is in the
+        store, or None, and ``next_durable_why``: why that is not known.
 
         Raises
         ------

@@ -50,11 +50,11 @@ def test_status_says_what_would_be_lost_also_after_the_agent_has_died(task: Task
 def test_an_agent_that_is_started_again_knows_what_is_in_the_store(task: Task) -> None:
     checkpointer = task.start()
     save(checkpointer, task, 0).wait(60)
-    wait_until(lambda: recovery.read(checkpointer.spool.directory).point.reached == (0, 0), "it is written down")
-    since = recovery.read(checkpointer.spool.directory).point.since
+    wait_until(lambda: recovery.read(checkpointer.spool.directory).latest.reached == (0, 0), "it is written down")
+    since = recovery.read(checkpointer.spool.directory).latest.since
     kill(agent_pid(checkpointer))
     checkpointer.status()
-    assert recovery.read(checkpointer.spool.directory).point.since == since
+    assert recovery.read(checkpointer.spool.directory).latest.since == since
     assert checkpointer.lost_with_machine_s() >= exposure(checkpointer)["process_s"] - 1
 
 
@@ -69,7 +69,7 @@ def test_max_exposure_is_said_once_where_it_is_exceeded_and_once_when_it_is_kept
     checkpointer = task.start(report=said.append, attempt=1)
     wait_until(lambda: said, "nothing was saved for too long")
     assert "max_exposure=0.3 s is exceeded: the work of the last" in said[0]
-    assert said[0].endswith("nothing was saved since")
+    assert said[0].endswith("nothing waits for the store")
     wait_until(lambda: recovery.read(checkpointer.spool.directory).is_exceeded, "the next agent knows that it was said")
     kill(agent_pid(checkpointer))
     # Once in the store, each is too old in a moment: as often as it takes until one is seen in time.

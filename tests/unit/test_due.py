@@ -168,8 +168,8 @@ def test_no_other_interval_is_expected_to_lose_much_less(cost_s: float, mtbf_s: 
 
 
 def test_auto_measures_what_a_save_costs_beginning_when_it_was_due(loop: Loop) -> None:
-    assert not loop.after(59).ask("auto")
-    assert loop.after(1).ask("auto"), "nothing can be measured before there was one"
+    assert not loop.after(best_interval_s(5, 86400) - 1).ask("auto")
+    assert loop.after(1.1).ask("auto"), "before there was one, 5 s are assumed"
     loop.after(1.5).save(0.5)  # torch.save() and save()
     best = best_interval_s(2, 86400)
     assert not loop.after(best - 0.6).ask("auto")
@@ -185,16 +185,31 @@ def test_auto_goes_by_the_median_so_that_one_slow_save_changes_nothing(loop: Loo
 
 def test_auto_is_never_more_often_than_an_upload_takes(tmp_path: Path) -> None:
     loop = Loop(tmp_path, mtbf_s=1000)
-    loop.after(60).ask("auto")
+    loop.after(600).ask("auto")
     loop.save(0.01)
     loop.write(upload_s=[10, 900, 700, 1000, 800], saved=moment(loop.clock))
     assert not loop.after(799).ask("auto")
     assert loop.after(2).ask("auto")
 
 
+def test_auto_waits_for_an_upload_but_not_in_an_outage_nor_when_the_end_is_told(tmp_path: Path) -> None:
+    loop = Loop(tmp_path, mtbf_s=100, outage_s=1800)
+    loop.after(600).ask("auto")
+    loop.save(0.01)
+    loop.write(is_on_its_way=True)
+    assert not loop.after(1700).ask("auto")
+    loop.write(ends={"SIGTERM": moment(loop.clock)})
+    assert loop.ask("auto")
+    loop.write(ends={})
+    assert loop.after(101).ask("auto")
+    loop.save(0.01)
+    loop.write(is_on_its_way=False)
+    assert loop.after(10).ask("auto")
+
+
 def test_a_larger_gang_saves_more_often(loop: Loop) -> None:
     loop.spool.task = replace(TASK, nodes=100)
-    loop.after(60).ask("auto", collective=False)
+    loop.after(600).ask("auto", collective=False)
     loop.save(2)
     assert loop.after(best_interval_s(2, 864)).ask("auto", collective=False)
 

@@ -52,7 +52,8 @@ class Life:
 
     @property
     def loss(self) -> tuple[float | None, float | None, int]:
-        return tuple(self.exposure.loss(self.waiting.values()))
+        found = self.exposure.loss(self.waiting.values())
+        return found.machine_s, found.process_s, found.saves
 
 
 @pytest.fixture
@@ -94,26 +95,38 @@ def test_one_that_failed_and_is_not_kept_helps_nobody(life: Life) -> None:
     assert life.after(1).loss == (11, 11, 0)
 
 
-def test_what_a_retry_does_not_load_counts_only_where_there_is_nothing_else(life: Life) -> None:
+def test_what_a_retry_does_not_load_counts_for_whoever_loads_by_hand(life: Life) -> None:
     life.after(10).save(0, latest=False)
     life.store(0)
-    assert life.after(5).loss == (5, 5, 0)
+    assert life.after(5).exposure.loss([]) == (15, 15, 5, 0)
+    assert "with this machine, as a retry does not load by itself" in life.exposure.loss([]).words()
     life.after(5).save(1)
-    assert life.after(1).loss == (21, 1, 1)
+    assert life.after(1).exposure.loss(life.waiting.values()) == (21, 1, 11, 1)
     life.store(1)
+    assert life.exposure.loss([]) == (1, 1, 1, 0)
     life.after(10).save(2, latest=False)
     life.store(2)
-    assert life.after(1).loss == (12, 12, 0)
+    assert life.after(1).exposure.loss([]) == (12, 12, 1, 0)
+
+
+def test_when_the_last_save_was_is_told_by_those_that_a_retry_loads_once_there_are_some(life: Life) -> None:
+    first = life.after(10).save(0, latest=False)
+    assert life.exposure.recovery.saved == first.captured
+    second = life.after(10).save(1)
+    life.after(10).save(2, latest=False)
+    assert life.exposure.recovery.saved == second.captured
+    life.begin(1)
+    assert life.exposure.recovery.saved is None
 
 
 def test_a_collective_one_survives_the_process_once_all_parts_are_on_this_disk(life: Life) -> None:
     first = life.after(10).save(0, rank=0, world=2)
     assert life.after(1).loss == (11, 11, 1)
     both = [first, Admitted("0.a@1.0", {**first.reference, "rank": 1}, Manifest(), "", "", first.captured)]
-    assert tuple(life.exposure.loss(both)) == (11, 1, 1)
+    assert life.exposure.loss(both) == (11, 1, 11, 1)
     nameless = Admitted("", {**first.reference, "world": None}, Manifest(), "", "", first.captured)
     del nameless.reference["world"]
-    assert tuple(life.exposure.loss([nameless])) == (11, 11, 1)
+    assert life.exposure.loss([nameless]) == (11, 11, 11, 1)
 
 
 def test_a_retry_loses_only_what_it_has_done_itself_if_it_began_with_what_is_stored(life: Life) -> None:
@@ -194,7 +207,7 @@ def test_max_exposure_is_said_once_and_once_when_it_is_over() -> None:
     assert not said()
     life.after(901)
     lost = "max_exposure=900 s is exceeded: the work of the last 901 s would be lost with this machine"
-    assert said() == f"{lost}; nothing was saved since"
+    assert said() == f"{lost}; nothing waits for the store"
     assert not said()
     life.save(0)
     assert not said()
@@ -284,6 +297,6 @@ def test_where_the_next_one_cannot_be_estimated_the_reason_is_said() -> None:
 def test_words() -> None:
     assert next_words(39.2, "") == "the next one is in the store in about 40 s"
     assert next_words(None, "0.a.0: out of reach").endswith("is not known: 0.a.0: out of reach")
-    assert Loss(60.0, 60.0, 0).words() == (
-        "the work of the last 60 s would be lost with this machine; nothing was saved since"
+    assert Loss(60.0, 60.0, 60.0, 0).words() == (
+        "the work of the last 60 s would be lost with this machine; nothing waits for the store"
     )

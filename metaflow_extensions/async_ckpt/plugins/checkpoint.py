@@ -361,7 +361,8 @@ class _Checkpoints:
         every : float, str or timedelta, default "auto"
             Seconds, or a text such as ``"10 min"``. "auto": the interval that loses least by Young and Daly (sources in
             ``async_ckpt/task/due.py``), from what saves have cost so far and the mean time between failures
-            (``METAFLOW_ASYNC_CKPT_MTBF_S``); never less than an upload takes. The first save is due after a minute.
+            (``METAFLOW_ASYNC_CKPT_MTBF_S``); never while the checkpoint before is still uploaded. Before a save was
+            measured, it is taken to cost 5 s.
         collective : bool, optional
             Default: for a process that trains alone; saves of all processes of the task count, but those with
             ``latest=False``, if there are others. Ranks have to say: True, if they save together: rank 0 decides for
