@@ -190,8 +190,8 @@ PACE_EXPOSURE_SHARE = 0.8
 #: It is the shortest of so many intervals that counts, of so many names at most. Where uploads are felt and no interval
 #: is known, it is taken for the third, in seconds.
 PACE_INTERVALS, PACE_NAMES, PACE_ASSUMED_S = 3, 64, 600.0
-#: Nothing is sent more slowly than the first, in bytes a second. So few bytes are sent at full speed. So is what needs
-#: more than this share of what the store takes.
+#: Nothing is sent more slowly than the first, in bytes a second. Checkpoints of so few bytes are sent at full speed. So
+#: are those that need more than this share of what the store takes.
 PACE_LEAST_BYTES_S, PACE_SMALL_BYTES, PACE_FULL_SHARE = 4 << 20, 4 << 20, 0.7
 #: The uploader is told of another pace at most this often, and only where it differs by this share.
 PACE_CHANGE_S, PACE_CHANGE_SHARE = 1.0, 0.05

@@ -276,6 +276,8 @@ class Agent:
         """While nobody trains (the task waits for a flush, or is gone, or soon will be) the uploader may use the
         machine. Else it leaves it to those who do, and sends at the pace that the interval between saves asks for.
         """
+        if not self.queue.uploading:
+            self.throughput.rest()
         hurry = self.requests.why_hurry()
         questions = self.requests.questions
         waits = questions.has("flush") or questions.has("claim")

@@ -164,8 +164,8 @@ class Pace:
                 return Order(0, f"{job.id} is late: it was saved {now - job.saved_at:.0f} s ago")
             total += job.left
             rate = max(rate, total / left_s)
-        if total <= PACE_SMALL_BYTES:
-            return Order(0, "little is left to send")
+        if sum(job.size for job in jobs) <= PACE_SMALL_BYTES:
+            return Order(0, "there is little to send")
         if known and rate >= PACE_FULL_SHARE * known:
             return Order(
                 0, f"one save every {every:.0f} s needs most of the {known / 1e6:.0f} MB/s that the store takes"

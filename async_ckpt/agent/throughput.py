@@ -18,16 +18,26 @@ class Throughput:
         self._last = 0.0
         self._is_sure = False
         self._paced = 0
+        self._is_resting = False
 
     def set_paced(self, bytes_per_s: int) -> None:
         """How fast may be sent; 0: as fast as can be. What is sent at a pace does not tell how fast the store is."""
         if bool(bytes_per_s) != bool(self._paced):
-            self._sent.clear()
-            self._total = 0
+            self._begin_anew()
         self._paced = bytes_per_s
+
+    def rest(self) -> None:
+        """Nothing is being uploaded: what is sent next is not measured together with what was sent before."""
+        self._is_resting = True
+
+    def _begin_anew(self) -> None:
+        self._sent.clear()
+        self._total, self._is_resting = 0, False
 
     def add(self, count: int) -> None:
         """So many bytes were sent; a negative number takes some back."""
+        if self._is_resting:
+            self._begin_anew()
         now = self._forget()
         self._sent.append((now, count))
         self._total += count
@@ -49,8 +59,8 @@ class Throughput:
 
     def assume(self, bytes_per_s: float) -> None:
         """Forget what was measured, and go by this until there is more."""
-        self._sent.clear()
-        self._total, self._last, self._is_sure = 0, bytes_per_s, True
+        self._begin_anew()
+        self._last, self._is_sure = bytes_per_s, True
 
     def bytes_per_s(self) -> float:
         now = self._forget()

@@ -164,7 +164,7 @@ class TestPace:
     def test_little_is_sent_at_once(self) -> None:
         world = World()
         world.saved_every(100, size=4e6)
-        assert world.look() == Order(0, "little is left to send")
+        assert world.look() == Order(0, "there is little to send")
 
     def test_nothing_is_sent_so_slowly_that_it_would_look_like_a_stall(self) -> None:
         world = World()

@@ -83,3 +83,17 @@ def test_the_first_bytes_after_a_pace_are_not_measured_together_with_the_last_on
         clock.now += 0.1
         rate.add(1000)
     assert rate.known == pytest.approx(10_000, rel=0.1)
+
+
+def test_the_time_in_which_nothing_was_uploaded_does_not_count() -> None:
+    clock = StillClock()
+    rate = Throughput(clock)
+    for _ in range(3):
+        for _ in range(20):
+            clock.now += 0.1
+            rate.add(1000)
+        assert rate.known == pytest.approx(10_000, rel=0.1)
+        rate.rest()
+        clock.now += 3
+        rate.add(1000)
+        assert rate.known == pytest.approx(10_000, rel=0.1)
