@@ -61,6 +61,13 @@ class Moment(NamedTuple):
         is_earlier_boot = self.boot and self.boot.partition(" ")[0] != now.boot.partition(" ")[0]
         return max(by_wall, now.since_boot_s) if is_earlier_boot else by_wall
 
+    def back_to(self, wall_ns: int) -> Moment:
+        """The earlier moment in which a file was written (wall time in nanoseconds), as seen now; of one that is said
+        to be written later than now, this one. The wall time stays.
+        """
+        back_s = max((self.wall_ns - wall_ns) / 1e9, 0.0)
+        return self._replace(since_boot_s=max(self.since_boot_s - back_s, 0.0))
+
 
 def moment(clock: Clock) -> Moment:
     """This one."""

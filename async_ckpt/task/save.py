@@ -55,6 +55,7 @@ class Saver:
         *,
         check: Callable[[], None] | None = None,
         saved_path: str | None = None,
+        written_ns: int | None = None,
         wait: bool = True,
         **options: Any,
     ) -> Reference:
@@ -68,6 +69,8 @@ class Saver:
             Called when all is captured; what it raises is raised, and nothing was saved.
         saved_path : str, optional
             Where ``path`` was captured from, if that stands in for something else.
+        written_ns : int, optional
+            When its newest file was written (wall time, nanoseconds), where its state is as old as that.
         wait : bool
             Where the backlog is full: do as ``on_backlog`` says; else that is an error at once.
         options
@@ -88,12 +91,12 @@ class Saver:
         given = SaveOptions(**options)
         # The user's objects are asked in the user's thread.
         metadata, notes = plain(given.metadata, self._config)
-        return self._save(path, replace(given, metadata=metadata), notes, check, saved_path, wait)
+        return self._save(path, replace(given, metadata=metadata), notes, check, (saved_path, written_ns), wait)
 
     @put_off
     def _save(
         self, path: str | os.PathLike[str], options: SaveOptions, notes: list[MetadataNote],
-        check: Callable[[], None] | None, saved_path: str | None, wait: bool,
+        check: Callable[[], None] | None, origin: tuple[str | None, int | None], wait: bool,
     ) -> Reference:  # fmt: skip
         shard = self._begin(options)
         # Before anything can go wrong: whoever fails here has had its turn, like all other ranks.
@@ -104,7 +107,7 @@ class Saver:
         with self._tracker.while_it_runs():
             while True:
                 try:
-                    admitted = self._capture_and_admit(path, options, shard, version, check, saved_path or path, wait)
+                    admitted = self._capture_and_admit(path, options, shard, version, check, origin, wait)
                     break
                 except (SnapshotError, SpoolError) as error:
                     # The disk may have looked as if there were room, and turned out to be full, or its quota used up.
@@ -212,7 +215,7 @@ class Saver:
 
     def _capture_and_admit(
         self, path: str, options: SaveOptions, shard: Ranks | None, version: int | None,
-        check: Callable[[], None] | None, saved_path: str, wait: bool,
+        check: Callable[[], None] | None, origin: tuple[str | None, int | None], wait: bool,
     ) -> Admitted:  # fmt: skip
         occupy_standard_streams()
         client, folder = self._tracker.client, os.path.dirname(path)
@@ -220,6 +223,8 @@ class Saver:
         guarded = client.is_guarded()
         capture.check_strategy(options.snapshot, leases=guarded)
         data, began = self._spool.snapshots.new_directory(path), moment(client.clock)
+        saved_path, written_ns = origin
+        began = began if written_ns is None else began.back_to(written_ns)
         savers = ranks_here() if shard else 1
         limit = SafeLinks(self._habits, self._copy_speed, path, os.path.dirname(data), savers)
         budget = client.lease_budget() if guarded else 0
@@ -231,7 +236,7 @@ class Saver:
             if options.storage_format == "files" and self._spool.store.path_on_disk is None:
                 _check_object_names(reference["url"], captured.manifest, path)
             go_on()
-            admitted = self._spool.records.admit(reference, captured.manifest, data, saved_path, began)
+            admitted = self._spool.records.admit(reference, captured.manifest, data, saved_path or path, began)
         except BaseException:
             captured.drop(data)
             raise

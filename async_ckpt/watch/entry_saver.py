@@ -125,7 +125,7 @@ class EntrySaver:
             reference = self._checkpointer.save(
                 path, name=options.name, metadata=self._metadata(relative, tree, path),
                 latest=latest and options.latest, storage_format=options.storage_format, snapshot=options.snapshot,
-                check=check, saved_path=os.path.join(self._root, relative),
+                check=check, saved_path=os.path.join(self._root, relative), written_ns=tree.newest_ns,
                 wait=False,  # What the trainer writes meanwhile may not stay.
             )  # fmt: skip
         except StoreError as error:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from . import aims, data_plane, loop_report, pace, results, series_report
+from . import aims, data_plane, exposure_report, loop_report, pace, results, series_report
 from .environment import PEER, PEER_VERSION, PLOTS, REPOSITORY
 
 Rows = list[dict[str, Any]]
@@ -208,6 +208,7 @@ SECTIONS: tuple[tuple[str, str, str, Render, Judge | None], ...] = (
     ("cleaners", "Files that vanish from the spool", CLEANERS, table, None),
     ("preempt", "A machine that is taken away", PREEMPT, table, None),
     ("preemptions", "Many machines that are taken away", PREEMPTIONS, table, None),
+    *((name, title, text, table, judge) for name, title, text, judge in exposure_report.SECTIONS),
     ("twice", "The same attempt number twice", TWICE, table, None),
     ("agent_states", "Agents that die, hang, or cannot be had", AGENT_STATES, table, None),
     ("soak", "An hour of saves", SOAK, table, None),

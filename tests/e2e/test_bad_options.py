@@ -20,6 +20,7 @@ WRONG: list[tuple[dict[str, object], list[str]]] = [
     ({"show_card": "maybe"}, ["show_card='maybe'", "True or False"]),
     ({"flush_timeout": -1}, ["flush_timeout=-1", "a number of seconds"]),
     ({"on_failure": "ignore"}, ["on_failure='ignore'", "raise, warn"]),
+    ({"max_exposure": "yesterday"}, ["max_exposure='yesterday'", "a number of seconds, a timedelta, or a text"]),
     ({"max_pending": "few"}, ["max_pending='few'", "a number of checkpoints"]),
 ]
 

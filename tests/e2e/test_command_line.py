@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,9 @@ def test_a_shell_script_in_a_step_saves_lists_loads_and_flushes_and_a_shell_outs
     assert parsed["status.json"]["failed_count"] == 0
     assert parsed["status.json"]["pending"] + parsed["status.json"]["committed"] == 4
     assert "pending         0 (0 B)" in files["status.txt"]
+    assert re.search(
+        r"^would be lost   \d+ s of work with this machine, \d+ s with the process$", files["status.txt"], re.M
+    )
     listed = parsed["list.json"]
     assert [(c["name"], c["version_id"], c["state"]) for c in listed] == [
         ("mfchckpt", 3, "COMMITTED"), ("shell", 2, "COMMITTED"), ("shell", 1, "COMMITTED"), ("task", 0, "COMMITTED"),

@@ -197,6 +197,14 @@ def test_after_a_reboot_the_wall_clock_counts_but_no_less_than_the_time_since_th
     assert Moment(0.0, "", 990_000_000_000).age_s(now) == 10, "an earlier version's record"
 
 
+def test_what_was_written_earlier_is_as_old_as_that() -> None:
+    now = Moment(100.0, "boot", 1_000_000_000_000)
+    assert now.back_to(970_000_000_000).age_s(now) == 30
+    assert now.back_to(970_000_000_000).wall_ns == now.wall_ns
+    assert now.back_to(1_001_000_000_000) == now, "by a clock that is ahead"
+    assert now.back_to(0).age_s(now) == 100, "before the machine was booted"
+
+
 def test_max_exposure_is_said_once_and_once_when_it_is_over() -> None:
     life = Life(most_s=900)
     life.begin()
