@@ -171,7 +171,7 @@ def lose_machines(count: int, seed: int) -> tuple[list[dict[str, Any]], int]:
 # -- due("auto") -------------------------------------------------------------------------------------------------------
 
 #: Seconds between two questions, and from a failure to the first step after it.
-_STEP_S, _RESTART_S = 5.0, 60.0
+_STEP_S, _RESTART_S = 4.0, 60.0
 
 
 def trace(kind: str, mtbf_s: float, failures: int, chance: random.Random) -> list[float]:
@@ -241,11 +241,16 @@ class Auto(Asker):
 
     def __init__(self, spool: Spool, mtbf_s: float) -> None:
         super().__init__(0)
+        self._step_s = max(
+            mtbf_s / 1000, _STEP_S
+        )  # A training of days has steps of many seconds, or it takes long here.
         self._spool, self._note = spool, Recovery(attempt=0, began=moment(self.clock))
         self._write()
         self._due = Due(spool, Config(mtbf_s=mtbf_s), self.clock, moment(self.clock))
 
-    step_s = _STEP_S
+    @property
+    def step_s(self) -> float:
+        return self._step_s
 
     def ask(self) -> bool:
         return self._due.is_due("auto", False)

@@ -47,9 +47,10 @@ class Loss(NamedTuple):
         if self.machine_s is None:
             return _saves_words(self.saves)
         lost = f"the work of the last {self.machine_s:.0f} s would be lost with this machine"
-        if self.by_hand_s is not None and self.by_hand_s < self.machine_s:
-            lost += ", as a retry does not load by itself what is saved with latest=False"
-        return f"{lost}; {_saves_words(self.saves) if self.saves else 'nothing waits for the store'}"
+        is_by_hand = self.by_hand_s is not None and self.by_hand_s < self.machine_s
+        why = ", as a retry does not load by itself what is saved with latest=False" if is_by_hand else ""
+        what = f"; {_saves_words(self.saves)}" if self.saves else "" if is_by_hand else "; nothing was saved since"
+        return f"{lost}{why}{what}"
 
 
 class Exposure:

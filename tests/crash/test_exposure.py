@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from typing import Any
 
@@ -69,7 +71,7 @@ def test_max_exposure_is_said_once_where_it_is_exceeded_and_once_when_it_is_kept
     checkpointer = task.start(report=said.append, attempt=1)
     wait_until(lambda: said, "nothing was saved for too long")
     assert "max_exposure=0.3 s is exceeded: the work of the last" in said[0]
-    assert said[0].endswith("nothing waits for the store")
+    assert said[0].endswith("nothing was saved since")
     wait_until(lambda: recovery.read(checkpointer.spool.directory).is_exceeded, "the next agent knows that it was said")
     kill(agent_pid(checkpointer))
     # Once in the store, each is too old in a moment: as often as it takes until one is seen in time.
@@ -118,3 +120,31 @@ def test_after_a_sigterm_a_save_is_due_in_the_task_at_once(task: Task) -> None:
     assert checkpointer.due(3600, None)
     save(checkpointer, task, 0)
     assert not checkpointer.due(3600, None)
+
+
+_RANK = """
+import sys, time
+from async_ckpt.task.checkpointer import Checkpointer
+checkpointer, saves = Checkpointer.from_environment(), []
+for call in range(60):
+    time.sleep(0.01 if sys.argv[1] == "0" else 0.005)
+    if checkpointer.due(0.2, True):
+        saves.append(call)
+        checkpointer.save(sys.argv[2], collective=True, snapshot="copy")
+print(saves)
+"""
+
+
+def test_ranks_in_processes_of_their_own_save_in_the_same_steps(task: Task) -> None:
+    checkpointer = task.start()
+    ranks = []
+    for rank in range(2):
+        (task.work / f"{rank}").mkdir()
+        (task.work / f"{rank}" / f"shard-{rank}").write_text(str(rank))
+        environment = {**task.environment(checkpointer), "RANK": str(rank), "WORLD_SIZE": "2"}
+        command = [sys.executable, "-c", _RANK, str(rank), str(task.work / f"{rank}")]
+        ranks.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
+    said = [rank.communicate(timeout=60)[0] for rank in ranks]
+    assert said[0] == said[1] != "[]\n"
+    checkpointer.flush(60)
+    assert len(task.committed_versions()) == said[0].count(",") + 1

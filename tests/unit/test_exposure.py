@@ -215,7 +215,7 @@ def test_max_exposure_is_said_once_and_once_when_it_is_over() -> None:
     assert not said()
     life.after(901)
     lost = "max_exposure=900 s is exceeded: the work of the last 901 s would be lost with this machine"
-    assert said() == f"{lost}; nothing waits for the store"
+    assert said() == f"{lost}; nothing was saved since"
     assert not said()
     life.save(0)
     assert not said()
@@ -306,5 +306,5 @@ def test_words() -> None:
     assert next_words(39.2, "") == "the next one is in the store in about 40 s"
     assert next_words(None, "0.a.0: out of reach").endswith("is not known: 0.a.0: out of reach")
     assert Loss(60.0, 60.0, 60.0, 0).words() == (
-        "the work of the last 60 s would be lost with this machine; nothing waits for the store"
+        "the work of the last 60 s would be lost with this machine; nothing was saved since"
     )
