@@ -190,9 +190,10 @@ PACE_EXPOSURE_SHARE = 0.8
 #: It is the shortest of so many intervals that counts, of so many names at most. Where uploads are felt and no interval
 #: is known, it is taken for the third, in seconds.
 PACE_INTERVALS, PACE_NAMES, PACE_ASSUMED_S = 3, 64, 600.0
-#: Nothing is sent more slowly than the first, in bytes a second. Checkpoints of so few bytes are sent at full speed. So
-#: are those that need more than this share of what the store takes.
-PACE_LEAST_BYTES_S, PACE_SMALL_BYTES, PACE_FULL_SHARE = 4 << 20, 4 << 20, 0.7
+#: Nothing is sent more slowly than the first, in bytes a second. Checkpoints of so few bytes are sent at full speed.
+PACE_LEAST_BYTES_S, PACE_SMALL_BYTES = 4 << 20, 4 << 20
+#: What needs more than this share of what the store takes is sent at full speed, until it needs less than the second.
+PACE_FULL_SHARE, PACE_AGAIN_SHARE = 0.7, 0.5
 #: The uploader is told of another pace at most this often, and only where it differs by this share.
 PACE_CHANGE_S, PACE_CHANGE_SHARE = 1.0, 0.05
 #: So often it is looked whether training feels uploads. It does where everything waits for a disk or for memory for

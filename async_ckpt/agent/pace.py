@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ..config import (
+    PACE_AGAIN_SHARE,
     PACE_ASSUMED_S,
     PACE_CHANGE_S,
     PACE_CHANGE_SHARE,
@@ -153,25 +154,25 @@ class Pace:
         if not jobs:
             return Order(0, "nothing is being uploaded")
         self._listen(now)
-        total, rate, every = 0, float(PACE_LEAST_BYTES_S), 0.0
+        total, rate, every, usual_s = 0, float(PACE_LEAST_BYTES_S), 0.0, 0.0
         for job in jobs:
             every = job.every_s or (PACE_ASSUMED_S if self._slack else 0.0)
             if not every or not job.saved_at:
                 return Order(0, "nobody knows yet when the next checkpoint will be saved")
             longer = min(job.size / known if known else 0.0, (PACE_LAST_SHARE - PACE_SHARE) * every)
-            left_s = job.saved_at + min(PACE_SHARE * every, self._most_s) + self._slack * longer - now
+            usual_s = min(PACE_SHARE * every, self._most_s)
+            left_s = job.saved_at + usual_s + self._slack * longer - now
             if left_s <= 0:
                 return Order(0, f"{job.id} is late: it was saved {now - job.saved_at:.0f} s ago")
             total += job.left
             rate = max(rate, total / left_s)
         if sum(job.size for job in jobs) <= PACE_SMALL_BYTES:
             return Order(0, "there is little to send")
-        if known and rate >= PACE_FULL_SHARE * known:
-            return Order(
-                0, f"one save every {every:.0f} s needs most of the {known / 1e6:.0f} MB/s that the store takes"
-            )
-        why = f"half of the {every:.0f} s between saves is enough"
-        return Order(int(rate), f"{why}; it takes longer, as {self._slack_why}" if self._slack else why)
+        if known and rate >= (PACE_FULL_SHARE if self.order.bytes_per_s else PACE_AGAIN_SHARE) * known:
+            asked = f"{rate / 1e6:.0f} of the {known / 1e6:.0f} MB/s that the store takes"
+            return Order(0, f"a save every {every:.0f} s asks for {asked}")
+        why = f"it may take {usual_s:.0f} s, as one is saved every {every:.0f} s"
+        return Order(int(rate), f"{why}, and longer, as {self._slack_why}" if self._slack else why)
 
     def _listen(self, now: float) -> None:
         """Take more or less of the additional time."""

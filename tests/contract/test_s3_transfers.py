@@ -17,8 +17,9 @@ from anyio.abc import SocketStream
 
 from async_ckpt.config import CHUNK_BYTES, Config
 from async_ckpt.errors import IntegrityError, NotFound, StoreError, TransientStoreError
+from async_ckpt.stores import throttle as throttling
 from async_ckpt.stores.base import Multipart
-from async_ckpt.stores.s3 import S3Settings, copy_object, limits
+from async_ckpt.stores.s3 import S3Settings, copy_object
 from async_ckpt.stores.s3.store import S3Store
 from harness.s3.servers import BUCKET, S3Server, moto_server, moto_tls_server, rclone_server
 from harness.stores.content import BytesContent, crcs_of, pattern
@@ -333,17 +334,15 @@ def test_uploads_take_no_more_than_the_bandwidth_they_are_given(monkeypatch: pyt
 
     async def check() -> None:
         async with server.store() as store:
+            monkeypatch.setattr(throttling, "time", SimpleNamespace(monotonic=lambda: 1000.0))
+            monkeypatch.setattr(throttling, "THROTTLE_BURST_S", 0.0)
             throttle = store._store._engine.throttle  # type: ignore[attr-defined]
-            throttle._rate = 1e8
-            monkeypatch.setattr(limits, "time", SimpleNamespace(monotonic=lambda: 1000.0))
-            monkeypatch.setattr(limits, "THROTTLE_BURST_S", 0.0)
-            reserve = throttle.reserve
+            throttle.pace(1e8)
 
-            def count(size: int) -> float:
-                waited.append(reserve(size))
-                return waited[-1]
+            async def wait(count: int, told: Callable[[float], None] = lambda pause_s: None) -> None:
+                waited.append(throttle.reserve(count))
 
-            monkeypatch.setattr(throttle, "reserve", count)
+            monkeypatch.setattr(throttle, "wait", wait)
             await store.put_content("key", BytesContent(pattern(10_000_000)))
 
     run(check)

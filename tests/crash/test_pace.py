@@ -33,7 +33,7 @@ def paced(checkpointer: Checkpointer, task: Task) -> Any:
     time.sleep(max(began + INTERVAL_S - time.monotonic(), 0.0))  # The interval is what the pace goes by.
     reference = save(checkpointer, task)
     wait_until(lambda: pace(checkpointer)["bytes_per_s"] > 0, "it has a pace")
-    assert "between saves is enough" in pace(checkpointer)["why"]
+    assert "as one is saved every" in pace(checkpointer)["why"]
     return reference
 
 

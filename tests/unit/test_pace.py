@@ -108,7 +108,7 @@ class TestPace:
         world.saved_every(100)
         order = world.look()
         assert order.bytes_per_s == pytest.approx(10 * GB / 50, rel=0.01)
-        assert order.why == "half of the 100 s between saves is enough"
+        assert order.why == "it may take 50 s, as one is saved every 100 s"
         began = world.now
         world.go_on(100)
         assert world.ended["0.a.3"] - began == pytest.approx(50, abs=2)
@@ -159,7 +159,16 @@ class TestPace:
         world.saved_every(100)
         order = world.look()
         assert order.bytes_per_s == 0
-        assert order.why == "one save every 100 s needs most of the 250 MB/s that the store takes"
+        assert order.why == "a save every 100 s asks for 200 of the 250 MB/s that the store takes"
+
+    def test_once_at_full_speed_it_stays_so_until_much_less_is_needed(self) -> None:
+        world = World(known=0.35 * GB)
+        world.saved_every(100)
+        assert world.look().bytes_per_s == 0  # 0.57 of it: less would be asked for again.
+        world.jobs[0].sent = 2 * GB
+        assert world.look().bytes_per_s
+        world.now += 14  # 0.64 of it.
+        assert world.look().bytes_per_s
 
     def test_little_is_sent_at_once(self) -> None:
         world = World()
@@ -208,7 +217,7 @@ class TestPace:
 
 class TestFelt:
     def test_uploads_that_are_felt_take_longer_but_not_longer_than_at_full_speed_and_half_an_interval(self) -> None:
-        world = World(known=0.3 * GB)
+        world = World(known=0.45 * GB)
         world.saved_every(100)
         usual = world.look().bytes_per_s
         world.said.felt = True
@@ -216,12 +225,12 @@ class TestFelt:
         world.go_on(20)
         assert world.look().bytes_per_s < usual
         world.go_on(80)
-        most = PACE_SHARE * 100 + 10 / 0.3
+        most = PACE_SHARE * 100 + 10 / 0.45
         assert PACE_SHARE * 100 + 5 < world.ended["0.a.3"] - began <= most + 2
         assert most < PACE_LAST_SHARE * 100
 
     def test_when_they_are_not_felt_any_more_they_are_as_fast_as_before(self) -> None:
-        world = World(known=0.3 * GB)
+        world = World(known=0.45 * GB)
         world.saved_every(100)
         world.said.felt = True
         world.go_on(10)
