@@ -53,6 +53,14 @@ PIECE_BYTES = 256 << 10
 #: Size in bytes of the units in which content is digested and multipart uploads are cut.
 CHUNK_BYTES = 16 << 20
 
+#: Smaller content is not known again: to ask the store for a copy takes as long as to send it.
+KNOWN_AGAIN_BYTES = 64 << 10
+#: So many chunks of earlier checkpoints are known again, the last ones (of 1.6 TB); each takes 300 bytes of memory.
+KNOWN_CHUNKS = 100_000
+
+#: A checkpoint of this many bytes is worth asking the store what it has of earlier ones, and no longer than this.
+EARLIER_BYTES, EARLIER_TIMEOUT_S = 1 << 20, 10.0
+
 # Limits that no user needs to change. Names that end in _S are in seconds. What users may change is in ``Config``.
 
 #: How often the agent looks for the file with the notice of the machine's end.
@@ -305,6 +313,9 @@ class Config:
     max_slowdown: Share = 0.01
     #: Size of the smallest part of a multipart upload. Parts of large files are larger, so that 10,000 of them suffice.
     part_bytes: Positive[int] = CHUNK_BYTES
+    #: Have the store copy what an earlier checkpoint has already, file by file and in units of 16 MiB, under any name.
+    #: Off: only files that nobody has touched since are copied.
+    content_digests: bool = True
     #: An object of the local datastore counts as stored when it is on the disk. Off: as soon as the kernel has it.
     local_fsync: bool = True
     #: How often one request to the store is tried, the first time included.

@@ -54,6 +54,11 @@ class FileEntry(NamedTuple):
         For ``PACKED``: where in the snapshot's pack its bytes begin; only in the spool.
     crc32 : list of int or None
         CRC-32 of every 16 MiB. Only in the store, and not for members of a tar.
+    digests : tuple of str
+        Digests of the same 16 MiB, by which a later checkpoint knows them again (``system/digests.py``); empty: there
+        are none. Only in the store.
+    etag : str
+        Tells its object from one that takes its place; empty: not known. Only in the store.
     rank : int or None
         The rank that saved it, in a collective checkpoint. Only in the store.
     """
@@ -67,10 +72,15 @@ class FileEntry(NamedTuple):
     offset: int = 0
     crc32: list[int] | None = None
     rank: int | None = None
+    digests: tuple[str, ...] = ()
+    etag: str = ""
 
     def is_of(self, status: os.stat_result) -> bool:
         """Whether a file is the inode that was captured, and was not written to since, as far as its time tells."""
         return (status.st_ino, status.st_size, status.st_mtime_ns) == (self.ino, self.size, self.mtime_ns)
+
+
+_FIELDS = frozenset(FileEntry._fields)
 
 
 class Directory(NamedTuple):
@@ -120,7 +130,7 @@ class Manifest:
     files: list[FileEntry] = field(default_factory=list)
     dirs: list[Directory] = field(default_factory=list)
     links: list[Symlink] = field(default_factory=list)
-    #: For ``storage_format="tar"``, in the store: size in bytes and CRCs of the tar itself.
+    #: For ``storage_format="tar"``, in the store: ``size`` in bytes, ``crc32``, ``digests`` and ``etag`` of the tar.
     tar: dict[str, Any] | None = None
 
     def of_rank(self, rank: int) -> Manifest:
@@ -217,6 +227,10 @@ def _file_json(entry: FileEntry) -> dict[str, Any]:
         data["crc32"] = entry.crc32
     if entry.rank is not None:
         data["rank"] = entry.rank
+    if entry.digests:
+        data["digests"] = entry.digests
+    if entry.etag:
+        data["etag"] = entry.etag
     return data
 
 
@@ -233,13 +247,20 @@ def _directory(path: Any, mode: Any, mtime_ns: Any = 0) -> Directory:
 
 
 def _entry(item: Mapping[str, Any]) -> FileEntry:
-    entry = FileEntry(**item)
+    # A later version may say more of a file.
+    entry = FileEntry(**(item if _FIELDS.issuperset(item) else {name: item[name] for name in _FIELDS & item.keys()}))
     check_path(entry.path)
     crcs = entry.crc32 if entry.crc32 is not None else []
     numbers = (entry.size, entry.offset, entry.mode, entry.rank or 0, *crcs)
     if not _are_numbers(*numbers) or not _is_time(entry.mtime_ns):
         raise ValueError(f"bad numbers for {entry.path!r}")
-    return entry._replace(mode=entry.mode & PERMISSIONS)
+    return entry._replace(mode=entry.mode & PERMISSIONS, **_known_again(entry.digests, entry.etag))
+
+
+def _known_again(digests: Any, etag: Any) -> dict[str, Any]:
+    """Digests and ETag as they stand, or nothing of what makes no sense: a load does without."""
+    is_text = isinstance(digests, (list, tuple)) and all(isinstance(digest, str) for digest in digests)
+    return {"digests": tuple(digests) if is_text else (), "etag": etag if isinstance(etag, str) else ""}
 
 
 def _tar(facts: Any) -> dict[str, Any] | None:
@@ -247,7 +268,7 @@ def _tar(facts: Any) -> dict[str, Any] | None:
         return None
     if not _are_numbers(facts["size"], *facts["crc32"]):
         raise ValueError("bad numbers for the tar")
-    return dict(facts)
+    return {**facts, **_known_again(facts.get("digests"), facts.get("etag"))}
 
 
 def _are_numbers(*values: Any) -> bool:

@@ -59,7 +59,7 @@ class Dispatcher:
         known = self._journal.of(job.id)
         job.fingerprints = fingerprints(item)
         copies = [
-            {"op": "unchanged", "id": job.id, "path": path, **file._asdict()}
+            {"op": "unchanged", "id": job.id, "path": path, "key": file.key, **journal.stored_fields(file.stored)}
             for path, file in self._journal.stored.among(job.fingerprints).items() if path not in known.files
         ]  # fmt: skip
         job.sent = sum(item.entries[path].size for path in known.files if path in item.entries)

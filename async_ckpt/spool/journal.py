@@ -8,17 +8,18 @@ with ``id`` (the checkpoint's name in ``ready/``) and one of
 
 - ``state``: ``UPLOADED`` (all its objects are in the store), ``COMMITTED`` (with ``reference``), ``FAILED`` (with
   ``why``), ``SUPERSEDED`` (with ``why``: dropped for newer ones by the user's choice);
-- ``file``: a file whose bytes are in the store (with ``crc32``), so that its lease could be let go; ``""`` is the tar.
+- ``file``: a file whose bytes are in the store (with ``crc32``, and ``digests`` and ``etag`` where they are known), so
+  that its lease could be let go; ``""`` is the tar.
   Where the same file may be saved again unchanged, ``inode`` says which it is (a ``Fingerprint``, as a list). Void once
   the checkpoint is uploaded or has failed, but for the ``inode`` of one that is committed;
 - ``parts``: a file whose multipart upload was begun (with ``upload``, the store's id, and ``part_bytes``), and
-  ``part``: its part of that number is in the store (with ``of``, the file, ``etag``, ``crc32``). Void once the file,
-  or the checkpoint, is uploaded or has failed;
+  ``part``: its part of that number is in the store (with ``of``, the file, and the same as ``file``). Void once the
+  file, or the checkpoint, is uploaded or has failed;
 - ``tries``: a process takes it in hand. The number says how often in a row that was (this time included) without a word
   of how it ended: all processes before this one have died. 0: it was put down. Of one that is uploaded: so many
   uploaders have died in a row with its commit in hand. Void with any of the above;
-- ``stored``: the key of a file of a committed checkpoint that may be saved again (with ``inode``, ``crc32``): what the
-  lines above come to. Written when the journal is compacted.
+- ``stored``: the key of a file of a committed checkpoint that may be saved again (with ``inode``, and the same as
+  ``file``): what the lines above come to. Written when the journal is compacted.
 
 The uploader speaks in these lines itself: it says which file or part is stored in the words in which the agent writes
 it down (``is_step``), and whoever tries again is told by the lines as they stand (``steps``).
@@ -53,7 +54,7 @@ from typing import Any
 from .. import layout
 from ..errors import SpoolError
 from ..manifest import dump
-from ..stores.base import Multipart
+from ..stores.base import Multipart, Stored
 from ..system.files import write_atomically
 from .directories import spool_errors
 from .unchanged import Fingerprint, StoredFile, StoredFiles
@@ -75,13 +76,24 @@ TAR = ""
 #: What stands in one line.
 Line = dict[str, Any]
 
-#: The fields of the lines that an upload makes.
-_STEPS = ({"id", "file", "crc32"}, {"id", "parts", "upload", "part_bytes"}, {"id", "part", "of", "etag", "crc32"})
+#: The fields of the lines that an upload makes, and those of them that may be missing.
+_STEPS = ({"id", "file", "crc32"}, {"id", "parts", "upload", "part_bytes"}, {"id", "part", "of", "crc32"})
+_MAY_BE_MISSING = {"digests", "etag"}
 
 
-def file_stored(path: str, crc32: list[int]) -> Line:
+def stored_fields(stored: Stored) -> Line:
+    """What is known of stored content, as fields of a line."""
+    return {name: value for name, value in stored._asdict().items() if value or name == "crc32"}
+
+
+def stored_in(line: Line) -> Stored:
+    """What a line says of stored content."""
+    return Stored(line["crc32"], tuple(line.get("digests", ())), line.get("etag", ""))
+
+
+def file_stored(path: str, stored: Stored) -> Line:
     """The line of a file whose bytes are in the store, without the checkpoint's ``id``."""
-    return {"file": path, "crc32": crc32}
+    return {"file": path, **stored_fields(stored)}
 
 
 def parts_begun(path: str, upload: str, part_bytes: int) -> Line:
@@ -89,25 +101,25 @@ def parts_begun(path: str, upload: str, part_bytes: int) -> Line:
     return {"parts": path, "upload": upload, "part_bytes": part_bytes}
 
 
-def part_stored(path: str, number: int, etag: str, crc32: list[int]) -> Line:
+def part_stored(path: str, number: int, stored: Stored) -> Line:
     """The line of a part that is in the store, without the checkpoint's ``id``."""
-    return {"part": number, "of": path, "etag": etag, "crc32": crc32}
+    return {"part": number, "of": path, **stored_fields(stored)}
 
 
 def is_step(line: Line) -> bool:
     """Whether this has the fields of one of those three lines."""
-    return any(line.keys() == fields for fields in _STEPS)
+    return any(line.keys() - _MAY_BE_MISSING == fields for fields in _STEPS)
 
 
 def steps(identity: str, item: CheckpointState) -> Iterator[Line]:
     """What an unfinished upload has brought into the store so far, as lines."""
-    for path, crc32 in item.files.items():
+    for path, stored in item.files.items():
         inode = {"inode": item.fingerprints[path]} if path in item.fingerprints else {}
-        yield {"id": identity, **file_stored(path, crc32), **inode}
+        yield {"id": identity, **file_stored(path, stored), **inode}
     for path, multipart in item.parts.items():
         yield {"id": identity, **parts_begun(path, multipart.upload, multipart.part_bytes)}
-        for number, (etag, crc32) in multipart.parts.items():
-            yield {"id": identity, **part_stored(path, number, etag, crc32)}
+        for number, part in multipart.parts.items():
+            yield {"id": identity, **part_stored(path, number, part)}
 
 
 @dataclass
@@ -117,7 +129,7 @@ class CheckpointState:
     Parameters
     ----------
     files : dict
-        Files whose bytes are in the store: path → CRCs.
+        Files whose bytes are in the store: path → what is known of them.
     fingerprints : dict
         What some of them are on this disk, by path.
     parts : dict
@@ -135,7 +147,7 @@ class CheckpointState:
     why: str = ""
     uploaded: bool = False
     tries: int = 0
-    files: dict[str, list[int]] = field(default_factory=dict)
+    files: dict[str, Stored] = field(default_factory=dict)
     fingerprints: dict[str, Fingerprint] = field(default_factory=dict)
     parts: dict[str, Multipart] = field(default_factory=dict)
     commit: bytes | None = None
@@ -156,13 +168,13 @@ class Known:
     def apply(self, line: Line) -> None:
         """Take in the next line."""
         if "stored" in line:
-            self.stored.add(Fingerprint(*line["inode"]), StoredFile(line["stored"], line["crc32"]))
+            self.stored.add(Fingerprint(*line["inode"]), StoredFile(line["stored"], stored_in(line)))
             return
         item = self.checkpoints.setdefault(line["id"], CheckpointState())
         item.tries = line.get("tries", 0)
         if "file" in line:
             path = line["file"]
-            item.files[path] = line["crc32"]
+            item.files[path] = stored_in(line)
             item.parts.pop(path, None)
             item.fingerprints.pop(path, None)
             if "inode" in line:
@@ -170,7 +182,7 @@ class Known:
         elif "parts" in line:
             item.parts[line["parts"]] = Multipart(line["upload"], line["part_bytes"])
         elif "part" in line and line["of"] in item.parts:
-            item.parts[line["of"]].parts[line["part"]] = line["etag"], line["crc32"]
+            item.parts[line["of"]].parts[line["part"]] = stored_in(line)
         elif isinstance(line.get("state"), str):
             if reference := line.get("reference"):
                 item.commit = reference if isinstance(reference, bytes) else dump(reference)
@@ -410,7 +422,7 @@ def _parse(text: bytes) -> Line:
 def _lines(known: Known) -> Iterator[bytes]:
     """What replay made of a journal, as a journal."""
     for inode, file in known.stored:
-        yield encode({"id": "", "stored": file.key, "inode": inode, "crc32": file.crc32})
+        yield encode({"id": "", "stored": file.key, "inode": inode, **stored_fields(file.stored)})
     for identity, item in known.checkpoints.items():
         if item.state == COMMITTED and item.commit is not None:
             text = b'{"id":%s,"state":"COMMITTED","reference":%s}' % (json.dumps(identity).encode(), item.commit)

@@ -5,6 +5,7 @@ One directory per task (all attempts), 0700::
     spool.json              which task, which store                     written by each attempt's start
     start.<attempt>         which start of the attempt this is (see starts.py)   under flock
     versions.<attempt>      counts saves, a decimal number              under flock, by every saver
+    loaded                  key of the checkpoint that was loaded last  by the task's processes
     collective.<attempt>.<rank>  counts a rank's collective saves       under the same flock
     launches.<attempt>      whoever started ranks, one a line           under the same flock
     due.<attempt>.<group>   whether ranks save in their next step       by rank 0 (see ranks/decisions.py)
@@ -206,6 +207,19 @@ class Spool(SpoolDirectory):
         """Remove what ``new_work_directory`` made; one that is gone is no error."""
         with spool_errors("The checkpoint directory cannot be removed", directory):
             remove_tree(directory)
+
+    def note_loaded(self, key: str) -> None:
+        """Write down which checkpoint was loaded: what it has may be saved again, and need not be sent then. Nothing
+        else depends on it, so a disk that is full is no error.
+        """
+        with contextlib.suppress(OSError):
+            write_atomically(self.path("loaded"), os.fsencode(key))
+
+    def loaded(self) -> str:
+        """The key of the checkpoint that was loaded last; empty: none was, or nobody could write it down."""
+        with contextlib.suppress(OSError), open(self.path("loaded"), "rb") as file:
+            return os.fsdecode(file.read())
+        return ""
 
     def attempt_began_ns(self) -> int:
         """When this attempt began, or a little later (wall clock, nanoseconds); 0 in the task's first attempt."""

@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from ..manifest import LINK
+from ..stores.base import Stored
 from ..system.filesystems import kind_of, statx, times_tell
 from .records import Admitted
 
@@ -70,10 +71,10 @@ class Fingerprint(NamedTuple):
 
 
 class StoredFile(NamedTuple):
-    """A file of a committed checkpoint: its object's key, and the CRC-32 of every 16 MiB."""
+    """A file of a committed checkpoint: its object's key, and what is known of that."""
 
     key: str
-    crc32: list[int]
+    stored: Stored
 
 
 class StoredFiles:

@@ -11,7 +11,8 @@ from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from ..config import CHUNK_BYTES
-from ..system.files import chunk_crc, clone, copy_range
+from ..system.digests import ChunkDigests, digest_chunk
+from ..system.files import clone, copy_range
 
 #: Threads that digest a file while another copies it, and chunks they may be behind.
 _DIGESTERS, _BEHIND = 2, 4
@@ -22,9 +23,9 @@ _sync_file_range = getattr(ctypes.CDLL(None), "sync_file_range", None)
 
 
 def copied_chunks(
-    source_fd: int, target_fd: int, size: int, *, digest: bool = True, durable: bool = False
-) -> Generator[tuple[int, int, int], None, None]:
-    """Clone or copy the first ``size`` bytes of a file; yields (offset, bytes copied, their CRC-32) for every
+    source_fd: int, target_fd: int, size: int, *, digest: bool = True, known_again: bool = False, durable: bool = False
+) -> Generator[tuple[int, int, ChunkDigests], None, None]:
+    """Clone or copy the first ``size`` bytes of a file; yields (offset, bytes copied, their digests) for every
     ``CHUNK_BYTES``. A chunk of fewer bytes than it should have is the last: the source ended.
 
     Copying takes one thread whatever is done (the file is locked while it is written to), so the next chunk is copied
@@ -33,7 +34,9 @@ def copied_chunks(
     Parameters
     ----------
     digest : bool
-        Read the copy back for the CRCs; they are 0 without.
+        Read the copy back for the digests; the CRC is 0 without.
+    known_again : bool
+        Of which kind they are; see ``Digester``.
     durable : bool
         ``sync_file`` will follow: the disk begins to write at once.
     """
@@ -47,19 +50,19 @@ def copied_chunks(
                 _begin_writing(target_fd, offset, count)
         return count
 
-    def crc(offset: int, count: int) -> int:
-        return chunk_crc(target_fd, offset, count) if digest else 0
+    def digests(offset: int, count: int) -> ChunkDigests:
+        return digest_chunk(target_fd, offset, count, known_again=known_again) if digest else ChunkDigests(0, "")
 
     if size <= CHUNK_BYTES:  # Handing it to another thread would take longer than the digest.
         for offset in range(0, size, CHUNK_BYTES):
             count = copy(offset)
-            yield offset, count, crc(offset, count)
+            yield offset, count, digests(offset, count)
         return
-    behind: deque[tuple[int, int, Future[int]]] = deque()
+    behind: deque[tuple[int, int, Future[ChunkDigests]]] = deque()
     with ThreadPoolExecutor(_DIGESTERS, thread_name_prefix="async_ckpt-digest") as digesters:
         for offset in range(0, size, CHUNK_BYTES):
             count = copy(offset)
-            behind.append((offset, count, digesters.submit(crc, offset, count)))
+            behind.append((offset, count, digesters.submit(digests, offset, count)))
             while len(behind) > _BEHIND or behind[0][2].done():
                 yield _result(behind.popleft())
                 if not behind:
@@ -70,7 +73,7 @@ def copied_chunks(
             yield _result(behind.popleft())
 
 
-def _result(chunk: tuple[int, int, Future[int]]) -> tuple[int, int, int]:
+def _result(chunk: tuple[int, int, Future[ChunkDigests]]) -> tuple[int, int, ChunkDigests]:
     return chunk[0], chunk[1], chunk[2].result()
 
 

@@ -20,7 +20,7 @@ import abc
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from ..config import CHUNK_BYTES
 from ..errors import IntegrityError, StoreError, UsageError
@@ -35,6 +35,51 @@ def no_progress(count: int) -> None:
     """The Progress of somebody who does not want to know."""
 
 
+class Stored(NamedTuple):
+    """What is known of content that is in the store.
+
+    Parameters
+    ----------
+    crc32 : list of int
+        CRC-32 of every ``CHUNK_BYTES`` in order (the last may be shorter; empty for no bytes).
+    digests : tuple of str
+        Digests of the same chunks, by which they are known again (``system/digests.py``); empty: there are none.
+    etag : str
+        Tells the object (or the part) from one that takes its place; empty: not known.
+    """
+
+    crc32: list[int]
+    digests: tuple[str, ...] = ()
+    etag: str = ""
+
+
+class Place(NamedTuple):
+    """Where the store has some bytes: in which object, of which ETag and size in bytes, and from which offset on."""
+
+    key: str
+    etag: str
+    size: int
+    offset: int
+
+
+class Earlier(Protocol):
+    """Knows what the store has of earlier checkpoints, so that it is copied there and not sent again. Asked from the
+    event loop and from threads.
+    """
+
+    def find(self, digests: Sequence[str]) -> Place | None:
+        """Where these chunks lie one after the other, in an object whose ETag is known."""
+
+    def of(self, key: str) -> Stored | None:
+        """What is known of an object that ``find`` has named."""
+
+    def forget(self, key: str) -> None:
+        """That object is gone, or cannot be copied."""
+
+    def copied(self, count: int) -> None:
+        """So many bytes were copied, and not sent."""
+
+
 @dataclass
 class Multipart:
     """A multipart upload that was begun: all that a later try needs to go on with it.
@@ -46,12 +91,12 @@ class Multipart:
     part_bytes : int
         Size of its parts but the last, in bytes.
     parts : dict
-        What is in the store already: number of the part (from 1) → (ETag, CRC-32 of every ``CHUNK_BYTES``).
+        What is in the store already, by number of the part (from 1).
     """
 
     upload: str
     part_bytes: int
-    parts: dict[int, tuple[str, list[int]]] = field(default_factory=dict)
+    parts: dict[int, Stored] = field(default_factory=dict)
 
 
 class PartsLog(Protocol):
@@ -67,7 +112,7 @@ class PartsLog(Protocol):
     def began(self, upload: str, part_bytes: int) -> None:
         """A new upload was begun; what was ``known`` is void."""
 
-    def sent(self, number: int, etag: str, crc32: list[int]) -> None:
+    def sent(self, number: int, part: Stored) -> None:
         """A part is in the store."""
 
 
@@ -228,29 +273,34 @@ class Store(abc.ABC):
 
     @abc.abstractmethod
     async def put_content(
-        self, key: str, content: Content, progress: Progress = no_progress, log: PartsLog | None = None
-    ) -> list[int]:
+        self, key: str, content: Content, progress: Progress = no_progress, log: PartsLog | None = None,
+        earlier: Earlier | None = None,
+    ) -> Stored:  # fmt: skip
         """Write content under ``key``.
 
         ``log``: where the store uploads in parts, it goes on with those of an earlier call that are in the log.
 
+        ``earlier``: what it knows need not be sent, where the store can copy; how that ends, the object is whole, and
+        independent of all others.
+
         Returns
         -------
-        list of int
-            CRC-32 of every ``CHUNK_BYTES`` of the content in order (the last may be shorter; empty for no bytes),
-            computed from the bytes that were sent.
+        Stored
+            Computed from the bytes of the content.
         """
 
-    async def copy(self, source_key: str, key: str, size: int) -> None:
+    async def copy(self, source_key: str, key: str, size: int, etag: str = "") -> str:
         """Make an object of ``size`` bytes the content of ``key`` as well, inside the store. Only where
-        ``capabilities.copy`` is set.
+        ``capabilities.copy`` is set. Returns the ETag of the copy; empty: not known.
+
+        ``etag``: of the object that is meant; empty: whatever is there.
 
         Raises
         ------
         NotFound
             There is no ``source_key``.
         IntegrityError
-            It has another size.
+            It has another size, or is not the one that is meant.
         StoreError
             This one cannot be copied; writing it anew may work.
         """
@@ -375,14 +425,15 @@ class Wrapper(Store):
         return self._store.pace(bytes_per_s)
 
     async def put_content(
-        self, key: str, content: Content, progress: Progress = no_progress, log: PartsLog | None = None
-    ) -> list[int]:
+        self, key: str, content: Content, progress: Progress = no_progress, log: PartsLog | None = None,
+        earlier: Earlier | None = None,
+    ) -> Stored:  # fmt: skip
         return await self._around(
-            "put_content", lambda told: self._store.put_content(key, content, told, log), progress
+            "put_content", lambda told: self._store.put_content(key, content, told, log, earlier), progress
         )
 
-    async def copy(self, source_key: str, key: str, size: int) -> None:
-        await self._around("copy", lambda _: self._store.copy(source_key, key, size))
+    async def copy(self, source_key: str, key: str, size: int, etag: str = "") -> str:
+        return await self._around("copy", lambda _: self._store.copy(source_key, key, size, etag))
 
     async def put_bytes(self, key: str, data: bytes) -> None:
         await self._around("put_bytes", lambda _: self._store.put_bytes(key, data))

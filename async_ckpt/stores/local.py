@@ -25,18 +25,21 @@ from typing import TypeVar
 
 from anyio import from_thread, to_thread
 
-from ..config import CHUNK_BYTES, FOLDER_LOCK_S, TEMPORARY_FILE_LIFE_S, Config
+from ..config import CHUNK_BYTES, FOLDER_LOCK_S, KNOWN_AGAIN_BYTES, TEMPORARY_FILE_LIFE_S, Config
 from ..errors import IntegrityError, NotFound, StoreError, TransientStoreError, UsageError, os_hint, os_reason
-from ..system.files import NO_LINK, clone, copy_range, crc32, folders_below, pwrite_all, try_lock, unlock, wait_for
+from ..system.digests import ChunkDigests, Digester
+from ..system.files import NO_LINK, clone, copy_range, folders_below, pwrite_all, try_lock, unlock, wait_for
 from ._local_copy import copied_chunks, sync_file, sync_folder
 from .base import (
     MAX_BYTES,
     Capabilities,
     Content,
+    Earlier,
     ListedObject,
     PartsLog,
     Progress,
     Store,
+    Stored,
     StoreSpec,
     TooLong,
     check_key,
@@ -48,6 +51,7 @@ from .retry import Counted, RetryStore
 from .throttle import Throttle
 
 T = TypeVar("T")
+Chunks = list[ChunkDigests]  # Inside the class, ``list`` is its method.
 
 _TEMPORARY = ".async-ckpt-tmp"
 #: Content that is in no file is read in pieces of this size, in bytes, and a listing is made in pages of this many.
@@ -57,6 +61,9 @@ _PAGE = 1000
 _FOLDER_TRIES = 500
 #: Errors of flock(2) on file systems that have no locks on folders. Two writers may then write at the same time.
 _NO_LOCKS = (errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+
+#: Of so many files it is remembered which chunk had changed.
+_MOST_DIFFERED = 1000
 
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
@@ -94,7 +101,9 @@ class LocalStore(Store):
     def __init__(self, root: str, config: Config = Config()) -> None:  # noqa: B008 - immutable
         self.root = os.path.abspath(root)
         self._temporary = os.path.join(self.root, _TEMPORARY)
-        self._durable = config.local_fsync
+        self._durable, self._knows_again = config.local_fsync, config.content_digests
+        #: Which chunk of a file of some name and size was another one than in the object it was compared with last.
+        self._differed: dict[tuple[str, int], int] = {}
         self._swept = False
         self._throttle = Throttle()
 
@@ -103,20 +112,25 @@ class LocalStore(Store):
         return True
 
     async def put_content(
-        self, key: str, content: Content, progress: Progress = no_progress, log: PartsLog | None = None
-    ) -> list[int]:
+        self, key: str, content: Content, progress: Progress = no_progress, log: PartsLog | None = None,
+        earlier: Earlier | None = None,
+    ) -> Stored:  # fmt: skip
         path = self._path(key)
 
         with _mapped("write", path):
+            if earlier is not None and self._knows_again and content.size >= KNOWN_AGAIN_BYTES:
+                known = await self._job(lambda tell: self._link_same(path, content, earlier, tell), content.size)
+                if known is not None:
+                    earlier.copied(content.size)
+                    return known
             if content.size <= CHUNK_BYTES:
                 await self._throttle.wait(content.size)
-            written = self._job(lambda tell: self._write(path, content, tell), content.size, progress, self._throttle)
-            return list(await written)
+            return await self._job(lambda tell: self._write(path, content, tell), content.size, progress, self._throttle)
 
-    async def copy(self, source_key: str, key: str, size: int) -> None:
+    async def copy(self, source_key: str, key: str, size: int, etag: str = "") -> str:
         source, path = self._path(source_key), self._path(key)
         with _mapped("write", path):
-            await to_thread.run_sync(self._copy_object, source_key, source, path, size)
+            return await to_thread.run_sync(self._copy_object, source_key, source, path, size, etag)
 
     async def put_bytes(self, key: str, data: bytes) -> None:
         path = self._path(key)
@@ -227,7 +241,7 @@ class LocalStore(Store):
 
     @staticmethod
     async def _job(
-        function: Callable[[Progress], T], size: int, progress: Progress, throttle: Throttle | None = None
+        function: Callable[[Progress], T], size: int, progress: Progress = no_progress, throttle: Throttle | None = None
     ) -> T:
         """Call ``function(tell)`` in a thread; ``tell(count)`` is ``progress``, waits for the throttle, and ends the
         job if the caller was cancelled. One thread for a whole object: each change of threads takes as long as copying
@@ -246,43 +260,78 @@ class LocalStore(Store):
         progress(size)
         return result
 
-    def _write(self, path: str, content: Content, tell: Progress) -> Sequence[int]:
+    def _write(self, path: str, content: Content, tell: Progress) -> Stored:
         with self._new_file() as (fd, temporary):
             counted = Counted(tell)
-            crcs = content.from_file(lambda source_fd: self._copy_file(source_fd, content.size, fd, counted))
-            if crcs is None:
-                crcs = tuple(_write_chunk(content, fd, offset, tell) for offset in range(0, content.size, CHUNK_BYTES))
+            known_again = self._knows_again and content.size >= KNOWN_AGAIN_BYTES
+            chunks = content.from_file(
+                lambda source_fd: self._copy_file(source_fd, content.size, fd, counted, known_again)
+            )
+            if chunks is None:
+                offsets = range(0, content.size, CHUNK_BYTES)
+                chunks = [_write_chunk(content, fd, offset, tell, known_again) for offset in offsets]
             self._publish(temporary, path, fd)
-            return crcs
+            digests = tuple(chunk.digest for chunk in chunks if chunk.digest)
+            return Stored([chunk.crc32 for chunk in chunks], digests, _etag(fd))
 
-    def _copy_file(self, source_fd: int, size: int, fd: int, counted: Counted) -> Sequence[int] | None:
-        """CRCs of the chunks, read back from the copy; None if the source has not ``size`` bytes."""
+    def _link_same(self, path: str, content: Content, earlier: Earlier, tell: Progress) -> Stored | None:
+        """Make an earlier object of the same content this one as well, without writing it anew; None: there is none.
+
+        Content that has changed is known by one chunk, as a rule: by the one that had changed the last time.
+        """
+        name, count = (os.path.basename(content.name), content.size), -(-content.size // CHUNK_BYTES)
+        first = self._differed.get(name, 0)
+        place = earlier.find([_chunk(content, first * CHUNK_BYTES).digest])
+        known = earlier.of(place.key) if place is not None else None
+        if place is None or known is None or (place.offset, place.size) != (first * CHUNK_BYTES, content.size):
+            return None
+        for number in range(count):
+            tell(0)
+            if number != first and _chunk(content, number * CHUNK_BYTES).digest != known.digests[number]:
+                if len(self._differed) >= _MOST_DIFFERED:
+                    self._differed.clear()
+                self._differed[name] = number
+                return None
+        try:
+            etag = self._copy_object(place.key, self._path(place.key), path, content.size, place.etag)
+        except StoreError:  # It was removed or replaced meanwhile.
+            earlier.forget(place.key)
+            return None
+        return known._replace(etag=etag)
+
+    def _copy_file(self, source_fd: int, size: int, fd: int, counted: Counted, known_again: bool) -> Chunks | None:
+        """Digests of the chunks, read back from the copy; None if the source has not ``size`` bytes."""
         counted.take_back()  # What an earlier copy of a file that was replaced meanwhile has told.
         os.ftruncate(fd, 0)
         if os.fstat(source_fd).st_size != size:
             return None
-        crcs, total = [], 0
-        with contextlib.closing(copied_chunks(source_fd, fd, size, durable=self._durable)) as chunks:
-            for _, count, crc in chunks:
-                crcs.append(crc)
+        found, total = [], 0
+        copying = copied_chunks(source_fd, fd, size, known_again=known_again, durable=self._durable)
+        with contextlib.closing(copying) as chunks:
+            for _, count, digests in chunks:
+                found.append(digests)
                 total += count
                 counted(count)
-        return crcs if total == size == os.fstat(fd).st_size else None
+        return found if total == size == os.fstat(fd).st_size else None
 
-    def _copy_object(self, source_key: str, source: str, path: str, size: int) -> None:
+    def _copy_object(self, source_key: str, source: str, path: str, size: int, etag: str) -> str:
+        """See ``copy``."""
         with _mapped("read", source):
             source_fd = _open_object(source)
         try:
             check_size(source_key, source, os.fstat(source_fd).st_size, size, None)
+            if etag and _etag(source_fd) != etag:
+                raise IntegrityError(f"{source_key} was replaced since it was stored", where=source)
             if source == path:
-                return
+                return etag
             with self._new_file() as (fd, temporary):
                 if size and not clone(source_fd, fd, size):
                     if self._link_object(source, path, source_fd):
-                        return
+                        return _etag(source_fd)
                     if copy_range(source_fd, fd, size) != size:
                         raise IntegrityError(f"{source_key} became shorter while it was read", where=source)
                 self._publish(temporary, path, fd)
+                return _etag(fd)
         finally:
             os.close(source_fd)
 
@@ -434,7 +483,7 @@ def _read_small(path: str) -> tuple[bytes, str]:
     with open(fd, "rb") as file:
         status = os.fstat(fd)
         if status.st_size > MAX_BYTES:
-            raise too_long(path, str(status.st_size), f"{status.st_ino}-{status.st_size}-{status.st_mtime_ns}")
+            raise too_long(path, str(status.st_size), _etag(fd))
         data = file.read(MAX_BYTES)
         return data, hashlib.sha256(data).hexdigest()
 
@@ -470,15 +519,29 @@ def _in_folder(folder: str, function: Callable[[], T]) -> T:
     return function()
 
 
-def _write_chunk(content: Content, fd: int, offset: int, tell: Progress) -> int:
-    crc, start, end = 0, offset, min(offset + CHUNK_BYTES, content.size)
+def _etag(fd: int) -> str:
+    """Tells an object from another one that takes its name, and from itself after a write."""
+    status = os.fstat(fd)
+    return f"{status.st_ino}-{status.st_size}-{status.st_mtime_ns}"
+
+
+def _chunk(content: Content, offset: int) -> ChunkDigests:
+    """Digests of the chunk at ``offset``, by which it is known again."""
+    digester, end = Digester(known_again=True), min(offset + CHUNK_BYTES, content.size)
+    for at in range(offset, end, _PIECE):
+        digester.update(content.pread(min(_PIECE, end - at), at))
+    return digester.result()
+
+
+def _write_chunk(content: Content, fd: int, offset: int, tell: Progress, known_again: bool) -> ChunkDigests:
+    digester, start, end = Digester(known_again=known_again), offset, min(offset + CHUNK_BYTES, content.size)
     while offset < end:
         data = content.pread(min(_PIECE, end - offset), offset)
         pwrite_all(fd, data, offset)
-        crc = crc32(data, crc)
+        digester.update(data)
         offset += len(data)
     tell(end - start)
-    return crc
+    return digester.result()
 
 
 def _read(
@@ -494,10 +557,10 @@ def _read(
     target_fd = os.open(destination, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
     try:
         with contextlib.closing(copied_chunks(source_fd, target_fd, size, digest=crc32 is not None)) as chunks:
-            for index, (offset, count, crc) in enumerate(chunks):
+            for index, (offset, count, digests) in enumerate(chunks):
                 if count != min(CHUNK_BYTES, size - offset):
                     raise IntegrityError(f"{key} became shorter while it was read", where=path)
-                if crc32 is not None and crc != crc32[index]:
+                if crc32 is not None and digests.crc32 != crc32[index]:
                     raise IntegrityError(f"{key} is damaged at byte {offset}", where=path)
                 tell(count)
     finally:

@@ -6,12 +6,9 @@ import contextlib
 import ctypes
 import errno
 import fcntl
-import functools
-import mmap
 import os
 import secrets
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,11 +17,6 @@ from ..config import CHUNK_BYTES
 from ..errors import UsageError
 from . import forks
 from .undisturbed import go_on
-
-try:  # Four times faster; a pod may be without it, and the agent's control plane does without.
-    from zlib_ng.zlib_ng import crc32 as crc32
-except ImportError:
-    from zlib import crc32 as crc32
 
 #: ``FICLONE`` of linux/fs.h: share the source's extents, copy on write.
 FICLONE = 0x40049409
@@ -53,23 +45,6 @@ _BUFFER = 1 << 20
 
 #: How much is copied in one call, in bytes: less than a second's work. In between a copy may be ended.
 _COPIED_BYTES = 64 << 20
-
-#: How much is read at a time to be digested, in bytes: little enough to stay in the processor's cache.
-_DIGEST_BUFFER = 256 << 10
-
-
-class _Buffers(threading.local):
-    """One buffer a thread, on a page of its own: reading into memory that is not aligned takes several times as long.
-
-    Private, as anonymous maps of Python are not: a forked child would write into its parent's.
-    """
-
-    def __init__(self) -> None:
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-        self.view = memoryview(mmap.mmap(-1, _DIGEST_BUFFER, flags=flags))
-
-
-_buffers = _Buffers()
 
 
 def occupy_standard_streams() -> None:
@@ -261,28 +236,6 @@ def is_hole(fd: int, at: int, end: int) -> bool:
     with contextlib.suppress(OSError):
         return os.fstat(fd).st_size >= end and _next_data(fd, at, end)[0] >= end
     return False
-
-
-@functools.lru_cache(maxsize=8)
-def _crc_of_zeros(count: int) -> int:
-    crc, zeros = 0, bytes(_DIGEST_BUFFER)
-    for at in range(0, count, _DIGEST_BUFFER):
-        crc = crc32(zeros[: count - at], crc)
-    return crc
-
-
-def chunk_crc(fd: int, offset: int, count: int) -> int:
-    """CRC-32 of ``count`` bytes at ``offset``; of fewer where the file ends before."""
-    if count > _DIGEST_BUFFER and is_hole(fd, offset, offset + count):
-        return _crc_of_zeros(count)
-    crc, end, buffer = 0, offset + count, _buffers.view
-    while offset < end:
-        got = os.preadv(fd, [buffer[: end - offset]], offset)
-        if not got:
-            break
-        crc = crc32(buffer[:got], crc)
-        offset += got
-    return crc
 
 
 def folders_below(

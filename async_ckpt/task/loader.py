@@ -112,6 +112,7 @@ class Loader:
     def _note_loaded(self, reference: dict[str, Any]) -> dict[str, Any]:
         if reference.get("pathspec") == self._task.pathspec:
             self._tracker.loaded = layout.identity(reference)
+        self._spool.note_loaded(reference["key"])
         return reference
 
     def _own_rank(self, world: int) -> int:

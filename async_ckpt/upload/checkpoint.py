@@ -23,11 +23,12 @@ from ..ranks import agreement
 from ..spool.journal import TAR, CheckpointState, Line, file_stored, part_stored, parts_begun
 from ..spool.records import Admitted
 from ..spool.unchanged import StoredFile
-from ..stores.base import Content, Multipart, Progress, Store, TooLong
+from ..stores.base import Content, Multipart, Progress, Store, Stored, TooLong
 from ..stores.catalog import read_begun, read_tagged
 from ..system.backoff import Backoff
 from ..system.concurrency import for_each
 from ..system.crash import crash_point
+from .earlier import EarlierContent
 
 #: How often the latest checkpoint is moved anew after others came first.
 _MOVES = 8
@@ -73,10 +74,17 @@ class _Log:
         self.known = Multipart(upload, part_bytes)
         self._events.note(parts_begun(self._path, upload, part_bytes))
 
-    def sent(self, number: int, etag: str, crc32: list[int]) -> None:
+    def sent(self, number: int, part: Stored) -> None:
         assert self.known is not None, "a part of no upload"
-        self.known.parts[number] = etag, crc32
-        self._events.note(part_stored(self._path, number, etag, crc32))
+        self.known.parts[number] = part
+        self._events.note(part_stored(self._path, number, part))
+
+
+class _Earlier:
+    """The Earlier of one upload."""
+
+    def __init__(self, index: EarlierContent, events: Events) -> None:
+        self.find, self.of, self.forget, self.copied = index.find, index.of, index.forget, events.copied
 
 
 class CheckpointWriter:
@@ -98,6 +106,8 @@ class CheckpointWriter:
         self._newest: dict[str, ReferenceDict] = {}
         #: The newest that is committed of an attempt, by the key that says what it has begun to commit.
         self._last_committed: dict[str, ReferenceDict] = {}
+        #: What the store has already, whoever has brought it there.
+        self.earlier = EarlierContent()
         #: What the user should know, as of a store; usually nothing.
         self.notice = ""
 
@@ -137,27 +147,27 @@ class CheckpointWriter:
     async def _upload_files(
         self, item: Admitted, known: CheckpointState, unchanged: Mapping[str, StoredFile], events: Events
     ) -> Manifest:
-        digests = dict(known.files)
+        stored = dict(known.files)
 
         async def put(entry: FileEntry) -> None:
-            if entry.path in digests:
-                return
-            crash_point("uploader:before-file")
             key = f"{item.reference['key']}/{entry.path}"
-            earlier = unchanged.get(entry.path)
-            if earlier is not None and await self._copy(earlier.key, key, entry.size):
-                digests[entry.path] = earlier.crc32
-                events.copied(entry.size)
-            else:
-                source = captured_file(item.data, entry)
-                digests[entry.path] = await self._send(key, entry.path, source, known, events)
-            if entry.how == LINK or entry.size >= _REMEMBERED_BYTES:
-                events.note(file_stored(entry.path, digests[entry.path]))
+            if entry.path not in stored:
+                crash_point("uploader:before-file")
+                found = await self._copy_unchanged(unchanged.get(entry.path), key, entry.size)
+                if found is not None:
+                    events.copied(entry.size)
+                else:
+                    found = await self._send(key, entry.path, captured_file(item.data, entry), known, events)
+                stored[entry.path] = found
+                if entry.how == LINK or entry.size >= _REMEMBERED_BYTES:
+                    events.note(file_stored(entry.path, found))
+            self.earlier.add(key, entry.size, stored[entry.path])
 
         await for_each(item.manifest.files, self._config.files_in_flight, put)
         await self._put_files_behind_links(item, events.progress)
         files = [
-            FileEntry(e.path, e.size, e.mode, mtime_ns=e.mtime_ns, crc32=digests[e.path]) for e in item.manifest.files
+            FileEntry(e.path, e.size, e.mode, mtime_ns=e.mtime_ns, **stored[e.path]._asdict())
+            for e in item.manifest.files
         ]
         return replace(item.manifest, files=files)
 
@@ -176,7 +186,7 @@ class CheckpointWriter:
         async def put(number: int) -> None:
             path, entry = behind[number]
             base = item.reference["key"]
-            if not await self._copy(f"{base}/{entry.path}", f"{base}/{path}", entry.size):
+            if await self._copy(f"{base}/{entry.path}", f"{base}/{path}", entry.size) is None:
                 source = captured_file(item.data, entry)
                 try:
                     await self._store.put_content(f"{base}/{path}", source, progress)
@@ -186,33 +196,39 @@ class CheckpointWriter:
 
         await for_each(range(min(len(behind), most)), self._config.files_in_flight, put)
 
-    async def _copy(self, source_key: str, key: str, size: int) -> bool:
-        """Copy an object inside the store; False where that cannot be done, and the bytes are to be sent."""
+    async def _copy_unchanged(self, file: StoredFile | None, key: str, size: int) -> Stored | None:
+        """Copy a file that nobody has touched since it was stored; None: it is to be sent."""
+        etag = await self._copy(file.key, key, size, file.stored.etag) if file is not None else None
+        return file.stored._replace(etag=etag) if file is not None and etag is not None else None
+
+    async def _copy(self, source_key: str, key: str, size: int, etag: str = "") -> str | None:
+        """Copy an object inside the store, and return the ETag of the copy; None where that cannot be done, and the
+        bytes are to be sent.
+        """
         if not self._store.capabilities.copy:
-            return False
+            return None
         try:
-            await self._store.copy(source_key, key, size)
+            return await self._store.copy(source_key, key, size, etag)
         except TransientStoreError:
             raise
-        except StoreError:  # The earlier checkpoint was deleted or damaged, or this store copies no such object.
-            return False
-        return True
+        except StoreError:  # The earlier checkpoint was deleted or replaced, or this store copies no such object.
+            return None
 
     async def _upload_tar(self, item: Admitted, known: CheckpointState, events: Events) -> Manifest:
         source = TarContent(item.reference["key"], tar_members(item))
-        crc32 = known.files.get(TAR)
-        if crc32 is None:
-            crc32 = await self._send(item.reference["key"], TAR, source, known, events)
-            events.note(file_stored(TAR, crc32))
+        stored = known.files.get(TAR)
+        if stored is None:
+            stored = await self._send(item.reference["key"], TAR, source, known, events)
+            events.note(file_stored(TAR, stored))
+        self.earlier.add(item.reference["key"], source.size, stored)
         files = [FileEntry(e.path, e.size, e.mode, mtime_ns=e.mtime_ns) for e in item.manifest.files]
-        return replace(item.manifest, files=files, tar={"size": source.size, "crc32": crc32})
+        return replace(item.manifest, files=files, tar={"size": source.size, **stored._asdict()})
 
-    async def _send(
-        self, key: str, path: str, content: _OpenContent, known: CheckpointState, events: Events
-    ) -> list[int]:
+    async def _send(self, key: str, path: str, content: _OpenContent, known: CheckpointState, events: Events) -> Stored:
         log = _Log(path, known.parts.get(path), events)
         try:
-            return await self._store.put_content(key, content, events.progress, log)
+            earlier = _Earlier(self.earlier, events)
+            return await self._store.put_content(key, content, events.progress, log, earlier)
         finally:
             content.close()
 

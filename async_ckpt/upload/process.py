@@ -5,7 +5,7 @@ be killed at any time. The two speak the frames of ``ipc.protocol`` over a socke
 
 - agent → uploader: ``{"op": "upload", "id"}``, before it what is known of the checkpoint: the journal's lines of what
   earlier tries have stored, as they stand (frames without ``op``), and ``{"op": "unchanged", "id", "path", "key",
-  "crc32"}`` for each file that the store has from an earlier checkpoint, under ``key``;
+  "crc32", "digests", "etag"}`` for each file that the store has from an earlier checkpoint, under ``key``;
   ``{"op": "commit", "ids"}``; ``{"op": "priority", "idle"}``; ``{"op": "rate", "bytes_per_s"}``: send content no
   faster than this (0: as fast as can be), what is under way included; ``{"op": "pause", "id"}``: stop an upload, or the
   batch that this one is to be committed in, which will be ordered again; there is no answer to either, but for what of
@@ -41,24 +41,29 @@ from typing import Any
 
 import anyio
 
-from .. import errors
-from ..config import KILLED_S, REPORT_S, UPLOADER_LOCK_S, Config
+from .. import errors, layout
+from ..config import EARLIER_BYTES, EARLIER_TIMEOUT_S, KILLED_S, REPORT_S, UPLOADER_LOCK_S, Config
 from ..ipc import protocol
 from ..ipc.protocol import Message
+from ..manifest import Manifest
 from ..ranks import agreement, starts
-from ..spool.journal import CheckpointState, Known, Line
+from ..spool.journal import CheckpointState, Known, Line, stored_in
 from ..spool.records import Admitted
 from ..spool.spool import Spool
 from ..spool.unchanged import StoredFile
 from ..stores import open_store
+from ..stores.catalog import read_json, read_reference
 from ..system import processes
 from ..system.files import locked
 from ..system.priority import set_priority
 from .checkpoint import CheckpointWriter
+from .earlier import objects_of
 from .together import CollectiveCommit, Patience
 
 #: Digests of larger files (beyond 1 TiB) do not fit into a frame: nothing is told of those until all is uploaded.
 _MAX_CRCS = 1 << 16
+#: Beyond this number (256 GiB) they are told without those by which content is known again.
+_MAX_DIGESTS = 1 << 14
 
 #: Longest reason that is told, in characters.
 _MAX_WHY = 10_000
@@ -108,7 +113,7 @@ async def serve(sock: socket.socket, spool: Spool, config: Config, *, alone: boo
                         stored = known.checkpoints.pop(identity, CheckpointState())
                         group.start_soon(uploader.upload, identity, stored, unchanged.pop(identity, {}))
                     elif op == "unchanged":
-                        unchanged[message["id"]][message["path"]] = StoredFile(message["key"], message["crc32"])
+                        unchanged[message["id"]][message["path"]] = StoredFile(message["key"], stored_in(message))
                 group.cancel_scope.cancel()
         finally:
             with anyio.CancelScope(shield=True), anyio.move_on_after(5):
@@ -159,13 +164,16 @@ async def _messages(sock: socket.socket) -> AsyncIterator[Message]:
 
 class _Uploader:
     def __init__(self, sock: socket.socket, spool: Spool, config: Config, *, alone: bool) -> None:
-        self._sock, self._spool, self._alone = sock, spool, alone
+        self._sock, self._spool, self._config, self._alone = sock, spool, config, alone
         self._told: set[str] = set()
         self._notice = ""
         self.store = open_store(spool.store, config)
         self._writer = CheckpointWriter(self.store, config)
         self._sending = anyio.Lock()
         self._uploads: dict[str, anyio.CancelScope] = {}
+        #: Keys of checkpoints of which ``_learn`` has asked; the first time it looks for one.
+        self._learned: set[str] = set()
+        self._learning = anyio.Lock()
         #: The batches that are being committed, by the id of each checkpoint in them.
         self._commits: dict[str, anyio.CancelScope] = {}
         self._collective = CollectiveCommit(self.store, self._writer, config)
@@ -176,6 +184,7 @@ class _Uploader:
             self._uploads[identity] = scope
             try:
                 item = await self._read(identity)
+                await self._learn(item)
                 async with _Reporter(self, identity) as reporter:
                     await self._writer.upload(item, known, unchanged, reporter)
                 answer: Message = {"op": "uploaded", "id": identity}
@@ -185,6 +194,26 @@ class _Uploader:
             del self._uploads[identity]
         if not scope.cancelled_caught:
             await self.send(answer)
+
+    async def _learn(self, item: Admitted) -> None:
+        """Hear what the store has of checkpoints that this process has not uploaded: of the one that the task has
+        loaded last, and of the newest of this task, as attempts on other machines may have saved it.
+        """
+        if item.size < EARLIER_BYTES or not self._config.content_digests:
+            return
+        async with self._learning:
+            keys = {self._spool.loaded()}
+            if not self._learned:
+                with contextlib.suppress(errors.CheckpointError):  # It is only sent again.
+                    newest = await read_reference(self.store, self._spool.task.task_folder, layout.LATEST)
+                    keys.add(newest["key"] if newest is not None else "")
+            for key in keys - self._learned - {""}:
+                with contextlib.suppress(errors.CheckpointError), anyio.move_on_after(EARLIER_TIMEOUT_S):
+                    manifest_key = layout.parse_key(key).manifest_key
+                    manifest = Manifest.from_json(await read_json(self.store, manifest_key), where=manifest_key)
+                    for stored in objects_of(key, manifest):
+                        self._writer.earlier.add(*stored)
+            self._learned |= keys
 
     async def gather(self, identity: str, timeout_s: float, decides: bool) -> None:
         if identity in self._gathering:
@@ -331,7 +360,10 @@ class _Reporter:
         self._out.append({"op": "copied", "id": self._identity, "bytes": count})
 
     def note(self, line: Line) -> None:
-        if len(line.get("crc32", ())) <= _MAX_CRCS:
+        count = len(line.get("crc32", ()))
+        if count > _MAX_DIGESTS:
+            line = {name: value for name, value in line.items() if name != "digests"}
+        if count <= _MAX_CRCS:
             self._out.append({"id": self._identity, **line})
 
     async def __aenter__(self) -> _Reporter:

@@ -290,7 +290,7 @@ if "uploader" in getattr(sys, "orig_argv", []):
         free = max(free, now) + count / VALUES["rate"]
         await anyio.sleep(free - now)
 
-    async def slowly(self, key, source, progress=lambda count: None, log=None):
+    async def slowly(self, key, source, progress=lambda count: None, log=None, earlier=None):
         fault, _ = fault_of(key)
         if fault == "refused":
             raise StoreError("The test refuses it")

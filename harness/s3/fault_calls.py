@@ -126,7 +126,7 @@ def _differs(expected: Any, moved: int | None = None) -> Callable[[Scene], str]:
 
 
 async def _put_content(scene: Scene, data: bytes) -> None:
-    crcs = await scene.store.put_content("new", BytesContent(data), scene.progress)
+    crcs = (await scene.store.put_content("new", BytesContent(data), scene.progress)).crc32
     assert crcs == crcs_of(data), "wrong digest"
 
 

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 from async_ckpt.errors import IntegrityError, NotFound
-from async_ckpt.stores.base import Capabilities, Content, ListedObject, PartsLog, Progress, Store, Wrapper, no_progress
+from async_ckpt.stores.base import (
+    Capabilities,
+    Content,
+    Earlier,
+    ListedObject,
+    PartsLog,
+    Progress,
+    Store,
+    Stored,
+    Wrapper,
+    no_progress,
+)
 from harness.stores.content import crcs_of
 
 T = TypeVar("T")
@@ -37,8 +49,9 @@ class MemoryStore(Store):
         return [key for name, key in self.asked if name == operation]
 
     async def put_content(
-        self, key: str, content: Content, progress: Progress = no_progress, log: PartsLog | None = None
-    ) -> list[int]:
+        self, key: str, content: Content, progress: Progress = no_progress, log: PartsLog | None = None,
+        earlier: Earlier | None = None,
+    ) -> Stored:  # fmt: skip
         data = content.pread(content.size, 0)
         if content.size > self.part_bytes and log is not None:
             if log.known is None:
@@ -48,18 +61,24 @@ class MemoryStore(Store):
             for number in range(1, -(-content.size // self.part_bytes) + 1):
                 if number not in log.known.parts:
                     self._ask("part", f"{key}#{number}")
-                    log.sent(number, f"etag-{number}", crcs_of(data))
+                    log.sent(number, Stored(crcs_of(data), (), f"etag-{number}"))
         else:
             self._ask("put", key)
         progress(content.size)
         self.objects[key] = data
-        return crcs_of(data)
+        return Stored(crcs_of(data), (), self._etag(key))
 
-    async def copy(self, source_key: str, key: str, size: int) -> None:
+    async def copy(self, source_key: str, key: str, size: int, etag: str = "") -> str:
         self._ask("copy", source_key)
         if len(self._object(source_key)) != size:
             raise IntegrityError("It has another size", where=source_key)
+        if etag not in ("", self._etag(source_key)):
+            raise IntegrityError("It was replaced", where=source_key)
         self.objects[key] = self.objects[source_key]
+        return self._etag(key)
+
+    def _etag(self, key: str) -> str:
+        return hashlib.md5(self.objects[key], usedforsecurity=False).hexdigest()
 
     async def put_bytes(self, key: str, data: bytes) -> None:
         self._ask("put", key)

@@ -18,7 +18,7 @@ from anyio.abc import SocketStream
 from async_ckpt.config import CHUNK_BYTES, Config
 from async_ckpt.errors import IntegrityError, NotFound, StoreError, TransientStoreError
 from async_ckpt.stores import throttle as throttling
-from async_ckpt.stores.base import Multipart
+from async_ckpt.stores.base import Multipart, Stored
 from async_ckpt.stores.s3 import S3Settings, copy_object
 from async_ckpt.stores.s3.store import S3Store
 from harness.s3.servers import BUCKET, S3Server, moto_server, moto_tls_server, rclone_server
@@ -47,7 +47,7 @@ class TestTls:
         async def check() -> None:
             store = self.store(server, verify=certificate)
             try:
-                crcs = await store.put_content("a/key", BytesContent(data))
+                crcs = (await store.put_content("a/key", BytesContent(data))).crc32
                 assert await store.get_file("a/key", str(target), size=LARGE, crc32=crcs) == LARGE
                 assert target.read_bytes() == data
                 assert await store.get_bytes("a/key") == data
@@ -125,7 +125,7 @@ def test_what_arrives_otherwise_than_it_was_digested_is_refused_and_sent_again()
 
     async def check() -> None:
         async with server.store() as store:
-            assert await store.put_content("key", Flipping(data)) == crcs_of(data)
+            assert (await store.put_content("key", Flipping(data))).crc32 == crcs_of(data)
 
     run(check)
     assert (server.refused, len(server.requests)) == (1, 2)
@@ -158,9 +158,9 @@ class Log:
         self.begun += 1
         self.known = Multipart(upload, part_bytes)
 
-    def sent(self, number: int, etag: str, crc32: list[int]) -> None:
+    def sent(self, number: int, part: Stored) -> None:
         assert self.known is not None
-        self.known.parts[number] = (etag, crc32)
+        self.known.parts[number] = part
         self._on_sent(len(self.known.parts))
 
 
@@ -208,7 +208,7 @@ class ResumeSuite:
             )
             store = self.make_store()
             source, sent = Counting(self.DATA), []
-            assert await store.put_content("a/key", source, sent.append, log) == crcs_of(self.DATA)
+            assert (await store.put_content("a/key", source, sent.append, log)).crc32 == crcs_of(self.DATA)
             # Once to digest it, once to send it.
             assert source.read == 2 * missing
             assert sum(sent) == len(self.DATA)
@@ -231,7 +231,9 @@ class ResumeSuite:
                 UploadId=log.known.upload.partition(":")[2],
             )
             sent: list[int] = []
-            assert await store.put_content("a/key", BytesContent(self.DATA), sent.append, log) == crcs_of(self.DATA)
+            assert (await store.put_content("a/key", BytesContent(self.DATA), sent.append, log)).crc32 == crcs_of(
+                self.DATA
+            )
             assert sum(sent) == len(self.DATA)
             assert log.begun == 2
             assert await store.get_bytes("a/key") == self.DATA
@@ -267,7 +269,7 @@ class TestResumeOnMoto(ResumeSuite):
             log, store = Log(), self.make_store()
             await store.put_content("a/key", BytesContent(self.DATA), log=log)
             source = Counting(self.DATA)
-            assert await store.put_content("a/key", source, log=log) == crcs_of(self.DATA)
+            assert (await store.put_content("a/key", source, log=log)).crc32 == crcs_of(self.DATA)
             assert source.read == 0
             assert log.begun == 1
             await store.aclose()

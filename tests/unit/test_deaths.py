@@ -14,6 +14,7 @@ from async_ckpt.config import DEATHS_OF_AGENT, DEATHS_OF_UPLOADER, DEATHS_TO_SUS
 from async_ckpt.manifest import FileEntry
 from async_ckpt.spool.journal import ADMITTED, COMMITTED, FAILED, UPLOADED, Journal, part_stored, parts_begun
 from async_ckpt.spool.records import Admitted
+from async_ckpt.stores.base import Stored
 
 
 class Scene:
@@ -33,7 +34,7 @@ class Scene:
         """The store has one more part of it."""
         if number == 1:
             self.journal.note({"id": identity, **parts_begun("weights", "upload", 1)})
-        self.journal.note({"id": identity, **part_stored("weights", number, "etag", [1])})
+        self.journal.note({"id": identity, **part_stored("weights", number, Stored([1], (), "etag"))})
 
     def fail(self, identity: str, why: str) -> None:
         self.failed[identity] = why

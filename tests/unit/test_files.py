@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from async_ckpt.config import CHUNK_BYTES
-from async_ckpt.system import files
-from async_ckpt.system.files import chunk_crc, crc32
+from async_ckpt.system import digests, files
+from async_ckpt.system.digests import crc32, digest_chunk
 from harness.stores.content import pattern
 
 SIZE = CHUNK_BYTES + 1_000_003
@@ -37,11 +37,11 @@ def _closed(fd: int) -> object:
 
 @pytest.mark.parametrize(("offset", "count"), [(0, 0), (0, 1), (5, 300_000), (SIZE - 10, 10)])
 def test_any_range_has_a_digest(fd: int, offset: int, count: int) -> None:
-    assert chunk_crc(fd, offset, count) == zlib.crc32(pattern(SIZE)[offset : offset + count])
+    assert digest_chunk(fd, offset, count).crc32 == zlib.crc32(pattern(SIZE)[offset : offset + count])
 
 
 def test_a_digest_ends_with_the_file(fd: int) -> None:
-    assert chunk_crc(fd, SIZE - 10, 1000) == zlib.crc32(pattern(SIZE)[-10:])
+    assert digest_chunk(fd, SIZE - 10, 1000).crc32 == zlib.crc32(pattern(SIZE)[-10:])
 
 
 def test_whatever_computes_it_it_is_the_crc_of_zlib() -> None:
@@ -52,21 +52,21 @@ def test_whatever_computes_it_it_is_the_crc_of_zlib() -> None:
 def test_threads_do_not_share_a_buffer(fd: int) -> None:
     offsets = range(0, CHUNK_BYTES, 1 << 20)
     with ThreadPoolExecutor(8) as threads:
-        found = list(threads.map(lambda offset: chunk_crc(fd, offset, 1 << 20), offsets))
+        found = list(threads.map(lambda offset: digest_chunk(fd, offset, 1 << 20).crc32, offsets))
     data = pattern(SIZE)
     assert found == [zlib.crc32(data[offset : offset + (1 << 20)]) for offset in offsets]
 
 
 def test_a_forked_child_does_not_write_into_its_parents_buffer(fd: int, tmp_path: Path) -> None:
     assert threading.active_count() == 1, "forking beside threads is not what this is about"
-    chunk_crc(fd, 0, 1000)
-    before = bytes(files._buffers.view)
+    digest_chunk(fd, 0, 1000)
+    before = bytes(digests._buffers.view)
     child = os.fork()
     if not child:
-        files._buffers.view[:] = bytes(len(before))
+        digests._buffers.view[:] = bytes(len(before))
         os._exit(0)
     os.waitpid(child, 0)
-    assert bytes(files._buffers.view) == before
+    assert bytes(digests._buffers.view) == before
 
 
 def test_preallocating_gives_a_file_its_size_and_its_blocks(tmp_path: Path) -> None:

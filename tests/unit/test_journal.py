@@ -14,7 +14,7 @@ from async_ckpt.errors import SpoolError
 from async_ckpt.spool import journal
 from async_ckpt.spool.journal import ADMITTED, COMMITTED, FAILED, HEADER, UPLOADED, Journal, Known, Reader
 from async_ckpt.spool.unchanged import Fingerprint, StoredFile
-from async_ckpt.stores.base import Multipart
+from async_ckpt.stores.base import Multipart, Stored
 from harness.files.filesystems import CannotMount, small_tmpfs
 
 FINGERPRINT = Fingerprint(1, 2, 3, 4, 5)
@@ -55,9 +55,9 @@ def test_a_journal_that_is_not_there_says_nothing(tmp_path: Path) -> None:
 
 def test_a_finished_file_is_known_until_its_checkpoint_is_uploaded(tmp_path: Path) -> None:
     written(tmp_path / "journal", LINES[:1])
-    assert journal.read(str(tmp_path / "journal"))["0.a.0"].files == {"weights": [1, 2]}
+    assert journal.read(str(tmp_path / "journal"))["0.a.0"].files == {"weights": Stored([1, 2])}
     reopened = Journal(str(tmp_path / "journal"))
-    assert reopened.checkpoints["0.a.0"].files == {"weights": [1, 2]}
+    assert reopened.checkpoints["0.a.0"].files == {"weights": Stored([1, 2])}
     assert reopened.checkpoints["0.a.0"].state == ADMITTED
     reopened.append(LINES[1])
     reopened.append(LINES[3])
@@ -74,7 +74,7 @@ def test_a_file_of_a_committed_checkpoint_is_known_by_its_inode_across_restarts(
         made = Journal(str(tmp_path / "journal"))
     made.append(LINES[3])
     for attempt in (0, 0, 1, 2):
-        assert made.stored.find(FINGERPRINT) == StoredFile("k/weights", [1, 2])
+        assert made.stored.find(FINGERPRINT) == StoredFile("k/weights", Stored([1, 2]))
         made.close()
         made = Journal(str(tmp_path / "journal"), attempt)
     made.close()
@@ -94,7 +94,7 @@ def test_parts_are_known_across_restarts_until_their_file_is_whole(tmp_path: Pat
     for _ in range(2):
         reopened = Journal(str(path))
         reopened.close()
-        assert reopened.checkpoints["0.a.1"].parts == {"other": Multipart("u", 5, {2: ("e", [7])})}
+        assert reopened.checkpoints["0.a.1"].parts == {"other": Multipart("u", 5, {2: Stored([7], (), "e")})}
     again = Journal(str(path))
     again.append({"id": "0.a.1", "parts": "other", "upload": "new", "part_bytes": 6})
     assert again.checkpoints["0.a.1"].parts == {"other": Multipart("new", 6)}

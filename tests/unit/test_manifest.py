@@ -93,7 +93,6 @@ def test_a_path_that_leads_out_is_refused(path: Any, kind: str) -> None:
         with_(files=[file(size="1")]),
         with_(files=[file(mode=None)]),
         with_(files=[file(crc32=["x"])]),
-        with_(files=[file(surprise=1)]),
         with_(files=5),
         with_(dirs=[["a"]]),
         with_(links=[["a", "b", "c"]]),
@@ -104,6 +103,22 @@ def test_a_path_that_leads_out_is_refused(path: Any, kind: str) -> None:
 def test_what_is_no_manifest_is_refused(data: Any) -> None:
     with pytest.raises(IntegrityError):
         Manifest.from_json(data, where="x")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"surprise": 1},
+        {"digests": 5},
+        {"digests": [5]},
+        {"digests": ["blake9:00"], "etag": 7},
+        {"digests": None, "etag": None},
+    ],
+)
+def test_what_another_version_says_of_a_file_is_no_reason_not_to_load_it(more: dict[str, Any]) -> None:
+    found = Manifest.from_json(with_(files=[file(crc32=[1], **more)]), where="x").files[0]
+    assert (found.path, found.size, found.crc32) == ("a", 1, [1])
+    assert all(isinstance(text, str) for text in (*found.digests, found.etag))
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"\xff\xfe", b"[" * 100_000])

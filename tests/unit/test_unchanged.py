@@ -18,6 +18,7 @@ from async_ckpt.spool.unchanged import (
     StoredFiles,
     fingerprints,
 )
+from async_ckpt.stores.base import Stored
 from async_ckpt.system.filesystems import kind_of, times_tell
 
 
@@ -26,7 +27,7 @@ def fingerprint(number: int, *, mtime_ns: int = 5, btime_ns: int = 5) -> Fingerp
 
 
 def stored(key: str) -> StoredFile:
-    return StoredFile(key, [1])
+    return StoredFile(key, Stored([1]))
 
 
 def test_the_newest_place_of_an_inode_wins() -> None:

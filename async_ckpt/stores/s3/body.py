@@ -13,7 +13,8 @@ import anyio
 
 from ...config import CHUNK_BYTES, LISTEN_S, PIECE_BYTES
 from ...errors import StoreError, os_hint, os_reason
-from ...system.files import crc32, preallocate, write_sparsely
+from ...system.digests import ChunkDigests, Digester, crc32
+from ...system.files import preallocate, write_sparsely
 from ..base import Content
 from ..throttle import Throttle
 from .phases import PhaseTimer
@@ -27,36 +28,43 @@ _FIRST_BYTES = 1 << 10
 
 
 class Digest(NamedTuple):
-    """Of a range: the CRC-32 of every chunk in it and of the whole, SHA-256 in hex digits (None: not asked for), and
-    the content itself where it is no longer than a piece.
+    """Of a range: the CRC-32 of every chunk in it and of the whole, the digests by which the chunks are known again
+    (empty: none), SHA-256 in hex digits (None: not asked for), and the content itself where it is no longer than a
+    piece.
     """
 
     crcs: list[int]
     crc: int
+    digests: tuple[str, ...]
     sha256: str | None
     data: bytes | None
 
 
-def digest(content: Content, offset: int, length: int, *, sha256: bool = False) -> Digest:
+def digest(
+    content: Content, offset: int, length: int, *, sha256: bool = False, known_again: bool = False
+) -> Digest:  # fmt: skip
     """Read a range that begins at a chunk."""
     sha = hashlib.sha256() if sha256 else None
-    crcs: list[int] = []
-    whole = chunk = done = 0
+    chunks: list[ChunkDigests] = []
+    whole = done = 0
     data = b""
+    digester = Digester(known_again=known_again)
     while done < length:
         data = content.pread(min(_DIGEST_BYTES, length - done), offset + done)
         done += len(data)
-        chunk = crc32(data, chunk)
+        digester.update(data)
         if length > CHUNK_BYTES:
             whole = crc32(data, whole)
         if sha is not None:
             sha.update(data)
         if done == length or done % CHUNK_BYTES == 0:
-            crcs.append(chunk)
-            chunk = 0
+            chunks.append(digester.result())
+            digester = Digester(known_again=known_again)
+    crcs = [chunk.crc32 for chunk in chunks]
     if length <= CHUNK_BYTES:
         whole = crcs[0] if crcs else 0
-    return Digest(crcs, whole, sha.hexdigest() if sha else None, data if length <= PIECE_BYTES else None)
+    digests = tuple(chunk.digest for chunk in chunks if chunk.digest)
+    return Digest(crcs, whole, digests, sha.hexdigest() if sha else None, data if length <= PIECE_BYTES else None)
 
 
 def base64_crc(crc: int) -> str:

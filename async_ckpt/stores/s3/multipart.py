@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import hashlib
 import uuid
-from collections.abc import Callable
-from typing import Any
 
-import anyio
-
-from ...config import CHUNK_BYTES, TIDY_UP_S
+from ...config import CHUNK_BYTES
 from ...errors import CheckpointError, NotFound, StoreError, TransientStoreError
 from ...system.concurrency import for_each
-from ..base import Content, Multipart, PartsLog, Progress
+from ..base import Content, Earlier, Multipart, PartsLog, Progress, Stored
 from ..retry import Counted, with_retries
-from .engine import Engine
+from .copies import Copies
 from .errors import StartOver
-from .objects import Objects, Part
+from .objects import Find, Objects, Part, Sent
+from .uploads import abort, begin
 
 #: S3's limit of parts in one upload.
 MAX_PARTS = 10_000
 #: Metadata of the object that says which upload it came from.
 _MARK, _MARK_LENGTH = "async-ckpt-upload", 32
-
-Crcs = list[int]
 
 
 def part_size(size: int, part_bytes: int) -> int:
@@ -34,7 +28,10 @@ def part_size(size: int, part_bytes: int) -> int:
     return -(-least // CHUNK_BYTES) * CHUNK_BYTES
 
 
-async def put_parts(objects: Objects, key: str, content: Content, progress: Progress, log: PartsLog | None) -> Crcs:
+async def put_parts(
+    objects: Objects, copies: Copies, key: str, content: Content, progress: Progress, log: PartsLog | None,
+    earlier: Earlier | None,
+) -> Stored:  # fmt: skip
     """Write content as a multipart; see ``Store.put_content``.
 
     Raises
@@ -47,23 +44,24 @@ async def put_parts(objects: Objects, key: str, content: Content, progress: Prog
     if known is not None:
         # Where it was aborted meanwhile, by a lifecycle rule perhaps, it is begun anew.
         with contextlib.suppress(StartOver):
-            return await _Upload(objects, key, content, known, progress, log).run()
+            return await _Upload(objects, copies, key, content, known, progress, log, earlier).run()
     mark = uuid.uuid4().hex
     upload = await with_retries(lambda _: begin(objects.engine, key, {_MARK: mark}), config, progress)
     multipart = Multipart(f"{mark}:{upload}", part_size(content.size, config.part_bytes))
     if log is not None:
         log.began(multipart.upload, multipart.part_bytes)
-    return await _Upload(objects, key, content, multipart, progress, log).run()
+    return await _Upload(objects, copies, key, content, multipart, progress, log, earlier).run()
 
 
 class _Upload:
     """One multipart upload on its way."""
 
     def __init__(
-        self, objects: Objects, key: str, content: Content, multipart: Multipart, progress: Progress,
-        log: PartsLog | None,
+        self, objects: Objects, copies: Copies, key: str, content: Content, multipart: Multipart, progress: Progress,
+        log: PartsLog | None, earlier: Earlier | None,
     ) -> None:  # fmt: skip
         self._objects, self._engine, self._config = objects, objects.engine, objects.engine.config
+        self._copies, self._earlier = copies, earlier
         self._key, self._content = key, content
         mark, colon, rest = multipart.upload.partition(":")
         # One of an older spool has no mark.
@@ -72,26 +70,31 @@ class _Upload:
         self._parts = dict(multipart.parts)
         self._counted = Counted(progress)
         self._log = log
+        #: Whether the store has said of all parts that it has copied what they are.
+        self._is_proven = True
 
-    async def run(self) -> Crcs:
+    async def run(self) -> Stored:
         """Send the parts that are not there yet, and make them an object."""
         size, part_bytes = self._content.size, self._part_bytes
         for number in self._parts:
             self._counted(min(part_bytes, size - (number - 1) * part_bytes))
         try:
             if self._parts:
-                await self._retried(self._find)
+                await with_retries(lambda _: self._find(), self._config)
             numbers = (number for number in range(1, -(-size // part_bytes) + 1) if number not in self._parts)
             await for_each(numbers, self._config.max_parts_in_flight, self._send)
             try:
-                await self._retried(self._complete)
+                etag = await with_retries(lambda _: self._complete(), self._config)
             except StoreError:
                 # The object may be there all the same: the answer was lost, or late, or has no ETag (Ceph's first).
-                if not await self._is_complete():
+                if (found := await self._is_complete()) is None:
                     raise
+                etag = found
+            await self._prove()
+            return self._stored(etag)
         except StartOver:
-            if await self._is_complete():
-                return self._crcs()  # An earlier process may have completed it, and died before it heard so.
+            if (found := await self._is_complete()) is not None:
+                return self._stored(found)  # An earlier process may have completed it, and died before it heard so.
             self._counted.take_back()
             await abort(self._engine, self._key, self._id)
             raise
@@ -101,26 +104,58 @@ class _Upload:
             if self._log is None or lasting:
                 await abort(self._engine, self._key, self._id)
             raise
-        return self._crcs()
 
-    def _crcs(self) -> Crcs:
-        return [crc for number in sorted(self._parts) for crc in self._parts[number][1]]
+    async def _prove(self) -> None:
+        """Parts that the store has copied, without a word on what is in them, must at least be as long as they should.
 
-    async def _retried(self, call: Callable[[], Any]) -> None:
-        await with_retries(lambda _: call(), self._config)
+        Raises
+        ------
+        TransientStoreError
+            They are not: the store has overlooked the range, and is not asked for one again.
+        """
+        if self._is_proven:
+            return
+        with self._engine.mapping("read", self._key):
+            size = (await self._objects.head(self._key))[1]
+        if size != self._content.size:
+            self._copies.give_up()
+            where = f"{self._engine.root}/{self._key}"
+            what = f"The store has made {size} bytes of copied ranges instead of {self._content.size}"
+            raise TransientStoreError(what, where=where)
+
+    def _stored(self, etag: str) -> Stored:
+        """What is known of the object that the parts make."""
+        parts = [self._parts[number] for number in sorted(self._parts)]
+        crcs = [crc for part in parts for crc in part.crc32]
+        digests = tuple(digest for part in parts for digest in part.digests)
+        # A part that was sent before digests were made has none.
+        return Stored(crcs, digests if len(digests) == len(crcs) else (), etag)
 
     async def _send(self, number: int) -> None:
         offset = (number - 1) * self._part_bytes
         length, part = min(self._part_bytes, self._content.size - offset), Part(self._id, number)
 
-        async def send(progress: Progress) -> None:
+        async def put(progress: Progress, find: Find | None) -> Sent:
             with self._engine.mapping("write", self._key):
-                sent = await self._objects.put(self._key, self._content, offset, length, progress, part=part)
-            self._parts[number] = f"{sent.checksum}:{sent.etag}", sent.crcs
+                return await self._objects.put(self._key, self._content, offset, length, progress, part=part, find=find)
+
+        async def send(progress: Progress) -> None:
+            earlier = self._earlier
+            sent = await put(progress, earlier.find if earlier is not None else None)
+            if earlier is not None and sent.place is not None:
+                copied = await self._copies.part(sent.place, length, self._key, part, sent.checksum)
+                if copied is None:
+                    earlier.forget(sent.place.key)
+                    sent = await put(progress, None)
+                else:
+                    earlier.copied(length)
+                    self._is_proven = self._is_proven and copied.is_proven
+                    sent = sent._replace(stored=sent.stored._replace(etag=copied.etag))
+            self._parts[number] = sent.stored._replace(etag=f"{sent.checksum}:{sent.stored.etag}")
 
         await with_retries(send, self._config, self._counted)
         if self._log is not None:
-            self._log.sent(number, *self._parts[number])
+            self._log.sent(number, self._parts[number])
 
     async def _find(self) -> None:
         """``StartOver`` if the upload is gone. Asked first, since stores answer a part for none in many ways."""
@@ -129,61 +164,37 @@ class _Upload:
         except NotFound as error:  # Ceph's word for it
             raise StartOver(error.what, where=error.where) from error
 
-    async def _complete(self) -> None:
+    async def _complete(self) -> str:
+        """Make the parts an object; returns its ETag."""
         checksums = (await self._engine.setup()).checksums
         listed = []
         for number in sorted(self._parts):
-            checksum, _, etag = self._parts[number][0].partition(":")
+            checksum, _, etag = self._parts[number].etag.partition(":")
             listed.append({"PartNumber": number, "ETag": etag, **({"ChecksumCRC32": checksum} if checksums else {})})
-        await self._engine.call(
+        answer = await self._engine.call(
             "write", self._key, "complete_multipart_upload", UploadId=self._id, MultipartUpload={"Parts": listed}
         )
+        return str(answer.get("ETag", ""))
 
-    async def _is_complete(self) -> bool:
-        """Whether the object is the one that these parts make: it says from which upload it came, or its ETag does."""
+    async def _is_complete(self) -> str | None:
+        """The ETag of the object, if it is the one that these parts make: it says from which upload it came, or its
+        ETag does. None: it is not there.
+        """
         if len(self._parts) != -(-self._content.size // self._part_bytes):
-            return False
+            return None
         try:
             with self._engine.mapping("read", self._key):
                 answer, size = await self._objects.head(self._key)
         except StoreError:
-            return False
+            return None
         if size != self._content.size:
-            return False
+            return None
+        etag = answer.headers["etag"]
         if self._mark and answer.headers.get(f"x-amz-meta-{_MARK}") == self._mark:
-            return True
+            return etag
         try:
-            digests = [bytes.fromhex(self._parts[n][0].partition(":")[2].strip('"')) for n in sorted(self._parts)]
+            digests = [bytes.fromhex(self._parts[n].etag.partition(":")[2].strip('"')) for n in sorted(self._parts)]
         except ValueError:  # ETags that are no MD5 (encrypted objects) prove nothing.
-            return False
+            return None
         whole = hashlib.md5(b"".join(digests), usedforsecurity=False).hexdigest()
-        return answer.headers["etag"].strip('"') == f"{whole}-{len(digests)}"
-
-
-async def begin(engine: Engine, key: str, marks: dict[str, str]) -> str:
-    """The id of a new multipart upload; one that the store began while we were cancelled is aborted."""
-    checksums = {"ChecksumAlgorithm": "CRC32"} if (await engine.setup()).checksums else {}
-    request = asyncio.ensure_future(engine.call("write", key, "create_multipart_upload", Metadata=marks, **checksums))
-    try:
-        with engine.mapping("write", key):
-            return str((await asyncio.shield(request))["UploadId"])
-    except asyncio.CancelledError:
-        with anyio.CancelScope(shield=True):
-            await asyncio.wait({request}, timeout=TIDY_UP_S)
-        if not request.done():
-            request.cancel()
-        elif request.exception() is None:
-            await abort(engine, key, request.result()["UploadId"])
-        raise
-
-
-async def abort(engine: Engine, key: str, upload: str) -> None:
-    """Give up a multipart upload, within a few seconds. A failure is not raised, since it would hide why the upload
-    failed: the parts are then left to the bucket's lifecycle rule.
-    """
-
-    async def ask(_: Progress) -> None:
-        await engine.call("abort the upload of", key, "abort_multipart_upload", UploadId=upload)
-
-    with anyio.move_on_after(TIDY_UP_S, shield=True), contextlib.suppress(StoreError):
-        await with_retries(ask, engine.config)
+        return etag if etag.strip('"') == f"{whole}-{len(digests)}" else None

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 from urllib.parse import quote, urlencode
 
 import anyio
 
-from ...config import PIECE_BYTES
+from ...config import KNOWN_AGAIN_BYTES, PIECE_BYTES
 from ...errors import IntegrityError, StoreError
-from ...system.files import crc32
-from ..base import Content, Progress, no_progress, too_long
+from ...system.digests import crc32
+from ..base import Content, Place, Progress, Stored, no_progress, too_long
 from .answers import Answer, NotS3, Refusal, code_of
 from .body import Body, Bytes, Digest, LocalFile, base64_crc, digest
 from .engine import Engine, UnsignedRequest, received
@@ -25,11 +25,16 @@ from .transport import Incoming
 
 
 class Sent(NamedTuple):
-    """A range that is in the store: its ETag, its CRC-32 in base64, and the CRC-32 of every chunk in it."""
+    """A range that is in the store: what is known of it, and its CRC-32 in base64. ``place``: nothing was sent, since
+    the store has it there.
+    """
 
-    etag: str
+    stored: Stored
     checksum: str
-    crcs: list[int]
+    place: Place | None = None
+
+
+Find = Callable[[Sequence[str]], Place | None]
 
 
 class Part(NamedTuple):
@@ -65,12 +70,14 @@ class Objects:
 
     async def put(
         self, key: str, content: Content, offset: int, length: int, moved: Progress, *, part: Part | None = None,
-        condition: Mapping[str, str] | None = None, small: bool = False,
+        find: Find | None = None, condition: Mapping[str, str] | None = None, small: bool = False,
     ) -> Sent:  # fmt: skip
         """Send a range of content as an object, or as a part of one.
 
         Parameters
         ----------
+        find : callable
+            Says by its digests where the store has it; what it has there is not sent.
         condition : mapping
             Headers that say what has to be there.
         small : bool
@@ -85,8 +92,12 @@ class Objects:
         path = f"{engine.path(key)}?{part.query}" if part else engine.path(key)
         operation = "UploadPart" if part else "PutObject"
         async with self._limiter(length), self._sharing if length > PIECE_BYTES else contextlib.nullcontext():
-            facts = await self._digest(content, offset, length, sha256=setup.signs_content)
+            known_again = engine.config.content_digests and content.size >= KNOWN_AGAIN_BYTES
+            facts = await self._digest(content, offset, length, setup.signs_content, known_again)
             checksum = base64_crc(facts.crc)
+            place = find(facts.digests) if find is not None and facts.digests else None
+            if place is not None:
+                return Sent(Stored(facts.crcs, facts.digests), checksum, place)
             headers = {**setup.user_headers.headers(operation, small=small), **(condition or {})}
             if setup.checksums:
                 headers |= {"x-amz-checksum-crc32": checksum, "x-amz-sdk-checksum-algorithm": "CRC32"}
@@ -107,7 +118,7 @@ class Objects:
         stored = answer.headers.get("x-amz-checksum-crc32")
         if setup.checksums and stored and "-" not in stored and stored != checksum:
             raise ConnectionError(f"the CRC-32 of what was stored is {stored}, and that of what was sent {checksum}")
-        return Sent(answer.headers["etag"], checksum, facts.crcs)
+        return Sent(Stored(facts.crcs, facts.digests, answer.headers["etag"]), checksum)
 
     async def put_bytes(self, key: str, data: bytes, condition: Mapping[str, str] | None = None) -> None:
         """Write a small object; as ``put``."""
@@ -239,11 +250,14 @@ class Objects:
         return count
 
     @staticmethod
-    async def _digest(content: Content, offset: int, length: int, *, sha256: bool) -> Digest:
+    async def _digest(content: Content, offset: int, length: int, sha256: bool, known_again: bool) -> Digest:
+        def make() -> Digest:
+            return digest(content, offset, length, sha256=sha256, known_again=known_again)
+
         if length <= PIECE_BYTES:
-            return digest(content, offset, length, sha256=sha256)
+            return make()
         try:
-            return await anyio.to_thread.run_sync(lambda: digest(content, offset, length, sha256=sha256))
+            return await anyio.to_thread.run_sync(make)
         except RuntimeError as error:
             raise OSError(errno.EAGAIN, f"cannot digest it: {error}") from error  # No more threads, for now.
 

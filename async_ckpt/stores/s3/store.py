@@ -15,20 +15,31 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from ...config import CHUNK_BYTES, Config
 from ...errors import IntegrityError, NotFound, StoreError, TransientStoreError
 from ...system.concurrency import for_each
-from ..base import MAX_BYTES, Capabilities, Content, ListedObject, PartsLog, Progress, Store, check_size, no_progress
+from ..base import (
+    MAX_BYTES,
+    Capabilities,
+    Content,
+    Earlier,
+    ListedObject,
+    PartsLog,
+    Place,
+    Progress,
+    Store,
+    Stored,
+    check_size,
+    no_progress,
+)
 from ..retry import with_retries
 from . import S3Settings
 from .body import LocalFile
 from .choice import open_client as open_best
 from .conditions import Conditions
-from .copy_object import copy_object
+from .copies import Copies
 from .engine import Engine
 from .errors import StartOver
 from .multipart import part_size, put_parts
 from .objects import Objects
 from .settings import OpenClient
-
-Crcs = list[int]  # inside the class, ``list`` is its method
 
 _UPDATE = "Update the store: it does not list as S3 does"
 
@@ -62,6 +73,7 @@ class S3Store(Store):
         self._engine = Engine(root, (lambda: given) if isinstance(given, S3Settings) else given, config, open_client)
         self._objects = Objects(self._engine)
         self._conditions = Conditions(self._objects)
+        self._copies = Copies(self._objects)
         self.root = self._engine.root
         self._config = config
 
@@ -78,18 +90,38 @@ class S3Store(Store):
         return True
 
     async def put_content(
-        self, key: str, content: Content, progress: Progress = no_progress, log: PartsLog | None = None
-    ) -> Crcs:
+        self, key: str, content: Content, progress: Progress = no_progress, log: PartsLog | None = None,
+        earlier: Earlier | None = None,
+    ) -> Stored:  # fmt: skip
         try:
             if content.size > part_size(content.size, self._config.part_bytes):
-                return await put_parts(self._objects, key, content, progress, log)
-            with self._engine.mapping("write", key):
-                return (await self._objects.put(key, content, 0, content.size, progress)).crcs
+                return await put_parts(self._objects, self._copies, key, content, progress, log, earlier)
+            return await self._put_whole(key, content, progress, earlier)
         except StartOver as error:
             raise TransientStoreError(error.what, where=error.where, hint=error.hint) from error
 
-    async def copy(self, source_key: str, key: str, size: int) -> None:
-        await copy_object(self._objects, source_key, key, size)
+    async def _put_whole(self, key: str, content: Content, progress: Progress, earlier: Earlier | None) -> Stored:
+        """Write content by one request."""
+
+        def find(digests: Sequence[str]) -> Place | None:
+            place = earlier.find(digests) if earlier is not None else None
+            return place if place is not None and (place.offset, place.size) == (0, content.size) else None
+
+        with self._engine.mapping("write", key):
+            sent = await self._objects.put(key, content, 0, content.size, progress, find=find)
+        if earlier is None or sent.place is None:
+            return sent.stored
+        try:
+            etag = await self._copies.copy(sent.place.key, key, content.size, sent.place.etag)
+        except StoreError:  # It was deleted or replaced meanwhile, or this store copies no such object.
+            earlier.forget(sent.place.key)
+            with self._engine.mapping("write", key):
+                return (await self._objects.put(key, content, 0, content.size, progress)).stored
+        earlier.copied(content.size)
+        return sent.stored._replace(etag=etag)
+
+    async def copy(self, source_key: str, key: str, size: int, etag: str = "") -> str:
+        return await self._copies.copy(source_key, key, size, etag)
 
     async def put_bytes(self, key: str, data: bytes) -> None:
         with self._engine.mapping("write", key):
