@@ -19,7 +19,9 @@ from async_ckpt.config import CHUNK_BYTES, Config
 from async_ckpt.errors import IntegrityError, NotFound, StoreError, TransientStoreError
 from async_ckpt.stores import throttle as throttling
 from async_ckpt.stores.base import Multipart, Stored
-from async_ckpt.stores.s3 import S3Settings, copy_object
+from async_ckpt.stores import throttle as throttling
+from async_ckpt.stores.base import Multipart, Stored
+from async_ckpt.stores.s3 import S3Settings, copies
 from async_ckpt.stores.s3.store import S3Store
 from harness.s3.servers import BUCKET, S3Server, moto_server, moto_tls_server, rclone_server
 from harness.stores.content import BytesContent, crcs_of, pattern
@@ -290,12 +292,12 @@ class CopySuite:
     def make_store(self) -> S3Store:
         return S3Store(new_root(), S3Settings(self.server.client_params), Config(store_attempts=1))
 
-    @pytest.mark.parametrize("limit", [copy_object.ONE_REQUEST_BYTES, 1 << 20], ids=["one request", "parts"])
+    @pytest.mark.parametrize("limit", [copies.ONE_REQUEST_BYTES, 1 << 20], ids=["one request", "parts"])
     def test_a_copy_is_the_same_content_and_leaves_nothing_open(
         self, limit: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(copy_object, "ONE_REQUEST_BYTES", limit)
-        monkeypatch.setattr(copy_object, "PART_BYTES", 5 << 20)
+        monkeypatch.setattr(copies, "ONE_REQUEST_BYTES", limit)
+        monkeypatch.setattr(copies, "PART_BYTES", 5 << 20)
         data = pattern(LARGE)
 
         async def check() -> None:
