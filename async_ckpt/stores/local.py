@@ -125,7 +125,9 @@ class LocalStore(Store):
                     return known
             if content.size <= CHUNK_BYTES:
                 await self._throttle.wait(content.size)
-            return await self._job(lambda tell: self._write(path, content, tell), content.size, progress, self._throttle)
+            return await self._job(
+                lambda tell: self._write(path, content, tell), content.size, progress, self._throttle
+            )
 
     async def copy(self, source_key: str, key: str, size: int, etag: str = "") -> str:
         source, path = self._path(source_key), self._path(key)
