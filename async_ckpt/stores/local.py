@@ -48,6 +48,7 @@ from .base import (
     too_long,
 )
 from .retry import Counted, RetryStore
+from .same_content import SameContent
 from .throttle import Throttle
 
 T = TypeVar("T")
@@ -61,9 +62,6 @@ _PAGE = 1000
 _FOLDER_TRIES = 500
 #: Errors of flock(2) on file systems that have no locks on folders. Two writers may then write at the same time.
 _NO_LOCKS = (errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
-
-#: Of so many files it is remembered which chunk had changed.
-_MOST_DIFFERED = 1000
 
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
@@ -102,8 +100,7 @@ class LocalStore(Store):
         self.root = os.path.abspath(root)
         self._temporary = os.path.join(self.root, _TEMPORARY)
         self._durable, self._knows_again = config.local_fsync, config.content_digests
-        #: Which chunk of a file of some name and size was another one than in the object it was compared with last.
-        self._differed: dict[tuple[str, int], int] = {}
+        self._same = SameContent()
         self._swept = False
         self._throttle = Throttle()
 
@@ -277,29 +274,16 @@ class LocalStore(Store):
             return Stored([chunk.crc32 for chunk in chunks], digests, _etag(fd))
 
     def _link_same(self, path: str, content: Content, earlier: Earlier, tell: Progress) -> Stored | None:
-        """Make an earlier object of the same content this one as well, without writing it anew; None: there is none.
-
-        Content that has changed is known by one chunk, as a rule: by the one that had changed the last time.
-        """
-        name, count = (os.path.basename(content.name), content.size), -(-content.size // CHUNK_BYTES)
-        first = self._differed.get(name, 0)
-        place = earlier.find([_chunk(content, first * CHUNK_BYTES).digest])
-        known = earlier.of(place.key) if place is not None else None
-        if place is None or known is None or (place.offset, place.size) != (first * CHUNK_BYTES, content.size):
+        """Make an earlier object of the same content this one as well, without writing it anew; None: there is none."""
+        if (same := self._same.find(content, earlier, lambda: tell(0))) is None:
             return None
-        for number in range(count):
-            tell(0)
-            if number != first and _chunk(content, number * CHUNK_BYTES).digest != known.digests[number]:
-                if len(self._differed) >= _MOST_DIFFERED:
-                    self._differed.clear()
-                self._differed[name] = number
-                return None
+        key = same.place.key
         try:
-            etag = self._copy_object(place.key, self._path(place.key), path, content.size, place.etag)
+            etag = self._copy_object(key, self._path(key), path, content.size, same.place.etag)
         except StoreError:  # It was removed or replaced meanwhile.
-            earlier.forget(place.key)
+            earlier.forget(key)
             return None
-        return known._replace(etag=etag)
+        return same.stored._replace(etag=etag)
 
     def _copy_file(self, source_fd: int, size: int, fd: int, counted: Counted, known_again: bool) -> Chunks | None:
         """Digests of the chunks, read back from the copy; None if the source has not ``size`` bytes."""
@@ -525,14 +509,6 @@ def _etag(fd: int) -> str:
     """Tells an object from another one that takes its name, and from itself after a write."""
     status = os.fstat(fd)
     return f"{status.st_ino}-{status.st_size}-{status.st_mtime_ns}"
-
-
-def _chunk(content: Content, offset: int) -> ChunkDigests:
-    """Digests of the chunk at ``offset``, by which it is known again."""
-    digester, end = Digester(known_again=True), min(offset + CHUNK_BYTES, content.size)
-    for at in range(offset, end, _PIECE):
-        digester.update(content.pread(min(_PIECE, end - at), at))
-    return digester.result()
 
 
 def _write_chunk(content: Content, fd: int, offset: int, tell: Progress, known_again: bool) -> ChunkDigests:

@@ -27,10 +27,13 @@ from async_ckpt.stores.retry import RetryStore
 from harness.files.filesystems import CLONING
 from harness.stores.content import BytesContent, crcs_of, pattern
 
+from .earlier_suite import EarlierSuite
 from .store_suite import StoreSuite, run
 
 
-class TestLocalStore(StoreSuite):
+class TestLocalStore(StoreSuite, EarlierSuite):
+    copies_ranges = False
+
     @pytest.fixture(autouse=True)
     def _root(self, tmp_path_factory: pytest.TempPathFactory) -> None:
         self.root = tmp_path_factory.mktemp("store") / ".metaflow"

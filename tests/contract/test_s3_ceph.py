@@ -24,6 +24,7 @@ class OnCeph:
 
 
 class TestCeph(OnCeph, BothClients, RcloneSuite):
+    copies_ranges = True
     server_breaks_off = False
     server_mixes = False
     races_are_errors = True  # 500 UnknownError

@@ -29,6 +29,7 @@ from async_ckpt.stores.s3.store import S3Store
 from harness.s3.servers import ACCESS_KEY, BUCKET, SECRET_KEY, S3Server, moto_server, rclone_server
 from harness.stores.content import BytesContent, crcs_of, pattern
 
+from .earlier_suite import EarlierSuite
 from .store_suite import LARGE, StoreSuite, run
 
 __all__ = ["moto_server", "rclone_server"]
@@ -54,7 +55,7 @@ async def open_uploads(store: S3Store) -> list[Any]:
     return [upload for upload in answer.get("Uploads", ()) if upload["Key"].startswith(prefix)]
 
 
-class S3Suite(StoreSuite):
+class S3Suite(StoreSuite, EarlierSuite):
     server: S3Server
     server_breaks_off = True
     #: What makes the client.
@@ -235,6 +236,7 @@ class TestMoto(MotoSuite):
 
 
 class TestRclone(S3Suite):
+    copies_ranges = False
     server_mixes = True
 
     @pytest.fixture(autouse=True)

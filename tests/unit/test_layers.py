@@ -38,7 +38,7 @@ LAYERS = (
     "integrations",
 )
 #: Within the room of alternatives, siblings may only import these.
-SHARED_BY_STORES = {"base", "retry", "throttle"}
+SHARED_BY_STORES = {"base", "retry", "throttle", "same_content"}
 #: A store's own helpers are private to it, by their prefix; the factory knows all of its room.
 HEAVY = {"metaflow", "aiobotocore", "botocore", "aiohttp", "boto3", "watchdog"}
 

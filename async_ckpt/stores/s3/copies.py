@@ -1,13 +1,17 @@
 """Copies inside the store, of objects and of ranges for the parts of new ones: no bytes pass through this machine.
 
 What is copied has to be what is meant, so each request names the ETag of its source. Some stores ignore that (moto,
-rclone). So the first copy is used as a test: the same request with the ETag of nothing must be refused. Where it is
-not, each copy asks for the ETag before.
+rclone). So the first copy of an object is used as a test: the same request with the ETag of nothing must be refused.
+Where it is not, each copy asks for the ETag before.
+
+Ranges are tried out in an upload that is given up then: a store that does not know them may take the request for an
+empty part (rclone), or copy the whole object.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Awaitable
+from typing import Any
 
 import anyio
 
@@ -25,17 +29,12 @@ PART_BYTES = 256 << 20
 #: S3's limit for a copy by one request.
 MAX_BYTES = 5 << 30
 
-#: A copy of parts is not tried any more after so many that failed, if none ever succeeded.
-_MOST_FAILED = 3
+#: How often ranges are tried out where the store gives no clear answer.
+_MOST_TRIED = 3
 #: The ETag of no object.
 _NO_TAG = f'"{"0" * 32}"'
-
-
-class CopiedPart(NamedTuple):
-    """The ETag of a part that was copied, and whether the store has said that it is what was meant."""
-
-    etag: str
-    is_proven: bool
+#: Methods of the client.
+_OBJECT, _RANGE = "copy_object", "upload_part_copy"
 
 
 class Copies:
@@ -49,11 +48,12 @@ class Copies:
 
     def __init__(self, objects: Objects) -> None:
         self._objects, self._engine = objects, objects.engine
-        #: Whether the store refuses to copy a source of another ETag; None: not known yet.
-        self._heeds_tags: bool | None = None
+        #: Whether the store refuses to copy a source of another ETag, by method, as far as that is known.
+        self._heeds_tags: dict[str, bool] = {}
         self._trying = anyio.Lock()
-        #: Ranges that could not be copied; None: one could.
-        self._failed: int | None = 0
+        #: Whether it copies ranges; None: not known yet. How often that was tried.
+        self.has_ranges: bool | None = None
+        self._tried = 0
 
     async def copy(self, source_key: str, key: str, size: int, etag: str) -> str:
         """See ``Store.copy``."""
@@ -71,37 +71,80 @@ class Copies:
                 if size > MAX_BYTES:
                     raise
                 # Some stores cannot copy parts.
-        answer = await self._ask(place, key, "copy_object", {})
-        return str(answer["CopyObjectResult"].get("ETag", ""))
+        if _OBJECT not in self._heeds_tags:
+            async with self._trying:
+                if _OBJECT not in self._heeds_tags:
+                    return await self._first(place, key)
+        return _etag_of(await self._ask(_OBJECT, place, key))
 
-    def give_up(self) -> None:
-        """The store does something else than to copy ranges: it is not asked again."""
-        self._failed = _MOST_FAILED
-
-    async def part(self, place: Place, length: int, key: str, part: Part, checksum: str) -> CopiedPart | None:
-        """Make ``length`` bytes of an object a part of another one. None: it cannot be done, and the bytes are to be
-        sent.
+    async def part(self, place: Place, length: int, key: str, part: Part, checksum: str) -> str | None:
+        """Make ``length`` bytes of an object a part of another one. Returns its ETag; None: it cannot be done, and the
+        bytes are to be sent.
 
         Parameters
         ----------
         checksum : str
             The CRC-32 that it has to have, in base64; compared where the store tells.
         """
-        if self._failed is not None and self._failed >= _MOST_FAILED:
+        if self.has_ranges is None:
+            async with self._trying:
+                if self.has_ranges is None:
+                    await self._try_ranges(place, length, key)
+        if not self.has_ranges:
             return None
         try:
             result = await self._range(place, length, key, part)
-        except StoreError as error:
-            # One that is missing, or another one by now, says nothing of the store.
-            if self._failed is not None and not isinstance(error, (TransientStoreError, NotFound, IntegrityError)):
-                self._failed += 1
+        except StoreError:  # Its source is gone or another one; or it takes too long, and sending may work.
             return None
-        found = result.get("ChecksumCRC32")
-        if self._failed is not None and self._failed < _MOST_FAILED:
-            self._failed = None
-        return CopiedPart(str(result["ETag"]), found is not None) if found in (None, checksum) else None
+        return str(result["ETag"]) if result.get("ChecksumCRC32", checksum) == checksum else None
+
+    async def _try_ranges(self, place: Place, length: int, key: str) -> None:
+        """Find out whether the store copies a range as it should."""
+        self._tried += 1
+        try:
+            # Something that is there, to begin with.
+            await self._look(place)
+            upload = await begin(self._engine, key, {})
+            try:
+                short = max(length - 1, 1)  # Not the whole object, so that one that is copied whole is found out.
+                await self._range(place, short, key, Part(upload, 1))
+                answer = await self._engine.call("copy to", key, "list_parts", UploadId=upload)
+                sizes = [part.get("Size") for part in answer.get("Parts", ())]
+                self._heeds_tags[_RANGE] = await self._is_refused(
+                    self._range(place._replace(etag=_NO_TAG), length, key, Part(upload, 1))
+                )
+                self.has_ranges = sizes == [short]
+            finally:
+                await abort(self._engine, key, upload)
+        except (TransientStoreError, NotFound, IntegrityError):
+            if self._tried >= _MOST_TRIED:
+                self.has_ranges = False
+        except StoreError:
+            self.has_ranges = False
+
+    @staticmethod
+    async def _is_refused(copying: Awaitable[Any]) -> bool:
+        """Whether the store refuses it for good."""
+        try:
+            await copying
+        except TransientStoreError:
+            raise
+        except StoreError:
+            return True
+        return False
+
+    async def _first(self, place: Place, key: str) -> str:
+        """The first copy of an object, and whether the store would have refused another source."""
+        etag = _etag_of(await self._request(_OBJECT, place, key))
+        # A store that ignores tags does the same once more.
+        self._heeds_tags[_OBJECT] = await self._is_refused(self._request(_OBJECT, place._replace(etag=_NO_TAG), key))
+        if not self._heeds_tags[_OBJECT]:
+            await self._look(place)
+        return etag
 
     async def _copy_parts(self, place: Place, key: str) -> str:
+        if _RANGE not in self._heeds_tags:
+            await self._look(place)
         upload = await begin(self._engine, key, {})
         tags: dict[int, str] = {}
 
@@ -127,47 +170,27 @@ class Copies:
         return str(answer.get("ETag", ""))
 
     async def _range(self, place: Place, length: int, key: str, part: Part) -> dict[str, Any]:
-        fields = {
-            "CopySourceRange": f"bytes={place.offset}-{place.offset + length - 1}",
-            "PartNumber": part.number, "UploadId": part.upload,
-        }  # fmt: skip
-        answer = await self._ask(place, key, "upload_part_copy", fields)
+        span = f"bytes={place.offset}-{place.offset + length - 1}"
+        answer = await self._ask(
+            _RANGE, place, key, CopySourceRange=span, PartNumber=part.number, UploadId=part.upload
+        )  # fmt: skip
         with self._engine.mapping("copy to", key):
             result: dict[str, Any] = answer["CopyPartResult"]
             if "ETag" not in result:  # rclone gives none, and nothing can be made of such a part.
                 raise KeyError("ETag")
         return result
 
-    async def _ask(self, place: Place, key: str, method: str, fields: dict[str, Any]) -> Any:
+    async def _ask(self, method: str, place: Place, key: str, **fields: Any) -> Any:
         """Ask for a copy of what ``place`` means."""
-        if self._heeds_tags is None:
-            async with self._trying:
-                if self._heeds_tags is None:
-                    return await self._try(place, key, method, fields)
-        if self._heeds_tags is False:
+        if self._heeds_tags.get(method) is False:
             await self._look(place)
-        return await self._request(place, place.etag, key, method, fields)
+        return await self._request(method, place, key, **fields)
 
-    async def _try(self, place: Place, key: str, method: str, fields: dict[str, Any]) -> Any:
-        """The first copy, and whether the store would have refused another source."""
-        answer = await self._request(place, place.etag, key, method, fields)
-        try:
-            # A store that ignores tags does the same once more.
-            answer = await self._request(place, _NO_TAG, key, method, fields)
-        except TransientStoreError:
-            return answer
-        except StoreError:
-            self._heeds_tags = True
-            return answer
-        self._heeds_tags = False
-        await self._look(place)
-        return answer
-
-    async def _request(self, place: Place, etag: str, key: str, method: str, fields: dict[str, Any]) -> Any:
+    async def _request(self, method: str, place: Place, key: str, **fields: Any) -> Any:
         source = {"Bucket": self._engine.bucket, "Key": self._engine.name(place.key)}
         async with self._engine.small:
             return await self._engine.call(
-                "copy to", key, method, CopySource=source, CopySourceIfMatch=etag, **fields
+                "copy to", key, method, CopySource=source, CopySourceIfMatch=place.etag, **fields
             )  # fmt: skip
 
     async def _look(self, place: Place) -> Place:
@@ -186,3 +209,8 @@ class Copies:
         if place.etag and place.etag.strip('"') != etag.strip('"'):
             raise IntegrityError(f"{place.key} was replaced since it was stored", where=where)
         return place._replace(etag=etag)
+
+
+def _etag_of(answer: Any) -> str:
+    """Of a copied object; empty: the store does not say."""
+    return str(answer.get("CopyObjectResult", {}).get("ETag", ""))

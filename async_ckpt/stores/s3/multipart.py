@@ -70,8 +70,6 @@ class _Upload:
         self._parts = dict(multipart.parts)
         self._counted = Counted(progress)
         self._log = log
-        #: Whether the store has said of all parts that it has copied what they are.
-        self._is_proven = True
 
     async def run(self) -> Stored:
         """Send the parts that are not there yet, and make them an object."""
@@ -90,7 +88,6 @@ class _Upload:
                 if (found := await self._is_complete()) is None:
                     raise
                 etag = found
-            await self._prove()
             return self._stored(etag)
         except StartOver:
             if (found := await self._is_complete()) is not None:
@@ -104,24 +101,6 @@ class _Upload:
             if self._log is None or lasting:
                 await abort(self._engine, self._key, self._id)
             raise
-
-    async def _prove(self) -> None:
-        """Parts that the store has copied, without a word on what is in them, must at least be as long as they should.
-
-        Raises
-        ------
-        TransientStoreError
-            They are not: the store has overlooked the range, and is not asked for one again.
-        """
-        if self._is_proven:
-            return
-        with self._engine.mapping("read", self._key):
-            size = (await self._objects.head(self._key))[1]
-        if size != self._content.size:
-            self._copies.give_up()
-            where = f"{self._engine.root}/{self._key}"
-            what = f"The store has made {size} bytes of copied ranges instead of {self._content.size}"
-            raise TransientStoreError(what, where=where)
 
     def _stored(self, etag: str) -> Stored:
         """What is known of the object that the parts make."""
@@ -143,14 +122,13 @@ class _Upload:
             earlier = self._earlier
             sent = await put(progress, earlier.find if earlier is not None else None)
             if earlier is not None and sent.place is not None:
-                copied = await self._copies.part(sent.place, length, self._key, part, sent.checksum)
-                if copied is None:
+                etag = await self._copies.part(sent.place, length, self._key, part, sent.checksum)
+                if etag is None:
                     earlier.forget(sent.place.key)
                     sent = await put(progress, None)
                 else:
                     earlier.copied(length)
-                    self._is_proven = self._is_proven and copied.is_proven
-                    sent = sent._replace(stored=sent.stored._replace(etag=copied.etag))
+                    sent = sent._replace(stored=sent.stored._replace(etag=etag))
             self._parts[number] = sent.stored._replace(etag=f"{sent.checksum}:{sent.stored.etag}")
 
         await with_retries(send, self._config, self._counted)

@@ -12,6 +12,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 
+import anyio
+
 from ...config import CHUNK_BYTES, Config
 from ...errors import IntegrityError, NotFound, StoreError, TransientStoreError
 from ...system.concurrency import for_each
@@ -30,6 +32,7 @@ from ..base import (
     no_progress,
 )
 from ..retry import with_retries
+from ..same_content import SameContent
 from . import S3Settings
 from .body import LocalFile
 from .choice import open_client as open_best
@@ -73,7 +76,7 @@ class S3Store(Store):
         self._engine = Engine(root, (lambda: given) if isinstance(given, S3Settings) else given, config, open_client)
         self._objects = Objects(self._engine)
         self._conditions = Conditions(self._objects)
-        self._copies = Copies(self._objects)
+        self._copies, self._same = Copies(self._objects), SameContent()
         self.root = self._engine.root
         self._config = config
 
@@ -95,6 +98,10 @@ class S3Store(Store):
     ) -> Stored:  # fmt: skip
         try:
             if content.size > part_size(content.size, self._config.part_bytes):
+                if earlier is not None and self._copies.has_ranges is False:
+                    same = await anyio.to_thread.run_sync(self._same.find, content, earlier)
+                    if same is not None and (etag := await self._copy_known(same.place, key, earlier)) is not None:
+                        return same.stored._replace(etag=etag)
                 return await put_parts(self._objects, self._copies, key, content, progress, log, earlier)
             return await self._put_whole(key, content, progress, earlier)
         except StartOver as error:
@@ -111,14 +118,20 @@ class S3Store(Store):
             sent = await self._objects.put(key, content, 0, content.size, progress, find=find)
         if earlier is None or sent.place is None:
             return sent.stored
+        if (etag := await self._copy_known(sent.place, key, earlier)) is not None:
+            return sent.stored._replace(etag=etag)
+        with self._engine.mapping("write", key):
+            return (await self._objects.put(key, content, 0, content.size, progress)).stored
+
+    async def _copy_known(self, place: Place, key: str, earlier: Earlier) -> str | None:
+        """Copy a whole object of an earlier checkpoint, and return the ETag of the copy; None: it is to be sent."""
         try:
-            etag = await self._copies.copy(sent.place.key, key, content.size, sent.place.etag)
+            etag = await self._copies.copy(place.key, key, place.size, place.etag)
         except StoreError:  # It was deleted or replaced meanwhile, or this store copies no such object.
-            earlier.forget(sent.place.key)
-            with self._engine.mapping("write", key):
-                return (await self._objects.put(key, content, 0, content.size, progress)).stored
-        earlier.copied(content.size)
-        return sent.stored._replace(etag=etag)
+            earlier.forget(place.key)
+            return None
+        earlier.copied(place.size)
+        return etag
 
     async def copy(self, source_key: str, key: str, size: int, etag: str = "") -> str:
         return await self._copies.copy(source_key, key, size, etag)
