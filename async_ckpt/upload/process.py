@@ -54,6 +54,7 @@ from ..spool.unchanged import StoredFile
 from ..stores import open_store
 from ..stores.catalog import read_json, read_reference
 from ..system import processes
+from ..system.digests import can_know_again
 from ..system.files import locked
 from ..system.priority import set_priority
 from .checkpoint import CheckpointWriter
@@ -200,6 +201,12 @@ class _Uploader:
         loaded last, and of the newest of this task, as attempts on other machines may have saved it.
         """
         if item.size < EARLIER_BYTES or not self._config.content_digests:
+            return
+        if not can_know_again():
+            self._writer.notice = (
+                "Content that an earlier checkpoint has already is sent again, unless nobody has touched its file: "
+                "there is no xxhash here to know it by, and this processor is slow at SHA-256. pip install xxhash"
+            )
             return
         async with self._learning:
             keys = {self._spool.loaded()}
