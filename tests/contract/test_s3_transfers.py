@@ -19,8 +19,6 @@ from async_ckpt.config import CHUNK_BYTES, Config
 from async_ckpt.errors import IntegrityError, NotFound, StoreError, TransientStoreError
 from async_ckpt.stores import throttle as throttling
 from async_ckpt.stores.base import Multipart, Stored
-from async_ckpt.stores import throttle as throttling
-from async_ckpt.stores.base import Multipart, Stored
 from async_ckpt.stores.s3 import S3Settings, copies
 from async_ckpt.stores.s3.store import S3Store
 from harness.s3.servers import BUCKET, S3Server, moto_server, moto_tls_server, rclone_server
