@@ -198,5 +198,5 @@ def _interval_s(every: Any) -> float:
 
 
 def _median(values: Any) -> float:
-    """The middle one, or the larger one of two; 0 where there are none."""
-    return sorted(values)[len(values) // 2] if values else 0.0
+    """The middle one, or the smaller one of two, as the first may have waited for something; 0 where there are none."""
+    return sorted(values)[(len(values) - 1) // 2] if values else 0.0

@@ -91,12 +91,12 @@ class Saver:
         given = SaveOptions(**options)
         # The user's objects are asked in the user's thread.
         metadata, notes = plain(given.metadata, self._config)
-        return self._save(path, replace(given, metadata=metadata), notes, check, (saved_path, written_ns), wait)
+        return self._save(path, replace(given, metadata=metadata), notes, check, saved_path, written_ns, wait)
 
     @put_off
     def _save(
         self, path: str | os.PathLike[str], options: SaveOptions, notes: list[MetadataNote],
-        check: Callable[[], None] | None, origin: tuple[str | None, int | None], wait: bool,
+        check: Callable[[], None] | None, saved_path: str | None, written_ns: int | None, wait: bool,
     ) -> Reference:  # fmt: skip
         shard = self._begin(options)
         # Before anything can go wrong: whoever fails here has had its turn, like all other ranks.
@@ -107,14 +107,17 @@ class Saver:
         with self._tracker.while_it_runs():
             while True:
                 try:
-                    admitted = self._capture_and_admit(path, options, shard, version, check, origin, wait)
+                    admitted = self._capture_and_admit(
+                        path, options, shard, version, check, saved_path or path, written_ns, wait
+                    )
                     break
                 except (SnapshotError, SpoolError) as error:
                     # The disk may have looked as if there were room, and turned out to be full, or its quota used up.
                     if not await_release(self._tracker.client, self._spool, self._config, error):
                         raise
         self._tracker.saved[admitted.id] = admitted.reference
-        self._tracker.due.saved(admitted.captured, latest=layout.is_latest(admitted.reference))
+        if written_ns is None:  # Else a watch has saved what it was not asked for.
+            self._tracker.due.saved(admitted.captured, latest=layout.is_latest(admitted.reference))
         self.say_what_was_refused()
         return Reference(admitted.reference, self._tracker)
 
@@ -215,7 +218,7 @@ class Saver:
 
     def _capture_and_admit(
         self, path: str, options: SaveOptions, shard: Ranks | None, version: int | None,
-        check: Callable[[], None] | None, origin: tuple[str | None, int | None], wait: bool,
+        check: Callable[[], None] | None, saved_path: str, written_ns: int | None, wait: bool,
     ) -> Admitted:  # fmt: skip
         occupy_standard_streams()
         client, folder = self._tracker.client, os.path.dirname(path)
@@ -223,7 +226,6 @@ class Saver:
         guarded = client.is_guarded()
         capture.check_strategy(options.snapshot, leases=guarded)
         data, began = self._spool.snapshots.new_directory(path), moment(client.clock)
-        saved_path, written_ns = origin
         began = began if written_ns is None else began.back_to(written_ns)
         savers = ranks_here() if shard else 1
         limit = SafeLinks(self._habits, self._copy_speed, path, os.path.dirname(data), savers)
@@ -236,7 +238,7 @@ class Saver:
             if options.storage_format == "files" and self._spool.store.path_on_disk is None:
                 _check_object_names(reference["url"], captured.manifest, path)
             go_on()
-            admitted = self._spool.records.admit(reference, captured.manifest, data, saved_path or path, began)
+            admitted = self._spool.records.admit(reference, captured.manifest, data, saved_path, began)
         except BaseException:
             captured.drop(data)
             raise
