@@ -210,17 +210,21 @@ class _Uploader:
             return
         async with self._learning:
             keys = {self._spool.loaded()}
-            if not self._learned:
-                with contextlib.suppress(errors.CheckpointError):  # It is only sent again.
+            # What cannot be heard is only sent again.
+            with contextlib.suppress(errors.CheckpointError), anyio.move_on_after(EARLIER_TIMEOUT_S):
+                if not self._learned:
                     newest = await read_reference(self.store, self._spool.task.task_folder, layout.LATEST)
                     keys.add(newest["key"] if newest is not None else "")
-            for key in keys - self._learned - {""}:
-                with contextlib.suppress(errors.CheckpointError), anyio.move_on_after(EARLIER_TIMEOUT_S):
-                    manifest_key = layout.parse_key(key).manifest_key
-                    manifest = Manifest.from_json(await read_json(self.store, manifest_key), where=manifest_key)
-                    for stored in objects_of(key, manifest):
-                        self._writer.earlier.add(*stored)
+                for key in keys - self._learned - {""}:
+                    await self._learn_from(key)
             self._learned |= keys
+
+    async def _learn_from(self, key: str) -> None:
+        with contextlib.suppress(errors.CheckpointError):  # Of another one there may be more to hear.
+            manifest_key = layout.parse_key(key).manifest_key
+            manifest = Manifest.from_json(await read_json(self.store, manifest_key), where=manifest_key)
+            for stored in objects_of(key, manifest):
+                self._writer.earlier.add(*stored)
 
     async def gather(self, identity: str, timeout_s: float, decides: bool) -> None:
         if identity in self._gathering:
