@@ -8,6 +8,7 @@ import time
 
 from . import (
     backlog,
+    blocked,
     dedup,
     engines,
     environment,
@@ -33,7 +34,20 @@ def main() -> None:
     began = time.monotonic()
     with environment.work_directory() as work:
         results.record("machine", COMMAND, environment.machine_facts(work, environment.peer().python))
-    for part in (overhead, threshold, save, engines, memory, interference, pace, dedup, history, restore, backlog):
+    for part in (
+        overhead,
+        threshold,
+        save,
+        blocked,
+        engines,
+        memory,
+        interference,
+        pace,
+        dedup,
+        history,
+        restore,
+        backlog,
+    ):
         part.main(quick)
     subprocess.run([environment.tools().python, "-m", "stress.bench.plots"], check=True)
     print(f"{report.write()} after {(time.monotonic() - began) / 60:.0f} minutes")

@@ -9,6 +9,7 @@ Rows = list[dict[str, Any]]
 
 SAVE_P50_MS, SAVE_P99_MS, SAVE_FILES = 2.0, 10.0, 100
 FLAT = 3.0
+BLOCKED_P99_MS, BLOCKED_RATIO = 10.0, 1.3
 PEER_RATIO, PEER_STORE, PEER_BYTES = 500, "s3", 1 << 30
 START_MS, FLUSH_MS = 150.0, 50.0
 
@@ -36,6 +37,22 @@ _WHY_SLOW = (
     "Not traced call by call. Trainer, agent, upload and the store's server share two cores here, and a link or a "
     "rename waits for the file system's journal while gigabytes are being written back."
 )
+
+
+def of_blocked(rows: Rows) -> list[Aim]:
+    """Aims for saves while the disk writes back; ``rows`` as recorded by ``stress.bench.blocked``."""
+    saves = [row for row in rows if row["what"] == "save()"]
+    calls = {row["case"]: row for row in rows if row["what"] == "all"}
+    found = []
+    for row in saves:
+        if row["files"] == 1:
+            text = f"p99 at most {BLOCKED_P99_MS:g} ms, {row['case']}"
+            found.append(Aim(text, row["p99_ms"] <= BLOCKED_P99_MS, f"{row['p99_ms']:.1f} ms of {row['n']} saves"))
+        else:
+            ratio = row["p50_ms"] / calls[row["case"]]["p50_ms"]
+            text = f"p50 at most {BLOCKED_RATIO:g} x the system calls, {row['case']}"
+            found.append(Aim(text, ratio <= BLOCKED_RATIO, f"{ratio:.2f} x of {row['n']} saves"))
+    return found
 
 
 def of_save(rows: Rows) -> list[Aim]:

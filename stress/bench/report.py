@@ -104,6 +104,9 @@ Before every save the trainer has written its files (of many files: 100 of them)
 them. Small checkpoints are saved without a pause, so that uploads of the earlier ones go on meanwhile; from 1 GiB and
 from 10,000 files on, each save waits until the store has the one before. *first* is the first save of the task. S3 is
 a server on loopback: the incumbent's figures are what it reaches without a network."""
+BLOCKED = """A trainer writes its files to a new directory, has the kernel begin to write them to the disk, and saves
+at once, without Metaflow, to the local store. *all*: the system calls that a capture by links cannot do without, in
+turns with the saves and in the same moment; the lines below are its parts, each for all files together."""
 IN_PLACE = """The price of a constant-time save, for trainers that write over their files instead of renaming:
 `open(path, "wb")` right after `save()` is held until the snapshot has a copy of its own of that file. Figures are for
 all opens of one checkpoint's files (at most 100) together; *without a save* is what truncating them costs in any
@@ -174,6 +177,7 @@ SECTIONS: tuple[tuple[str, str, str, Render, Judge | None], ...] = (
     ("machine", "Machine", "", table, None),
     ("save", "Time blocked in save()", SAVE, save_table, aims.of_save),
     ("save_before", "Time blocked in save(), beside an earlier version", SAVE_BEFORE, save_before_table, None),
+    ("blocked", "Time blocked while the disk writes back", BLOCKED, table, aims.of_blocked),
     ("in_place", "Writing in place after save()", IN_PLACE, in_place_table, None),
     ("overhead", "What @checkpoint adds to a task", OVERHEAD, table, aims.of_overhead),
     ("threshold", "Copy or link", THRESHOLD, threshold_table, None),
