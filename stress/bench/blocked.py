@@ -1,4 +1,4 @@
-"""How long save() blocks while the disk writes back what was just written: ``python -m stress.bench.blocked [--quick]``.
+"""How long save() blocks while the disk writes back what was just written: ``python -m stress.bench.blocked``.
 
 A trainer writes its files anew, has the kernel begin to write them to the disk, and saves at once: the moment in which
 system calls take longest, as they wait for the file system's journal. Beside it, in turns and in the same moment, stand
