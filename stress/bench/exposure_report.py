@@ -10,8 +10,9 @@ Rows = list[dict[str, Any]]
 
 EXPOSURE = """Tasks that save on a clock that stands still until it is told to go on, with agents that are killed,
 retries, an unreachable or slow store, and wall clocks that are set. At a random moment `status()` is asked what would
-be lost with the machine, and the machine is lost. What really was is seen from the store's content. Not counted
-as an error are what an attempt before had done in vain, the time between two, and three answers of the store."""
+be lost with the machine, and the machine is lost. What really was is seen from the store's content. *What nobody can
+tell*: work that an attempt before had done in vain, time in which nothing was trained (between attempts, while a save
+waits), and three answers of the store, as a commit is visible before the agent hears of it."""
 DUE = """A training asks `due("auto")` in each step, and fails as a generated trace says; *Weibull 0.7* are failures
 that come in bursts. Goodput is the share of the time that is work which was not lost. The same trace is run with 17
 fixed intervals, from a quarter to four times the expected best; *best fixed* is the one that turns out best afterwards.
@@ -26,10 +27,14 @@ def of_exposure(rows: Rows) -> list[aims.Aim]:
     figures = {row[""]: row["figure"] for row in rows}
     less = figures["of these: more was lost than status() had said"]
     more = figures["more was said than lost by over an interval"]
+    unexplained = figures["by over an interval and what nobody can tell"]
     count = f"{figures['machines lost']} machines"
+    why = (
+        f"{more - unexplained} of these are work done in vain, idle time, or a commit that the agent had not heard of."
+    )
     return [
         aims.Aim("What would be lost is never under-estimated", less == 0, f"{less} of {count}"),
-        aims.Aim("It is over-estimated by at most an interval", more == 0, f"over it: {more} of {count}"),
+        aims.Aim("It is over-estimated by at most an interval", more == 0, f"over it: {more} of {count}", why),
     ]
 
 
