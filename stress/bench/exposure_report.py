@@ -11,8 +11,8 @@ Rows = list[dict[str, Any]]
 EXPOSURE = """Tasks that save on a clock that stands still until it is told to go on, with agents that are killed,
 retries, an unreachable or slow store, and wall clocks that are set. At a random moment `status()` is asked what would
 be lost with the machine, and the machine is lost. What really was is seen from the store's content. *What nobody can
-tell*: work that an attempt before had done in vain, time in which nothing was trained (between attempts, while a save
-waits), and three answers of the store, as a commit is visible before the agent hears of it."""
+tell*: work that an attempt before had done in vain; time in which nothing was trained, between attempts and while a
+save waits; and commits that are visible while the agent still waits for the store's answer."""
 DUE = """A training asks `due("auto")` in each step, and fails as a generated trace says; *Weibull 0.7* are failures
 that come in bursts. Goodput is the share of the time that is work which was not lost. The same trace is run with 17
 fixed intervals, from a quarter to four times the expected best; *best fixed* is the one that turns out best afterwards.
