@@ -294,7 +294,8 @@ class MemoryS3:
             f"<Part><PartNumber>{number}</PartNumber><ETag>{escape(part.etag)}</ETag><Size>{len(part.data)}</Size></Part>"
             for number, part in parts
         )
-        return document("ListPartsResult", f"<IsTruncated>false</IsTruncated>{text}")
+        name = escape(request.query["uploadId"])
+        return document("ListPartsResult", f"<UploadId>{name}</UploadId><IsTruncated>false</IsTruncated>{text}")
 
     def _CompleteMultipartUpload(self, request: Request) -> Answer:
         upload, parts, last = self._upload(request), [], 0

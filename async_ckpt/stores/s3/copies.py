@@ -10,6 +10,7 @@ empty part (rclone), or copy the whole object.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Awaitable
 from typing import Any
 
@@ -75,7 +76,7 @@ class Copies:
             async with self._trying:
                 if _OBJECT not in self._heeds_tags:
                     return await self._first(place, key)
-        return _etag_of(await self._ask(_OBJECT, place, key))
+        return await self._etag_of(await self._ask(_OBJECT, place, key), place._replace(key=key))
 
     async def part(self, place: Place, length: int, key: str, part: Part, checksum: str) -> str | None:
         """Make ``length`` bytes of an object a part of another one. Returns its ETag; None: it cannot be done, and the
@@ -92,11 +93,15 @@ class Copies:
                     await self._try_ranges(place, length, key)
         if not self.has_ranges:
             return None
-        try:
-            result = await self._range(place, length, key, part)
-        except StoreError:  # Its source is gone or another one; or it takes too long, and sending may work.
-            return None
-        return str(result["ETag"]) if result.get("ChecksumCRC32", checksum) == checksum else None
+        config, result = self._engine.config, dict[str, Any]()
+        # Its source may be gone, or another one; and what takes longer than any answer may take is sent.
+        with contextlib.suppress(StoreError), anyio.move_on_after(config.answer_timeout_s):
+            result = await with_retries(lambda _: self._range(place, length, key, part), config)
+        return str(result["ETag"]) if result and result.get("ChecksumCRC32", checksum) == checksum else None
+
+    def give_up_ranges(self) -> None:
+        """The store cannot make an object of copied parts."""
+        self.has_ranges = False
 
     async def _try_ranges(self, place: Place, length: int, key: str) -> None:
         """Find out whether the store copies a range as it should."""
@@ -135,12 +140,20 @@ class Copies:
 
     async def _first(self, place: Place, key: str) -> str:
         """The first copy of an object, and whether the store would have refused another source."""
-        etag = _etag_of(await self._request(_OBJECT, place, key))
+        answer = await self._request(_OBJECT, place, key)
         # A store that ignores tags does the same once more.
         self._heeds_tags[_OBJECT] = await self._is_refused(self._request(_OBJECT, place._replace(etag=_NO_TAG), key))
         if not self._heeds_tags[_OBJECT]:
             await self._look(place)
-        return etag
+        return await self._etag_of(answer, place._replace(key=key))
+
+    async def _etag_of(self, answer: Any, made: Place) -> str:
+        """Of an object that was made by a copy; empty: nobody says it."""
+        if etag := answer.get("CopyObjectResult", {}).get("ETag"):
+            return str(etag)
+        with contextlib.suppress(StoreError):
+            return (await self._look(made._replace(etag=""))).etag
+        return ""
 
     async def _copy_parts(self, place: Place, key: str) -> str:
         if _RANGE not in self._heeds_tags:
@@ -167,7 +180,7 @@ class Copies:
         except BaseException:
             await abort(self._engine, key, upload)
             raise
-        return str(answer.get("ETag", ""))
+        return await self._etag_of({"CopyObjectResult": answer}, place._replace(key=key))
 
     async def _range(self, place: Place, length: int, key: str, part: Part) -> dict[str, Any]:
         span = f"bytes={place.offset}-{place.offset + length - 1}"
@@ -209,8 +222,3 @@ class Copies:
         if place.etag and place.etag.strip('"') != etag.strip('"'):
             raise IntegrityError(f"{place.key} was replaced since it was stored", where=where)
         return place._replace(etag=etag)
-
-
-def _etag_of(answer: Any) -> str:
-    """Of a copied object; empty: the store does not say."""
-    return str(answer.get("CopyObjectResult", {}).get("ETag", ""))

@@ -70,6 +70,8 @@ class _Upload:
         self._parts = dict(multipart.parts)
         self._counted = Counted(progress)
         self._log = log
+        #: Whether the store has copied any of the parts.
+        self._has_copies = False
 
     async def run(self) -> Stored:
         """Send the parts that are not there yet, and make them an object."""
@@ -83,12 +85,16 @@ class _Upload:
             await for_each(numbers, self._config.max_parts_in_flight, self._send)
             try:
                 etag = await with_retries(lambda _: self._complete(), self._config)
-            except StoreError:
+            except StoreError as error:
                 # The object may be there all the same: the answer was lost, or late, or has no ETag (Ceph's first).
                 if (found := await self._is_complete()) is None:
+                    if self._has_copies and not isinstance(error, TransientStoreError):
+                        # Not only it, but all of it is begun anew, without copies.
+                        self._copies.give_up_ranges()
+                        raise StartOver(error.what, where=error.where, hint=error.hint) from error
                     raise
                 etag = found
-            return self._stored(etag)
+            return self._stored(etag or await self._is_complete() or "")
         except StartOver:
             if (found := await self._is_complete()) is not None:
                 return self._stored(found)  # An earlier process may have completed it, and died before it heard so.
@@ -124,10 +130,12 @@ class _Upload:
             if earlier is not None and sent.place is not None:
                 etag = await self._copies.part(sent.place, length, self._key, part, sent.checksum)
                 if etag is None:
-                    earlier.forget(sent.place.key)
+                    if self._copies.has_ranges:  # Else it may still be copied as a whole.
+                        earlier.forget(sent.place.key)
                     sent = await put(progress, None)
                 else:
                     earlier.copied(length)
+                    self._has_copies = True
                     sent = sent._replace(stored=sent.stored._replace(etag=etag))
             self._parts[number] = sent.stored._replace(etag=f"{sent.checksum}:{sent.stored.etag}")
 
