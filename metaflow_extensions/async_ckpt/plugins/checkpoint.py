@@ -333,7 +333,8 @@ class _Checkpoints:
 
     def step(self) -> None:
         """Say that a step of the training has ended, and the next one begins. Call it in every turn of the loop, in one
-        process: it takes less than a microsecond, and the agent hears about once a second how long the steps took.
+        process: it takes less than a microsecond, and the agent hears about once a second how long the steps took. In a
+        subprocess of the step that begins with its first save.
 
         If they take longer while something is uploaded, by more than ``max_slowdown`` of ``@checkpoint``, then uploads
         take more time, as far as the interval between saves has it. ``status()["pace"]`` says what is done and why.
