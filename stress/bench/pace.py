@@ -30,13 +30,14 @@ NONE, PACED, UNPACED, BOTO3, PEER = "none", "ours, paced", "ours, at full speed"
 #: By which share a step may be longer than without saves: p50 and p99.
 LIMITS = {ONE_FREE: (0.01, 0.10), BUSY: (0.02, 0.25)}
 _SAVES = 2
-_ENOUGH = 1000
+_ENOUGH, _FEW = 1000, 50
 _MIB = 1 << 20
 _ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 TEXT = """A training loop of 6 ms a step that saves a file every so many seconds, in blocks that take turns in random
 order. *above*: how much longer a step takes than without saves; *all steps* is the mean, with the time blocked in the
-saves. *durable*: seconds from a save until it is in the store, the median. Two cores; the server takes its share."""
+saves. *beside an upload*: how much longer than the other steps of the same blocks. *durable*: seconds from a save until
+it is in the store, the median. Two cores; the server takes its share."""
 
 
 @dataclass
@@ -49,9 +50,20 @@ class Way:
     settings: dict[str, str] = field(default_factory=dict)
     times: dict[str, list[float]] = field(default_factory=lambda: {ONE_FREE: [], BUSY: []})
     seconds: dict[str, list[float]] = field(default_factory=lambda: {ONE_FREE: [], BUSY: []})
+    beside: dict[str, list[bool]] = field(default_factory=lambda: {ONE_FREE: [], BUSY: []})
+
+    def beside_above(self, situation: str) -> str:
+        """How much longer a step takes beside an upload than the other ones of the same blocks: whatever else the
+        machine does is beside both.
+        """
+        both: dict[bool, list[float]] = {True: [], False: []}
+        for seconds, is_beside in zip(self.times[situation], self.beside[situation], strict=True):
+            both[is_beside].append(seconds)
+        return f"{_above(both[True], both[False], 0.5):+.1%}" if min(map(len, both.values())) >= _FEW else ""
 
     def note(self, situation: str, run: dict[str, Any]) -> None:
         self.times[situation] += run["times"]
+        self.beside[situation] += run["beside"]
         self.seconds[situation] += run["seconds"]
 
 
@@ -108,7 +120,7 @@ def rows_of(loop: str, measured: list[Way]) -> list[dict[str, Any]]:
                 "p50 above": "" if is_bare else f"{_above(times, bare, 0.5):+.1%}",
                 "p99 above": "" if is_bare else f"{_above(times, bare, 0.99):+.1%}",
                 "all steps above": "" if is_bare else f"{sum(times) / len(times) / (sum(bare) / len(bare)) - 1:+.1%}",
-                "saves": len(way.seconds[situation]),
+                "p50 beside an upload": way.beside_above(situation), "saves": len(way.seconds[situation]),
                 "durable, s": results.median(way.seconds[situation]) if way.seconds[situation] else "",
             })  # fmt: skip
     return rows

@@ -109,7 +109,8 @@ class Boto3Saves:
         self.seconds.append(time.monotonic() - began)
 
     def look(self):
-        """Nothing: the threads note by themselves when they are done."""
+        """Whether something is under way."""
+        return any(thread.is_alive() for thread in self._threads)
 
     def end(self):
         for thread in self._threads:
@@ -135,10 +136,12 @@ class TimedSaves:
             self.seconds.append(time.monotonic() - began)
 
     def look(self):
+        """Whether something is under way."""
         for item in list(self._under_way):
             if item[1].done():
                 self._under_way.remove(item)
                 self.seconds.append(time.monotonic() - item[0])
+        return bool(self._under_way)
 
     def end(self):
         if is_ours():
@@ -219,20 +222,23 @@ class Commands:
         """Run steps of so much work each for so many seconds, with a save every so many, the first one at once.
 
         ``uploads``: ``"none"``, ``"saves"``, or ``"boto3"``; ``busy``: with another loop on the machine. *seconds* of
-        what is returned are those from each save until it is in the store.
+        what is returned are those from each save until it is in the store; *beside*: whether each step began while
+        something was under way.
         """
         burner = subprocess.Popen([sys.executable, "-c", _BURN], stdin=subprocess.PIPE) if busy else None
         saves = Boto3Saves(self._paths) if uploads == "boto3" else TimedSaves(self._paths)
         step = current.checkpoint.step if is_ours() and uploads == "saves" else lambda: None
-        times = []
+        times, beside, is_under_way = [], [], False
         next_save = began = time.monotonic()
         while (now := time.monotonic()) < began + seconds:
             if not len(times) % 20:
-                saves.look()  # The benchmark's part, not the trainer's.
+                is_under_way = saves.look()  # The benchmark's part, not the trainer's.
+            beside.append(is_under_way)
             before = time.perf_counter()
             if uploads != "none" and now >= next_save:
                 next_save += every
                 saves.save()
+                is_under_way = True
             for _ in range(native):
                 self._work()
             for _ in range(python):
@@ -243,7 +249,7 @@ class Commands:
             burner.communicate()
         pace = current.checkpoint.status()["pace"] if is_ours() and uploads == "saves" else None
         saves.end()
-        return {"times": times, "seconds": saves.seconds, "pace": pace}
+        return {"times": times, "beside": beside, "seconds": saves.seconds, "pace": pace}
 
     def drain(self):
         if is_ours():
