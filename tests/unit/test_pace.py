@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from async_ckpt.agent.job import Job
@@ -309,7 +309,7 @@ def played(known: float, saves: list[tuple[float, float, str]], hurry: str, felt
     return world
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(lives(), st.lists(st.booleans(), min_size=12, max_size=12))
 def test_nothing_ends_later_than_without_a_pace_by_more_than_half_of_an_expected_interval(
     life: tuple[float, list[tuple[float, float, str]]], felt: list[bool]
