@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import boto3
 import pytest
+from botocore.config import Config
 
 from async_ckpt.errors import CheckpointError
 from async_ckpt.stores.base import StoreSpec
@@ -82,7 +83,9 @@ class S3Objects:
     """Of a server; ``prefix``: where in its bucket the store lies."""
 
     def __init__(self, client_params: Mapping[str, str], prefix: str) -> None:
-        self._client = boto3.client("s3", **client_params)
+        # moto gives a copy of what came in parts the checksum of those parts as if it were that of the whole.
+        settings = Config(response_checksum_validation="when_required")
+        self._client = boto3.client("s3", **client_params, config=settings)
         self._prefix = prefix
 
     def below(self, key: str) -> list[str]:

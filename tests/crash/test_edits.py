@@ -5,14 +5,17 @@ from __future__ import annotations
 import random
 import zlib
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
+from async_ckpt.config import CHUNK_BYTES
 from harness.files.edits import EDITS, EditedFiles, sums_of, with_same_crc
 from harness.kills.edited_saves import TROUBLES, EditedSaves, on_server
 from harness.s3.ceph import ceph_server
 from harness.s3.servers import S3Server, moto_server, rclone_server
+from harness.tasks.task import Task
 from tests.spread import first_of
 
 __all__ = ["ceph_server", "moto_server", "rclone_server"]
@@ -65,3 +68,28 @@ def test_s3(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
 def test_each_trouble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moto_server: S3Server, trouble: str) -> None:
     place = on_server(moto_server, trouble.replace(" ", "-"))
     check(EditedSaves(tmp_path, monkeypatch, place, 5, most=MOST, troubles={trouble: 1}), 12)
+
+
+def test_another_machine_sends_only_what_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moto_server: S3Server
+) -> None:
+    store, objects = on_server(moto_server, "another-machine")
+    chance, big, small = random.Random(6), 2 * CHUNK_BYTES + 70_001, 2 << 20
+    before = {"big": chance.randbytes(big), "small": chance.randbytes(small)}
+    first, second = (Task(tmp_path / name, monkeypatch) for name in ("first", "second"))
+    for task in (first, second):
+        task.store = store
+    for name, data in before.items():
+        (first.work / name).write_bytes(data)
+    checkpointer = first.start()
+    checkpointer.save(first.work).wait(60)
+    assert not first.close()
+    checkpointer = second.start(attempt=1)
+    assert checkpointer.load_newest("fresh", str(second.work / "loaded")) is not None
+    (second.work / "loaded" / "small").rename(second.work / "loaded" / "renamed")
+    after = {"big": before["big"][:CHUNK_BYTES] + b"!" + before["big"][CHUNK_BYTES + 1 :], "renamed": before["small"]}
+    (second.work / "loaded" / "big").write_bytes(after["big"])
+    reference = checkpointer.save(second.work / "loaded").wait(60)
+    assert checkpointer.status()["bytes_copied"] == big + small - CHUNK_BYTES
+    assert objects.sums(reference["key"]) == {name: sha256(data).hexdigest() for name, data in after.items()}
+    assert not second.close()
