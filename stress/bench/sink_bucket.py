@@ -210,7 +210,8 @@ class Buckets:
             f"<Part><PartNumber>{number}</PartNumber><ETag>{escape(part.etag)}</ETag><Size>{part.size}</Size></Part>"
             for number, part in sorted(self._parts(request).items())
         )
-        return Answer(body=_xml("ListPartsResult", f"<IsTruncated>false</IsTruncated>{parts}"))
+        upload = f"<UploadId>{escape(request.query['uploadId'])}</UploadId><IsTruncated>false</IsTruncated>"
+        return Answer(body=_xml("ListPartsResult", upload + parts))
 
     # -- buckets -----------------------------------------------------------------------------------------------------
 
