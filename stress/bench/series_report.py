@@ -13,8 +13,9 @@ saved by every tool, each when the one before is in the store. Means of checkpoi
 has; what of it the one before has not at the same place of the same file, in bytes, in blocks of 4 KiB, and rounded to
 the chunks of 16 MiB in which this package looks (*chunks / blocks* is that rounding); what each tool sent. *before*:
 this package without content digests. (The incumbent saves 3 of the 10.) Ours and the incumbent's are bodies that a
-server received, rclone's its bytes of TCP (with `--copy-dest` of the checkpoint before), restic's and borg's what their repositories grew by: both compress,
-and cut by content, so they also find what has moved, but what they store only they can read."""
+server received, rclone's its bytes of TCP (with `--copy-dest` of the checkpoint before), restic's and borg's what their
+repositories grew by: both compress, and cut by content, so they also find what has moved; but what they store only they
+can read."""
 SECONDS_TEXT = """The same series: seconds from the call of `save()` until the checkpoint is in the store, which is
 behind a network of so many MB/s (*-*: none); the first checkpoint, of which the store has nothing, and medians of the
 later ones. restic is held to the rate by its own `--limit-upload`."""

@@ -268,7 +268,10 @@ class Buckets:
             raise Refused(404, "NoSuchKey") from None
 
     def _source(self, request: Request) -> Object:
-        return self._find(unquote(request.headers["x-amz-copy-source"].partition("?")[0]).lstrip("/"))
+        source = self._find(unquote(request.headers["x-amz-copy-source"].partition("?")[0]).lstrip("/"))
+        if request.headers.get("x-amz-copy-source-if-match", source.etag) != source.etag:
+            raise Refused(412, "PreconditionFailed")
+        return source
 
     def _parts(self, request: Request) -> dict[int, Object]:
         try:
