@@ -198,8 +198,10 @@ class CheckpointWriter:
 
     async def _copy_unchanged(self, file: StoredFile | None, key: str, size: int) -> Stored | None:
         """Copy a file that nobody has touched since it was stored; None: it is to be sent."""
-        etag = await self._copy(file.key, key, size, file.stored.etag) if file is not None else None
-        return file.stored._replace(etag=etag) if file is not None and etag is not None else None
+        if file is None or not file.stored.etag:  # Without one, the object may be another by now.
+            return None
+        etag = await self._copy(file.key, key, size, file.stored.etag)
+        return file.stored._replace(etag=etag) if etag is not None else None
 
     async def _copy(self, source_key: str, key: str, size: int, etag: str = "") -> str | None:
         """Copy an object inside the store, and return the ETag of the copy; None where that cannot be done, and the

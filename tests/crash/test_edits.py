@@ -70,10 +70,32 @@ def test_each_trouble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moto_serv
     check(EditedSaves(tmp_path, monkeypatch, place, 5, most=MOST, troubles={trouble: 1}), 12)
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("server", ["moto_server", "rclone_server", "ceph_server"])
+def test_what_somebody_replaced_is_not_copied(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: str
+) -> None:
+    """Objects of one request and of several parts, in a row: a copy of a copy as well."""
+    store, objects = on_server(request.getfixturevalue(server), "replaced")
+    task, chance = Task(tmp_path, monkeypatch), random.Random(7)
+    task.store = store
+    for name, size in (("big", 2 * CHUNK_BYTES + 5), ("small", 2 << 20)):
+        (task.work / name).write_bytes(chance.randbytes(size))
+    expected = sums_of(task.work)
+    checkpointer = task.start()
+    for _ in range(4):
+        reference = checkpointer.save(task.work).wait(60)
+        assert objects.sums(reference["key"]) == expected
+        for key in objects.below(reference["key"]):
+            objects.replace(key, chance)
+    assert not task.close()
+
+
+@pytest.mark.long
 def test_another_machine_sends_only_what_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moto_server: S3Server
 ) -> None:
-    store, objects = on_server(moto_server, "another-machine")
+    store, objects = on_server(moto_server, "only-what-changed")
     chance, big, small = random.Random(6), 2 * CHUNK_BYTES + 70_001, 2 << 20
     before = {"big": chance.randbytes(big), "small": chance.randbytes(small)}
     first, second = (Task(tmp_path / name, monkeypatch) for name in ("first", "second"))

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
+from hashlib import md5
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def upload(store: MemoryStore, item: Admitted, heard: Heard, unchanged: dict[str
     anyio.run(CheckpointWriter(store, Config()).upload, item, heard.told_again(), unchanged or {}, heard)
 
 
-OLD = {"weights": StoredFile("old", Stored([1]))}
+OLD = {"weights": StoredFile("old", Stored([1], etag=md5(pattern(SIZE), usedforsecurity=False).hexdigest()))}
 
 
 def test_an_unchanged_file_is_copied_and_its_digests_are_taken_over(item: Admitted) -> None:
@@ -112,6 +113,15 @@ def test_what_cannot_be_copied_is_sent(item: Admitted, error: Exception) -> None
     upload(store, item, heard, OLD)
     assert heard.bytes_copied == 0
     assert heard.progress_known.files["weights"].crc32 == crcs_of(pattern(SIZE))
+
+
+def test_what_cannot_be_told_from_another_object_is_sent(item: Admitted) -> None:
+    """An earlier version's journal knows no ETag: whatever lies under that key by now may be somebody else's."""
+    store, heard = MemoryStore(), Heard()
+    store.objects["old"] = pattern(SIZE)[::-1]
+    upload(store, item, heard, {"weights": StoredFile("old", Stored([1]))})
+    assert store.objects[f"{item.reference['key']}/weights"] == pattern(SIZE)
+    assert heard.bytes_copied == 0
 
 
 LINKS = [Symlink("last", "weights"), Symlink("best", "last"), Symlink("nowhere", "missing"), Symlink("here", ".")]

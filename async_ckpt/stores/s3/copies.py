@@ -1,8 +1,8 @@
 """Copies inside the store, of objects and of ranges for the parts of new ones: no bytes pass through this machine.
 
 What is copied has to be what is meant, so each request names the ETag of its source. Some stores ignore that (moto,
-rclone). So the first copy of an object is used as a test: the same request with the ETag of nothing must be refused.
-Where it is not, each copy asks for the ETag before.
+rclone, Ceph). So the first copy of an object is used as a test: the same request with the ETag of nothing must be
+refused. Where it is not, the source is asked for its ETag after each copy: what it has then, it had before.
 
 Ranges are tried out in an upload that is given up then: a store that does not know them may take the request for an
 empty part (rclone), or copy the whole object.
@@ -195,9 +195,10 @@ class Copies:
 
     async def _ask(self, method: str, place: Place, key: str, **fields: Any) -> Any:
         """Ask for a copy of what ``place`` means."""
+        answer = await self._request(method, place, key, **fields)
         if self._heeds_tags.get(method) is False:
             await self._look(place)
-        return await self._request(method, place, key, **fields)
+        return answer
 
     async def _request(self, method: str, place: Place, key: str, **fields: Any) -> Any:
         source = {"Bucket": self._engine.bucket, "Key": self._engine.name(place.key)}
