@@ -1,4 +1,4 @@
-"""Whether lossless compression of checkpoints is worth anything: ``python -m stress.bench.compression [--quick]``.
+"""Whether lossless compression of checkpoints is worth anything: ``python -m stress.bench.compression [--kind K]``.
 
 The second checkpoint of each series of ``stress.bench.series``, as the frameworks write it, through ``zstd -b`` in
 memory on one core: plain, and with the bytes of its numbers put together by their place in the number (shuffled).
@@ -78,10 +78,11 @@ def measure(kind: str, size: str, work: str) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
     parser.add_argument("--quick", action="store_true", help="small models")
+    parser.add_argument("--kind", choices=KINDS, action="append", help="default: all")
     options = parser.parse_args()
     rows, notes = [], caveats(quick=options.quick)
     with work_directory() as work:
-        for kind in KINDS:
+        for kind in options.kind or KINDS:
             rows += measure(kind, "quick" if options.quick else "full", work)
     results.record("compression", results.command(COMMAND), rows, notes)
 
