@@ -19,12 +19,12 @@ can read."""
 SECONDS_TEXT = """The same series: seconds from the call of `save()` until the checkpoint is in the store, which is
 behind a network of so many MB/s (*-*: none); the first checkpoint, of which the store has nothing, and medians of the
 later ones. restic is held to the rate by its own `--limit-upload`."""
-COMPRESSION = """The second checkpoint of a series (at most 256 MiB of it) through `zstd -b` in memory, on one core: as it
-is, and with the bytes of its numbers put together by their place in the number. Ratio, and MB/s to compress and back.
+COMPRESSION = """The second checkpoint of a series (at most 256 MiB of it) through `zstd -b` in memory, on one core: as
+it is, and with the bytes of its numbers put together by their place in the number. Ratio, and MB/s to compress and back.
 
-Not built, for what it would save is a fifth to a third of what is sent, at a core's whole time, only behind networks
-slower than that core, and at a price: other clients could not read the objects, and unchanged chunks of a file would
-no longer lie at the same place, so that the store could not copy them, which saves far more."""
+Not built, for what it would save is a tenth to a third of what is sent, at a core's whole time, only behind networks
+slower than that core, and at a price: other clients could not read the objects, and unchanged chunks of a file would no
+longer lie at the same place, so that the store could not copy them, which saves far more."""
 EDITS = """A task saves after one to three random edits of big files (in place, appended, shifted, truncated, holes,
 chunks swapped, renamed, merged, other content of the same CRC-32 and size); between saves objects of the checkpoint
 before are deleted or replaced by others of the same size, agent or uploader are killed, or another machine goes on.
