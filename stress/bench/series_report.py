@@ -17,10 +17,11 @@ server received, rclone's its bytes of TCP (with `--copy-dest` of the checkpoint
 repositories grew by: both compress, and cut by content, so they also find what has moved; but what they store only they
 can read."""
 SECONDS_TEXT = """The same series: seconds from the call of `save()` until the checkpoint is in the store, which is
-behind a network of so many MB/s (*-*: none); the first checkpoint, of which the store has nothing, and medians of the
-later ones. restic is held to the rate by its own `--limit-upload`."""
+behind a network of so many MB/s (*-*: none); the first checkpoint, of which the store has nothing (one sample), and
+medians of *n* later ones. restic is held to the rate by its own `--limit-upload`."""
 COMPRESSION = """The second checkpoint of a series (at most 256 MiB of it) through `zstd -b` in memory, on one core: as
-it is, and with the bytes of its numbers put together by their place in the number. Ratio, and MB/s to compress and back.
+it is, and with the bytes of its numbers put together by their place in the number. Ratio, and MB/s to compress and to
+decompress.
 
 Not built, for what it would save is a tenth to a third of what is sent, at a core's whole time, only behind networks
 slower than that core, and at a price: other clients could not read the objects, and unchanged chunks of a file would no
