@@ -59,6 +59,14 @@ def repeats(work, seconds):
     return best
 
 
+def renew(path, size):
+    """Other content in every chunk, so that no store has it already: a few bytes in each MiB."""
+    fd = os.open(path, os.O_WRONLY)
+    for offset in range(0, size, _NOISE):
+        os.pwrite(fd, os.urandom(16)[: size - offset], offset)
+    os.close(fd)
+
+
 class Boto3:
     """A thread that uploads files with boto3 as its documentation has it, again and again."""
 
@@ -124,10 +132,13 @@ class TimedSaves:
         self._paths, self._count, self._under_way = paths, 0, []
         self.seconds = []
 
+    @property
+    def next_path(self):
+        return self._paths[self._count % len(self._paths)]
+
     def save(self):
-        path = self._paths[self._count % len(self._paths)]
+        path = self.next_path
         self._count += 1
-        os.utime(path)  # So that it is not taken for unchanged.
         began = time.monotonic()
         reference = current.checkpoint.save(path)
         if is_ours():
@@ -150,18 +161,19 @@ class TimedSaves:
 
 
 class Saves:
-    """Checkpoints of one file each, in turn; a file gets another mtime once its last checkpoint is in the store, so
-    that none is taken for unchanged.
-    """
+    """Checkpoints of one file each, in turn; a file gets other content once its last checkpoint is in the store."""
 
     def __init__(self, paths, size):
         self._paths, self._size = paths, size
         self._under_way = []
         self.count = 0
 
+    @property
+    def next_path(self):
+        return self._paths[self.count % len(self._paths)]
+
     def save(self):
-        path = self._paths[self.count % len(self._paths)]
-        os.utime(path)
+        path = self.next_path
         self._under_way.append(current.checkpoint.save(path))
         self.count += 1
 
@@ -204,6 +216,8 @@ class Commands:
             # Asking is the benchmark's part, not the trainer's: it is not in the step.
             due = uploads == "saves" and not number % 10 and saves.is_due()
             due = due or (uploads == "every" and not number % every)
+            if due:
+                renew(saves.next_path, self._size)
             before = time.perf_counter()
             if due:
                 saves.save()
@@ -234,8 +248,11 @@ class Commands:
             if not len(times) % 20:
                 is_under_way = saves.look()  # The benchmark's part, not the trainer's.
             beside.append(is_under_way)
+            due = uploads != "none" and now >= next_save
+            if due and uploads == "saves":
+                renew(saves.next_path, self._size)
             before = time.perf_counter()
-            if uploads != "none" and now >= next_save:
+            if due:
                 next_save += every
                 saves.save()
                 is_under_way = True
