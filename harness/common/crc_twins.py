@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
+import random
 import zlib
 
+#: CRC-32's polynomial as its bits come in a byte stream: content that differs by a multiple of it has the same CRC-32.
+POLYNOMIAL = 0x1DB710641
+POLYNOMIAL_BYTES = 5
 
-def same_crc(data: bytes) -> bytes:
-    """Content of the same length and CRC-32 that differs from ``data`` (of at least 40 bytes) near its beginning.
 
-    A CRC is linear: of the 33 ways to change one bit in the first bytes, some must cancel each other out.
-    """
-    zero = zlib.crc32(bytes(len(data)))
-    # What a changed bit does to the CRC, and which bits were changed for it, by the highest bit of what it does.
-    rows: dict[int, tuple[int, int]] = {}
-    for bit in range(33):
-        flip = bytearray(len(data))
-        flip[bit // 8] |= 1 << bit % 8
-        effect, used = zlib.crc32(flip) ^ zero, 1 << bit
-        while effect and effect.bit_length() in rows:
-            other, others = rows[effect.bit_length()]
-            effect, used = effect ^ other, used ^ others
-        if not effect:
-            break
-        rows[effect.bit_length()] = effect, used
-    made = bytearray(data)
-    for bit in range(33):
-        made[bit // 8] ^= (used >> bit & 1) << bit % 8
-    return bytes(made)
+def with_same_crc(data: bytes, chance: random.Random) -> bytes:
+    """Other content of the same length and the same CRC-32: nearly every byte differs."""
+    count = len(data) - POLYNOMIAL_BYTES
+    if count < 1:
+        raise ValueError(f"{len(data)} bytes have no room for another content with the same CRC-32")
+    factor, difference = int.from_bytes(chance.randbytes(count), "little") | 1, 0
+    for bit in range(POLYNOMIAL.bit_length()):
+        if POLYNOMIAL >> bit & 1:
+            difference ^= factor << bit
+    other = (int.from_bytes(data, "little") ^ difference).to_bytes(len(data), "little")
+    assert zlib.crc32(other) == zlib.crc32(data)
+    assert other != data
+    return other

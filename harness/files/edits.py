@@ -6,32 +6,13 @@ import hashlib
 import os
 import random
 import shutil
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 from async_ckpt.config import CHUNK_BYTES
+from harness.common.crc_twins import POLYNOMIAL, POLYNOMIAL_BYTES, with_same_crc
 
 _MIB = 1 << 20
-
-#: CRC-32's polynomial as its bits come in a byte stream: content that differs by a multiple of it has the same CRC-32.
-_POLYNOMIAL = 0x1DB710641
-_POLYNOMIAL_BYTES = 5
-
-
-def with_same_crc(data: bytes, chance: random.Random) -> bytes:
-    """Other content of the same length and the same CRC-32: nearly every byte differs."""
-    count = len(data) - _POLYNOMIAL_BYTES
-    if count < 1:
-        raise ValueError(f"{len(data)} bytes have no room for another content with the same CRC-32")
-    factor, difference = int.from_bytes(chance.randbytes(count), "little") | 1, 0
-    for bit in range(_POLYNOMIAL.bit_length()):
-        if _POLYNOMIAL >> bit & 1:
-            difference ^= factor << bit
-    other = (int.from_bytes(data, "little") ^ difference).to_bytes(len(data), "little")
-    assert zlib.crc32(other) == zlib.crc32(data)
-    assert other != data
-    return other
 
 
 class EditedFiles:
@@ -233,18 +214,18 @@ class EditedFiles:
 
     def _bits_with_same_crc(self) -> None:
         """A few bits, so that the CRC-32 stays; and the file's time as well."""
-        path = self._any(_POLYNOMIAL_BYTES + 1)
-        at = self._chance.randrange(path.stat().st_size - _POLYNOMIAL_BYTES)
+        path = self._any(POLYNOMIAL_BYTES + 1)
+        at = self._chance.randrange(path.stat().st_size - POLYNOMIAL_BYTES)
         with path.open("rb") as file:
             file.seek(at)
-            data = file.read(_POLYNOMIAL_BYTES)
-        other = int.from_bytes(data, "little") ^ _POLYNOMIAL
+            data = file.read(POLYNOMIAL_BYTES)
+        other = int.from_bytes(data, "little") ^ POLYNOMIAL
         times = path.stat()
         new = path.with_name(".new")
         shutil.copyfile(path, new)
         with new.open("r+b") as file:
             file.seek(at)
-            file.write(other.to_bytes(_POLYNOMIAL_BYTES, "little"))
+            file.write(other.to_bytes(POLYNOMIAL_BYTES, "little"))
         os.utime(new, ns=(times.st_atime_ns, times.st_mtime_ns))
         os.replace(new, path)
         self._look(path)

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from async_ckpt.config import CHUNK_BYTES
-from harness.files.edits import EDITS, EditedFiles, sums_of, with_same_crc
+from harness.common.crc_twins import with_same_crc
+from harness.files.edits import EDITS, EditedFiles, sums_of
 from harness.kills.edited_saves import TROUBLES, EditedSaves, on_server
 from harness.s3.ceph import ceph_server
 from harness.s3.servers import S3Server, moto_server, rclone_server
