@@ -2,9 +2,10 @@
 the newest that lies on this disk, if only the task's process ends.
 
 Work counts from the moment in which a checkpoint's capture *began*, and only a checkpoint that a retry would load by
-itself counts. A collective one counts when all of it is there. So what is said here may be more than
-what would be lost, and never less. Time is the kernel's, since the machine's boot: nobody sets that clock, it goes on
-while the machine is suspended, and an agent that is started again goes by the same one (``spool/recovery.py``).
+itself counts. A collective one counts when all of it is there. So what is said here may be more than what would be
+lost, and is not less, but for what a watched trainer does while it writes a file. Time is the kernel's, since the
+machine's boot: nobody sets that clock, it goes on while the machine is suspended, and an agent that is started again
+goes by the same one (``spool/recovery.py``).
 """
 
 from __future__ import annotations

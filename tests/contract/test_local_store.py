@@ -81,8 +81,8 @@ class TestLocalStore(StoreSuite, EarlierSuite):
 
         async def check() -> None:
             store = self.make_store()
-            crcs = await store.put_content("a/key", CapturedFile(str(source), len(clean)), progress)
-            assert crcs.crc32 == crcs_of(clean)
+            stored = await store.put_content("a/key", CapturedFile(str(source), len(clean)), progress)
+            assert stored.crc32 == crcs_of(clean)
             assert await store.get_bytes("a/key") == clean
             assert sum(sent) == len(clean)
 
