@@ -39,6 +39,10 @@ class Gang:
         self.nodes = [self.start_node(node, attempt) for node in range(self.size)]
         return self
 
+    def settle(self) -> None:
+        """Wait until all nodes know which start of the attempt this is, however slow the machine: they have to agree."""
+        self.on_all(lambda node: node.tracker.wait_for_start(60))
+
     def start_node(self, node: int, attempt: int = 0) -> Checkpointer:
         info = replace(TASK, attempt=attempt, node=node, nodes=self.size)
         write_lines_with(self.said.append)

@@ -393,7 +393,7 @@ def load_newest(checkpointer: object) -> dict[str, object] | None:
 
 def test_a_retry_begins_with_the_last_one_all_ranks_had_saved_and_the_rest_is_removed(pair: Gang) -> None:
     pair.task.set(collective_grace_s=0.5, settle_timeout_s=0.5)
-    pair.start()
+    pair.start().settle()
     whole = pair.save_all(1)
     pair.flush()
     part = pair.save(0, 2)
@@ -401,6 +401,7 @@ def test_a_retry_begins_with_the_last_one_all_ranks_had_saved_and_the_rest_is_re
     for node in pair.nodes:
         kill(agent_pid(node))
     retry = Gang(pair.task, 2).start(attempt=1)
+    retry.settle()
     loaded = retry.on_all(load_newest)
     assert [data["key"] for data in loaded] == [whole[0]["key"]] * 2
     assert part["key"].rpartition("/")[2] in artifacts(pair.task)

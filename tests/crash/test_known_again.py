@@ -123,8 +123,9 @@ def test_a_source_that_was_replaced_under_its_name_is_not_copied(task: Task) -> 
     first = save(checkpointer, task, 0)
     stored = task.stored(first, "base")
     times = stored.stat()
-    stored.unlink()
-    Path(stored).write_bytes(content(5, BASE))
-    os.utime(stored, ns=(times.st_atime_ns, times.st_mtime_ns))
+    other = task.base / "other"  # Beside the first one, so that it cannot have its inode number.
+    other.write_bytes(content(5, BASE))
+    os.utime(other, ns=(times.st_atime_ns, times.st_mtime_ns))
+    shutil.move(other, stored)
     second = save(checkpointer, task, 1)
     assert task.stored(second, "base").read_bytes() == content(0, BASE)
