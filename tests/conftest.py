@@ -30,11 +30,11 @@ sys.dont_write_bytecode = False
 
 
 def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str] | None:
-    """Where two long values differ. pytest looks for the smallest difference, which takes minutes for some megabytes."""
+    """Where two long values differ. pytest looks for the smallest difference: minutes for some megabytes."""
     texts = repr(left), repr(right)
     if op != "==" or sum(map(len, texts)) < 100_000:
         return None
-    at = len(os.path.commonprefix(texts))
+    at = next((index for index, pair in enumerate(zip(*texts, strict=False)) if pair[0] != pair[1]), 0)
     pieces = [f"{text[max(at - 100, 0) : at + 100]} ..." for text in texts]
     return ["two long values", f"of {len(texts[0])} and {len(texts[1])} characters; they differ from {at} on:", *pieces]
 
