@@ -40,7 +40,7 @@ class Gang:
         return self
 
     def settle(self) -> None:
-        """Wait until all nodes know which start of the attempt this is, as they have to agree, on a slow machine too."""
+        """Wait until all nodes know which start of the attempt this is: they have to agree on it."""
         self.on_all(lambda node: node.tracker.wait_for_start(60))
 
     def start_node(self, node: int, attempt: int = 0) -> Checkpointer:
