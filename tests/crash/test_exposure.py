@@ -91,7 +91,7 @@ def test_the_end_of_the_machine_is_told_with_what_would_be_lost(task: Task) -> N
     assert any(
         "told (SIGTERM): the work of the last" in line and "1 save is only on this disk" in line for line in said
     )
-    assert list(recovery.read(checkpointer.spool.directory).ends) == ["SIGTERM"]
+    wait_until(lambda: list(recovery.read(checkpointer.spool.directory).ends) == ["SIGTERM"], "the next agent knows it")
     gate.open("weights")
     checkpointer.flush(60)
 
