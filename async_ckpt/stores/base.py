@@ -77,7 +77,7 @@ class Earlier(Protocol):
         """That object is gone, or cannot be copied."""
 
     def copied(self, count: int) -> None:
-        """So many bytes were copied, and not sent."""
+        """So many bytes were copied, and not sent; fewer than 0: copies that are of no use after all."""
 
 
 @dataclass

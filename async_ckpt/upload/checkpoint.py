@@ -50,7 +50,7 @@ class Events(Protocol):
         """So many bytes were sent; a negative number takes some back."""
 
     def copied(self, count: int) -> None:
-        """So many bytes were not sent: the store copied them from an earlier checkpoint."""
+        """See ``Earlier.copied``."""
 
     def note(self, line: Line) -> None:
         """A step for the journal: a file is in the store, a multipart upload was begun, a part is in the store. Small

@@ -11,7 +11,7 @@ empty part (rclone), or copy the whole object.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from typing import Any
 
 import anyio
@@ -76,7 +76,8 @@ class Copies:
             async with self._trying:
                 if _OBJECT not in self._heeds_tags:
                     return await self._first(place, key)
-        return await self._etag_of(await self._ask(_OBJECT, place, key), place._replace(key=key))
+        answer = await self._ask(_OBJECT, place, key)
+        return await self._made(answer.get("CopyObjectResult", {}), place, key)
 
     async def part(self, place: Place, length: int, key: str, part: Part, checksum: str) -> str | None:
         """Make ``length`` bytes of an object a part of another one. Returns its ETag; None: it cannot be done, and the
@@ -145,15 +146,26 @@ class Copies:
         self._heeds_tags[_OBJECT] = await self._is_refused(self._request(_OBJECT, place._replace(etag=_NO_TAG), key))
         if not self._heeds_tags[_OBJECT]:
             await self._look(place)
-        return await self._etag_of(answer, place._replace(key=key))
+        return await self._made(answer.get("CopyObjectResult", {}), place, key)
 
-    async def _etag_of(self, answer: Any, made: Place) -> str:
-        """Of an object that was made by a copy; empty: nobody says it."""
-        if etag := answer.get("CopyObjectResult", {}).get("ETag"):
-            return str(etag)
-        with contextlib.suppress(StoreError):
-            return (await self._look(made._replace(etag=""))).etag
-        return ""
+    async def _made(self, result: Mapping[str, Any], source: Place, key: str) -> str:
+        """See that a copy was made, and return its ETag. Whoever says the source's has looked at it; where the answer
+        has another one, or none, the copy is looked at.
+
+        Raises
+        ------
+        IntegrityError
+            The answer says that it was, and it was not.
+        """
+        etag = str(result.get("ETag") or "")
+        if etag.strip('"') == source.etag.strip('"'):
+            return etag
+        try:
+            return (await self._look(source._replace(key=key, etag=etag))).etag
+        except NotFound as error:
+            raise IntegrityError(
+                f"The store says that it has copied {source.key} to {key}, and nothing is there", where=error.where
+            ) from error
 
     async def _copy_parts(self, place: Place, key: str) -> str:
         if _RANGE not in self._heeds_tags:
@@ -180,7 +192,7 @@ class Copies:
         except BaseException:
             await abort(self._engine, key, upload)
             raise
-        return await self._etag_of({"CopyObjectResult": answer}, place._replace(key=key))
+        return await self._made(answer, place, key)
 
     async def _range(self, place: Place, length: int, key: str, part: Part) -> dict[str, Any]:
         span = f"bytes={place.offset}-{place.offset + length - 1}"

@@ -70,8 +70,8 @@ class _Upload:
         self._parts = dict(multipart.parts)
         self._counted = Counted(progress)
         self._log = log
-        #: Whether the store has copied any of the parts.
-        self._has_copies = False
+        #: How many bytes of the parts the store has copied.
+        self._copied = 0
 
     async def run(self) -> Stored:
         """Send the parts that are not there yet, and make them an object."""
@@ -88,7 +88,7 @@ class _Upload:
             except StoreError as error:
                 # The object may be there all the same: the answer was lost, or late, or has no ETag (Ceph's first).
                 if (found := await self._is_complete()) is None:
-                    if self._has_copies and not isinstance(error, TransientStoreError):
+                    if self._copied and not isinstance(error, TransientStoreError):
                         # Not only it, but all of it is begun anew, without copies.
                         self._copies.give_up_ranges()
                         raise StartOver(error.what, where=error.where, hint=error.hint) from error
@@ -99,6 +99,8 @@ class _Upload:
             if (found := await self._is_complete()) is not None:
                 return self._stored(found)  # An earlier process may have completed it, and died before it heard so.
             self._counted.take_back()
+            if self._earlier is not None:
+                self._earlier.copied(-self._copied)
             await abort(self._engine, self._key, self._id)
             raise
         except BaseException as error:
@@ -135,7 +137,7 @@ class _Upload:
                     sent = await put(progress, None)
                 else:
                     earlier.copied(length)
-                    self._has_copies = True
+                    self._copied += length
                     sent = sent._replace(stored=sent.stored._replace(etag=etag))
             self._parts[number] = sent.stored._replace(etag=f"{sent.checksum}:{sent.stored.etag}")
 
