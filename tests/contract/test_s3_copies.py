@@ -12,7 +12,8 @@ from async_ckpt.config import CHUNK_BYTES, Config
 from async_ckpt.stores.retry import RetryStore
 from async_ckpt.stores.s3 import S3Settings
 from async_ckpt.stores.s3.store import S3Store
-from harness.s3.fault_server import FaultServer
+from harness.s3.fault_server import FaultServer, Turn
+from harness.s3.faults import instead
 from harness.s3.memory_s3 import Answer, MemoryS3, Object, Refusal, Request, document, error
 from harness.s3.servers import ACCESS_KEY, BUCKET, SECRET_KEY
 from harness.stores.content import BytesContent
@@ -214,6 +215,38 @@ def test_copies_that_are_never_answered_are_sent_after_a_while(
         await store.put_content("three", BytesContent(AFTER), earlier=earlier)
         assert s3.objects["x/three"].data == AFTER
         assert time.monotonic() - began < 30
+        await store.aclose()
+
+    run(check)
+
+
+@pytest.mark.parametrize("status", [409, 503])
+@pytest.mark.parametrize("data", [BEFORE, AFTER], ids=["whole", "ranges"])
+def test_a_store_that_ignores_tags_and_refuses_the_test_for_another_reason_is_not_trusted(
+    serve: Callable[..., tuple[FaultServer, RetryStore]], data: bytes, status: int
+) -> None:
+    s3 = IgnoresTags()
+    server, store = serve(s3)
+    refused: list[str] = []
+
+    def refuse(turn: Turn) -> bool:
+        if set(turn.request.headers.get("x-amz-copy-source-if-match", "").strip('"')) != {"0"}:
+            return False
+        instead(error(status, "Whatever"))(turn)
+        refused.append(turn.request.operation)
+        return True
+
+    async def check() -> None:
+        server.inject = refuse
+        earlier = Earlier()
+        first = await store.put_content("one", BytesContent(BEFORE))
+        earlier.add("one", SIZE, first)
+        await store.put_content("two", BytesContent(data), earlier=earlier)
+        s3.put("x/one", bytes(SIZE))  # Somebody else's, of the same size.
+        earlier.add("one", SIZE, first)
+        await store.put_content("three", BytesContent(data), earlier=earlier)
+        assert s3.objects["x/three"].data == data
+        assert refused
         await store.aclose()
 
     run(check)

@@ -15,11 +15,13 @@ from collections.abc import Awaitable, Mapping
 from typing import Any
 
 import anyio
+from botocore.exceptions import ClientError
 
 from ...errors import IntegrityError, NotFound, StoreError, TransientStoreError
 from ...system.concurrency import for_each
 from ..base import Place, check_size
 from ..retry import with_retries
+from .answers import code_of
 from .objects import Objects, Part
 from .uploads import abort, begin
 
@@ -34,6 +36,7 @@ MAX_BYTES = 5 << 30
 _MOST_TRIED = 3
 #: The ETag of no object.
 _NO_TAG = f'"{"0" * 32}"'
+_PRECONDITION_FAILED = 412
 #: Methods of the client.
 _OBJECT, _RANGE = "copy_object", "upload_part_copy"
 
@@ -130,13 +133,14 @@ class Copies:
 
     @staticmethod
     async def _is_refused(copying: Awaitable[Any]) -> bool:
-        """Whether the store refuses it for good."""
+        """Whether the store refuses it because of the ETag. Whatever else it says is said of something else."""
         try:
             await copying
-        except TransientStoreError:
+        except StoreError as error:
+            cause = error.__cause__
+            if isinstance(cause, ClientError):
+                return code_of(cause)[1] == _PRECONDITION_FAILED
             raise
-        except StoreError:
-            return True
         return False
 
     async def _first(self, place: Place, key: str) -> str:
