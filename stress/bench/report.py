@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from . import aims, data_plane, exposure_report, loop_report, pace, results, series_report
+from . import aims, data_plane, exposure_report, in_place, loop_report, pace, results, series_report
 from .environment import PEER, PEER_VERSION, PLOTS, REPOSITORY
 
 Rows = list[dict[str, Any]]
@@ -179,6 +179,7 @@ SECTIONS: tuple[tuple[str, str, str, Render, Judge | None], ...] = (
     ("save_before", "Time blocked in save(), beside an earlier version", SAVE_BEFORE, save_before_table, None),
     ("blocked", "Time blocked while the disk writes back", BLOCKED, table, aims.of_blocked),
     ("in_place", "Writing in place after save()", IN_PLACE, in_place_table, None),
+    ("in_place_copy", "Writing in place, beside a copy", in_place.TEXT, table, in_place.of_in_place),
     ("overhead", "What @checkpoint adds to a task", OVERHEAD, table, aims.of_overhead),
     ("threshold", "Copy or link", THRESHOLD, threshold_table, None),
     ("engines_sink", "Engines: a server that discards", data_plane.ENGINES, ENGINES_TABLE, data_plane.of_engines),
