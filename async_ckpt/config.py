@@ -198,7 +198,12 @@ PACE_EXPOSURE_SHARE = 0.8
 #: It is the shortest of so many intervals that counts, of so many names at most. Where uploads are felt and no interval
 #: is known, it is taken for the third, in seconds.
 PACE_INTERVALS, PACE_NAMES, PACE_ASSUMED_S = 3, 64, 600.0
-#: Nothing is sent more slowly than the first, in bytes a second. Checkpoints of so few bytes are sent at full speed.
+#: After so many seconds a thread of the agent lets another one run that waits for the interpreter.
+SWITCH_INTERVAL_S = 0.0005
+#: So many bytes a second are sent while a writer waits for a copy of at least the second number of bytes.
+PACE_HELD_BYTES_S, PACE_HELD_FILE_BYTES = 1 << 20, 64 << 20
+#: Otherwise nothing is sent more slowly than the first, in bytes a second. Checkpoints of so few bytes are sent at full
+#: speed.
 PACE_LEAST_BYTES_S, PACE_SMALL_BYTES = 4 << 20, 4 << 20
 #: What needs more than this share of what the store takes is sent at full speed, until it needs less than the second.
 PACE_FULL_SHARE, PACE_AGAIN_SHARE = 0.7, 0.5

@@ -17,7 +17,7 @@ def main(arguments: list[str]) -> None:
     os.set_inheritable(lock, False)
     os.set_inheritable(listening, False)
 
-    from ..config import Config
+    from ..config import SWITCH_INTERVAL_S, Config
     from ..errors import CheckpointError
     from ..spool.spool import Spool
     from ..system.processes import ignore_terminal_signals, raise_descriptor_limit
@@ -33,6 +33,8 @@ def main(arguments: list[str]) -> None:
             naming.name_socket(spool, naming.name_of(listener), os.getpid())
         agent = Agent(spool, listener, config, guarded=True)
         signal.signal(signal.SIGTERM, lambda *_: agent.terminate())
+        # The guard's threads are waited for by trainers: by default each would wait 5 ms for its turn.
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
         # A saver's doorbell must not take the saver's CPU away at once. This thread only: the guard's started before.
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         agent.run()

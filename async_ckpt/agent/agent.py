@@ -283,7 +283,8 @@ class Agent:
         waits = questions.has("flush") or questions.has("claim")
         trains = len(self.owners) > 0 and not waits and not self.last_call.is_near
         self.uploader.set_priority(idle=trains)
-        order = self.pace.look(now, self.queue.to_upload(), self.throughput.known, hurry)
+        held = self.leases.are_waited_for and not self.last_call.is_near
+        order = self.pace.look(now, self.queue.to_upload(), self.throughput.known, hurry, held=held)
         self.throughput.set_paced(order.bytes_per_s)
         self.uploader.set_rate(order.bytes_per_s)
         if notice := self.pace.news():

@@ -25,7 +25,7 @@ from ..capture import lease
 from ..capture.copy_speed import CopySpeed
 from ..capture.habits import Habits
 from ..capture.private import PrivateCopy, link_private, lost, rewritten
-from ..config import LAST_COPIES_S, THREADS_END_S, Config
+from ..config import LAST_COPIES_S, PACE_HELD_FILE_BYTES, THREADS_END_S, Config
 from ..errors import SnapshotError
 from ..spool.journal import order
 from ..system.priority import set_disk_priority
@@ -60,6 +60,8 @@ class GuardedFile:
     busy: bool = False
     #: The store has it: whoever copies it may stop.
     needless: bool = False
+    #: How many seconds it took to copy it; 0: nobody did, or the file system has cloned it.
+    copied_s: float = 0.0
     #: Monotonic time when the lease was last seen to stand; 0: never by us (another agent may have lost it before).
     stood: float = 0.0
     #: Device and number of the inode.
@@ -92,17 +94,20 @@ class Guard:
         not empty if it could not be (the snapshot is lost then).
     on_notice : callable
         Gets what the user should know, from such a thread.
+    on_wait : callable
+        Called from such a thread when ``is_waited_for`` has changed.
     """
 
     def __init__(
         self,
         on_private: Callable[[str, str, str], None],
         on_notice: Callable[[str], None],
+        on_wait: Callable[[], None],
         habits: Habits,
         copy_speed: CopySpeed,
         config: Config,
     ) -> None:
-        self._on_private, self._on_notice, self._config = on_private, on_notice, config
+        self._on_private, self._on_notice, self._on_wait, self._config = on_private, on_notice, on_wait, config
         self._habits, self.copy_speed = habits, copy_speed
         self._limit_s = min(config.copy_away_s, lease.BREAK_TIME_S / 2)
         self._lock = threading.Lock()
@@ -110,6 +115,8 @@ class Guard:
         self._held: dict[Key, GuardedFile] = {}
         self._stopping = False
         self._said: set[str] = set()
+        #: Inodes of large files that are copied while a writer waits, or as one is expected.
+        self._waited: set[tuple[int, int]] = set()
         self._ahead: SimpleQueue[str | None] = SimpleQueue()
         self._waited_for: SimpleQueue[list[Key] | None] = SimpleQueue()
         self._threads = self._start()
@@ -179,6 +186,11 @@ class Guard:
     def count(self) -> int:
         return len(self._held)
 
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether a large file is copied for which a writer waits, or will."""
+        return bool(self._waited)
+
     def make_all_private(self) -> None:
         """Copy all files away: the agent ends, and nobody guards them from now on."""
         with self._lock:
@@ -231,7 +243,20 @@ class Guard:
                     held.stood = now
             groups = self._groups(todo)
         for group in groups:
+            self._is_waited(self._held[group[0]])
             self._waited_for.put(group)
+
+    def _is_waited(self, held: GuardedFile) -> None:
+        """A writer waits for a file, or will come as it has come before."""
+        if held.size >= PACE_HELD_FILE_BYTES:
+            self._waited.add(held.inode)
+            self._on_wait()
+
+    def _is_over(self, held: GuardedFile) -> None:
+        """A file is copied, or nobody needs the copy any more."""
+        if held.inode in self._waited:
+            self._waited.discard(held.inode)
+            self._on_wait()
 
     def _copy_what_is_waited_for(self) -> None:
         while (group := self._waited_for.get()) is not None:
@@ -274,6 +299,8 @@ class Guard:
             else:
                 return []
             self._groups(mine[chosen])
+            if known:
+                self._is_waited(self._held[mine[chosen][0]])
         if self.copy_speed.bytes_per_s and total > self.copy_speed.safe_bytes:
             self._say_once("large", self._warning(total))
         return mine[chosen]
@@ -313,6 +340,7 @@ class Guard:
                         donor = held.path
                     elif ahead and not held.needless:
                         self._put_back(helds)
+                        self._is_over(held)
                         return False
                 except (OSError, SnapshotError) as error:
                     # Otherwise a process of the task was quicker, and its copy is good.
@@ -323,6 +351,9 @@ class Guard:
                 self._copy_ended.notify_all()
             held.drop()
             self._on_private(*key, why)
+            # Written to the disk, so not while somebody waits.
+            self.copy_speed.add(held.size, held.copied_s)
+            self._is_over(held)
         return True
 
     def _put_back(self, helds: dict[Key, GuardedFile]) -> None:
@@ -355,6 +386,7 @@ class Guard:
                     return False
                 if ahead and lease.is_breaking(held.fd):
                     ahead = False
+                    self._is_waited(held)
                     self._habits.learn(held.original)
                 elif ahead:
                     held.stood = time.monotonic()
@@ -369,7 +401,7 @@ class Guard:
             self._check(held)
             copy.take_its_place()
             if not copy.cloned:
-                self.copy_speed.add(held.size, time.monotonic() - begun)
+                held.copied_s = time.monotonic() - begun
             return True
         except OSError:
             if ahead and not lease.is_breaking(held.fd):

@@ -28,7 +28,7 @@ class Leases:
     guarded : bool
         Whether leases are held in this process at all.
     wake : callable
-        Called from the guard's thread when ``lost`` has something to tell.
+        Called from the guard's threads when ``lost``, ``notices`` or ``are_waited_for`` has something new to tell.
     """
 
     def __init__(
@@ -39,7 +39,9 @@ class Leases:
         self._private: deque[tuple[str, str, str]] = deque()
         self._notices: deque[str] = deque()
         self._guard = (
-            Guard(self._on_private, self._on_notice, spool.habits(), spool.copy_speed(), config) if guarded else None
+            Guard(self._on_private, self._on_notice, wake, spool.habits(), spool.copy_speed(), config)
+            if guarded
+            else None
         )
 
     def take(self, item: Admitted | None, connection: Connection, message: Message, fds: list[int]) -> None:
@@ -118,6 +120,11 @@ class Leases:
             return {"leases": 0}
         rate, safe = int(self._guard.copy_speed.bytes_per_s), self._guard.copy_speed.safe_bytes
         return {"leases": self._guard.count(), "copy_bytes_per_s": rate, "safe_rewrite_bytes": safe}
+
+    @property
+    def are_waited_for(self) -> bool:
+        """Whether a large file is copied for which a writer waits, or will."""
+        return self._guard is not None and self._guard.is_waited_for
 
     def notices(self) -> Iterator[str]:
         """What the user should know, since the last call."""

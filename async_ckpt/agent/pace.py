@@ -9,6 +9,9 @@ If the training is slower meanwhile than without an upload (``Slowdown``), uploa
 much longer as they would take at full speed. So none ends later than it would without a pace by more than half of the
 interval.
 
+While a large file is copied that the trainer rewrites in place, next to nothing is sent: the trainer waits for the
+copy, which takes twice as long beside an upload that reads and writes as much.
+
 Sent at full speed is whatever is in a hurry (the agent says so), and what there is no interval for: the first
 checkpoint of a task also shows what the store takes.
 """
@@ -25,6 +28,7 @@ from ..config import (
     PACE_CHANGE_S,
     PACE_CHANGE_SHARE,
     PACE_FULL_SHARE,
+    PACE_HELD_BYTES_S,
     PACE_INTERVALS,
     PACE_LAST_SHARE,
     PACE_LEAST_BYTES_S,
@@ -45,6 +49,9 @@ class Order(NamedTuple):
 
     bytes_per_s: int
     why: str
+
+
+_HELD = Order(PACE_HELD_BYTES_S, "a large file is copied first, as the trainer rewrites it in place")
 
 
 class _Gaps:
@@ -105,7 +112,7 @@ class Pace:
         #: Which share of the additional time is taken, and why.
         self._slack, self._slack_why = 0.0, ""
         self._changed = 0.0
-        self.order = Order(0, "nothing is being uploaded")
+        self.order = self._decided = Order(0, "nothing is being uploaded")
         self._notices: list[str] = []
         #: Saves that were seen before anybody has told of steps, and whether it was said what cannot be had.
         self._saves, self._is_conflict_said = 0, False
@@ -124,7 +131,7 @@ class Pace:
         """What the user should know, once; empty: nothing new."""
         return self._notices.pop(0) if self._notices else ""
 
-    def look(self, now: float, jobs: Sequence[Job], known: float, hurry: str) -> Order:
+    def look(self, now: float, jobs: Sequence[Job], known: float, hurry: str, *, held: bool = False) -> Order:
         """What to do now.
 
         Parameters
@@ -135,10 +142,12 @@ class Pace:
             Bytes a second that the store takes; 0: nobody knows.
         hurry : str
             Why to send at full speed; empty: there is no reason.
+        held : bool
+            A large file is copied for which a writer waits, or will: whatever is sent meanwhile makes that longer.
         """
         self.slowdown.see(now, is_uploading=bool(jobs))
         order = Order(0, hurry) if hurry else self._decide(now, jobs, known)
-        before = self.order.bytes_per_s
+        before = self._decided.bytes_per_s
         if order.bytes_per_s and before:
             is_small = abs(order.bytes_per_s - before) <= PACE_CHANGE_SHARE * before
             if is_small or now - self._changed < PACE_CHANGE_S:
@@ -147,8 +156,9 @@ class Pace:
             self.slowdown.begin_anew()
         if order.bytes_per_s != before:
             self._changed = now
-        self.order = order
-        return order
+        self._decided = order
+        self.order = _HELD if held else order
+        return self.order
 
     def _decide(self, now: float, jobs: Sequence[Job], known: float) -> Order:
         if not jobs:
@@ -168,7 +178,7 @@ class Pace:
             rate = max(rate, total / left_s)
         if sum(job.size for job in jobs) <= PACE_SMALL_BYTES:
             return Order(0, "there is little to send")
-        if known and rate >= (PACE_FULL_SHARE if self.order.bytes_per_s else PACE_AGAIN_SHARE) * known:
+        if known and rate >= (PACE_FULL_SHARE if self._decided.bytes_per_s else PACE_AGAIN_SHARE) * known:
             asked = f"{rate / 1e6:.0f} of the {known / 1e6:.0f} MB/s that the store takes"
             return Order(0, f"a save every {every:.0f} s asks for {asked}")
         why = f"it may take {usual_s:.0f} s, as one is saved every {every:.0f} s"

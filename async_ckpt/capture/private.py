@@ -7,7 +7,7 @@ import os
 import secrets
 
 from ..errors import SnapshotError, os_reason
-from ..system.files import clone, copy_range
+from ..system.files import clone, copy_range, take_place
 from . import lease
 
 
@@ -71,7 +71,7 @@ class PrivateCopy:
 
     def take_its_place(self) -> None:
         """Make the complete copy the snapshot's file."""
-        os.rename(self._temporary, self._path)
+        take_place(self._temporary, self._path)
         os.close(self._target)
         self._target = -1
 

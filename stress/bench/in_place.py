@@ -65,10 +65,17 @@ def plain_copy(path: str, size: int) -> float:
 
 
 def round_of(checkpointer: Checkpointer, path: str, case: Case, took: dict[str, list[float]]) -> None:
-    """One sample of each kind. The next rewrite of the file is the open that is measured."""
+    """One sample of each kind, each right after the file was written. What is held is the next rewrite's open.
+
+    All that was written before is on the disk: else whoever comes later pays for those before.
+    """
+    os.sync()
+    rewrite(path, case.size)
     took[COPY].append(plain_copy(path, case.size))
     took[ALONE].append(rewrite(path, case.size))
     for what in (AT_ONCE, LATER):
+        os.sync()
+        rewrite(path, case.size)
         checkpointer.save(path)
         if what == LATER:
             time.sleep(results.median(took[COPY]))

@@ -156,6 +156,28 @@ def test_a_new_file_that_cannot_be_written_is_an_error_and_leaves_nothing(tmp_pa
 
 
 @pytest.mark.usefixtures("filesystem")
+@pytest.mark.parametrize("exchanges", [True, False])
+def test_a_file_takes_the_place_of_another_one_wherever_names_can_be_exchanged_or_not(
+    filesystem: Path, monkeypatch: pytest.MonkeyPatch, exchanges: bool
+) -> None:
+    if not exchanges:
+        monkeypatch.setattr(files, "_renameat2", None)
+    old, new = filesystem / "old", filesystem / "new"
+    for target in (b"old", None):
+        if target is not None:
+            old.write_bytes(target)
+        new.write_bytes(b"new")
+        inode = new.stat().st_ino
+        files.take_place(str(new), str(old))
+        assert (old.read_bytes(), old.stat().st_ino) == (b"new", inode)
+        assert os.listdir(filesystem) == ["old"]
+        old.unlink()
+    old.write_bytes(b"old")
+    with pytest.raises(FileNotFoundError):
+        files.take_place(str(new), str(old))
+    assert old.read_bytes() == b"old"
+
+
 def test_a_new_file_can_be_made_on_every_file_system(filesystem: Path) -> None:
     files.write_new(str(filesystem / "new"), b"content", str(filesystem / "staged"))
     assert [(path.name, path.read_bytes()) for path in filesystem.iterdir() if path.is_file()] == [("new", b"content")]

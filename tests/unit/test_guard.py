@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 # In a process of its own, which has the signal blocked in every thread.
 _CODE = """
 import os, signal, sys
@@ -24,7 +26,7 @@ os.link(captured, loaded)
 status = os.stat(captured)
 habits = Habits(folder + "/rewritten", folder + "/work", "Flow/train")
 told = lambda identity, path, why: print(path, why or "private", flush=True)
-guard = Guard(told, print, habits, CopySpeed(), Config())
+guard = Guard(told, print, lambda: None, habits, CopySpeed(), Config())
 
 def held(fd):
     return GuardedFile(os.dup(fd), captured, 7, status.st_mtime_ns, original=loaded)
@@ -89,7 +91,7 @@ def wait_for(condition):
 
 def make(**settings):
     habits = Habits(folder + "/rewritten", folder + "/work", "Flow/train")
-    return Guard(on_private, said.append, habits, CopySpeed(), Config(**settings))
+    return Guard(on_private, said.append, lambda: None, habits, CopySpeed(), Config(**settings))
 
 def content(name, size):
     return (name.encode() * size)[:size]
@@ -153,6 +155,38 @@ assert copied == [0, MIB, 2 * MIB, 3 * MIB, 4 * MIB]
 assert open(path, "rb").read() == content("w", 5 * MIB)
 assert open(trainer, "rb").read(5) == b"later"
 assert left() == [] and guard.count() == 0
+guard.stop()
+""",
+    )
+
+
+@pytest.mark.parametrize("least", ["MIB", "5 * MIB"])
+def test_a_large_file_is_said_to_be_waited_for_from_when_a_writer_comes_until_it_is_copied(
+    tmp_path: Path, least: str
+) -> None:
+    run(
+        tmp_path,
+        f"""
+from async_ckpt.agent import guard as module
+module.PACE_HELD_FILE_BYTES = {least}
+seen = []
+def copy(source, target, count, offset):
+    seen.append(guard.is_waited_for)
+    return real_copy(source, target, count, offset)
+private.copy_range = copy
+guard = make()
+for number in range(2):
+    trainer, path, held = capture(f"w{{number}}", 3 * MIB)
+    guard.add(f"0.x.{{number}}", "w", held)
+    guard.look_ahead(f"0.x.{{number}}")
+    if not number:
+        assert not guard.is_waited_for
+        write(trainer)  # The second time it is expected.
+    wait_for(lambda: outcomes)
+    outcomes.clear()
+    while guard.is_waited_for:
+        pass
+assert seen == [{least} <= 3 * MIB] * len(seen) and len(seen) == 6, seen
 guard.stop()
 """,
     )

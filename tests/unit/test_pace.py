@@ -14,6 +14,7 @@ from async_ckpt.agent.pace import Intervals, Order, Pace
 from async_ckpt.agent.slowdown import Pressure, Slowdown
 from async_ckpt.config import (
     PACE_ASSUMED_S,
+    PACE_HELD_BYTES_S,
     PACE_INTERVALS,
     PACE_LAST_SHARE,
     PACE_LEAST_BYTES_S,
@@ -118,6 +119,16 @@ class TestPace:
         world.saved_every(100)
         world.go_on(60)
         assert world.look() == Order(0, "nothing is being uploaded")
+
+    def test_next_to_nothing_is_sent_while_a_file_is_copied_for_a_writer_and_then_as_before(self) -> None:
+        world = World()
+        world.saved_every(100)
+        before = world.look()
+        held = world.pace.look(world.now, world.jobs, FAST, "the task waits", held=True)
+        assert held.bytes_per_s == PACE_HELD_BYTES_S
+        assert "rewrites it in place" in held.why
+        assert world.pace.order == held
+        assert world.pace.look(world.now, world.jobs, FAST, "") == before
 
     def test_a_slower_store_than_was_planned_with_is_made_up_for(self) -> None:
         world = World()
