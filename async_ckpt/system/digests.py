@@ -56,16 +56,19 @@ class Digester:
     ----------
     known_again : bool
         Whether it is to have the digest by which it is known again.
+    crc : bool
+        Whether it is to have a CRC-32, which takes ten times as long; without one that is 0.
     """
 
-    def __init__(self, *, known_again: bool) -> None:
+    def __init__(self, *, known_again: bool, crc: bool = True) -> None:
         algorithm = _algorithm() if known_again else None
-        self._crc = 0
+        self._crc, self._has_crc = 0, crc
         self._name, make = algorithm if algorithm is not None else ("", _nothing)
         self._state = make()
 
     def update(self, data: bytes | memoryview) -> None:
-        self._crc = crc32(data, self._crc)
+        if self._has_crc:
+            self._crc = crc32(data, self._crc)
         if self._state is not None:
             self._state.update(data)
 

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from async_ckpt.config import CHUNK_BYTES, Config
+from async_ckpt.errors import IntegrityError
 from async_ckpt.stores.retry import RetryStore
-from async_ckpt.stores.s3 import S3Settings
+from async_ckpt.stores.s3 import S3Settings, copies
 from async_ckpt.stores.s3.store import S3Store
 from harness.s3.fault_server import FaultServer, Turn
 from harness.s3.faults import instead
@@ -247,6 +248,30 @@ def test_a_store_that_ignores_tags_and_refuses_the_test_for_another_reason_is_no
         await store.put_content("three", BytesContent(data), earlier=earlier)
         assert s3.objects["x/three"].data == data
         assert refused
+        await store.aclose()
+
+    run(check)
+
+
+def test_a_large_source_that_is_replaced_while_it_is_copied_in_parts_is_no_copy(
+    serve: Callable[..., tuple[FaultServer, RetryStore]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copies, "ONE_REQUEST_BYTES", 1 << 20)
+    monkeypatch.setattr(copies, "PART_BYTES", CHUNK_BYTES)
+    s3 = IgnoresTags()
+    server, store = serve(s3)
+
+    def replace(turn: Turn) -> bool:
+        if turn.request.operation == "UploadPartCopy":
+            s3.put("x/one", bytes(SIZE))
+        return False
+
+    async def check() -> None:
+        first = await store.put_content("one", BytesContent(BEFORE))
+        server.inject = replace
+        with pytest.raises(IntegrityError, match="was replaced since it was stored"):
+            await store.copy("one", "two", SIZE, first.etag)
+        assert not s3.uploads
         await store.aclose()
 
     run(check)

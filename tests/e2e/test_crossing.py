@@ -58,15 +58,20 @@ def check_run(seen: Seen, writer: str, other: str | None, *, by_theirs: bool) ->
 
 @pytest.mark.parametrize("workspace", ["local", pytest.param("s3", marks=pytest.mark.long)], indirect=True)
 def test_each_side_lists_and_loads_all_that_the_other_saved(workspace: Workspace, peer_python: str) -> None:
-    """In a step and outside, by list, key, policy and artifact; both formats, names of all kinds, after a retry."""
-    sides = Sides.of(peer_python, workspace, workspace)
+    """In a step and outside, by list, key, policy and artifact; both formats, names of all kinds, after a retry.
+
+    On S3, where metaflow-checkpoint starts a process for most requests, each side reads the other's once.
+    """
+    sides, is_local = Sides.of(peer_python, workspace, workspace), "METAFLOW_S3_ENDPOINT_URL" not in workspace.env
+    writers = ("theirs", "ours", *(["theirs again"] if is_local else []))
     other: dict[str, Any] = {}
     pathspec = {}
-    for side, writer in zip(itertools.cycle([sides.theirs, sides.ours]), ("theirs", "ours", "theirs again")):
+    for side, writer in zip(itertools.cycle([sides.theirs, sides.ours]), writers):
         seen, run = side.run("crossing_flow", env={"WRITER": writer, **other})
         check_run(seen, writer, {"theirs": None, "ours": "theirs"}.get(writer, "ours"), by_theirs=side is sides.theirs)
         pathspec[writer] = run.tasks()["start"][0].pathspec
         other = {"OTHER": pathspec[writer]}
-    readers: list[tuple[Side, str]] = [(sides.theirs, "ours"), (sides.ours, "theirs"), (sides.ours, "ours")]
+    readers: list[tuple[Side, str]] = [(sides.theirs, "ours"), (sides.ours, "theirs")]
+    readers += [(sides.ours, "ours")] if is_local else []
     for side, writer in readers:
         check_reads(side.script("crossing", pathspec[writer]), writer, by_theirs=side is sides.theirs)

@@ -172,8 +172,6 @@ class Copies:
             ) from error
 
     async def _copy_parts(self, place: Place, key: str) -> str:
-        if _RANGE not in self._heeds_tags:
-            await self._look(place)
         upload = await begin(self._engine, key, {})
         tags: dict[int, str] = {}
 
@@ -189,6 +187,8 @@ class Copies:
 
         try:
             await for_each(range(1, -(-place.size // PART_BYTES) + 1), self._engine.config.files_in_flight, copy)
+            if _RANGE not in self._heeds_tags:  # Nobody has tried it.
+                await self._look(place)
             parts = [{"PartNumber": number, "ETag": tags[number]} for number in sorted(tags)]
             answer = await self._engine.call(
                 "copy to", key, "complete_multipart_upload", UploadId=upload, MultipartUpload={"Parts": parts}
