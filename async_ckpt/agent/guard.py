@@ -115,8 +115,8 @@ class Guard:
         self._held: dict[Key, GuardedFile] = {}
         self._stopping = False
         self._said: set[str] = set()
-        #: Inodes of large files that are copied while a writer waits, or as one is expected.
-        self._waited: set[tuple[int, int]] = set()
+        #: Inodes of large files that are copied while a writer waits, or as one is expected, and since when.
+        self._waited: dict[tuple[int, int], float] = {}
         self._ahead: SimpleQueue[str | None] = SimpleQueue()
         self._waited_for: SimpleQueue[list[Key] | None] = SimpleQueue()
         self._threads = self._start()
@@ -188,8 +188,8 @@ class Guard:
 
     @property
     def is_waited_for(self) -> bool:
-        """Whether a large file is copied for which a writer waits, or will."""
-        return bool(self._waited)
+        """Whether a large file is copied for which a writer waits, or will: for as long as the kernel holds one up."""
+        return any(time.monotonic() - began < lease.BREAK_TIME_S for began in list(self._waited.values()))
 
     def make_all_private(self) -> None:
         """Copy all files away: the agent ends, and nobody guards them from now on."""
@@ -249,13 +249,12 @@ class Guard:
     def _is_waited(self, held: GuardedFile) -> None:
         """A writer waits for a file, or will come as it has come before."""
         if held.size >= PACE_HELD_FILE_BYTES:
-            self._waited.add(held.inode)
+            self._waited.setdefault(held.inode, time.monotonic())
             self._on_wait()
 
     def _is_over(self, held: GuardedFile) -> None:
         """A file is copied, or nobody needs the copy any more."""
-        if held.inode in self._waited:
-            self._waited.discard(held.inode)
+        if self._waited.pop(held.inode, None) is not None:
             self._on_wait()
 
     def _copy_what_is_waited_for(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import time
 from dataclasses import replace
 from typing import Any
@@ -94,6 +95,7 @@ def measure(case: Case) -> list[dict[str, Any]]:
                 if number == _LEARNT_AFTER:
                     took = {what: [] for what in took}
                 round_of(checkpointer, path, case, took)
+                shutil.rmtree(os.path.join(work, "store"))
         finally:
             checkpointer.close(clean=True)
     return [
