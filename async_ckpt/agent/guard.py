@@ -350,9 +350,10 @@ class Guard:
                 self._copy_ended.notify_all()
             held.drop()
             self._on_private(*key, why)
+        for held in helds.values():  # Of one inode.
+            self._is_over(held)
             # Written to the disk, so not while somebody waits.
             self.copy_speed.add(held.size, held.copied_s)
-            self._is_over(held)
         return True
 
     def _put_back(self, helds: dict[Key, GuardedFile]) -> None:
