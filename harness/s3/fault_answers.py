@@ -152,7 +152,7 @@ def _drop_header(name: str) -> Callable[[Answer], None]:
     return lambda answer: answer.headers.__setitem__(name, "")
 
 
-def _no_tag(answer: Answer) -> None:
+def no_tag(answer: Answer) -> None:
     answer.headers["ETag"] = ""
     before, _, rest = answer.body.partition(b"<ETag>")
     answer.body = before + rest.partition(b"</ETag>")[2] if rest else answer.body
@@ -167,7 +167,7 @@ def _other_checksum(answer: Answer) -> None:
     answer.headers["x-amz-checksum-crc32"] = "AAAAAA=="
 
 
-def _cut_document(answer: Answer) -> None:
+def cut_document(answer: Answer) -> None:
     answer.body = answer.body[: len(answer.body) * 2 // 3]
 
 
@@ -184,11 +184,11 @@ NOT_DONE = [
     Fault("200 with a page to log in, between good answers", instead(html(200)), 1, ALL, warm=1),
     *refused("200 with nothing", instead(Answer(200, reason="OK")), NOT_S3, (*WRITES, *READS, "list", "put if",
              "create")),
-    *refused("200 without ETag", changed(_no_tag), "ETag", (*STORES, "complete", "copy"), unless=_LOOKED_AT,
+    *refused("200 without ETag", changed(no_tag), "ETag", (*STORES, "complete", "copy"), unless=_LOOKED_AT,
              seen="minio/minio#4397"),
     *refused("200 with an empty ETag", changed(_blank_tag), "ETag", ("complete", "copy"), unless=_LOOKED_AT,
              seen="minio/minio#4397"),
-    Fault("read without ETag", changed(_no_tag), None, ("head", *READS), EITHER),
+    Fault("read without ETag", changed(no_tag), None, ("head", *READS), EITHER),
     *(
         row
         for status in (201, 202, 203, 204, 206, 299)
@@ -200,7 +200,7 @@ NOT_DONE = [
     Fault("a checksum of something else with what is read", changed(_other_checksum), None, READS,
           seen="boto/botocore#3346"),
     *refused("an upload without an id", instead(upload_without_id()), "upload.?id", ("begin",)),
-    *refused("a document that is cut off", changed(_cut_document), NOT_S3 + "|pars|XML", ("begin", "complete", "copy",
+    *refused("a document that is cut off", changed(cut_document), NOT_S3 + "|pars|XML", ("begin", "complete", "copy",
              "list"),
              unless=_LOOKED_AT),
     Fault("white space while it works", white_space_then(Turn.answer, 1.2), None, ("complete", "copy"),

@@ -14,6 +14,7 @@ import fcntl
 import os
 import shutil
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -44,6 +45,9 @@ class Case:
     size: int
     n: int
 
+
+#: Measures one case, and returns its rows.
+Measure = Callable[[Case], list[dict[str, Any]]]
 
 CASES = (
     Case("1 x 1 MiB", 1, _MIB, 300),
@@ -148,25 +152,32 @@ def measure(case: Case) -> list[dict[str, Any]]:
     return rows
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="10 saves of each kind")
-    labels = ", ".join(case.label for case in CASES)
+def run(
+    command: str, description: str | None, section: str, cases: Sequence[Case], measure: Measure,
+    arguments: list[str] | None,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Measure the cases that were asked for, show them, and record them as a section. Returns its rows."""
+    parser = argparse.ArgumentParser(prog=command, description=description)
+    parser.add_argument("--quick", action="store_true", help="10 samples of each kind")
+    labels = ", ".join(case.label for case in cases)
     parser.add_argument("--case", action="append", default=[], help=f"only this one (may be repeated), of {labels}")
     options = parser.parse_args(arguments)
     rows: list[dict[str, Any]] = []
     notes = caveats(quick=options.quick)
-    for case in CASES:
+    for case in cases:
         if options.case and case.label not in options.case:
             continue
         more = measure(replace(case, n=10) if options.quick else case)
         rows += more
         for row in more:
-            print(
-                f"{row['case']:15} {row['what']:8} p50 {row['p50_ms']:8.2f} p99 {row['p99_ms']:8.2f} ms, n {row['n']}",
-                flush=True,
-            )
-    results.record("blocked", results.command(COMMAND), rows, notes)
+            figures = f"p50 {row['p50_ms']:8.2f} p99 {row['p99_ms']:8.2f} ms, n {row['n']}"
+            print(f"{row['case']:15} {row['what']:25} {figures}", flush=True)
+    results.record(section, results.command(command), rows, notes)
+    return rows
+
+
+def main(arguments: list[str] | None = None) -> None:
+    run(COMMAND, __doc__, "blocked", CASES, measure, arguments)
 
 
 if __name__ == "__main__":

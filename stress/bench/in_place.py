@@ -7,11 +7,9 @@ save. An agent knows of such a trainer from its second save on, so the first one
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import time
-from dataclasses import replace
 from typing import Any
 
 from async_ckpt.system.files import copy_range
@@ -19,8 +17,8 @@ from async_ckpt.task.checkpointer import Checkpointer
 
 from . import results
 from .aims import Aim
-from .blocked import CASES, Case, start
-from .environment import caveats, work_directory
+from .blocked import CASES, Case, run, start
+from .environment import work_directory
 
 COMMAND = "python -m stress.bench.in_place"
 ALONE, COPY, AT_ONCE, LATER = "open without a save", "plain copy", "open at once", "open a copy's time later"
@@ -119,24 +117,9 @@ def of_in_place(rows: list[dict[str, Any]]) -> list[Aim]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="10 rounds of each kind")
     cases = [case for case in CASES if case.count == 1]
-    labels = ", ".join(case.label for case in cases)
-    parser.add_argument("--case", action="append", default=[], help=f"only this one (may be repeated), of {labels}")
-    options = parser.parse_args(arguments)
-    rows: list[dict[str, Any]] = []
-    notes = caveats(quick=options.quick)
-    for case in cases:
-        if options.case and case.label not in options.case:
-            continue
-        more = measure(replace(case, n=10) if options.quick else case)
-        rows += more
-        for row in more:
-            print(f"{row['case']:15} {row['what']:25} p50 {row['p50_ms']:8.2f} p99 {row['p99_ms']:8.2f} ms", flush=True)
-    for aim in of_in_place(rows):
+    for aim in of_in_place(run(COMMAND, __doc__, "in_place_copy", cases, measure, arguments)):
         print(aim)
-    results.record("in_place_copy", results.command(COMMAND), rows, notes)
 
 
 if __name__ == "__main__":

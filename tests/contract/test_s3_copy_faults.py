@@ -14,6 +14,7 @@ from async_ckpt.stores import retry
 from async_ckpt.stores.retry import RetryStore
 from async_ckpt.stores.s3 import S3Settings
 from async_ckpt.stores.s3.store import S3Store
+from harness.s3.fault_answers import cut_document, no_tag
 from harness.s3.fault_server import FaultServer, Turn
 from harness.s3.faults import Inject, changed, done_but, drop, half_body, hang, html, instead, lost, reset, unanswered
 from harness.s3.memory_s3 import Answer, MemoryS3, document, error
@@ -31,22 +32,13 @@ AFTER = BEFORE[:-1] + bytes([BEFORE[-1] ^ 1])
 LIMITS = dict.fromkeys(("connect_timeout_s", "answer_timeout_s", "stall_timeout_s", "complete_timeout_s"), 1.0)
 
 
-def _without_tag(answer: Answer) -> None:
-    before, _, rest = answer.body.partition(b"<ETag>")
-    answer.body = before + rest.partition(b"</ETag>")[2]
-
-
-def _cut(answer: Answer) -> None:
-    answer.body = answer.body[: len(answer.body) // 2]
-
-
 _TAG = f"<ETag>&quot;{'0123456789abcdef' * 2}&quot;</ETag>"
 
 #: What happens to a request for a copy.
 FAULTS: dict[str, Inject] = {
     "silence": unanswered(hang), "closed": unanswered(drop), "reset": unanswered(reset),
     "its answer is lost": lost(drop), "its answer never comes": lost(hang), "its answer stops": half_body(hang),
-    "its answer is cut off": half_body(drop), "half a document": changed(_cut), "no ETag": changed(_without_tag),
+    "its answer is cut off": half_body(drop), "half a document": changed(cut_document), "no ETag": changed(no_tag),
     "done, and 500": done_but(error(500, "InternalError")), "done, and 403": done_but(error(403, "AccessDenied")),
     "500": instead(error(500, "InternalError")), "503": instead(error(503, "SlowDown")),
     "501": instead(error(501, "NotImplemented")), "403": instead(error(403, "AccessDenied")),
