@@ -61,6 +61,10 @@ def _key(flow):
     return FlowStateItems.FLOW_DECORATORS
 
 
+#: In the command lines of other tests' servers, which are given the same key, in a checkout of whatever name.
+SERVERS = (b"\0serve\0s3\0", b"radosgw-admin")
+
+
 def leaks():
     """Files of the spool, and command lines of the processes that upload, that hold the secret."""
     found = []
@@ -69,7 +73,10 @@ def leaks():
         try:
             with open(path, "rb") as file:
                 content = file.read()
-            if SECRET.encode() in content and (b"async_ckpt" in content or not path.startswith("/proc")):
+            is_process = path.startswith("/proc")
+            if is_process and any(server in content for server in SERVERS):
+                continue
+            if SECRET.encode() in content and (b"async_ckpt" in content or not is_process):
                 found.append(path)
         except OSError:
             pass
