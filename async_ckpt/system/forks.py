@@ -20,26 +20,26 @@ _map.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, c
 _MAP_FIXED, _MAP_NORESERVE = 0x10, 0x4000
 _PROT_NONE = 0
 
-_sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
-_locks: set[int] = set()
-#: Of which file each is.
+# Of which file each is: whoever closes all descriptors, as daemons do, may have other files under their numbers.
+_sockets: weakref.WeakKeyDictionary[socket.socket, tuple[int, int]] = weakref.WeakKeyDictionary()
+_locks: dict[int, tuple[int, int]] = {}
 _mappings: weakref.WeakKeyDictionary[mmap.mmap, tuple[int, int]] = weakref.WeakKeyDictionary()
 
 
 def keep_socket_from_children(sock: socket.socket) -> socket.socket:
     """Close the copy that a child gets; returns the socket."""
-    _sockets.add(sock)
+    _sockets[sock] = _file_of(sock.fileno())
     return sock
 
 
 def keep_lock_from_children(fd: int) -> None:
     """Close the copy that a child gets, until ``close_lock``."""
-    _locks.add(fd)
+    _locks[fd] = _file_of(fd)
 
 
 def close_lock(fd: int) -> None:
     """Close a descriptor that was kept from children."""
-    _locks.discard(fd)  # First: its number may be somebody else's the moment it is closed.
+    _locks.pop(fd, None)  # First: its number may be somebody else's the moment it is closed.
     os.close(fd)
 
 
@@ -54,17 +54,22 @@ def _file_of(fd: int) -> tuple[int, int]:
 
 
 def _forget_in_child() -> None:
-    for sock in list(_sockets):
-        sock.close()
-    for fd in _locks:
-        with contextlib.suppress(OSError):
-            os.close(fd)
+    for sock, file in list(_sockets.items()):
+        _close_if_it_is(sock.detach(), file)
+    for fd, file in _locks.items():
+        _close_if_it_is(fd, file)
     _locks.clear()
     if _mappings:
         for memory in list(_mappings):
             _hollow(memory)
         with contextlib.suppress(OSError):
             _replace(set(_mappings.values()))
+
+
+def _close_if_it_is(fd: int, file: tuple[int, int]) -> None:
+    with contextlib.suppress(OSError):
+        if _file_of(fd) == file:
+            os.close(fd)
 
 
 def _hollow(memory: mmap.mmap) -> None:

@@ -50,7 +50,7 @@ from async_ckpt.spool.records import Admitted
 from async_ckpt.spool.spool import Spool
 from async_ckpt.stores import open_store
 from async_ckpt.stores.base import Store, StoreSpec
-from async_ckpt.system import undisturbed
+from async_ckpt.system import forks, undisturbed
 from async_ckpt.task import checkpointer as checkpointer_module
 from async_ckpt.task import lookup
 from async_ckpt.task.checkpointer import Checkpointer
@@ -314,7 +314,7 @@ class AgentProcess:
         self.agent._tick()
         if self.agent._is_over() and self.agent._leave():
             self.agent._close()
-            os.close(self._lock)
+            forks.close_lock(self._lock)
             self._world.agent = None
             return True
         return bool(events)
@@ -347,7 +347,7 @@ class AgentProcess:
 
     def drop(self) -> None:
         """Close what the process had open."""
-        os.close(self._lock)
+        forks.close_lock(self._lock)
         self._listening.close()
         parts = vars(self.agent) if self.agent is not None else {}
         if "_server" in parts:
