@@ -17,11 +17,10 @@ from harness.s3.servers import (
     SECRET_KEY,
     S3Server,
     moto_server,
-    rclone_server,
     rclone_tls_server,
 )
 
-__all__ = ["ceph_server", "moto_server", "rclone_server", "rclone_tls_server"]
+__all__ = ["ceph_server", "moto_server", "rclone_tls_server"]
 
 #: Loads all checkpoints of a task in another process: number -> (what it should hold, what it holds).
 _LOAD = """
@@ -40,9 +39,7 @@ print(json.dumps(found))
 """
 
 
-@pytest.fixture(
-    params=["moto", *(pytest.param(name, marks=pytest.mark.long) for name in ("rclone", "rclone_tls", "ceph"))]
-)
+@pytest.fixture(params=["moto", *(pytest.param(name, marks=pytest.mark.long) for name in ("rclone_tls", "ceph"))])
 def server(request: pytest.FixtureRequest) -> S3Server:
     found = request.getfixturevalue(f"{request.param}_server")
     return found if isinstance(found, S3Server) else replace(found[0], certificate=found[1])
