@@ -1,16 +1,17 @@
-"""Send only what changed: ``python -m stress.bench.series [--quick] [--kind K] [--rates 0,50] [--before CHECKOUT]``.
+"""Send only what changed: ``python -m stress.bench.series [--quick] [--kind K] [--rates 0,50] [--times N]``.
 
 Series of 10 checkpoints as frameworks write them (``flows/series_makers.py``), each in new files. Every tool saves the
 same ones, in turns, each when the one before is in its store. Per checkpoint: bytes sent, beside the bytes that
 changed; seconds until it is in the store, on networks of so many MB/s.
 
-``--before CHECKOUT`` is another checkout of this project, installed in its ``.venv``: what it was without digests.
+*without* is this package without content digests (``CONTENT_DIGESTS=0``).
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -65,12 +66,13 @@ def made(kind: str, count: int, size: str, work: str) -> Iterator[tuple[list[str
 
 def savers(options: argparse.Namespace, work: str, rate: float) -> dict[str, Callable[[], Any]]:
     """What takes part, by name. Those that cannot be held to a rate are there only without one."""
-    flows = {"ours": ours()}
-    if options.before:
-        flows["before"] = Package("before", os.path.join(os.path.abspath(options.before), ".venv", "bin", "python"))
-    flows["peer"] = peer()
+    off = {"METAFLOW_ASYNC_CKPT_CONTENT_DIGESTS": "0"}
+    flows: dict[str, tuple[Package, dict[str, str]]] = {
+        "ours": (ours(), {}), "without": (ours(), off), "peer": (peer(), {}),
+    }  # fmt: skip
     found: dict[str, Callable[[], Any]] = {
-        name: lambda package=package: series_tools.flow(package, work, rate) for name, package in flows.items()
+        name: functools.partial(series_tools.flow, package, os.path.join(work, name), rate, environment)
+        for name, (package, environment) in flows.items()
     }
     if shutil.which("restic"):
         found["restic"] = lambda: series_tools.restic(rate)
@@ -112,16 +114,17 @@ def bytes_row(kind: str, changes: list[dict[str, int]], runs: Runs) -> dict[str,
     return row
 
 
-def seconds_row(kind: str, rate: float, runs: Runs) -> dict[str, Any]:
-    """A line: the first checkpoint, and medians of the later ones."""
+def seconds_row(kind: str, rate: float, times: list[Runs]) -> dict[str, Any]:
+    """A line: medians of the first checkpoints, and of the later ones."""
     row: dict[str, Any] = {"series": KINDS[kind], "network, MB/s": f"{rate / _MB:g}" if rate else "-"}
-    row["n"] = len(next(iter(runs.values()))) - 1
+    row["firsts"], row["n"] = len(times), sum(len(runs["ours"]) - 1 for runs in times)
     for label, pick in (("first", slice(0, 1)), ("later", slice(1, None))):
-        for name, saved in runs.items():
-            if label == "later" or name in ("ours", "before"):
-                row[f"{name} {label}, s"] = results.median([each.seconds for each in saved[pick]])
-        if {"ours", "before"} <= runs.keys():
-            row[f"ours / before, {label}"] = row[f"ours {label}, s"] / row[f"before {label}, s"]
+        for name in times[0]:
+            if label == "later" or name in ("ours", "without"):
+                seconds = [saved.seconds for runs in times for saved in runs.get(name, [])[pick]]
+                row[f"{name} {label}, s"] = results.median(seconds)
+        if "without" in times[0]:
+            row[f"ours / without, {label}"] = row[f"ours {label}, s"] / row[f"without {label}, s"]
     return row
 
 
@@ -132,7 +135,7 @@ def main() -> None:
     parser.add_argument("--tool", action="append", help="default: all")
     parser.add_argument("--rates", default="0,50,200,1000", help="MB/s; 0: no network, where bytes are counted")
     parser.add_argument("--timed", type=int, default=5, help="checkpoints of a series that are saved at each rate")
-    parser.add_argument("--before", metavar="CHECKOUT")
+    parser.add_argument("--times", type=int, default=3, help="how often each series is saved, to a new store each time")
     options = parser.parse_args()
     count, size = (3, "quick") if options.quick else (10, "full")
     rates = [float(rate) * _MB for rate in options.rates.split(",")]
@@ -140,11 +143,16 @@ def main() -> None:
     for kind in options.kind or KINDS:
         with work_directory() as work, made(kind, count, size, work) as (directories, changes):
             for rate in rates:
-                own = os.path.join(work, f"at-{rate:g}")
-                runs = run(directories if not rate else directories[: options.timed], savers(options, own, rate))
-                seconds.append(seconds_row(kind, rate, runs))
+                times = []
+                for number in range(options.times):
+                    own = os.path.join(work, f"at-{rate:g}-{number}")
+                    # The others only once: how long this package takes without digests is what it is measured by.
+                    tools = savers(options, own, rate)
+                    tools = {name: tools[name] for name in tools if not number or name in ("ours", "without")}
+                    times.append(run(directories if not rate else directories[: options.timed], tools))
+                seconds.append(seconds_row(kind, rate, times))
                 if not rate:
-                    sent.append(bytes_row(kind, changes, runs))
+                    sent.append(bytes_row(kind, changes, times[0]))
                     say(sent[-1])
                 say(seconds[-1])
         # What was measured is kept, whatever happens to the next series.

@@ -11,14 +11,14 @@ BYTES, SECONDS = 1.05, 1.05
 SERIES = """Series of 10 checkpoints made by the real frameworks, each in new files, as they write them; the same ones
 saved by every tool, each when the one before is in the store. Means of checkpoints 2 to 10, in MB: what a checkpoint
 has; what of it the one before has not at the same place of the same file, in bytes, in blocks of 4 KiB, and rounded to
-the chunks of 16 MiB in which this package looks (*chunks / blocks* is that rounding); what each tool sent. *before*:
+the chunks of 16 MiB in which this package looks (*chunks / blocks* is that rounding); what each tool sent. *without*:
 this package without content digests. (The incumbent saves 3 of the 10.) Ours and the incumbent's are bodies that a
 server received, rclone's its bytes of TCP (with `--copy-dest` of the checkpoint before), restic's and borg's what their
 repositories grew by: both compress, and cut by content, so they also find what has moved; but what they store only they
 can read."""
 SECONDS_TEXT = """The same series: seconds from the call of `save()` until the checkpoint is in the store, which is
-behind a network of so many MB/s (*-*: none); the first checkpoint, of which the store has nothing (one sample), and
-medians of *n* later ones. restic is held to the rate by its own `--limit-upload`."""
+behind a network of so many MB/s (*-*: none); medians of so many first checkpoints (*firsts*), of which the store has
+nothing, and of *n* later ones. restic is held to the rate by its own `--limit-upload`. Others save a series once."""
 COMPRESSION = """The second checkpoint of a series (at most 256 MiB of it) through `zstd -b` in memory, on one core: as
 it is, and with the bytes of its numbers put together by their place in the number. Ratio, and MB/s to compress and to
 decompress.
@@ -44,7 +44,7 @@ def of_series(rows: Rows) -> list[Aim]:
 def of_seconds(rows: Rows) -> list[Aim]:
     found = []
     for label in ("first", "later"):
-        ratio = f"ours / before, {label}"
+        ratio = f"ours / without, {label}"
         measured = [row for row in rows if ratio in row]
         if measured:
             over = [row for row in measured if row[ratio] > SECONDS]
