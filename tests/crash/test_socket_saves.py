@@ -237,6 +237,8 @@ def test_the_saver_may_be_killed_and_the_next_save_has_another(
     victim = saver_pid(task)
     kill(victim, signal.SIGSTOP)
     client.send({"op": "save", "seq": 50, "path": str(write(task, 1))})
+    # The agent reads what comes over one connection in order.
+    assert client.ask({"op": "status"})["socket_saves"] == 1
     kill(victim)
     answer = client.answer(50)
     assert answer["kind"] == "AgentError"
