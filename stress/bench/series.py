@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -41,6 +42,8 @@ KINDS = {
 _MAKE_S = 900
 #: The incumbent sends everything each time, and takes long for it.
 _PEER_SAVES = 3
+#: What saves a series several times, as it is measured by how long it takes without digests; the others save it once.
+_REPEATED = ("ours", "without")
 _MB = 1e6
 
 Runs = dict[str, list[Saved]]
@@ -114,16 +117,16 @@ def bytes_row(kind: str, changes: list[dict[str, int]], runs: Runs) -> dict[str,
     return row
 
 
-def seconds_row(kind: str, rate: float, times: list[Runs]) -> dict[str, Any]:
-    """A line: medians of the first checkpoints, and of the later ones."""
+def seconds_row(kind: str, rate: float, series: dict[str, list[list[Saved]]]) -> dict[str, Any]:
+    """A line: medians of the first checkpoints, and of the later ones, of all times that each tool has saved them."""
+    firsts = {name: [saved[0].seconds for saved in ones] for name, ones in series.items()}
+    later = {name: [each.seconds for saved in ones for each in saved[1:]] for name, ones in series.items()}
     row: dict[str, Any] = {"series": KINDS[kind], "network, MB/s": f"{rate / _MB:g}" if rate else "-"}
-    row["firsts"], row["n"] = len(times), sum(len(runs["ours"]) - 1 for runs in times)
-    for label, pick in (("first", slice(0, 1)), ("later", slice(1, None))):
-        for name in times[0]:
-            if label == "later" or name in ("ours", "without"):
-                seconds = [saved.seconds for runs in times for saved in runs.get(name, [])[pick]]
-                row[f"{name} {label}, s"] = results.median(seconds)
-        if "without" in times[0]:
+    row["firsts"], row["n"] = (max(map(len, seconds.values())) for seconds in (firsts, later))
+    repeated = {name: seconds for name, seconds in firsts.items() if name in _REPEATED}
+    for label, found in (("first", repeated), ("later", later)):
+        row |= {f"{name} {label}, s": results.median(seconds) for name, seconds in found.items()}
+        if found.keys() >= set(_REPEATED):
             row[f"ours / without, {label}"] = row[f"ours {label}, s"] / row[f"without {label}, s"]
     return row
 
@@ -143,16 +146,20 @@ def main() -> None:
     for kind in options.kind or KINDS:
         with work_directory() as work, made(kind, count, size, work) as (directories, changes):
             for rate in rates:
-                times = []
+                series: defaultdict[str, list[list[Saved]]] = defaultdict(list)
                 for number in range(options.times):
-                    own = os.path.join(work, f"at-{rate:g}-{number}")
-                    # The others only once: how long this package takes without digests is what it is measured by.
-                    tools = savers(options, own, rate)
-                    tools = {name: tools[name] for name in tools if not number or name in ("ours", "without")}
-                    times.append(run(directories if not rate else directories[: options.timed], tools))
-                seconds.append(seconds_row(kind, rate, times))
+                    tools = savers(options, os.path.join(work, f"at-{rate:g}-{number}"), rate)
+                    chosen = {name: maker for name, maker in tools.items() if not number or name in _REPEATED}
+                    if not chosen:
+                        break
+                    for name, saved in run(directories if not rate else directories[: options.timed], chosen).items():
+                        series[name].append(saved)
+                if not series:
+                    print(f"None of these tools can be held to {rate / _MB:g} MB/s", file=sys.stderr)
+                    continue
+                seconds.append(seconds_row(kind, rate, series))
                 if not rate:
-                    sent.append(bytes_row(kind, changes, times[0]))
+                    sent.append(bytes_row(kind, changes, {name: ones[0] for name, ones in series.items()}))
                     say(sent[-1])
                 say(seconds[-1])
         # What was measured is kept, whatever happens to the next series.
