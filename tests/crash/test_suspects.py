@@ -93,9 +93,16 @@ def test_one_whose_commit_kills_five_uploaders_is_committed_after_newer_ones_and
     """What ``stress.kills`` looks with finds that it is out of order, but for what the journal says."""
     deaths = task.base / "deaths"
     deaths.touch()
-    deed = f"""if path == '0.mfchckpt.0.metadata' and os.path.getsize({str(deaths)!r}) < {DEATHS_TO_SUSPECT}:
+    # Each death comes when both are uploaded: it would count for an upload of the newer one as well.
+    deed = f"""from asyncio import sleep
+            from glob import glob
+            if path == '0.mfchckpt.0.metadata' and os.path.getsize({str(deaths)!r}) < {DEATHS_TO_SUSPECT}:
+                while open(glob({str(task.base / "spools/*/journal")!r})[0]).read().count("UPLOADED") < 2:
+                    await sleep(0.01)
                 open({str(deaths)!r}, "a").write("x")
-                os.kill(os.getpid(), signal.SIGKILL)"""
+                os.kill(os.getpid(), signal.SIGKILL)
+            while path == '0.mfchckpt.0.metadata' and not os.path.exists({str(task.base / "read")!r}):
+                await sleep(0.01)"""
     poison(task, monkeypatch, deed, "put_if")
     checkpointer, ledger, store = task.start(), Ledger(), Path(task.store.root)
     reader, blind = Reader(store, Path(checkpointer.spool.directory), ledger), Reader(store, task.base / "none", ledger)
@@ -105,6 +112,10 @@ def test_one_whose_commit_kills_five_uploaders_is_committed_after_newer_ones_and
         ledger.take({"saved": [reference.id, number, "linked"], "seconds": [0, 0]})
     for each in (reader, blind):
         each.start()
+    wait_until(blind.out_of_order, "the newer one is seen without the older one")
+    looks = reader.looks
+    wait_until(lambda: reader.looks > looks + 1, "the other one has looked at the newer one as well")
+    (task.base / "read").touch()
     checkpointer.flush(120)
     for each in (reader, blind):
         each.over.set()
