@@ -93,16 +93,18 @@ def test_one_whose_commit_kills_five_uploaders_is_committed_after_newer_ones_and
     """What ``stress.kills`` looks with finds that it is out of order, but for what the journal says."""
     deaths = task.base / "deaths"
     deaths.touch()
-    # Each death comes when both are uploaded: it would count for an upload of the newer one as well.
+    # Each death comes when both are uploaded: it would count for an upload of the newer one as well. After the last one
+    # the older one is committed only when both readers have seen the newer one without it.
     deed = f"""from asyncio import sleep
             from glob import glob
-            if path == '0.mfchckpt.0.metadata' and os.path.getsize({str(deaths)!r}) < {DEATHS_TO_SUSPECT}:
-                while open(glob({str(task.base / "spools/*/journal")!r})[0]).read().count("UPLOADED") < 2:
-                    await sleep(0.01)
-                open({str(deaths)!r}, "a").write("x")
-                os.kill(os.getpid(), signal.SIGKILL)
-            while path == '0.mfchckpt.0.metadata' and not os.path.exists({str(task.base / "read")!r}):
-                await sleep(0.01)"""
+            if path == '0.mfchckpt.0.metadata':
+                if os.path.getsize({str(deaths)!r}) < {DEATHS_TO_SUSPECT}:
+                    while open(glob({str(task.base / "spools/*/journal")!r})[0]).read().count("UPLOADED") < 2:
+                        await sleep(0.01)
+                    open({str(deaths)!r}, "a").write("x")
+                    os.kill(os.getpid(), signal.SIGKILL)
+                while not os.path.exists({str(task.base / "read")!r}):
+                    await sleep(0.01)"""
     poison(task, monkeypatch, deed, "put_if")
     checkpointer, ledger, store = task.start(), Ledger(), Path(task.store.root)
     reader, blind = Reader(store, Path(checkpointer.spool.directory), ledger), Reader(store, task.base / "none", ledger)
