@@ -10,6 +10,7 @@ the other way round (``tests/e2e/test_compatibility.py`` proves it). All keys ar
     mf.checkpoints/checkpoints/metadata/<flow>/<run>/<step>/<task>/<attempt>.start-<n>               ours alone
     mf.checkpoints/checkpoints/begun/<flow>/<run>/<step>/<task>/<attempt>   and  <attempt>.<n>       ours alone
     mf.checkpoints/checkpoints/shards/<flow>/<run>/<step>/<task>/<attempt>.<name>.<version>/<rank>   and  outcome   ours
+    mf.checkpoints/checkpoints/deleting/<flow>/<step>/<scope>/<identifier>/<stem>.json               ours alone
     mf.checkpoints/checkpoints/gangs/<flow>/<run>/<step>/<task>/<attempt>   and  damaged/<hash>      ours alone
 
 ``<stem>`` is ``<pathspec hash>.<attempt>.<name>.<version>``.
@@ -24,6 +25,8 @@ metadata so that one listing shows both, and has two fields, which the peer pass
 ``latest=True``. It is written before the first of them is committed, and ``latest`` before the next ``begun``: so what
 is newer than ``latest`` stands in there, and a task's newest checkpoint is found without listing its history. Gangs,
 in which many write side by side, have none.
+
+``deleting`` says that a checkpoint is being removed (``retention/delete.py``).
 
 A gang (``@parallel``) is one task here, its control task, and so are its checkpoints. ``ranks/agreement.py`` says what
 ``shards`` and ``gangs`` are for.
@@ -42,8 +45,12 @@ from .keys import claim_parts as claim_parts
 from .keys import damaged_folder as damaged_folder
 from .keys import damaged_key as damaged_key
 from .keys import decision_key as decision_key
+from .keys import deleting_folder as deleting_folder
+from .keys import deleting_key as deleting_key
+from .keys import is_in as is_in
 from .keys import metadata_folder as metadata_folder
 from .keys import metadata_name_parts as metadata_name_parts
+from .keys import metadata_of_flow as metadata_of_flow
 from .keys import name_text as name_text
 from .keys import parse_key as parse_key
 from .keys import shards_folder as shards_folder
@@ -66,5 +73,6 @@ from .task import START_STEP as START_STEP
 from .task import TAG_PREFIX as TAG_PREFIX
 from .task import TaskInfo as TaskInfo
 from .task import foreach_identifier as foreach_identifier
+from .task import pathspec_hash as pathspec_hash
 from .task import scope_of as scope_of
 from .task import step_identifier as step_identifier

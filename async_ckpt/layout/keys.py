@@ -55,6 +55,11 @@ def metadata_folder(pathspec: str) -> str:
     return f"{ROOT}/metadata/{pathspec}"
 
 
+def metadata_of_flow(flow: str) -> str:
+    """The folder above ``metadata_folder`` of all tasks of a flow."""
+    return f"{ROOT}/metadata/{flow}"
+
+
 def begun_folder(pathspec: str) -> str:
     """Folder of what attempts of a task were last about to commit."""
     return f"{ROOT}/begun/{pathspec}"
@@ -99,6 +104,22 @@ def damaged_folder(pathspec: str) -> str:
 def damaged_key(pathspec: str, key: str) -> str:
     """Key of the object that says so of the checkpoint ``key``."""
     return f"{damaged_folder(pathspec)}/{short_hash([key], 16)}"
+
+
+def is_in(key: str, checkpoint: str) -> bool:
+    """Whether an object is one of a checkpoint's: a file of it, or its tar."""
+    return key == checkpoint or key.startswith(f"{checkpoint}/")
+
+
+def deleting_folder(flow: str, step: str = "") -> str:
+    """Folder of the notes of checkpoints of a flow, or of one of its steps, that are being removed."""
+    return f"{ROOT}/deleting/{flow}" + (f"/{step}" if step else "")
+
+
+def deleting_key(parts: KeyParts) -> str:
+    """Key of the note that a checkpoint is being removed."""
+    folder = parts.root + deleting_folder(parts.flow, parts.step).removeprefix(ROOT)
+    return f"{folder}/{parts.scope}/{parts.identifier}/{parts.stem}.json"
 
 
 def shards_folder(reference: Mapping[str, Any]) -> str:

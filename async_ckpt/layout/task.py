@@ -22,7 +22,8 @@ START_STEP = COLLECTIVE_STEP * GENERATION_STEP * GENERATIONS
 
 
 @functools.lru_cache(maxsize=256)
-def _pathspec_hash(pathspec: str) -> str:
+def pathspec_hash(pathspec: str) -> str:
+    """What stands for a task in the names of its objects."""
     return short_hash(pathspec, 8)
 
 
@@ -97,7 +98,7 @@ class TaskInfo:
 
     @property
     def pathspec_hash(self) -> str:
-        return _pathspec_hash(self.pathspec)
+        return pathspec_hash(self.pathspec)
 
     @property
     def task_folder(self) -> str:

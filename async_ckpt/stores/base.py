@@ -17,13 +17,14 @@ What every implementation promises, and ``tests/contract/store_suite.py`` holds 
 from __future__ import annotations
 
 import abc
+import contextlib
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from ..config import CHUNK_BYTES
-from ..errors import IntegrityError, StoreError, UsageError
+from ..errors import IntegrityError, NotFound, StoreError, UsageError
 
 T = TypeVar("T")
 
@@ -160,14 +161,41 @@ class Capabilities:
     create_only: bool = False
     #: ``copy`` works: one object becomes another without passing through this machine.
     copy: bool = False
+    #: ``get_each`` is one call, and not one for each object.
+    get_each: bool = False
 
 
 @dataclass(frozen=True)
 class ListedObject:
-    """One object in a listing."""
+    """One object in a listing.
+
+    Parameters
+    ----------
+    size : int
+        In bytes.
+    modified : float or None
+        When it was written, in seconds since 1970 by the store's clock; None: not known.
+    """
 
     key: str
     size: int
+    modified: float | None = field(default=None, compare=False)
+
+
+class OpenUpload(NamedTuple):
+    """A multipart upload that was begun, and neither ended nor aborted.
+
+    Parameters
+    ----------
+    upload : str
+        The store's id of it.
+    began : float
+        When, in seconds since 1970 by the store's clock.
+    """
+
+    key: str
+    upload: str
+    began: float
 
 
 @dataclass(frozen=True)
@@ -374,9 +402,40 @@ class Store(abc.ABC):
         those whose keys go on with this after the folder's slash.
         """
 
+    async def get_each(self, keys: Sequence[str], in_flight: int) -> dict[str, bytes]:
+        """Small objects by their keys, at most ``in_flight`` at a time. What is missing, or too long, is left out.
+
+        Raises
+        ------
+        StoreError
+            One of them cannot be read.
+        """
+        from ..system.concurrency import for_each  # Late: the agent imports this module, and waits for no store.
+
+        found: dict[str, bytes] = {}
+
+        async def get(key: str) -> None:
+            with contextlib.suppress(NotFound, IntegrityError):
+                found[key] = await self.get_bytes(key)
+
+        await for_each(keys, in_flight, get)
+        return found
+
     @abc.abstractmethod
     async def delete(self, key: str) -> None:
         """Remove one object; a missing one is no error."""
+
+    async def open_uploads(self, prefix: str) -> AsyncIterator[OpenUpload]:
+        """All multipart uploads of keys below the folder ``prefix`` that are open; none where there are no such
+        uploads.
+        """
+        nothing: tuple[OpenUpload, ...] = ()
+        for upload in nothing:
+            yield upload
+
+    async def abort(self, key: str, upload: str) -> None:
+        """Give up a multipart upload that ``open_uploads`` has listed; one that is gone is no error."""
+        raise StoreError(f"{self.root} has no multipart uploads", where=self.url(key))
 
     @abc.abstractmethod
     async def aclose(self) -> None:
@@ -456,8 +515,20 @@ class Wrapper(Store):
         async for entry in self._store.list(prefix, beginning):
             yield entry
 
+    async def get_each(self, keys: Sequence[str], in_flight: int) -> dict[str, bytes]:
+        if self.capabilities.get_each:
+            return await self._around("get_each", lambda _: self._store.get_each(keys, in_flight))
+        return await super().get_each(keys, in_flight)  # Each by itself comes to ``_around``.
+
     async def delete(self, key: str) -> None:
         await self._around("delete", lambda _: self._store.delete(key))
+
+    async def open_uploads(self, prefix: str) -> AsyncIterator[OpenUpload]:
+        async for upload in self._store.open_uploads(prefix):
+            yield upload
+
+    async def abort(self, key: str, upload: str) -> None:
+        await self._around("abort", lambda _: self._store.abort(key, upload))
 
     async def aclose(self) -> None:
         await self._store.aclose()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -63,7 +64,30 @@ async def list_references(
     """
     listed = await _list_names(store, folder)
     wanted = [file for (of, _), named, file in listed if name in (None, named) and attempt in (None, of)]
-    return newest.newest_first(await _read_all(store, folder, wanted, config))
+    return newest.newest_first(await _read_all(store, [(folder, file) for file in wanted], config))
+
+
+async def list_below(
+    store: Store, flow: str, run: str | None, step: str | None, config: Config, *, name: str | None = None,
+    attempt: int | None = None,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """All committed checkpoints of a flow, of one of its runs, or of a step in one run or in all, newest first.
+
+    Raises
+    ------
+    StoreError
+        The store cannot be read.
+    """
+    above = f"{layout.metadata_of_flow(flow)}{f'/{run}' if run else ''}{f'/{step}' if run and step else ''}"
+    wanted: list[tuple[str, str]] = []
+    async for entry in store.list(above):
+        folder, _, file = entry.key.rpartition("/")
+        parts = layout.metadata_name_parts(folder, file)
+        if parts is None or name not in (None, parts[1]) or attempt not in (None, parts[0]):
+            continue
+        if not step or folder.split("/")[-2] == step:
+            wanted.append((folder, file))
+    return newest.newest_first(await _read_all(store, wanted, config))
 
 
 async def _list_names(store: Store, folder: str) -> list[tuple[tuple[int, int], str, str]]:
@@ -78,15 +102,26 @@ async def _list_names(store: Store, folder: str) -> list[tuple[tuple[int, int], 
     return found
 
 
-async def _read_all(store: Store, folder: str, names: Iterable[str], config: Config) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
+async def list_names(store: Store, folder: str) -> set[str]:
+    """Names of the metadata objects of checkpoints in a folder.
 
-    async def read(name: str) -> None:
-        data = await read_reference(store, folder, name)
-        if data is not None:
-            found.append(data)
+    Raises
+    ------
+    StoreError
+        The store cannot be read.
+    """
+    return {file for _, _, file in await _list_names(store, folder)}
 
-    await for_each(names, config.files_in_flight, read)
+
+async def _read_all(store: Store, wanted: Iterable[tuple[str, str]], config: Config) -> list[dict[str, Any]]:
+    """Metadata, by folder and name; what is missing by now, or is not a checkpoint's, is left out."""
+    contents = await store.get_each([f"{folder}/{name}" for folder, name in wanted], config.files_in_flight)
+    found = []
+    for key, content in contents.items():
+        with contextlib.suppress(IntegrityError):
+            data = load(content, where=key)
+            if layout.is_reference(data):
+                found.append(data)
     return found
 
 
@@ -114,7 +149,7 @@ async def newest_of_task(store: Store, task: layout.TaskInfo, config: Config) ->
         return hint
     last = max((part.attempt for part in newer), default=-1)
     names = [part.task_metadata_key(task.pathspec)[len(folder) + 1 :] for part in newer if part.attempt == last]
-    found = await _read_all(store, folder, names, config)
+    found = await _read_all(store, [(folder, name) for name in names], config)
     if found:
         return max(found, key=layout.order)
     return await _newest_listed(store, folder, known) or hint

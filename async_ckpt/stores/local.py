@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import itertools
 import os
 import secrets
 import stat
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from anyio import from_thread, to_thread
@@ -55,8 +56,9 @@ T = TypeVar("T")
 Chunks = list[ChunkDigests]  # Inside the class, ``list`` is its method.
 
 _TEMPORARY = ".async-ckpt-tmp"
-#: Content that is in no file is read in pieces of this size, in bytes, and a listing is made in pages of this many.
+#: Content that is in no file is read in pieces of this size, in bytes.
 _PIECE = 1 << 20
+#: A listing is made, and small objects are read, in pages of this many.
 _PAGE = 1000
 #: Others may remove a folder while it is empty: it is made again, up to this many times. Each takes microseconds.
 _FOLDER_TRIES = 500
@@ -94,7 +96,7 @@ class LocalStore(Store):
         ``local_fsync``: whether a ``put`` waits for the disk.
     """
 
-    capabilities = Capabilities(copy=True, conditional_put=True, create_only=True)
+    capabilities = Capabilities(copy=True, conditional_put=True, create_only=True, get_each=True)
 
     def __init__(self, root: str, config: Config = Config()) -> None:  # noqa: B008 - immutable
         self.root = os.path.abspath(root)
@@ -146,6 +148,23 @@ class LocalStore(Store):
         path = self._path(key)
         with _mapped("read", path):
             return await _abandonable(lambda: _read_small(path))
+
+    async def get_each(self, keys: Sequence[str], in_flight: int) -> dict[str, bytes]:
+        paths = {key: self._path(key) for key in keys}
+
+        def read(some: Iterable[str]) -> dict[str, bytes]:
+            found = {}
+            for key in some:
+                with contextlib.suppress(NotFound, IntegrityError), _mapped("read", paths[key]):
+                    found[key] = _read_small(paths[key])[0]
+            return found
+
+        # Some in one thread: to begin one for each takes longer than to read it.
+        pieces = [keys[start : start + _PAGE] for start in range(0, len(keys), _PAGE)]
+        found: dict[str, bytes] = {}
+        for piece in pieces:
+            found |= await _abandonable(functools.partial(read, piece))
+        return found
 
     async def put_if(self, key: str, data: bytes, tag: str | None) -> bool:
         path = self._path(key)
@@ -416,7 +435,7 @@ class LocalStore(Store):
                 except FileNotFoundError:
                     continue  # removed since it was listed
                 if not stat.S_ISDIR(status.st_mode):  # A link to a folder is neither an object nor looked into.
-                    yield ListedObject(os.path.relpath(full, self.root), status.st_size)
+                    yield ListedObject(os.path.relpath(full, self.root), status.st_size, status.st_mtime)
 
 
 async def _abandonable(function: Callable[[], T]) -> T:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import unicodedata
 from typing import Any
 
 #: Levels of what is written; others' metadata may be deeper than readers of JSON can go.
@@ -33,3 +34,14 @@ def valid(value: Any, depth: int = 0) -> Any:
 def dumps(value: Any) -> str:
     """JSON as every client can read it; see ``valid``."""
     return json.dumps(valid(value), allow_nan=False)
+
+
+def visible(text: str, most: int) -> str:
+    """A text of others as a page may show it: what is no character to see, such as control characters and the marks
+    that turn a line's direction, stands as ``\\u202e``, and what is longer than ``most`` characters is cut.
+    """
+    cut = text if len(text) <= most else f"{text[: most - 1]}…"
+    return "".join(
+        f"\\u{ord(each):04x}" if unicodedata.category(each) in ("Cc", "Cf", "Cs", "Co") and each != "\n" else each
+        for each in cut
+    )

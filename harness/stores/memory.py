@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
@@ -35,6 +36,9 @@ class MemoryStore(Store):
     def __init__(self, part_bytes: int = 1 << 30) -> None:
         self.root = "memory://"
         self.objects: dict[str, bytes] = {}
+        #: When each was written, and what time it is; seconds since 1970.
+        self.written: dict[str, float] = {}
+        self.now: Callable[[], float] = time.time
         self.before: Callable[[str, str], None] = lambda operation, key: None
         self.part_bytes = part_bytes
         self.asked: list[tuple[str, str]] = []
@@ -65,7 +69,7 @@ class MemoryStore(Store):
         else:
             self._ask("put", key)
         progress(content.size)
-        self.objects[key] = data
+        self._put(key, data)
         return Stored(crcs_of(data), (), self._etag(key))
 
     async def copy(self, source_key: str, key: str, size: int, etag: str = "") -> str:
@@ -74,21 +78,24 @@ class MemoryStore(Store):
             raise IntegrityError("It has another size", where=source_key)
         if etag not in ("", self._etag(source_key)):
             raise IntegrityError("It was replaced", where=source_key)
-        self.objects[key] = self.objects[source_key]
+        self._put(key, self.objects[source_key])
         return self._etag(key)
+
+    def _put(self, key: str, data: bytes) -> None:
+        self.objects[key], self.written[key] = data, self.now()
 
     def _etag(self, key: str) -> str:
         return hashlib.md5(self.objects[key], usedforsecurity=False).hexdigest()
 
     async def put_bytes(self, key: str, data: bytes) -> None:
         self._ask("put", key)
-        self.objects[key] = data
+        self._put(key, data)
 
     async def list(self, prefix: str, beginning: str = "") -> AsyncIterator[ListedObject]:
         self._ask("list", prefix)
         for key, data in list(self.objects.items()):
             if key.startswith(f"{prefix}/{beginning}"):
-                yield ListedObject(key, len(data))
+                yield ListedObject(key, len(data), self.written.get(key))
 
     async def get_tagged(self, key: str) -> tuple[bytes, str]:
         self._ask("get", key)
@@ -99,7 +106,7 @@ class MemoryStore(Store):
         self._ask("put", key)
         if (self.objects[key].hex() if key in self.objects else None) != tag:
             return False
-        self.objects[key] = data
+        self._put(key, data)
         return True
 
     async def get_file(self, key: str, destination: str, *, progress: Progress = no_progress, **_: Any) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -141,6 +142,19 @@ class StoreSuite:
 
         run(check)
 
+    def test_many_small_objects_are_read_together_and_what_is_missing_is_left_out(self) -> None:
+        async def check() -> None:
+            async with self.store() as store:
+                written = {f"meta/{number}": f"{number}".encode() for number in range(12)}
+                for key, data in written.items():
+                    await store.put_bytes(key, data)
+                assert await store.get_each([*written, "meta/none", "none/at/all", "meta"], 4) == written
+                assert await store.get_each([], 4) == {}
+                with pytest.raises(UsageError):
+                    await store.get_each(["meta/0", "../meta/1"], 4)
+
+        run(check)
+
     def test_a_put_replaces_what_was_there(self) -> None:
         async def check() -> None:
             async with self.store() as store:
@@ -204,6 +218,9 @@ class StoreSuite:
                 await store.delete("a/b/one")
                 await store.delete("never/was")
                 assert [entry async for entry in store.list("a")] == [ListedObject("a/b/two", 1)]
+                (written,) = [entry.modified async for entry in store.list("a")]
+                assert written is not None
+                assert abs(written - time.time()) < 3600
                 await store.delete("a/b/two")
                 assert [entry async for entry in store.list("a")] == []
                 await store.put_bytes("a/b/two", b"again")

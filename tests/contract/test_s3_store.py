@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -72,6 +73,24 @@ class S3Suite(StoreSuite, EarlierSuite):
     async def leftovers(self, store: Store) -> list[Any]:
         assert isinstance(store, S3Store)
         return await open_uploads(store)
+
+    def test_open_uploads_are_listed_and_given_up(self) -> None:
+        async def check() -> None:
+            async with self.store() as store:
+                assert isinstance(store, S3Store)
+                assert [upload async for upload in store.open_uploads("a")] == []
+                client, prefix = plain_client(store), self.root.removeprefix(f"s3://{BUCKET}/")
+                for key in ("a/one", "a/deep/two", "ab/three"):
+                    client.create_multipart_upload(Bucket=BUCKET, Key=f"{prefix}/{key}")
+                found = [upload async for upload in store.open_uploads("a")]
+                assert {upload.key for upload in found} == {"a/one", "a/deep/two"}
+                assert all(0 < upload.began < time.time() + 3600 for upload in found)  # Moto's are all of 2010.
+                for upload in (*found, found[0]):  # One that is gone is no error.
+                    await store.abort(upload.key, upload.upload)
+                assert [upload["Key"] for upload in await open_uploads(store)] == [f"{prefix}/ab/three"]
+                await store.abort("ab/three", (await open_uploads(store))[0]["UploadId"])
+
+        run(check)
 
     def test_list_goes_past_the_first_page(self) -> None:
         """As in the suite, with pages of ten instead of a thousand."""

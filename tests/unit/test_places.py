@@ -121,7 +121,7 @@ def test_a_listing_is_the_first_that_is_not_empty(monkeypatch: pytest.MonkeyPatc
 def test_an_empty_listing_does_not_hide_that_a_place_could_not_be_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     Asked(monkeypatch, first=StoreError("denied"), second=[])
     monkeypatch.setattr(listing, "stores_of_task", lambda task, first: local("first", "second"))
-    monkeypatch.setattr(listing, "_spools", lambda config, given: [])
+    monkeypatch.setattr(listing, "all_spools", lambda config, given: [])
     with pytest.raises(StoreError, match="denied"):
         listing._list(None, TASK.pathspec, None, None, False, None, None)
 

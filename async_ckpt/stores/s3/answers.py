@@ -63,6 +63,7 @@ _PROMISES = {
     "UploadPartCopy": _Promise(element="ETag"),
     "ListParts": _Promise(element="UploadId"),
     "ListObjectsV2": _Promise(element="Name", root="ListBucketResult"),
+    "ListMultipartUploads": _Promise(element="Bucket", root="ListMultipartUploadsResult"),
     "GetObject": _Promise((200, 206), header="etag", element=None),
     "HeadObject": _Promise(header="etag", element=None),
     "DeleteObject": _Promise((200, 204)),

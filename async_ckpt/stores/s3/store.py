@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
+from datetime import datetime
+from typing import Any
 
 import anyio
 
@@ -23,6 +25,7 @@ from ..base import (
     Content,
     Earlier,
     ListedObject,
+    OpenUpload,
     PartsLog,
     Place,
     Progress,
@@ -206,7 +209,7 @@ class S3Store(Store):
                         where=self.url(prefix), hint=_UPDATE,
                     )  # fmt: skip
                 if not name.endswith("/"):
-                    yield ListedObject(self._engine.key(name), int(item["Size"]))
+                    yield ListedObject(self._engine.key(name), int(item["Size"]), _seconds(item.get("LastModified")))
             if not answer.get("IsTruncated"):
                 return
             token = answer.get("NextContinuationToken")
@@ -224,6 +227,31 @@ class S3Store(Store):
         with contextlib.suppress(NotFound):
             await self._engine.call("remove", key, "delete_object")
 
+    async def open_uploads(self, prefix: str) -> AsyncIterator[OpenUpload]:
+        params = {"Prefix": f"{self._engine.name(prefix)}/"}
+
+        async def ask() -> Any:
+            return await self._engine.call("list the uploads of", prefix, "list_multipart_uploads", **params)
+
+        while True:
+            try:
+                answer = await with_retries(lambda _: ask(), self._config)
+            except (NotFound, StartOver):  # What rclone says before the first one.
+                return
+            for item in answer.get("Uploads", ()):
+                began = _seconds(item.get("Initiated"))
+                if began is not None and str(item.get("Key", "")).startswith(params["Prefix"]):
+                    yield OpenUpload(self._engine.key(item["Key"]), item["UploadId"], began)
+            marks = {"KeyMarker": answer.get("NextKeyMarker"), "UploadIdMarker": answer.get("NextUploadIdMarker")}
+            # Without a mark, or with the same one again, it would never end. What is not listed is not removed.
+            if not answer.get("IsTruncated") or not marks["KeyMarker"] or marks.items() <= params.items():
+                return
+            params |= {name: mark for name, mark in marks.items() if mark}
+
+    async def abort(self, key: str, upload: str) -> None:
+        with contextlib.suppress(NotFound, StartOver):
+            await self._engine.call("abort the upload of", key, "abort_multipart_upload", UploadId=upload)
+
     async def aclose(self) -> None:
         await self._engine.aclose()
 
@@ -232,3 +260,8 @@ class S3Store(Store):
         with self._engine.mapping("read", key):
             answer, size = await self._objects.head(key)
         return size, answer.headers["etag"]
+
+
+def _seconds(moment: object) -> float | None:
+    """Seconds since 1970 of a date in an answer; None: there is none."""
+    return moment.timestamp() if isinstance(moment, datetime) else None
