@@ -34,6 +34,33 @@ COPY_THREADS = 4
 #: How much memory is left free at least when a state is staged in memory, as a share of what is available.
 HOST_MEMORY_MARGIN = 0.1
 
+#: Between two lines in the log that say what is in the store now lie so many seconds at least.
+STORED_LINE_S = 10.0
+
+#: Checkpoints that are not to be kept are removed at most so often, in seconds, and so many at a time. Whoever may
+#: still need one has so long to say so, in seconds.
+RETAIN_S = 5.0
+RETAIN_MOST = 100
+RETAIN_ANSWER_S = 10.0
+
+#: What could not be added to the metadata of a checkpoint in the store is tried again after so many seconds.
+ANNOTATE_AGAIN_S = 2.0
+
+#: The card shows so many numbers of the metadata of a checkpoint, and so many characters of each text.
+CARD_METRICS = 32
+CARD_TEXT = 500
+#: The card is written anew when something has changed, but not more often than this, in seconds; and at least so often.
+CARD_REFRESH_S = 5.0
+CARD_BEAT_S = 60.0
+#: Between two updates of the whole page lie so many seconds at least, and as many as its bytes take at this rate.
+CARD_PAGE_S = 15.0
+CARD_PAGE_BYTES_S = 20_000
+#: So many checkpoints may change before viewers have to load the whole page again.
+CARD_UPDATE_ROWS = 200
+#: How long one writing of the card may take, and how long the agent waits for the last one, in seconds.
+CARD_TIMEOUT_S = 30.0
+CARD_END_S = 10.0
+
 #: Name of the directory that holds a user's spools, before the user's number.
 SPOOLS_PREFIX = "async-ckpt-"
 
@@ -441,10 +468,27 @@ class Config:
     #: The most bytes of metadata that a watch takes from such a file.
     metadata_from_bytes: int = 16 << 10
 
+    # -- Which checkpoints are kept --
+
+    #: Keep so many of the newest checkpoints of each name; others are removed from the store, unless another rule keeps
+    #: them (docs/retention.md). 0: this is no rule. With no rule at all everything is kept.
+    keep_last: int = 0
+    #: Keep those that are best by a number in their metadata: its name, ``min`` or ``max``, and how many, such as
+    #: ``loss min 3``. Empty: this is no rule.
+    keep_best: str = ""
+    #: Keep those whose version is a multiple of this. 0: this is no rule.
+    keep_every: int = 0
+    #: Whether checkpoints that the artifacts of a task refer to are kept, whatever these rules say.
+    keep_referenced: bool = True
+
     # -- The agent, and what is said --
 
     #: From which level on lines are written to the task's log: ``DEBUG``, ``INFO``, ``WARNING`` or ``ERROR``.
     log_level: str = "INFO"
+    #: Whether a line in the task's log says when a checkpoint is in the store.
+    log_stored: bool = True
+    #: Whether the task has a card that shows its checkpoints while it runs.
+    card: bool = True
     #: Limit for one answer of the agent to a question that does not wait for uploads.
     reply_timeout_s: Positive[float] = 10.0
     #: How long no agent, or no uploader, can be started before whoever needs it does the work itself.

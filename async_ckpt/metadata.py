@@ -387,3 +387,12 @@ def _repr(value: Any) -> str:
 
 def _kib(size: int) -> str:
     return f"{size >> 20} MiB" if size >= 1 << 20 else f"{-(-size >> 10)} KiB"
+
+
+def named(metadata: Any, name: str) -> Any:
+    """What metadata has under a name, or under ``outer.inner`` in nested dicts; None: nothing."""
+    if isinstance(metadata, Mapping) and name in metadata:
+        return metadata[name]
+    for part in name.split("."):
+        metadata = metadata.get(part) if isinstance(metadata, Mapping) else None
+    return metadata

@@ -26,6 +26,8 @@ from ..spool.journal import FINAL, RELEASED, Journal
 from ..spool.spool import Spool
 from ..system.backoff import Backoff
 from ..system.clock import REAL_CLOCK, Clock
+from .annotating import Annotating
+from .card import Card
 from .checkpoints import Checkpoints
 from .child import Child, ChildProcess, ChildThread, Running
 from .deadline import LastCall
@@ -40,6 +42,7 @@ from .parts import Parts
 from .queue import Queue
 from .remover import Remover
 from .requests import Requests
+from .retaining import Retaining
 from .slowdown import Pressure, Slowdown
 from .socket_saves import SocketSaves
 from .starts import Starts
@@ -113,10 +116,14 @@ class Agent:
             self.queue, self.journal, self.throughput, self.uploader, config, self.owners.tell, clock
         )
         self.exposure = Exposure(recovery.read(spool.directory), clock, config.max_exposure_s)
+        self.card = Card(spool, config, self.uploader, self.owners, clock, lambda why: self.checkpoints.remember(why))
+        self.annotating = Annotating(spool.annotations, self.queue, self.uploader, self.card)
+        self.retaining = Retaining(spool, config, self.uploader, self.owners)
         parts = Parts(
             spool, config, clock, self.queue, unreachable, self.journal, self.house, self.leases, self.remover,
             self.uploader, self.owners, self.starts, self.socket_saves, self.deaths, self.throughput, self.pace,
-            self.last_call, self.exposure,
+            self.last_call, self.exposure, self.card,
+            self.retaining, self.annotating,
         )  # fmt: skip
         self.checkpoints = Checkpoints(parts)
         self.dispatcher = Dispatcher(parts, self.checkpoints)
@@ -166,6 +173,7 @@ class Agent:
             return False
         idle = self.remover.idle and not self.socket_saves.count and self.owners.untold_death is None
         done = not self.queue.pending and idle and not self.checkpoints.has_news()
+        done = done and self.annotating.is_done and self.retaining.is_done and self.card.is_done(now)
         return done or self.owners.have_been_gone_for_long(now)
 
     def _gives_way(self) -> bool:
@@ -232,6 +240,9 @@ class Agent:
                 self.dispatcher.tell_death()
         self.requests.questions.tick(now)
         self._look_at_exposure()
+        self.annotating.tick(now)
+        self.retaining.tick(now, may_begin=not self.last_call.is_near)
+        self.card.tick(now, self.requests.facts, is_busy=bool(self.queue.uploading))
 
     def _look_at_exposure(self) -> None:
         if heard := self.exposure.hear_of_ends(self.last_call.sources):

@@ -15,12 +15,14 @@ from ..spool.journal import (
     FAILED,
     FINAL,
     RELEASED,
+    REMOVED,
     SUPERSEDED,
     UPLOADED,
     UPLOADING,
     is_id,
 )
 from ..spool.records import Admitted, torn_file
+from ..system.clock import moment
 from ..system.filesystems import kind_of, times_tell
 from .backlog import is_short_of_disk, why_full
 from .housekeeping import removed
@@ -40,7 +42,8 @@ class Checkpoints:
         self._leases, self._remover, self._owners = parts.leases, parts.remover, parts.owners
         self._deaths, self._last_call = parts.deaths, parts.last_call
         self._exposure, self._throughput = parts.exposure, parts.throughput
-        self._pace = parts.pace
+        self._pace, self._card, self._retaining = parts.pace, parts.card, parts.retaining
+        self._annotating = parts.annotating
         #: What went wrong last, for whoever asks for the status.
         self.errors: deque[str] = deque(maxlen=MAX_ERRORS)
 
@@ -138,6 +141,7 @@ class Checkpoints:
         job = self._queue.add(item.id, item.order, item.size, uploaded=uploaded, shard=shard)
         job.item = item
         self._exposure.saved(item)
+        self._card.saved(job, item)
         if shard:
             self._outdate_before(item)
         return job
@@ -201,8 +205,17 @@ class Checkpoints:
             self._queue.retry(job.id)
         if job.item is not None:
             self._exposure.committed(job.item, self._throughput.known)
+            after_s = job.item.captured.age_s(moment(self._clock))
+            self._owners.tell({"push": "committed", "id": job.id, "size": job.size, "after_s": round(after_s, 3)})
         self._end(job, COMMITTED, reference=reference)
+        self._retaining.look_again()
         self._last_call.choose_again()
+
+    def removed(self, job: Job) -> None:
+        """The rules of the task have removed it from the store again."""
+        job.state = REMOVED
+        self._card.ended(job, REMOVED, "")
+        self._journal.note({"id": job.id, "state": REMOVED})
 
     def supersede(self, job: Job, why: str) -> None:
         """It is dropped: a newer one is of more use."""
@@ -230,6 +243,8 @@ class Checkpoints:
     def _end(self, job: Job, state: str, why: str = "", *, is_needed: bool = False, **fields: Message) -> None:
         """The one way out: the queue, the journal, the leases, and the disk unless the snapshot ``is_needed``."""
         self._queue.end(job.id, state, why)
+        self._card.ended(job, state, why)
+        self._annotating.look_again()
         is_written = self._journal.note({"id": job.id, "state": state, **({"why": why} if why else {}), **fields})
         # A loss that nobody could read of later keeps its record, so that the next agent finds and reports it. What is
         # committed or dropped is not lost, and gives the disk the room that the journal lacks.

@@ -9,7 +9,7 @@ from .. import layout
 from ..config import HELD_UP_S
 from ..ipc.protocol import Message
 from ..spool import journal
-from ..spool.journal import UPLOADED, UPLOADING
+from ..spool.journal import COMMITTED, UPLOADED, UPLOADING
 from ..spool.records import Admitted, is_torn, torn_file
 from ..spool.unchanged import fingerprints
 from ..system.crash import crash_point
@@ -31,6 +31,7 @@ class Dispatcher:
         self._queue, self._journal, self._leases, self._owners = parts.queue, parts.journal, parts.leases, parts.owners
         self._deaths, self._starts, self._last_call = parts.deaths, parts.starts, parts.last_call
         self._throughput, self._exposure, self._checkpoints = parts.throughput, parts.exposure, checkpoints
+        self._card, self._retaining, self._annotating = parts.card, parts.retaining, parts.annotating
         self.bytes_copied = 0
         #: When the task may be told of the next checkpoint that is held up (monotonic seconds).
         self._tell_again = 0.0
@@ -64,6 +65,7 @@ class Dispatcher:
         ]  # fmt: skip
         job.sent = sum(item.entries[path].size for path in known.files if path in item.entries)
         self._deaths.taken(job.id)
+        self._card.began(job, item)
         self._uploader.tell(*journal.steps(job.id, known), *copies, {"op": "upload", "id": job.id})
 
     def _gather(self, job: Job) -> None:
@@ -98,6 +100,9 @@ class Dispatcher:
         """The uploader is gone: all that it had in hand is to be done again."""
         self._checkpoints.look_after_spool()  # The next one needs it whole.
         under_way = self._queue.restart()
+        self._card.uploader_died()
+        self._retaining.uploader_died()
+        self._annotating.uploader_died()
         self._death_ordered = None
         self._starts.uploader_died()
         if spoke:
@@ -112,6 +117,15 @@ class Dispatcher:
             self._death_ordered = self._owners.untold_death = None
         elif op == "claimed":
             self._starts.on_message(message)
+        elif op == "card":
+            self._card.on_written(message)
+        elif op == "annotated":
+            if why := self._annotating.on_message(message, self._clock.monotonic()):
+                self._owners.say(why)
+            self._retaining.look_again()
+        elif op in ("candidates", "removed"):
+            self._retaining.on_message(message, self._clock.monotonic())
+            self._note_removed(message["keys"] if op == "removed" else [])
         elif op == "notice":
             self._owners.say(message["why"])  # One uploader after the other may say so.
         job = self._queue.jobs.get(message["id"])
@@ -119,10 +133,19 @@ class Dispatcher:
             return
         if op == "progress":
             job.sent += message["bytes"]  # Sent is not stored: the store may refuse it.
+            job.all_sent += message["bytes"]
             self._throughput.add(message["bytes"])
         elif op in self._on:
             self._uploader.is_well()
             self._on[op](job, job.item, message)
+
+    def _note_removed(self, keys: list[str]) -> None:
+        """Of this spool's checkpoints: they are not in the store any more."""
+        for key in keys:
+            parts = layout.parse_key(key)
+            job = self._queue.jobs.get(f"{parts.attempt}.{parts.name}.{parts.version}")
+            if job is not None and job.state == COMMITTED:
+                self._checkpoints.removed(job)
 
     def _on_line(self, job: Job, item: Admitted, line: Message) -> None:
         """A file or a part is in the store: what the uploader says of it is what the journal keeps."""
@@ -143,6 +166,7 @@ class Dispatcher:
 
     def _on_copied(self, job: Job, item: Admitted, message: Message) -> None:
         job.sent += message["bytes"]
+        job.all_copied += message["bytes"]
         self.bytes_copied += message["bytes"]
 
     def _on_waiting(self, job: Job, item: Admitted, message: Message) -> None:
@@ -163,6 +187,7 @@ class Dispatcher:
             return
         crash_point("agent:before-uploaded")
         self._queue.uploaded(job.id)
+        self._card.uploaded(job, item)
         job.fingerprints = {}
         # Leases go only once the journal knows that the files are not needed any more.
         if self._journal.note({"id": job.id, "state": UPLOADED}):

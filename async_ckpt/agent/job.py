@@ -95,6 +95,8 @@ class Job:
         Since when the other ranks are waited for, by whether that is for a moment only.
     is_said_held_up : bool
         The task was told that the store does not take it.
+    all_sent, all_copied : int
+        Bytes that were sent, or that the store has copied, of all tries.
     stored_before : int
         How many bytes of it were in the store when the current try began.
     strikes : int
@@ -122,6 +124,8 @@ class Job:
     fingerprints: dict[str, Fingerprint] = field(default_factory=dict)
     gathered_since: dict[bool, float] = field(default_factory=dict)
     is_said_held_up: bool = False
+    all_sent: int = 0
+    all_copied: int = 0
     stored_before: int = 0
     strikes: int = 0
     saved_at: float = 0.0

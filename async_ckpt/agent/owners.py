@@ -39,6 +39,8 @@ class Owners:
         self.untold_death: int | None = None
         #: The step ended well: nothing is saved any more, and what the store refused is of no use to anybody.
         self.over = False
+        #: The owner has said that the attempt has failed.
+        self.failed = False
         #: The owner is gone: other ranks are waited for only for a moment.
         self.orphaned = False
         self._drain_until = self._clock.monotonic() + config.drain_timeout_s
@@ -60,6 +62,13 @@ class Owners:
     def gang_leader_pid(self) -> int:
         """The process without which the gang of the owner has no future; 0: none that can be seen from here."""
         return self._leader[1] if self._leader is not None else 0
+
+    @property
+    def state(self) -> str:
+        """How the task is, in a word: ``running``, ``ended``, ``failed``; ``lost`` if it is gone without a word."""
+        if self.over or self.failed:
+            return "ended" if self.over else "failed"
+        return "lost" if self.orphaned else "running"
 
     def are_expected(self, now: float) -> bool:
         """Whether one is there, or may come in a moment (monotonic seconds)."""
@@ -93,7 +102,7 @@ class Owners:
         """One says hello. Returns whether this begins a later attempt."""
         self._pids[connection], connection.is_owners = connection.pid, True
         self._expected.clear()
-        self._grace_until, self.over, self.orphaned = 0.0, False, False
+        self._grace_until, self.over, self.failed, self.orphaned = 0.0, False, False, False
         leader, attempt = message.get("gang_leader_pid"), message.get("attempt")
         self._leader = (connection.pid, leader) if isinstance(leader, int) and leader else None
         if not isinstance(attempt, int) or attempt <= self.attempt:
@@ -114,6 +123,7 @@ class Owners:
             self._pids.pop(connection, None)
             self.over = True
         elif connection in self._pids:
+            self.failed = True
             self.leave(connection, for_good=True)
         else:
             return

@@ -8,6 +8,8 @@ from ..config import Config
 from ..spool.journal import Journal
 from ..spool.spool import Spool
 from ..system.clock import Clock
+from .annotating import Annotating
+from .card import Card
 from .child import Child
 from .deadline import LastCall
 from .deaths import Deaths
@@ -18,6 +20,7 @@ from .owners import Owners
 from .pace import Pace
 from .queue import Queue
 from .remover import Remover
+from .retaining import Retaining
 from .socket_saves import SocketSaves
 from .starts import Starts
 from .throughput import Throughput
@@ -46,3 +49,6 @@ class Parts:
     pace: Pace
     last_call: LastCall
     exposure: Exposure
+    card: Card
+    retaining: Retaining
+    annotating: Annotating

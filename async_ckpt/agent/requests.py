@@ -7,12 +7,13 @@ import os
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from ..config import DEATHS_OF_AGENT, MAX_STEPS, PACE_EXPOSURE_SHARE, WAITS_AGAIN_S
+from ..config import CARD_TEXT, DEATHS_OF_AGENT, MAX_STEPS, PACE_EXPOSURE_SHARE, WAITS_AGAIN_S
 from ..ipc import protocol
 from ..ipc.protocol import Message
 from ..ipc.server import Connection
 from ..spool.journal import FINAL
 from ..system.clock import read_moment
+from ..system.printable import visible
 from .backlog import why_full
 from .checkpoints import MAX_ERRORS, Checkpoints
 from .dispatcher import Dispatcher
@@ -41,6 +42,7 @@ class Requests:
         )  # fmt: skip
         self._socket_saves, self._last_call, self._throughput = parts.socket_saves, parts.last_call, parts.throughput
         self._exposure, self._pace, self._clock = parts.exposure, parts.pace, parts.clock
+        self._card, self._retaining, self._annotating = parts.card, parts.retaining, parts.annotating
         self._checkpoints, self._dispatcher = checkpoints, dispatcher
         self._idleness = Idleness()
         #: Until when somebody counts as waiting, as it asks again and again, and what for.
@@ -82,6 +84,7 @@ class Requests:
             began = read_moment(message.get("began"))
             self._exposure.begin(self._owners.attempt, began, self._queue.waiting())
             self._take_access(message.get("access"))
+            self._card.begin(message.get("card"))
             if is_later:
                 self._dispatcher.gather_in(self._config.collective_grace_s)
             # A new attempt: what the store refused before gets another chance; what kills agents only once an attempt.
@@ -103,7 +106,17 @@ class Requests:
             self._uploader.renew()
 
     def _on_bye(self, connection: Connection, message: Message) -> None:
-        self._owners.say_goodbye(connection, over=message.get("over") is not False)
+        over = message.get("over") is not False
+        if over and connection.is_owners and isinstance(message.get("keys"), list):
+            self._retaining.task_ended(_keys(message))
+        self._owners.say_goodbye(connection, over=over)
+
+    def _on_annotated(self, connection: Connection, message: Message) -> None:
+        self._annotating.look_again()
+
+    def _on_needed(self, connection: Connection, message: Message) -> None:
+        if connection.is_owners:
+            self._retaining.on_answer(_keys(message))
 
     def _on_deadline(self, connection: Connection, message: Message) -> None:
         self._last_call.hear(_seconds(message.get("seconds"), self._config.termination_grace_s), "SIGTERM")
@@ -167,14 +180,14 @@ class Requests:
     OPERATIONS: ClassVar[dict[str, Callable[[Requests, Connection, Message], None]]] = {
         "hello": _on_hello, "state": _on_state, "status": _on_status, "save": _on_save, "bye": _on_bye,
         "deadline": _on_deadline, "steps": _on_steps, "wait": _on_question, "flush": _on_question, "room": _on_question,
-        "claim": _on_question,
+        "claim": _on_question, "needed": _on_needed, "annotated": _on_annotated,
     }  # fmt: skip
 
     def _answer(self, message: Message, first: bool, late: bool) -> Message | None:
         """What somebody is told who waits; None: not yet. The spool is looked into the ``first`` time only."""
         op = message["op"]
         if op == "flush":
-            return self._flush() if late or not self._queue.pending else None
+            return self._flush() if late or not (self._queue.pending or self._annotating.left) else None
         if op == "claim":
             attempt = message.get("attempt")
             return self._starts.answer(attempt if isinstance(attempt, int) else self._owners.attempt, late=late)
@@ -221,6 +234,7 @@ class Requests:
             "pending_bytes": self._queue.pending_bytes,
             "bytes_per_s": self._throughput.bytes_per_s(),
             "why": self._why_waiting(),
+            "annotations": self._annotating.left,
             "failed": [[job.id, job.why] for job in failed[-MAX_ERRORS:]],
             "failed_count": len(failed),
         }
@@ -230,6 +244,24 @@ class Requests:
         seconds, why = self._until_durable()
         loss = self._exposure.loss(self._queue.waiting())
         return {**loss._asdict(), "next_durable_s": seconds, "next_durable_why": why}
+
+    def facts(self) -> Message:
+        """What the card says of this moment."""
+        uploading = [
+            {
+                "name": visible(job.name, CARD_TEXT), "version": job.order[1], "done": min(job.sent, job.size),
+                "size": job.size,
+            }
+            for job in self._queue.uploading
+        ]  # fmt: skip
+        now = {
+            **self._exposure_now(), "rate": self._throughput.bytes_per_s(),
+            "pace": visible(self._pace.order.why, CARD_TEXT), "pending": self._queue.pending,
+            "pending_bytes": self._queue.pending_bytes, "uploading": uploading,
+        }  # fmt: skip
+        now["next_durable_why"] = visible(now["next_durable_why"], CARD_TEXT)
+        troubles = [*self._checkpoints.errors, *list(self._owners.notices)[-MAX_ERRORS:]]
+        return {"now": now, "errors": [visible(text, CARD_TEXT) for text in troubles]}
 
     def _until_durable(self) -> tuple[float | None, str]:
         rate = self._pace.order.bytes_per_s or self._throughput.bytes_per_s() or self._throughput.known
@@ -253,7 +285,13 @@ class Requests:
         """What holds up the oldest checkpoint that is held up; empty: nothing."""
         if self._uploader.trouble:
             return f"no uploader can be had: {self._uploader.trouble}"
-        return next((f"{job.id}: {job.why}" for job in self._queue.in_line() if job.why), "")
+        held_up = next((f"{job.id}: {job.why}" for job in self._queue.in_line() if job.why), "")
+        return held_up or (self._annotating.why if self._annotating.left else "")
+
+
+def _keys(message: Message) -> list[str]:
+    keys = message.get("keys")
+    return [str(key) for key in keys] if isinstance(keys, list) else []
 
 
 def _reply(connection: Connection, message: Message, answer: Message) -> None:

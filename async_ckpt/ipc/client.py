@@ -18,7 +18,7 @@ import select
 import socket
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -278,14 +278,16 @@ class AgentClient:
             finally:
                 self._lock.release()
 
-    def say_goodbye(self, *, over: bool) -> None:
-        """Tell the agent that the attempt has ended, and whether the task is ``over`` with it. No answer is waited for:
-        an agent that still starts will read it.
+    def say_goodbye(self, *, over: bool, keys: Collection[str] | None = None) -> None:
+        """Tell the agent that the attempt has ended, and whether the task is ``over`` with it; ``keys``: of checkpoints
+        that its artifacts refer to, if that is known. No answer is waited for: an agent that still starts will read it.
         """
         self._check_fork()
         with self._lock:
             if self._connection is not None:
-                self._send(self._connection, {"op": "bye", "over": over}, [])
+                self._send(
+                    self._connection, {"op": "bye", "over": over, "keys": None if keys is None else list(keys)}, []
+                )
 
     def close(self) -> None:
         """Disconnect; leases stay with the agent."""

@@ -34,13 +34,18 @@ steps     times: list of seconds, how long steps of the      none
 deadline  seconds (until the machine goes)                           first: id of what is uploaded before all others
 status                                                               as for flush, and what ``Requests._on_status``
                                                                      (``agent/requests.py``) adds
-bye       over (false: the attempt has failed, the task has not)     none; of owners: the agent exits when all is
-                                                                     committed
+needed    keys: of checkpoints that an owner was asked about, and    none
+          that its artifacts refer to
+annotated nothing: a file was written to ``annotations/``            none
+bye       over (false: the attempt has failed, the task has not),    none; of owners: the agent exits when all is
+          keys: of checkpoints that its artifacts refer to           committed
 ========  =========================================================  ==============================================
 
 The agent by itself sends ``{"push": "unguard", "id", "paths"}`` (these leases are let go, close your descriptors), and
-to owners ``{"push": "failed", "id", "why", "refused"}``, ``{"push": "superseded", "id", "why"}``,
+to owners ``{"push": "committed", "id", "size", "after_s"}`` (it is in the store, so many seconds after its save),
+``{"push": "failed", "id", "why", "refused"}``, ``{"push": "superseded", "id", "why"}``,
 ``{"push": "given up", "id", "ids", "count", "why"}`` (time is short: ``id`` goes first, these and more wait) and
+``{"push": "needed", "keys"}`` (they are removed, but for those that are in its answer) and
 ``{"push": "notice", "why"}`` (what the user should know of the store, the agent or the
 uploader; every new owner is told).
 """

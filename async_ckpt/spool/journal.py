@@ -7,7 +7,8 @@ Format. A text file; the first line is ``async_ckpt journal 1``. Every further l
 with ``id`` (the checkpoint's name in ``ready/``) and one of
 
 - ``state``: ``UPLOADED`` (all its objects are in the store), ``COMMITTED`` (with ``reference``), ``FAILED`` (with
-  ``why``), ``SUPERSEDED`` (with ``why``: dropped for newer ones by the user's choice);
+  ``why``), ``SUPERSEDED`` (with ``why``: dropped for newer ones by the user's choice), ``REMOVED`` (it was
+  committed, and the task's rules have removed it from the store);
 - ``file``: a file whose bytes are in the store (with ``crc32``, and ``digests`` and ``etag`` where they are known), so
   that its lease could be let go; ``""`` is the tar.
   Where the same file may be saved again unchanged, ``inode`` says which it is (a ``Fingerprint``, as a list). Void once
@@ -62,10 +63,10 @@ from .unchanged import Fingerprint, StoredFile, StoredFiles
 HEADER = b"async_ckpt journal 1\n"
 
 ADMITTED, UPLOADING, UPLOADED, COMMITTED, FAILED = "ADMITTED", "UPLOADING", "UPLOADED", "COMMITTED", "FAILED"
-SUPERSEDED = "SUPERSEDED"
+SUPERSEDED, REMOVED = "SUPERSEDED", "REMOVED"
 #: States in which nothing more is done for a checkpoint, and those of them in which nobody needs its snapshot any more.
-FINAL = (COMMITTED, SUPERSEDED, FAILED)
-RELEASED = (COMMITTED, SUPERSEDED)
+FINAL = (COMMITTED, SUPERSEDED, REMOVED, FAILED)
+RELEASED = (COMMITTED, SUPERSEDED, REMOVED)
 
 #: Most of a long journal: the line of a commit, as it is written here. Its reference is read when it is asked for.
 _COMMIT = re.compile(rb'\{"id":"([^"\\]+)","state":"COMMITTED",(?:"why":"",)?"reference":(\{.*\})\}')
@@ -198,6 +199,7 @@ class Known:
             item.files = {path: item.files[path] for path in item.fingerprints}
             item.parts = {}
         elif state in FINAL:
+            item.commit = item.commit if state == COMMITTED else None
             item.files, item.fingerprints, item.parts = {}, {}, {}
 
 

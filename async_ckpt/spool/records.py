@@ -46,6 +46,8 @@ class Admitted:
         Absolute path that was saved.
     captured : Moment
         When its capture began.
+    blocked_s : float or None
+        For how many seconds whoever trains was held up by the save; None: for none, or nobody knows.
     """
 
     id: str
@@ -54,6 +56,7 @@ class Admitted:
     data: str
     saved_path: str
     captured: Moment = UNKNOWN
+    blocked_s: float | None = None
 
     @property
     def order(self) -> tuple[int, int]:
@@ -78,6 +81,7 @@ class Admitted:
         return {
             "id": self.id, "reference": self.reference, "manifest": self.manifest.to_json(), "data": self.data,
             "source": self.saved_path, "captured_ns": self.captured.wall_ns, "captured": self.captured,
+            "blocked_s": self.blocked_s,
         }  # fmt: skip
 
     @classmethod
@@ -89,7 +93,9 @@ class Admitted:
         manifest = Manifest.from_json(record["manifest"], where=where)
         # Records of earlier versions say less, or nothing.
         captured = read_moment(record.get("captured")) or UNKNOWN._replace(wall_ns=int(record.get("captured_ns", 0)))
-        return cls(identity, reference, manifest, record["data"], record["source"], captured)
+        blocked = record.get("blocked_s")
+        blocked_s = blocked if isinstance(blocked, float) else None
+        return cls(identity, reference, manifest, record["data"], record["source"], captured, blocked_s)
 
 
 class Records:
@@ -102,8 +108,9 @@ class Records:
         return self._spool.path("ready", f"{identity}.json")
 
     def admit(
-        self, reference: Mapping[str, Any], manifest: Manifest, data: str, saved_path: str, captured: Moment = UNKNOWN
-    ) -> Admitted:
+        self, reference: Mapping[str, Any], manifest: Manifest, data: str, saved_path: str,
+        captured: Moment = UNKNOWN, blocked_s: float | None = None,
+    ) -> Admitted:  # fmt: skip
         """Make a captured snapshot a checkpoint. After this returns it survives the death of any process.
 
         The parameters are those of ``Admitted``.
@@ -114,7 +121,8 @@ class Records:
             The record cannot be written; there is no checkpoint, and the snapshot is the caller's to drop.
         """
         identity = layout.identity(reference)
-        admitted = Admitted(identity, dict(reference), manifest, data, os.path.abspath(saved_path), captured)
+        path = os.path.abspath(saved_path)
+        admitted = Admitted(identity, dict(reference), manifest, data, path, captured, blocked_s)
         with spool_errors("The checkpoint cannot be admitted", self._spool.path("ready")):
             try:
                 self.write(admitted)

@@ -5,6 +5,8 @@ One directory per task (all attempts), 0700::
     spool.json              which task, which store                     written by each attempt's start
     start.<attempt>         which start of the attempt this is (see starts.py)   under flock
     versions.<attempt>      counts saves, a decimal number              under flock, by every saver
+    resumed.<attempt>       the checkpoint that the attempt began with  by the task
+    card.jsonl              what the card shows (see card/rows.py)      by the agent alone
     loaded                  key of the checkpoint that was loaded last  by the task's processes
     collective.<attempt>.<rank>  counts a rank's collective saves       under the same flock
     launches.<attempt>      whoever started ranks, one a line           under the same flock
@@ -17,6 +19,7 @@ One directory per task (all attempts), 0700::
     annexes                 further directories like data/, one a line  by savers, appended
     staging/                a record being written, where it needs a name: <pid>-<random>.json   by savers
     ready/<id>.json         ADMITTED. id = <attempt>.<name>.<version>   named so by savers, removed by the agent
+    annotations/            what was added to checkpoints' metadata     by savers, removed by the agent
     journal                 what became of them                         by the agent alone (see journal.py)
     recovery                how far a loss would throw the task back    by the agent alone (see recovery.py)
     work/<attempt>-<random>/  the task's ``current.checkpoint.directory``
@@ -35,8 +38,9 @@ import logging
 import os
 import stat
 import tempfile
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from dataclasses import asdict
+from typing import Any
 
 from .. import layout
 from ..capture.copy_speed import CopySpeed
@@ -46,6 +50,7 @@ from ..errors import SpoolError, os_reason
 from ..stores.base import StoreSpec
 from ..system.files import remove_tree, wait_for, write_atomically
 from .abilities import try_out
+from .annotations import Annotations
 from .directories import not_ours, private_directory, private_subdirectory, spool_errors
 from .records import Records
 from .saver_names import note_namespace
@@ -70,6 +75,7 @@ class Spool(SpoolDirectory):
         self._running = task.attempt
         self._gone = False
         self.records = Records(self)
+        self.annotations = Annotations(self)
         self.versions, self.snapshots = Versions(self, self.records), Snapshots(self, self.records)
 
     # -- making and finding one ------------------------------------------------------------------------------------
@@ -220,6 +226,19 @@ class Spool(SpoolDirectory):
         with contextlib.suppress(OSError), open(self.path("loaded"), "rb") as file:
             return os.fsdecode(file.read())
         return ""
+
+    def note_resumed(self, reference: Mapping[str, Any]) -> None:
+        """Write down with which checkpoint this attempt has begun, for its card."""
+        fields = {name: reference.get(name) for name in ("key", "name", "pathspec", "attempt", "created_at")}
+        with contextlib.suppress(OSError):
+            write_atomically(self.path(f"resumed.{self.task.attempt}"), json.dumps(fields).encode())
+
+    def resumed(self, attempt: int) -> dict[str, Any] | None:
+        """What ``note_resumed`` has written down; None: nothing."""
+        with contextlib.suppress(OSError, ValueError), open(self.path(f"resumed.{attempt}"), "rb") as file:
+            found = json.load(file)
+            return found if isinstance(found, dict) else None
+        return None
 
     def attempt_began_ns(self) -> int:
         """When this attempt began, or a little later (wall clock, nanoseconds); 0 in the task's first attempt."""

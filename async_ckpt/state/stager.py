@@ -59,6 +59,10 @@ class _Work:
         As of ``Buffers.take``.
     began : Moment
         When its state was taken.
+    asked_s : float
+        When the save was asked for (monotonic seconds).
+    blocked_s : float
+        For how many seconds whoever trains was held up; 0: it is, until this is admitted.
     """
 
     reference: dict[str, Any]
@@ -69,6 +73,8 @@ class _Work:
     most_bytes: int
     began: Moment
     staging: Staging
+    asked_s: float
+    blocked_s: float = 0.0
 
 
 class StateSaver:
@@ -106,6 +112,7 @@ class StateSaver:
             )
         if max_host_bytes < 0:
             raise UsageError(f"max_host_bytes={max_host_bytes} is less than nothing")
+        asked_s = self._tracker.client.clock.monotonic()
         given = SaveOptions(**options)
         metadata, notes = plain(given.metadata, self._config)
         planned = plan(state, pickle=pickle, known=self._arrangements)
@@ -119,7 +126,7 @@ class StateSaver:
             buffer.give_back()
             raise
         on_way = Staging(copies.hold_training)
-        made = _Work(reference, ranks, planned, buffer, copies, max_host_bytes, began, on_way)
+        made = _Work(reference, ranks, planned, buffer, copies, max_host_bytes, began, on_way, asked_s)
         handle = StateReference.of(reference, on_way, self._tracker)
         if staging == "sync":
             try:
@@ -163,6 +170,7 @@ class StateSaver:
                 raise _explained(error, made.buffer.path) from error
             raise
         on_way = made.staging
+        made.blocked_s = self._tracker.client.clock.monotonic() - made.asked_s
         self._tracker.staging[identity] = on_way.ended
 
         def work() -> None:
@@ -257,7 +265,8 @@ class StateSaver:
             _write(add(STRUCTURE_FILE, len(made.plan.structure)), made.plan.structure)
             if made.plan.pickled is not None:
                 _write(add(PICKLE_FILE, len(made.plan.pickled)), made.plan.pickled)
-            self._saver.admit_staged(made.reference, manifest, data, made.began)
+            blocked_s = made.blocked_s or self._tracker.client.clock.monotonic() - made.asked_s
+            self._saver.admit_staged(made.reference, manifest, data, made.began, blocked_s)
             crash_point("state:admitted")
         except BaseException:
             if identity(made.reference) not in self._spool.records:  # Else it is a checkpoint already, whatever came.

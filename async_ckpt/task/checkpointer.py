@@ -6,13 +6,15 @@ import contextlib
 import functools
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from .. import layout
+from ..card.rows import Rows, sum_of
 from ..config import ENV_ATTEMPT, ENV_SPOOL, LOOK_S, NO_AGENT_START_S, Config
 from ..errors import AgentError, NoAgent, SpoolError, UsageError, WaitTimeout
 from ..ipc.client import AgentClient
+from ..retention.rules import rules_of
 from ..spool import place, recovery
 from ..spool.spool import Spool
 from ..stores.base import StoreSpec
@@ -24,6 +26,7 @@ from .agent_messages import AgentMessages
 from .flush import Flush
 from .launch import Launcher
 from .loader import Loader
+from .progress import format_bytes, format_seconds
 from .resume import Resumption
 from .save import Saver
 from .steps import StepTimer
@@ -49,6 +52,8 @@ class Checkpointer:
     gang_leader_pid : int
         The process on this machine that started this one as a node of its gang: when it dies, the gang is over. 0:
         there is none.
+    card : StoreSpec, optional
+        Where the cards of all tasks are kept; None: this task has none.
     """
 
     def __init__(
@@ -59,19 +64,25 @@ class Checkpointer:
         uploader: str = "process",
         owner: bool = False,
         gang_leader_pid: int = 0,
+        card: StoreSpec | None = None,
     ) -> None:
         occupy_standard_streams()
         set_level(config.log_level)
         self.spool, self.config, self.task = spool, config, spool.task
-        messages = AgentMessages(self.task, config)
+        messages = self._messages = AgentMessages(self.task, config)
+        #: Gives the keys of checkpoints that the task's artifacts refer to now: these are not removed, unless that was
+        #: asked for. None: nobody can tell.
+        self.referenced: Callable[[], set[str] | None] = set
         self._launcher = Launcher(spool, config, uploader)
         hello: dict[str, Any] = {"attempt": self.task.attempt, "gang_leader_pid": gang_leader_pid}
         if owner and (access := os.environ.get(str(spool.store.options.get("access_from")))):
             hello["access"] = access
         self._client = AgentClient(
-            self._launcher.connect, owner=owner, config=config, hello=hello, on_message=messages.receive,
+            self._launcher.connect, owner=owner, config=config, hello=hello, on_message=self._on_message,
             on_answer=self._launcher.on_answer, on_silence=self._launcher.on_silence,
         )  # fmt: skip
+        if card is not None:
+            hello["card"] = card.to_json()
         began = moment(self._client.clock) if owner else None
         if owner:
             hello["began"] = began
@@ -97,6 +108,7 @@ class Checkpointer:
         *,
         uploader: str,
         gang_leader_pid: int = 0,
+        card: StoreSpec | None = None,
     ) -> Checkpointer:
         """The checkpointer of a task's own process: makes the spool, or takes up that of an earlier attempt, and starts
         the agent.
@@ -105,7 +117,7 @@ class Checkpointer:
         ----------
         places : str or sequence
             A directory for spools, or what ``spool.place.places`` returns.
-        uploader, gang_leader_pid
+        uploader, gang_leader_pid, card
             As for the class.
 
         Raises
@@ -120,7 +132,7 @@ class Checkpointer:
                 if isinstance(error.__cause__, FileNotFoundError):
                     continue  # As below.
                 raise
-            checkpointer = cls(spool, config, uploader=uploader, owner=True, gang_leader_pid=gang_leader_pid)
+            checkpointer = cls(spool, config, uploader=uploader, owner=True, gang_leader_pid=gang_leader_pid, card=card)
             try:
                 spool.begin()
                 left = spool.records.ids()
@@ -198,6 +210,40 @@ class Checkpointer:
         self._launcher.hurry()
         return self._flush.hurry(seconds)
 
+    def _on_message(self, push: Mapping[str, Any]) -> None:
+        if push["push"] == "needed":
+            found, keys = self._referenced(), [str(key) for key in push["keys"]]
+            self._client.tell("needed", keys=keys if found is None else [key for key in keys if key in found])
+        else:
+            self._messages.receive(push)
+
+    def _referenced(self) -> set[str] | None:
+        """What ``referenced`` says, as far as it counts."""
+        found = self.referenced() if self.config.keep_referenced else set()
+        if found is None:
+            self._messages.receive({
+                "push": "notice", "why": "There is too much in this task's artifacts to see which checkpoints they "
+                "refer to, so none is removed. keep_referenced=False removes them without looking at artifacts",
+            })  # fmt: skip
+        return found
+
+    def say_what_was_saved(self) -> None:
+        """One line in the log, at the end of the step: what this attempt has saved, and how long that has taken."""
+        rows = Rows(self.spool.directory)
+        with contextlib.suppress(OSError):  # The spool is gone, with all that it knew.
+            rows.read_on()
+        saved = sum_of(rows.all.values(), self.task.attempt)
+        if saved.last is None:
+            return
+        what = f"{saved.saves} checkpoint{'s' if saved.saves != 1 else ''}"
+        where = "all in the store" if saved.stored == saved.saves else f"{saved.stored} in the store"
+        after = saved.last.get("durable_s")
+        last = f", the last one {format_seconds(after)} after its save" if after is not None else ""
+        log.info(
+            f"Saved {what} ({format_bytes(saved.size)}; {format_bytes(saved.sent)} were sent): {where}{last}. "
+            f"The step waited {format_seconds(saved.blocked_s)} for its saves"
+        )
+
     def lost_with_machine_s(self) -> float | None:
         """Seconds of work that would be lost with this machine now, as the agent has written it down last; nobody is
         waited for. None: that is not known.
@@ -228,7 +274,9 @@ class Checkpointer:
             return
         self.tracker.look()
         self.tracker.closed = True
-        self._client.say_goodbye(over=clean)
+        # Where nothing is ever removed, nobody asks what is needed.
+        needed = self._referenced() if clean and rules_of(self.config) else None
+        self._client.say_goodbye(over=clean, keys=needed)
         self._client.close()
         self._launcher.join(self.config.reply_timeout_s)
 

@@ -72,7 +72,7 @@ class Flush:
                 answer = agent.ask("flush", piece, **fields)
             except (AgentError, WaitTimeout) as error:
                 raise self._error(str(error)) from error
-            if answer is not None and not answer["pending"]:
+            if answer is not None and not answer["pending"] and not answer["annotations"]:
                 told = dict(answer["failed"])
                 break
             if answer is not None and self._client.clock.monotonic() >= deadline:
@@ -92,7 +92,9 @@ class Flush:
 
     def _is_over(self, saved: set[str]) -> bool:
         """Whether all that was admitted has come to its end, as far as the disk tells."""
-        if self._spool.records.ids() or not os.path.exists(self._spool.path("spool.json")):
+        if self._spool.records.ids() or self._spool.annotations.names():
+            return False
+        if not os.path.exists(self._spool.path("spool.json")):
             return False
         known = self._tracker.look()
         return all(identity in known and known[identity].state in FINAL for identity in saved)
@@ -140,6 +142,12 @@ class Flush:
                 for identity in list(failed)[:_NAMED]:
                     answer = self._client.request("state", self._config.reply_timeout_s, id=identity)
                     failed[identity] = answer["why"] if answer["state"] else ""
+        if not failed:
+            count = len(self._spool.annotations.names())
+            return FlushError(
+                f"What was added to the metadata of checkpoints {count} times is not in the store: {why}",
+                where=self._spool.directory, hint="The checkpoints are in the store; annotate them again",
+            )  # fmt: skip
         names = [f"{identity} ({reason})" if reason else identity for identity, reason in failed.items()]
         named = "; ".join(names[:_NAMED]) + (f"; and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
         subject = f"{len(names)} checkpoint{'s are' if len(names) != 1 else ' is'} not in the store: {named}"

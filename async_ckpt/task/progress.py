@@ -53,6 +53,15 @@ def progress_line(answer: Mapping[str, Any]) -> str:
     return line + (f", {rate / 1e6:.0f} MB/s, {left / rate:.0f} s" if rate > 0 else ", waiting for the store")
 
 
+def format_seconds(seconds: float) -> str:
+    """``12 ms``, ``3.4 s``, ``250 s``, ``12 min`` or ``7.5 h``."""
+    if seconds < 0.9995:
+        return f"{1000 * seconds:.0f} ms"
+    if seconds < 600:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
 def format_bytes(count: float) -> str:
     """``1.2 GiB``."""
     for unit in ("B", "KiB", "MiB", "GiB"):

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from .. import layout
 from ..spool import journal
 from ..spool.journal import FAILED, SUPERSEDED
+from .annotate import added
 from .tracker import Tracker
 
 #: Always there as attributes; None where the metadata does not say.
@@ -112,7 +113,9 @@ class Reference(CheckpointInfo):
 
     @property
     def state(self) -> str:
-        """``ADMITTED``, ``UPLOADING``, ``UPLOADED``, ``COMMITTED``, ``FAILED`` or ``SUPERSEDED``."""
+        """``ADMITTED``, ``UPLOADING``, ``UPLOADED``, ``COMMITTED``, ``FAILED``, ``SUPERSEDED``, or ``REMOVED``: it was
+        in the store, and the task's rules have removed it.
+        """
         return self._tracker.state(self.id)[0]
 
     @property
@@ -124,6 +127,24 @@ class Reference(CheckpointInfo):
     def done(self) -> bool:
         """Whether it is in the store, or never will be."""
         return self.state in journal.FINAL
+
+    def annotate(self, metadata: Mapping[str, Any] | None = None, **values: Any) -> Reference:
+        """Add to its metadata, after an evaluation, say: ``reference.annotate(loss=0.3)``, or a dict. What has a name
+        that is there already is replaced. Returns at once: it is in the store when the checkpoint is, or soon after.
+        The end of the step waits for it. Lists, the card and ``keep_best`` see it then.
+
+        Raises
+        ------
+        UsageError
+            There is nothing, or it is no dict.
+        SpoolError
+            The disk is full, or this process has outlived its task.
+        """
+        more = added(metadata, values, self._tracker.config)
+        self._tracker.annotate(self, more)
+        mine = self.get("metadata")
+        self["metadata"] = {**(mine if isinstance(mine, Mapping) else {}), **more}
+        return self
 
     def wait(self, timeout: float | None = None) -> Reference:
         """Wait until it is in the store.

@@ -98,6 +98,7 @@ class Saver:
         self, path: str | os.PathLike[str], options: SaveOptions, notes: list[MetadataNote],
         check: Callable[[], None] | None, saved_path: str | None, written_ns: int | None, wait: bool,
     ) -> Reference:  # fmt: skip
+        began_s = self._tracker.client.clock.monotonic()
         shard = self._begin(options)
         # Before anything can go wrong: whoever fails here has had its turn, like all other ranks.
         version = self._take_turn(shard, os.path.dirname(os.path.abspath(os.fsdecode(path)))) if shard else None
@@ -108,7 +109,7 @@ class Saver:
             while True:
                 try:
                     admitted = self._capture_and_admit(
-                        path, options, shard, version, check, saved_path or path, written_ns, wait
+                        path, options, shard, version, check, saved_path or path, written_ns, wait, began_s
                     )
                     break
                 except (SnapshotError, SpoolError) as error:
@@ -170,7 +171,9 @@ class Saver:
             self._tracker.client.is_guarded()  # Connects to the agent, so that the doorbell is heard.
             return self._reference(options, ranks, version, size), ranks
 
-    def admit_staged(self, reference: dict[str, Any], manifest: Manifest, data: str, began: Moment) -> None:
+    def admit_staged(
+        self, reference: dict[str, Any], manifest: Manifest, data: str, began: Moment, blocked_s: float
+    ) -> None:
         """Admit what was begun with ``begin_staged``, from any thread. No lease guards it: nobody writes to it.
 
         Parameters
@@ -179,6 +182,8 @@ class Saver:
             The snapshot's directory; the caller's to drop if this raises.
         began : Moment
             When its state was taken.
+        blocked_s : float
+            For how many seconds whoever trains was held up.
 
         Raises
         ------
@@ -186,7 +191,7 @@ class Saver:
             The record cannot be written, or this process has outlived its task.
         """
         with self._tracker.while_it_runs():
-            admitted = self._spool.records.admit(reference, manifest, data, data, began)
+            admitted = self._spool.records.admit(reference, manifest, data, data, began, blocked_s)
         self._tracker.client.announce(admitted, {})
         self._tracker.saved[admitted.id] = admitted.reference
 
@@ -218,7 +223,7 @@ class Saver:
 
     def _capture_and_admit(
         self, path: str, options: SaveOptions, shard: Ranks | None, version: int | None,
-        check: Callable[[], None] | None, saved_path: str, written_ns: int | None, wait: bool,
+        check: Callable[[], None] | None, saved_path: str, written_ns: int | None, wait: bool, began_s: float,
     ) -> Admitted:  # fmt: skip
         occupy_standard_streams()
         client, folder = self._tracker.client, os.path.dirname(path)
@@ -238,7 +243,9 @@ class Saver:
             if options.storage_format == "files" and self._spool.store.path_on_disk is None:
                 _check_object_names(reference["url"], captured.manifest, path)
             go_on()
-            admitted = self._spool.records.admit(reference, captured.manifest, data, saved_path, began)
+            # What a watch saves holds up nobody. (What is left of this call takes some microseconds.)
+            blocked_s = client.clock.monotonic() - began_s if written_ns is None else None
+            admitted = self._spool.records.admit(reference, captured.manifest, data, saved_path, began, blocked_s)
         except BaseException:
             captured.drop(data)
             raise

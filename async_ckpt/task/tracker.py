@@ -18,7 +18,7 @@ from ..ipc.client import AgentClient
 from ..ipc.protocol import Message
 from ..ranks import agreement
 from ..spool import journal
-from ..spool.journal import ADMITTED, COMMITTED, FAILED, RELEASED, SUPERSEDED
+from ..spool.journal import ADMITTED, COMMITTED, FAILED, RELEASED, REMOVED, SUPERSEDED
 from ..spool.records import Admitted
 from ..spool.spool import Spool
 from ..spool.starts import Start
@@ -276,6 +276,12 @@ class Tracker:
         answer.pop("seq", None)
         return {**answer, "spool": self.spool.directory}
 
+    def annotate(self, reference: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
+        """See ``Reference.annotate``."""
+        with self.while_it_runs():
+            self.spool.annotations.add(layout.identity(reference), reference, metadata)
+            self.client.tell("annotated")
+
     # -- waiting -------------------------------------------------------------------------------------------------------
 
     @undisturbed
@@ -297,7 +303,7 @@ class Tracker:
                     continue
                 # None: the agent, which began after that, does not know it.
                 state, why = (answer["state"], answer["why"]) if answer["state"] else self.state(identity)
-            if state == COMMITTED:
+            if state in (COMMITTED, REMOVED):  # It was there.
                 return
             if state == SUPERSEDED:
                 raise StoreError(f"Checkpoint {identity} is not in the store: {why}")

@@ -23,7 +23,7 @@ from ..ranks import agreement
 from ..spool.journal import TAR, CheckpointState, Line, file_stored, part_stored, parts_begun
 from ..spool.records import Admitted
 from ..spool.unchanged import StoredFile
-from ..stores.base import Content, Multipart, Progress, Store, Stored, TooLong
+from ..stores.base import Content, Multipart, Place, Progress, Store, Stored, TooLong
 from ..stores.catalog import read_begun, read_tagged
 from ..system.backoff import Backoff
 from ..system.concurrency import for_each
@@ -81,10 +81,17 @@ class _Log:
 
 
 class _Earlier:
-    """The Earlier of one upload."""
+    """The Earlier of one upload, which remembers what it has copied from."""
 
-    def __init__(self, index: EarlierContent, events: Events) -> None:
-        self.find, self.of, self.forget, self.copied = index.find, index.of, index.forget, events.copied
+    def __init__(self, index: EarlierContent, events: Events, used: set[str]) -> None:
+        self._index, self._used = index, used
+        self.of, self.forget, self.copied = index.of, index.forget, events.copied
+
+    def find(self, digests: Sequence[str]) -> Place | None:
+        place = self._index.find(digests)
+        if place is not None:
+            self._used.add(place.key)
+        return place
 
 
 class CheckpointWriter:
@@ -108,6 +115,8 @@ class CheckpointWriter:
         self._last_committed: dict[str, ReferenceDict] = {}
         #: What the store has already, whoever has brought it there.
         self.earlier = EarlierContent()
+        #: Keys of objects that uploads under way copy from, by the id of what is uploaded: ranks share a key.
+        self._used: dict[str, set[str]] = {}
         #: What the user should know, as of a store; usually nothing.
         self.notice = ""
 
@@ -134,10 +143,14 @@ class CheckpointWriter:
             The store refused, or the snapshot is not what was captured.
         """
         parts = layout.parse_key(item.reference["key"])
-        if item.reference["storage_format"] == "tar":
-            manifest = await self._upload_tar(item, known, events)
-        else:
-            manifest = await self._upload_files(item, known, unchanged, events)
+        self._used[item.id] = {file.key for file in unchanged.values()}
+        try:
+            if item.reference["storage_format"] == "tar":
+                manifest = await self._upload_tar(item, known, events)
+            else:
+                manifest = await self._upload_files(item, known, unchanged, events)
+        finally:
+            del self._used[item.id]
         crash_point("uploader:before-manifest")
         if layout.is_shard(item.reference):
             await agreement.put_shard(self._store, item.reference, manifest)
@@ -157,7 +170,7 @@ class CheckpointWriter:
                 if found is not None:
                     events.copied(entry.size)
                 else:
-                    found = await self._send(key, entry.path, captured_file(item.data, entry), known, events)
+                    found = await self._send(item, key, entry.path, captured_file(item.data, entry), known, events)
                 stored[entry.path] = found
                 if entry.how == LINK or entry.size >= _REMEMBERED_BYTES:
                     events.note(file_stored(entry.path, found))
@@ -220,16 +233,22 @@ class CheckpointWriter:
         source = TarContent(item.reference["key"], tar_members(item))
         stored = known.files.get(TAR)
         if stored is None:
-            stored = await self._send(item.reference["key"], TAR, source, known, events)
+            stored = await self._send(item, item.reference["key"], TAR, source, known, events)
             events.note(file_stored(TAR, stored))
         self.earlier.add(item.reference["key"], source.size, stored)
         files = [FileEntry(e.path, e.size, e.mode, mtime_ns=e.mtime_ns) for e in item.manifest.files]
         return replace(item.manifest, files=files, tar={"size": source.size, **stored._asdict()})
 
-    async def _send(self, key: str, path: str, content: _OpenContent, known: CheckpointState, events: Events) -> Stored:
+    def copied_from(self) -> set[str]:
+        """Keys of the objects that uploads under way copy from."""
+        return set().union(*self._used.values())
+
+    async def _send(
+        self, item: Admitted, key: str, path: str, content: _OpenContent, known: CheckpointState, events: Events
+    ) -> Stored:
         log = _Log(path, known.parts.get(path), events)
         try:
-            earlier = _Earlier(self.earlier, events)
+            earlier = _Earlier(self.earlier, events, self._used[item.id])
             return await self._store.put_content(key, content, events.progress, log, earlier)
         finally:
             content.close()

@@ -14,6 +14,11 @@ be killed at any time. The two speak the frames of ``ipc.protocol`` over a socke
   the gang that this one saves no more, answered by ``{"op": "gone"}``;
   ``{"op": "claim", "attempt", "who", "start"}``: claim a start of the attempt, ``start`` if that is chosen already,
   answered by ``{"op": "claimed", "attempt", "start", "first", "why"}``, without ``start`` if it failed;
+  ``{"op": "annotate", "name"}``: write one of the spool's ``annotations/`` to the store, answered by
+  ``{"op": "annotated", "metadata"}``, or with ``why`` and ``transient`` if it failed;
+  ``{"op": "retain"}``: look what the rules do not keep, answered by ``{"op": "candidates", "keys", "more"}``;
+  ``{"op": "remove", "keys"}``: of these, answered by ``{"op": "removed", "keys"}``;
+  ``{"op": "card", "store", "state", …}``: write the card (``card/writer.py``), answered by ``{"op": "card", "state"}``;
 - uploader → agent: ``{"op": "ready", "id": ""}``, first of all;
   the journal's line of each file and part that is stored (``spool/journal.py``; frames without ``op``), before which
   leases are not let go; ``{"op": "progress", "id", "bytes"}``: so many were sent, ``{"op": "copied", "id", "bytes"}``:
@@ -42,21 +47,28 @@ from typing import Any
 import anyio
 
 from .. import errors, layout
+from ..card.rows import metrics_of
+from ..card.writer import CardWriter
 from ..config import EARLIER_BYTES, EARLIER_TIMEOUT_S, KILLED_S, REPORT_S, UPLOADER_LOCK_S, Config
 from ..ipc import protocol
 from ..ipc.protocol import Message
 from ..manifest import Manifest
 from ..ranks import agreement, starts
+from ..retention.apply import Retention
+from ..retention.rules import rules_of
 from ..spool.journal import CheckpointState, Known, Line, stored_in
 from ..spool.records import Admitted
 from ..spool.spool import Spool
 from ..spool.unchanged import StoredFile
 from ..stores import open_store
+from ..stores.base import StoreSpec
 from ..stores.catalog import read_json, read_reference
 from ..system import processes
+from ..system.clock import REAL_CLOCK
 from ..system.digests import can_know_again
 from ..system.files import locked
 from ..system.priority import set_priority
+from .annotate import annotate
 from .checkpoint import CheckpointWriter
 from .earlier import objects_of
 from .together import CollectiveCommit, Patience
@@ -105,6 +117,14 @@ async def serve(sock: socket.socket, spool: Spool, config: Config, *, alone: boo
                         group.start_soon(uploader.gather, message["id"], message["timeout_s"], message["decides"])
                     elif op == "claim":
                         group.start_soon(uploader.claim, message)
+                    elif op == "annotate":
+                        group.start_soon(uploader.annotate, message)
+                    elif op == "retain":
+                        group.start_soon(uploader.retain)
+                    elif op == "remove":
+                        group.start_soon(uploader.remove, message["keys"])
+                    elif op == "card":
+                        group.start_soon(uploader.card, message)
                     elif op == "gone":
                         group.start_soon(uploader.gone, message["attempt"])
                     elif op == "pause":
@@ -118,7 +138,7 @@ async def serve(sock: socket.socket, spool: Spool, config: Config, *, alone: boo
                 group.cancel_scope.cancel()
         finally:
             with anyio.CancelScope(shield=True), anyio.move_on_after(5):
-                await uploader.store.aclose()
+                await uploader.aclose()
 
 
 @contextlib.contextmanager
@@ -179,6 +199,8 @@ class _Uploader:
         self._commits: dict[str, anyio.CancelScope] = {}
         self._collective = CollectiveCommit(self.store, self._writer, config)
         self._gathering: dict[str, Patience] = {}
+        self._card: CardWriter | None = None
+        self._retention = Retention(self.store, spool.task, rules_of(config), config)
 
     async def upload(self, identity: str, known: CheckpointState, unchanged: dict[str, StoredFile]) -> None:
         with anyio.CancelScope() as scope:
@@ -263,11 +285,56 @@ class _Uploader:
             answer = _failed("", error)
         await self.send({**answer, "op": "claimed", "id": "", "attempt": order["attempt"]})
 
+    async def annotate(self, order: Message) -> None:
+        try:
+            added = self._spool.annotations.read(order["name"])
+            if added is None:
+                raise errors.SpoolError(
+                    "What was added to a checkpoint's metadata cannot be read", where=self._spool.directory
+                )
+            found = await annotate(
+                self.store, added.key, added.pathspec, added.metadata, self._config.metadata_bytes
+            )  # fmt: skip
+            self._retention.forget(added.key)
+            answer: Message = {"metadata": metrics_of(found)}
+        except Exception as error:
+            answer = _failed("", error)
+        await self.send({**answer, "op": "annotated", "id": ""})
+
+    async def retain(self) -> None:
+        keys: list[str] = []
+        try:
+            keys = await self._retention.candidates()
+        except Exception as error:
+            self._retention.notice = f"Which checkpoints are not to be kept cannot be told: {_why(error)}"
+        await self.send({"op": "candidates", "id": "", "keys": keys, "more": self._retention.has_more})
+
+    async def remove(self, keys: list[str]) -> None:
+        # What is copied from in this moment can be removed the next time.
+        used = self._writer.copied_from()
+        removed = await self._retention.remove([key for key in keys if not any(layout.is_in(one, key) for one in used)])
+        await self.send({"op": "removed", "id": "", "keys": removed})
+
+    async def card(self, facts: Message) -> None:
+        try:
+            if self._card is None:
+                store = open_store(StoreSpec.from_json(facts["store"]), self._config)
+                self._card = CardWriter(store, self._spool.task, self._spool.directory, REAL_CLOCK)
+            await self._card.write({name: value for name, value in facts.items() if name not in ("op", "id", "store")})
+        except Exception as error:
+            self._notice = f"The card cannot be written: {_why(error)}. Checkpoints are not touched by that"
+        await self.send({"op": "card", "id": "", "state": facts["state"]})
+
     async def gone(self, attempt: int) -> None:
         task = self._spool.task
         with contextlib.suppress(errors.CheckpointError):  # The others wait, as long as they would without it.
             await agreement.put_gone(self.store, task.pathspec, attempt, task.node, self._spool.versions.ranks(attempt))
         await self.send({"op": "gone", "id": ""})
+
+    async def aclose(self) -> None:
+        await self.store.aclose()
+        if self._card is not None:
+            await self._card.aclose()
 
     def pace(self, bytes_per_s: int) -> None:
         if not self.store.pace(bytes_per_s) and bytes_per_s:
@@ -321,7 +388,8 @@ class _Uploader:
             data = protocol.encode(message)
         except errors.ProtocolError as error:
             data = protocol.encode(_failed(message["id"], error))
-        for notice in (self._writer.notice, self.store.notice, self._notice):
+        card = self._card.notice if self._card is not None else ""
+        for notice in (self._writer.notice, self.store.notice, self._notice, card, self._retention.notice):
             if notice and notice not in self._told:  # Known since the first request: told before its outcome.
                 self._told.add(notice)
                 if self._alone:
@@ -339,10 +407,13 @@ class _Uploader:
 
 def _failed(identity: str, error: Exception) -> Message:
     transient = isinstance(error, errors.TransientStoreError) or _is_shortage(error)
-    # Others are bugs of ours or of a library, as a rule: the checkpoint fails, the uploader goes on.
-    why = str(error) if isinstance(error, errors.CheckpointError) else f"{type(error).__name__}: {error}"
     refused = isinstance(error, errors.StoreError) and not isinstance(error, errors.IntegrityError) and not transient
-    return {"op": "failed", "id": identity, "why": why[:_MAX_WHY], "transient": transient, "refused": refused}
+    return {"op": "failed", "id": identity, "why": _why(error)[:_MAX_WHY], "transient": transient, "refused": refused}
+
+
+def _why(error: Exception) -> str:
+    # Others are bugs of ours or of a library, as a rule: what was to be done fails, the uploader goes on.
+    return str(error) if isinstance(error, errors.CheckpointError) else f"{type(error).__name__}: {error}"
 
 
 def _is_shortage(error: BaseException | None) -> bool:

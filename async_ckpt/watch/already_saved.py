@@ -12,7 +12,7 @@ import os
 from datetime import datetime, timedelta, timezone
 
 from ..layout import newest
-from ..spool.journal import COMMITTED, FAILED, FINAL, SUPERSEDED
+from ..spool.journal import COMMITTED, FAILED, FINAL, REMOVED, SUPERSEDED
 from ..task.checkpointer import Checkpointer
 from .entry import Entry
 from .gone import Gone
@@ -137,8 +137,8 @@ class AlreadySaved:
         if not identity or not ask:
             return identity == ""
         state, _ = self._checkpointer.state(identity)
-        if state == COMMITTED:
+        if state in (COMMITTED, REMOVED):
             self._ids[path] = ""
         elif state in FINAL:
             del self._ids[path]
-        return state == COMMITTED
+        return state in (COMMITTED, REMOVED)

@@ -69,6 +69,7 @@ class Task:
         for name in (ENV_SPOOL, ENV_ATTEMPT):
             monkeypatch.delenv(name, raising=False)
         self.work.mkdir(parents=True)
+        self.set(log_stored=False)  # Tests look at what else is said.
 
     def move_to(self, folder: Path) -> Task:
         """Put the spool and the trainer's directory into another directory, e.g. on another file system."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from async_ckpt.card.page import data_of
+from async_ckpt.card.rows import rows_of
 from harness.flow_runs.metaflow_env import REPOSITORY, Workspace
 
 GANG = REPOSITORY / "examples" / "gang_flow.py"
@@ -23,6 +25,11 @@ def test_all_ranks_go_on_from_what_all_of_them_had_saved(local: Workspace) -> No
     assert all(data["world"] == 4 for data in listed)
     assert "died before saving a part of the checkpoint" in run.output
     local.assert_clean()
+    # A gang is one task, and has one card.
+    (page,) = [path for path in (local.cwd / ".metaflow").rglob("checkpoint-*.html") if "/train/" in str(path)]
+    card = data_of(page.read_text())
+    assert (card["state"], card["task"]["pathspec"], card["task"]["nodes"]) == ("ended", control.pathspec, 4)
+    assert sum(row["attempt"] == 1 and row["state"] == "COMMITTED" for row in rows_of(card)) == 2
 
 
 _LIST = """

@@ -7,10 +7,13 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import boto3
 import pytest
 
+from async_ckpt.card.page import data_of
+from async_ckpt.card.rows import rows_of
 from harness.flow_runs.metaflow_env import wait_until
 from harness.flow_runs.pods import Pods, image, why_no_pods
 from harness.s3.servers import BUCKET, S3Server, moto_server
@@ -52,6 +55,26 @@ class Store:
                     found.append(json.load(body)["metadata"]["counter"])
         return sorted(found)
 
+    def card(self) -> dict[str, Any]:
+        """The data of the one card there is."""
+        return data_of(self._read("/cards/checkpoint-"))
+
+    def is_on_card(self, attempt: int) -> bool:
+        """Whether a viewer of the card is shown checkpoints of an attempt."""
+        text = self._read("/runtime/checkpoint-")
+        return bool(text) and any(row["attempt"] == attempt for row in rows_of(json.loads(text)["data"]))
+
+    def _read(self, part: str) -> str:
+        """The object with this in its key; empty: there is none."""
+        found = self._client.list_objects_v2(Bucket=BUCKET, Prefix=f"{self._prefix}/mf.cards/").get("Contents", ())
+        keys = [item["Key"] for item in found if part in item["Key"]]
+        if not keys:
+            return ""
+        (key,) = keys
+        body = self._client.get_object(Bucket=BUCKET, Key=key)["Body"]
+        with body:
+            return body.read().decode()
+
     def close(self) -> None:
         self._client.close()
 
@@ -81,6 +104,7 @@ def test_a_pod_that_is_killed_is_followed_by_one_that_resumes_from_its_last_chec
     flow = pods.start_flow("pod_flow", image(python))
     try:
         wait_until(lambda: flow.process.poll() is not None or len(store.committed(0)) >= 4, "checkpoints are committed")
+        wait_until(lambda: flow.process.poll() is not None or store.is_on_card(0), "the card shows them")
         pods.kill(0)
         run = flow.finish()
     finally:
@@ -96,6 +120,9 @@ def test_a_pod_that_is_killed_is_followed_by_one_that_resumes_from_its_last_chec
     # All of the second attempt is there, though its pod was gone a moment after the step.
     assert store.committed(1) == list(range(last + 1, last + 6))
     assert len(task.artifacts["_task_checkpoints"]) == 5
+    card = store.card()
+    assert (card["state"], card["loaded"]["attempt"]) == ("ended", 0)
+    assert {row["attempt"] for row in rows_of(card)} == {0, 1}
     assert task.artifacts["status"]["failed"] == []  # The command line works from the code package.
 
     said = about_the_store(pods, task.pathspec)

@@ -35,7 +35,8 @@ class World:
             spool=SimpleNamespace(directory=str(folder)), config=Config(**settings), clock=self.clock,
             queue=self.queue, journal=None, uploader=SimpleNamespace(pid=None), leases=None, owners=self.owners,
             starts=None, socket_saves=None, last_call=self.last_call, throughput=SimpleNamespace(known=100.0),
-            exposure=exposure, pace=Pace(Slowdown(0.01, Pressure())),
+            exposure=exposure, pace=Pace(Slowdown(0.01, Pressure())), card=None, retaining=None,
+            annotating=SimpleNamespace(left=0),
         )  # fmt: skip
         self.requests = Requests(parts, SimpleNamespace(), SimpleNamespace())  # type: ignore[arg-type]
         self.connection: Any = object()

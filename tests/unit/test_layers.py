@@ -26,9 +26,11 @@ LAYERS = (
     "manifest",
     "stores",
     "capture",
+    "retention",
     "spool",
     "ipc",
     "ranks",
+    "card",
     "upload",
     "agent",
     "task",
@@ -107,7 +109,13 @@ def test_stores_share_only_what_is_made_for_sharing() -> None:
 
 def test_beside_the_extension_only_what_asks_metaflow_imports_it() -> None:
     importing = {str(path.relative_to(PACKAGE)) for path in modules(PACKAGE) if "metaflow" in roots(path)}
-    assert importing == {"stores/metaflow.py", "task/which.py", "task/listing.py", "integrations/_task.py"}
+    assert importing == {
+        "stores/metaflow.py",
+        "task/which.py",
+        "task/listing.py",
+        "task/runs.py",
+        "integrations/_task.py",
+    }
 
 
 def test_integrations_use_what_every_user_has_and_share_three_files() -> None:

@@ -21,10 +21,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from async_ckpt import cli
+from async_ckpt.cli import store
+from async_ckpt.cli.commands import parser
 from async_ckpt.config import Config
 from async_ckpt.metadata import MetadataNote, NoteLog, plain
 from async_ckpt.system.printable import dumps, valid
+from async_ckpt.task.listed import CheckpointList
 from async_ckpt.task.reference import CheckpointInfo
 
 CONFIG = Config()
@@ -452,7 +454,7 @@ def test_notes_about_ever_new_keys_come_to_an_end() -> None:
     assert "990 more values" in notes[-1].line
 
 
-def test_what_others_wrote_beside_the_key_does_not_break_a_list() -> None:
+def test_what_others_wrote_beside_the_key_does_not_break_a_list(capsys: pytest.CaptureFixture[str]) -> None:
     odd: list[dict[str, Any]] = [
         {},
         {"size": None, "name": None, "created_on": 3, "metadata": None},
@@ -460,6 +462,7 @@ def test_what_others_wrote_beside_the_key_does_not_break_a_list() -> None:
         {"size": 1024, "name": "model", "attempt": 0, "version_id": 1, "metadata": [math.nan]},
     ]
     found = [CheckpointInfo({"key": f"key-{n}", "state": "COMMITTED", **data}) for n, data in enumerate(odd)]
-    rows = cli._text_list(found).splitlines()[1:]
+    store.show_list(CheckpointList(found), parser().parse_args(["list"]))
+    rows = capsys.readouterr().out.splitlines()[1:]
     assert [row.split()[-1] for row in rows] == ["key-0", "key-1", "key-2", "key-3"]
     assert [item["key"] for item in json.loads(dumps(found))] == ["key-0", "key-1", "key-2", "key-3"]

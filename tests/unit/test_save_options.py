@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from async_ckpt import cli, layout
+from async_ckpt import layout
 from async_ckpt.capture import STRATEGIES
+from async_ckpt.cli.commands import parser
 from async_ckpt.errors import UsageError
 from async_ckpt.task.options import SaveOptions
 from async_ckpt.task.socket_saver import check_fields
@@ -30,9 +31,9 @@ def test_both_objects_of_users_take_every_option_and_no_other(name: str) -> None
 
 
 def test_the_command_line_takes_every_option_and_no_other() -> None:
-    given = vars(cli._parser().parse_args(["save", "somewhere"]))
+    given = vars(parser().parse_args(["save", "somewhere"]))
     names = {"checkpoint": "name", "no_latest": "latest"}
-    other = {"path", "name", "json", "spool", "wait", "command", "text"}
+    other = {"path", "name", "json", "spool", "wait", "command", "show"}
     assert {names.get(name, name) for name in given if name not in other} == OPTIONS
 
 

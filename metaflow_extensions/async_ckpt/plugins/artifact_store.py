@@ -39,6 +39,23 @@ def store_of_flow(flow: Any, flow_datastore: Any) -> tuple[StoreSpec, list[tuple
     return spec, [(NOTED_TYPE, _NOTED_TYPES.get(context["type"], context["type"])), (NOTED_ROOT, spec.root)]
 
 
+def store_of_cards(flow_datastore: Any) -> StoreSpec:
+    """Where Metaflow keeps the cards of a flow.
+
+    Raises
+    ------
+    UsageError
+        This library cannot write there, or no place for cards is set.
+    """
+    from metaflow.metaflow_config import CARD_LOCALROOT
+    from metaflow.plugins.cards.card_datastore import CardDatastore
+
+    from async_ckpt.stores.metaflow import spec_for
+
+    # Metaflow's own function has no answer where this setting is one.
+    return spec_for(flow_datastore.TYPE, CardDatastore.get_storage_root(flow_datastore.TYPE) or CARD_LOCALROOT)
+
+
 def _has_artifact_store(flow: Any) -> bool:
     """Whether the flow has ``@with_artifact_store``, or a decorator that is made from it.
 

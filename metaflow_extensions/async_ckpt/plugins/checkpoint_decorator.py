@@ -24,16 +24,19 @@ from metaflow.unbounded_foreach import UBF_CONTROL
 
 from async_ckpt import layout, pod_anyio
 from async_ckpt.capture import check_strategy
-from async_ckpt.config import ENV_ATTEMPT, ENV_PREFIX, ENV_SPOOL, INTERRUPT_FLUSH_S, Config
+from async_ckpt.card.place import TYPE, card_place
+from async_ckpt.config import CARD_REFRESH_S, ENV_ATTEMPT, ENV_PREFIX, ENV_SPOOL, INTERRUPT_FLUSH_S, Config
 from async_ckpt.errors import CheckpointError, FlushError, StoreError, UsageError, WatchError
 from async_ckpt.spool.place import places
+from async_ckpt.stores.base import StoreSpec
 from async_ckpt.system.log import LOGGER, write_lines_with
+from async_ckpt.task.artifacts import checkpoints_in
 from async_ckpt.task.checkpointer import Checkpointer
 from async_ckpt.task.listing import TASK_CHECKPOINTS
 from async_ckpt.task.reference import CheckpointInfo
 from async_ckpt.task.termination import Termination
 
-from .artifact_store import store_of_flow
+from .artifact_store import store_of_cards, store_of_flow
 from .checkpoint import TASK_LATEST_CHECKPOINT, CurrentCheckpoint, JsonList
 from .options import OPTIONS, SETTINGS, convert
 
@@ -69,7 +72,7 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
     temp_dir_root : str, optional
         Where `current.checkpoint.directory` and the spool are made. Best on the disk the trainer writes to.
     show_card : bool, default True
-        Accepted for compatibility.
+        Whether the task has a card that shows its checkpoints while it runs.
     uploader : str, default "process"
         "process": a process of its own uploads, and files are captured by hard links. "thread": a thread of the task
         does, and files are cloned or copied.
@@ -92,6 +95,15 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
         What `save()` does with a symbolic link that leads nowhere: "refuse" (the default), or "keep" it as it stands.
     max_exposure : float, str or timedelta, optional
         How much work may be lost with the machine at most: seconds, or "15 min". Where it is more, the log says so.
+    keep_last : int, optional
+        Keep so many of the newest checkpoints of each name in the store; older ones are removed, unless another rule
+        keeps them. 0, the default: this is no rule. With no rule everything is kept.
+    keep_best : tuple or str, optional
+        Keep those that are best by a number in their metadata: ("loss", "min", 3), or "loss min 3".
+    keep_every : int, optional
+        Keep those whose version is a multiple of this.
+    keep_referenced : bool, optional
+        Whether what the artifacts of this task refer to is kept in any case (the default: it is).
     max_slowdown : float, optional
         By which share steps may take longer while something is uploaded; 0.01, the default, is one per cent. It counts
         where `current.checkpoint.step()` tells how long they take.
@@ -193,21 +205,24 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
                     "credentials in the config of @with_artifact_store"
                 )
                 register("mf-checkpoint-artifact-store", notes)
-            self._checkpointer = Checkpointer.start(
+            checkpointer = self._checkpointer = Checkpointer.start(
                 places(self.attributes["temp_dir_root"], config),
                 task,
                 store,
                 config,
                 uploader=self.attributes["uploader"],
                 gang_leader_pid=os.getppid() if task.node and _runs_locally() else 0,
+                card=self._card_store(task, config, register),
             )
             self._config = config
+            checkpointer.referenced = lambda: checkpoints_in(vars(flow))
             self._termination = Termination(self._checkpointer, config.termination_grace_s)
             self._termination.install()
             self._current = checkpoint = CurrentCheckpoint(self._checkpointer, self.attributes)
 
             def on_loaded(loaded: CheckpointInfo) -> None:
                 self._loaded = loaded
+                checkpointer.spool.note_resumed(loaded.to_dict())
                 log.info(
                     "Loading the following checkpoint:"
                     f"\n\t[pathspec] {loaded.pathspec}\n\t[key] {loaded.key}"
@@ -224,6 +239,24 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
         # What existing flows hand on to their subprocesses.
         os.environ[_ENV_UID] = f"{task.pathspec}/{task.identifier}/{task.scope}/{retry_count}"
         current._update_env({"checkpoint": checkpoint})
+
+    def _card_store(
+        self, task: layout.TaskInfo, config: Config, register: Callable[[str, list[tuple[str, Any]]], None]
+    ) -> StoreSpec | None:
+        """Where the card is written; Metaflow's UI is told of it. A gang has one, its first node's."""
+        if not (config.card and self.attributes["show_card"]) or task.node:
+            return None
+        try:
+            store = store_of_cards(self._flow_datastore)
+        except UsageError as error:
+            log.info(f"This task has no card of its checkpoints: {error}")
+            return None
+        facts: dict[str, Any] = {
+            "card_uuid": card_place(task).uuid, "rank": None, "type": TYPE, "options": {}, "is_editable": False,
+            "is_runtime_card": True, "refresh_interval": CARD_REFRESH_S, "customize": False, "id": None,
+        }  # fmt: skip
+        register("card-info", [(facts["card_uuid"], json.dumps(facts))])
+        return store
 
     def _scope(self) -> str:
         from metaflow import current, get_namespace
@@ -268,7 +301,10 @@ class CheckpointDecorator(StepDecorator):  # type: ignore[misc]
             raise CheckpointException("; ".join(map(str, failed)) + self._about_store) from failed[0]
         for problem in failed:
             log.warning(f"{problem}{self._about_store}")
+        self._checkpointer.say_what_was_saved()
         self._record(flow)
+        found = checkpoints_in(vars(flow))  # Metaflow takes artifacts away from the flow as it stores them.
+        self._checkpointer.referenced = lambda: found
 
     def task_exception(self, exception: BaseException, step_name: str, flow: Any, *_: Any) -> bool:
         if self._checkpointer is not None:

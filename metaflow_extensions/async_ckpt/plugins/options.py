@@ -18,6 +18,7 @@ from async_ckpt import layout
 from async_ckpt.capture import STRATEGIES, check_strategy
 from async_ckpt.config import CHOICES
 from async_ckpt.errors import UsageError
+from async_ckpt.retention.rules import best_of
 from async_ckpt.system import durations
 from async_ckpt.task.launch import UPLOADERS
 from async_ckpt.task.loader import SHARDS
@@ -116,6 +117,14 @@ def _slowdown(value: Any) -> float:
     return found
 
 
+def _best(value: Any) -> str:
+    best = best_of(value)
+    text = f"{best.metric} {best.mode} {best.count}"  # As text it goes to the agent.
+    if best_of(text) != best:
+        raise UsageError(f"keep_best={value!r}: a name with blanks or commas at its ends cannot be given")
+    return text
+
+
 def _folder(value: Any) -> str:
     return str(value) if type(value) is int else os.fsdecode(value)  # As text, 2024 became a number.
 
@@ -129,6 +138,10 @@ SETTINGS: dict[str, Option] = {
     "max_pending_bytes": Option(None, _count, "a number of bytes, 0 for any number"),
     "dangling_links": _choice(None, CHOICES["dangling_links"]),
     "max_exposure": Option(None, durations.seconds, durations.ALLOWED, setting="max_exposure_s"),
+    "keep_last": Option(None, _count, "a number of checkpoints, 0 for no such rule"),
+    "keep_best": Option(None, _best, 'the name of a number, "min" or "max", and how many: ("loss", "min", 3)'),
+    "keep_every": Option(None, _count, "a number, 0 for no such rule"),
+    "keep_referenced": Option(None, _flag, "True or False"),
     "max_slowdown": Option(None, _slowdown, "a share above 0 and up to 1, such as 0.01 for one per cent"),
 }
 
