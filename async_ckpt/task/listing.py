@@ -90,6 +90,71 @@ def list_task(
         return choose(elsewhere, (), name=name, attempt=number)
 
 
+def list_many(
+    flow: str | None,
+    run: str | None = None,
+    step: str | None = None,
+    *,
+    name: str | None = None,
+    attempt: int | str | None = None,
+    first: StoreSpec | None = None,
+) -> list[CheckpointInfo]:
+    """Checkpoints of many tasks, newest first, each with a ``state``: those in the datastore, and those that are on
+    their way there from this machine.
+
+    Parameters
+    ----------
+    flow, run, step : str
+        Of this flow, of this run of it, of this step; a run and a step may be given by their pathspecs.
+    name, attempt, first
+        As for ``list_task``; without ``attempt``, of all attempts.
+
+    Raises
+    ------
+    UsageError
+        One of them cannot be the part of a pathspec, or they contradict each other, or no flow is named.
+    StoreError
+        The store cannot be read.
+    """
+    flow, run, step = parts_of(flow, run, step)
+    for kind, part in (("flow", flow), ("run", run), ("step", step)):
+        if part is not None and (not isinstance(part, str) or "/" in part or part in ("", ".", "..")):
+            raise UsageError(f"{kind}={part!r} is not the name of a {kind}", hint="Give flow='Train', run='123'")
+    number, config = check_attempt(attempt), Config.from_env()
+    stores = with_default(first)
+    wanted = {"flow": flow, "run": run, "step": step}
+
+    def is_wanted(spool: Spool) -> bool:
+        task = spool.task
+        mine = {"flow": task.flow, "run": task.run, "step": task.step}
+        return all(part in (None, mine[kind]) for kind, part in wanted.items()) and spool.store.root in roots
+
+    roots = {store.root for store in stores}
+    pending = on_disk(filter(is_wanted, all_spools(config)))
+    found, failed = first_answer(
+        stores, config, lambda s: catalog.list_below(s, flow, run, step, config, name=name, attempt=number)
+    )
+    if failed and not found:
+        raise failed[0]
+    return choose(found or [], pending, name=name, attempt=number)
+
+
+def parts_of(flow: str | None, run: str | None, step: str | None) -> tuple[str, str | None, str | None]:
+    """The parts of a pathspec, however they are given: ``run="Train/123"``, ``step="Train/123/start"``."""
+    given = {"flow": flow, "run": run, "step": step}
+    for length, kind in enumerate(given, 1):
+        text = given[kind]
+        parts = text.split("/") if isinstance(text, str) else []
+        if len(parts) == length > 1:
+            given[kind] = None
+            if any(given[name] not in (None, part) for name, part in zip(given, parts, strict=False)):
+                raise UsageError(f"{kind}={text!r} contradicts what else is given", hint='Give flow="Train", run="123"')
+            given |= zip(given, parts, strict=False)
+    if given["flow"] is None:
+        raise UsageError("Whose run or step is meant is not said", hint='Give flow="Train" as well, or run="Train/123"')
+    return given["flow"], given["run"], given["step"]
+
+
 def on_disk(spools: Iterable[Spool]) -> list[CheckpointInfo]:
     """What is on its way to the store from some spools. To be asked before the store is: what is committed meanwhile is
     seen twice then, and not missed.
@@ -192,7 +257,7 @@ def _list(
     stores, config = stores_of_task(task, first), Config.from_env()
     pathspec = task.pathspec if task is not None else pathspec
     roots = {store.root for store in stores}
-    spools = [s for s in _spools(config, spool) if s.task.pathspec == pathspec and s.store.root in roots]
+    spools = [s for s in all_spools(config, spool) if s.task.pathspec == pathspec and s.store.root in roots]
     pending = on_disk(spools)
     last = max([task.current_attempt, *(found.task.attempt for found in spools)]) if task is not None else None
     if is_last:
@@ -216,7 +281,7 @@ def _list(
     return choose(stored, pending, name=name, attempt=attempt)
 
 
-def _spools(config: Config, given: str | None) -> Iterator[Spool]:
+def all_spools(config: Config, given: str | None = None) -> Iterator[Spool]:
     """All spools on this machine: in the usual directories, beside that of the own task, and the one given."""
     own = os.environ.get(ENV_SPOOL)
     roots = {*itertools.chain.from_iterable(place.places(None, config)), *([os.path.dirname(own)] if own else [])}

@@ -35,7 +35,7 @@ def test_a_shell_script_in_a_step_saves_lists_loads_and_flushes_and_a_shell_outs
         ("mfchckpt", 3, "COMMITTED"), ("shell", 2, "COMMITTED"), ("shell", 1, "COMMITTED"), ("task", 0, "COMMITTED"),
     ]  # fmt: skip
     rows = files["list.txt"].splitlines()
-    assert rows[0].split() == ["STATE", "ATTEMPT", "VERSION", "NAME", "SIZE", "CREATED", "KEY"]
+    assert rows[0].split() == ["STATE", "ATTEMPT", "VERSION", "NAME", "SIZE", "CREATED", "EPOCH", "KEY"]
     assert [row.split()[3] for row in rows[1:]] == ["shell", "shell"]
     assert files["head.txt"].split() == rows[0].split()
     assert files["back/deep/file"] == "one\n"

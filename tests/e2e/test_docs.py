@@ -208,6 +208,18 @@ def the_second_command_is_the_one_that_ci_runs(block: Block, local: Workspace) -
     assert block.text in (REPOSITORY / ".ci" / "run").read_text()
 
 
+@way("docs/retention.md", "keep_every=100")
+def a_flow_keeps_what_its_rules_say(block: Block, local: Workspace) -> None:
+    flow = local.root / "train.py"
+    flow.write_text(block.text)
+    run = local.run_flow(flow)
+    local.assert_clean()
+    listed = local.run_command(["async-ckpt", "list", "--flow", "Train", "--attempt", "all", "--json"]).stdout
+    # The best by its loss, each hundredth, and the last two.
+    assert sorted(found["version_id"] for found in json.loads(listed)) == [0, 42, 100, 200, 248, 249]
+    assert run.tasks()["start"][0].successful
+
+
 @way("docs/subprocesses.md", 'metadata={"rank": 0}')
 def a_subprocess_saves(block: Block, local: Workspace) -> None:
     assert [reference["metadata"] for reference in in_a_step(block, local)] == [{"rank": 0}]

@@ -13,8 +13,6 @@ from harness.flow_runs.metaflow_env import REPOSITORY, Workspace
 
 README = (REPOSITORY / "README.md").read_text()
 SAVING = (REPOSITORY / "docs" / "saving.md").read_text()
-#: Options that metaflow-checkpoint has, and that do nothing here yet.
-_NO_EFFECT_YET = {"show_card"}
 
 _DECLARED = """
 import inspect, json, metaflow
@@ -39,7 +37,7 @@ def arguments(call: str) -> dict[str, Any]:
 def test_the_page_shows_every_option_and_argument_with_its_default(local: Workspace) -> None:
     declared = local.query(_DECLARED)
     (options,) = re.findall(r"^\*\*`@(checkpoint\(.*?\))`\*\*$", SAVING, flags=re.S | re.M)
-    assert arguments(options) == {k: v for k, v in declared["options"].items() if k not in _NO_EFFECT_YET}
+    assert arguments(options) == declared["options"]
     explained = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", SAVING.split(options)[1].split("**`current")[0], flags=re.M)
     assert set(re.findall(r"\w+", " ".join(explained))) == set(arguments(options))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -11,16 +12,20 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from async_ckpt import layout
-from async_ckpt.config import ENV_SPOOL
+from async_ckpt.config import ENV_SPOOL, Config
 from async_ckpt.errors import UsageError, WatchError
 from async_ckpt.ranks import who
 from async_ckpt.system.log import LOGGER
+from async_ckpt.task.annotate import added, annotate_in
 from async_ckpt.task.checkpointer import Checkpointer
-from async_ckpt.task.listing import list_task
+from async_ckpt.task.listed import CheckpointList
+from async_ckpt.task.listing import list_many, list_task
 from async_ckpt.task.loader import load_outside
+from async_ckpt.task.lookup import with_default
+from async_ckpt.task.query import chosen, conditions, names_of
 from async_ckpt.task.reference import CheckpointInfo, LoadedInfo, Reference
 from async_ckpt.watch import MetadataFrom, Watch, WatchOptions
 
@@ -32,6 +37,8 @@ if TYPE_CHECKING:
     from async_ckpt.state.reference import StateReference
 
 log = logging.getLogger(LOGGER)
+
+T = TypeVar("T")
 
 TASK_LATEST_CHECKPOINT = "_task_latest_checkpoint"
 
@@ -80,7 +87,12 @@ class _Checkpoints:
         full_namespace: bool = False,
         as_dict: bool = True,
         within_task: bool | None = None,
-    ) -> list[CheckpointInfo]:
+        flow: str | None = None,
+        run: str | None = None,
+        step: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        sort: str = "",
+    ) -> CheckpointList:
         """List checkpoints, newest first.
 
         Parameters
@@ -97,6 +109,14 @@ class _Checkpoints:
             Those of this step in the namespace, from all runs; ``within_task=True`` or ``False`` is the opposite of it.
         as_dict : bool, default True
             Accepted for compatibility: what is returned is always a dict that has the fields as attributes as well.
+        flow, run, step : str, optional
+            Those of all tasks of a flow, of one of its runs (``run="Train/123"``, or ``flow`` and ``run``), of a step.
+        metadata : dict, optional
+            Only those whose metadata has this: ``{"loss": ("<", 0.3), "tag": "best"}``, with ``<``, ``<=``, ``>``,
+            ``>=``, ``==``, ``!=``; in nested dicts ``"outer.inner"``.
+        sort : str, optional
+            By this name in the metadata (or field, such as ``"size"``) instead of by time; ``"-loss"``: the greatest
+            first.
 
         Returns
         -------
@@ -116,14 +136,69 @@ class _Checkpoints:
         if within_task and full_namespace:
             raise UsageError("within_task=True and full_namespace=True contradict each other")
         within = not full_namespace if within_task is None else within_task
-        name = layout.name_text(name)
-        if task is not None:
+        name, wanted = layout.name_text(name), conditions(metadata)
+        if flow is not None or run is not None or step is not None:
+            if task is not None:
+                raise UsageError("task and flow, run or step exclude each other", hint="A task has one pathspec")
+            found = list_many(flow, run, step, name=name, attempt=attempt, first=store_in_context())
+        elif task is not None:
             if not within:
                 raise UsageError(
                     "The namespace of another task cannot be listed", hint="Leave out task or full_namespace"
                 )
-            return list_task(task, name=name, attempt=attempt, first=store_in_context())
-        return self._writer().list(name=name, attempt=attempt, within_task=within)
+            found = list_task(task, name=name, attempt=attempt, first=store_in_context())
+        else:
+            found = self._writer().list(name=name, attempt=attempt, within_task=within)
+        return CheckpointList(chosen(found, wanted, sort), names_of(wanted, sort))
+
+    def latest(self, *args: Any, **options: Any) -> CheckpointInfo | None:
+        """The first that ``list()`` with these arguments has: the newest, or by ``sort``; None where there is none.
+        ``Checkpoint().latest(flow="Train", metadata={"loss": ("<", 0.3)})``.
+        """
+        return next(iter(self.list(*args, **options)), None)
+
+    async def alist(self, *args: Any, **options: Any) -> CheckpointList:
+        """``list()`` for asynchronous code: the event loop goes on meanwhile."""
+        return await _in_thread(functools.partial(self.list, *args, **options))
+
+    async def alatest(self, *args: Any, **options: Any) -> CheckpointInfo | None:
+        """``latest()`` for asynchronous code."""
+        return await _in_thread(functools.partial(self.latest, *args, **options))
+
+    async def aload(self, *args: Any, **options: Any) -> str:
+        """``load()`` for asynchronous code."""
+        return await _in_thread(functools.partial(self.load, *args, **options))
+
+    def load(self, *args: Any, **options: Any) -> str:
+        raise NotImplementedError
+
+    def annotate(
+        self, reference: Mapping[str, Any] | str, metadata: Mapping[str, Any] | None = None, **values: Any
+    ) -> CheckpointInfo:
+        """Add to the metadata of any checkpoint in the store, after an evaluation elsewhere, say:
+        ``Checkpoint().annotate(reference, accuracy=0.9)``. What has a name that is there already is replaced. It is in
+        the store when this returns. (What ``save()`` returned has an ``annotate`` that does not wait.)
+
+        Parameters
+        ----------
+        reference : dict or str
+            As ``list()`` returned it, or its key.
+        metadata, **values
+            What is added; plain JSON.
+
+        Raises
+        ------
+        UsageError
+            There is nothing to add, or that is no reference.
+        NotFound
+            There is no such checkpoint in this task's store, or in the one that Metaflow is configured for.
+        StoreError
+            The store refuses, or is out of reach.
+        """
+        config = Config.from_env()
+        own = self._writer().spool.store if self._is_in_task() else None
+        places = with_default(store_in_context(), own)
+        return CheckpointInfo(annotate_in(places, reference, added(metadata, values, config), config))
 
     def generate_key(self, name: str | None, version_id: int | None = None) -> str:
         """The key of a checkpoint of this task and attempt.
@@ -758,6 +833,12 @@ class CurrentCheckpoint(_Checkpoints):
     def cleanup(self) -> None:
         """Remove ``directory`` with what is in it, as the end of the step does. What was saved is not concerned."""
         self._checkpointer.spool.remove_work_directory(self._directory)
+
+
+async def _in_thread(call: Callable[[], T]) -> T:
+    import anyio.to_thread  # Late: few processes have asynchronous code.
+
+    return await anyio.to_thread.run_sync(call)
 
 
 def wait_until_stored(reference: Any) -> None:

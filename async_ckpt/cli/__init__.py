@@ -1,0 +1,3 @@
+"""``async-ckpt``: checkpoints from a shell."""
+
+from .commands import main as main
