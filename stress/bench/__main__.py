@@ -9,12 +9,14 @@ import time
 from . import (
     backlog,
     blocked,
+    card,
     dedup,
     engines,
     environment,
     history,
     in_place,
     interference,
+    listing,
     memory,
     overhead,
     pace,
@@ -47,6 +49,8 @@ def main() -> None:
         pace,
         dedup,
         history,
+        listing,
+        card,
         restore,
         backlog,
     ):

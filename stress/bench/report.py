@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from . import aims, data_plane, exposure_report, in_place, loop_report, pace, results, series_report
+from . import aims, card, data_plane, exposure_report, in_place, listing, loop_report, pace, results, series_report
 from .environment import PEER, PEER_VERSION, PLOTS, REPOSITORY
 
 Rows = list[dict[str, Any]]
@@ -129,6 +129,11 @@ S3_FAULTS = """Everything that may be wrong with an answer, for every kind of re
 call ends as the table of faults says, within its limit, and what is stored or loaded is right."""
 S3_FLOWS = """Real flows save over TLS through a front that misbehaves. Each has to end well at its first attempt and in
 time, and another process has to load all that was saved."""
+RETENTION = """Random lives of two tasks over one store: they save, annotate, apply rules, remove by hand, begin
+attempts and collect garbage, at once, and processes die anywhere. *wrong*: what was listed and could not be loaded,
+what was removed and had to stay, what stayed and had to go."""
+RETENTION_KILLS = """Processes remove checkpoints by hand, by rules and as garbage, and are killed at random moments.
+*wrong*: what was listed afterwards and could not be loaded, or was left behind in the end."""
 CLEANERS = "Files of every kind vanish from a spool, in every phase. What was saved is stored, or named as lost."
 PREEMPT = "Ten saves wait, 30 s are left, and the bandwidth takes three in that time."
 TWICE = """The same attempt number on two to four machines (processes with spools of their own), one after the other
@@ -198,6 +203,8 @@ SECTIONS: tuple[tuple[str, str, str, Render, Judge | None], ...] = (
     ("dedup", "Unchanged files", data_plane.DEDUP, table, None),
     *((name, title, text, table, judge) for name, title, text, judge in series_report.SECTIONS),
     ("history", "A long history", data_plane.HISTORY, table, data_plane.of_history),
+    ("listing", "Lists of many checkpoints", listing.TEXT, table, None),
+    ("card", "What the card costs", card.TEXT, table, card.of_card),
     ("restore", "Restores", data_plane.RESTORE, table, None),
     ("backlog", "Time to durable", data_plane.BACKLOG, backlog_table, None),
     *((name, title, text, table, judge) for name, title, text, judge in loop_report.SECTIONS),
@@ -210,6 +217,8 @@ SECTIONS: tuple[tuple[str, str, str, Render, Judge | None], ...] = (
     ("faults", "A store that fails", FAULTS, table, None),
     ("s3_faults", "Answers of S3 that are wrong", S3_FAULTS, table, None),
     ("s3_flows", "Flows in bad weather", S3_FLOWS, table, None),
+    ("retention", "Rules of retention against a model", RETENTION, table, None),
+    ("retention_kills", "Removals that are killed", RETENTION_KILLS, table, None),
     ("cleaners", "Files that vanish from the spool", CLEANERS, table, None),
     ("preempt", "A machine that is taken away", PREEMPT, table, None),
     ("preemptions", "Many machines that are taken away", PREEMPTIONS, table, None),
