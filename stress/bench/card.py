@@ -29,6 +29,9 @@ END, LOOP = "the end of a task", "a step of the loop"
 LIMIT_S, LIMIT_SHARE = 0.05, 0.01
 _SAVES, _BLOCK_S, _BLOCKS, _EVERY_S, _MIB = 3, 10.0, 2, 2.0, 1 << 20
 
+#: Of fewer than this there is no p99.
+_FOR_P99 = 1000
+
 TEXT = """What the card costs: from the last line of a step that has saved 1 MiB three times to the end of its task, and
 the steps of a training loop of 6 ms that saves 4 MiB every 2 s, in blocks that take turns in random order. Each round
 of the loop has new processes, as two that do the same differ by a per cent or two all their lives; *longer* is the
@@ -92,7 +95,10 @@ def rows_of(what: str, found: dict[str, list[float]]) -> list[dict[str, Any]]:
     for label, seconds in found.items():
         other = found.get(base.get(label, ""), [])
         more = (results.median(seconds) - results.median(other)) * 1000 if other else ""
-        rows.append({"what": what, "task": label, **results.summary(seconds), "more than without, ms": more})
+        summary = results.summary(seconds)
+        if len(seconds) < _FOR_P99:
+            summary["p99_ms"] = ""
+        rows.append({"what": what, "task": label, **summary, "more than without, ms": more})
     return rows
 
 
