@@ -6,6 +6,7 @@ import contextlib
 import glob
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from typing import IO, Any
 
+from async_ckpt.capture.walk import ANNEX_PREFIX
 from harness.common.process_mark import ProcessMark
 from harness.tasks.task import kill, wait_until
 
@@ -84,6 +86,16 @@ class Program(ABC):
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             os.write(self._process.stdin.fileno(), f"{word}\n".encode())
+
+
+def annexes_of(digest: str, state_dir: str) -> str:
+    """The pattern of the annexes of the spool that is called ``digest``. What a run that was killed has left there, in
+    a directory of the same name, is removed.
+    """
+    pattern = f"{state_dir}/{ANNEX_PREFIX}*/{digest}-*"
+    for left in glob.glob(pattern):
+        shutil.rmtree(left)
+    return pattern
 
 
 def left_at_the_end(mark: ProcessMark, patterns: Iterable[str], limit_s: float) -> list[str]:

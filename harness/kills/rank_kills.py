@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from async_ckpt import layout
-from async_ckpt.capture.walk import ANNEX_PREFIX
 from async_ckpt.config import ENV_PREFIX
 from async_ckpt.state.load import rank_folder
 from async_ckpt.state.read import read_state
@@ -22,7 +21,7 @@ from async_ckpt.stores.base import StoreSpec
 from harness.common.process_mark import ProcessMark
 from harness.flow_runs.environments import with_our_modules
 from harness.kills import numbered_states
-from harness.kills.from_outside import left_at_the_end
+from harness.kills.from_outside import annexes_of, left_at_the_end
 from harness.kills.rank_attempt import Attempt, Told
 from harness.kills.spool_processes import AGENT, TASK, UPLOADER, agent_of, uploader_of
 from harness.kills.state_kills import RANDOM, Found
@@ -78,7 +77,7 @@ class RankRound:
         self.found, self._told = Found(rounds=1), Told(ranks)
         digest = layout.short_hash([task.TASK.pathspec, store.root], 16)
         self._spool = base / "spools" / digest
-        self._annexes = f"{state_dir}/{ANNEX_PREFIX}*/{digest}-*"
+        self._annexes = annexes_of(digest, state_dir)
         self._settings = {f"{ENV_PREFIX}{name}": str(seconds) for name, seconds in _SETTINGS.items()}
         self._settings[f"{ENV_PREFIX}STATE_DIR"] = state_dir
         self._reader = Reader(objects, self._spool, self._told.ledger, self._fault_in_store)

@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from async_ckpt import layout
-from async_ckpt.capture.walk import ANNEX_PREFIX
 from async_ckpt.config import ENV_PREFIX
 from async_ckpt.stores.base import StoreSpec
 from harness.common.process_mark import ProcessMark
 from harness.flow_runs.environments import with_our_modules
 from harness.kills import numbered_states
-from harness.kills.from_outside import Program, left_at_the_end
+from harness.kills.from_outside import Program, annexes_of, left_at_the_end
 from harness.kills.ledger import Ledger
 from harness.kills.spool_processes import AGENT, TASK, UPLOADER, agent_of, uploader_of
 from harness.kills.state_trainer import Spec
@@ -91,7 +90,7 @@ class StateRound:
         self.found, self._ledger, self._mark, self._strikes = Found(rounds=1), Ledger(), ProcessMark(), 0
         digest = layout.short_hash([task.TASK.pathspec, store.root], 16)
         self._spool = base / "spools" / digest
-        self._annexes = f"{state_dir}/{ANNEX_PREFIX}*/{digest}-*"
+        self._annexes = annexes_of(digest, state_dir)
         self._reader = Reader(objects, self._spool, self._ledger, numbered_states.fault_in_store)
         self._marker = base / "crashed"
 
