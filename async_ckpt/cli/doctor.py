@@ -35,7 +35,7 @@ from ..system.filesystems import kind_of, leases_hold
 from ..task.lookup import run_with_store
 from ..task.progress import format_bytes, format_seconds
 from .output import print_table
-from .store import places_of
+from .store import store_of
 
 GOOD, NOTE, BAD = "ok", "note", "bad"
 
@@ -72,7 +72,7 @@ def doctor(options: argparse.Namespace) -> list[dict[str, Any]]:
     folder = options.directory or bases(None, config)[0]
     found = [*_versions(), *_machine(), *_guarded("directory", lambda: _directory(folder, config))]
     try:
-        spec = places_of(options)[0]
+        spec = store_of(options)
     except CheckpointError as error:
         found.append(Finding("store", BAD, str(error)))
     else:

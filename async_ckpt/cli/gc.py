@@ -18,7 +18,7 @@ from ..task import listing
 from ..task.lookup import run_with_store
 from ..task.progress import format_seconds
 from .output import print_table, size_text
-from .store import places_of
+from .store import store_of
 
 DEFAULT_AGE = "7 days"
 #: An upload that is under way is not garbage, and it may rest for as long as its store does not answer.
@@ -59,7 +59,7 @@ def _in_store(options: argparse.Namespace, config: Config, older_than_s: float) 
         removed = await garbage.remove(store, found, config) if options.yes else []
         return [_row(one.kind, store.url(one.where), one, _done(options, one in removed)) for one in found]
 
-    return run_with_store(places_of(options)[0], config, look)
+    return run_with_store(store_of(options), config, look)
 
 
 def _here(options: argparse.Namespace, config: Config, older_than_s: float) -> list[dict[str, Any]]:

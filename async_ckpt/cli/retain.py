@@ -25,7 +25,7 @@ from ..task.listing import list_many
 from ..task.lookup import run_with_store
 from ..task.runs import checkpoints_of_run, is_running
 from .output import print_table, size_text
-from .store import places_of
+from .store import store_of
 
 FOUND, REMOVED, REFERENCED, RUNNING, KEPT = "found", "removed", "referred to", "runs", "kept"
 
@@ -82,7 +82,7 @@ def _retain_task(
 
         return [row(key, done(key)) for key in keys]
 
-    return run_with_store(places_of(options)[0], config, look)
+    return run_with_store(store_of(options), config, look)
 
 
 def show(found: list[dict[str, Any]], options: argparse.Namespace) -> None:

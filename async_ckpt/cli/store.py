@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import sys
 from collections.abc import Awaitable, Callable, Mapping
@@ -11,7 +10,7 @@ from typing import Any, TypeVar
 
 from .. import layout
 from ..config import Config
-from ..errors import IntegrityError, NotFound, UsageError
+from ..errors import IntegrityError, UsageError
 from ..layout import newest
 from ..manifest import Manifest
 from ..retention.delete import delete
@@ -23,7 +22,7 @@ from ..task.difference import difference
 from ..task.listed import CheckpointList, row
 from ..task.listing import list_many, list_task
 from ..task.loader import load_outside
-from ..task.lookup import first_answer
+from ..task.lookup import run_with_store
 from ..task.query import chosen, conditions, names_of
 from ..task.verify import verify
 from .output import print_table, progress, size_text
@@ -32,23 +31,21 @@ from .parts import checkpointer_of, is_in_task
 T = TypeVar("T")
 
 
-def places_of(options: argparse.Namespace) -> list[StoreSpec]:
+def store_of(options: argparse.Namespace) -> StoreSpec:
     """Where to look: in the task's store, or in the one that Metaflow is configured for."""
     if is_in_task(options):
-        return [checkpointer_of(options).spool.store]
+        return checkpointer_of(options).spool.store
     if options.at is not None:
-        return [options.at]
+        at: StoreSpec = options.at
+        return at
     from ..stores.metaflow import default_spec  # Late: it imports Metaflow.
 
-    return [default_spec()]
+    return default_spec()
 
 
 def ask(options: argparse.Namespace, function: Callable[[Store], Awaitable[T]]) -> T:
-    """What a function finds in the first store in which it finds anything."""
-    found, failed = first_answer(places_of(options), Config.from_env(), function)
-    if found is None:
-        raise failed[0] if failed else NotFound("There is nothing of that in the store")
-    return found
+    """What a function finds in the store."""
+    return run_with_store(store_of(options), Config.from_env(), function)
 
 
 # -- list --------------------------------------------------------------------------------------------------------------
@@ -132,7 +129,7 @@ def show_one(found: dict[str, Any], options: argparse.Namespace) -> None:
 def load(options: argparse.Namespace) -> dict[str, Any]:
     if is_in_task(options):
         return checkpointer_of(options).load(options.key, options.path, shard=options.shard, clean=options.clean)
-    return load_outside(places_of(options), options.key, options.path, shard=options.shard, clean=options.clean)
+    return load_outside([store_of(options)], options.key, options.path, shard=options.shard, clean=options.clean)
 
 
 def diff(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -148,11 +145,7 @@ def diff(options: argparse.Namespace) -> list[dict[str, Any]]:
             manifests.append(manifest)
         return [one._asdict() for one in difference(*manifests)]
 
-    return ask(options, functools.partial(_wrapped, compare))["found"]  # An empty answer is one.
-
-
-async def _wrapped(function: Callable[[Store], Awaitable[T]], store: Store) -> dict[str, T]:
-    return {"found": await function(store)}
+    return ask(options, compare)
 
 
 def show_diff(found: list[dict[str, Any]], options: argparse.Namespace) -> None:
@@ -202,7 +195,7 @@ def annotate_one(options: argparse.Namespace) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{options.metadata!r:.100} is not JSON: {error}", hint="'{\"accuracy\": 0.9}'") from error
     config = Config.from_env()
-    return annotate_in(places_of(options), options.key, added(metadata, {}, config), config)
+    return annotate_in([store_of(options)], options.key, added(metadata, {}, config), config)
 
 
 def delete_checkpoints(options: argparse.Namespace) -> list[str]:

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from harness.flow_runs.metaflow_env import FLOWS, FlowRun, Workspace
+from harness.s3.gated_s3 import GatedS3
 
 
 @pytest.fixture
@@ -94,6 +95,19 @@ def test_doctor_finds_nothing_in_the_way_and_leaves_nothing_behind(local: Worksp
     assert not [path for path in local.root.rglob("*doctor*") if any(path.iterdir())]
     missing = json.loads(local.run_command(["async-ckpt", "doctor", "/does/not/exist", "--json"]).stdout)
     assert [one["what"] for one in missing if one["state"] == "bad"] == ["directory"]
+
+
+@pytest.mark.long
+def test_doctor_and_gc_on_s3(s3: Workspace, gate: GatedS3) -> None:
+    findings = {one["what"]: one for one in json.loads(s3.run_command(["async-ckpt", "doctor", "--json"]).stdout)}
+    assert [one for one in findings.values() if one["state"] == "bad"] == []
+    assert {"conditional writes", "copies", "clock", "remove"} <= findings.keys()
+    assert findings["clock"]["text"].startswith("within ")
+    gate.close_gate("PUT:refuse")
+    refused = json.loads(s3.run_command(["async-ckpt", "doctor", "--json"]).stdout)
+    assert [one["what"] for one in refused if one["state"] == "bad"] == ["write"]
+    gate.open_gate()
+    assert "nothing that is older" in s3.run_command(["async-ckpt", "gc", "--store", "--yes"]).stdout
 
 
 def test_gc_shows_what_a_killed_run_left_and_removes_it_when_told(local: Workspace, run: FlowRun) -> None:
