@@ -81,7 +81,7 @@ def doctor(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def show_findings(found: list[dict[str, Any]], options: argparse.Namespace) -> None:
-    print_table(("what", "state", "finding"), [[one["what"], one["state"], one["text"]] for one in found])
+    print_table(("what", "state", "finding"), [[one["what"], one["state"], one["text"]] for one in found], fold=True)
     bad = sum(one["state"] == BAD for one in found)
     print(f"{bad} of {len(found)} checks found something that will not work" if bad else "nothing is in the way")
 

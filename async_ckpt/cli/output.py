@@ -11,6 +11,9 @@ from typing import Any, Protocol
 
 from ..task.progress import format_bytes
 
+#: Columns: wider than any table.
+_WIDE = 10_000
+
 
 class Advance(Protocol):
     """Called with the number of bytes that have come on."""
@@ -18,26 +21,30 @@ class Advance(Protocol):
     def __call__(self, count: int) -> None: ...
 
 
-def _console() -> Any:
-    """Rich's console for the terminal; None where there is no terminal, or no rich."""
+def _console(width: int | None = None) -> Any:
+    """Rich's console for the terminal, of its width or of another; None where there is no terminal, or no rich."""
     if not sys.stdout.isatty():
         return None
     with contextlib.suppress(ImportError):
         from rich.console import Console  # Late: only whoever has a terminal needs it.
 
-        return Console(highlight=False)
+        return Console(highlight=False, width=width)
     return None
 
 
-def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:
+def print_table(
+    headings: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = (), fold: bool = False
+) -> None:
     """Print a table; texts stand as they are.
 
     Parameters
     ----------
     right : sequence of str
         Headings of columns of numbers.
+    fold : bool
+        Whether long texts go on in the next line of their column. Keys and paths do not, so that they can be copied.
     """
-    console = _console()
+    console = _console() if fold else _console(_WIDE)
     if console is None:
         print("\n".join(plain_table(headings, rows)))
         return

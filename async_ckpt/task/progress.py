@@ -54,7 +54,9 @@ def progress_line(answer: Mapping[str, Any]) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """``12 ms``, ``3.4 s``, ``250 s``, ``12 min`` or ``7.5 h``."""
+    """``0.3 ms``, ``12 ms``, ``3.4 s``, ``250 s``, ``12 min`` or ``7.5 h``."""
+    if seconds < 0.00995:
+        return f"{1000 * seconds:.1f} ms"
     if seconds < 0.9995:
         return f"{1000 * seconds:.0f} ms"
     if seconds < 600:
