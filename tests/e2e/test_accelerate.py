@@ -13,11 +13,17 @@ from harness.integrations.curves import Kill, example, resumed_from, train
 #: The first of them may make the environment.
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1500)]
 
+#: About one of sixty runs that nobody kills loses a rank as its interpreter ends, after the training, by a thread of
+#: C++ (there is no Python frame). torchrun starts it again, and what others are compared with would be in two parts.
+_ABORTED = "terminate called without an active exception"
+
 
 def test_ranks_of_which_one_is_killed_end_with_the_losses_of_ranks_that_were_not(tmp_path: Path) -> None:
     """Under torchrun: each rank has its own random numbers and its own share of the data."""
     python, ranks = find_or_make_with_ours(), ("--ranks", "2")
     whole = train(Workspace(tmp_path / "whole"), example("accelerate"), python, arguments=ranks)
+    if _ABORTED in whole.run.output:
+        whole = train(Workspace(tmp_path / "again"), example("accelerate"), python, arguments=ranks)
     assert {rank: len(losses) for rank, losses in whole.lives[0].losses.items()} == {0: 24, 1: 24}
     # In the second epoch of 8 batches each, of which the third and the sixth are saved.
     killed = train(Workspace(tmp_path / "killed"), example("accelerate"), python, [Kill(13, rank=1)], arguments=ranks)
