@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import anyio
@@ -11,26 +9,14 @@ import pytest
 
 from async_ckpt import layout
 from async_ckpt.errors import NotFound, UsageError
-from async_ckpt.stores import catalog, open_store
-from async_ckpt.stores.base import Store, StoreSpec
+from async_ckpt.stores import catalog
+from async_ckpt.stores.base import Store
 from async_ckpt.upload.annotate import annotate
 from tests.unit.test_retention_delete import CONFIG, TASK, save
 
 MOST = CONFIG.metadata_bytes
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    store = open_store(StoreSpec("local", str(tmp_path / "store")), CONFIG)
-    yield store
-    await store.aclose()
 
 
 async def everywhere(store: Store, version: int) -> list[Any]:

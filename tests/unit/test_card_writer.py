@@ -27,11 +27,6 @@ PLACE = card_place(TASK)
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 class Card:
     """A writer, and what somebody who looks finds."""
 

@@ -14,24 +14,11 @@ from async_ckpt import layout
 from async_ckpt.errors import StoreError
 from async_ckpt.manifest import dump
 from async_ckpt.retention import garbage
-from async_ckpt.stores import open_store
-from async_ckpt.stores.base import ListedObject, OpenUpload, Store, StoreSpec, Wrapper
+from async_ckpt.stores.base import ListedObject, OpenUpload, Store, Wrapper
 from tests.unit.test_retention_delete import CONFIG, TASK, check, keys, save
 
 pytestmark = pytest.mark.anyio
 DAY_S = 86400.0
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    store = open_store(StoreSpec("local", str(tmp_path / "store")), CONFIG)
-    yield store
-    await store.aclose()
 
 
 async def find(store: Store, **options: Any) -> list[garbage.Garbage]:

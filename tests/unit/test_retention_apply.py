@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,23 +13,11 @@ from async_ckpt.errors import UsageError
 from async_ckpt.manifest import dump
 from async_ckpt.retention.apply import Retention
 from async_ckpt.retention.rules import Best, Rules, rules_of
-from async_ckpt.stores import catalog, open_store
-from async_ckpt.stores.base import Store, StoreSpec
+from async_ckpt.stores import catalog
+from async_ckpt.stores.base import Store
 from tests.unit.test_retention_delete import CONFIG, TASK, Refuses, check, save
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    store = open_store(StoreSpec("local", str(tmp_path / "store")), CONFIG)
-    yield store
-    await store.aclose()
 
 
 async def apply(store: Store, rules: Rules, *needed: dict[str, Any]) -> list[int]:

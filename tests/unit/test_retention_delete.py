@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,19 +15,14 @@ from async_ckpt.config import Config
 from async_ckpt.errors import NotFound, StoreError
 from async_ckpt.manifest import FileEntry, Manifest, dump
 from async_ckpt.retention.delete import delete, finish
-from async_ckpt.stores import catalog, open_store
-from async_ckpt.stores.base import Progress, Store, StoreSpec, Wrapper, no_progress
+from async_ckpt.stores import catalog
+from async_ckpt.stores.base import Progress, Store, Wrapper, no_progress
 
 T = TypeVar("T")
 TASK = layout.TaskInfo("Flow", "7", "train", "3", 0, "a" * 12, "b" * 12)
 CONFIG = Config(local_fsync=False)
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
 
 
 class Mortal(Wrapper):
@@ -59,13 +54,6 @@ class Mortal(Wrapper):
                 await anyio.sleep_forever()
             self.left -= 1
         return await call(progress)
-
-
-@pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    store = open_store(StoreSpec("local", str(tmp_path / "store")), CONFIG)
-    yield store
-    await store.aclose()
 
 
 async def save(store: Store, version: int, *, files: int = 3, tar: bool = False, latest: bool = True) -> dict[str, Any]:
